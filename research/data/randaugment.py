@@ -1,0 +1,5 @@
+"""RandAugment (placeholder while the room is being written)."""
+
+
+def apply(images, num_ops, magnitude, std, probability, draw):
+    return images

@@ -1,0 +1,1 @@
+"""Whole networks, one family a file, and the registry."""

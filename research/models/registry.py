@@ -1,0 +1,150 @@
+"""The registry: names of published and small models, how to build them, where they come from."""
+
+import dataclasses
+import difflib
+import fnmatch
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from research.errors import UserError
+from research.models import unireplknet
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One named model.
+
+    `tiny` holds config overrides that give a shrunken twin with every kind of layer, for tests; `counts` the
+    published number of parameters at the default number of classes, or None.
+    """
+
+    name: str
+    config: Any
+    paper: str
+    source: str
+    tiny: dict[str, Any]
+    counts: int | None = None
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(entry: Entry) -> None:
+    """Adds a model; names are unique."""
+    if entry.name in _ENTRIES:
+        raise ValueError(f"model {entry.name} is registered twice")
+    _ENTRIES[entry.name] = entry
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the names that match a shell pattern, sorted."""
+    return sorted(fnmatch.filter(_ENTRIES, pattern))
+
+
+def entry(name: str) -> Entry:
+    """Returns the registry's entry.
+
+    Raises:
+      UserError: no model has this name.
+    """
+    if name not in _ENTRIES:
+        near = difflib.get_close_matches(name, _ENTRIES, n=5, cutoff=0.4) or list_models()
+        raise UserError(f"unknown model {name!r}; near: {', '.join(near)} (all: python -m launch.models)")
+    return _ENTRIES[name]
+
+
+def model_config(name: str, **overrides) -> Any:
+    """Returns the config of a named model with some of its fields replaced.
+
+    Raises:
+      UserError: unknown model or field, or a value that the model refuses.
+    """
+    config = entry(name).config
+    fields = {f.name: f for f in dataclasses.fields(config)}
+    for field in overrides:
+        if field not in fields:
+            near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4) or sorted(fields)
+            raise UserError(f"model {name} has no field {field!r}; near: {', '.join(near)}")
+    if "dims" in overrides and "mlp_dims" in fields:
+        overrides.setdefault("mlp_dims", ())
+    if ("depths" in overrides or "kernels" in overrides) and "kept_layers" in fields:
+        overrides.setdefault("kept_layers", ())
+    return dataclasses.replace(config, **{k: _frozen(v) for k, v in overrides.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+@functools.lru_cache
+def model_info(name: str) -> dict[str, Any]:
+    """Returns name, family, params, stats, input shape, paper and source of a named model; no arrays are made."""
+    from research.modules.state import abstract
+
+    e = entry(name)
+    shapes = abstract(e.config)
+    return {
+        "name": name,
+        "family": e.config.family,
+        "params": shapes.num_params(),
+        "stats": shapes.num_stats(),
+        "input": e.config.input_shape(),
+        "elastic": tuple(e.config.elastic),
+        "paper": e.paper,
+        "source": e.source,
+    }
+
+
+class Model:
+    """A model with its numbers: `model(x)` runs it in evaluation mode. For notebooks; the loop uses plain arrays."""
+
+    def __init__(self, config: Any, params: dict, stats: dict):
+        self.config, self.params, self.stats = config, params, stats
+
+    def __call__(self, x, *, mode: str = "eval", key=None):
+        from research.modules.state import apply
+
+        return apply(self.config, self.params, self.stats, x, mode=mode, key=key)[0]
+
+    def sample(self, **choices) -> "Model":
+        """Returns a smaller self that shares nothing with this model: `model.sample(width=0.5, depth=0.5)`."""
+        from research.nested.slicing import extract
+
+        config = self.config.shrink(**choices)
+        params, stats = extract(self.config, config, self.params, self.stats)
+        return Model(config, params, stats)
+
+
+def create_model(name: str, *, seed: int = 0, **overrides) -> Model:
+    """Returns a named model with freshly drawn weights: `create_model("unireplknet_t", num_classes=10)`."""
+    import jax
+
+    from research.modules.state import initialize
+
+    config = model_config(name, **overrides)
+    make: Callable = jax.jit(functools.partial(initialize, config))
+    return Model(config, *make(jax.random.key(seed)))
+
+
+def _register_unireplknet() -> None:
+    counts = {
+        "a": 4_649_060, "f": 6_489_328, "p": 11_080_520, "n": 18_818_880, "t": 31_693_420,
+        "s": 56_456_704, "b": 99_089_416, "l": 220_076_056, "xl": 388_690_984,
+    }  # fmt: skip
+    for size, config in unireplknet.VARIANTS.items():
+        pattern = config.kernels
+        tiny = dict(
+            dims=(8, 12, 16, 24),
+            depths=tuple(2 * len(p) if i == 2 else len(p) for i, p in enumerate(pattern)),
+            num_classes=10,
+            image_size=16,
+            stem_strides=(1, 1),
+            layer_scale=0.5,
+        )
+        register(
+            Entry(f"unireplknet_{size}", config, "arXiv 2311.15599", "github.com/AILab-CVC/UniRepLKNet", tiny, counts[size])
+        )
+
+
+_register_unireplknet()

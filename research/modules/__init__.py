@@ -1,0 +1,1 @@
+"""NNX modules: parameters with axis names around the pure functions of `research.ops`."""

@@ -1,0 +1,109 @@
+"""Axis names: every parameter and statistic says what each of its axes is.
+
+A name is a scope and a role, `"stage2/embed"`: equal names are coupled (the same channels), rules speak
+of the role, the last component. A scope that holds the component `layer` belongs to one layer of the
+stack `layers` beside it: `stage2/layer/mlp` is a different axis in every layer of `stage2/layers`.
+Sharding, slicing, pruning and growth are derived from these names; this file alone reads and writes them.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+Axes = tuple[str, ...]
+Initializer = Callable[[Array, Sequence[int], jnp.dtype], Array]
+
+ROLES = {
+    "image": "channels of the input image",
+    "classes": "outputs of the classifier",
+    "stem": "hidden channels of the stem",
+    "embed": "channels of the residual stream",
+    "bottleneck": "inner channels of a residual block",
+    "mlp": "hidden units of a feed-forward layer",
+    "squeeze": "hidden units of a squeeze-and-excite gate",
+    "heads": "attention heads",
+    "head_dim": "features of one attention head",
+    "layers": "equal blocks stacked into one array",
+    "kernel_h": "rows of a depthwise kernel, cut around its centre",
+    "kernel_w": "columns of a depthwise kernel, cut around its centre",
+    "window_h": "rows of a dense convolution window",
+    "window_w": "columns of a dense convolution window",
+    "tokens": "positions of a learnt position embedding",
+}
+
+
+class Param(nnx.Param):
+    """A trained array; `axes` holds one name for each of its axes."""
+
+
+class Stat(nnx.Variable):
+    """A running statistic (batch-norm moments); `axes` as in `Param`."""
+
+
+def role(name: str) -> str:
+    """Returns the role of an axis name: its last component."""
+    return name.rsplit("/", 1)[-1]
+
+
+def layer_stack(name: str) -> str | None:
+    """Returns the name of the stack axis that a per-layer name belongs to, or None for a shared name."""
+    head, found, _ = name.partition("/layer/")
+    if found:
+        return head + "/layers"
+    return "layers" if name.startswith("layer/") else None
+
+
+@dataclass(frozen=True)
+class Init:
+    """What a constructor needs to create arrays: a key, a dtype, and the stack that it is built in.
+
+    Every array in the repository is created by `param` or `stat`, so none is without axis names.
+    """
+
+    key: Array
+    dtype: jnp.dtype = jnp.float32
+    stack: tuple[tuple[int, str], ...] = ()
+
+    def child(self, tag: str | int) -> "Init":
+        """Returns an Init with an independent key; equal tags give equal keys."""
+        return replace(self, key=jax.random.fold_in(self.key, zlib.crc32(str(tag).encode()) & 0x7FFFFFFF))
+
+    def stacked(self, size: int, name: str) -> "Init":
+        """Returns an Init that creates `size` independent layers along a new first axis called `name`."""
+        return replace(self, stack=(*self.stack, (size, name)))
+
+    def param(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer) -> Param:
+        """Creates a parameter.
+
+        Args:
+          tag: name that makes the key differ from its neighbours'.
+          shape: shape without the stacked axes.
+          axes: one axis name per entry of `shape`.
+          init: called as `init(key, shape, dtype)`, once for every stacked layer.
+        """
+        return Param(self._create(tag, shape, axes, init), axes=self._axes(axes))
+
+    def stat(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer) -> Stat:
+        """Creates a running statistic; arguments as in `param`."""
+        return Stat(self._create(tag, shape, axes, init), axes=self._axes(axes))
+
+    def _axes(self, axes: Axes) -> Axes:
+        return (*(name for _, name in self.stack), *axes)
+
+    def _create(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer) -> Array:
+        if len(axes) != len(shape):
+            raise ValueError(f"{tag}: {len(shape)} axes need as many names, got {axes}")
+        unknown = [name for name in axes if role(name) not in ROLES]
+        if unknown:
+            raise ValueError(f"{tag}: unknown axis role in {unknown}; valid roles: {sorted(ROLES)}")
+        make = lambda key: init(key, tuple(shape), self.dtype)  # noqa: E731
+        keys = self.child(tag).key
+        for size, _ in self.stack:
+            keys = jax.vmap(lambda k, n=size: jax.random.split(k, n), in_axes=0)(keys) if keys.ndim else jax.random.split(keys, size)
+            make = jax.vmap(make)
+        return make(keys)

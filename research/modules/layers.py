@@ -1,0 +1,85 @@
+"""Linear, convolution and depthwise convolution layers, and stochastic depth.
+
+Kernels are stored (in, out), (H, W, in, out) and (H, W, C); images are NHWC. Weights start as
+normal(0, 0.02) unless said otherwise, biases as zeros.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from research.modules.axes import Init, Initializer
+from research.ops import depthwise
+
+normal_02 = jax.nn.initializers.normal(0.02)
+zeros = jax.nn.initializers.zeros
+ones = jax.nn.initializers.ones
+
+
+class Linear(nnx.Module):
+    """y = x W + b over the last axis; `axes` names (in, out)."""
+
+    def __init__(self, n_in: int, n_out: int, axes: tuple[str, str], init: Init, *, bias: bool = True, kernel_init: Initializer = normal_02):
+        self.kernel = init.param("kernel", (n_in, n_out), axes, kernel_init)
+        self.bias = init.param("bias", (n_out,), axes[1:], zeros) if bias else None
+
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        y = x @ self.kernel[...]
+        return y if self.bias is None else y + self.bias[...]
+
+
+class Conv(nnx.Module):
+    """Dense square convolution with symmetric explicit padding `size // 2`; `axes` names (in, out)."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        size: int,
+        axes: tuple[str, str],
+        init: Init,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        bias: bool = True,
+        kernel_init: Initializer = normal_02,
+    ):
+        self.stride = stride
+        self.padding = size // 2 if padding is None else padding
+        self.kernel = init.param("kernel", (size, size, n_in, n_out), ("window_h", "window_w", *axes), kernel_init)
+        self.bias = init.param("bias", (n_out,), axes[1:], zeros) if bias else None
+
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
+        p = self.padding
+        y = jax.lax.conv_general_dilated(
+            x, self.kernel[...], (self.stride, self.stride), ((p, p), (p, p)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return y if self.bias is None else y + self.bias[...]
+
+
+class DepthwiseConv(nnx.Module):
+    """Depthwise KxK convolution, stride 1, zero padding; the form is chosen in `research.ops.depthwise`."""
+
+    def __init__(self, channels: int, size: int, axis: str, init: Init, *, bias: bool = False, dilation: int = 1, form: str = "auto"):
+        self.dilation, self.form = dilation, form
+        self.kernel = init.param("kernel", (size, size, channels), ("kernel_h", "kernel_w", axis), normal_02)
+        self.bias = init.param("bias", (channels,), (axis,), zeros) if bias else None
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        y = depthwise.depthwise_conv2d(x, self.kernel[...], dilation=self.dilation, form=self.form)
+        return y if self.bias is None else y + self.bias[...]
+
+
+def drop_path(x: Float[Array, "B *S"], rate: Float[Array, ""] | float, key: Array) -> Float[Array, "B *S"]:
+    """Stochastic depth (Huang et al. 2016): zeroes whole examples with probability `rate`, scales the rest by 1/(1-rate)."""
+    keep = 1.0 - rate
+    mask = jax.random.bernoulli(key, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(mask, x / jnp.asarray(keep, x.dtype), jnp.zeros((), x.dtype))
+
+
+def drop_path_rates(maximum: float, depth: int) -> Sequence[float]:
+    """Rates of `depth` blocks, linear from 0 to `maximum`, both ends included."""
+    return [maximum * i / max(depth - 1, 1) for i in range(depth)]

@@ -1,0 +1,85 @@
+"""Normalisation layers with named axes: BatchNorm, LayerNorm, global response normalisation.
+
+Moments are computed in float32 (or float64) whatever the input's dtype. `mode` says what batch norm does:
+"train" uses batch moments and updates the running ones, "eval" uses the running ones, "calibrate" uses
+batch moments and stores exactly those, for recalibration after many-in-one training.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from research.modules.axes import Init
+from research.modules.layers import ones, zeros
+
+MODES = ("train", "eval", "calibrate")
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last (Ioffe and Szegedy 2015), eps 1e-5, running moments kept by 0.9.
+
+    The stored variance is the biased one.
+    """
+
+    def __init__(self, channels: int, axis: str, init: Init, *, eps: float = 1e-5, momentum: float = 0.9, scale_init=ones):
+        self.eps, self.momentum = eps, momentum
+        self.scale = init.param("scale", (channels,), (axis,), scale_init)
+        self.bias = init.param("bias", (channels,), (axis,), zeros)
+        self.mean = init.stat("mean", (channels,), (axis,), zeros)
+        self.var = init.stat("var", (channels,), (axis,), ones)
+
+    def __call__(self, x: Float[Array, "B *S C"], *, mode: str) -> Float[Array, "B *S C"]:
+        if mode == "eval":
+            mean, var = self.mean[...], self.var[...]
+        else:
+            wide = _wide(x)
+            axes = tuple(range(x.ndim - 1))
+            mean = wide.mean(axes)
+            var = jnp.square(wide - mean).mean(axes)
+            keep = self.momentum if mode == "train" else 0.0
+            self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
+            self.var[...] = keep * self.var[...] + (1 - keep) * jax.lax.stop_gradient(var)
+        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        offset = self.bias[...] - mean * factor
+        return (x * factor + offset).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation over the last axis (Ba et al. 2016), eps 1e-6 inside the square root."""
+
+    def __init__(self, channels: int, axis: str, init: Init, *, eps: float = 1e-6):
+        self.eps = eps
+        self.scale = init.param("scale", (channels,), (axis,), ones)
+        self.bias = init.param("bias", (channels,), (axis,), zeros)
+
+    def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+        wide = _wide(x)
+        mean = wide.mean(-1, keepdims=True)
+        var = jnp.square(wide - mean).mean(-1, keepdims=True)
+        y = (wide - mean) * jax.lax.rsqrt(var + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class GRN(nnx.Module):
+    """Global response normalisation (ConvNeXt V2, Woo et al. 2023, eq. 1-3), eps 1e-6 added to the mean.
+
+    The square root is guarded: a channel that is zero everywhere gets the gradient zero, not NaN.
+    """
+
+    def __init__(self, channels: int, axis: str, init: Init, *, eps: float = 1e-6, bias: bool = True):
+        self.eps = eps
+        self.scale = init.param("scale", (channels,), (axis,), zeros)
+        self.bias = init.param("bias", (channels,), (axis,), zeros) if bias else None
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        squares = jnp.square(_wide(x)).sum((1, 2), keepdims=True)
+        positive = squares > 0
+        response = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+        gain = response / (response.mean(-1, keepdims=True) + self.eps)
+        y = x * (self.scale[...] * gain + 1).astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)

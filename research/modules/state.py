@@ -1,0 +1,169 @@
+"""Between modules and plain arrays: split, merge, abstract state and stacked layers, all in this file.
+
+Outside this file a model is a frozen config, `params` and `stats` (flat dictionaries from "path/of/array"
+to an array), and the pure function `apply`. Modules exist only inside `apply`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from research.modules.axes import Axes, Init, Param, Stat
+
+Arrays = dict[str, Array]
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """A frozen, hashable description of a model: equal configs build equal models."""
+
+    def build(self, init: Init) -> nnx.Module:
+        """Builds the module, called as `module(x, mode=..., key=...)`."""
+        ...
+
+    def kept(self) -> Mapping[str, tuple[int, ...]]:
+        """Indices, in the full model, of the layers that each stack of this model holds (by axis name)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Abstract:
+    """The shapes, names and structure of a model, without its numbers."""
+
+    graphdef: Any
+    params: Mapping[str, jax.ShapeDtypeStruct]
+    stats: Mapping[str, jax.ShapeDtypeStruct]
+    axes: Mapping[str, Axes]
+    kept: Mapping[str, tuple[int, ...]]
+
+    def num_params(self) -> int:
+        """Number of trained values; running statistics are not among them."""
+        return sum(int(_size(s.shape)) for s in self.params.values())
+
+    def num_stats(self) -> int:
+        """Number of running-statistic values."""
+        return sum(int(_size(s.shape)) for s in self.stats.values())
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return functools.reduce(lambda a, b: a * b, shape, 1)
+
+
+def _flat(state: nnx.State) -> tuple[Arrays, dict[str, Axes]]:
+    arrays, axes = {}, {}
+    for path, variable in nnx.to_flat_state(state):
+        name = "/".join(map(str, path))
+        arrays[name] = variable[...]
+        axes[name] = variable.axes
+    return arrays, axes
+
+
+def _unflat(arrays: Mapping[str, Array]) -> nnx.State:
+    return nnx.from_flat_state(
+        [(tuple(int(p) if p.isdigit() else p for p in name.split("/")), value) for name, value in sorted(arrays.items())]
+    )
+
+
+def split(module: nnx.Module) -> tuple[Any, Arrays, Arrays, dict[str, Axes]]:
+    """Splits a module into (graphdef, params, stats, axes), the last three keyed by path."""
+    graphdef, params, stats = nnx.split(module, Param, Stat)
+    params, param_axes = _flat(params)
+    stats, stat_axes = _flat(stats)
+    return graphdef, params, stats, {**param_axes, **stat_axes}
+
+
+def merge(graphdef: Any, params: Mapping[str, Array], stats: Mapping[str, Array]) -> nnx.Module:
+    """The inverse of `split`."""
+    return nnx.merge(graphdef, _unflat(params), _unflat(stats))
+
+
+@functools.lru_cache(maxsize=4096)
+def abstract(config: ModelConfig, dtype: Any = jnp.float32) -> Abstract:
+    """Returns shapes, axis names and structure of the model that `config` describes; no arrays are made."""
+    seen = {}
+
+    def build(key):
+        graphdef, params, stats, axes = split(config.build(Init(key, dtype)))
+        seen.update(graphdef=graphdef, axes=axes)
+        return params, stats
+
+    params, stats = jax.eval_shape(build, jax.eval_shape(lambda: jax.random.key(0)))
+    return Abstract(seen["graphdef"], params, stats, seen["axes"], dict(config.kept()))
+
+
+def initialize(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> tuple[Arrays, Arrays]:
+    """Returns freshly drawn (params, stats) of the model that `config` describes; call under `jit` when large."""
+    _, params, stats, _ = split(config.build(Init(key, dtype)))
+    return params, stats
+
+
+def apply(config: ModelConfig, params: Mapping[str, Array], stats: Mapping[str, Array], *args, **kwargs):
+    """Runs the model; returns (output, stats after the call). Pure: the arguments are not changed.
+
+    `kwargs` may hold `method`, the name of another method of the module than `__call__`.
+    """
+    method = kwargs.pop("method", "__call__")
+    module = merge(abstract(config).graphdef, params, stats)
+    out = getattr(module, method)(*args, **kwargs)
+    return out, _flat(nnx.state(module, Stat))[0]
+
+
+class Stack(nnx.Module):
+    """Equal layers in one set of arrays with a first axis `name`, run by `lax.scan`.
+
+    Scanning compiles one layer instead of `size`. `make` builds one layer from an Init.
+    """
+
+    def __init__(self, make: Callable[[Init], nnx.Module], size: int, name: str, init: Init, *, unroll: bool = False):
+        self.size, self.unroll = size, unroll
+        self.layer = make(init.stacked(size, name))
+
+    def __call__(self, x, *, xs: Any = None, remat: str = "none", **kwargs):
+        """Applies the layers in order: `x = layer(x, per_layer, **kwargs)` with `per_layer` one entry of `xs`."""
+        graphdef, params, stats, _ = split(self.layer)
+
+        def body(carry, inputs):
+            params, stats, per_layer = inputs
+            layer = merge(graphdef, params, stats)
+            out = layer(carry, per_layer, **kwargs)
+            return out, split(layer)[2]
+
+        body = rematerialize(body, remat)
+        if self.unroll or self.size == 1:
+            new = []
+            for i in range(self.size):
+                x, s = body(x, jax.tree.map(lambda a, i=i: a[i], (params, stats, xs)))
+                new.append(s)
+            stats = {k: jnp.stack([s[k] for s in new]) for k in stats}
+        else:
+            x, stats = jax.lax.scan(body, x, (params, stats, xs))
+        nnx.update(self.layer, _unflat(stats))
+        return x
+
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": "nothing_saveable",
+    "dots": "dots_saveable",
+    "dots_no_batch": "dots_with_no_batch_dims_saveable",
+}
+
+
+def rematerialize(body: Callable, name: str) -> Callable:
+    """Wraps `body` so that its activations are recomputed in the backward pass, by named policy.
+
+    Raises:
+      ValueError: `name` is not one of REMAT_POLICIES.
+    """
+    if name not in REMAT_POLICIES:
+        raise ValueError(f"unknown remat policy {name!r}; valid: {sorted(REMAT_POLICIES)}")
+    policy = REMAT_POLICIES[name]
+    if policy is None:
+        return body
+    return jax.checkpoint(body, policy=getattr(jax.checkpoint_policies, policy))

@@ -1,0 +1,78 @@
+"""The space of sub-networks: named points (`s`, `m`, `full`) and free ones (`width=0.5,depth=0.5`)."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from research.errors import UserError
+from research.models import elastic
+
+
+def parse_choices(text: str) -> dict[str, Any]:
+    """Parses `width=0.5,depth=1:1:3:1,kernel=7,keep=even`: floats are fractions, whole numbers counts.
+
+    Raises:
+      UserError: the text is not a list of name=value.
+    """
+    choices = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, found, value = part.partition("=")
+        if not found or not value:
+            raise UserError(f"cannot read sub-network {text!r} at {part!r}; write e.g. width=0.5,depth=0.5")
+        values = tuple(_number(v) for v in value.split(":"))
+        choices[name.strip()] = values if len(values) > 1 else values[0]
+    return choices
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@dataclass(frozen=True)
+class Space:
+    """Named sub-networks of one model, largest ("full") first; `configs` keeps that order."""
+
+    full: Any
+    configs: Mapping[str, Any]
+
+    def names(self) -> list[str]:
+        return list(self.configs)
+
+    def resolve(self, text: str) -> tuple[str, Any]:
+        """Returns (name, config) of a named point or of free choices.
+
+        Raises:
+          UserError: unknown name, or choices outside the space.
+        """
+        if text in self.configs:
+            return text, self.configs[text]
+        if "=" not in text:
+            near = difflib.get_close_matches(text, self.configs, n=3, cutoff=0.3) or self.names()
+            raise UserError(f"unknown sub-network {text!r}; near: {', '.join(near)}; or choices such as width=0.5,depth=0.5")
+        return text, shrink(self.full, parse_choices(text))
+
+
+def shrink(config: Any, choices: Mapping[str, Any]) -> Any:
+    """Returns `config.shrink(**choices)` with the dimensions' names checked."""
+    elastic.check_choices(dict(choices), config.elastic)
+    return config.shrink(**choices)
+
+
+def make_space(config: Any, points: Mapping[str, str | Mapping[str, Any]]) -> Space:
+    """Builds the space of `config` with the given named points; "full" is always the first.
+
+    Args:
+      points: name -> choices, as text or dictionary.
+    """
+    configs = {"full": config}
+    for name, choices in points.items():
+        if name == "full":
+            continue
+        configs[name] = shrink(config, parse_choices(choices) if isinstance(choices, str) else choices)
+    return Space(config, configs)

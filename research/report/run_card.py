@@ -1,0 +1,294 @@
+"""The run card: what a finished run leaves for people and machines, and the comparison of several runs.
+
+`write_report` writes report.json, report.md and pareto.png into a run's directory; `compare` joins several directories.
+A report is a dict of plain values:
+
+    {"metric": "accuracy", "subnets": [{"name", "value", "params", "flops", "latency_ms", "peak_memory_bytes"}, ...],
+     "wall_s", "compile_s", "mfu", ...}
+
+`metric` and the name and value of each sub-network are needed; the rest may be absent or None. Also understood: "title",
+"command", "full" (name of the full network; by default the one with the most parameters), "higher_is_better" (by default
+read off the metric's name). Any other number or string is listed as a fact of the run.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.errors import UserError
+from research.report import plots, tables
+from research.report.machine import command_line
+
+SUBNET_COLUMNS = ("name", "value", "params", "flops", "latency_ms", "peak_memory_bytes")
+LOWER_IS_BETTER = ("loss", "perplexity", "ppl", "error", "bits", "bpc", "bpb", "nll", "mse", "mae", "rmse")
+FACT_NAMES = {"wall_s": "wall time", "compile_s": "of it compiling", "mfu": "model FLOPs utilisation"}
+
+PathLike = str | os.PathLike
+
+
+def higher_is_better(report: Mapping[str, Any]) -> bool:
+    """The report's own word, else by its metric's name: losses, errors, perplexities and bits are to be small."""
+    if report.get("higher_is_better") is not None:
+        return bool(report["higher_is_better"])
+    return not any(word in report["metric"].lower() for word in LOWER_IS_BETTER)
+
+
+def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
+    """Writes report.json, pareto.png and report.md into `workdir`, each atomically, and returns their paths.
+
+    The machine, date and commit come from environment.json there, and the command too unless the report has one.
+
+    Raises:
+      ValueError: the report lacks its metric, or a sub-network its name or value, or two carry one name.
+    """
+    workdir = Path(workdir)
+    report = _plain(report)
+    _check(report)
+    workdir.mkdir(parents=True, exist_ok=True)
+    best_first = higher_is_better(report)
+    paths = [_write(workdir / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")]
+    cost_key = _cost_key(report["subnets"])
+    paths.append(
+        plots.pareto_plot(
+            workdir / "pareto.png", {workdir.name: report["subnets"]}, cost_key, title=_title(workdir, report),
+            ylabel=report["metric"], full=_full(report), higher_is_better=best_first,
+        )  # fmt: skip
+    )
+    paths.append(_write(workdir / "report.md", _markdown(workdir, report, cost_key)))
+    return paths
+
+
+def _check(report: Mapping[str, Any]) -> None:
+    if not isinstance(report.get("metric"), str) or not isinstance(report.get("subnets"), list):
+        raise ValueError(f"a report needs 'metric' (a name) and 'subnets' (a list); this one has {sorted(report)}")
+    for subnet in report["subnets"]:
+        if "name" not in subnet or "value" not in subnet:
+            raise ValueError(f"a sub-network of a report needs 'name' and 'value'; this one has {sorted(subnet)}")
+    names = [subnet["name"] for subnet in report["subnets"]]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two sub-networks of a report carry one name: {sorted(names)}")
+
+
+def _plain(value: Any) -> Any:
+    """JSON values: arrays and NumPy scalars become numbers and lists, NaN and infinities None (JSON has neither)."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "__array__"):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _title(workdir: Path, report: Mapping[str, Any]) -> str:
+    return report.get("title") or workdir.resolve().name
+
+
+def _full(report: Mapping[str, Any]) -> str | None:
+    """The full network's name: the report's word, else the sub-network with the most parameters."""
+    if report.get("full"):
+        return report["full"]
+    sized = [subnet for subnet in report["subnets"] if tables.is_finite(subnet.get("params"))]
+    return max(sized, key=lambda subnet: subnet["params"])["name"] if sized else None
+
+
+def _cost_key(rows: Sequence[Mapping[str, Any]]) -> str:
+    """FLOPs where any is known, else the first cost that is."""
+    keys = ("flops", "params", "latency_ms", "peak_memory_bytes")
+    return next((key for key in keys if any(tables.is_finite(row.get(key)) for row in rows)), "flops")
+
+
+def _markdown(workdir: Path, report: Mapping[str, Any], cost_key: str) -> str:
+    environment = _read_json(workdir / "environment.json") or {}
+    command = report.get("command") or environment.get("command")
+    better = "higher" if higher_is_better(report) else "lower"
+    front = tables.pareto(report["subnets"], cost_key, "value", higher_is_better=better == "higher")
+    columns = {key: tables.HEADINGS.get(key, key) for key in SUBNET_COLUMNS} | {"value": report["metric"]}
+    sections = [f"# {_title(workdir, report)}\n", _facts(report, environment)]
+    if command:
+        sections.append(f"Made by\n\n    {command}\n")
+    sections += [
+        f"## Sub-networks\n\n{tables.markdown_table(report['subnets'], columns)}",
+        f"{report['metric']}: {better} is better. FLOPs are of one example's forward pass, a multiply-add counted as two. "
+        f"No other is both cheaper ({plots.COST_LABELS[cost_key]}) and better than: "
+        f"{', '.join(str(row['name']) for row in front) or 'none has both numbers'}.\n",
+        f"![{report['metric']} against cost](pareto.png)\n",
+        _next_steps(workdir, report, front),
+    ]
+    return "\n".join(sections)
+
+
+def _facts(report: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """A list of what ran where: the report's other numbers and strings, then the machine, versions and commit."""
+    told = {"metric", "subnets", "title", "command", "full", "higher_is_better"}
+    facts = {}
+    for key, value in report.items():
+        if key not in told and isinstance(value, (int, float, str)):
+            shown = f"{100 * value:.1f} %" if key == "mfu" else tables.format_cell(key, value)
+            facts[FACT_NAMES.get(key, key.replace("_", " "))] = shown
+    if environment:
+        devices, packages, git = (environment.get(key) or {} for key in ("devices", "packages", "git"))
+        facts["date"] = environment.get("date")
+        facts["devices"] = f"{devices.get('count', '?')} x {devices.get('kind', '?')}, {environment.get('threads', '?')} threads"
+        facts["versions"] = f"python {environment.get('python', '?')}, jax {packages.get('jax', '?')}, flax {packages.get('flax', '?')}"
+        if git.get("commit"):
+            facts["commit"] = git["commit"] + (" with local changes (environment.json holds them)" if git.get("dirty") else "")
+    return "".join(f"* {name}: {value}\n" for name, value in facts.items() if value is not None)
+
+
+def _next_steps(workdir: Path, report: Mapping[str, Any], front: Sequence[Mapping[str, Any]]) -> str:
+    """Commands that work on this run as they stand, with a budget and a name taken from its own front."""
+    lines = [f"python -m launch.evaluate --workdir={workdir} --subnet=all"]
+    middle = front[len(front) // 2] if front else (report["subnets"] or [{"name": "full"}])[0]
+    if tables.is_finite(middle.get("flops")):
+        lines.append(f"python -m launch.select --workdir={workdir} --max_flops={middle['flops']}")
+    lines.append(f"python -m launch.extract --workdir={workdir} --subnet='{middle['name']}' --out={workdir}-extracted")
+    lines.append(f"python -m launch.report --workdir={workdir},OTHER_RUN")
+    return "## How to go on\n\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def compare(runs: Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]], out: PathLike | None = None) -> dict[str, Any]:
+    """Joins the sub-networks of several runs by name, one column a run.
+
+    Args:
+      runs: run directories, labelled by their names; or label to a directory, or to several whose sub-networks are united,
+        e.g. {"many-in-one": "runs/all", "trained alone": ["runs/small", "runs/large"]}.
+      out: folder for compare.md, compare.csv, compare.png and curves.png; by default nothing is written.
+
+    Returns: `{"metric", "runs": labels, "rows": [{"name", "params", "flops", LABEL: value, ...}], "markdown", "plots": paths}`.
+      Rows rise in cost. A name whose runs disagree on parameters or FLOPs has None there and is named in the markdown.
+
+    Raises:
+      UserError: a directory without a readable report.json, or runs with different metrics.
+    """
+    groups = _groups(runs)
+    reports = {label: [_load(workdir) for workdir in workdirs] for label, workdirs in groups.items()}
+    metrics = {report["metric"]: label for label, several in reports.items() for report in several}
+    if len(metrics) > 1:
+        found = ", ".join(f"{metric} ({label})" for metric, label in metrics.items())
+        raise UserError(f"these runs have different metrics and cannot share a table: {found}")
+    metric = next(iter(metrics))
+    series = {label: [row for report in several for row in report["subnets"]] for label, several in reports.items()}
+    rows, unequal = _join(series)
+    better = higher_is_better(next(iter(reports.values()))[0])
+    markdown = _compare_markdown(metric, list(series), rows, unequal, better)
+    result = {"metric": metric, "runs": list(series), "rows": rows, "markdown": markdown, "plots": []}
+    if out is not None:
+        full = _full(next(iter(reports.values()))[0])
+        result["plots"] = _compare_plots(Path(out), metric, series, groups, better, full)
+        links = "".join(f"\n![{path.stem}]({path.name})\n" for path in result["plots"])
+        _write(Path(out) / "compare.md", markdown + links)
+        tables.write_csv(Path(out) / "compare.csv", rows, command_line())
+    return result
+
+
+def _groups(runs: Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]]) -> dict[str, list[Path]]:
+    """Label to directories. Directories that share their last name are labelled by their whole path."""
+    if isinstance(runs, Mapping):
+        items = {label: [dirs] if isinstance(dirs, (str, os.PathLike)) else dirs for label, dirs in runs.items()}
+        groups = {label: [Path(directory) for directory in dirs] for label, dirs in items.items()}
+    else:
+        paths = [Path(run) for run in runs]
+        names = [path.resolve().name for path in paths]
+        groups = {name if names.count(name) == 1 else str(path): [path] for name, path in zip(names, paths, strict=True)}
+    if not groups or not all(groups.values()):
+        raise UserError("nothing to compare: give at least one run directory, for every label")
+    return groups
+
+
+def _load(workdir: Path) -> dict[str, Any]:
+    report = _read_json(workdir / "report.json")
+    if report is None:
+        raise UserError(f"{workdir} holds no report.json: the run has not finished, or this is not a run directory")
+    try:
+        _check(report)
+    except ValueError as error:
+        raise UserError(f"{workdir / 'report.json'}: {error}") from error
+    return report
+
+
+def _join(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows by name, and the names whose runs disagree on a cost that does not depend on the machine."""
+    joined: dict[str, dict[str, Any]] = {}
+    unequal: list[str] = []
+    for label, rows in series.items():
+        for row in rows:
+            target = joined.setdefault(row["name"], {"name": row["name"], "params": None, "flops": None})
+            for key in ("params", "flops"):
+                cost = row.get(key)
+                if None not in (target[key], cost) and target[key] != cost:
+                    unequal.append(row["name"])
+                target[key] = cost if target[key] is None else target[key]
+            target[label] = row["value"]
+    for name in unequal:
+        joined[name] |= {"params": None, "flops": None}
+    cost_key = _cost_key(list(joined.values()))
+    rows = sorted(joined.values(), key=lambda row: math.inf if row[cost_key] is None else row[cost_key])
+    return [{key: row.get(key) for key in ("name", "params", "flops", *series)} for row in rows], sorted(set(unequal))
+
+
+def _compare_markdown(metric: str, labels: list[str], rows: list[dict], unequal: list[str], better: bool) -> str:
+    columns = {key: tables.HEADINGS[key] for key in ("name", "params", "flops")} | {label: label for label in labels}
+    text = f"# {metric} of {len(labels)} runs\n\n{tables.markdown_table(rows, columns)}"
+    text += f"\n{metric}: {'higher' if better else 'lower'} is better.\n"
+    if unequal:
+        text += f"\nOne name, different networks (parameters or FLOPs differ between the runs): {', '.join(unequal)}.\n"
+    return text
+
+
+def _compare_plots(
+    out: Path, metric: str, series: Mapping[str, Sequence[Mapping]], groups: Mapping[str, list[Path]], better: bool, full: str | None
+) -> list[Path]:
+    cost_key = _cost_key([row for rows in series.values() for row in rows])
+    made = [plots.pareto_plot(out / "compare.png", series, cost_key, ylabel=metric, full=full, higher_is_better=better)]
+    curves = {}
+    for label, workdirs in groups.items():
+        for workdir in workdirs:
+            rows = load_metrics(workdir)
+            if rows:
+                curves[label if len(workdirs) == 1 else f"{label}: {workdir.name}"] = rows
+    key = _curve_key(metric, [row for rows in curves.values() for row in rows])
+    if key:
+        made.append(plots.curves_plot(out / "curves.png", curves, key))
+    return made
+
+
+def _curve_key(metric: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The metric itself where it was logged, else the loss, else any key that ends in "loss"."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return next((key for key in [metric, "loss"] if key in keys), next((key for key in keys if key.endswith("loss")), None))
+
+
+def load_metrics(workdir: PathLike) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; none where there is no such file. A last line cut by a kill is left out."""
+    path = Path(workdir) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _read_json(path: Path) -> Any:
+    """The file's content; None where it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
