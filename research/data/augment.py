@@ -129,8 +129,10 @@ def shift_crop(images: np.ndarray, padding: int, mode: str, draws: Draws) -> np.
 
 def random_flip(images: np.ndarray, draws: Draws) -> np.ndarray:
     """Mirrors each image left and right with probability 1/2."""
-    flipped = (draws(_FLIP) < 0.5)[:, None, None, None]
-    return np.where(flipped, images[:, :, ::-1], images)
+    flipped = np.flatnonzero(draws(_FLIP) < 0.5)
+    result = images.copy()
+    result[flipped] = images[flipped, :, ::-1]
+    return result
 
 
 def normalise(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Float[np.ndarray, "B H W C"]:

@@ -35,14 +35,14 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
         with path.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
         with gzip.open(path, "rb") if zipped else path.open("rb") as file:
-            return _read_stream(file, path, file_size * (_MAX_GZIP_RATIO if zipped else 1))
+            return _read_stream(file, path, file_size, _MAX_GZIP_RATIO if zipped else 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is truncated or damaged: {error}. Get the file again.") from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def _read_stream(file: BinaryIO, path: pathlib.Path, most_bytes: int) -> np.ndarray:
+def _read_stream(file: BinaryIO, path: pathlib.Path, file_size: int, most_ratio: int) -> np.ndarray:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _DTYPES or not 1 <= head[3] <= _MAX_DIMS:
         raise UserError(f"{path} is not an IDX file: it starts with {head.hex() or 'nothing'}, not 0000TTDD (type, dimensions).")
@@ -52,7 +52,7 @@ def _read_stream(file: BinaryIO, path: pathlib.Path, most_bytes: int) -> np.ndar
         raise UserError(f"{path} is truncated: it ends inside its header.")
     shape = struct.unpack(f">{ndim}I", sizes)
     wanted = math.prod(shape) * dtype.itemsize
-    if wanted > most_bytes:
+    if wanted > (file_size - (4 + 4 * ndim if most_ratio == 1 else 0)) * most_ratio:
         raise UserError(f"{path} claims {list(shape)}, {wanted} bytes, more than a file of its size can hold: truncated or damaged.")
     data = bytearray()
     while len(data) <= wanted and (chunk := file.read(min(_CHUNK, wanted + 1 - len(data)))):
@@ -93,7 +93,7 @@ def read_folder(folder: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.nda
 
 
 def usual_folders(name: str) -> list[pathlib.Path]:
-    """Where the IDX folder of a data set is looked for, first to last; the last but one is where `prepare` puts it."""
+    """Where the IDX folder of a data set is looked for, first to last; `prepare` puts it into the first."""
     folder = name.replace("_", "-")
     places = [pathlib.Path.home() / ".cache/nestax" / folder, pathlib.Path("/usr/share/datasets") / folder]
     root = os.environ.get("NESTAX_DATA")

@@ -137,8 +137,9 @@ def _check_sizes(source: Source, batch_size: int, shard_index: int, shard_count:
 
 
 def _load(source: Source, batch_size: int, seed: int, augment: Augment, shard_index: int, shard_count: int, step: int) -> Batch:
-    shard = dict(shard_index=shard_index, shard_count=shard_count)
-    indices, epochs = batch_indices(len(source), int(step), batch_size=batch_size, seed=seed, **shard)
+    indices, epochs = batch_indices(
+        len(source), int(step), batch_size=batch_size, seed=seed, shard_index=shard_index, shard_count=shard_count
+    )
     block = source.gather(indices)
     images = augment(block["image"], indices, epochs, seed)
     return {"image": images, "label": block["label"].astype(np.int32, copy=False), "index": indices}

@@ -232,18 +232,18 @@ def _load_synthetic(
     data_dir: str | None = None,
 ) -> tuple[ArraySource, ArraySource]:
     """Class-dependent random patterns under noise; a function of the options alone."""
-    sizes = dict(image_size=image_size, channels=channels, num_classes=num_classes, examples=examples, test_examples=test_examples)
-    for option, value in sizes.items():
+    sizes = (image_size, channels, num_classes, examples, test_examples)
+    for option, value in zip(("image_size", "channels", "num_classes", "examples", "test_examples"), sizes, strict=True):
         if value < 1:
             raise UserError(f"synthetic: {option}={value} must be at least 1.")
     shape = (image_size, image_size, channels)
-    words = lambda stream: np.random.Generator(np.random.Philox(key=np.array([image_size, stream], np.uint64)))
-    patterns = words(0).integers(64, 192, (num_classes, *shape), dtype=np.uint8)
+    generators = [np.random.Generator(np.random.Philox(key=np.array([image_size, k], np.uint64))) for k in range(3)]
+    patterns = generators[0].integers(64, 192, (num_classes, *shape), dtype=np.uint8)
 
     def split(stream: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         labels = np.arange(count, dtype=np.int32) % num_classes
         images = patterns[labels]
-        images += words(stream).integers(0, 128, images.shape, dtype=np.uint8) - np.uint8(64)
+        images += generators[stream].integers(0, 128, images.shape, dtype=np.uint8) - np.uint8(64)
         return images, labels
 
     return arrays_to_sources("synthetic", split(1, examples), split(2, test_examples), num_classes)

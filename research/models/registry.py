@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from research.errors import UserError
-from research.models import unireplknet
+from research.models import resnet, unireplknet, vit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +66,22 @@ def model_config(name: str, **overrides) -> Any:
         if field not in fields:
             near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4) or sorted(fields)
             raise UserError(f"model {name} has no field {field!r}; near: {', '.join(near)}")
-    if "dims" in overrides and "mlp_dims" in fields:
-        overrides.setdefault("mlp_dims", ())
-    if ("depths" in overrides or "kernels" in overrides) and "kept_layers" in fields:
-        overrides.setdefault("kept_layers", ())
+    for field, sources in getattr(config, "derived", {}).items():
+        if not overrides.keys().isdisjoint(sources):
+            overrides.setdefault(field, fields[field].default)
     return dataclasses.replace(config, **{k: _frozen(v) for k, v in overrides.items()})
+
+
+def deployed(config: Any, params: dict | None = None, stats: dict | None = None) -> tuple[Any, dict, dict]:
+    """Returns (config, params, stats) in the form that runs at inference: merged where the family can be merged.
+
+    Without arrays only the config is converted.
+    """
+    if not hasattr(config, "deploy"):
+        return config, params or {}, stats or {}
+    if params is None:
+        return dataclasses.replace(config, deploy=True), {}, {}
+    return unireplknet.merge_reparam(config, params, stats or {})
 
 
 def _frozen(value: Any) -> Any:
@@ -147,4 +158,32 @@ def _register_unireplknet() -> None:
         )
 
 
+def _register_resnet() -> None:
+    counts = {
+        "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160,
+        "resnet152": 60_192_808, "resnet18_cifar": 11_173_962,
+    }  # fmt: skip
+    for name, config in resnet.VARIANTS.items():
+        width = 8 * resnet.EXPANSION[config.block]
+        depths = (2, 3, 1, 2)[: len(config.depths)]
+        dims = (width, 3 * width // 2, 2 * width, 3 * width)[: len(depths)]
+        tiny = dict(dims=dims, depths=depths, num_classes=10, image_size=16 if config.stem == "small" else 32)
+        register(Entry(name, config, "arXiv 1512.03385", "github.com/pytorch/vision", tiny, counts.get(name)))
+
+
+def _register_vit() -> None:
+    counts = {
+        "tiny": 5_717_416, "small": 22_050_664, "base": 86_567_656, "large": 304_326_632,
+        "tiny_distilled": 5_910_800, "small_distilled": 22_436_432, "base_distilled": 87_338_192,
+    }  # fmt: skip
+    tiny = dict(dim=32, depth=4, heads=4, head_dim=8, patch_size=4, image_size=16, num_classes=10)
+    for name, config in vit.VARIANTS.items():
+        kind, size = name.removesuffix("_patch16_224").split("_", 1)
+        paper = {"vit": "arXiv 2010.11929", "deit": "arXiv 2012.12877"}[kind]
+        source = {"vit": "github.com/google-research/vision_transformer", "deit": "github.com/facebookresearch/deit"}[kind]
+        register(Entry(name, config, paper, source, tiny, counts[size]))
+
+
 _register_unireplknet()
+_register_resnet()
+_register_vit()

@@ -50,6 +50,7 @@ class UniRepLKNetConfig:
     remat: str = "none"
 
     family: ClassVar[str] = "unireplknet"
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {"mlp_dims": ("dims",), "kept_layers": ("depths", "kernels")}
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels of every stage",
         "depth": "fraction of the blocks of each stage, or whole numbers joined by ':'",

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
@@ -65,9 +66,14 @@ def _flat(state: nnx.State) -> tuple[Arrays, dict[str, Axes]]:
 
 
 def _unflat(arrays: Mapping[str, Array]) -> nnx.State:
+    """Arrays of numpy become JAX's: a variable would write into them in place."""
     return nnx.from_flat_state(
-        [(tuple(int(p) if p.isdigit() else p for p in name.split("/")), value) for name, value in sorted(arrays.items())]
+        [(tuple(int(p) if p.isdigit() else p for p in name.split("/")), _device_array(value)) for name, value in sorted(arrays.items())]
     )
+
+
+def _device_array(value: Array | np.ndarray) -> Array:
+    return jnp.asarray(value) if isinstance(value, np.ndarray) else value
 
 
 def split(module: nnx.Module) -> tuple[Any, Arrays, Arrays, dict[str, Axes]]:

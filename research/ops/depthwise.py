@@ -7,6 +7,7 @@ convolutions of one input are the training form of UniRepLKNet's blocks (Ding et
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,50 +30,86 @@ class Choice(NamedTuple):
     weight_grad: str
 
 
-def choose_cpu(height: int, width: int, sizes: Sequence[tuple[int, int]], dilations: Sequence[int]) -> Choice:
-    """The forms for XLA:CPU; measured on two cores, see the table in the tests' folder of results."""
-    if height * width <= 100:
-        return Choice("toeplitz", "toeplitz", "toeplitz")
-    if len(sizes) == 1 and max(sizes[0]) <= 5:
-        return Choice("shift", "shift", "shift")
-    return Choice("dft", "dft", "dft")
+class _Rule(NamedTuple):
+    """Applies to maps of at most `pixels` and kernels of at most `taps` a side; the first rule that applies wins."""
+
+    pixels: float
+    taps: float
+    choice: Choice
 
 
-def _conv(form, x, kernels, dilations):
+# Medians on two x86-64 cores: on small maps the matrices are small and batched; few taps stream at memory speed; the
+# cost of the DFT hardly depends on the kernel.
+_CPU_RULES = (
+    _Rule(pixels=100, taps=math.inf, choice=Choice("toeplitz", "toeplitz", "toeplitz")),
+    _Rule(pixels=math.inf, taps=3, choice=Choice("shift", "shift", "shift")),
+    _Rule(pixels=math.inf, taps=math.inf, choice=Choice("dft", "dft", "dft")),
+)
+
+
+def choose_cpu(height: int, width: int, size: tuple[int, int]) -> Choice:
+    """The forms for XLA:CPU on maps of height x width with a kernel of `size` taps."""
+    return next(r.choice for r in _CPU_RULES if height * width <= r.pixels and max(size) <= r.taps)
+
+
+def _groups(names):
+    """Forms with the branches that use them: branches of one form share the transform of the input."""
+    return {name: [i for i, other in enumerate(names) if other == name] for name in names}
+
+
+def _pick(branches, items):
+    return [items[i] for i in branches]
+
+
+def _conv(choices, x, kernels, dilations):
     dtype = _compute_dtype(x)
-    outputs = depthwise_forms.FORMS[form].conv(x.astype(dtype), [k.astype(dtype) for k in kernels], dilations)
-    return tuple(y.astype(x.dtype) for y in outputs)
+    x_, kernels_ = x.astype(dtype), [k.astype(dtype) for k in kernels]
+    outputs = [None] * len(kernels)
+    for name, branches in _groups([c.conv for c in choices]).items():
+        group = depthwise_forms.FORMS[name].conv(x_, _pick(branches, kernels_), _pick(branches, dilations))
+        for i, y in zip(branches, group, strict=True):
+            outputs[i] = y.astype(x.dtype)
+    return tuple(outputs)
 
 
-def _grads(choice, x, kernels, grads, dilations):
+def _grads(choices, x, kernels, grads, dilations):
     dtype = _compute_dtype(x)
     x_, kernels_, grads_ = jax.tree.map(lambda a: a.astype(dtype), (x, tuple(kernels), tuple(grads)))
-    dx = depthwise_forms.FORMS[choice.input_grad].input_grad(kernels_, grads_, dilations)
-    sizes = [k.shape[:2] for k in kernels]
-    dks = depthwise_forms.FORMS[choice.weight_grad].weight_grad(x_, grads_, sizes, dilations)
-    return dx.astype(x.dtype), tuple(dk.astype(k.dtype) for dk, k in zip(dks, kernels, strict=True))
+    dx = functools.reduce(jnp.add, [
+        depthwise_forms.FORMS[name].input_grad(_pick(group, kernels_), _pick(group, grads_), _pick(group, dilations))
+        for name, group in _groups([c.input_grad for c in choices]).items()])
+    dks = [None] * len(kernels)
+    for name, branches in _groups([c.weight_grad for c in choices]).items():
+        sizes = [kernels[i].shape[:2] for i in branches]
+        weight_grad = depthwise_forms.FORMS[name].weight_grad
+        group = weight_grad(x_, _pick(branches, grads_), sizes, _pick(branches, dilations))
+        for i, dk in zip(branches, group, strict=True):
+            dks[i] = dk.astype(kernels[i].dtype)
+    return dx.astype(x.dtype), tuple(dks)
 
 
 def _compute_dtype(x):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _per_platform(form, x, kernels, dilations, function, *operands):
-    """Calls function(choice, *operands) with the choice for the platform that the program is compiled for."""
+def _per_platform(form, x, kernels, function, *operands):
+    """Calls function(choices, *operands), one choice a branch, for the platform that the program is compiled for."""
+    def uniform(name):
+        return (Choice(name, name, name),) * len(kernels)
+
     if form != "auto":
-        return function(Choice(form, form, form), *operands)
-    choice = choose_cpu(*x.shape[1:3], [k.shape[:2] for k in kernels], dilations)
-    naive = Choice("naive", "naive", "naive")
+        return function(uniform(form), *operands)
+    choices = tuple(choose_cpu(*x.shape[1:3], k.shape[:2]) for k in kernels)
     return lax.platform_dependent(
-        *operands, cpu=functools.partial(function, choice), default=functools.partial(function, naive))
+        *operands, cpu=functools.partial(function, choices), default=functools.partial(function, uniform("naive")))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x, kernels, dilations, form):
-    def conv(choice, x, kernels):
-        return _conv(choice.conv, x, kernels, dilations)
+    def conv(choices, x, kernels):
+        return _conv(choices, x, kernels, dilations)
 
-    return _per_platform(form, x, kernels, dilations, conv, x, kernels)
+    return _per_platform(form, x, kernels, conv, x, kernels)
 
 
 def _depthwise_fwd(x, kernels, dilations, form):
@@ -82,10 +119,10 @@ def _depthwise_fwd(x, kernels, dilations, form):
 def _depthwise_bwd(dilations, form, residuals, grads):
     x, kernels = residuals
 
-    def both_grads(choice, x, kernels, grads):
-        return _grads(choice, x, kernels, grads, dilations)
+    def both_grads(choices, x, kernels, grads):
+        return _grads(choices, x, kernels, grads, dilations)
 
-    return _per_platform(form, x, kernels, dilations, both_grads, x, kernels, grads)
+    return _per_platform(form, x, kernels, both_grads, x, kernels, grads)
 
 
 _depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)

@@ -13,24 +13,23 @@ alike, so that XLA computes them once within one program. Arrays are computed in
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Arrays = Sequence[jax.Array]
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
 class Form(NamedTuple):
     """One way to compute a depthwise convolution and its two gradients."""
 
-    conv: "callable"
-    input_grad: "callable"
-    weight_grad: "callable"
+    conv: Callable
+    input_grad: Callable
+    weight_grad: Callable
 
 
 # --- lax: the naive twin ---------------------------------------------------------------------------------------------
@@ -72,6 +71,8 @@ NAIVE = Form(_lax_conv, _flip_grad(_lax_conv), _lax_weight_grad)
 # --- shift-and-add ---------------------------------------------------------------------------------------------------
 
 _UNROLLED_TAPS = 25
+_ACCUMULATED_TAPS = 9
+_ACCUMULATED_PIXELS = 2 ** 14  # height * width * channels; below it the steps of the loop cost more than they save
 
 
 def _pad_spatial(x, size, dilation):
@@ -102,18 +103,37 @@ def _shift_conv(x, kernels, dilations):
     return tuple(map(functools.partial(_shift_conv_single, x), kernels, dilations))
 
 
+def _tap_sums_by_image(padded, g, size, dilation):
+    """One accumulator of the size of an image per tap: no reduction until the end, each image read once while cached."""
+    _, height, width, _ = g.shape
+
+    def add_image(sums, image):
+        x_1, g_1 = image
+        shifted = (x_1[i * dilation:i * dilation + height, j * dilation:j * dilation + width]
+                   for i in range(size[0]) for j in range(size[1]))
+        return tuple(total + s * g_1 for total, s in zip(sums, shifted, strict=True)), None
+
+    sums, _ = lax.scan(add_image, (jnp.zeros_like(g[0]),) * math.prod(size), (padded, g))
+    return jnp.stack([jnp.sum(total, axis=(0, 1)) for total in sums]).reshape(*size, g.shape[-1])
+
+
+def _tap_sums_by_row(padded, g, size, dilation):
+    """One reduction per tap, in a loop over the rows of the kernel."""
+    _, height, width, _ = g.shape
+
+    def row_grads(i):
+        rows = lax.dynamic_slice_in_dim(padded, i * dilation, height, axis=1)
+        columns = (rows[:, :, j * dilation:j * dilation + width] for j in range(size[1]))
+        return jnp.stack([jnp.sum(column * g, axis=(0, 1, 2)) for column in columns])
+
+    return lax.map(row_grads, jnp.arange(size[0]))
+
+
 def _shift_weight_grad(x, grads, sizes, dilations):
-    _, height, width, _ = x.shape
-
     def single(g, size, dilation):
-        padded = _pad_spatial(x, size, dilation)
-
-        def row_grads(i):
-            rows = lax.dynamic_slice_in_dim(padded, i * dilation, height, axis=1)
-            columns = (rows[:, :, j * dilation:j * dilation + width] for j in range(size[1]))
-            return jnp.stack([jnp.sum(column * g, axis=(0, 1, 2)) for column in columns])
-
-        return lax.map(row_grads, jnp.arange(size[0]))
+        by_image = math.prod(size) <= _ACCUMULATED_TAPS and g[0].size >= _ACCUMULATED_PIXELS
+        tap_sums = _tap_sums_by_image if by_image else _tap_sums_by_row
+        return tap_sums(_pad_spatial(x, size, dilation), g, size, dilation)
 
     return tuple(map(single, grads, sizes, dilations))
 
@@ -168,14 +188,14 @@ def _skew(v, axis, extent):
 
 
 def _toeplitz_matrices(windows):
-    """Windows [N, 2H-1, 2W-1, C] to matrices [C, N*H*W (out), H*W (in)]."""
+    """Windows [N, 2H-1, 2W-1, C] to matrices [N, C, H*W (out), H*W (in)]."""
     count, rows, columns, channels = windows.shape
     height, width = (rows + 1) // 2, (columns + 1) // 2
-    t = windows.transpose(3, 0, 1, 2)
+    t = windows.transpose(0, 3, 1, 2)
     t = _skew(t, 3, width)
     t = _skew(t, 2, height)
     t = t.transpose(0, 1, 2, 4, 3, 5)
-    return t.reshape(channels, count * height * width, height * width)
+    return t.reshape(count, channels, height * width, height * width)
 
 
 def _channel_major(x):
@@ -184,32 +204,27 @@ def _channel_major(x):
     return x.reshape(batch, height * width, channels).transpose(2, 0, 1)
 
 
-def _channel_major_grads(grads):
-    """N arrays [B, H, W, C] to [C, B, N*H*W]."""
-    return jnp.concatenate([_channel_major(g) for g in grads], axis=2)
-
-
 def _map_size(x):
     return 2 * x.shape[1] - 1, 2 * x.shape[2] - 1
 
 
 def _toeplitz_conv(x, kernels, dilations):
-    batch, height, width, channels = x.shape
-    t = _toeplitz_matrices(_windows(kernels, dilations, _map_size(x)))
-    y = _einsum("cbi,coi->cbo", _channel_major(x), t).reshape(channels, batch, len(kernels), height * width)
-    return tuple(y[:, :, n].transpose(1, 2, 0).reshape(x.shape) for n in range(len(kernels)))
+    matrices = _toeplitz_matrices(_windows(kernels, dilations, _map_size(x)))
+    x_cm = _channel_major(x)
+    return tuple(_einsum("cbi,coi->cbo", x_cm, t).transpose(1, 2, 0).reshape(x.shape) for t in matrices)
 
 
 def _toeplitz_input_grad(kernels, grads, dilations):
-    t = _toeplitz_matrices(_windows(kernels, dilations, _map_size(grads[0])))
-    dx = _einsum("cbo,coi->cbi", _channel_major_grads(grads), t)
-    return dx.transpose(1, 2, 0).reshape(grads[0].shape)
+    matrices = _toeplitz_matrices(_windows(kernels, dilations, _map_size(grads[0])))
+    terms = [_einsum("cbo,coi->cbi", _channel_major(g), t) for g, t in zip(grads, matrices, strict=True)]
+    return functools.reduce(jnp.add, terms).transpose(1, 2, 0).reshape(grads[0].shape)
 
 
 def _toeplitz_weight_grad(x, grads, sizes, dilations):
-    dt = _einsum("cbo,cbi->coi", _channel_major_grads(grads), _channel_major(x))
+    x_cm = _channel_major(x)
+    d_matrices = jnp.stack([_einsum("cbo,cbi->coi", _channel_major(g), x_cm) for g in grads])
     windows = jax.ShapeDtypeStruct((len(grads), *_map_size(x), x.shape[-1]), x.dtype)
-    return _unwindow(jax.linear_transpose(_toeplitz_matrices, windows)(dt)[0], sizes, dilations)
+    return _unwindow(jax.linear_transpose(_toeplitz_matrices, windows)(d_matrices)[0], sizes, dilations)
 
 
 TOEPLITZ = Form(_toeplitz_conv, _toeplitz_input_grad, _toeplitz_weight_grad)
@@ -269,15 +284,21 @@ def _idft(v, m):
 
 
 def _times(a, b):
-    """Complex product of spectra with the parts on axis 1."""
-    (ar, ai), (br, bi) = (a[:, 0], a[:, 1]), (b[:, 0], b[:, 1])
-    return jnp.stack([ar * br - ai * bi, ar * bi + ai * br], 1)
+    """Complex product of spectra with the parts on axis 1; a reversal fuses with the product where a stack would not."""
+    real, imag = b[:, :1], b[:, 1:]
+    return a * real + a[:, ::-1] * jnp.concatenate([-imag, imag], 1)
 
 
 def _times_conj(a, b):
     """a * conj(b) of spectra with the parts on axis 1."""
-    (ar, ai), (br, bi) = (a[:, 0], a[:, 1]), (b[:, 0], b[:, 1])
-    return jnp.stack([ar * br + ai * bi, ai * br - ar * bi], 1)
+    real, imag = b[:, :1], b[:, 1:]
+    return a * real + a[:, ::-1] * jnp.concatenate([imag, -imag], 1)
+
+
+def _sum_times_conj(a, b):
+    """a * conj(b), summed over the batch: [F, 2, S, B, C] to [F, 2, S, C]."""
+    ar, ai, br, bi = a[:, 0], a[:, 1], b[:, 0], b[:, 1]
+    return jnp.stack([jnp.sum(ar * br + ai * bi, axis=2), jnp.sum(ai * br - ar * bi, axis=2)], 1)
 
 
 def _dft_plan(shape, sizes, dilations):
@@ -325,7 +346,7 @@ def _dft_input_grad(kernels, grads, dilations):
 def _dft_weight_grad(x, grads, sizes, dilations):
     maps, taps = _dft_plan(x.shape, sizes, dilations)
     x_hat = _dft(_spatial_major(x), maps)
-    spectra = [jnp.sum(_times_conj(x_hat, _dft(_spatial_major(g), maps)), axis=-2) for g in grads]
+    spectra = [_sum_times_conj(x_hat, _dft(_spatial_major(g), maps)) for g in grads]
     d_windows = _idft(jnp.stack(spectra, axis=3), taps).transpose(2, 0, 1, 3)
     return _unwindow(d_windows, sizes, dilations)
 

@@ -55,8 +55,13 @@ def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
     cost_key = _cost_key(report["subnets"])
     paths.append(
         plots.pareto_plot(
-            workdir / "pareto.png", {workdir.name: report["subnets"]}, cost_key, title=_title(workdir, report),
-            ylabel=report["metric"], full=_full(report), higher_is_better=best_first,
+            workdir / "pareto.png",
+            {workdir.name: report["subnets"]},
+            cost_key,
+            title=_title(workdir, report),
+            ylabel=report["metric"],
+            full=_full(report),
+            higher_is_better=best_first,
         )  # fmt: skip
     )
     paths.append(_write(workdir / "report.md", _markdown(workdir, report, cost_key)))
@@ -117,7 +122,7 @@ def _markdown(workdir: Path, report: Mapping[str, Any], cost_key: str) -> str:
     sections += [
         f"## Sub-networks\n\n{tables.markdown_table(report['subnets'], columns)}",
         f"{report['metric']}: {better} is better. FLOPs are of one example's forward pass, a multiply-add counted as two. "
-        f"No other is both cheaper ({plots.COST_LABELS[cost_key]}) and better than: "
+        f"On the Pareto front ({plots.COST_LABELS[cost_key]}): "
         f"{', '.join(str(row['name']) for row in front) or 'none has both numbers'}.\n",
         f"![{report['metric']} against cost](pareto.png)\n",
         _next_steps(workdir, report, front),
@@ -137,7 +142,9 @@ def _facts(report: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
         devices, packages, git = (environment.get(key) or {} for key in ("devices", "packages", "git"))
         facts["date"] = environment.get("date")
         facts["devices"] = f"{devices.get('count', '?')} x {devices.get('kind', '?')}, {environment.get('threads', '?')} threads"
-        facts["versions"] = f"python {environment.get('python', '?')}, jax {packages.get('jax', '?')}, flax {packages.get('flax', '?')}"
+        facts["versions"] = (
+            f"python {environment.get('python', '?')}, jax {packages.get('jax', '?')}, flax {packages.get('flax', '?')}"
+        )
         if git.get("commit"):
             facts["commit"] = git["commit"] + (" with local changes (environment.json holds them)" if git.get("dirty") else "")
     return "".join(f"* {name}: {value}\n" for name, value in facts.items() if value is not None)
@@ -244,10 +251,18 @@ def _compare_markdown(metric: str, labels: list[str], rows: list[dict], unequal:
 
 
 def _compare_plots(
-    out: Path, metric: str, series: Mapping[str, Sequence[Mapping]], groups: Mapping[str, list[Path]], better: bool, full: str | None
+    out: Path,
+    metric: str,
+    series: Mapping[str, Sequence[Mapping]],
+    groups: Mapping[str, list[Path]],
+    better: bool,
+    full: str | None,
 ) -> list[Path]:
     cost_key = _cost_key([row for rows in series.values() for row in rows])
-    made = [plots.pareto_plot(out / "compare.png", series, cost_key, ylabel=metric, full=full, higher_is_better=better)]
+    title = f"{metric}: {' and '.join(series)}" if len(series) < 4 else f"{metric} of {len(series)} runs"
+    made = [
+        plots.pareto_plot(out / "compare.png", series, cost_key, title=title, ylabel=metric, full=full, higher_is_better=better)
+    ]
     curves = {}
     for label, workdirs in groups.items():
         for workdir in workdirs:

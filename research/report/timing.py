@@ -51,9 +51,4 @@ def memory(compiled: Any) -> int | None:
     stats = compiled.memory_analysis()
     if stats is None:
         return None
-    return (
-        stats.argument_size_in_bytes
-        + stats.temp_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-    )
+    return stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes

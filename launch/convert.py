@@ -1,0 +1,60 @@
+"""Turns other people's weights into a model folder that every command here reads.
+
+    python -m launch.convert --source=unireplknet --weights=unireplknet_t_in1k_224_acc83.21.pth --out=DIR
+
+DIR gets model.safetensors, config.json and report.json (sizes, and the names that did not match). The weights may be
+a `.pth` of PyTorch, which is read without PyTorch and without running what is pickled in it, or a `.safetensors`.
+"""
+
+import json
+import os
+
+from absl import flags
+
+from launch import common
+
+_SOURCE = flags.DEFINE_string("source", None, "Whose names the weights carry: unireplknet.", required=True)
+_WEIGHTS = flags.DEFINE_string("weights", None, "File with the weights, .pth or .safetensors.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder for the result.", required=True)
+_ENTRY = flags.DEFINE_string("entry", None, "Entry of a .pth that holds the state dict, such as model_ema; found by itself if not given.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, which weights do not tell.", lower_bound=1)
+
+
+def main() -> None:
+    from research import interop
+    from research.interop import safetensors_io
+
+    state = interop.read_weights(_WEIGHTS.value, _ENTRY.value)
+    config, params, stats, report = interop.from_source(_SOURCE.value, state, image_size=_IMAGE_SIZE.value)
+    origin = {"source": _SOURCE.value, "weights": os.path.basename(_WEIGHTS.value)}
+    safetensors_io.save_folder(_OUT.value, config, params, stats, origin)
+    model = safetensors_io.config_to_json(config)
+    name = _registry_name(config) or config.family
+    count = sum(p.size for p in params.values())
+    full = {"name": name, **origin, "config": model, "params": count, "stats": sum(s.size for s in stats.values()), **report.to_json()}
+    text = json.dumps(full, indent=2) + "\n"
+    safetensors_io.replace_file(os.path.join(_OUT.value, "report.json"), lambda temp: _write(temp, text))
+    form = "deployed" if getattr(config, "deploy", False) else "training"
+    print(f"{name}: {count:,} parameters in {form} form, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}")
+    for unused in report.unexpected:
+        print(f"unused: {unused}")
+
+
+def _registry_name(config) -> str | None:
+    """The registry's name for a model of the same arrays, whatever its classes, images and drop path."""
+    from research.models import registry
+
+    fields = ("depths", "dims", "kernels", "mlp_dims")
+    for name in registry.list_models(f"{config.family}*"):
+        if all(getattr(registry.entry(name).config, f, None) == getattr(config, f, None) for f in fields):
+            return name
+    return None
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+
+
+if __name__ == "__main__":
+    common.run(main)

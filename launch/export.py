@@ -1,0 +1,79 @@
+"""Writes a trained or converted model for use elsewhere.
+
+    python -m launch.export --workdir=DIR --format=safetensors --out=DIR2 [--subnet=NAME] [--deploy]
+    python -m launch.export --workdir=DIR --format=stablehlo   --out=model.stablehlo
+    python -m launch.export --workdir=DIR --format=onnx        --out=model.onnx
+
+DIR is a run directory, or a folder written by launch.convert or launch.extract. stablehlo is a program serialised by
+jax.export for cpu, cuda and tpu, weights inside: `jax.export.deserialize(open(FILE, "rb").read()).call(images)`.
+onnx needs an extra: pip install 'nestax[export]', in an environment of its own.
+"""
+
+import os
+
+from absl import flags
+
+from launch import common
+
+_FORMATS = ("safetensors", "stablehlo", "onnx")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, or folder with model.safetensors and config.json.", required=True)
+_FORMAT = flags.DEFINE_enum("format", None, _FORMATS, "What to write: a folder (safetensors) or a file.", required=True)
+_OUT = flags.DEFINE_string("out", None, "File to write; a folder for safetensors.", required=True)
+_SUBNET = flags.DEFINE_string("subnet", "full", "Which sub-network: a name of the run, or choices such as width=0.5,depth=0.5.")
+_DEPLOY = flags.DEFINE_bool("deploy", False, "Merge re-parameterised branches and norms first (UniRepLKNet).")
+_BATCH = flags.DEFINE_integer("batch", None, "Fixed number of examples for stablehlo and onnx; left open if not given.", lower_bound=1)
+
+
+def main() -> None:
+    from research.errors import UserError
+    from research.interop import safetensors_io
+
+    config, params, stats = _load(_WORKDIR.value, _SUBNET.value)
+    if _DEPLOY.value:
+        if config.family != "unireplknet":
+            raise UserError(f"--deploy merges UniRepLKNet models; {_WORKDIR.value} holds a {config.family}")
+        from research.models.unireplknet import merge_reparam
+
+        config, params, stats = merge_reparam(config, params, stats)
+    out, count = _OUT.value, sum(p.size for p in params.values())
+    if _FORMAT.value == "safetensors":
+        if _same(out, _WORKDIR.value):
+            raise UserError(f"--out={out} is the folder that is read; give another one")
+        safetensors_io.save_folder(out, config, params, stats, {"source": os.path.basename(os.path.abspath(_WORKDIR.value)), "subnet": _SUBNET.value})
+    else:
+        data = _program(_FORMAT.value)(config, params, stats, batch=_BATCH.value)
+        safetensors_io.replace_file(out, lambda temp: _write(temp, data))
+    print(f"{config.family}: {count:,} parameters written to {out} as {_FORMAT.value}")
+
+
+def _load(workdir: str, subnet: str):
+    from research.interop import safetensors_io
+
+    if safetensors_io.is_model_folder(workdir) and subnet == "full":
+        return safetensors_io.load_folder(workdir)
+    from research.train import extraction
+
+    return extraction.load_model(workdir, subnet)
+
+
+def _program(kind: str):
+    if kind == "onnx":
+        from research.interop.onnx import export_onnx
+
+        return export_onnx
+    from research.interop.stablehlo import export_stablehlo
+
+    return export_stablehlo
+
+
+def _same(a: str, b: str) -> bool:
+    return os.path.realpath(a) == os.path.realpath(b)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as f:
+        f.write(data)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,201 @@
+"""TensorFlow Datasets in array_record form, read (and, for IDX folders, written) without TensorFlow.
+
+Small data sets of one image shape are decoded once into memory; others are decoded example by example as they are
+read, after which images of different shapes are resized and cropped to one.
+"""
+
+import dataclasses
+import io
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from research.data import idx
+from research.data.augment import resize_box
+from research.data.sources import Source, arrays_to_sources
+from research.errors import UserError
+
+DEFAULT_DIR = "~/tensorflow_datasets"
+# The members of the MNIST family, as TFDS names them: (version, classes).
+IDX_FAMILY = {"mnist": ("3.0.1", 10), "fashion_mnist": ("3.0.1", 10), "kmnist": ("3.0.1", 10)}
+_IN_MEMORY_BYTES = 1 << 29
+_BLOCK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+    """Examples of one TFDS split, decoded when they are gathered.
+
+    Attributes:
+      records: the split as `tfds.data_source`, whose examples are dictionaries.
+      indices: which of the records this source holds, in its own order.
+      image_size: images whose sides differ from it are resized by the shorter side and cropped at the centre; 0
+        leaves them as they are.
+    """
+
+    name: str
+    records: Any
+    indices: Int[np.ndarray, " N"]
+    labels: Int[np.ndarray, " N"]
+    num_classes: int
+    image_key: str
+    image_size: int
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def gather(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        examples = self.records.__getitems__(self.indices[indices].tolist())
+        images = [self._sized(example[self.image_key]) for example in examples]
+        return {"image": np.stack(images), "label": self.labels[indices]}
+
+    def subset(self, indices: Int[np.ndarray, " M"], name: str) -> "TfdsSource":
+        return dataclasses.replace(self, name=name, indices=self.indices[indices], labels=self.labels[indices])
+
+    def _sized(self, image: np.ndarray) -> np.ndarray:
+        size, (height, width) = self.image_size, image.shape[:2]
+        if not size or (height, width) == (size, size):
+            return image
+        side = min(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        return resize_box(image, size, (left, top, left + side, top + side))
+
+
+def open_builder(name: str, data_dir: str | None):
+    """The read-only builder of a prepared data set ('NAME', 'NAME/CONFIG' or 'NAME:VERSION')."""
+    import tensorflow_datasets as tfds
+
+    folder = pathlib.Path(data_dir or DEFAULT_DIR).expanduser()
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
+    except Exception as error:
+        raise UserError(
+            f"tfds:{name} is not prepared under {folder}. Run: python -m launch.prepare --dataset=tfds:{name} "
+            f"--data_dir={folder}, or set data_dir to where it lies."
+        ) from error
+    if builder.info.file_format.value != "array_record":
+        raise UserError(
+            f"tfds:{name} under {folder} is in {builder.info.file_format.value} form, which has no random access. "
+            f"Prepare it in array_record form: python -m launch.prepare --dataset=tfds:{name} --data_dir=OTHER_DIR."
+        )
+    return builder
+
+
+def load_tfds(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = None,
+    image_size: int = 0,
+    in_memory: bool | None = None,
+) -> tuple[Source, Source]:
+    """The training and test data of a TFDS image classification set.
+
+    `test_split` defaults to 'test', or to 'validation' where there is no 'test'. `image_size` is needed where images
+    differ in shape. `in_memory` defaults to whether the decoded images have one shape and fit 512 MiB.
+    """
+    builder = open_builder(name, data_dir)
+    splits = list(builder.info.splits)
+    test_split = test_split or ("test" if "test" in splits else "validation")
+    for split in (train_split, test_split):
+        if split.split("[")[0] not in splits:
+            raise UserError(f"tfds:{name} has no split {split!r}. Valid: {', '.join(splits)}.")
+    train, test = (_open_split(builder, name, split, image_size) for split in (train_split, test_split))
+    for source in (train, test):
+        if source.labels.min(initial=0) < 0:
+            raise UserError(f"{source.name} has examples without a label; choose another with train_split or test_split: {', '.join(splits)}.")
+    if in_memory is None:
+        fixed = image_size or None not in builder.info.features[train.image_key].shape
+        in_memory = bool(fixed) and (len(train) + len(test)) * int(np.prod(train.image_shape)) <= _IN_MEMORY_BYTES
+    if not in_memory:
+        return train, test
+    pairs = [(_decode_all(source), source.labels) for source in (train, test)]
+    train_source, test_source = arrays_to_sources(f"tfds:{name}", *pairs, train.num_classes)
+    return dataclasses.replace(train_source, name=train.name), dataclasses.replace(test_source, name=test.name)
+
+
+def _open_split(builder, name: str, split: str, image_size: int) -> TfdsSource:
+    import tensorflow_datasets as tfds
+
+    features, keys = builder.info.features, builder.info.supervised_keys
+    if not keys or not all(key in features for key in keys[:2]):
+        raise UserError(f"tfds:{name} declares no (image, label) pair; only image classification sets can be read.")
+    image_key, label_key = keys[:2]
+    image, label = features[image_key], features[label_key]
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(f"tfds:{name} pairs {type(image).__name__} with {type(label).__name__}; only Image with ClassLabel can be read.")
+    height, width, channels = image.shape
+    if not image_size and None in (height, width):
+        raise UserError(f"The images of tfds:{name} differ in size; set image_size, for example image_size=256.")
+    shape = (image_size or height, image_size or width, channels)
+    undecoded = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+    labels = [example[label_key] for start in range(0, len(undecoded), _BLOCK) for example in _block(undecoded, start)]
+    return TfdsSource(
+        name=f"tfds:{name}/{split}",
+        records=builder.as_data_source(split),
+        indices=np.arange(len(undecoded)),
+        labels=np.asarray(labels, np.int32),
+        num_classes=label.num_classes,
+        image_key=image_key,
+        image_size=image_size,
+        image_shape=shape,
+    )
+
+
+def _block(records, start: int) -> list[dict[str, Any]]:
+    return records.__getitems__(list(range(start, min(start + _BLOCK, len(records)))))
+
+
+def _decode_all(source: TfdsSource) -> np.ndarray:
+    images = np.empty((len(source), *source.image_shape), np.uint8)
+    for start in range(0, len(source), _BLOCK):
+        block = np.arange(start, min(start + _BLOCK, len(source)))
+        images[block] = source.gather(block)["image"]
+    return images
+
+
+def write_idx_as_tfds(name: str, folder: pathlib.Path, data_dir: str | None) -> pathlib.Path:
+    """Writes a folder of IDX files as the TFDS data set `name` (one of IDX_FAMILY) in array_record form.
+
+    TFDS itself needs TensorFlow for these and refuses files that were compressed anew, as Debian's are.
+    Returns the folder of the data set; one that is there already is left as it is.
+    """
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    arrays = idx.read_folder(folder)
+    version, num_classes = IDX_FAMILY[name]
+    shape = (*arrays["train"][0].shape[1:], 1)[:3]
+
+    def png(image: np.ndarray) -> io.BytesIO:
+        file = io.BytesIO()
+        Image.fromarray(image.squeeze()).save(file, "PNG")
+        file.seek(0)
+        return file
+
+    def info(self):
+        features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(num_classes=num_classes)}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+        )
+
+    def examples(self, split: str):
+        for number, (image, label) in enumerate(zip(*arrays[split], strict=True)):
+            yield number, {"image": png(image), "label": int(label)}
+
+    members = {
+        "name": name,
+        "VERSION": tfds.core.Version(version),
+        "_info": info,
+        "_generate_examples": examples,
+        "_split_generators": lambda self, _: {split: self._generate_examples(split) for split in arrays},
+    }
+    with tfds.core.registered.skip_registration():
+        builder_class = type(name, (tfds.core.GeneratorBasedBuilder,), members)
+    builder = builder_class(data_dir=str(pathlib.Path(data_dir or DEFAULT_DIR).expanduser()), file_format="array_record")
+    builder.download_and_prepare()
+    return pathlib.Path(builder.data_dir)

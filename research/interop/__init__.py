@@ -1,0 +1,41 @@
+"""Other people's weights in, ours out: PyTorch and safetensors files, official names, StableHLO, ONNX."""
+
+import importlib
+from typing import Any
+
+from research.errors import UserError
+
+SOURCES = {"unireplknet": "research.interop.unireplknet_names"}
+"""Name of a source -> module with `from_official(state dict, image_size=...) -> (config, params, stats, report)`."""
+
+
+def read_weights(path: str, key: str | None = None) -> dict[str, Any]:
+    """Returns the arrays of a `.pth` or `.safetensors` file by name; the content decides, not the file's name.
+
+    Args:
+      key: entry of a `.pth` checkpoint that holds the state dict (see `research.interop.pth.read_pth`).
+
+    Raises:
+      UserError: the file cannot be read as either.
+    """
+    from research.interop import pth, safetensors_io
+
+    try:
+        with open(path, "rb") as f:
+            head = f.read(9)
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    if head[8:9] == b"{":
+        return safetensors_io.load_safetensors(path)
+    return pth.read_pth(path, key)
+
+
+def from_source(source: str, state: dict[str, Any], **kwargs) -> tuple[Any, dict, dict, Any]:
+    """Returns (config, params, stats, report) of a state dict under the names of `source`.
+
+    Raises:
+      UserError: unknown source, or arrays that do not fit.
+    """
+    if source not in SOURCES:
+        raise UserError(f"unknown source {source!r}; valid: {', '.join(SOURCES)}")
+    return importlib.import_module(SOURCES[source]).from_official(state, **kwargs)

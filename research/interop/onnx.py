@@ -1,0 +1,50 @@
+"""ONNX export through jax2onnx, an optional extra that lives in an environment of its own."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from research.errors import UserError
+from research.modules.state import apply
+
+INSTALL = "pip install 'nestax[export]'"
+REMEDY = f"{INSTALL}, in an environment of its own: jax2onnx 0.17 needs orbax-checkpoint below 0.11.37"
+
+
+def export_onnx(config: Any, params: Mapping[str, Any], stats: Mapping[str, Any], *, batch: int | None = None, opset: int = 23) -> bytes:
+    """Returns a serialised ONNX model, logits = f(images [B, H, W, C]), of the model in "eval" mode.
+
+    The naive forms of the ops are exported: other runtimes know convolutions, not our way around XLA's. A scanned stack
+    becomes an ONNX Scan, whose weights are stored once.
+
+    Args:
+      config: model config with `input_shape()`.
+      batch: number of examples; None leaves it open.
+      opset: version of the ONNX operators.
+
+    Raises:
+      UserError: the extra is not installed, the model is too large for one ONNX file, or it holds an op that ONNX lacks.
+    """
+    try:
+        from jax2onnx import to_onnx
+    except ImportError as e:
+        raise UserError(f"ONNX export needs jax2onnx ({e}); {REMEDY}") from None
+    if batch is not None and batch < 1:
+        raise UserError(f"cannot export for batches of {batch}; valid: 1 or more, or none to leave it open")
+    config = dataclasses.replace(config, **{"form": "naive"} if hasattr(config, "form") else {})
+    shape = ("batch" if batch is None else batch, *config.input_shape())
+    try:
+        model = to_onnx(
+            lambda x: apply(config, params, stats, x)[0],
+            inputs=[shape],
+            model_name=config.family,
+            opset=opset,
+            input_names=["images"],
+            output_names=["logits"],
+        )
+    except NotImplementedError as e:
+        raise UserError(f"ONNX export: jax2onnx does not know an op of {config.family}: {e}") from None
+    try:
+        return model.SerializeToString()
+    except ValueError as e:
+        raise UserError(f"ONNX export: the model does not fit one file of 2 GB ({e}); export stablehlo or safetensors") from None

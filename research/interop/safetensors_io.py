@@ -1,0 +1,209 @@
+"""Models as folders: `model.safetensors` (params and stats) and `config.json` (what builds the model), nothing else needed."""
+
+import dataclasses
+import difflib
+import json
+import os
+import struct
+import tempfile
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from research.errors import UserError
+from research.modules.state import Arrays, abstract
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Returns the arrays of a safetensors file, mapped from disk and read-only.
+
+    Raises:
+      UserError: no such file, a damaged one (the header is validated by the safetensors library), or an unknown dtype.
+    """
+    path = os.fspath(path)
+    try:
+        with safetensors.safe_open(path, "np"):  # validates lengths, offsets and overlaps
+            pass
+        with open(path, "rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            header = json.loads(f.read(length))
+        header.pop("__metadata__", None)
+        if not header:
+            return {}
+        data = np.memmap(path, np.uint8, "r") if os.path.getsize(path) > 8 + length else np.zeros(8 + length, np.uint8)
+    except (safetensors.SafetensorError, FileNotFoundError, OSError, ValueError) as e:
+        raise UserError(f"cannot read {path} as safetensors: {e}") from None
+    unknown = {i["dtype"] for i in header.values()} - set(DTYPES)
+    if unknown:
+        raise UserError(f"{path} holds arrays of type {', '.join(sorted(unknown))}; valid: {', '.join(DTYPES)}")
+    bounds = {name: [8 + length + o for o in info["data_offsets"]] for name, info in header.items()}
+    return {name: data[slice(*bounds[name])].view(DTYPES[info["dtype"]]).reshape(info["shape"]) for name, info in header.items()}
+
+
+def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes arrays to a safetensors file, whole or not at all."""
+    host = {name: np.asarray(a, order="C") for name, a in arrays.items()}
+    replace_file(path, lambda temp: save_file(host, temp, dict(metadata or {})))
+
+
+def replace_file(path: str | os.PathLike, write: typing.Callable[[str], Any]) -> None:
+    """Calls `write(temporary path)` and moves the result to `path` in one step.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    path = os.path.abspath(os.fspath(path))
+    try:
+        handle, temp = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
+        os.close(handle)
+        try:
+            write(temp)
+            with open(temp, "rb+") as f:
+                os.fsync(f.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temp, 0o666 & ~umask)
+            os.replace(temp, path)
+        finally:
+            if os.path.exists(temp):
+                os.unlink(temp)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}") from None
+
+
+def families() -> dict[str, type]:
+    """Returns {family: config class} of every family in the registry."""
+    from research.models import registry
+
+    return {type(c).family: type(c) for c in (registry.entry(name).config for name in registry.list_models())}
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """Returns a model config as a JSON object with its family under `family`; `config_from_json` is the exact inverse.
+
+    Raises:
+      TypeError: a field holds a value that JSON cannot carry.
+    """
+    out = {"family": type(config).family, **json.loads(json.dumps(dataclasses.asdict(config)))}
+    if config_from_json(out) != config:
+        raise TypeError(f"{type(config).__name__} does not survive JSON; its fields must be numbers, words, tuples or such dataclasses")
+    return out
+
+
+def config_from_json(data: Mapping[str, Any]) -> Any:
+    """Returns the model config that `config_to_json` wrote.
+
+    Raises:
+      UserError: unknown family or field, or a value that the model refuses.
+    """
+    known = families()
+    if not isinstance(data, Mapping) or data.get("family") not in known:
+        family = data.get("family") if isinstance(data, Mapping) else data
+        raise UserError(f"model config with unknown family {str(family)[:80]!r}; valid: {', '.join(sorted(known))}")
+    return _build(known[data["family"]], {k: v for k, v in data.items() if k != "family"})
+
+
+def _build(cls: type, values: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls) if f.init}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4) or sorted(fields)
+            raise UserError(f"{cls.__name__} has no field {name!r}; near: {', '.join(near)}")
+    nested = {n: dataclasses.is_dataclass(hints[n]) and isinstance(v, Mapping) for n, v in values.items()}
+    try:
+        return cls(**{n: _build(hints[n], v) if nested[n] else _frozen(v) for n, v in values.items()})
+    except (TypeError, ValueError) as e:
+        raise UserError(f"model config does not build a {cls.__name__}: {e}") from None
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def save_folder(folder: str | os.PathLike, config: Any, params: Mapping[str, Any], stats: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> None:
+    """Writes a model as `folder/model.safetensors` and `folder/config.json`.
+
+    An interrupted call leaves the folder as it was, or without config.json, which `load_folder` refuses: never a mixture.
+
+    Args:
+      config: model config; stored as `{"model": {"family": ..., ...}, **extra}`.
+      extra: JSON values that say where the model comes from.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    model = config_to_json(config)
+    text = json.dumps({"model": model, **(extra or {})}, indent=2) + "\n"
+    folder = os.fspath(folder)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if os.path.exists(os.path.join(folder, CONFIG)):
+            os.unlink(os.path.join(folder, CONFIG))
+    except OSError as e:
+        raise UserError(f"cannot write the folder {folder}: {e.strerror}") from None
+    arrays = {f"params/{k}": v for k, v in params.items()} | {f"stats/{k}": v for k, v in stats.items()}
+    save_safetensors(os.path.join(folder, WEIGHTS), arrays, {"format": "nestax", "model": json.dumps(model)})
+    replace_file(os.path.join(folder, CONFIG), lambda temp: _write_text(temp, text))
+
+
+def _write_text(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+
+
+def is_model_folder(folder: str | os.PathLike) -> bool:
+    """True when `save_folder` finished writing here."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in (WEIGHTS, CONFIG))
+
+
+def load_folder(folder: str | os.PathLike) -> tuple[Any, Arrays, Arrays]:
+    """Returns (config, params, stats) of a folder written by `save_folder`.
+
+    Raises:
+      UserError: the folder is no such folder, or its weights do not fit its config.
+    """
+    folder = os.fspath(folder)
+    if not is_model_folder(folder):
+        raise UserError(f"{folder} is not a model folder; one holds {WEIGHTS} and {CONFIG}, as launch.convert and launch.extract write them")
+    path = os.path.join(folder, CONFIG)
+    try:
+        with open(path, encoding="utf-8") as f:
+            config = config_from_json(json.load(f)["model"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise UserError(f"{path} is damaged or no model config ({type(e).__name__}: {str(e)[:100]})") from None
+    arrays = load_safetensors(os.path.join(folder, WEIGHTS))
+    full = abstract(config)
+    expected = {f"params/{k}": v.shape for k, v in full.params.items()} | {f"stats/{k}": v.shape for k, v in full.stats.items()}
+    check_names({k: v.shape for k, v in arrays.items()}, expected, os.path.join(folder, WEIGHTS))
+    return config, {k: jnp.asarray(arrays[f"params/{k}"]) for k in full.params}, {k: jnp.asarray(arrays[f"stats/{k}"]) for k in full.stats}
+
+
+def check_names(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raises UserError unless both hold the same names with the same shapes."""
+    problems = [f"{k} is missing" for k in expected if k not in found] + [f"{k} is unknown" for k in found if k not in expected]
+    problems += [f"{k} is {found[k]}, needs {expected[k]}" for k in expected if k in found and found[k] != expected[k]]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{where} does not fit its config: {'; '.join(problems[:3])}{more}")

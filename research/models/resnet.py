@@ -1,0 +1,234 @@
+"""ResNet (He et al. 2016, arXiv 1512.03385) in torchvision's form: stride on the 3x3 of the bottleneck (v1.5).
+
+Its smaller selves: `width` (stage and inner channels), `inner` (channels inside the blocks) and `depth` per stage,
+where the first block of a stage, which may stride and project, always stays. `stem` "small" is for CIFAR-sized images.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from research.errors import UserError
+from research.models import elastic
+from research.modules.axes import Init
+from research.modules.layers import Conv, Linear, ones, zeros
+from research.modules.norms import BatchNorm
+from research.modules.state import Stack
+
+EXPANSION = {"basic": 1, "bottleneck": 4}
+STEMS = {"imagenet": 4, "small": 1}
+"""Stem -> its stride: 7x7 of stride 2 and a max-pool of stride 2, or one 3x3 of stride 1."""
+
+kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """Description of one ResNet.
+
+    `dims` are the output channels of the stages; `inner_dims` those inside its blocks, () for dims / 4 in a
+    bottleneck and dims in a basic block; `stem_dim` 0 stands for inner_dims[0]. `zero_init` starts the last norm
+    of each block at zero. `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full model.
+    """
+
+    block: str = "basic"
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    dims: tuple[int, ...] = (64, 128, 256, 512)
+    inner_dims: tuple[int, ...] = ()
+    stem_dim: int = 0
+    stem: str = "imagenet"
+    num_classes: int = 1000
+    in_channels: int = 3
+    image_size: int = 224
+    zero_init: bool = False
+    kept_layers: tuple[tuple[int, ...], ...] = ()
+    unroll: bool = False
+    remat: str = "none"
+
+    family: ClassVar[str] = "resnet"
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {
+        "inner_dims": ("dims", "block"),
+        "stem_dim": ("dims", "block", "inner_dims"),
+        "kept_layers": ("depths",),
+    }
+    elastic: ClassVar[dict[str, str]] = {
+        "width": "fraction of the channels of every stage, inner ones included",
+        "depth": "fraction of the blocks of each stage, or whole numbers joined by ':'; the first block stays",
+        "inner": "fraction of the channels inside the blocks",
+        "keep": "which blocks stay: first or even",
+    }
+
+    def __post_init__(self):
+        if self.block not in EXPANSION:
+            raise UserError(f"resnet: unknown block {self.block!r}; valid: {', '.join(EXPANSION)}")
+        if self.stem not in STEMS:
+            raise UserError(f"resnet: unknown stem {self.stem!r}; valid: {', '.join(STEMS)}")
+        if not self.inner_dims:
+            object.__setattr__(self, "inner_dims", tuple(d // EXPANSION[self.block] for d in self.dims))
+        if not self.stem_dim:
+            object.__setattr__(self, "stem_dim", self.dims[0] if self.block == "basic" else self.inner_dims[0])
+        if not self.kept_layers:
+            object.__setattr__(self, "kept_layers", tuple(tuple(range(d)) for d in self.depths))
+        if not len(self.depths) == len(self.dims) == len(self.inner_dims) == len(self.kept_layers):
+            raise UserError("resnet: depths, dims, inner_dims and kept_layers need one entry per stage")
+        bad = [n for n in (*self.depths, *self.dims, *self.inner_dims, self.num_classes, self.in_channels) if n < 1]
+        if bad:
+            raise UserError(f"resnet: {bad[0]} among depths, channels or classes; valid: whole numbers from 1")
+        if any(len(k) != d or k[0] != 0 for k, d in zip(self.kept_layers, self.depths, strict=True)):
+            raise UserError(f"resnet: kept_layers={self.kept_layers} must start with 0 and have {self.depths} entries")
+        if self.block == "basic" and self.stem_dim != self.dims[0]:
+            raise UserError(f"resnet: stem_dim={self.stem_dim} must be {self.dims[0]}, the channels of stage 1, when blocks are basic")
+        stride = STEMS[self.stem] * 2 ** (len(self.depths) - 1)
+        if self.image_size < stride:
+            raise UserError(
+                f"resnet: images of {self.image_size} pixels are smaller than the total stride {stride}; use stem='small' or larger images"
+            )
+
+    def build(self, init: Init) -> nnx.Module:
+        return ResNet(self, init)
+
+    def kept(self) -> Mapping[str, tuple[int, ...]]:
+        return {f"stage{i + 1}/layers": kept[1:] for i, kept in enumerate(self.kept_layers)}
+
+    def input_shape(self) -> tuple[int, int, int]:
+        return (self.image_size, self.image_size, self.in_channels)
+
+    def shrink(self, *, width=1.0, depth=1.0, inner=1.0, keep="first") -> "ResNetConfig":
+        """Returns the smaller self with these choices (see `elastic`).
+
+        Raises:
+          UserError: a choice lies outside the space.
+        """
+        stages = len(self.depths)
+        widths = elastic.per_stage(width, stages, "width")
+        dims = tuple(elastic.scaled(d, w, 4, "width") for d, w in zip(self.dims, widths, strict=True))
+        inner_dims = tuple(
+            elastic.scaled(elastic.scaled(d, w, 4, "width"), f, 4, "inner")
+            for d, w, f in zip(self.inner_dims, widths, elastic.per_stage(inner, stages, "inner"), strict=True)
+        )
+        kept = tuple(
+            elastic.kept_layers(blocks, elastic.depth_count(choice, len(blocks), 1, "depth"), keep)
+            for blocks, choice in zip(self.kept_layers, elastic.per_stage(depth, stages, "depth"), strict=True)
+        )
+        stem_dim = elastic.scaled(self.stem_dim, widths[0], 4, "width")
+        return replace(self, dims=dims, inner_dims=inner_dims, stem_dim=stem_dim, depths=tuple(map(len, kept)), kept_layers=kept)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, then batch norm."""
+
+    def __init__(self, n_in: int, n_out: int, size: int, axes: tuple[str, str], init: Init, *, stride: int = 1, scale_init=ones):
+        self.conv = Conv(n_in, n_out, size, axes, init.child("conv"), stride=stride, bias=False, kernel_init=kaiming)
+        self.norm = BatchNorm(n_out, axes[1], init.child("norm"), scale_init=scale_init)
+
+    def __call__(self, x: Float[Array, "B H W I"], mode: str) -> Float[Array, "B h w O"]:
+        return self.norm(self.conv(x), mode=mode)
+
+
+class Block(nnx.Module):
+    """relu(shortcut(x) + branch(x)): 3x3 - 3x3 (basic), or 1x1 - 3x3 - 1x1 (bottleneck); the first 3x3 strides.
+
+    Args:
+      n_in, source: size and name of the input's channels; a projection is the shortcut where `source` is not the stage's own.
+      scope: scope of the axes that belong to this block alone.
+    """
+
+    def __init__(self, config: ResNetConfig, stage: int, n_in: int, source: str, scope: str, init: Init, *, stride: int = 1):
+        width, n_out, embed = config.inner_dims[stage], config.dims[stage], f"stage{stage + 1}/embed"
+        first, second = f"{scope}/first/bottleneck", f"{scope}/second/bottleneck"
+        last = zeros if config.zero_init else ones
+        if config.block == "basic":
+            sizes = [(n_in, width, 3, (source, first), stride), (width, n_out, 3, (first, embed), 1)]
+        else:
+            middle = (width, width, 3, (first, second), stride)
+            sizes = [(n_in, width, 1, (source, first), 1), middle, (width, n_out, 1, (second, embed), 1)]
+        self.convs = nnx.List(
+            [
+                ConvNorm(*size, init.child(f"conv{i}"), stride=s, scale_init=last if i == len(sizes) - 1 else ones)
+                for i, (*size, s) in enumerate(sizes)
+            ]
+        )
+        self.shortcut = None if source == embed else ConvNorm(n_in, n_out, 1, (source, embed), init.child("shortcut"), stride=stride)
+
+    def __call__(self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str) -> Float[Array, "B h w O"]:
+        y = x
+        for i, conv in enumerate(self.convs):
+            y = conv(jax.nn.relu(y) if i else y, mode)
+        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, mode)))
+
+
+class Stage(nnx.Module):
+    """The first block, which may stride and project, then the equal ones."""
+
+    def __init__(self, config: ResNetConfig, stage: int, init: Init):
+        scope, embed = f"stage{stage + 1}", f"stage{stage + 1}/embed"
+        n_in, source = (config.stem_dim, stem_axis(config)) if stage == 0 else (config.dims[stage - 1], f"stage{stage}/embed")
+        self.remat = config.remat
+        self.block0 = Block(config, stage, n_in, source, f"{scope}/block0", init.child("block0"), stride=1 if stage == 0 else 2)
+        rest = config.depths[stage] - 1
+        make = lambda sub: Block(config, stage, config.dims[stage], embed, f"{scope}/layer", sub)  # noqa: E731
+        self.blocks = Stack(make, rest, f"{scope}/layers", init.child("blocks"), unroll=config.unroll) if rest else None
+
+    def __call__(self, x: Float[Array, "B H W I"], mode: str) -> Float[Array, "B h w O"]:
+        x = self.block0(x, mode=mode)
+        return x if self.blocks is None else self.blocks(x, remat=self.remat, mode=mode)
+
+
+def stem_axis(config: ResNetConfig) -> str:
+    """Name of the stem's output channels: basic blocks add them to stage 1 as they are, bottlenecks project them."""
+    return "stage1/embed" if config.block == "basic" else "stem"
+
+
+def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """Maximum over 3x3 windows of stride 2, padded by one on every side with -inf."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, np.array(-np.inf, x.dtype), jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+
+class ResNet(nnx.Module):
+    """The network; `mode` is "train", "eval" or "calibrate" (see `research.modules.norms`); no `key` is needed."""
+
+    def __init__(self, config: ResNetConfig, init: Init):
+        self.config = config
+        size, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
+        self.stem = ConvNorm(config.in_channels, config.stem_dim, size, ("image", stem_axis(config)), init.child("stem"), stride=stride)
+        self.stages = nnx.List([Stage(config, i, init.child(f"stage{i}")) for i in range(len(config.depths))])
+        axes = (f"stage{len(config.dims)}/embed", "classes")
+        self.head = Linear(config.dims[-1], config.num_classes, axes, init.child("head"), kernel_init=torch_default)
+
+    def features(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> list[Array]:
+        """Returns the outputs of the stem and of every stage, in order."""
+        x = jax.nn.relu(self.stem(x, mode))
+        outs = [max_pool(x) if self.config.stem == "imagenet" else x]
+        for stage in self.stages:
+            outs.append(stage(outs[-1], mode))
+        return outs
+
+    def __call__(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B N"]:
+        return self.head(self.features(x, mode=mode, key=key)[-1].mean((1, 2)))
+
+
+def _variant(block: str, depths: tuple[int, ...], width: int = 64, **more) -> ResNetConfig:
+    dims = tuple(width * EXPANSION[block] * 2**i for i in range(len(depths)))
+    return ResNetConfig(block=block, depths=depths, dims=dims, **more)
+
+
+_CIFAR = {"stem": "small", "num_classes": 10, "image_size": 32}
+
+VARIANTS = {
+    "resnet18": _variant("basic", (2, 2, 2, 2)),
+    "resnet34": _variant("basic", (3, 4, 6, 3)),
+    "resnet50": _variant("bottleneck", (3, 4, 6, 3)),
+    "resnet101": _variant("bottleneck", (3, 4, 23, 3)),
+    "resnet152": _variant("bottleneck", (3, 8, 36, 3)),
+    "resnet18_cifar": _variant("basic", (2, 2, 2, 2), **_CIFAR),
+    "resnet20_cifar": _variant("basic", (3, 3, 3), 16, **_CIFAR),
+    "resnet56_cifar": _variant("basic", (9, 9, 9), 16, **_CIFAR),
+}
+"""Table 1 and section 4.2 of the paper; the CIFAR nets project where they change width (option B)."""

@@ -1,0 +1,78 @@
+"""Builds the optax chain: clip, direction (Lion, AdamW, SGD or any optax optimizer), decay, learning rate."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from research.errors import UserError
+from research.modules.axes import Axes
+from research.optim.rules import Rules, resolve
+
+NAMES = ("adamw", "lion", "sgd")
+NO_DECAY_1D: Rules = ((r"\|[^,]*$", 0.0), (".*", 1.0))
+"""Default decay rule: vectors (biases, norms, scales) are not decayed."""
+
+
+def _scale_by_tree(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    def update(updates, state, params=None):
+        del params
+        return {k: u * factors[k] for k, u in updates.items()}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _add_decay(weight_decay: float, factors: Mapping[str, float]) -> optax.GradientTransformation:
+    def update(updates, state, params=None):
+        return {k: u + weight_decay * factors[k] * params[k] if factors[k] else u for k, u in updates.items()}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _direction(name: str, config: Mapping[str, Any]) -> optax.GradientTransformation:
+    if name == "lion":
+        return optax.scale_by_lion(b1=config["b1"], b2=config["b2"])
+    if name == "adamw":
+        return optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"])
+    if name == "sgd":
+        return optax.trace(decay=config["momentum"], nesterov=config["nesterov"])
+    scale = getattr(optax, f"scale_by_{name}", None)
+    if scale is None:
+        valid = sorted({*NAMES, *(n[len("scale_by_") :] for n in dir(optax) if n.startswith("scale_by_"))})
+        raise UserError(f"unknown optim.name {name!r}; valid: {', '.join(valid)}")
+    accepted = inspect.signature(scale).parameters
+    return scale(**{k: v for k, v in config.items() if k in accepted})
+
+
+def make_optimizer(config: Mapping[str, Any], schedule: optax.Schedule, axes: Mapping[str, Axes]) -> optax.GradientTransformation:
+    """Returns the optimizer of a config.
+
+    The chain is clip -> direction -> + weight_decay * rule * parameter -> * learning-rate rule -> * -schedule(step),
+    so decay is multiplied by the learning rate, as `optax.adamw` and `optax.lion` do.
+
+    Args:
+      config: `name` ("lion", "adamw", "sgd" or X of any `optax.scale_by_X`), `b1`, `b2`, `eps`, `momentum`, `nesterov`,
+        `weight_decay`, `clip_norm` (0 = off), `decay_rules`, `lr_rules` (see `research.optim.rules`).
+      schedule: learning rate as a function of the update's index.
+      axes: axis names by parameter.
+
+    Raises:
+      UserError: unknown name, or a parameter that no rule covers.
+    """
+    decay = resolve(config["decay_rules"] or NO_DECAY_1D, axes, "optim.decay_rules")
+    rates = resolve(config["lr_rules"] or ((".*", 1.0),), axes, "optim.lr_rules")
+    parts = [optax.clip_by_global_norm(config["clip_norm"])] if config["clip_norm"] else []
+    parts.append(_direction(config["name"], config))
+    if config["weight_decay"] and any(decay.values()):
+        parts.append(_add_decay(config["weight_decay"], decay))
+    if any(rate != 1.0 for rate in rates.values()):
+        parts.append(_scale_by_tree(rates))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    return optax.chain(*parts)
+
+
+def state_bytes(opt_state: Any) -> int:
+    """Returns the bytes of all arrays of an optimizer state (or of its abstract form)."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(opt_state))

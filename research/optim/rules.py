@@ -1,0 +1,44 @@
+"""Ordered rules over parameters: the first pattern that is found decides; a parameter without a rule is an error.
+
+A pattern is a regular expression searched in `path|axis,axis,...`, for instance
+`stages/0/layer/phases/0/up/kernel|stage1/embed,stage1/layer/phase0/mlp`. Stack axes are left out, so
+`\\|[^,]*$` means "one-dimensional within its layer".
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from research.errors import UserError
+from research.modules.axes import Axes, role
+
+Rules = Sequence[tuple[str, float]]
+
+
+def label(path: str, axes: Axes) -> str:
+    """Returns the text that patterns are searched in."""
+    return f"{path}|{','.join(name for name in axes if role(name) != 'layers')}"
+
+
+def resolve(rules: Rules, axes: Mapping[str, Axes], field: str) -> dict[str, float]:
+    """Returns parameter -> value of its first matching rule.
+
+    Args:
+      rules: ordered (pattern, value).
+      axes: axis names by parameter.
+      field: name of the config field, for the message.
+
+    Raises:
+      UserError: a bad pattern, or a parameter that no rule covers.
+    """
+    try:
+        compiled = [(re.compile(pattern), float(value)) for pattern, value in rules]
+    except (re.error, TypeError, ValueError) as error:
+        raise UserError(f"{field}: {error}; write a list of (regular expression, number)") from None
+    out = {}
+    for path, names in axes.items():
+        text = label(path, names)
+        value = next((v for pattern, v in compiled if pattern.search(text)), None)
+        if value is None:
+            raise UserError(f"{field}: no rule covers {text}; end the list with ('.*', 1.0)")
+        out[path] = value
+    return out

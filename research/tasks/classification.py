@@ -1,0 +1,90 @@
+"""Image classification: label smoothing, mixup and cutmix, cross entropy, accuracy.
+
+A batch is {"image": [B, H, W, C] float, "label": [B] int32} and for evaluation "mask": [B] float (0 = padding).
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Batch = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The task; `mixup` and `cutmix` are the alphas of their Beta distributions, 0 switches them off.
+
+    When both are on, each batch takes cutmix with probability `switch` (mixup: arXiv 1710.09412, cutmix: 1905.04899).
+    """
+
+    num_classes: int
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    switch: float = 0.5
+
+    metric = "accuracy"
+
+    def mix(self, batch: Batch, key: Array) -> tuple[Float[Array, "B H W C"], Float[Array, "B N"]]:
+        """Returns (images, target distributions) after smoothing and mixing; pure in (batch, key)."""
+        image = batch["image"]
+        target = smooth_labels(batch["label"], self.num_classes, self.label_smoothing)
+        if not (self.mixup or self.cutmix):
+            return image, target
+        choose, mix_key, cut_key, box_key = jax.random.split(key, 4)
+        plain = _mixup_weight(mix_key, self.mixup, image)
+        cut = _cutmix_weight(cut_key, box_key, self.cutmix, image)
+        use_cut = jax.random.bernoulli(choose, self.switch if self.mixup else 1.0) & (self.cutmix > 0)
+        weight = jnp.where(use_cut, cut, plain)
+        share = weight.mean()
+        mixed = (image * weight + image[::-1] * (1 - weight)).astype(image.dtype)
+        return mixed, target * share + target[::-1] * (1 - share)
+
+    def loss(self, logits: Float[Array, "B N"], target: Float[Array, "B N"]) -> Float[Array, ""]:
+        """Mean cross entropy in float32, in nats."""
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return -(target * jax.nn.log_softmax(logits)).sum(-1).mean()
+
+    def distill(self, logits: Float[Array, "B N"], teacher: Float[Array, "B N"]) -> Float[Array, ""]:
+        """Mean cross entropy to the teacher's distribution (temperature 1); no gradient reaches the teacher."""
+        return self.loss(logits, jax.nn.softmax(jax.lax.stop_gradient(teacher).astype(jnp.float32)))
+
+    def zero_sums(self) -> dict[str, float]:
+        """Returns the start of a sum of `sums`."""
+        return {"correct": 0.0, "nll": 0.0, "count": 0.0}
+
+    def sums(self, logits: Float[Array, "B N"], batch: Batch) -> dict[str, Float[Array, ""]]:
+        """Returns sums over a batch of what `summarize` divides; padded examples do not count."""
+        mask = batch.get("mask", jnp.ones(logits.shape[0], jnp.float32))
+        wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        nll = -jnp.take_along_axis(jax.nn.log_softmax(wide), batch["label"][:, None], 1)[:, 0]
+        correct = (wide.argmax(-1) == batch["label"]).astype(jnp.float32)
+        return {"correct": (correct * mask).sum(), "nll": (nll * mask).sum(), "count": mask.sum()}
+
+    def summarize(self, sums: dict[str, float]) -> dict[str, float]:
+        """Returns {"accuracy": fraction, "loss": nats} from summed `sums`."""
+        count = max(float(sums["count"]), 1.0)
+        return {"accuracy": float(sums["correct"]) / count, "loss": float(sums["nll"]) / count}
+
+
+def smooth_labels(label: Int[Array, " B"], num_classes: int, smoothing: float) -> Float[Array, "B N"]:
+    """One-hot targets with `smoothing` spread evenly over all classes."""
+    return jax.nn.one_hot(label, num_classes) * (1 - smoothing) + smoothing / num_classes
+
+
+def _mixup_weight(key: Array, alpha: float, image: Array) -> Array:
+    weight = jax.random.beta(key, alpha, alpha) if alpha else jnp.ones(())
+    return jnp.broadcast_to(weight, (1, *image.shape[1:3], 1))
+
+
+def _cutmix_weight(key: Array, box_key: Array, alpha: float, image: Array) -> Array:
+    if not alpha:
+        return jnp.ones((1, *image.shape[1:3], 1))
+    height, width = image.shape[1:3]
+    side = jnp.sqrt(1 - jax.random.beta(key, alpha, alpha))
+    centre = jax.random.uniform(box_key, (2,)) * jnp.array([height, width])
+    rows = jnp.abs(jnp.arange(height) + 0.5 - centre[0]) < side * height / 2
+    columns = jnp.abs(jnp.arange(width) + 0.5 - centre[1]) < side * width / 2
+    return 1.0 - (rows[:, None] & columns[None, :]).astype(jnp.float32)[None, :, :, None]

@@ -1,0 +1,1 @@
+"""State, step, loop, checkpoints, sharding, metrics, evaluation, recalibration and extraction."""

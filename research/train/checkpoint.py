@@ -1,0 +1,195 @@
+"""Checkpoints: orbax saves asynchronously; a SHA-256 manifest, written last, makes a step exist.
+
+Orbax alone restores flipped bits silently and takes an empty step folder for the latest. Here a step without a valid
+manifest does not exist: it is moved to `checkpoints/rejected/` with a message, and the one before is used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.errors import UserError
+
+MANIFEST = "nestax_manifest.json"
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Returns relative path -> SHA-256 of every file below a folder, the manifest left out."""
+    hashes = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with path.open("rb") as file:
+            hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes the manifest of a finished step: temporary file, fsync, atomic rename."""
+    temporary = folder / (MANIFEST + ".tmp")
+    hashes = file_hashes(folder)
+    with temporary.open("w") as file:
+        json.dump({"sha256": hashes}, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / MANIFEST)
+
+
+def fault(folder: Path) -> str | None:
+    """Returns what is wrong with a step's folder, or None when every byte is as it was written."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return "it has no manifest (the save did not finish)"
+    try:
+        wanted = json.loads(manifest.read_text())["sha256"]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+        return "its manifest is damaged"
+    found = file_hashes(folder)
+    for name, digest in wanted.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != digest:
+            return f"{name} does not have the bytes that were written"
+    extra = sorted(set(found) - set(wanted))
+    return f"{extra[0]} was not written by the run" if extra else None
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      folder: where step folders lie.
+      keep_last: how many of the newest stay.
+      keep_every: steps divisible by it stay as well; 0 switches that off.
+      keep_best: keeps the step with the largest "metric" as well.
+      say: called with a line for humans when something is amiss.
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int = 2, keep_every: int = 0, keep_best: bool = True, say: Callable[[str], None] = lambda _: None):
+        import orbax.checkpoint as ocp
+
+        self.folder, self._say, self._ocp = Path(folder).absolute(), say, ocp
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._reject_invalid()
+        policies = [ocp.checkpoint_managers.LatestN(max(keep_last, 1))]
+        if keep_every:
+            policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
+        if keep_best:
+            best = ocp.checkpoint_managers.BestN(get_metric_fn=lambda m: m["metric"], n=1, keep_checkpoints_without_metrics=False)
+            policies.append(best)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "run"))
+        self._sealing: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def _reject_invalid(self) -> None:
+        for path in sorted(p for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit()):
+            problem = fault(path)
+            if problem is None:
+                continue
+            target = self.folder / "rejected" / path.name
+            target.parent.mkdir(exist_ok=True)
+            number = 0
+            while target.exists():
+                number += 1
+                target = target.with_name(f"{path.name}.{number}")
+            shutil.move(path, target)
+            self._say(f"checkpoint {path.name} is not used: {problem}; moved to {target.relative_to(self.folder.parent)}")
+
+    def steps(self) -> list[int]:
+        """Steps that exist, oldest first."""
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+
+    def save(self, step: int, state: Any, run: dict[str, Any], metric: float | None = None) -> None:
+        """Starts saving; `run` is JSON. Waits for the save before it, raises what that one met.
+
+        Raises:
+          UserError: the disk is full or cannot be written.
+        """
+        self.wait()
+        args = self._ocp.args
+        items = args.Composite(state=args.StandardSave(state), run=args.JsonSave(run))
+        with self._disk_errors(step):
+            self._manager.save(step, args=items, metrics=None if metric is None else {"metric": metric}, force=True)
+        self._sealing = threading.Thread(target=self._seal, args=(step,), name="seal")
+        self._sealing.start()
+
+    def _seal(self, step: int) -> None:
+        try:
+            self._manager.wait_until_finished()
+            folder = self.folder / str(step)
+            if folder.is_dir():
+                write_manifest(folder)
+        except BaseException as error:  # handed to the thread that calls wait()
+            self._failure = error
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk with its manifest.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            with self._disk_errors(None):
+                raise failure
+
+    def _disk_errors(self, step: int | None) -> "_DiskErrors":
+        return _DiskErrors(self, step)
+
+    def restore(self, step: int, shapes: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
+        """Returns (state, run) of a step, each array placed by `shardings`.
+
+        Raises:
+          UserError: the checkpoint does not have the arrays of this config.
+        """
+        target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
+        args = self._ocp.args
+        try:
+            out = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(target), run=args.JsonRestore()))
+        except (ValueError, KeyError, TypeError) as error:
+            first = str(error).strip().splitlines()[0][:200]
+            raise UserError(f"checkpoint {step} in {self.folder} does not fit this config: {first}") from None
+        return out["state"], out["run"]
+
+    def best_step(self) -> int | None:
+        """Step with the largest metric, None without metrics."""
+        return self._manager.best_step()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+
+class _DiskErrors:
+    """Turns errors of the disk into one line that names what is still there."""
+
+    def __init__(self, owner: Checkpoints, step: int | None):
+        self.owner, self.step = owner, step
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if error is None or isinstance(error, UserError):
+            return False
+        text = str(error)
+        disk = isinstance(error, OSError) or any(w in text for w in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Permission denied", "Read-only"))
+        if not disk:
+            return False
+        left = self.owner.steps()
+        good = f"step {left[-1]} is safe" if left else "no earlier checkpoint exists"
+        cause = "no space left on the disk" if "space left" in text else text.strip().splitlines()[0][:160]
+        raise UserError(f"cannot save a checkpoint in {self.owner.folder}: {cause}; {good}. Free space and start again to go on") from None

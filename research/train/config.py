@@ -1,0 +1,127 @@
+"""The fields of a run's config with their defaults, and what is checked before anything starts.
+
+A recipe in configs/ starts from `base_config()` and changes what it needs; a field that is not here is an error.
+"""
+
+import difflib
+import json
+from typing import Any
+
+import ml_collections
+
+from research.errors import UserError
+
+
+def base_config() -> ml_collections.ConfigDict:
+    """Returns every field of a run with its default."""
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "model": {"name": "unireplknet_a"},
+            "data": {
+                "name": "digits",
+                "dir": "",
+                "validation_fraction": 0.1,
+                "batch_size": 128,
+                "augment": {},
+                "options": {},
+            },
+            "task": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "switch": 0.5},
+            "nested": {
+                "scheme": "full",  # full, random, sorted, sandwich, all
+                "count": 4,
+                "points": {},
+                "reduce": "mean",  # mean or sum of the sub-networks' losses
+                "distill": 1.0,  # share of the teacher's term for sub-networks that learn from the full one
+                "sort_importance": False,  # permute channels by importance before the first step (needs init_from)
+                "tensor_shards": 1,  # parts from each of which a leading slice is taken
+            },
+            "optim": {
+                "name": "adamw",
+                "lr": 1e-3,
+                "weight_decay": 0.05,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "momentum": 0.9,
+                "nesterov": True,
+                "clip_norm": 0.0,
+                "schedule": "cosine",
+                "warmup": "5%",
+                "final_lr": 0.0,
+                "order": 2.0,
+                "decay_rules": (),
+                "lr_rules": (),
+            },
+            "train": {
+                "duration": "10ep",
+                "accumulate": 1,
+                "precision": "float32",
+                "remat": "none",
+                "ema": 0.0,
+                "nan": "stop",  # stop or skip
+                "log_every": "2%",
+                "init_from": "",
+            },
+            "eval": {"every": "20%", "subnets": "full", "batch_size": 500, "calibrate_batches": 8},
+            "checkpoint": {"every": "25%", "keep_last": 2, "keep_every": 0, "keep_best": True},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1, "min_size": 2**14},
+            "report": {"latency": True, "latency_batches": (1, 32), "test": True},
+            "expect": {},
+        }
+    )
+
+
+FREE = ("model", "data.augment", "data.options", "nested.points", "expect")
+"""Sub-trees whose fields are checked by whoever reads them."""
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for an unknown field or a value outside its few choices."""
+    _compare(config.to_dict(), base_config().to_dict(), "")
+    for field, valid in {
+        "nested.reduce": ("mean", "sum"),
+        "train.nan": ("stop", "skip"),
+        "train.precision": ("float32", "bfloat16"),
+    }.items():
+        section, name = field.split(".")
+        value = config[section][name]
+        if value not in valid:
+            raise UserError(f"config.{field}={value!r}; valid: {', '.join(valid)}")
+    for section, name in (("data", "batch_size"), ("train", "accumulate"), ("nested", "count"), ("eval", "batch_size")):
+        if config[section][name] < 1:
+            raise UserError(f"config.{section}.{name}={config[section][name]}; it must be at least 1")
+
+
+def _compare(given: dict[str, Any], known: dict[str, Any], prefix: str) -> None:
+    for key, value in given.items():
+        name = prefix + key
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.4) or sorted(known)
+            raise UserError(f"unknown config field {name!r}; near: {', '.join(prefix + n for n in near)}")
+        if isinstance(value, dict) and name not in FREE:
+            _compare(value, known[key], name + ".")
+
+
+def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the config as plain JSON types."""
+    return json.loads(json.dumps(config.to_dict(), default=list))
+
+
+RESUMABLE = ("mesh", "train.log_every", "checkpoint", "report", "expect", "eval.batch_size")
+"""Fields that may differ when a run goes on in its workdir: they do not change the numbers."""
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Returns `field: old -> new` for every field that differs and may not."""
+    out = []
+    for key in sorted(set(old) | set(new)):
+        name = prefix + key
+        if name in RESUMABLE:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += differences(a, b, name + ".")
+        elif a != b:
+            out.append(f"{name}: {a!r} -> {b!r}")
+    return out

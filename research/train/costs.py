@@ -1,0 +1,70 @@
+"""What sub-networks cost: nominal FLOPs, parameters, latency and memory of the form that runs at inference."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.models import registry
+from research.modules.state import Arrays, abstract, apply
+from research.report import flops as flop_counter
+from research.report import timing
+
+
+@functools.lru_cache(maxsize=1024)
+def forward_flops(config: Any) -> int:
+    """FLOPs of one example's forward pass, a multiply-add counted as two, over the naive forms of the ops."""
+    if hasattr(config, "form"):
+        config = dataclasses.replace(config, form="naive")
+    shapes = abstract(config)
+    image = jax.ShapeDtypeStruct((1, *config.input_shape()), jnp.float32)
+    run = lambda p, s, x: apply(config, p, s, x, mode="eval")[0]  # noqa: E731
+    return flop_counter.count_flops(run, dict(shapes.params), dict(shapes.stats), image)
+
+
+def training_flops(config: Any) -> int:
+    """FLOPs of one example's training step: three times the forward pass of the training form."""
+    return 3 * forward_flops(config)
+
+
+def static_costs(config: Any) -> dict[str, int]:
+    """Returns {"params", "flops"} of the inference form, without arrays."""
+    small = registry.deployed(config)[0]
+    return {"params": abstract(small).num_params(), "flops": forward_flops(small)}
+
+
+def _compile(config: Any, params: Arrays, stats: Arrays, batch: int) -> tuple[Any, Any]:
+    image = jnp.zeros((batch, *config.input_shape()), jnp.float32)
+    run = jax.jit(lambda p, s, x: apply(config, p, s, x, mode="eval")[0])
+    program = run.lower(params, stats, image).compile()
+    return program, functools.partial(program, params, stats, image)
+
+
+def measured_costs(models: dict[str, tuple[Any, Arrays, Arrays]], batches: Sequence[int], repeats: int = 20) -> dict[str, dict[str, float]]:
+    """Measures latency and memory on this machine, all models interleaved.
+
+    Args:
+      models: name -> (config, params, stats) of stand-alone networks; merged here where they can be.
+      batches: batch sizes; the first gives `latency_ms`, another size n gives `latency_ms_n`.
+      repeats: timed calls per model and batch size.
+
+    Returns:
+      name -> {"latency_ms", "latency_ms_32", ..., "peak_memory_bytes" (largest batch)}.
+    """
+    ready = {name: registry.deployed(*model) for name, model in models.items()}
+    jobs = [(name, batch) for batch in batches for name in ready]
+    with ThreadPoolExecutor(2) as pool:
+        compiled = dict(zip(jobs, pool.map(lambda job: _compile(*ready[job[0]], job[1]), jobs), strict=True))
+    out: dict[str, dict[str, float]] = {name: {} for name in ready}
+    for batch in batches:
+        stats = timing.latency({name: compiled[name, batch][1] for name in ready}, repeats=repeats)
+        key = "latency_ms" if batch == batches[0] else f"latency_ms_{batch}"
+        for name in ready:
+            out[name][key] = stats[name]["median_ms"]
+    for name in ready:
+        out[name]["peak_memory_bytes"] = timing.memory(compiled[name, max(batches)][0])
+    return out

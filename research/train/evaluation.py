@@ -1,0 +1,116 @@
+"""Recalibration of batch-norm statistics and evaluation of sub-networks.
+
+After many-in-one training running moments belong to no network in particular: before it is evaluated each one gets
+its own, the averages of the moments of the same training batches (Once-for-All; universally slimmable networks).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.data import pipeline
+from research.modules.state import Arrays
+from research.train.programs import Programs
+from research.train.setup import Setup
+
+
+def place(batch: dict[str, np.ndarray], programs: Programs) -> dict[str, jax.Array]:
+    """Puts this process's part of a batch on its devices."""
+    wanted = {k: v for k, v in batch.items() if k in ("image", "label", "mask")}
+    return {k: jax.make_array_from_process_local_data(programs.batch_sharding, v) for k, v in wanted.items()}
+
+
+def calibration_batches(setup: Setup, count: int) -> list[dict[str, np.ndarray]]:
+    """Returns the first `count` training batches of epoch 0, prepared as for evaluation."""
+    source, size = setup.splits["train"], setup.config["data"]["batch_size"]
+    local, index = size // jax.process_count(), jax.process_index()
+    batches = []
+    for step in range(min(count, max(len(source) // size, 1))):
+        indices, _ = pipeline.batch_indices(
+            len(source), step, batch_size=size, seed=0, shard_index=index, shard_count=jax.process_count()
+        )
+        block = source.gather(indices[:local])
+        batches.append({"image": setup.augment.preprocess(block["image"]), "label": block["label"].astype(np.int32)})
+    return batches
+
+
+class Evaluator:
+    """Evaluates sub-networks of given parameters; calibrated statistics are returned with the metrics.
+
+    Args:
+      tick: called between batches; may raise to stop.
+    """
+
+    def __init__(self, setup: Setup, programs: Programs, tick: Callable[[], None] = lambda: None):
+        self.setup, self.programs, self.tick = setup, programs, tick
+        self._calibration: list[dict[str, jax.Array]] | None = None
+
+    def _calibration_batches(self) -> list[dict[str, jax.Array]]:
+        if self._calibration is None:
+            count = self.setup.config["eval"]["calibrate_batches"]
+            self._calibration = [place(b, self.programs) for b in calibration_batches(self.setup, count)]
+        return self._calibration
+
+    def _zeros(self, shapes: Any) -> Any:
+        return jax.tree.map(lambda s: jax.device_put(np.zeros(s.shape, s.dtype), self.programs.replicated), shapes)
+
+    def needs_calibration(self, name: str) -> bool:
+        return bool(self.programs.small(name).stats) and self.setup.config["eval"]["calibrate_batches"] > 0
+
+    def statistics(self, name: str, params: Arrays, stats: Arrays) -> Arrays:
+        """Returns the statistics that sub-network `name` is evaluated with."""
+        shapes = dict(self.programs.small(name).stats)
+        if not shapes:
+            return {}
+        if not self.needs_calibration(name):
+            sliced = self.programs._sliced(name, stats)
+            return jax.device_put(sliced, self.programs.replicated)
+        total = self._zeros(shapes)
+        batches = self._calibration_batches()
+        program = self.programs.get("calibrate", name, params, total, batches[0])
+        for batch in batches:
+            self.tick()
+            total = program(params, total, batch)
+        host = {k: np.asarray(v) / np.asarray(len(batches), v.dtype) for k, v in jax.device_get(total).items()}
+        return {k: jax.device_put(v, self.programs.replicated) for k, v in host.items()}
+
+    def batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
+        return pipeline.eval_batches(
+            self.setup.splits[split],
+            batch_size=self.setup.config["eval"]["batch_size"],
+            preprocess=self.setup.augment.preprocess,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+        )
+
+    def __call__(self, names: Sequence[str], params: Arrays, stats: Arrays, split: str) -> dict[str, dict[str, float]]:
+        """Returns name -> metrics of the split; every name is recalibrated first."""
+        statistics = {name: self.statistics(name, params, stats) for name in names}
+        return self.run(statistics, params, split)
+
+    def run(self, statistics: dict[str, Arrays], params: Arrays, split: str) -> dict[str, dict[str, float]]:
+        """Returns name -> metrics for sub-networks whose statistics are at hand; the data are read once."""
+        zero = {k: np.float32(v) for k, v in self.setup.task.zero_sums().items()}
+        sums = {name: jax.device_put(zero, self.programs.replicated) for name in statistics}
+        for batch in self.batches(split):
+            placed = place(batch, self.programs)
+            for name in statistics:
+                self.tick()
+                program = self.programs.get("evaluate", name, params, statistics[name], sums[name], placed)
+                sums[name] = program(params, statistics[name], sums[name], placed)
+        return {name: self.setup.task.summarize(jax.device_get(value)) for name, value in sums.items()}
+
+    def prefetch(self, names: Sequence[str], params: Arrays) -> None:
+        """Starts compiling what evaluating `names` needs."""
+        shape, size = self.setup.space.full.input_shape(), self.setup.config["eval"]["batch_size"]
+        local = self.setup.config["data"]["batch_size"]
+        batch = lambda n: {"image": jax.ShapeDtypeStruct((n, *shape), np.float32), "label": jax.ShapeDtypeStruct((n,), np.int32)}  # noqa: E731
+        sums = {k: np.float32(v) for k, v in self.setup.task.zero_sums().items()}
+        for name in names:
+            stats = dict(self.programs.small(name).stats)
+            if self.needs_calibration(name):
+                self.programs.prefetch("calibrate", name, params, stats, batch(local))
+            masked = {**batch(size), "mask": jax.ShapeDtypeStruct((size,), np.float32)}
+            self.programs.prefetch("evaluate", name, params, stats, sums, masked)

@@ -1,0 +1,90 @@
+"""From a run directory back to networks: the full one, or any sub-network with its own statistics."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.errors import UserError
+from research.interop import safetensors_io
+from research.modules.state import Arrays, abstract
+from research.nested.slicing import extract
+from research.train.checkpoint import Checkpoints
+from research.train.evaluation import Evaluator
+from research.train.programs import Programs
+from research.train.rundir import read_config
+from research.train.setup import Setup, make_programs, make_setup
+
+STATISTICS = "statistics"
+
+
+def save_statistics(workdir: str | os.PathLike, step: int, statistics: dict[str, Arrays]) -> None:
+    """Writes each network's own statistics beside the checkpoints, as `statistics/STEP/NAME.npz`."""
+    folder = Path(workdir) / STATISTICS / str(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, stats in statistics.items():
+        temporary = folder / f"{name}.tmp.npz"
+        np.savez(temporary, **{k: np.asarray(v) for k, v in stats.items()})
+        os.replace(temporary, folder / f"{name}.npz")
+
+
+class Trained:
+    """A run opened for reading: its setup, weights (EMA when the run kept one) and statistics."""
+
+    def __init__(self, workdir: str | os.PathLike, say=lambda _: None):
+        self.workdir = Path(workdir)
+        self.config: dict[str, Any] = read_config(workdir)
+        self.config = {**self.config, "mesh": {**self.config["mesh"], "data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1}}
+        self.setup: Setup = make_setup(self.config)
+        self.programs: Programs = make_programs(self.setup)
+        checkpoints = Checkpoints(self.workdir / "checkpoints", keep_last=10**9, keep_best=False, say=say)
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"{workdir} has no valid checkpoint; train it first (python -m launch.train)")
+        self.step = steps[-1]
+        self.state, self.run = checkpoints.restore(self.step, self.programs.state_shapes, self.programs.state_shardings)
+        checkpoints.close()
+        self.weights: Arrays = self.state.params if self.state.ema is None else self.state.ema
+        self.evaluator = Evaluator(self.setup, self.programs)
+
+    def add(self, text: str) -> str:
+        """Makes the sub-network `text` (a name or choices) known and returns its name."""
+        name, config = self.setup.space.resolve(text)
+        if name not in self.setup.space.configs:
+            configs = {**self.setup.space.configs, name: config}
+            self.setup = Setup(self.config, self.setup.splits, self.setup.augment, self.setup.task, type(self.setup.space)(self.setup.space.full, configs), self.setup.total)
+            self.programs = make_programs(self.setup)
+            self.evaluator = Evaluator(self.setup, self.programs)
+        return name
+
+    def statistics(self, name: str) -> Arrays:
+        """Returns the network's own statistics: those saved at this step, else recalibrated now."""
+        path = self.workdir / STATISTICS / str(self.step) / f"{name}.npz"
+        shapes = abstract(self.setup.space.configs[name]).stats
+        if path.is_file():
+            with np.load(path) as data:
+                if set(data.files) == set(shapes):
+                    return {k: jax.device_put(data[k], self.programs.replicated) for k in data.files}
+        return self.evaluator.statistics(name, self.weights, self.state.stats)
+
+    def model(self, name: str) -> tuple[Any, Arrays, Arrays]:
+        """Returns (config, params, stats) of a network as a stand-alone model."""
+        config = self.setup.space.configs[name]
+        params, _ = extract(self.setup.space.full, config, self.weights, {}, self.programs.shards)
+        return config, params, dict(self.statistics(name))
+
+
+def load_model(workdir: str | os.PathLike, subnet: str = "full") -> tuple[Any, Arrays, Arrays]:
+    """Returns (config, params, stats) of a network of a run, or of a folder that convert or extract wrote.
+
+    Raises:
+      UserError: nothing usable there, or a sub-network outside its space.
+    """
+    if (Path(workdir) / "model.safetensors").is_file():
+        if subnet != "full":
+            raise UserError(f"{workdir} holds one stand-alone network; leave out --subnet")
+        return safetensors_io.load_folder(workdir)
+    trained = Trained(workdir)
+    return trained.model(trained.add(subnet))

@@ -1,0 +1,426 @@
+"""The one training loop, top to bottom: evaluate if due, save if due, next batch, step, read the step before.
+
+The device is never waited for, except where numbers must be on disk. A run is a function of its config: killed at
+any point and started again it ends with the same bits and the same `metrics.jsonl`.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from research.errors import UserError
+from research.models import registry
+from research.modules.state import abstract
+from research.nested import importance
+from research.nested.schemes import Draw
+from research.nested.slicing import slice_like
+from research.optim.build import state_bytes
+from research.report import machine
+from research.train import config as run_config
+from research.train import costs
+from research.train.checkpoint import Checkpoints
+from research.train.evaluation import Evaluator, place
+from research.train.programs import Programs, State
+from research.train.rundir import RunDir, write_json
+from research.train.setup import Setup, make_programs, make_setup
+
+
+class Reporter(Protocol):
+    """Where a run tells a human what it does."""
+
+    def say(self, line: str) -> None: ...
+
+    def progress(self, done: int, total: int, text: str) -> None: ...
+
+
+class Preempted(Exception):
+    """The run was told to stop (SIGTERM); its state is saved. `step` is where it goes on."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped at step {step}")
+        self.step = step
+
+
+class NotFinite(UserError):
+    """The loss became NaN or Inf."""
+
+
+@contextlib.contextmanager
+def _sigterm_flag() -> Iterator[dict[str, bool]]:
+    """Turns SIGTERM into a flag for the time of a run (only possible in the main thread)."""
+    flag = {"set": False}
+    try:
+        old = signal.signal(signal.SIGTERM, lambda *_: flag.update(set=True))
+    except ValueError:
+        yield flag
+        return
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+@dataclass
+class Clock:
+    """Wall time of a run over all its starts, and what was spent in steps since the last log line."""
+
+    before: float = 0.0
+    start: float = field(default_factory=time.perf_counter)
+    mark: float = field(default_factory=time.perf_counter)
+    paused: float = 0.0
+
+    def wall(self) -> float:
+        return self.before + time.perf_counter() - self.start
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves evaluation and saving out of the step's time."""
+        began = time.perf_counter()
+        yield
+        self.paused += time.perf_counter() - began
+
+    def lap(self) -> float:
+        """Seconds since the last lap, pauses left out."""
+        now = time.perf_counter()
+        seconds, self.mark, self.paused = now - self.mark - self.paused, now, 0.0
+        return max(seconds, 1e-9)
+
+
+class Run:
+    """One run in its directory; `run()` trains and reports."""
+
+    def __init__(self, config: dict[str, Any], workdir: str, reporter: Reporter):
+        self.config, self.reporter = config, reporter
+        self.setup: Setup = make_setup(config)
+        self.programs: Programs = make_programs(self.setup)
+        self.total = self.setup.total
+        self.rundir = RunDir(workdir, config, machine.environment())
+        keep = config["checkpoint"]
+        self.checkpoints = Checkpoints(
+            Path(workdir) / "checkpoints",
+            keep_last=keep["keep_last"],
+            keep_every=keep["keep_every"],
+            keep_best=keep["keep_best"],
+            say=reporter.say,
+        )
+        self.evaluator = Evaluator(self.setup, self.programs, tick=self._tick)
+        self.flops = {name: costs.training_flops(c) for name, c in self.setup.space.configs.items()}
+        self.flag = {"set": False}
+        self.saved = -1
+        self.last_metric: tuple[int, float] | None = None
+        self.spent_flops = 0.0
+        self.interval_flops = 0.0
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def _start(self) -> tuple[int, State, Clock]:
+        """Restores the newest valid checkpoint, or makes the initial state."""
+        steps = self.checkpoints.steps()
+        if steps:
+            state, run = self.checkpoints.restore(steps[-1], self.programs.state_shapes, self.programs.state_shardings)
+            self.reporter.say(f"resumed from step {steps[-1]}")
+            self.saved = steps[-1]
+            self.spent_flops = run["flops"]
+            return steps[-1], state, Clock(before=run["wall_s"])
+        if self.config["train"]["init_from"]:
+            return 0, self._initial_from(self.config["train"]["init_from"]), Clock()
+        return 0, self.programs.init_state(), Clock()
+
+    def _initial_from(self, source: str) -> State:
+        from research.train.extraction import load_model
+
+        config, params, stats = load_model(source, "full")
+        full = abstract(self.setup.space.full)
+        for name, shape in full.params.items():
+            if name not in params or params[name].shape != shape.shape:
+                raise UserError(f"train.init_from={source} does not fit this model at {name}; its model is {config.family}")
+        if self.config["nested"]["sort_importance"]:
+            params, stats = importance.sort_by_importance(params, stats, full)
+        return self.programs.state_from(dict(params), dict(stats))
+
+    def _tick(self) -> None:
+        if self.flag["set"]:
+            raise Preempted(self.step)
+
+    # -- the loop ----------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end and returns the report.
+
+        Raises:
+          Preempted: SIGTERM came; the state is saved.
+          UserError: NaN, a full disk, or a config that does not fit.
+        """
+        with _sigterm_flag() as self.flag:
+            try:
+                return self._run()
+            finally:
+                self.programs.close()
+                self.rundir.close()
+
+    def _run(self) -> dict[str, Any]:
+        self.step, self.state, self.clock = self._start()
+        self._announce()
+        resumed_at = self.step if self.saved == self.step else None
+        self.rundir.cut_back(self.step)
+        write_json(self.rundir.path / "layout.json", self._layout())
+        eval_every, save_every = self.setup.steps("eval", "every"), self.setup.steps("checkpoint", "every")
+        log_every = max(self.setup.steps("train", "log_every"), 1)
+        due = lambda every: every and self.step and self.step % every == 0 and self.step != resumed_at  # noqa: E731
+        self._prefetch()
+        grads, pending = self.programs.zero_grads(), None
+        batches = self.setup.batches(self.step)
+        try:
+            while self.step < self.total:
+                if due(eval_every):
+                    pending = self._read(pending, log_every)
+                    with self.clock.pause():
+                        self._evaluate()
+                if due(save_every):
+                    pending = self._read(pending, log_every)
+                    with self.clock.pause():
+                        self._save()
+                self._tick()
+                batch = next(batches)
+                draws = self.setup.draw(self.step)
+                grads, metrics = self._update(batch, draws, grads)
+                self.step += 1
+                previous, pending = pending, (self.step, draws, metrics)
+                self._read(previous, log_every)
+            self._read(pending, log_every)
+            pending = None
+            if self.saved != self.total:
+                self._evaluate(final=True)
+                self._save()
+            return self._finish()
+        except Preempted:
+            self._read(pending, log_every)
+            if self.saved != self.step and self.step:
+                self._save()
+            self.checkpoints.close()
+            raise Preempted(self.step) from None
+
+    def _update(self, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any) -> tuple[Any, dict[str, Any]]:
+        """One update: a gradient program per drawn sub-network, then the update program."""
+        nested, accumulate = self.config["nested"], self.config["train"]["accumulate"]
+        share = 1.0 / accumulate / (len(draws) if nested["reduce"] == "mean" else 1)
+        state, losses = self.state, []
+        placed: dict[tuple[int, int], Any] = {}
+        teachers: dict[tuple[int, int], Any] = {}
+        for order, draw in enumerate(draws):
+            for micro in range(accumulate):
+                slot, slots = draw.part * accumulate + micro, draw.parts * accumulate
+                if (slot, slots) not in placed:
+                    placed[slot, slots] = place(_part(batch, slot, slots), self.programs)
+                clock = np.array([self.step, slot, order * accumulate + micro], np.uint32)
+                teacher = teachers.get((slot, slots)) if draw.distill else np.float32(0)
+                args = (state.params, state.stats, grads, placed[slot, slots], clock, np.float32(share), teacher)
+                program = self.programs.get("gradient", draw.name, *args, distill=draw.distill)
+                self._tick_compile()
+                grads, stats, metrics, logits = program(*args)
+                if draw.name == "full":
+                    state = State(state.params, stats, state.opt_state, state.ema)
+                    teachers[slot, slots] = logits
+                losses.append((draw.name, metrics))
+            examples = self.config["data"]["batch_size"] / draw.parts
+            self.interval_flops += self.flops[draw.name] * examples
+            self.spent_flops += self.flops[draw.name] * examples
+        program = self.programs.get("update", "", state, grads, np.int32(self.step))
+        self.state, grads, metrics = program(state, grads, np.int32(self.step))
+        return grads, {"losses": losses, **metrics}
+
+    def _tick_compile(self) -> None:
+        """A stop while the first programs compile, before any step is done, has nothing to save."""
+        if self.flag["set"] and self.step == 0:
+            raise Preempted(0)
+
+    # -- numbers -----------------------------------------------------------------------------------------------
+
+    def _read(self, pending: tuple[int, tuple[Draw, ...], dict[str, Any]] | None, log_every: int) -> None:
+        """Reads the metrics of a finished update: stops at NaN, writes a line when one is due."""
+        if pending is None:
+            return
+        step, _, metrics = pending
+        host = jax.device_get(metrics)
+        for name, values in host["losses"]:
+            if not np.isfinite(values["loss"]) and self.config["train"]["nan"] == "stop":
+                self._not_finite(step, name, "loss")
+        if not host["finite"] and self.config["train"]["nan"] == "stop":
+            self._not_finite(step, ",".join(sorted({n for n, _ in host["losses"]})), "gradient")
+        if step % log_every and step != self.total:
+            return
+        loss = float(np.mean([v["loss"] for _, v in host["losses"]]))
+        accuracy = float(np.mean([v["accuracy"] for _, v in host["losses"]]))
+        record = {"loss": loss, "accuracy": accuracy, "lr": float(host["lr"])}
+        record |= {k: float(host[k]) for k in ("grad_norm", "param_norm", "update_norm")}
+        record |= {f"loss/{name}": float(v["loss"]) for name, v in host["losses"]}
+        if not host["finite"]:
+            record["skipped"] = 1
+        self.rundir.metrics(step, record)
+        self._log_speed(step, record)
+
+    def _log_speed(self, step: int, record: dict[str, float]) -> None:
+        since = step - getattr(self, "_logged", self._first)
+        self._logged = step
+        seconds = self.clock.lap()
+        images = since * self.config["data"]["batch_size"] / seconds
+        mfu = self.interval_flops / seconds / machine.gemm_rate() / jax.device_count()
+        self.interval_flops = 0.0
+        eta = (self.total - step) * seconds / max(since, 1)
+        timing = {"images_per_s": images, "mfu": mfu, "wall_s": self.clock.wall(), "step_ms": 1e3 * seconds / max(since, 1)}
+        self.rundir.timings(step, timing)
+        text = (
+            f"loss {record['loss']:.4f}  acc {record['accuracy']:.3f}  lr {record['lr']:.2e}  {images:,.0f} img/s  "
+            f"MFU {100 * mfu:.1f} %  ETA {int(eta) // 60}:{int(eta) % 60:02d}"
+        )
+        self.reporter.progress(step, self.total, text)
+
+    def _not_finite(self, step: int, name: str, what: str) -> None:
+        with contextlib.suppress(UserError):
+            self.checkpoints.wait()
+        steps = self.checkpoints.steps()
+        good = f"last good checkpoint: step {steps[-1]} in {self.checkpoints.folder}" if steps else "no checkpoint was written yet"
+        raise NotFinite(f"{what} is not finite at step {step}, sub-network {name}; {good}. Lower optim.lr, set optim.clip_norm, or train.nan=skip")
+
+    # -- evaluation and saving ---------------------------------------------------------------------------------
+
+    def weights(self) -> Any:
+        """The parameters that are evaluated: their EMA when it is on."""
+        return self.state.params if self.state.ema is None else self.state.ema
+
+    def _evaluate(self, final: bool = False) -> None:
+        names = self.setup.order if final or self.config["eval"]["subnets"] == "all" else ["full"]
+        results = self.evaluator(names, self.weights(), self.state.stats, "validation")
+        record = {f"validation/{key}/{name}": value for name, metrics in results.items() for key, value in metrics.items()}
+        self.rundir.metrics(self.step, record)
+        full = results["full"][self.setup.task.metric]
+        self.last_metric = (self.step, full)
+        self.reporter.say(f"step {self.step}: validation {self.setup.task.metric} of the full network {100 * full:.2f} %")
+
+    def _save(self) -> None:
+        metric = self.last_metric[1] if self.last_metric and self.last_metric[0] == self.step else None
+        self.checkpoints.save(self.step, self.state, {"step": self.step, "wall_s": self.clock.wall(), "flops": self.spent_flops}, metric)
+        self.saved = self.step
+
+    # -- before and after --------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        self._first = self.step
+        shapes = abstract(self.setup.space.full)
+        state = self.programs.state_shapes
+        self.optimizer_bytes = state_bytes(state.opt_state)
+        self.reporter.say(
+            f"{self.config['model']['name']}: {shapes.num_params():,} parameters, {len(self.setup.order)} networks, "
+            f"{self.total:,} updates of {self.config['data']['batch_size']} examples, {jax.device_count()} device(s)"
+        )
+        self.reporter.say(f"optimizer {self.config['optim']['name']}: {self.optimizer_bytes:,} bytes of state, params {4 * shapes.num_params():,} bytes")
+        for name, missed in list(self.programs.refused.items())[:5]:
+            self.reporter.say(f"layout: {name} could not be split: {'; '.join(missed)}")
+
+    def _layout(self) -> dict[str, str]:
+        from research.train.sharding import dump
+
+        return dump({**self.programs.param_shardings, **self.programs.stat_shardings})
+
+    def _prefetch(self) -> None:
+        """Starts compiling every program that the run will surely use, in the order of need."""
+        config, shape = self.config, self.setup.space.full.input_shape()
+        params, stats = dict(self.programs.full.params), dict(self.programs.full.stats)
+        seen: dict[tuple[str, bool], int] = {}
+        if self.step < self.total:
+            for step in range(self.step, min(self.total, self.step + 50)):
+                for draw in self.setup.draw(step):
+                    seen.setdefault((draw.name, draw.distill), draw.parts)
+        for i, ((name, distill), parts) in enumerate(seen.items()):
+            size = config["data"]["batch_size"] // parts // config["train"]["accumulate"]
+            batch = {"image": jax.ShapeDtypeStruct((size, *shape), np.float32), "label": jax.ShapeDtypeStruct((size,), np.int32)}
+            teacher = jax.ShapeDtypeStruct((size, self.setup.task.num_classes), np.float32) if distill else np.float32(0)
+            args = (params, stats, params, batch, np.zeros(3, np.uint32), np.float32(0), teacher)
+            self.programs.prefetch("gradient", name, *args, distill=distill)
+            if i == 0:
+                self.programs.prefetch("update", "", self.programs.state_shapes, params, np.int32(0))
+        self.evaluator.prefetch(self.setup.order, params)
+
+    def _finish(self) -> dict[str, Any]:
+        """Evaluates every network on the test split (read once, here), measures costs, writes statistics and report."""
+        from research.train.extraction import save_statistics
+
+        weights, stats = self.weights(), self.state.stats
+        statistics = {name: self.evaluator.statistics(name, weights, stats) for name in self.setup.order}
+        validation = self.evaluator.run(statistics, weights, "validation")
+        split = "test" if self.config["report"]["test"] and len(self.setup.splits["test"]) else "validation"
+        results = self.evaluator.run(statistics, weights, split) if split == "test" else validation
+        save_statistics(self.rundir.path, self.total, statistics)
+        self.checkpoints.close()
+        rows = self._rows(statistics, results, validation)
+        seconds = self.programs.seconds
+        report = {
+            "metric": f"{split} {self.setup.task.metric}",
+            "subnets": rows,
+            "wall_s": self.clock.wall(),
+            "compile_s": sum(seconds.values()),
+            "programs": len(seconds),
+            "programs_bound": self.programs.bound(),
+            "train_flops": self.spent_flops,
+            "updates": self.total,
+            "optimizer_state_bytes": self.optimizer_bytes,
+            "gemm_gflops": machine.gemm_rate() / 1e9,
+            "mfu": self.spent_flops / self.clock.wall() / machine.gemm_rate() / jax.device_count(),
+        }
+        self.reporter.say(f"{len(seconds)} programs compiled in {sum(seconds.values()):.1f} s (at most {self.programs.bound()} allowed)")
+        return report
+
+    def _rows(self, statistics: Any, results: Any, validation: Any) -> list[dict[str, Any]]:
+        metric, space = self.setup.task.metric, self.setup.space
+        rows = []
+        measured: dict[str, dict[str, float]] = {}
+        if self.config["report"]["latency"] and jax.process_count() == 1:
+            weights = {k: np.asarray(v) for k, v in jax.device_get(self.weights()).items()}
+            full = self.programs.full
+            models = {
+                name: (space.configs[name], slice_like(weights, full, self.programs.small(name), self.programs.shards), dict(statistics[name]))
+                for name in self.setup.order
+            }
+            measured = costs.measured_costs(jax.device_get(models) if jax.device_count() > 1 else models, self.config["report"]["latency_batches"])
+        for name in self.setup.order:
+            row = {"name": name, "value": results[name][metric], f"validation_{metric}": validation[name][metric]}
+            row |= costs.static_costs(space.configs[name]) | measured.get(name, {})
+            rows.append(row)
+        return rows
+
+
+def _part(batch: dict[str, np.ndarray], slot: int, slots: int) -> dict[str, np.ndarray]:
+    if slots == 1:
+        return batch
+    size = len(batch["label"]) // slots
+    return {k: v[slot * size : (slot + 1) * size] for k, v in batch.items()}
+
+
+def train(config: dict[str, Any], workdir: str, reporter: Reporter) -> dict[str, Any]:
+    """Runs a config in a directory (again: resumes) and returns the report, written as report.json, report.md and pareto.png.
+
+    Args:
+      config: a resolved config, see `research.train.config`.
+      workdir: the run's folder.
+      reporter: where lines for humans go.
+
+    Raises:
+      UserError: a config, a folder or data that do not fit, a full disk, NaN.
+      Preempted: SIGTERM came; the state is saved.
+    """
+    from research.report.run_card import write_report
+
+    run = Run(config, workdir, reporter)
+    report = run.run()
+    write_report(workdir, {**report, "full": "full", "title": config["model"]["name"]})
+    return report
+
+
+__all__ = ["NotFinite", "Preempted", "Reporter", "Run", "registry", "run_config", "train"]

@@ -1,0 +1,239 @@
+"""The compiled programs of a run: one gradient program per sub-network, one update program, and for evaluation one
+recalibration and one evaluation program per sub-network. All are compiled ahead of time, in background threads.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from research.modules.state import Abstract, Arrays, abstract, apply, initialize
+from research.nested.slicing import slice_like
+from research.nested.space import Space
+from research.train import sharding
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class State:
+    """What a checkpoint holds: params, running statistics, optimizer state and the EMA of the params (or None)."""
+
+    params: Arrays
+    stats: Arrays
+    opt_state: Any
+    ema: Arrays | None
+
+
+@dataclass
+class Programs:
+    """Builds and keeps the compiled programs; `get` waits for one, `prefetch` starts compiling it.
+
+    Attributes:
+      compiled: key -> compiled program, in order of completion.
+      seconds: key -> seconds spent tracing and compiling it.
+    """
+
+    task: Any
+    space: Space
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    mesh: Mesh
+    seed: int
+    config: Mapping[str, Any]
+    compiled: dict[tuple, Any] = field(default_factory=dict)
+    seconds: dict[tuple, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.full: Abstract = abstract(self.space.full)
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self.batch_sharding = NamedSharding(self.mesh, PartitionSpec(sharding.BATCH_AXES))
+        shapes = {**self.full.params, **self.full.stats}
+        layout, self.refused = sharding.layout(self.full.axes, shapes, self.mesh, self.config["mesh"]["min_size"])
+        self.param_shardings = {k: layout[k] for k in self.full.params}
+        self.stat_shardings = {k: layout[k] for k in self.full.stats}
+        self.shards = {r: int(self.config["nested"]["tensor_shards"]) for r in ("mlp", "heads", "bottleneck")}
+        self.state_shapes = jax.eval_shape(self._init, jax.eval_shape(lambda: jax.random.key(0)))
+        self.state_shardings = State(
+            self.param_shardings,
+            self.stat_shardings,
+            sharding.like_params(self.state_shapes.opt_state, self.full.params, self.param_shardings, self.mesh),
+            self.param_shardings if self.state_shapes.ema is not None else None,
+        )
+        self._futures: dict[tuple, Future] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
+        self._canonical = {}
+        for name, config in self.space.configs.items():
+            self._canonical[name] = next((n for n, c in self.space.configs.items() if c == config), name)
+
+    # -- initial state -----------------------------------------------------------------------------------------
+
+    def _init(self, key: Array) -> State:
+        params, stats = initialize(self.space.full, key)
+        return self._fresh(params, stats)
+
+    def _fresh(self, params: Arrays, stats: Arrays) -> State:
+        ema = jax.tree.map(jnp.copy, params) if self.config["train"]["ema"] else None
+        return State(params, stats, self.optimizer.init(params), ema)
+
+    def init_state(self) -> State:
+        """Draws the initial state, each array where it belongs."""
+        return jax.jit(self._init, out_shardings=self.state_shardings)(jax.random.key(self.seed))
+
+    def state_from(self, params: Arrays, stats: Arrays) -> State:
+        """Returns an initial state that starts from given weights."""
+        return jax.jit(self._fresh, out_shardings=self.state_shardings)(params, stats)
+
+    def zero_grads(self) -> Arrays:
+        """Returns the gradient buffer, zeros with the layout of the parameters."""
+        return {k: jax.device_put(np.zeros(s.shape, s.dtype), self.param_shardings[k]) for k, s in self.full.params.items()}
+
+    # -- programs ----------------------------------------------------------------------------------------------
+
+    def small(self, name: str) -> Abstract:
+        return abstract(self.space.configs[name])
+
+    def _sliced(self, name: str, arrays: Arrays) -> Arrays:
+        return slice_like(arrays, self.full, self.small(name), self.shards)
+
+    def _cast(self, arrays: Arrays) -> Arrays:
+        dtype = DTYPES[self.config["train"]["precision"]]
+        return {k: v.astype(dtype) for k, v in arrays.items()}
+
+    def _gradient(self, name: str, distill: bool) -> Callable:
+        config, share, task = self.space.configs[name], self.config["nested"]["distill"], self.task
+        dtype = DTYPES[self.config["train"]["precision"]]
+
+        def program(params, stats, grads, batch, clock, scale, teacher):
+            step_key = jax.random.fold_in(jax.random.key(self.seed), clock[0])
+            mix_key = jax.random.fold_in(jax.random.fold_in(step_key, 0), clock[1])
+            drop_key = jax.random.fold_in(jax.random.fold_in(step_key, 1), clock[2])
+            image, target = task.mix(batch, mix_key)
+
+            def loss_fn(params):
+                sub = self._cast(self._sliced(name, params))
+                sub_stats = self._sliced(name, stats)
+                logits, new_stats = apply(config, sub, sub_stats, image.astype(dtype), mode="train", key=drop_key)
+                loss = task.loss(logits, target)
+                if distill:
+                    loss = (1 - share) * loss + share * task.distill(logits, teacher)
+                return loss * scale, (loss, logits, new_stats)
+
+            (_, (loss, logits, new_stats)), new = jax.value_and_grad(loss_fn, has_aux=True)(params)
+            grads = jax.tree.map(jnp.add, grads, new)
+            correct = (logits.argmax(-1) == batch["label"]).mean()
+            out_stats = new_stats if name == "full" else stats
+            return grads, out_stats, {"loss": loss, "accuracy": correct}, logits
+
+        return program
+
+    def _update(self) -> Callable:
+        decay, skip = self.config["train"]["ema"], self.config["train"]["nan"] == "skip"
+
+        def program(state: State, grads: Arrays, step: Array):
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema = state.ema
+            if decay:
+                rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+                ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, params)
+            norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
+            new = State(params, state.stats, opt_state, ema)
+            finite = jnp.isfinite(norms["grad_norm"])
+            if skip:
+                new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+            metrics = {**norms, "update_norm": optax.global_norm(updates), "lr": self.schedule(step), "finite": finite}
+            return new, jax.tree.map(jnp.zeros_like, grads), metrics
+
+        return program
+
+    def _calibrate(self, name: str) -> Callable:
+        config = self.space.configs[name]
+        dtype = DTYPES[self.config["train"]["precision"]]
+
+        def program(params, total, batch):
+            start = jax.tree.map(jnp.zeros_like, total)
+            sub = self._cast(self._sliced(name, params))
+            _, stats = apply(config, sub, start, batch["image"].astype(dtype), mode="calibrate")
+            return jax.tree.map(jnp.add, total, stats)
+
+        return program
+
+    def _evaluate(self, name: str) -> Callable:
+        config = self.space.configs[name]
+        dtype = DTYPES[self.config["train"]["precision"]]
+
+        def program(params, stats, sums, batch):
+            sub = self._cast(self._sliced(name, params))
+            logits, _ = apply(config, sub, stats, batch["image"].astype(dtype), mode="eval")
+            return jax.tree.map(jnp.add, sums, self.task.sums(logits, batch))
+
+        return program
+
+    # -- compiling ---------------------------------------------------------------------------------------------
+
+    def _build(self, key: tuple, args: tuple) -> Any:
+        start = time.perf_counter()
+        kind, name = key[0], key[1]
+        rep, batch = self.replicated, self.batch_sharding
+        params, stats = self.param_shardings, self.stat_shardings
+        if kind == "gradient":
+            fn = jax.jit(
+                self._gradient(name, key[2]),
+                in_shardings=(params, stats, params, batch, rep, rep, batch if key[2] else rep),
+                out_shardings=(params, stats, rep, batch),
+                donate_argnums=(2,),
+            )
+        elif kind == "update":
+            fn = jax.jit(
+                self._update(),
+                in_shardings=(self.state_shardings, params, rep),
+                out_shardings=(self.state_shardings, params, rep),
+                donate_argnums=(0, 1),
+            )
+        elif kind == "calibrate":
+            fn = jax.jit(self._calibrate(name), in_shardings=(params, rep, batch), out_shardings=rep, donate_argnums=(1,))
+        else:
+            fn = jax.jit(self._evaluate(name), in_shardings=(params, rep, rep, batch), out_shardings=rep, donate_argnums=(2,))
+        program = fn.lower(*args).compile()
+        with self._lock:
+            self.compiled[key] = program
+            self.seconds[key] = time.perf_counter() - start
+        return program
+
+    def prefetch(self, kind: str, name: str, *args: Any, distill: bool = False) -> None:
+        """Starts compiling a program for arguments of these shapes, if it is not at hand yet."""
+        key = self._key(kind, name, distill)
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), args)
+        with self._lock:
+            if key not in self._futures:
+                self._futures[key] = self._pool.submit(self._build, key, shapes)
+
+    def get(self, kind: str, name: str, *args: Any, distill: bool = False) -> Any:
+        """Returns a compiled program, waiting for it when needed."""
+        self.prefetch(kind, name, *args, distill=distill)
+        future = self._futures[self._key(kind, name, distill)]
+        while not future.done():
+            time.sleep(0.01)  # a plain result() would hold back signals
+        return future.result()
+
+    def _key(self, kind: str, name: str, distill: bool) -> tuple:
+        return (kind, self._canonical.get(name, name), distill) if kind == "gradient" else (kind, self._canonical.get(name, name))
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def bound(self) -> int:
+        """The most programs that a run may compile: three per distinct sub-network, and the update."""
+        return 3 * len(set(self._canonical.values())) + 1

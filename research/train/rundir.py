@@ -1,0 +1,110 @@
+"""A run directory explains itself: config, environment, metrics, timings, TensorBoard events.
+
+`metrics.jsonl` holds what must be the same in a repeated run, one JSON object a line with "step";
+`timings.jsonl` what cannot be. Both are cut back to the restored step on resume.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from research.errors import UserError
+from research.train import config as run_config
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically: a reader sees the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    os.replace(temporary, path)
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """Returns the resolved config of a run.
+
+    Raises:
+      UserError: the folder holds no run.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a training run")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it from environment.json's command or start anew") from None
+
+
+class RunDir:
+    """One run's folder.
+
+    Raises:
+      UserError: the folder holds a run of another config, or cannot be written.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, config: dict[str, Any], environment: dict[str, Any]):
+        self.path = Path(workdir)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create workdir {workdir}: {error.strerror}; choose another --workdir") from None
+        existing = self.path / "config.json"
+        if existing.exists():
+            changed = run_config.differences(read_config(self.path), config)
+            if changed:
+                more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+                raise UserError(f"{workdir} holds a run of another config ({changed[0]}{more}); use another --workdir")
+        else:
+            strangers = [p.name for p in self.path.iterdir()]
+            if "checkpoints" in strangers:
+                raise UserError(f"{workdir} has checkpoints but no config.json; use another --workdir")
+        write_json(existing, config)
+        write_json(self.path / "environment.json", environment)
+        self._files: dict[str, Any] = {}
+        self._board = None
+
+    def cut_back(self, step: int) -> None:
+        """Drops lines of later steps than `step` (they are about to be made again) and half-written last lines."""
+        for name in ("metrics.jsonl", "timings.jsonl"):
+            path = self.path / name
+            if not path.exists():
+                continue
+            kept = []
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+                except (json.JSONDecodeError, KeyError):
+                    continue
+            temporary = path.with_name(name + ".tmp")
+            temporary.write_text("".join(kept))
+            os.replace(temporary, path)
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """Appends one line to metrics.jsonl and to the TensorBoard events."""
+        self._append("metrics.jsonl", {"step": step, **values})
+        if self._board is None:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    def timings(self, step: int, values: dict[str, Any]) -> None:
+        """Appends one line to timings.jsonl."""
+        self._append("timings.jsonl", {"step": step, **values})
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        if name not in self._files:
+            self._files[name] = (self.path / name).open("a")
+        self._files[name].write(json.dumps(record, sort_keys=True) + "\n")
+        self._files[name].flush()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+        if self._board is not None:
+            self._board.close()
+            self._board = None

@@ -1,0 +1,125 @@
+"""Where arrays live: a named mesh from the config, a layout from the axis names.
+
+Ordered rules go from role to mesh axis; the first that divides the axis wins, each mesh axis is used once per
+array, small arrays are replicated. Meshes have Auto axis types: the compiler inserts the collectives.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from research.errors import UserError
+from research.modules.axes import Axes, role
+
+MESH_AXES = ("data", "fsdp", "tensor", "expert", "context")
+BATCH_AXES = ("data", "fsdp")
+
+RULES: tuple[tuple[str, str | None], ...] = (
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("bottleneck", "tensor"),
+    ("classes", "tensor"),
+    ("embed", "fsdp"),
+    ("mlp", "fsdp"),
+    ("bottleneck", "fsdp"),
+    ("squeeze", None),
+    ("stem", None),
+    ("head_dim", None),
+    ("image", None),
+    ("layers", None),
+    ("kernel_h", None),
+    ("kernel_w", None),
+    ("window_h", None),
+    ("window_w", None),
+    ("tokens", None),
+)
+"""Role -> mesh axis, in order of preference; None replicates. A role without a rule is an error."""
+
+MIN_SIZE = 2**14
+"""Arrays of fewer elements are replicated: a collective would cost more than they do."""
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """Builds the mesh; one of the sizes may be -1 (what remains). One device is a mesh of ones.
+
+    Raises:
+      UserError: unknown axis, or sizes that do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    unknown = sorted(set(sizes) - set(MESH_AXES))
+    if unknown:
+        raise UserError(f"unknown mesh axis {unknown[0]!r}; valid: {', '.join(MESH_AXES)}")
+    shape = [int(sizes.get(name, 1)) for name in MESH_AXES]
+    fixed = math.prod(s for s in shape if s != -1)
+    shape = [len(devices) // fixed if s == -1 else s for s in shape]
+    if math.prod(shape) != len(devices) or min(shape) < 1:
+        wanted = " x ".join(f"{n}={s}" for n, s in zip(MESH_AXES, shape, strict=True) if s != 1) or "1"
+        raise UserError(f"mesh {wanted} does not fit {len(devices)} devices; the sizes must multiply to it (one may be -1)")
+    return Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def partition_spec(axes: Axes, shape: Sequence[int], mesh: Mesh, min_size: int = MIN_SIZE) -> tuple[PartitionSpec, list[str]]:
+    """Returns the layout of one array and the rules that were wanted but could not be applied.
+
+    Raises:
+      ValueError: an axis has no rule.
+    """
+    assigned: list[str | None] = [None] * len(shape)
+    refused = []
+    known = {r for r, _ in RULES}
+    for name in axes:
+        if role(name) not in known:
+            raise ValueError(f"axis {name!r} has no sharding rule; add its role to RULES in research/train/sharding.py")
+    if math.prod(shape) < min_size:
+        return PartitionSpec(), refused
+    for wanted, mesh_axis in RULES:
+        if mesh_axis is None or mesh.shape[mesh_axis] == 1 or mesh_axis in assigned:
+            continue
+        places = [i for i, name in enumerate(axes) if role(name) == wanted and assigned[i] is None]
+        fits = [i for i in places if shape[i] % mesh.shape[mesh_axis] == 0]
+        if fits:
+            assigned[fits[-1]] = mesh_axis
+        elif places:
+            refused.append(f"{axes[places[-1]]}={shape[places[-1]]} over {mesh_axis}={mesh.shape[mesh_axis]}")
+    while assigned and assigned[-1] is None:
+        assigned.pop()
+    return PartitionSpec(*assigned), refused
+
+
+def layout(axes: Mapping[str, Axes], shapes: Mapping[str, Any], mesh: Mesh, min_size: int = MIN_SIZE) -> tuple[dict[str, NamedSharding], dict[str, list[str]]]:
+    """Returns (array -> sharding, array -> rules that did not divide)."""
+    shardings, refused = {}, {}
+    for name, shape in shapes.items():
+        spec, missed = partition_spec(axes[name], shape.shape, mesh, min_size)
+        shardings[name] = NamedSharding(mesh, spec)
+        if missed:
+            refused[name] = missed
+    return shardings, refused
+
+
+def like_params(tree: Any, shapes: Mapping[str, Any], shardings: Mapping[str, NamedSharding], mesh: Mesh) -> Any:
+    """Returns shardings for a tree (an optimizer state) whose leaves under a parameter's name follow the parameter."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def choose(path, leaf):
+        for entry in reversed(path):
+            name = getattr(entry, "key", None)
+            if name in shardings and shapes[name].shape == leaf.shape:
+                return shardings[name]
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(choose, tree)
+
+
+def dump(shardings: Mapping[str, NamedSharding]) -> dict[str, str]:
+    """Returns array -> layout as text, for humans and for comparison with a stored file."""
+    return {name: str(tuple(s.spec)) for name, s in sorted(shardings.items())}
+
+
+def shards_of_roles(mesh: Mesh) -> dict[str, int]:
+    """Returns role -> number of parts that the tensor axis of the mesh cuts it in."""
+    return {r: mesh.shape[m] for r, m in RULES if m == "tensor" and mesh.shape[m] > 1}

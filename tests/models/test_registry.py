@@ -1,0 +1,133 @@
+"""Tests generated from the registry: counts and axis names on the real models, gradients on the shrunken twins."""
+
+import dataclasses
+import fnmatch
+
+import jax
+import numpy as np
+import pytest
+
+from research.errors import UserError
+from research.models import registry
+from research.modules.axes import ROLES, role
+from research.modules.state import abstract, apply
+from research.nested.slicing import CUTS
+from tests.models.twins import distinct_twins, fast_jit, images, random_arrays, train_results, twin
+
+NAMES = registry.list_models()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameter_count_is_the_published_one(name):
+    entry = registry.entry(name)
+    if entry.counts is not None:
+        assert abstract(entry.config).num_params() == entry.counts
+
+
+def test_most_models_have_a_published_count():
+    assert [n for n in NAMES if registry.entry(n).counts is None] == ["resnet20_cifar", "resnet56_cifar"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_axis_has_a_known_role(name):
+    shapes = abstract(registry.entry(name).config)
+    arrays = {**shapes.params, **shapes.stats}
+    assert set(shapes.axes) == set(arrays)
+    for array, axes in shapes.axes.items():
+        assert len(axes) == len(arrays[array].shape), array
+        for axis in axes:
+            assert role(axis) in ROLES and role(axis) in CUTS, (array, axis)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_names_have_equal_sizes(name):
+    shapes = abstract(registry.entry(name).config)
+    sizes = {}
+    exempt = ("kernel_h", "kernel_w", "window_h", "window_w")
+    for array, struct in {**shapes.params, **shapes.stats}.items():
+        for axis, size in zip(shapes.axes[array], struct.shape, strict=True):
+            if role(axis) not in exempt:
+                assert sizes.setdefault(axis, size) == size, (array, axis)
+
+
+def test_sharding_rules_cover_every_role():
+    sharding = pytest.importorskip("research.train.sharding")
+    ruled = {rule[0] if isinstance(rule, tuple) else rule for rule in sharding.RULES}
+    used = {role(a) for n in NAMES for axes in abstract(registry.entry(n).config).axes.values() for a in axes}
+    assert used - ruled == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twin_is_finite_and_every_parameter_gets_a_gradient(name):
+    config = twin(name)
+    value, grads = train_results(config)
+    assert np.isfinite(value)
+    assert set(grads) == set(abstract(config).params)
+    for path, grad in grads.items():
+        assert np.isfinite(grad).all(), path
+        if not path.endswith("attention/key/bias"):  # a shift of all keys leaves a softmax as it is
+            assert np.abs(grad).max() > 1e-7, path
+
+
+@pytest.mark.parametrize("config", distinct_twins(), ids=lambda c: distinct_twins()[c][0])
+def test_forward_gives_finite_logits_and_eval_keeps_the_statistics(config):
+    params, stats = random_arrays(config)
+    out, after = fast_jit(lambda p, s, x: apply(config, p, s, x, mode="eval"))(params, stats, images(config))
+    assert out.shape == (3, 10) and np.isfinite(out).all()
+    assert float(np.std(out, axis=0).max()) > 1e-3
+    for name in stats:
+        np.testing.assert_array_equal(after[name], stats[name])
+
+
+@pytest.mark.parametrize("name", ["resnet50", "unireplknet_t", "deit_tiny_distilled_patch16_224"])
+def test_remat_and_unrolling_change_nothing(name):
+    value, grads = train_results(twin(name))
+    other, other_grads = train_results(twin(name, remat="full", unroll=name == "resnet50"))
+    np.testing.assert_allclose(other, value, rtol=1e-5)
+    for path, grad in grads.items():
+        np.testing.assert_allclose(other_grads[path], grad, rtol=2e-4, atol=1e-5 * np.abs(grad).max() + 1e-6, err_msg=path)
+
+
+def test_remat_is_really_in_the_program():
+    from tests.models.twins import loss
+
+    def jaxpr(config):
+        params, stats = random_arrays(config)
+        return str(jax.make_jaxpr(jax.grad(lambda p: loss(config, p, stats, images(config))))(params))
+
+    for name in ("resnet18", "vit_tiny_patch16_224", "unireplknet_a"):
+        assert "remat" not in jaxpr(twin(name)) and "remat" in jaxpr(twin(name, remat="full")), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_hashable_replaceable_and_full_size_shrink_is_the_identity(name):
+    config = registry.entry(name).config
+    assert hash(config) == hash(dataclasses.replace(config))
+    assert config.shrink() == config
+    assert registry.model_config(name, num_classes=7).num_classes == 7
+    assert set(config.elastic) >= {"width", "depth", "keep"}
+
+
+def test_patterns_unknown_names_and_unknown_fields():
+    assert registry.list_models("unireplknet_*") == fnmatch.filter(NAMES, "unireplknet_*")
+    assert len(registry.list_models("unireplknet_*")) == 9
+    with pytest.raises(UserError, match="unknown model 'resnet51'; near: resnet5"):
+        registry.entry("resnet51")
+    with pytest.raises(UserError, match="no field 'num_clases'; near: num_classes"):
+        registry.model_config("resnet18", num_clases=3)
+
+
+def test_derived_fields_follow_their_sources():
+    assert registry.model_config("unireplknet_a", dims=(8, 16, 24, 32)).mlp_dims == (32, 64, 96, 128)
+    assert registry.model_config("resnet50", dims=(32, 64, 128, 256)).inner_dims == (8, 16, 32, 64)
+    assert registry.model_config("resnet50", depths=(1, 2, 1, 1)).kept_layers == ((0,), (0, 1), (0,), (0,))
+    assert registry.model_config("vit_tiny_patch16_224", dim=64).mlp_dim == 256
+
+
+def test_created_model_runs_and_samples():
+    model = registry.create_model("vit_tiny_patch16_224", **registry.entry("vit_tiny_patch16_224").tiny)
+    small = model.sample(width=0.5, depth=0.5)
+    x = images(model.config)
+    assert model(x).shape == small(x).shape == (3, 10)
+    assert small.config.depth == 2 and small.config.dim == 16 and small.config.heads == 2
+    assert registry.model_info("resnet50")["params"] == 25_557_032

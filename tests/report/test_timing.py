@@ -1,0 +1,60 @@
+"""Interleaving, percentiles and the memory sum."""
+
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.report import timing
+
+
+def test_calls_interleave_and_rotate():
+    calls = []
+    fns = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    stats = timing.latency(fns, warmup=2, repeats=3)
+    assert "".join(calls) == "aabbcc" + "abc" + "bca" + "cab"
+    assert list(stats) == ["a", "b", "c"] and stats["a"]["repeats"] == 3
+
+
+def test_latency_measures_milliseconds():
+    stats = timing.latency({"slow": lambda: time.sleep(0.02), "fast": lambda: None}, warmup=0, repeats=5)
+    assert 20 <= stats["slow"]["median_ms"] < 40
+    assert stats["fast"]["median_ms"] < 5
+    assert stats["slow"]["p5_ms"] <= stats["slow"]["median_ms"] <= stats["slow"]["p95_ms"]
+
+
+def test_latency_waits_for_every_output(monkeypatch):
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    timing.latency({"f": lambda: {"a": 1, "b": 2}}, warmup=1, repeats=2)
+    assert waited == [{"a": 1, "b": 2}] * 3
+
+
+def test_summary():
+    assert timing._summary(list(range(101))) == {"median_ms": 50.0, "p5_ms": 5.0, "p95_ms": 95.0, "repeats": 101}
+    with pytest.raises(ValueError, match="repeats=0"):
+        timing.latency({}, repeats=0)
+
+
+def test_memory_of_a_compiled_program():
+    x = jnp.ones((256, 256))
+    size = x.nbytes
+    assert timing.memory(jax.jit(lambda x: x + 1).lower(x).compile()) == 2 * size
+    assert timing.memory(jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile()) == size
+    # The first product is a temporary of the second.
+    assert timing.memory(jax.jit(lambda x: (x @ x) @ x).lower(x).compile()) >= 3 * size
+
+
+def test_memory_sum_and_none():
+    stats = types.SimpleNamespace(
+        argument_size_in_bytes=1000, temp_size_in_bytes=200, output_size_in_bytes=30, alias_size_in_bytes=4
+    )
+    assert timing.memory(types.SimpleNamespace(memory_analysis=lambda: stats)) == 1226
+    assert timing.memory(types.SimpleNamespace(memory_analysis=lambda: None)) is None
+
+
+def test_numbers_are_plain_floats():
+    assert type(timing._summary([np.float64(1.0)])["median_ms"]) is float
