@@ -1,30 +1,58 @@
-"""What every command shares: the process set up for speed, and a user's mistake told in one line."""
+"""What every command shares: flags with useful help, the process set up for speed, mistakes told in one line."""
 
+import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from absl import app
+from absl import flags
 
 from research.errors import UserError
 from research.process import set_allocator
 
-USER_ERROR = 2  # exit code
+USER_ERROR = 2  # exit code of a user's mistake
+STOPPED = 75  # exit code of a run that SIGTERM stopped and that can go on (EX_TEMPFAIL)
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Parses the flags, calls `main()` and exits with its code; never returns.
 
-    A UserError is printed as `error: ...` on stderr with exit code 2, any other exception with its traceback.
+    A UserError is printed as `error: ...` on stderr with exit code 2; so are full disks and unknown flags. Any other
+    exception keeps its traceback.
     """
+    set_allocator()
+    try:
+        if {"--help", "--helpshort", "-h", "-help", "-helpshort"} & set(sys.argv[1:]):
+            print(_help())
+            sys.exit(0)
+        _parse(sys.argv)
+        code = main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = USER_ERROR
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'a file of the run'}; nothing that was there is lost", file=sys.stderr)
+        code = USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
+        code = 130
+    sys.exit(code or 0)
 
-    def guarded(argv: Sequence[str]) -> int | None:
-        set_allocator()
-        try:
-            if len(argv) > 1:
-                raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value (see --helpshort)")
-            return main()
-        except UserError as e:
-            print(f"error: {e}", file=sys.stderr)
-            return USER_ERROR
 
-    app.run(guarded)
+def _help() -> str:
+    doc = sys.modules["__main__"].__doc__ or ""
+    return f"{doc.strip()}\n\nflags:{flags.FLAGS.main_module_help().split(':', 2)[-1]}"
+
+
+def _parse(argv: list[str]) -> None:
+    try:
+        rest = flags.FLAGS(argv, known_only=False)
+    except flags.UnrecognizedFlagError as error:
+        names = list(flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"].__name__) or flags.FLAGS)
+        names = [f if isinstance(f, str) else f.name for f in names]
+        near = difflib.get_close_matches(error.flagname, names, n=3, cutoff=0.5) or names
+        raise UserError(f"unknown flag --{error.flagname}; near: {', '.join('--' + n for n in near)} (see --helpshort)") from None
+    except flags.Error as error:
+        raise UserError(str(error).replace("\n", " ").strip()) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value (see --helpshort)")

@@ -12,8 +12,9 @@ import os
 from absl import flags
 
 from launch import common
+from research import interop
 
-_SOURCE = flags.DEFINE_string("source", None, "Whose names the weights carry: unireplknet.", required=True)
+_SOURCE = flags.DEFINE_enum("source", None, list(interop.SOURCES), "Whose names the weights carry.", required=True)
 _WEIGHTS = flags.DEFINE_string("weights", None, "File with the weights, .pth or .safetensors.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for the result.", required=True)
 _ENTRY = flags.DEFINE_string("entry", None, "Entry of a .pth that holds the state dict, such as model_ema; found by itself if not given.")
@@ -21,7 +22,6 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width of the i
 
 
 def main() -> None:
-    from research import interop
     from research.interop import safetensors_io
 
     state = interop.read_weights(_WEIGHTS.value, _ENTRY.value)

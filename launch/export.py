@@ -6,7 +6,7 @@
 
 DIR is a run directory, or a folder written by launch.convert or launch.extract. stablehlo is a program serialised by
 jax.export for cpu, cuda and tpu, weights inside: `jax.export.deserialize(open(FILE, "rb").read()).call(images)`.
-onnx needs an extra: pip install 'nestax[export]', in an environment of its own.
+onnx needs jax2onnx; the error without it names the command that installs it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""ONNX export through jax2onnx, an optional extra that lives in an environment of its own."""
+"""ONNX export through jax2onnx, which is installed apart (see INSTALL)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any
 from research.errors import UserError
 from research.modules.state import apply
 
-INSTALL = "pip install 'nestax[export]'"
-REMEDY = f"{INSTALL}, in an environment of its own: jax2onnx 0.17 needs orbax-checkpoint below 0.11.37"
+INSTALL = "pip install onnx onnx-ir onnxruntime dm-pix equinox einops && pip install --no-deps jax2onnx==0.17.1"
+"""jax2onnx asks for orbax-checkpoint below 0.11.37 but never imports it; without --no-deps pip would take orbax back."""
 
 
 def export_onnx(config: Any, params: Mapping[str, Any], stats: Mapping[str, Any], *, batch: int | None = None, opset: int = 23) -> bytes:
@@ -23,12 +23,12 @@ def export_onnx(config: Any, params: Mapping[str, Any], stats: Mapping[str, Any]
       opset: version of the ONNX operators.
 
     Raises:
-      UserError: the extra is not installed, the model is too large for one ONNX file, or it holds an op that ONNX lacks.
+      UserError: jax2onnx is not installed, the model is too large for one ONNX file, or it holds an op that ONNX lacks.
     """
     try:
         from jax2onnx import to_onnx
     except ImportError as e:
-        raise UserError(f"ONNX export needs jax2onnx ({e}); {REMEDY}") from None
+        raise UserError(f"ONNX export needs jax2onnx ({e}): {INSTALL}") from None
     if batch is not None and batch < 1:
         raise UserError(f"cannot export for batches of {batch}; valid: 1 or more, or none to leave it open")
     config = dataclasses.replace(config, **{"form": "naive"} if hasattr(config, "form") else {})

@@ -63,11 +63,11 @@ class UniRepLKNetConfig:
         if not self.mlp_dims:
             object.__setattr__(self, "mlp_dims", tuple(4 * d for d in self.dims))
         stages = len(self.depths)
+        if not len(self.dims) == len(self.kernels) == len(self.mlp_dims) == stages:
+            raise UserError("unireplknet: depths, dims, kernels and mlp_dims need one entry per stage")
         if not self.kept_layers:
             reps = [d // len(k) for d, k in zip(self.depths, self.kernels, strict=True)]
             object.__setattr__(self, "kept_layers", tuple(tuple(range(r)) for r in reps))
-        if not len(self.dims) == len(self.kernels) == len(self.mlp_dims) == stages:
-            raise UserError("unireplknet: depths, dims, kernels and mlp_dims need one entry per stage")
         for i, (depth, pattern) in enumerate(zip(self.depths, self.kernels, strict=True)):
             if depth % len(pattern):
                 raise UserError(f"unireplknet: stage {i + 1} has {depth} blocks, not a multiple of its kernel pattern {pattern}")
@@ -79,7 +79,8 @@ class UniRepLKNetConfig:
         stride = self.stem_strides[0] * self.stem_strides[1] * 2 ** (stages - 1)
         if self.image_size < stride:
             raise UserError(
-                f"unireplknet: images of {self.image_size} pixels are smaller than the total stride {stride}; use stem_strides=(1, 1) or larger images"
+                f"unireplknet: images of {self.image_size} pixels are smaller than the total stride {stride}; "
+                "use stem_strides=(1, 1) or larger images"
             )
 
     def build(self, init: Init) -> nnx.Module:

@@ -47,16 +47,6 @@ def _lax_conv(x, kernels, dilations):
     return tuple(_lax_conv_single(x, k, d) for k, d in zip(kernels, dilations, strict=True))
 
 
-def _flip_grad(conv):
-    """Input gradient from a form's convolution: at stride 1 it is the convolution with the kernel turned by 180 degrees."""
-
-    def input_grad(kernels, grads, dilations):
-        flipped = [k[::-1, ::-1] for k in kernels]
-        return sum(conv(g, [k], [d])[0] for g, k, d in zip(grads, flipped, dilations, strict=True))
-
-    return input_grad
-
-
 def _lax_weight_grad(x, grads, sizes, dilations):
     def single(g, size, dilation):
         kernel = jax.ShapeDtypeStruct((*size, x.shape[-1]), x.dtype)
@@ -65,7 +55,13 @@ def _lax_weight_grad(x, grads, sizes, dilations):
     return tuple(map(single, grads, sizes, dilations))
 
 
-NAIVE = Form(_lax_conv, _flip_grad(_lax_conv), _lax_weight_grad)
+def _lax_input_grad(kernels, grads, dilations):
+    transpose = jax.linear_transpose(
+        lambda x: _lax_conv(x, kernels, dilations), jax.ShapeDtypeStruct(grads[0].shape, grads[0].dtype))
+    return transpose(tuple(grads))[0]
+
+
+NAIVE = Form(_lax_conv, _lax_input_grad, _lax_weight_grad)
 
 
 # --- shift-and-add ---------------------------------------------------------------------------------------------------
@@ -136,6 +132,16 @@ def _shift_weight_grad(x, grads, sizes, dilations):
         return tap_sums(_pad_spatial(x, size, dilation), g, size, dilation)
 
     return tuple(map(single, grads, sizes, dilations))
+
+
+def _flip_grad(conv):
+    """Input gradient from a form's convolution: at stride 1 it is the convolution with the kernel turned by 180 degrees."""
+
+    def input_grad(kernels, grads, dilations):
+        flipped = [k[::-1, ::-1] for k in kernels]
+        return sum(conv(g, [k], [d])[0] for g, k, d in zip(grads, flipped, dilations, strict=True))
+
+    return input_grad
 
 
 SHIFT = Form(_shift_conv, _flip_grad(_shift_conv), _shift_weight_grad)

@@ -1,0 +1,103 @@
+"""Reads `--config=configs/NAME.py[:arg]` and its `--config.any.field=value` overrides."""
+
+import ast
+import difflib
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+from research.errors import UserError
+from research.train.config import FREE, check, resolved
+
+PREFIX = "--config."
+
+
+def take_overrides(argv: list[str]) -> dict[str, str]:
+    """Removes the `--config.field=value` arguments from `argv` and returns field -> text."""
+    out = {}
+    for arg in [a for a in argv[1:] if a.startswith(PREFIX)]:
+        argv.remove(arg)
+        field, found, value = arg[len(PREFIX) :].partition("=")
+        if not found:
+            raise UserError(f"{arg} has no value; write {arg}=VALUE")
+        out[field] = value
+    return out
+
+
+def load(text: str, overrides: dict[str, str]) -> dict[str, Any]:
+    """Returns the resolved config of a recipe with overrides applied.
+
+    Raises:
+      UserError: no such file, a field that does not exist, a value of another type.
+    """
+    config = load_recipe(text)
+    for field, value in overrides.items():
+        _set(config, field, value)
+    check(config)
+    return resolved(config)
+
+
+def load_recipe(text: str) -> Any:
+    """Calls `get_config(arg)` of `FILE.py[:arg]`."""
+    path, _, arg = text.partition(":")
+    if not Path(path).is_file():
+        near = difflib.get_close_matches(path, [str(p) for p in sorted(Path("configs").glob("*.py"))], n=3, cutoff=0.3)
+        raise UserError(f"no config file {path}; near: {', '.join(near) or 'none (run from the root of the repository)'}")
+    try:
+        module = runpy.run_path(path)
+        return module["get_config"](arg) if arg else module["get_config"]()
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"{path}: missing {error}; a config defines get_config(arg='')") from None
+    except Exception as error:
+        place = next((f"line {t.lineno}" for t in reversed(_frames(error)) if t.filename == path), "get_config")
+        raise UserError(f"{path}, {place}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+
+
+def _frames(error: BaseException) -> list[Any]:
+    import traceback
+
+    return list(traceback.extract_tb(error.__traceback__))
+
+
+def _set(config: Any, field: str, text: str) -> None:
+    parts = field.split(".")
+    node, where = config, "config"
+    for part in parts[:-1]:
+        if part not in node:
+            _unknown(where, part, node)
+        node, where = node[part], f"{where}.{part}"
+    name = parts[-1]
+    free = any(f"{where}.".startswith(f"config.{section}.") for section in FREE)
+    if name not in node and not free:
+        _unknown(where, name, node)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    old = node[name] if name in node else None
+    if isinstance(old, bool) and text.lower() in ("true", "false"):
+        value = text.lower() == "true"
+    elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    elif isinstance(old, str) and not isinstance(value, str):
+        value = text
+    if old is not None and hasattr(old, "items"):
+        raise UserError(f"{where}.{name} is a group of fields ({', '.join(old)}); set one of them")
+    if old is not None and not free and type(value) is not type(old) and not isinstance(old, tuple | list):
+        raise UserError(f"{where}.{name}={text!r} is not of type {type(old).__name__} (as in {old!r})")
+    with node.unlocked():
+        node[name] = tuple(value) if isinstance(old, tuple) and isinstance(value, list | tuple) else value
+
+
+def _unknown(where: str, name: str, node: Any) -> None:
+    keys = list(node)
+    near = difflib.get_close_matches(name, keys, n=3, cutoff=0.4) or keys
+    raise UserError(f"unknown config field {where}.{name}; near: {', '.join(f'{where}.{n}' for n in near)}")
+
+
+def from_argv() -> dict[str, str]:
+    """Takes the overrides out of sys.argv; call before the flags are parsed."""
+    return take_overrides(sys.argv)

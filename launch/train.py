@@ -1,0 +1,56 @@
+"""Trains a recipe in a run directory; the same directory again goes on where it stopped.
+
+    python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m launch.train --config=configs/quickstart.py --workdir=runs/small --config.train.duration=20ep --config.seed=1
+
+Any field of the recipe is set by --config.FIELD=VALUE. The directory ends with report.md, report.json and pareto.png.
+Exit code 0: finished; 2: a mistake, told in one line; 75: stopped by SIGTERM, saved, start again to go on.
+"""
+
+import os
+import sys
+
+from absl import flags
+
+from launch import common
+
+_CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:ARG, for instance configs/quickstart.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made when missing, resumed when not.")
+
+
+def main(overrides: dict[str, str]) -> int:
+    from launch import config as recipe
+    from launch.terminal import Terminal
+    from research.errors import UserError
+
+    if not _CONFIG.value or not _WORKDIR.value:
+        raise UserError("--config and --workdir are needed, e.g. --config=configs/quickstart.py --workdir=runs/quickstart")
+    config = recipe.load(_CONFIG.value, overrides)
+
+    from research.report.tables import text_table
+    from research.train.loop import Preempted, train
+
+    terminal = Terminal()
+    try:
+        report = train(config, _WORKDIR.value, terminal)
+    except Preempted as stop:
+        print(f"stopped by SIGTERM at step {stop.step}; the state is saved, start the same command again to go on", flush=True)
+        sys.stdout.flush()
+        os._exit(common.STOPPED)  # compiling threads must not hold the process
+    finally:
+        terminal.close()
+    columns = [k for k in ("name", "value", "params", "flops", "latency_ms", "latency_ms_32", "peak_memory_bytes") if k in report["subnets"][0]]
+    print(f"\n{report['metric']} and costs of the {len(report['subnets'])} networks:")
+    print(text_table(report["subnets"], columns))
+    print(f"\n{report['wall_s']:.0f} s in all, {report['compile_s']:.0f} s of them compiling; report: {_WORKDIR.value}/report.md, plot: {_WORKDIR.value}/pareto.png")
+    smallest = report["subnets"][-1]["name"]
+    print(f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={smallest} --out={_WORKDIR.value}/{smallest}")
+    sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    from launch.config import from_argv
+
+    given: dict[str, str] = {}
+    common.run(lambda: main(given)) if not given.update(from_argv()) else None

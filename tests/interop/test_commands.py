@@ -1,0 +1,52 @@
+"""launch.convert and launch.export from a shell: files, exit codes, messages."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+from research.interop.safetensors_io import load_folder
+from research.interop.unireplknet_names import to_official
+from research.modules.state import apply
+
+ROOT = pathlib.Path(__file__).parents[2]
+GOLDEN = ROOT / "third_party" / "unireplknet"
+
+
+def command(name, *flags):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([sys.executable, "-m", f"launch.{name}", *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_convert_then_export_deployed(tmp_path):
+    done = command("convert", "--source=unireplknet", f"--weights={GOLDEN}/golden_training.safetensors", f"--out={tmp_path}/a", "--image_size=32")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "23,225 parameters in training form, 272 arrays matched, 0 unused" in done.stdout
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert (report["params"], report["missing"], report["unexpected"], report["config"]["depths"]) == (23225, [], [], [1, 2, 4, 1])
+    done = command("export", f"--workdir={tmp_path}/a", "--format=safetensors", "--deploy", f"--out={tmp_path}/b")
+    assert (done.returncode, done.stderr) == (0, "")
+    config, params, stats = load_folder(tmp_path / "b")
+    assert config.deploy and sum(p.size for p in params.values()) == 19081
+    assert to_official(config, params, stats).keys() >= {"stages.2.3.dwconv.bias", "stages.1.0.dwconv.lk_origin.bias"}
+    with np.load(GOLDEN / "golden.npz") as golden:
+        logits = apply(config, params, stats, golden["images"].transpose(0, 2, 3, 1))[0]
+        assert np.abs(logits - golden["logits"]).max() <= 1e-5 * np.abs(golden["logits"]).max()
+
+
+def test_mistakes_are_one_line_with_exit_code_2(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"nonsense")
+    cases = {
+        ("convert", "--source=unireplknet", f"--weights={tmp_path}/a.pth", f"--out={tmp_path}/o"): "is not a zip-format PyTorch file",
+        ("convert", "--source=unireplknet", "--weights=x", f"--out={tmp_path}/o", "more"): "unexpected argument 'more'",
+    }
+    for arguments, message in cases.items():
+        done = command(*arguments)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+    assert command("convert", "--wieghts=x").returncode == 2
+    assert command("convert", "--helpshort").returncode == 0
