@@ -13,7 +13,11 @@ USER_ERROR = 2  # exit code of a user's mistake
 STOPPED = 75  # exit code of a run that SIGTERM stopped and that can go on (EX_TEMPFAIL)
 
 
-def run(main: Callable[[], int | None]) -> None:
+OVERRIDES: dict[str, str] = {}
+"""The `--config.field=value` arguments, for commands that take a recipe."""
+
+
+def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | None = None) -> None:
     """Parses the flags, calls `main()` and exits with its code; never returns.
 
     A UserError is printed as `error: ...` on stderr with exit code 2; so are full disks and unknown flags. Any other
@@ -24,6 +28,8 @@ def run(main: Callable[[], int | None]) -> None:
         if {"--help", "--helpshort", "-h", "-help", "-helpshort"} & set(sys.argv[1:]):
             print(_help())
             sys.exit(0)
+        if before is not None:
+            OVERRIDES.update(before())
         _parse(sys.argv)
         code = main()
         sys.stdout.flush()
@@ -41,7 +47,8 @@ def run(main: Callable[[], int | None]) -> None:
 
 def _help() -> str:
     doc = sys.modules["__main__"].__doc__ or ""
-    return f"{doc.strip()}\n\nflags:{flags.FLAGS.main_module_help().split(':', 2)[-1]}"
+    lines = [line for line in flags.FLAGS.main_module_help().splitlines() if not line.startswith("/")]
+    return f"{doc.strip()}\n\nflags:\n" + "\n".join(lines).strip("\n")
 
 
 def _parse(argv: list[str]) -> None:

@@ -27,8 +27,9 @@ _BATCH = flags.DEFINE_integer("batch", None, "Fixed number of examples for stabl
 def main() -> None:
     from research.errors import UserError
     from research.interop import safetensors_io
+    from research.train import extraction
 
-    config, params, stats = _load(_WORKDIR.value, _SUBNET.value)
+    config, params, stats = extraction.load_model(_WORKDIR.value, _SUBNET.value)
     if _DEPLOY.value:
         if config.family != "unireplknet":
             raise UserError(f"--deploy merges UniRepLKNet models; {_WORKDIR.value} holds a {config.family}")
@@ -44,16 +45,6 @@ def main() -> None:
         data = _program(_FORMAT.value)(config, params, stats, batch=_BATCH.value)
         safetensors_io.replace_file(out, lambda temp: _write(temp, data))
     print(f"{config.family}: {count:,} parameters written to {out} as {_FORMAT.value}")
-
-
-def _load(workdir: str, subnet: str):
-    from research.interop import safetensors_io
-
-    if safetensors_io.is_model_folder(workdir) and subnet == "full":
-        return safetensors_io.load_folder(workdir)
-    from research.train import extraction
-
-    return extraction.load_model(workdir, subnet)
 
 
 def _program(kind: str):

@@ -52,5 +52,4 @@ def main(overrides: dict[str, str]) -> int:
 if __name__ == "__main__":
     from launch.config import from_argv
 
-    given: dict[str, str] = {}
-    common.run(lambda: main(given)) if not given.update(from_argv()) else None
+    common.run(lambda: main(common.OVERRIDES), before=from_argv)

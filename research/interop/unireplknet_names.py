@@ -122,7 +122,7 @@ def _branch_pairs(official: str, ours: str, size: int) -> list[Pair]:
 def shortest_period(sizes: Sequence[int]) -> tuple[int, ...]:
     """Returns the shortest pattern that, repeated a whole number of times, gives `sizes`."""
     sizes = tuple(sizes)
-    return next(sizes[:p] for p in range(1, len(sizes) + 1) if len(sizes) % p == 0 and sizes[:p] * (len(sizes) // p) == sizes)
+    return next(sizes[:p] for p in range(1, len(sizes) + 1) if sizes[:p] * (len(sizes) // p) == sizes)
 
 
 def infer_config(shapes: Mapping[str, Sequence[int]], image_size: int = 224) -> UniRepLKNetConfig:

@@ -31,6 +31,19 @@ class FromHeads(nnx.Module):
         return jnp.einsum("...hk,hkd->...d", x, self.kernel[...]) + self.bias[...]
 
 
+def softmax_attention(
+    query: Float[Array, "B T H K"], key: Float[Array, "B S H K"], value: Float[Array, "B S H V"]
+) -> Float[Array, "B T H V"]:
+    """softmax(q k^T / sqrt(K)) v for every head; logits and softmax are float32, or float64 for such inputs.
+
+    `jax.nn.dot_product_attention` rounds float64 to float32 inside, too coarse to be compared with references.
+    """
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhts,bshv->bthv", weights, value)
+
+
 class Attention(nnx.Module):
     """Full (bidirectional) multi-head self-attention with biases, 4 D H K + 3 H K + D parameters.
 
@@ -50,4 +63,4 @@ class Attention(nnx.Module):
         self.out = FromHeads(channels, heads, head_dim, (*carried[1:], embed), init.child("out"))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.out(jax.nn.dot_product_attention(self.query(x), self.key(x), self.value(x)))
+        return self.out(softmax_attention(self.query(x), self.key(x), self.value(x)))

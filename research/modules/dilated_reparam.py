@@ -11,7 +11,7 @@ from research.modules.axes import Init
 from research.modules.layers import DepthwiseConv
 from research.modules.norms import BatchNorm
 from research.modules.state import Arrays
-from research.ops import depthwise
+from research.ops import depthwise, reparam_conv
 
 BRANCHES: dict[int, dict[int, int]] = {
     5: {1: 3, 2: 3},
@@ -50,11 +50,20 @@ class DilatedReparam(nnx.Module):
     def __call__(self, x: Float[Array, "B H W C"], *, mode: str) -> Float[Array, "B H W C"]:
         kernels = [self.large.kernel[...]] + [self.branches[f"d{r}"].kernel[...] for r in self.dilations]
         norms = [self.large_norm] + [self.norms[f"d{r}"] for r in self.dilations]
-        outs = depthwise.depthwise_conv2d_multi(x, kernels, (1, *self.dilations), form=self.form)
-        total = norms[0](outs[0], mode=mode)
-        for norm, out in zip(norms[1:], outs[1:], strict=True):
-            total = total + norm(out, mode=mode)
-        return total
+        dilations = (1, *self.dilations)
+        if mode == "eval":
+            factors, offsets = (jnp.stack(rows) for rows in zip(*(norm.affine() for norm in norms), strict=True))
+            if self.form == "naive":
+                outs = depthwise.depthwise_conv2d_multi(x, kernels, dilations, form="naive")
+                return sum(y * f for y, f in zip(outs, factors, strict=True)).astype(x.dtype) + offsets.sum(0).astype(x.dtype)
+            kernel = reparam_conv.merged_kernel(kernels, dilations, factors)
+            return depthwise.depthwise_conv2d(x, kernel, form=self.form) + offsets.sum(0).astype(x.dtype)
+        scales = jnp.stack([norm.scale[...] for norm in norms])
+        biases = jnp.stack([norm.bias[...] for norm in norms])
+        y, mean, var = reparam_conv.reparam_conv(x, kernels, dilations, scales, biases, self.large_norm.eps, form=self.form)
+        for i, norm in enumerate(norms):
+            norm.observe(mean[i], var[i], mode)
+        return y
 
 
 def batch_norm_affine(params: Arrays, stats: Arrays, prefix: str, eps: float = 1e-5) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from research.modules.axes import Init
 from research.modules.layers import ones, zeros
+from research.ops import batch_norm
 
 MODES = ("train", "eval", "calibrate")
 
@@ -35,18 +36,22 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "B *S C"], *, mode: str) -> Float[Array, "B *S C"]:
         if mode == "eval":
-            mean, var = self.mean[...], self.var[...]
-        else:
-            wide = _wide(x)
-            axes = tuple(range(x.ndim - 1))
-            mean = wide.mean(axes)
-            var = jnp.square(wide - mean).mean(axes)
-            keep = self.momentum if mode == "train" else 0.0
-            self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
-            self.var[...] = keep * self.var[...] + (1 - keep) * jax.lax.stop_gradient(var)
-        factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        offset = self.bias[...] - mean * factor
-        return (x * factor + offset).astype(x.dtype)
+            factor, offset = self.affine()
+            return (x * factor + offset).astype(x.dtype)
+        y, mean, var = batch_norm.batch_norm(x, self.scale[...], self.bias[...], self.eps)
+        self.observe(mean, var, mode)
+        return y
+
+    def affine(self) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+        """Returns (factor, offset) with BN(x) = factor * x + offset under the running moments."""
+        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
+        return factor, self.bias[...] - self.mean[...] * factor
+
+    def observe(self, mean: Float[Array, " C"], var: Float[Array, " C"], mode: str) -> None:
+        """Takes the moments of a batch into the running ones."""
+        keep = self.momentum if mode == "train" else 0.0
+        self.mean[...] = keep * self.mean[...] + (1 - keep) * mean
+        self.var[...] = keep * self.var[...] + (1 - keep) * var
 
 
 class LayerNorm(nnx.Module):

@@ -293,6 +293,11 @@ def load_metrics(workdir: PathLike) -> list[dict[str, Any]]:
     return rows
 
 
+def read_report(workdir: PathLike) -> dict[str, Any] | None:
+    """The report.json of a run; None where there is none yet."""
+    return _read_json(Path(workdir) / "report.json")
+
+
 def _read_json(path: Path) -> Any:
     """The file's content; None where it is missing or not JSON."""
     try:

@@ -10,7 +10,6 @@ import numpy as np
 
 from research.interop.safetensors_io import load_folder
 from research.interop.unireplknet_names import to_official
-from research.modules.state import apply
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "third_party" / "unireplknet"
@@ -21,7 +20,7 @@ def command(name, *flags):
     return subprocess.run([sys.executable, "-m", f"launch.{name}", *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_convert_then_export_deployed(tmp_path):
+def test_convert_then_export_deployed(tmp_path, naive_logits):
     done = command("convert", "--source=unireplknet", f"--weights={GOLDEN}/golden_training.safetensors", f"--out={tmp_path}/a", "--image_size=32")
     assert (done.returncode, done.stderr) == (0, "")
     assert "23,225 parameters in training form, 272 arrays matched, 0 unused" in done.stdout
@@ -33,7 +32,7 @@ def test_convert_then_export_deployed(tmp_path):
     assert config.deploy and sum(p.size for p in params.values()) == 19081
     assert to_official(config, params, stats).keys() >= {"stages.2.3.dwconv.bias", "stages.1.0.dwconv.lk_origin.bias"}
     with np.load(GOLDEN / "golden.npz") as golden:
-        logits = apply(config, params, stats, golden["images"].transpose(0, 2, 3, 1))[0]
+        logits = naive_logits(config, params, stats, golden["images"].transpose(0, 2, 3, 1))
         assert np.abs(logits - golden["logits"]).max() <= 1e-5 * np.abs(golden["logits"]).max()
 
 

@@ -1,6 +1,7 @@
 """The reader of PyTorch files: true state dicts come out bit-equal, hostile and damaged files are refused and run nothing."""
 
 import os
+import pathlib
 import pickle
 import struct
 import zipfile
@@ -209,7 +210,7 @@ def test_entries_that_overlap_are_refused(tmp_path):
 
 def test_damaged_files(tmp_path):
     path = write(tmp_path / "a.pth", {"w": tensor(storage("0", 10**4), 0, (10**4,), (1,))}, {"0": np.arange(10**4, dtype=np.float32)})
-    data = open(path, "rb").read()
+    data = pathlib.Path(path).read_bytes()
     bad = tmp_path / "b.pth"
     for cut in (10, len(data) // 2, len(data) - 5):
         bad.write_bytes(data[:cut])

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,13 +11,12 @@ import pytest
 from research.errors import UserError
 from research.interop import safetensors_io as io
 from research.models.registry import entry, list_models, model_config
-from research.modules.state import apply, initialize
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(random_arrays):
     config = model_config("unireplknet_t", **entry("unireplknet_t").tiny)
-    return config, *jax.jit(lambda key: initialize(config, key))(jax.random.key(0))
+    return config, *random_arrays(config)
 
 
 @pytest.fixture
@@ -96,8 +94,8 @@ def test_every_registered_config_round_trips_through_json(name):
 
 def test_config_errors(model):
     good = io.config_to_json(model[0])
-    with pytest.raises(UserError, match="unknown family 'resnet'; valid: .*unireplknet"):
-        io.config_from_json(good | {"family": "resnet"})
+    with pytest.raises(UserError, match="unknown family 'nosuchnet'; valid: .*unireplknet"):
+        io.config_from_json(good | {"family": "nosuchnet"})
     with pytest.raises(UserError, match="no field 'depth'; near: depths"):
         io.config_from_json(good | {"depth": [1]})
     with pytest.raises(UserError, match="does not build"):
@@ -107,7 +105,7 @@ def test_config_errors(model):
     with pytest.raises(UserError, match="unknown family"):
         io.config_from_json([1])
     with pytest.raises(TypeError, match="does not survive JSON"):
-        io.config_to_json(dataclasses.replace(model[0], form=frozenset({"a"}).__class__.__name__, remat=[1]))
+        io.config_to_json(dataclasses.replace(model[0], remat=[1]))
 
 
 def test_folder_round_trip(model, folder):
@@ -118,9 +116,6 @@ def test_folder_round_trip(model, folder):
     assert json.loads((folder / "config.json").read_text())["source"] == "here"
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
     assert (folder / "model.safetensors").stat().st_mode & 0o444 == 0o444
-    x = jax.random.normal(jax.random.key(1), (2, *config.input_shape()))
-    run = jax.jit(lambda p, s: apply(config, p, s, x)[0])
-    np.testing.assert_array_equal(run(params, stats), run(*model[1:]))
 
 
 def test_an_interrupted_save_leaves_no_mixture(model, folder, monkeypatch):

@@ -20,13 +20,6 @@ GOLDEN = pathlib.Path(__file__).parents[2] / "third_party" / "unireplknet"
 OFFICIAL = os.environ.get("NESTAX_UNIREPLKNET")  # path of the official unireplknet.py
 
 
-def random_arrays(config, seed=0):
-    full = abstract(config)
-    rng = np.random.default_rng(seed)
-    draw = lambda shapes: {k: jnp.asarray(rng.standard_normal(s.shape), jnp.float32) for k, s in shapes.items()}  # noqa: E731
-    return draw(full.params), {k: abs(v) for k, v in draw(full.stats).items()}
-
-
 def assert_same(a, b):
     assert a.keys() == b.keys()
     for name in a:
@@ -96,7 +89,7 @@ def test_round_trip_of_official_weights_is_bitwise(form):
 
 @pytest.mark.parametrize("deploy", [False, True])
 @pytest.mark.parametrize("kernels", [((3,), (13,), (13, 3, 3), (11,)), ((5, 0), (9,), (17, 15), (7,))])
-def test_round_trip_of_our_weights_is_bitwise(kernels, deploy):
+def test_round_trip_of_our_weights_is_bitwise(kernels, deploy, random_arrays):
     depths = tuple(2 * len(p) for p in kernels)
     sizes = {"depths": depths, "dims": (8, 12, 16, 20), "mlp_dims": (16, 36, 16, 100), "num_classes": 5, "in_channels": 1}
     config = UniRepLKNetConfig(kernels=kernels, deploy=deploy, **sizes)
@@ -160,6 +153,8 @@ def test_what_does_not_match_is_named(state):
     assert report.wrong_shape == (("stages.1.1.act.1.gamma", (1, 1, 1, 5), (1, 1, 1, 32)),)
     with pytest.raises(UserError, match=r"2 missing \(stages.0.0.se.up.bias, stages.2.3.gamma\); 1 of wrong shape \(stages.1.1.act.1.gamma is"):
         from_official(wrong)
+    with pytest.raises(UserError, match=r"training form: 1 of wrong shape \(head.bias is \(8,\), needs \(7,\)\)"):
+        from_official(state | {"head.bias": np.zeros(8, np.float32)})
 
 
 def test_what_is_no_classifier_is_refused(state):

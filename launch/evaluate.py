@@ -1,0 +1,43 @@
+"""Evaluates sub-networks of a finished or running training, each with statistics of its own.
+
+    python -m launch.evaluate --workdir=runs/quickstart                              # every named network
+    python -m launch.evaluate --workdir=runs/quickstart --subnet=width=0.5,depth=0.5 --split=validation --out=table.csv
+"""
+
+from absl import flags
+
+from launch import common
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run.")
+_SUBNET = flags.DEFINE_string("subnet", "all", "A name, choices such as width=0.5,depth=0.5, or all.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation", "train"], "Which examples.")
+_OUT = flags.DEFINE_string("out", None, "CSV file to write beside the table.")
+
+
+def main() -> int:
+    from research.errors import UserError
+
+    if not _WORKDIR.value:
+        raise UserError("--workdir is needed: the directory of a run, e.g. --workdir=runs/quickstart")
+
+    from research.report import tables
+    from research.report.machine import command_line
+    from research.train import costs
+    from research.train.extraction import Trained
+
+    trained = Trained(_WORKDIR.value, say=print)
+    names = trained.setup.order if _SUBNET.value == "all" else [trained.add(_SUBNET.value)]
+    statistics = {name: trained.statistics(name) for name in names}
+    results = trained.evaluator.run(statistics, trained.weights, _SPLIT.value)
+    rows = [{"name": n, **results[n], **costs.static_costs(trained.setup.space.configs[n])} for n in names]
+    print(f"{_SPLIT.value} split, step {trained.step} of {_WORKDIR.value}")
+    print(tables.text_table(rows, list(rows[0])))
+    if _OUT.value:
+        tables.write_csv(_OUT.value, rows, command=command_line())
+        print(f"written to {_OUT.value}")
+    trained.programs.close()
+    return 0
+
+
+if __name__ == "__main__":
+    common.run(main)

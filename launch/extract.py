@@ -1,0 +1,55 @@
+"""Cuts a sub-network out of a run: a folder with model.safetensors and config.json that runs by itself.
+
+    python -m launch.extract --workdir=runs/quickstart --subnet=s --out=runs/quickstart/s
+    python -m launch.extract --workdir=runs/quickstart --subnet=width=0.5 --deploy --out=runs/half
+"""
+
+from absl import flags
+
+from launch import common
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run.")
+_SUBNET = flags.DEFINE_string("subnet", "full", "A name, or choices such as width=0.5,depth=0.5.")
+_OUT = flags.DEFINE_string("out", None, "Folder for the stand-alone network.")
+_DEPLOY = flags.DEFINE_bool("deploy", False, "Merge re-parameterised branches and batch norms.")
+_CHECK = flags.DEFINE_bool("check", True, "Compare its outputs with the in-place sub-network's on validation images.")
+
+
+def main() -> int:
+    from research.errors import UserError
+
+    if not _WORKDIR.value or not _OUT.value:
+        raise UserError("--workdir and --out are needed, e.g. --workdir=runs/quickstart --subnet=s --out=runs/s")
+
+    import numpy as np
+
+    from research.interop import safetensors_io
+    from research.models import registry
+    from research.modules.state import apply
+    from research.train.extraction import Trained
+
+    trained = Trained(_WORKDIR.value, say=print)
+    name = trained.add(_SUBNET.value)
+    config, params, stats = trained.model(name)
+    if _CHECK.value:
+        batch = next(iter(trained.evaluator.batches("validation")))
+        inside = apply(config, trained.programs._sliced(name, trained.weights), stats, batch["image"])[0]
+    if _DEPLOY.value:
+        config, params, stats = registry.deployed(config, params, stats)
+    origin = {"workdir": str(_WORKDIR.value), "step": trained.step, "subnet": name, "preprocess": trained.config["data"]["augment"]}
+    safetensors_io.save_folder(_OUT.value, config, params, stats, origin)
+    print(f"{name}: {sum(int(np.prod(p.shape)) for p in params.values()):,} parameters written to {_OUT.value}")
+    if _CHECK.value:
+        again = safetensors_io.load_folder(_OUT.value)
+        outside = apply(again[0], again[1], again[2], batch["image"])[0]
+        gap = float(np.abs(np.asarray(outside) - np.asarray(inside)).max() / np.abs(np.asarray(inside)).max())
+        print(f"largest difference of its logits to the in-place sub-network's: {gap:.1e} of the largest logit")
+        if not gap < 1e-4:
+            raise UserError("the extracted network does not give the in-place one's output; this is a bug, please report it")
+    print(f"next: python -m launch.export --workdir={_OUT.value} --format=stablehlo --out={_OUT.value}/model.stablehlo")
+    trained.programs.close()
+    return 0
+
+
+if __name__ == "__main__":
+    common.run(main)

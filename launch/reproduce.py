@@ -1,0 +1,64 @@
+"""Runs a recipe, over several seeds if asked, and judges it against the numbers that it promises.
+
+    python -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce
+
+A recipe's `expect` holds {"NAME": [least, most]} or {"NAME": least}, where NAME is one of: full (mean value of the
+full network over the seeds), smallest_share (the least value of any network over the full one's, of all seeds),
+smallest_flops (FLOPs of the cheapest network over the full one's), networks, wall_s (longest run). Exit code 1: a
+promise is not kept.
+"""
+
+import os
+
+from absl import flags
+
+from launch import common
+
+_CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:ARG.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory under which each seed gets its own run.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run.")
+
+
+def main(overrides: dict[str, str]) -> int:
+    from launch import config as recipe
+    from launch.terminal import Terminal
+    from research.errors import UserError
+
+    if not _CONFIG.value or not _WORKDIR.value:
+        raise UserError("--config and --workdir are needed, e.g. --config=configs/quickstart.py --workdir=runs/reproduce")
+
+    from research.report import tables
+    from research.report.machine import command_line
+    from research.report.run_card import read_report
+    from research.search.promises import judge, measures
+    from research.train.loop import Preempted, train
+
+    reports, expect = [], {}
+    for seed in _SEEDS.value:
+        config = recipe.load(_CONFIG.value, {**overrides, "seed": seed})
+        expect = config["expect"]
+        workdir = os.path.join(_WORKDIR.value, f"seed{seed}")
+        report = read_report(workdir)
+        if report is None:
+            print(f"seed {seed}: {workdir}")
+            try:
+                report = train(config, workdir, Terminal())
+            except Preempted as stop:
+                print(f"stopped by SIGTERM at step {stop.step}; start the same command again to go on", flush=True)
+                os._exit(common.STOPPED)
+        reports.append(report)
+    found = measures(reports)
+    rows = judge(found, expect)
+    print(f"\n{_CONFIG.value}, seeds {', '.join(_SEEDS.value)}")
+    print(tables.text_table(rows, ["promise", "expected", "found", "kept"]))
+    per_seed = [{"seed": s, **{n["name"]: n["value"] for n in r["subnets"]}, "wall_s": r["wall_s"]} for s, r in zip(_SEEDS.value, reports, strict=True)]
+    print(tables.text_table(per_seed, list(per_seed[0])))
+    tables.write_csv(os.path.join(_WORKDIR.value, "promises.csv"), rows, command=command_line())
+    tables.write_csv(os.path.join(_WORKDIR.value, "seeds.csv"), per_seed, command=command_line())
+    return 0 if all(row["kept"] == "yes" for row in rows) else 1
+
+
+if __name__ == "__main__":
+    from launch.config import from_argv
+
+    common.run(lambda: main(common.OVERRIDES), before=from_argv)

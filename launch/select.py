@@ -1,0 +1,56 @@
+"""Names the best sub-network of a run under a budget: the largest validation accuracy among those that fit.
+
+    python -m launch.select --workdir=runs/quickstart --max_flops=500000
+    python -m launch.select --workdir=runs/quickstart --max_params=30000 --max_latency_ms=0.8 --candidate=width=0.6
+
+Latency is measured now, on this machine, at batch 1, all networks interleaved.
+"""
+
+from absl import flags
+
+from launch import common
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run.")
+_MAX_PARAMS = flags.DEFINE_float("max_params", None, "Most parameters.")
+_MAX_FLOPS = flags.DEFINE_float("max_flops", None, "Most FLOPs of one example's forward pass.")
+_MAX_LATENCY = flags.DEFINE_float("max_latency_ms", None, "Most milliseconds for one example.")
+_CANDIDATES = flags.DEFINE_multi_string("candidate", [], "Further sub-networks to consider, as choices: width=0.6,depth=0.5. Repeatable.")
+_OUT = flags.DEFINE_string("out", None, "CSV file for the whole table.")
+
+
+def main() -> int:
+    from research.errors import UserError
+
+    if not _WORKDIR.value:
+        raise UserError("--workdir is needed: the directory of a run, e.g. --workdir=runs/quickstart")
+    budgets = {"max_params": _MAX_PARAMS.value, "max_flops": _MAX_FLOPS.value, "max_latency_ms": _MAX_LATENCY.value}
+    if all(v is None for v in budgets.values()):
+        raise UserError("no budget given; set --max_params, --max_flops or --max_latency_ms")
+
+    from research.report import tables
+    from research.report.machine import command_line
+    from research.search.select import select
+    from research.train import costs
+    from research.train.extraction import Trained
+
+    trained = Trained(_WORKDIR.value, say=print)
+    names = [*trained.setup.order, *(trained.add(text) for text in _CANDIDATES.value)]
+    statistics = {name: trained.statistics(name) for name in names}
+    results = trained.evaluator.run(statistics, trained.weights, "validation")
+    metric = trained.setup.task.metric
+    rows = [{"name": n, "value": results[n][metric], **costs.static_costs(trained.setup.space.configs[n])} for n in names]
+    if _MAX_LATENCY.value is not None:
+        measured = costs.measured_costs({n: trained.model(n) for n in names}, (1,))
+        rows = [{**row, **measured[row["name"]]} for row in rows]
+    print(tables.text_table(rows, list(rows[0])))
+    if _OUT.value:
+        tables.write_csv(_OUT.value, rows, command=command_line())
+    best = select(rows, "value", budgets)
+    print(f"\nbest within the budget: {best['name']} (validation {metric} {100 * best['value']:.2f} %)")
+    print(f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={best['name']} --out={_WORKDIR.value}/{best['name'].replace('=', '')}")
+    trained.programs.close()
+    return 0
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,97 @@
+"""Sum of batch-normalised dilated depthwise convolutions of one input: UniRepLKNet's re-parameterised block in training.
+
+Batch norm of a convolution needs only the mean and variance of its output, and these follow from the first and
+second moments of the input: with T the Toeplitz matrix of a channel's kernel and G = sum over the batch of x x^T,
+sum y^2 = tr(T G T^T). So the moments form never computes the branches: it makes G once (one matrix product), gets each
+branch's factor from it, folds all branches into one kernel, and convolves once. The explicit form is its naive twin.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from research.ops import batch_norm, depthwise, depthwise_forms
+
+MOMENTS_PIXELS = 100  # largest map for which the [pixels, pixels] moments pay on a CPU
+
+Result = tuple[Float[Array, "B H W C"], Float[Array, "N C"], Float[Array, "N C"]]
+
+
+def reparam_conv(
+    x: Float[Array, "B H W C"],
+    kernels: Sequence[Float[Array, "Kh Kw C"]],
+    dilations: Sequence[int],
+    scales: Float[Array, "N C"],
+    biases: Float[Array, "N C"],
+    eps: float,
+    *,
+    form: str = "auto",
+) -> Result:
+    """Returns sum_n BN_n(depthwise(x, kernel_n, dilation_n)) under the moments of the batch.
+
+    Args:
+      x: maps.
+      kernels: one per branch, odd sizes; the first is the largest and holds all others when dilated.
+      dilations: one per branch.
+      scales: batch-norm factors, one row per branch.
+      biases: batch-norm offsets, one row per branch.
+      eps: added to the variances.
+      form: "auto" (by platform and shape), "moments", or a form of `depthwise_conv2d` for explicit branches.
+
+    Returns:
+      (sum, mean of each branch, biased variance of each branch); no gradient flows through the moments.
+    """
+    explicit = lambda *a: _explicit(*a, dilations=dilations, eps=eps, form="naive" if form == "moments" else form)  # noqa: E731
+    by_moments = lambda *a: _by_moments(*a, dilations=dilations, eps=eps)  # noqa: E731
+    args = (x, tuple(kernels), scales, biases)
+    if form == "moments":
+        out = by_moments(*args)
+    elif form == "auto" and x.shape[1] * x.shape[2] <= MOMENTS_PIXELS:
+        out = lax.platform_dependent(*args, cpu=by_moments, default=explicit)
+    else:
+        out = explicit(*args)
+    return out[0], lax.stop_gradient(out[1]), lax.stop_gradient(out[2])
+
+
+def merged_kernel(kernels: Sequence[Array], dilations: Sequence[int], factors: Float[Array, "N C"]) -> Float[Array, "K K C"]:
+    """Returns sum_n factor_n * kernel_n, dilated and centred in the window of the first kernel."""
+    size = kernels[0].shape[-3]
+    windows = [depthwise.centre_pad_kernel(depthwise.dilate_kernel(k, d), size) for k, d in zip(kernels, dilations, strict=True)]
+    return jnp.einsum("nhwc,nc->hwc", jnp.stack(windows), factors.astype(windows[0].dtype), precision=lax.Precision.HIGHEST)
+
+
+def _explicit(x, kernels, scales, biases, *, dilations, eps, form) -> Result:
+    outs = depthwise.depthwise_conv2d_multi(x, kernels, dilations, form=form)
+    normed = [batch_norm.batch_norm(y, s, b, eps) for y, s, b in zip(outs, scales, biases, strict=True)]
+    total = sum((y for y, _, _ in normed[1:]), normed[0][0])
+    return total, jnp.stack([m for _, m, _ in normed]), jnp.stack([v for _, _, v in normed])
+
+
+def _by_moments(x, kernels, scales, biases, *, dilations, eps) -> Result:
+    mean, var = branch_moments(x, kernels, dilations)
+    factors = scales * lax.rsqrt(var + eps)
+    y = depthwise.depthwise_conv2d(x, merged_kernel(kernels, dilations, factors).astype(x.dtype))
+    offset = (biases - mean * factors).sum(0)
+    return (y + offset).astype(x.dtype), mean, var
+
+
+def branch_moments(x: Float[Array, "B H W C"], kernels: Sequence[Array], dilations: Sequence[int]) -> tuple[Array, Array]:
+    """Returns (mean [N, C], biased variance [N, C]) of each branch's output, from the moments of the input."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    count = x.shape[0] * x.shape[1] * x.shape[2]
+    x_cm = depthwise_forms._channel_major(x.astype(wide))
+    windows = depthwise_forms._windows([k.astype(wide) for k in kernels], dilations, depthwise_forms._map_size(x))
+    matrices = depthwise_forms._toeplitz_matrices(windows)
+    # Moments about the input's mean at each pixel, so that the variance is no difference of large numbers.
+    centre = x_cm.mean(1)
+    x_cm = x_cm - centre[:, None, :]
+    gram = jnp.einsum("cbi,cbj->cij", x_cm, x_cm, precision=lax.Precision.HIGHEST) / x.shape[0]
+    at_pixel = jnp.einsum("ncoi,ci->nco", matrices, centre, precision=lax.Precision.HIGHEST)
+    mean = at_pixel.mean(-1)
+    half = jnp.einsum("ncoi,cij->ncoj", matrices, gram, precision=lax.Precision.HIGHEST)
+    spread = (half * matrices).sum((2, 3)) * (x.shape[0] / count)
+    return mean, spread + jnp.square(at_pixel - mean[..., None]).mean(-1)
+
+

@@ -1,0 +1,41 @@
+"""Judges reports of runs against what a recipe promises in `expect`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from research.errors import UserError
+
+
+def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the figures that a promise can name, over the reports of several seeds (see `launch.reproduce`)."""
+    full = [r["subnets"][0] for r in reports]
+    shares = [n["value"] / r["subnets"][0]["value"] for r in reports for n in r["subnets"]]
+    least = [min(n["flops"] for n in r["subnets"]) / r["subnets"][0]["flops"] for r in reports]
+    return {
+        "full": float(np.mean([n["value"] for n in full])),
+        "full_least": float(min(n["value"] for n in full)),
+        "mean": float(np.mean([n["value"] for r in reports for n in r["subnets"]])),
+        "smallest_share": float(min(shares)),
+        "smallest_flops": float(max(least)),
+        "networks": float(min(len(r["subnets"]) for r in reports)),
+        "wall_s": float(max(r["wall_s"] for r in reports)),
+    }
+
+
+def judge(found: Mapping[str, float], expect: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns a row per promise: {"promise", "expected", "found", "kept"}.
+
+    Raises:
+      UserError: a promise about something that is not measured.
+    """
+    rows = []
+    for name, bound in expect.items():
+        if name not in found:
+            raise UserError(f"expect: unknown promise {name!r}; valid: {', '.join(found)}")
+        low, high = bound if isinstance(bound, list | tuple) else (bound, None)
+        kept = (low is None or found[name] >= low) and (high is None or found[name] <= high)
+        text = " and ".join(t for t in (f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else "") if t)
+        rows.append({"promise": name, "expected": text, "found": round(found[name], 4), "kept": "yes" if kept else "NO"})
+    return rows

@@ -1,0 +1,76 @@
+"""Schemes are pure functions of (seed, step) with the distribution that they state."""
+
+import collections
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from research.errors import UserError
+from research.nested.schemes import SCHEMES, draw
+
+NAMES = ("full", "l", "m", "s", "xs")
+STEPS = range(2000)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_draws_are_a_function_of_seed_and_step(scheme):
+    draws = [draw(scheme, NAMES, 4, 0, step) for step in range(50)]
+    assert draws == [draw(scheme, NAMES, 4, 0, step) for step in range(50)]
+    assert [draw(scheme, NAMES, 4, 0, s) for s in (49, 3)] == [draws[49], draws[3]]
+    assert all(d.name in NAMES for step in draws for d in step)
+    other = [draw(scheme, NAMES, 4, 1, step) for step in range(50)]
+    assert (other == draws) == (scheme in ("full", "all"))
+    assert (len(set(draws)) == 1) == (scheme in ("full", "all"))
+
+
+def test_draws_are_equal_in_another_process():
+    code = (
+        "import json; from research.nested.schemes import draw;"
+        f"print(json.dumps([[d.name for d in draw(k, {NAMES!r}, 4, 7, s)] for k in ('random', 'sorted', 'sandwich') for s in range(20)]))"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": os.getcwd()}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    here = [[d.name for d in draw(k, NAMES, 4, 7, s)] for k in ("random", "sorted", "sandwich") for s in range(20)]
+    assert json.loads(out) == here
+
+
+def test_random_and_sorted_draw_uniformly():
+    for scheme, per_step in (("random", 1), ("sorted", 4)):
+        counts = collections.Counter(d.name for s in STEPS for d in draw(scheme, NAMES, 4, 0, s))
+        total = per_step * len(STEPS)
+        assert sum(counts.values()) == total
+        spread = (total * 0.2 * 0.8) ** 0.5
+        assert all(abs(counts[n] - total / 5) < 4 * spread for n in NAMES), counts
+
+
+def test_sorted_gives_each_its_part_of_the_batch():
+    for step in range(20):
+        draws = draw("sorted", NAMES, 3, 0, step)
+        assert [(d.part, d.parts) for d in draws] == [(0, 3), (1, 3), (2, 3)] and not any(d.distill for d in draws)
+
+
+def test_sandwich_has_the_largest_the_smallest_and_others_between():
+    middle = collections.Counter()
+    for step in STEPS:
+        first, *between, last = draw("sandwich", NAMES, 4, 0, step)
+        assert (first.name, first.distill) == ("full", False) and (last.name, last.distill) == ("xs", True)
+        assert len(between) == 2 == len({d.name for d in between}) and all(d.distill and d.parts == 1 for d in between)
+        middle.update(d.name for d in between)
+    assert set(middle) == {"l", "m", "s"} and all(abs(n - 4000 / 3) < 120 for n in middle.values())
+    assert [d.name for d in draw("sandwich", NAMES, 2, 0, 0)] == ["full", "xs"]
+    assert [d.name for d in draw("sandwich", NAMES, 9, 0, 0)] == list(NAMES)
+
+
+def test_full_and_all():
+    assert [d.name for d in draw("full", NAMES, 4, 0, 9)] == ["full"]
+    assert [d.name for d in draw("all", NAMES, 1, 0, 9)] == list(NAMES)
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="unknown nested.scheme 'sandwhich'; valid: full, random"):
+        draw("sandwhich", NAMES, 4, 0, 0)
+    with pytest.raises(UserError, match="needs at least two"):
+        draw("sandwich", ("full",), 4, 0, 0)
