@@ -13,32 +13,33 @@ def get_config(arg: str = ""):
     config = base_config()
     config.model = {
         "name": "unireplknet_a",
-        "depths": (1, 1, 2, 1),
-        "dims": (16, 32, 48, 64),
-        "kernels": ((3,), (7,), (7,), (3,)),
+        "depths": (1, 2, 1),
+        "dims": (16, 32, 64),
+        "kernels": ((7,), (7,), (3,)),
         "stem_strides": (1, 1),
         "layer_scale": 0.1,
-        "unroll": True,
+        "drop_path_rate": 0.0,
     }
     config.data.update({"name": "digits", "batch_size": 128, "augment": {"crop_padding": 1, "mean": (0.3,), "std": (0.37,)}})
+    config.task.update({"label_smoothing": 0.1})
     config.nested.update(
         {
             "scheme": "sandwich",
             "count": 4,
             "points": {
-                "xl": "width=0.75",
-                "l": "width=0.75,depth=0.5",
-                "m": "width=0.5",
-                "m_thin": "width=0.5,ffn=0.5",
-                "s": "width=0.5,depth=0.5",
-                "s_thin": "width=0.5,depth=0.5,ffn=0.5",
-                "xs": "width=0.25",
-                "xxs": "width=0.25,depth=0.5",
+                "w75": "width=0.75",
+                "w75_d50": "width=0.75,depth=0.5",
+                "w75_f50": "width=0.75,ffn=0.5",
+                "f50": "ffn=0.5",
+                "w50": "width=0.5",
+                "w50_d50": "width=0.5,depth=0.5",
+                "w50_f50": "width=0.5,ffn=0.5",
+                "w50_d50_f50": "width=0.5,depth=0.5,ffn=0.5",
             },
         }
     )
     config.optim.update({"name": "adamw", "lr": 4e-3, "weight_decay": 0.05, "warmup": "10%"})
-    config.train.update({"duration": "20ep"})
+    config.train.update({"duration": "60ep"})
     config.eval.update({"every": "50%"})
     config.checkpoint.update({"every": "25%"})
     return config

@@ -1,0 +1,53 @@
+# Every target sets up .venv from requirements.lock when it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+RUN ?= runs/quickstart
+
+.PHONY: help quickstart test test-slow check format lock fashion fashion-fast clean
+
+help:
+	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
+	@echo "make test          run the tests; make test-slow runs the slow ones"
+	@echo "make check         lint, format and types"
+	@echo "make fashion       the Fashion-MNIST comparison of the README (about an hour)"
+	@echo "make fashion-fast  the best single network in 300 s"
+	@echo "make lock          renew requirements.lock (needs uv)"
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "error: Python %d.%d; Nestax needs 3.11 to 3.13 (make PYTHON=python3.11 ...)" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --requirement requirements.lock
+	@touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(PY) -m launch.train --config=configs/quickstart.py --workdir=$(RUN)
+
+test: $(STAMP)
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(PY) -m pytest -m slow
+
+check: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+fashion: $(STAMP)
+	$(PY) -m launch.compare --config=configs/fashion_unireplknet_sorted.py --workdir=runs/fashion --out=results/fashion
+
+fashion-fast: $(STAMP)
+	$(PY) -m launch.reproduce --config=configs/fashion_fast.py --workdir=runs/fashion_fast
+
+lock:
+	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock
+	sed -i '1i # Pinned versions of every dependency, for Python 3.11 to 3.13; made by: make lock' requirements.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
