@@ -49,7 +49,8 @@ def per_stage(value, stages: int, name: str) -> tuple:
     if not isinstance(value, tuple | list):
         return (value,) * stages
     if len(value) != stages:
-        raise UserError(f"sub-network {name}={':'.join(map(str, value))} has {len(value)} entries; valid: one number, or {stages} joined by ':'")
+        given = ":".join(map(str, value))
+        raise UserError(f"sub-network {name}={given} has {len(value)} entries; valid: one number, or {stages} joined by ':'")
     return tuple(value)
 
 

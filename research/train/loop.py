@@ -112,6 +112,7 @@ class Run:
         )
         self.evaluator = Evaluator(self.setup, self.programs, tick=self._tick)
         self.flops = {name: costs.training_flops(c) for name, c in self.setup.space.configs.items()}
+        self.gemm = machine.gemm_rate()  # measured now, before compiling threads share the cores
         self.flag = {"set": False}
         self.saved = -1
         self.last_metric: tuple[int, float] | None = None
@@ -271,7 +272,7 @@ class Run:
         self._logged = step
         seconds = self.clock.lap()
         images = since * self.config["data"]["batch_size"] / seconds
-        mfu = self.interval_flops / seconds / machine.gemm_rate() / jax.device_count()
+        mfu = self.interval_flops / seconds / self.gemm / jax.device_count()
         self.interval_flops = 0.0
         eta = (self.total - step) * seconds / max(since, 1)
         timing = {"images_per_s": images, "mfu": mfu, "wall_s": self.clock.wall(), "step_ms": 1e3 * seconds / max(since, 1)}
@@ -371,8 +372,8 @@ class Run:
             "train_flops": self.spent_flops,
             "updates": self.total,
             "optimizer_state_bytes": self.optimizer_bytes,
-            "gemm_gflops": machine.gemm_rate() / 1e9,
-            "mfu": self.spent_flops / self.clock.wall() / machine.gemm_rate() / jax.device_count(),
+            "gemm_gflops": self.gemm / 1e9,
+            "mfu": self.spent_flops / self.clock.wall() / self.gemm / jax.device_count(),
         }
         self.reporter.say(f"{len(seconds)} programs compiled in {sum(seconds.values()):.1f} s (at most {self.programs.bound()} allowed)")
         return report

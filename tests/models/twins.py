@@ -51,11 +51,16 @@ def images(config, batch: int = 3, seed: int = 7, dtype=np.float32):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, *config.input_shape())), dtype)
 
 
-def loss(config, params, stats, x, mode: str = "train"):
-    """A scalar that every logit counts in, differently."""
+def loss_and_logits(config, params, stats, x, mode: str = "train"):
+    """Returns (a scalar that every logit counts in, differently; the logits)."""
     logits, _ = apply(config, params, stats, x, mode=mode, key=jax.random.key(3))
     weights = jnp.cos(jnp.arange(logits.size, dtype=logits.dtype)).reshape(logits.shape)
-    return (weights * logits).sum() + (logits**2).mean()
+    return (weights * logits).sum() + (logits**2).mean(), logits
+
+
+def loss(config, params, stats, x, mode: str = "train"):
+    """The scalar of `loss_and_logits`."""
+    return loss_and_logits(config, params, stats, x, mode)[0]
 
 
 @functools.lru_cache(maxsize=64)

@@ -64,7 +64,8 @@ def test_attention_scale_is_that_of_one_head_and_heads_are_a_sum():
 
     def heads(keep):
         graph, _, _, _ = split(Attention(12, len(keep), 4, "embed", "layer", INIT))
-        cut = {k: v if "heads" not in "".join(axes[k]) else jnp.take(v, jnp.array(keep), axes[k].index("layer/heads")) for k, v in params.items()}
+        take = lambda k, v: jnp.take(v, jnp.array(keep), axes[k].index("layer/heads")) if "layer/heads" in axes[k] else v
+        cut = {k: take(k, v) for k, v in params.items()}
         return merge(graph, cut, stats)(x) - params["out/bias"]
 
     np.testing.assert_allclose(heads([0, 1, 2]), heads([0, 1]) + heads([2]), rtol=2e-4, atol=1e-4)

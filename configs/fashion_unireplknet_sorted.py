@@ -1,0 +1,51 @@
+"""Nine UniRepLKNets in one on Fashion-MNIST, and the same networks trained alone for comparison.
+
+    python -m launch.train --config=configs/fashion_unireplknet_sorted.py --workdir=runs/fashion/sorted
+    python -m launch.train --config=configs/fashion_unireplknet_sorted.py:alone=w50 --workdir=runs/fashion/alone_w50
+    python -m launch.compare --config=configs/fashion_unireplknet_sorted.py --workdir=runs/fashion    # both, with the table
+
+Hardware: two CPU cores. Data: `dataset-fashion-mnist` of Debian, or any folder with the four IDX files; 54,000 training,
+6,000 validation and 10,000 test images.
+The networks trained alone get together the FLOPs of the many-in-one run, each in proportion to its size: every one
+sees the same number of examples (`alone_share` of the many-in-one run's updates).
+"""
+
+from research.errors import UserError
+from research.train.config import base_config
+
+POINTS = {
+    "w75": "width=0.75",
+    "w75_d50": "width=0.75,depth=0.5",
+    "w75_f50": "width=0.75,ffn=0.5",
+    "f50": "ffn=0.5",
+    "w50": "width=0.5",
+    "w50_d50": "width=0.5,depth=0.5",
+    "w50_f50": "width=0.5,ffn=0.5",
+    "w50_d50_f50": "width=0.5,depth=0.5,ffn=0.5",
+}
+
+
+def get_config(arg: str = ""):
+    config = base_config()
+    config.model = {
+        "name": "unireplknet_a",
+        "depths": (1, 2, 2),
+        "dims": (32, 64, 128),
+        "kernels": ((3,), (7,), (7,)),
+        "stem_strides": (2, 1),
+        "layer_scale": 0.1,
+    }
+    config.data.update({"name": "fashion_mnist", "batch_size": 128, "augment": {"crop_padding": 2, "flip": True, "mean": (0.286,), "std": (0.353,)}})
+    config.task.update({"label_smoothing": 0.1})
+    config.nested.update({"scheme": "sandwich", "count": 3, "points": POINTS})
+    config.optim.update({"name": "adamw", "lr": 3e-3, "weight_decay": 0.05, "warmup": "10%"})
+    config.train.update({"duration": "10ep", "log_every": "1%"})
+    config.eval.update({"every": "25%", "calibrate_batches": 16})
+    if arg:
+        kind, _, name = arg.partition("=")
+        if kind != "alone" or name not in ("full", *POINTS):
+            raise UserError(f"config argument {arg!r}; valid: alone=NAME with NAME one of full, {', '.join(POINTS)}")
+        if name != "full":
+            config.model = {**config.model.to_dict(), "subnet": POINTS[name]}
+        config.nested.update({"scheme": "full", "points": {}})
+    return config
