@@ -13,12 +13,11 @@ def get_config(arg: str = ""):
     config = base_config()
     config.model = {
         "name": "unireplknet_a",
-        "depths": (1, 2, 1),
-        "dims": (16, 32, 64),
-        "kernels": ((7,), (7,), (3,)),
+        "depths": (1, 2),
+        "dims": (24, 64),
+        "kernels": ((3,), (7,)),
         "stem_strides": (1, 1),
         "layer_scale": 0.1,
-        "drop_path_rate": 0.0,
     }
     config.data.update({"name": "digits", "batch_size": 128, "augment": {"crop_padding": 1, "mean": (0.3,), "std": (0.37,)}})
     config.task.update({"label_smoothing": 0.1})
@@ -39,7 +38,7 @@ def get_config(arg: str = ""):
         }
     )
     config.optim.update({"name": "adamw", "lr": 4e-3, "weight_decay": 0.05, "warmup": "10%"})
-    config.train.update({"duration": "60ep"})
+    config.train.update({"duration": "50ep"})
     config.eval.update({"every": "50%"})
     config.checkpoint.update({"every": "25%"})
     return config

@@ -38,15 +38,17 @@ def reparam_conv(
       scales: batch-norm factors, one row per branch.
       biases: batch-norm offsets, one row per branch.
       eps: added to the variances.
-      form: "auto" (by platform and shape), "moments", or a form of `depthwise_conv2d` for explicit branches.
+      form: "auto" (by platform and shape), "cpu" (by shape), "moments", or a form of `depthwise_conv2d` for explicit branches.
 
     Returns:
       (sum, mean of each branch, biased variance of each branch); no gradient flows through the moments.
     """
     explicit = lambda *a: _explicit(*a, dilations=dilations, eps=eps, form="naive" if form == "moments" else form)  # noqa: E731
-    by_moments = lambda *a: _by_moments(*a, dilations=dilations, eps=eps)  # noqa: E731
+    by_moments = lambda *a: _by_moments(*a, dilations=dilations, eps=eps, form="auto" if form == "moments" else form)  # noqa: E731
     args = (x, tuple(kernels), scales, biases)
     if form == "moments":
+        out = by_moments(*args)
+    elif form == "cpu" and x.shape[1] * x.shape[2] <= MOMENTS_PIXELS:
         out = by_moments(*args)
     elif form == "auto" and x.shape[1] * x.shape[2] <= MOMENTS_PIXELS:
         out = lax.platform_dependent(*args, cpu=by_moments, default=explicit)
@@ -69,10 +71,10 @@ def _explicit(x, kernels, scales, biases, *, dilations, eps, form) -> Result:
     return total, jnp.stack([m for _, m, _ in normed]), jnp.stack([v for _, _, v in normed])
 
 
-def _by_moments(x, kernels, scales, biases, *, dilations, eps) -> Result:
+def _by_moments(x, kernels, scales, biases, *, dilations, eps, form) -> Result:
     mean, var = branch_moments(x, kernels, dilations)
     factors = scales * lax.rsqrt(var + eps)
-    y = depthwise.depthwise_conv2d(x, merged_kernel(kernels, dilations, factors).astype(x.dtype))
+    y = depthwise.depthwise_conv2d(x, merged_kernel(kernels, dilations, factors).astype(x.dtype), form=form)
     offset = (biases - mean * factors).sum(0)
     return (y + offset).astype(x.dtype), mean, var
 

@@ -259,8 +259,7 @@ class Run:
             return
         loss = float(np.mean([v["loss"] for _, v in host["losses"]]))
         accuracy = float(np.mean([v["accuracy"] for _, v in host["losses"]]))
-        record = {"loss": loss, "accuracy": accuracy, "lr": float(host["lr"])}
-        record |= {k: float(host[k]) for k in ("grad_norm", "param_norm", "update_norm")}
+        record = {"loss": loss, "accuracy": accuracy, "lr": float(host["lr"]), "grad_norm": float(host["grad_norm"])}
         record |= {f"loss/{name}": float(v["loss"]) for name, v in host["losses"]}
         if not host["finite"]:
             record["skipped"] = 1

@@ -2,6 +2,7 @@
 recalibration and one evaluation program per sub-network. All are compiled ahead of time, in background threads.
 """
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -56,6 +57,7 @@ class Programs:
 
     def __post_init__(self):
         self.full: Abstract = abstract(self.space.full)
+        self._on_cpu = all(d.platform == "cpu" for d in self.mesh.devices.flat)
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.batch_sharding = NamedSharding(self.mesh, PartitionSpec(sharding.BATCH_AXES))
         shapes = {**self.full.params, **self.full.stats}
@@ -72,7 +74,7 @@ class Programs:
         )
         self._futures: dict[tuple, Future] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")  # XLA itself compiles on all cores
         self._canonical = {}
         for name, config in self.space.configs.items():
             self._canonical[name] = next((n for n, c in self.space.configs.items() if c == config), name)
@@ -89,7 +91,10 @@ class Programs:
 
     def init_state(self) -> State:
         """Draws the initial state, each array where it belongs."""
-        return jax.jit(self._init, out_shardings=self.state_shardings)(jax.random.key(self.seed))
+        key = jax.random.key(self.seed)
+        lowered = jax.jit(self._init, out_shardings=self.state_shardings).lower(key)
+        # It runs once: on a CPU the compiler's effort costs more than it saves.
+        return lowered.compile(compiler_options={"xla_backend_optimization_level": 1} if self._on_cpu else None)(key)
 
     def state_from(self, params: Arrays, stats: Arrays) -> State:
         """Returns an initial state that starts from given weights."""
@@ -98,6 +103,13 @@ class Programs:
     def zero_grads(self) -> Arrays:
         """Returns the gradient buffer, zeros with the layout of the parameters."""
         return {k: jax.device_put(np.zeros(s.shape, s.dtype), self.param_shardings[k]) for k, s in self.full.params.items()}
+
+    def _compute(self, name: str) -> Any:
+        """The config to run with: on a CPU mesh the ops' forms are chosen for it, which halves tracing."""
+        config = self.space.configs[name]
+        if getattr(config, "form", None) == "auto" and self._on_cpu:
+            return dataclasses.replace(config, form="cpu")
+        return config
 
     # -- programs ----------------------------------------------------------------------------------------------
 
@@ -112,7 +124,7 @@ class Programs:
         return {k: v.astype(dtype) for k, v in arrays.items()}
 
     def _gradient(self, name: str, distill: bool) -> Callable:
-        config, share, task = self.space.configs[name], self.config["nested"]["distill"], self.task
+        config, share, task = self._compute(name), self.config["nested"]["distill"], self.task
         dtype = DTYPES[self.config["train"]["precision"]]
 
         def program(params, stats, grads, batch, clock, scale, teacher):
@@ -148,18 +160,18 @@ class Programs:
             if decay:
                 rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
                 ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, params)
-            norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
+            norm = optax.global_norm(grads)
             new = State(params, state.stats, opt_state, ema)
-            finite = jnp.isfinite(norms["grad_norm"])
+            finite = jnp.isfinite(norm)
             if skip:
                 new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-            metrics = {**norms, "update_norm": optax.global_norm(updates), "lr": self.schedule(step), "finite": finite}
+            metrics = {"grad_norm": norm, "lr": self.schedule(step), "finite": finite}
             return new, jax.tree.map(jnp.zeros_like, grads), metrics
 
         return program
 
     def _calibrate(self, name: str) -> Callable:
-        config = self.space.configs[name]
+        config = self._compute(name)
         dtype = DTYPES[self.config["train"]["precision"]]
 
         def program(params, total, batch):
@@ -171,7 +183,7 @@ class Programs:
         return program
 
     def _evaluate(self, name: str) -> Callable:
-        config = self.space.configs[name]
+        config = self._compute(name)
         dtype = DTYPES[self.config["train"]["precision"]]
 
         def program(params, stats, sums, batch):
