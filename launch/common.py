@@ -7,7 +7,7 @@ from collections.abc import Callable
 from absl import flags
 
 from research.errors import UserError
-from research.process import set_allocator
+from research.process import set_allocator, set_dispatch
 
 USER_ERROR = 2  # exit code of a user's mistake
 STOPPED = 75  # exit code of a run that SIGTERM stopped and that can go on (EX_TEMPFAIL)
@@ -24,6 +24,7 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
     exception keeps its traceback.
     """
     set_allocator()
+    set_dispatch()
     try:
         if {"--help", "--helpshort", "-h", "-help", "-helpshort"} & set(sys.argv[1:]):
             print(_help())

@@ -1,6 +1,7 @@
 """Sets the process up for speed before JAX starts. Standard library only: importing this file must not import JAX."""
 
 import ctypes
+import os
 
 # Parameter numbers of mallopt(3) in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -26,3 +27,12 @@ def set_allocator() -> bool:
     mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
     settings = [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES), (M_TOP_PAD, TOP_PAD_BYTES)]
     return all([mallopt(name, value) == 1 for name, value in settings])
+
+
+def set_dispatch() -> None:
+    """Runs CPU programs in the thread that calls them, unless the environment says otherwise.
+
+    glibc keeps freed buffers mapped only for the main thread's heap: a step that a worker thread runs pays page faults
+    again (1.4 times the wall time on a UniRepLKNet step of 20 MFLOPs at batch 128, two cores). No effect on GPU and TPU.
+    """
+    os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")

@@ -312,3 +312,12 @@ def _write(path: Path, text: str) -> Path:
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
     return path
+
+
+def plot_comparison(path: PathLike, rows: Sequence[Mapping[str, Any]], metric: str) -> Path:
+    """Draws the networks of `research.search.comparison.join` over FLOPs: trained together and alone."""
+    series = {
+        "many-in-one": [{**row, "value": row["together"]} for row in rows],
+        "each alone, same FLOPs in all": [{**row, "value": row["alone"]} for row in rows],
+    }
+    return plots.pareto_plot(path, series, "flops", "value", title="One training run against many", ylabel=metric)

@@ -83,6 +83,7 @@ class Checkpoints:
             best = ocp.checkpoint_managers.BestN(get_metric_fn=lambda m: m["metric"], n=1, keep_checkpoints_without_metrics=False)
             policies.append(best)
         options = ocp.CheckpointManagerOptions(
+            best_fn=lambda metrics: metrics["metric"],  # makes orbax store the metrics
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "run"))

@@ -212,7 +212,7 @@ class Run:
         """One update: a gradient program per drawn sub-network, then the update program."""
         nested, accumulate = self.config["nested"], self.config["train"]["accumulate"]
         share = 1.0 / accumulate / (len(draws) if nested["reduce"] == "mean" else 1)
-        state, losses = self.state, []
+        state, losses, flops = self.state, [], 0.0
         placed: dict[tuple[int, int], Any] = {}
         teachers: dict[tuple[int, int], Any] = {}
         for order, draw in enumerate(draws):
@@ -231,11 +231,11 @@ class Run:
                     teachers[slot, slots] = logits
                 losses.append((draw.name, metrics))
             examples = self.config["data"]["batch_size"] / draw.parts
-            self.interval_flops += self.flops[draw.name] * examples
-            self.spent_flops += self.flops[draw.name] * examples
+            flops += self.flops[draw.name] * examples
         program = self.programs.get("update", "", state, grads, np.int32(self.step))
         self.state, grads, metrics = program(state, grads, np.int32(self.step))
-        return grads, {"losses": losses, **metrics}
+        self.spent_flops += flops
+        return grads, {"losses": losses, "flops": flops, **metrics}
 
     def _tick_compile(self) -> None:
         """A stop while the first programs compile, before any step is done, has nothing to save."""
@@ -250,6 +250,7 @@ class Run:
             return
         step, _, metrics = pending
         host = jax.device_get(metrics)
+        self.interval_flops += float(host["flops"])
         for name, values in host["losses"]:
             if not np.isfinite(values["loss"]) and self.config["train"]["nan"] == "stop":
                 self._not_finite(step, name, "loss")

@@ -1,0 +1,73 @@
+"""Trains a recipe many-in-one and each of its networks alone, with the same total training FLOPs, and compares them.
+
+    python -m launch.compare --config=configs/fashion_unireplknet_sorted.py --workdir=runs/fashion --out=results/fashion
+
+The recipe takes `alone=NAME` as its argument. Every network trained alone sees the same number of examples, chosen so
+that all of them together cost the FLOPs of the many-in-one run: shared in proportion to size. Runs that are already
+finished under --workdir are not repeated; a stopped one goes on.
+"""
+
+import os
+import subprocess
+import sys
+
+from absl import flags
+
+from launch import common
+
+_CONFIG = flags.DEFINE_string("config", None, "Recipe FILE.py that takes alone=NAME.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory under which the runs lie: sorted, alone_NAME.")
+_OUT = flags.DEFINE_string("out", None, "Folder for compare.csv, compare.md and compare.png.")
+
+
+def _train(config: str, workdir: str, overrides: dict[str, str]) -> None:
+    """Trains in a process of its own, so that each run's wall time starts from nothing."""
+    from research.errors import UserError
+
+    command = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}"]
+    command += [f"--config.{k}={v}" for k, v in overrides.items()]
+    code = subprocess.run(command).returncode
+    if code:
+        raise UserError(f"{' '.join(command[1:])} ended with exit code {code}")
+
+
+def main(overrides: dict[str, str]) -> int:
+    from launch import config as recipe
+    from research.errors import UserError
+
+    if not _CONFIG.value or not _WORKDIR.value:
+        raise UserError("--config and --workdir are needed")
+
+    from research.report import run_card, tables
+    from research.report.machine import command_line
+    from research.search.comparison import alone_updates, join
+    from research.train.setup import make_setup
+
+    together = os.path.join(_WORKDIR.value, "sorted")
+    if run_card.read_report(together) is None:
+        _train(_CONFIG.value, together, overrides)
+    setup = make_setup(recipe.load(_CONFIG.value, overrides))
+    updates = alone_updates(setup)
+    alone = {}
+    for name in setup.order:
+        workdir = os.path.join(_WORKDIR.value, f"alone_{name}")
+        if run_card.read_report(workdir) is None:
+            _train(f"{_CONFIG.value}:alone={name}", workdir, {**overrides, "train.duration": str(updates)})
+        alone[name] = run_card.read_report(workdir)
+    rows = join(run_card.read_report(together), alone)
+    print(tables.text_table(rows, list(rows[0])))
+    means = [sum(r[k] for r in rows) / len(rows) for k in ("together", "alone")]
+    flops = run_card.read_report(together)["train_flops"], sum(r["train_flops"] for r in alone.values())
+    print(f"mean over {len(rows)} networks: together {100 * means[0]:.2f} %, alone {100 * means[1]:.2f} %")
+    print(f"training FLOPs: together {flops[0]:.4g}, alone {flops[1]:.4g} in all; {updates} updates each alone")
+    if _OUT.value:
+        os.makedirs(_OUT.value, exist_ok=True)
+        tables.write_csv(os.path.join(_OUT.value, "compare.csv"), rows, command=command_line())
+        run_card.plot_comparison(os.path.join(_OUT.value, "compare.png"), rows, "test accuracy")
+    return 0 if means[0] >= means[1] else 1
+
+
+if __name__ == "__main__":
+    from launch.config import from_argv
+
+    common.run(lambda: main(common.OVERRIDES), before=from_argv)

@@ -1,0 +1,82 @@
+"""The commands: help, overrides, and what a user's mistake gets."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import config as recipe
+from research.errors import UserError
+
+COMMANDS = ["train", "evaluate", "select", "extract", "export", "convert", "models", "prepare", "report", "reproduce", "compare"]
+
+
+def run(*args, timeout=120):
+    return subprocess.run([sys.executable, "-m", *args], capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_helpshort_answers_soon(name):
+    start = time.time()
+    out = run(f"launch.{name}", "--helpshort")
+    assert out.returncode == 0, out.stderr
+    assert "python -m launch" in out.stdout and "--" in out.stdout
+    assert time.time() - start < 2
+
+
+def one_line(out):
+    assert out.returncode == 2, out.stdout + out.stderr
+    assert out.stderr.startswith("error: ") and out.stderr.count("\n") <= 2 and "Traceback" not in out.stderr
+    return out.stderr
+
+
+def test_mistakes_of_flags(tmp_path):
+    assert "near: --workdir" in one_line(run("launch.train", "--workdri=x"))
+    assert "--config and --workdir are needed" in one_line(run("launch.train"))
+    assert "near: configs/quickstart.py" in one_line(run("launch.train", "--config=configs/quikstart.py", f"--workdir={tmp_path}"))
+    assert "holds no run" in one_line(run("launch.evaluate", f"--workdir={tmp_path}"))
+    assert "no model matches" in one_line(run("launch.models", "resnext*"))
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("train.durations=3", "unknown config field config.train.durations; near: config.train.duration"),
+        ("nestd.scheme=all", "unknown config field config.nestd; near: config.nested"),
+        ("train.accumulate=many", "config.train.accumulate='many' is not of type int"),
+        ("nested.scheme=sort", "unknown nested.scheme 'sort'; valid: full, random, sorted, sandwich, all"),
+        ("data.name=fashion_mist", "fashion_mnist"),
+        ("data.name=idx", "data_dir"),
+        ("model.name=unireplknet_z", "unknown model 'unireplknet_z'; near: unireplknet"),
+        ("model.dept=3", "has no field 'dept'; near: depths"),
+        ("model.stem_strides=(8,8)", "images of 8 pixels are smaller than the total stride"),
+        ("nested.points.w50=width=1.5", "width=1.5 is outside its space"),
+        ("nested.points.w50=hight=0.5", "unknown sub-network dimension 'hight'; valid: width"),
+        ("nested.points.w50=kernel=11", "kernel"),
+        ("train.duration=3weeks", "train.duration='3weeks' is not a duration"),
+        ("mesh.tensor=3", "does not fit 1 devices"),
+        ("data.batch_size=7", "nested.count"),
+    ],
+)
+def test_mistakes_of_a_config(override, words, tmp_path):
+    from research.train.setup import make_programs, make_setup
+
+    field, _, value = override.partition("=")
+    extra = {"nested.scheme": "sorted"} if field == "data.batch_size" else {}
+    with pytest.raises(UserError) as error:
+        make_programs(make_setup(recipe.load("configs/quickstart.py", {field: value, **extra})))
+    assert words in str(error.value) and str(error.value).count("\n") <= 1
+
+
+def test_overrides_reach_fields_of_all_types():
+    config = recipe.load("configs/quickstart.py", {"seed": "3", "optim.lr": "1", "train.ema": "0.5", "model.layer_scale": "0.25", "report.latency": "false"})
+    assert config["seed"] == 3 and config["optim"]["lr"] == 1.0 and isinstance(config["optim"]["lr"], float)
+    assert config["model"]["layer_scale"] == 0.25 and config["report"]["latency"] is False
+
+
+def test_models_lists_counts(tmp_path):
+    out = run("launch.models", "unireplknet_[at]", f"--csv={tmp_path / 'm.csv'}", timeout=200)
+    assert out.returncode == 0, out.stderr
+    text = (tmp_path / "m.csv").read_text()
+    assert "4649060,4437300,1279687040" in text.replace(" ", "") and "31693420,31037980" in text

@@ -1,0 +1,132 @@
+"""Schedules, rules and optimizers against optax and the sheet's numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from research.errors import UserError
+from research.optim.build import make_optimizer, state_bytes
+from research.optim.rules import resolve
+from research.optim.schedules import cosine_power, make_schedule
+
+BASE = dict(name="lion", b1=0.9, b2=0.99, eps=1e-8, momentum=0.9, nesterov=True, weight_decay=0.5, clip_norm=0.0, decay_rules=(), lr_rules=())
+AXES = {"a/kernel": ("stage1/embed", "stage1/layer/mlp"), "a/bias": ("stage1/layers", "stage1/layer/mlp")}
+
+
+def params():
+    return {"a/kernel": jnp.linspace(-1, 1, 12).reshape(3, 4), "a/bias": jnp.linspace(0.5, 2, 8).reshape(2, 4)}
+
+
+def gradients(i):
+    return jax.tree.map(lambda p: jnp.sin(7 * p + i), params())
+
+
+def run(optimizer, steps=5):
+    p = params()
+    state = optimizer.init(p)
+    for i in range(steps):
+        updates, state = optimizer.update(gradients(i), state, p)
+        p = optax.apply_updates(p, updates)
+    return p, state
+
+
+@pytest.mark.parametrize(
+    "name, reference",
+    [
+        ("lion", lambda mask: optax.lion(0.01, b1=0.9, b2=0.99, weight_decay=0.5, mask=mask)),
+        ("adamw", lambda mask: optax.adamw(0.01, b1=0.9, b2=0.99, weight_decay=0.5, mask=mask)),
+    ],
+)
+def test_update_is_optax_s(name, reference):
+    ours, _ = run(make_optimizer({**BASE, "name": name}, optax.constant_schedule(0.01), AXES))
+    theirs, _ = run(reference({"a/kernel": True, "a/bias": False}))
+    for k in ours:
+        np.testing.assert_allclose(ours[k], theirs[k], rtol=1e-6, atol=1e-7)
+
+
+def test_sgd_is_optax_s():
+    config = {**BASE, "name": "sgd", "weight_decay": 0.0}
+    ours, _ = run(make_optimizer(config, optax.constant_schedule(0.1), AXES))
+    theirs, _ = run(optax.sgd(0.1, momentum=0.9, nesterov=True))
+    for k in ours:
+        np.testing.assert_allclose(ours[k], theirs[k], rtol=1e-6)
+
+
+def test_lion_holds_half_of_adamw_s_state():
+    schedule = optax.constant_schedule(0.01)
+    moments = {n: state_bytes(make_optimizer({**BASE, "name": n}, schedule, AXES).init(params())) for n in ("lion", "adamw")}
+    counters = 2 * 4  # the schedule's and the optimizer's step counters
+    assert moments["lion"] - counters == 20 * 4 and moments["adamw"] - counters == 2 * 20 * 4
+
+
+def test_lion_trace_of_the_sheet():
+    """theta 1, lr 0.1, decay 0.5, gradients 1, -0.05, -2 (facts: section 5.13)."""
+    config = {**BASE, "decay_rules": ((".*", 1.0),)}
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1), {"w": ("embed",)})
+    p, out = {"w": jnp.ones(1)}, []
+    state = optimizer.init(p)
+    for g in (1.0, -0.05, -2.0):
+        updates, state = optimizer.update({"w": jnp.array([g])}, state, p)
+        p = optax.apply_updates(p, updates)
+        out.append(float(p["w"][0]))
+    np.testing.assert_allclose(out, [0.85, 0.7075, 0.772125], rtol=1e-6)
+
+
+def test_learning_rate_rules_scale_updates():
+    config = {**BASE, "weight_decay": 0.0, "lr_rules": (("mlp$", 0.1), (".*", 1.0))}
+    axes = {"a/kernel": ("stage1/layer/mlp", "stage1/embed"), "a/bias": ("stage1/layer/mlp",)}
+    optimizer = make_optimizer(config, optax.constant_schedule(1.0), axes)
+    updates, _ = optimizer.update(gradients(0), optimizer.init(params()), params())
+    assert np.allclose(np.abs(updates["a/bias"]), 0.1) and np.allclose(np.abs(updates["a/kernel"]), 1.0)
+
+
+def test_any_optax_optimizer_by_name():
+    config = {**BASE, "name": "rms", "weight_decay": 0.0}
+    p, _ = run(make_optimizer(config, optax.constant_schedule(0.01), AXES))
+    assert all(np.isfinite(v).all() for v in p.values())
+    with pytest.raises(UserError, match=r"unknown optim.name 'liom'; valid: .*lion"):
+        make_optimizer({**BASE, "name": "liom"}, optax.constant_schedule(0.01), AXES)
+
+
+def test_uncovered_parameter_is_an_error():
+    with pytest.raises(UserError, match=r"optim.decay_rules: no rule covers a/bias\|stage1/layer/mlp"):
+        resolve((("kernel", 1.0),), AXES, "optim.decay_rules")
+    with pytest.raises(UserError, match="regular expression"):
+        resolve((("(", 1.0),), AXES, "optim.decay_rules")
+
+
+def test_first_rule_wins_and_stack_axes_do_not_count():
+    found = resolve(((r"\|[^,]*$", 0.0), (".*", 1.0)), AXES, "x")
+    assert found == {"a/kernel": 1.0, "a/bias": 0.0}
+
+
+def test_cosine_power_values_of_the_sheet():
+    found = {p: [float(cosine_power(0.1, 5, p, 0.001)(i)) for i in range(5)] for p in (1, 10)}
+    np.testing.assert_allclose(found[10], [0.1, 0.05050510, 0.01812803, 0.00446511, 0.001], atol=2e-8)
+    np.testing.assert_allclose(found[1], [0.1, 0.07263707, 0.03881464, 0.01145171, 0.001], atol=2e-8)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "cosine_power"])
+def test_schedule_warms_up_then_falls(kind):
+    schedule = make_schedule(kind, peak=1.0, total=100, warmup=10, final=0.1)
+    values = [float(schedule(i)) for i in range(100)]
+    np.testing.assert_allclose(values[:10], np.arange(1, 11) / 11, rtol=1e-5)
+    assert values[10] == pytest.approx(1.0, abs=1e-6)
+    assert all(b <= a + 1e-7 for a, b in zip(values[10:], values[11:], strict=False))
+    assert values[-1] == pytest.approx(1.0 if kind == "constant" else 0.1, abs=0.02)
+
+
+def test_schedule_errors():
+    with pytest.raises(UserError, match="valid: cosine, linear, constant, cosine_power"):
+        make_schedule("cos", peak=1.0, total=10)
+    with pytest.raises(UserError, match="warmup of 11 updates does not fit in a run of 10"):
+        make_schedule("cosine", peak=1.0, total=10, warmup=11)
+
+
+def test_clipping_bounds_the_global_norm():
+    config = {**BASE, "name": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "clip_norm": 0.5}
+    optimizer = make_optimizer(config, optax.constant_schedule(1.0), AXES)
+    updates, _ = optimizer.update(gradients(0), optimizer.init(params()), params())
+    assert float(optax.global_norm(updates)) == pytest.approx(0.5, rel=1e-5)

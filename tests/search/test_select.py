@@ -1,0 +1,44 @@
+"""Selection under budgets, and the judgement of promises."""
+
+import pytest
+
+from research.errors import UserError
+from research.search.promises import judge, measures
+from research.search.select import select
+
+ROWS = [
+    {"name": "full", "value": 0.9, "params": 100, "flops": 1000, "latency_ms": 3.0},
+    {"name": "m", "value": 0.85, "params": 50, "flops": 400, "latency_ms": 1.0},
+    {"name": "m2", "value": 0.85, "params": 60, "flops": 300, "latency_ms": 2.0},
+    {"name": "s", "value": 0.7, "params": 10, "flops": 100, "latency_ms": 0.5},
+]
+
+
+@pytest.mark.parametrize(
+    "budgets, name",
+    [
+        (dict(max_params=1000), "full"),
+        (dict(max_params=60), "m2"),
+        (dict(max_params=55), "m"),
+        (dict(max_flops=350), "m2"),
+        (dict(max_latency_ms=1.5), "m"),
+        (dict(max_latency_ms=1.5, max_params=20), "s"),
+    ],
+)
+def test_best_within_the_budget(budgets, name):
+    assert select(ROWS, "value", budgets)["name"] == name
+
+
+def test_nothing_fits():
+    with pytest.raises(UserError, match="no network fits the budget; they need params from 10"):
+        select(ROWS, "value", {"max_params": 5})
+
+
+def test_promises():
+    reports = [{"subnets": [{"name": "full", "value": v, "flops": 8}, {"name": "s", "value": 0.9 * v, "flops": 2}], "wall_s": 9.0} for v in (0.8, 0.9)]
+    found = measures(reports)
+    assert found["full"] == pytest.approx(0.85) and found["smallest_share"] == pytest.approx(0.9) and found["smallest_flops"] == 0.25
+    rows = judge(found, {"full": 0.86, "smallest_flops": (None, 0.25), "wall_s": [None, 10]})
+    assert [r["kept"] for r in rows] == ["NO", "yes", "yes"]
+    with pytest.raises(UserError, match="unknown promise 'speed'"):
+        judge(found, {"speed": 1})

@@ -1,0 +1,111 @@
+"""The rules of the house: imports point one way, research/ neither prints nor parses flags, every recipe builds."""
+
+import ast
+from pathlib import Path
+
+import jax
+import pytest
+
+from launch import config as recipe
+from research.modules.state import abstract
+
+ROOT = Path(__file__).parents[1]
+
+# A room may import the rooms named here (and itself, and research.errors / research.process).
+ALLOWED = {
+    "ops": set(),
+    "modules": {"ops"},
+    "models": {"modules", "ops", "nested"},
+    "nested": {"modules", "models"},
+    "tasks": set(),
+    "data": set(),
+    "optim": {"modules"},
+    "report": set(),
+    "interop": {"models", "modules", "ops"},
+    "train": {"nested", "tasks", "data", "optim", "models", "modules", "report", "interop"},
+    "search": {"train", "nested", "models", "modules", "report"},
+}
+
+
+def imports(path: Path):
+    """Yields (module, is at the top level of the file)."""
+    tree = ast.parse(path.read_text())
+    top = set(tree.body)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node in top
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, node in top
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_imports_point_one_way(room):
+    for path in (ROOT / "research" / room).rglob("*.py"):
+        for module, _ in imports(path):
+            assert not module.startswith(("launch", "configs", "tests")), f"{path}: {module}"
+            if module.startswith("research.") and module.count("."):
+                target = module.split(".")[1]
+                assert target in {room, "errors", "process"} | ALLOWED[room], f"{path} imports {module}"
+
+
+def test_every_room_is_listed():
+    rooms = {p.name for p in (ROOT / "research").iterdir() if p.is_dir() and list(p.glob("*.py"))}
+    assert rooms == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "research").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_research_neither_prints_nor_parses_flags(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"), f"{path}: print"
+    assert not any(module.startswith("absl") for module, _ in imports(path)), f"{path}: absl"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.py")), ids=lambda p: p.name)
+def test_heavy_imports_come_after_the_flags(path):
+    heavy = ("jax", "numpy", "grain", "orbax", "tensorflow_datasets", "research.train", "research.models", "research.data", "research.report")
+    for module, top in imports(path):
+        light = module in ("research.train.config",)
+        assert not top or light or not module.startswith(heavy), f"{path} imports {module} before the flags are parsed"
+
+
+def recipes():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        yield f"configs/{path.name}"
+    yield "configs/imagenet_unireplknet_t.py:sorted"
+    yield "configs/imagenet_unireplknet_t.py:shrunken"
+    yield "configs/fashion_unireplknet_sorted.py:alone=w50_d50"
+
+
+SHAPES = {"digits": (8, 1, 10), "fashion_mnist": (28, 1, 10), "tfds:imagenet2012": (224, 3, 1000), "synthetic": (64, 3, 10)}
+
+
+@pytest.mark.parametrize("text", recipes())
+def test_recipe_builds_under_eval_shape(text, monkeypatch):
+    """Model, space, optimizer and every array's layout are built from the config; no data, no arrays."""
+    monkeypatch.chdir(ROOT)
+    from research.models import registry
+    from research.nested.space import make_space, parse_choices, shrink
+    from research.optim.build import make_optimizer
+    from research.optim.schedules import make_schedule
+
+    config = recipe.load(text, {})
+    size, channels, classes = SHAPES[config["data"]["name"]]
+    fields = {"image_size": size, "in_channels": channels, "num_classes": classes, **config["model"]}
+    subnet = fields.pop("subnet", "")
+    model = registry.model_config(fields.pop("name"), **fields)
+    model = shrink(model, parse_choices(subnet)) if subnet else model
+    space = make_space(model, config["nested"]["points"])
+    full = abstract(space.full)
+    schedule = make_schedule(config["optim"]["schedule"], peak=config["optim"]["lr"], total=10)
+    optimizer = make_optimizer(config["optim"], schedule, {k: full.axes[k] for k in full.params})
+    state = jax.eval_shape(optimizer.init, dict(full.params))
+    assert full.num_params() > 0 and jax.tree.leaves(state)
+    for name, small in space.configs.items():
+        assert abstract(small).num_params() <= full.num_params(), name
+
+
+def test_recipe_docstrings_hold_command_and_hardware():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        doc = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert "python -m launch." in doc and "Hardware:" in doc, path

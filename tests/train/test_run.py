@@ -1,0 +1,229 @@
+"""Whole runs of seconds: the run directory, exact resume after kill -9, SIGTERM, corruption, NaN, other configs."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from launch import config as recipe
+from research.errors import UserError
+from research.train import loop
+from research.train.checkpoint import MANIFEST
+from research.train.extraction import Trained
+
+
+class Lines:
+    """A Reporter that keeps what is said."""
+
+    def __init__(self):
+        self.said, self.steps = [], []
+
+    def say(self, line):
+        self.said.append(line)
+
+    def progress(self, done, total, text):
+        self.steps.append(text)
+
+
+def tiny(arg="all", **overrides):
+    return recipe.load(f"tests/tiny.py:{arg}", {k.replace("__", "."): str(v) for k, v in overrides.items()})
+
+
+def command(workdir, *extra):
+    return [sys.executable, "-m", "launch.train", "--config=tests/tiny.py", f"--workdir={workdir}", *extra]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One uninterrupted run: (workdir, report, lines)."""
+    workdir, lines = tmp_path_factory.mktemp("whole") / "run", Lines()
+    report = loop.train(tiny(), str(workdir), lines)
+    return workdir, report, lines
+
+
+def final_arrays(workdir):
+    trained = Trained(workdir)
+    return {k: np.asarray(v) for k, v in trained.state.params.items()}, trained
+
+
+def test_run_directory_explains_itself(whole):
+    workdir, report, lines = whole
+    names = {p.name for p in workdir.iterdir()}
+    assert {"config.json", "environment.json", "metrics.jsonl", "timings.jsonl", "checkpoints", "report.md", "report.json", "pareto.png"} <= names
+    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics if "loss" in m] == list(range(1, 25))
+    stored = json.loads((workdir / "report.json").read_text())
+    assert [n["name"] for n in stored["subnets"]] == ["full", "s"] and stored["metric"] == "test accuracy"
+    assert stored["subnets"][1]["flops"] < stored["subnets"][0]["flops"]
+    timings = [json.loads(line) for line in (workdir / "timings.jsonl").read_text().splitlines()]
+    assert all(t["images_per_s"] > 0 and t["mfu"] > 0 for t in timings)
+    assert any("img/s" in s and "MFU" in s and "ETA" in s for s in lines.steps)
+
+
+def test_number_of_programs(whole):
+    _, report, _ = whole
+    assert report["programs"] == report["programs_bound"] == 3 * 2 + 1
+
+
+def test_it_learns(whole):
+    workdir, report, _ = whole
+    losses = [json.loads(line).get("loss") for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [x for x in losses if x is not None]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.05
+    assert report["subnets"][0]["value"] > 0.12  # chance is 0.1
+
+
+def test_killed_and_resumed_run_is_bit_identical(whole, tmp_path):
+    reference, _, _ = whole
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(command(workdir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.time() + 240
+    while time.time() < deadline:  # somewhere after a checkpoint, in the middle of the run
+        metrics = workdir / "metrics.jsonl"
+        if metrics.exists() and metrics.read_text().count('"loss"') >= 14:
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = {int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit() and (p / MANIFEST).exists()}
+    assert before and max(before) < 24, "the run was not killed in its middle"
+    out = subprocess.run(command(workdir), capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0, out.stderr
+    assert f"resumed from step {max(before)}" in out.stdout
+    assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+    ours, reopened = final_arrays(workdir)
+    theirs, _ = final_arrays(reference)
+    assert reopened.step == 24 and set(ours) == set(theirs)
+    assert all(np.array_equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_sigterm_saves_and_exits_soon(tmp_path):
+    workdir = tmp_path / "stopped"
+    extra = ["--config.train.duration=100000", "--config.checkpoint.every=0", "--config.eval.every=0"]
+    process = subprocess.Popen(command(workdir, *extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.time() + 240
+    while time.time() < deadline:
+        metrics = workdir / "metrics.jsonl"
+        if metrics.exists() and metrics.read_text().count('"loss"') >= 5:
+            break
+        time.sleep(0.02)
+    start = time.time()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, out
+    assert time.time() - start < 10
+    steps = [int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    assert len(steps) == 1 and steps[0] >= 5 and (workdir / "checkpoints" / str(steps[0]) / MANIFEST).exists()
+    assert f"stopped by SIGTERM at step {steps[0]}" in out
+    last = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()][-1]
+    assert last == steps[0]
+
+
+def test_flipped_bit_is_said_and_the_step_before_used(whole, tmp_path):
+    reference, _, _ = whole
+    workdir = tmp_path / "flipped"
+    shutil.copytree(reference, workdir)
+    newest = workdir / "checkpoints" / "24"
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 3] ^= 4
+    largest.write_bytes(data)
+    lines = Lines()
+    loop.train(tiny(), str(workdir), lines)
+    assert any("checkpoint 24 is not used" in line for line in lines.said)
+    assert "resumed from step 20" in lines.said
+    assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+
+
+def test_another_config_is_refused_and_nothing_lost(whole):
+    workdir, _, _ = whole
+    before = sorted((str(p), p.stat().st_size) for p in workdir.rglob("*") if p.is_file())
+    with pytest.raises(UserError, match=r"another config \(seed: 0 -> 7\)"):
+        loop.train(tiny(seed=7), str(workdir), Lines())
+    assert sorted((str(p), p.stat().st_size) for p in workdir.rglob("*") if p.is_file()) == before
+
+
+def test_nan_stops_with_step_network_and_checkpoint(tmp_path):
+    config = tiny(optim__lr=1e30, optim__warmup=0)
+    with pytest.raises(UserError, match=r"not finite at step \d+, sub-network \w+.*(last good checkpoint|no checkpoint)"):
+        loop.train(config, str(tmp_path / "nan"), Lines())
+
+
+def test_nan_can_be_skipped(tmp_path):
+    config = tiny(optim__lr=1e30, optim__warmup=0, train__nan="skip", train__duration=6)
+    loop.train(config, str(tmp_path / "skip"), Lines())
+    metrics = [json.loads(line) for line in (tmp_path / "skip" / "metrics.jsonl").read_text().splitlines()]
+    assert any(m.get("skipped") for m in metrics)
+
+
+def test_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+    import errno
+
+    from research.train import checkpoint
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr(checkpoint, "write_manifest", full)
+    with pytest.raises(UserError, match="no space left on the disk; no earlier checkpoint exists"):
+        loop.train(tiny(), str(tmp_path / "full"), Lines())
+
+
+def test_statistics_are_kept_beside_the_checkpoint(whole):
+    workdir, _, _ = whole
+    assert {p.stem for p in (workdir / "statistics" / "24").iterdir()} == {"full", "s"}
+
+
+def test_extracted_equals_in_place(whole):
+    from research.modules.state import apply
+
+    workdir, report, _ = whole
+    trained = Trained(workdir)
+    batch = next(iter(trained.evaluator.batches("test")))
+    for name in ("full", "s"):
+        config, params, stats = trained.model(name)
+        inside = apply(config, trained.programs._sliced(name, trained.weights), stats, batch["image"])[0]
+        outside = apply(config, params, stats, batch["image"])[0]
+        assert np.array_equal(np.asarray(inside), np.asarray(outside))
+    again = trained.evaluator.run({n: trained.statistics(n) for n in ("full", "s")}, trained.weights, "test")
+    assert [again[n]["accuracy"] for n in ("full", "s")] == [n["value"] for n in report["subnets"]]
+
+
+def test_best_is_chosen_on_validation(whole):
+    metrics = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
+    assert not any("test" in key for m in metrics for key in m), "the test split is read once, at the end"
+
+
+def test_accumulation_equals_the_whole_batch(tmp_path):
+    """Without batch norm, the gradient over four parts of a batch is that of the whole."""
+    after = {}
+    for parts in (1, 4):
+        config = tiny("full", train__duration=1, eval__every=0, optim__warmup=0, optim__name="sgd", train__accumulate=parts)
+        config["model"] = {"name": "vit_tiny_patch16_224", "patch_size": 4, "dim": 16, "depth": 2, "heads": 2}
+        config["nested"]["points"] = {}
+        loop.train(config, str(tmp_path / str(parts)), Lines())
+        after[parts] = {k: np.asarray(v) for k, v in Trained(tmp_path / str(parts)).state.params.items()}
+    for k, whole in after[1].items():
+        np.testing.assert_allclose(after[4][k], whole, atol=2e-6 * max(np.abs(whole).max(), 1e-3), err_msg=k)
+
+
+@pytest.mark.parametrize("scheme", ["random", "sorted", "sandwich"])
+def test_schemes_train(scheme, tmp_path):
+    report = loop.train(tiny(scheme, train__duration=4, eval__every=0, nested__count=2), str(tmp_path / scheme), Lines())
+    assert len(report["subnets"]) == 2 and np.isfinite(report["subnets"][0]["value"])
+
+
+def test_bfloat16_ema_clipping_and_remat(tmp_path):
+    config = tiny(train__precision="bfloat16", train__ema=0.9, optim__clip_norm=1.0, train__remat="full", train__duration=4, optim__name="lion")
+    report = loop.train(config, str(tmp_path / "run"), Lines())
+    assert np.isfinite(report["subnets"][0]["value"])
+    trained = Trained(tmp_path / "run")
+    assert trained.state.ema is not None and all(v.dtype == np.float32 for v in trained.state.params.values())
+    assert any(not np.array_equal(np.asarray(trained.state.ema[k]), np.asarray(trained.state.params[k])) for k in trained.state.params)
+
+

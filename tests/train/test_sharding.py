@@ -1,0 +1,97 @@
+"""Meshes and layouts: rules as data, and the same losses on 8 simulated devices as on one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from research.errors import UserError
+from research.models import registry
+from research.modules.axes import ROLES
+from research.modules.state import abstract
+from research.nested.slicing import CUTS
+from research.train import sharding
+
+STORED = Path(__file__).parent / "layouts.json"
+MESHES = ["data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2"]
+
+
+def mesh(**sizes):
+    return AbstractMesh(tuple(sizes.get(n, 1) for n in sharding.MESH_AXES), sharding.MESH_AXES)
+
+
+def test_every_role_has_its_rules():
+    assert set(ROLES) == set(CUTS) == {role for role, _ in sharding.RULES}
+
+
+def test_first_rule_that_divides_wins():
+    spec, refused = sharding.partition_spec(("stage1/embed", "stage1/layer/mlp"), (64, 256), mesh(fsdp=4, tensor=2))
+    assert spec == PartitionSpec("fsdp", "tensor") and refused == []
+    spec, refused = sharding.partition_spec(("stage1/embed", "stage1/layer/mlp"), (63, 258), mesh(fsdp=4, tensor=2), 1)
+    assert spec == PartitionSpec(None, "tensor") and refused == ["stage1/embed=63 over fsdp=4"]
+    spec, _ = sharding.partition_spec(("stage1/embed", "stage2/embed"), (64, 128), mesh(fsdp=4), 1)
+    assert spec == PartitionSpec(None, "fsdp"), "a mesh axis is used once per array"
+
+
+def test_small_arrays_are_replicated():
+    assert sharding.partition_spec(("stage1/embed",), (64,), mesh(fsdp=4))[0] == PartitionSpec()
+
+
+def test_mesh_errors():
+    with pytest.raises(UserError, match="unknown mesh axis 'model'; valid: data, fsdp"):
+        sharding.make_mesh({"model": 2})
+    with pytest.raises(UserError, match="does not fit 1 devices"):
+        sharding.make_mesh({"data": 3}, jax.devices()[:1])
+    assert sharding.make_mesh({"data": -1}, jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize("name", ["unireplknet_t", "vit_base_patch16_224", "resnet50"])
+def test_layout_of_named_models_is_the_stored_one(name):
+    """Renew tests/train/layouts.json with `python -m tests.train.test_sharding` when a change of layout is meant."""
+    assert json.loads(STORED.read_text())[name] == layout_of(name)
+
+
+def layout_of(name):
+    full = abstract(registry.entry(name).config)
+    place = mesh(data=2, fsdp=4, tensor=2)
+    shapes = {**full.params, **full.stats}
+    return {k: str(tuple(sharding.partition_spec(full.axes[k], s.shape, place)[0])) for k, s in sorted(shapes.items())}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    out = tmp_path_factory.mktemp("meshes")
+    found = {}
+    for devices, meshes in ((1, ["data=1"]), (8, MESHES)):
+        command = [sys.executable, "-m", "tests.train.meshes", str(out / str(devices)), str(devices), *meshes]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found |= json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_losses_on_eight_devices_are_those_on_one(results, name):
+    one, many = results["data=1"], results[name]
+    assert len(one["losses"]) == 6
+    np.testing.assert_allclose(many["losses"], one["losses"], rtol=2e-5)
+    np.testing.assert_allclose(many["values"], one["values"], atol=0.01)
+
+
+def test_arrays_lie_where_the_rules_say(results):
+    up, moment = "stages/0/layer/phases/0/up/kernel", "mu:stages/0/layer/phases/0/up/kernel"
+    assert results["data=8"]["split"][up] == 1
+    assert results["fsdp=8"]["split"][up] == results["fsdp=8"]["split"][moment] == 8
+    assert results["tensor=8"]["split"][up] == 8
+    assert results["data=2,fsdp=2,tensor=2"]["split"][up] == 4
+    assert results["data=2,fsdp=2,tensor=2"]["layout"][up] == "(None, 'fsdp', 'tensor')"
+
+
+if __name__ == "__main__":
+    names = ("unireplknet_t", "vit_base_patch16_224", "resnet50")
+    STORED.write_text(json.dumps({name: layout_of(name) for name in names}, indent=1) + "\n")
