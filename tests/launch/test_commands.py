@@ -53,7 +53,7 @@ def test_mistakes_of_flags(tmp_path):
         ("model.stem_strides=(8,8)", "images of 8 pixels are smaller than the total stride"),
         ("nested.points.w50=width=1.5", "width=1.5 is outside its space"),
         ("nested.points.w50=hight=0.5", "unknown sub-network dimension 'hight'; valid: width"),
-        ("nested.points.w50=kernel=11", "kernel"),
+        ("nested.points.w50=kernel=5", "kernel=5 is outside its space"),
         ("train.duration=3weeks", "train.duration='3weeks' is not a duration"),
         ("mesh.tensor=3", "does not fit 1 devices"),
         ("data.batch_size=7", "nested.count"),
