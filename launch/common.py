@@ -4,7 +4,7 @@ import difflib
 import sys
 from collections.abc import Callable
 
-from absl import flags
+from absl import flags, logging
 
 from research.errors import UserError
 from research.process import set_allocator, set_dispatch
@@ -25,6 +25,7 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
     """
     set_allocator()
     set_dispatch()
+    logging.set_verbosity(logging.ERROR)  # libraries' warnings are not the user's concern
     try:
         if {"--help", "--helpshort", "-h", "-help", "-helpshort"} & set(sys.argv[1:]):
             print(_help())

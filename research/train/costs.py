@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -39,6 +38,8 @@ def static_costs(config: Any) -> dict[str, int]:
 
 def _compile(config: Any, params: Arrays, stats: Arrays, batch: int) -> tuple[Any, Any]:
     image = jnp.zeros((batch, *config.input_shape()), jnp.float32)
+    if getattr(config, "form", None) == "auto" and jax.default_backend() == "cpu":
+        config = dataclasses.replace(config, form="cpu")
     run = jax.jit(lambda p, s, x: apply(config, p, s, x, mode="eval")[0])
     program = run.lower(params, stats, image).compile()
     return program, functools.partial(program, params, stats, image)
@@ -57,8 +58,7 @@ def measured_costs(models: dict[str, tuple[Any, Arrays, Arrays]], batches: Seque
     """
     ready = {name: registry.deployed(*model) for name, model in models.items()}
     jobs = [(name, batch) for batch in batches for name in ready]
-    with ThreadPoolExecutor(2) as pool:
-        compiled = dict(zip(jobs, pool.map(lambda job: _compile(*ready[job[0]], job[1]), jobs), strict=True))
+    compiled = {job: _compile(*ready[job[0]], job[1]) for job in jobs}
     out: dict[str, dict[str, float]] = {name: {} for name in ready}
     for batch in batches:
         stats = timing.latency({name: compiled[name, batch][1] for name in ready}, repeats=repeats)

@@ -41,6 +41,7 @@ class Programs:
     """Builds and keeps the compiled programs; `get` waits for one, `prefetch` starts compiling it.
 
     Attributes:
+      calls: kind -> how often such a program runs at each evaluation, where that is known.
       compiled: key -> compiled program, in order of completion.
       seconds: key -> seconds spent tracing and compiling it.
     """
@@ -52,8 +53,11 @@ class Programs:
     mesh: Mesh
     seed: int
     config: Mapping[str, Any]
+    calls: dict[str, int] = field(default_factory=dict)
     compiled: dict[tuple, Any] = field(default_factory=dict)
     seconds: dict[tuple, float] = field(default_factory=dict)
+
+    FEW = 10  # calls up to which optimising costs more than it saves
 
     def __post_init__(self):
         self.full: Abstract = abstract(self.space.full)
@@ -218,11 +222,16 @@ class Programs:
             fn = jax.jit(self._calibrate(name), in_shardings=(params, rep, batch), out_shardings=rep, donate_argnums=(1,))
         else:
             fn = jax.jit(self._evaluate(name), in_shardings=(params, rep, rep, batch), out_shardings=rep, donate_argnums=(2,))
-        program = fn.lower(*args).compile()
+        program = fn.lower(*args).compile(compiler_options=self._effort(kind))
         with self._lock:
             self.compiled[key] = program
             self.seconds[key] = time.perf_counter() - start
         return program
+
+    def _effort(self, kind: str) -> dict[str, int] | None:
+        """Compiler options: on a CPU a program that runs a few times only is compiled without optimisation."""
+        rarely = self.calls.get(kind, self.FEW + 1) <= self.FEW
+        return {"xla_backend_optimization_level": 0} if self._on_cpu and rarely else None
 
     def prefetch(self, kind: str, name: str, *args: Any, distill: bool = False) -> None:
         """Starts compiling a program for arguments of these shapes, if it is not at hand yet."""

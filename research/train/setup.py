@@ -146,4 +146,6 @@ def make_programs(setup: Setup) -> Programs:
     )
     full = abstract(setup.space.full)
     optimizer = make_optimizer(optim, schedule, {k: full.axes[k] for k in full.params})
-    return Programs(setup.task, setup.space, optimizer, schedule, mesh, config["seed"], config)
+    largest = max(len(setup.splits["validation"]), len(setup.splits["test"]))
+    calls = {"calibrate": config["eval"]["calibrate_batches"], "evaluate": -(-largest // config["eval"]["batch_size"])}
+    return Programs(setup.task, setup.space, optimizer, schedule, mesh, config["seed"], config, calls)
