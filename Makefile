@@ -25,10 +25,10 @@ quickstart: $(STAMP)
 	$(PY) -m launch.train --config=configs/quickstart.py --workdir=$(RUN)
 
 test: $(STAMP)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n 2 -m "not slow"
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -n 2 -m slow
 
 check: $(STAMP)
 	$(PY) -m ruff check .

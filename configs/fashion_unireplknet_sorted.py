@@ -29,17 +29,19 @@ def get_config(arg: str = ""):
     config = base_config()
     config.model = {
         "name": "unireplknet_a",
-        "depths": (1, 2, 2),
+        "depths": (1, 2, 1),
         "dims": (32, 64, 128),
-        "kernels": ((3,), (7,), (7,)),
+        "kernels": ((3,), (7,), (3,)),
         "stem_strides": (2, 1),
         "layer_scale": 0.1,
     }
-    config.data.update({"name": "fashion_mnist", "batch_size": 64, "augment": {"crop_padding": 1, "flip": True, "mean": (0.286,), "std": (0.353,)}})
+    config.data.update(
+        {"name": "fashion_mnist", "batch_size": 128, "augment": {"crop_padding": 1, "flip": True, "mean": (0.286,), "std": (0.353,)}}
+    )
     config.task.update({"label_smoothing": 0.1})
     config.nested.update({"scheme": "sandwich", "count": 3, "points": POINTS})
-    config.optim.update({"name": "adamw", "lr": 2e-3, "weight_decay": 0.05, "warmup": "10%"})
-    config.train.update({"duration": "6ep", "log_every": "1%"})
+    config.optim.update({"name": "adamw", "lr": 3e-3, "weight_decay": 0.05, "warmup": "10%"})
+    config.train.update({"duration": "3ep", "log_every": "1%"})
     config.eval.update({"every": "25%", "calibrate_batches": 16})
     if arg:
         kind, _, name = arg.partition("=")

@@ -36,7 +36,9 @@ def get_config(arg: str = ""):
     config.eval.update({"every": "5ep", "batch_size": 4000})
     config.checkpoint.update({"every": "1ep", "keep_every": 0})
     if arg == "sorted":
-        config.nested.update({"scheme": "sandwich", "count": 4, "points": {"m": "width=0.75", "s": "width=0.5", "xs": "width=0.5,depth=0.5"}})
+        config.nested.update(
+            {"scheme": "sandwich", "count": 4, "points": {"m": "width=0.75", "s": "width=0.5", "xs": "width=0.5,depth=0.5"}}
+        )
     if arg == "shrunken":
         config.model = {"name": "unireplknet_t", "drop_path_rate": 0.2, "dims": (8, 12, 16, 24), "depths": (3, 3, 4, 3), "image_size": 64}
         config.data.update({"name": "synthetic", "batch_size": 16, "validation_fraction": 0.25})

@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
         "stem_strides": (1, 1),
         "layer_scale": 0.1,
     }
-    config.data.update({"name": "digits", "batch_size": 64, "augment": {"crop_padding": 1, "mean": (0.3,), "std": (0.37,)}})
+    config.data.update({"name": "digits", "batch_size": 64, "augment": {"mean": (0.3,), "std": (0.37,)}})
     config.task.update({"label_smoothing": 0.1})
     config.nested.update(
         {
@@ -40,7 +40,7 @@ def get_config(arg: str = ""):
         }
     )
     config.optim.update({"name": "adamw", "lr": 3e-3, "weight_decay": 0.05, "warmup": "10%"})
-    config.train.update({"duration": "28ep"})
+    config.train.update({"duration": "30ep"})
     config.eval.update({"every": "50%"})
     config.checkpoint.update({"every": "25%"})
     config.report.latency_batches = (1,)

@@ -57,8 +57,7 @@ def _parse(argv: list[str]) -> None:
     try:
         rest = flags.FLAGS(argv, known_only=False)
     except flags.UnrecognizedFlagError as error:
-        names = list(flags.FLAGS.get_key_flags_for_module(sys.modules["__main__"].__name__) or flags.FLAGS)
-        names = [f if isinstance(f, str) else f.name for f in names]
+        names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module("__main__")]
         near = difflib.get_close_matches(error.flagname, names, n=3, cutoff=0.5) or names
         raise UserError(f"unknown flag --{error.flagname}; near: {', '.join('--' + n for n in near)} (see --helpshort)") from None
     except flags.Error as error:

@@ -77,7 +77,7 @@ def _set(config: Any, field: str, text: str) -> None:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    old = node[name] if name in node else None
+    old = node.get(name, None)
     if isinstance(old, bool) and text.lower() in ("true", "false"):
         value = text.lower() == "true"
     elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):

@@ -35,7 +35,9 @@ def main() -> None:
     text = json.dumps(full, indent=2) + "\n"
     safetensors_io.replace_file(os.path.join(_OUT.value, "report.json"), lambda temp: _write(temp, text))
     form = "deployed" if getattr(config, "deploy", False) else "training"
-    print(f"{name}: {count:,} parameters in {form} form, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}")
+    print(
+        f"{name}: {count:,} parameters in {form} form, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}"
+    )
     for unused in report.unexpected:
         print(f"unused: {unused}")
 

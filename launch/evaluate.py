@@ -1,7 +1,7 @@
 """Evaluates sub-networks of a finished or running training, each with statistics of its own.
 
-    python -m launch.evaluate --workdir=runs/quickstart                              # every named network
-    python -m launch.evaluate --workdir=runs/quickstart --subnet=width=0.5,depth=0.5 --split=validation --out=table.csv
+python -m launch.evaluate --workdir=runs/quickstart                              # every named network
+python -m launch.evaluate --workdir=runs/quickstart --subnet=width=0.5,depth=0.5 --split=validation --out=table.csv
 """
 
 from absl import flags

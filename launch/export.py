@@ -40,7 +40,9 @@ def main() -> None:
     if _FORMAT.value == "safetensors":
         if _same(out, _WORKDIR.value):
             raise UserError(f"--out={out} is the folder that is read; give another one")
-        safetensors_io.save_folder(out, config, params, stats, {"source": os.path.basename(os.path.abspath(_WORKDIR.value)), "subnet": _SUBNET.value})
+        safetensors_io.save_folder(
+            out, config, params, stats, {"source": os.path.basename(os.path.abspath(_WORKDIR.value)), "subnet": _SUBNET.value}
+        )
     else:
         data = _program(_FORMAT.value)(config, params, stats, batch=_BATCH.value)
         safetensors_io.replace_file(out, lambda temp: _write(temp, data))

@@ -1,7 +1,7 @@
 """Cuts a sub-network out of a run: a folder with model.safetensors and config.json that runs by itself.
 
-    python -m launch.extract --workdir=runs/quickstart --subnet=s --out=runs/quickstart/s
-    python -m launch.extract --workdir=runs/quickstart --subnet=width=0.5 --deploy --out=runs/half
+python -m launch.extract --workdir=runs/quickstart --subnet=s --out=runs/quickstart/s
+python -m launch.extract --workdir=runs/quickstart --subnet=width=0.5 --deploy --out=runs/half
 """
 
 from absl import flags

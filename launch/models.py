@@ -1,7 +1,7 @@
 """Lists the registry: names, parameters, FLOPs, paper and source.
 
-    python -m launch.models
-    python -m launch.models "unireplknet*" --csv=models.csv
+python -m launch.models
+python -m launch.models "unireplknet*" --csv=models.csv
 """
 
 import sys

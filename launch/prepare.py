@@ -84,9 +84,7 @@ def _download_and_prepare(name: str, folder: pathlib.Path | None, data_dir: str 
     root = pathlib.Path(data_dir or DEFAULT_DIR).expanduser()
     try:
         builder = tfds.builder(name, data_dir=str(root), file_format="array_record")
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=str(folder) if folder else None)
-        )
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder) if folder else None))
     except tfds.core.DatasetNotFoundError as error:
         near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
         hint = f" Near names: {', '.join(near)}." if near else " See https://www.tensorflow.org/datasets/catalog."

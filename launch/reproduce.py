@@ -51,7 +51,10 @@ def main(overrides: dict[str, str]) -> int:
     rows = judge(found, expect)
     print(f"\n{_CONFIG.value}, seeds {', '.join(_SEEDS.value)}")
     print(tables.text_table(rows, ["promise", "expected", "found", "kept"]))
-    per_seed = [{"seed": s, **{n["name"]: n["value"] for n in r["subnets"]}, "wall_s": r["wall_s"]} for s, r in zip(_SEEDS.value, reports, strict=True)]
+    per_seed = [
+        {"seed": s, **{n["name"]: n["value"] for n in r["subnets"]}, "wall_s": r["wall_s"]}
+        for s, r in zip(_SEEDS.value, reports, strict=True)
+    ]
     print(tables.text_table(per_seed, list(per_seed[0])))
     tables.write_csv(os.path.join(_WORKDIR.value, "promises.csv"), rows, command=command_line())
     tables.write_csv(os.path.join(_WORKDIR.value, "seeds.csv"), per_seed, command=command_line())

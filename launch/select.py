@@ -47,7 +47,9 @@ def main() -> int:
         tables.write_csv(_OUT.value, rows, command=command_line())
     best = select(rows, "value", budgets)
     print(f"\nbest within the budget: {best['name']} (validation {metric} {100 * best['value']:.2f} %)")
-    print(f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={best['name']} --out={_WORKDIR.value}/{best['name'].replace('=', '')}")
+    print(
+        f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={best['name']} --out={_WORKDIR.value}/{best['name'].replace('=', '')}"
+    )
     trained.programs.close()
     return 0
 

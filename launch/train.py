@@ -39,10 +39,14 @@ def main(overrides: dict[str, str]) -> int:
         os._exit(common.STOPPED)  # compiling threads must not hold the process
     finally:
         terminal.close()
-    columns = [k for k in ("name", "value", "params", "flops", "latency_ms", "latency_ms_32", "peak_memory_bytes") if k in report["subnets"][0]]
+    columns = [
+        k for k in ("name", "value", "params", "flops", "latency_ms", "latency_ms_32", "peak_memory_bytes") if k in report["subnets"][0]
+    ]
     print(f"\n{report['metric']} and costs of the {len(report['subnets'])} networks:")
     print(text_table(report["subnets"], columns))
-    print(f"\n{report['wall_s']:.0f} s in all, {report['compile_s']:.0f} s of them compiling; report: {_WORKDIR.value}/report.md, plot: {_WORKDIR.value}/pareto.png")
+    print(
+        f"\n{report['wall_s']:.0f} s in all, {report['compile_s']:.0f} s of them compiling; report: {_WORKDIR.value}/report.md, plot: {_WORKDIR.value}/pareto.png"
+    )
     smallest = report["subnets"][-1]["name"]
     print(f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={smallest} --out={_WORKDIR.value}/{smallest}")
     sys.stdout.flush()

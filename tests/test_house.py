@@ -63,7 +63,17 @@ def test_research_neither_prints_nor_parses_flags(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.py")), ids=lambda p: p.name)
 def test_heavy_imports_come_after_the_flags(path):
-    heavy = ("jax", "numpy", "grain", "orbax", "tensorflow_datasets", "research.train", "research.models", "research.data", "research.report")
+    heavy = (
+        "jax",
+        "numpy",
+        "grain",
+        "orbax",
+        "tensorflow_datasets",
+        "research.train",
+        "research.models",
+        "research.data",
+        "research.report",
+    )
     for module, top in imports(path):
         light = module in ("research.train.config",)
         assert not top or light or not module.startswith(heavy), f"{path} imports {module} before the flags are parsed"

@@ -19,9 +19,7 @@ Levels = Float[np.ndarray, " B"]
 _STREAMS_PER_OP = 5
 
 
-def apply(
-    images: Block, num_ops: int, magnitude: float, std: float, probability: float, draw: Callable[[int], Levels]
-) -> Block:
+def apply(images: Block, num_ops: int, magnitude: float, std: float, probability: float, draw: Callable[[int], Levels]) -> Block:
     """Applies `num_ops` operations to each image, each drawn uniformly and applied with `probability`.
 
     The magnitude of each application is normal(magnitude, std), clipped to 0..10. `draw(stream)` gives one uniform

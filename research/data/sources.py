@@ -80,9 +80,7 @@ def keyed_permutation(size: int, *key: int) -> Int[np.ndarray, " size"]:
     return np.argsort(np.random.Philox(key=words).random_raw(size), kind="stable")
 
 
-def stratified_split(
-    labels: Int[np.ndarray, " N"], count: int, seed: int
-) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " M"]]:
+def stratified_split(labels: Int[np.ndarray, " N"], count: int, seed: int) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " M"]]:
     """Splits `range(N)` into (kept, held out), both ascending, with `count` held out in proportion to the classes.
 
     Class c gives `count * N_c / N` examples rounded down; what is missing comes one each from the classes with the
@@ -171,7 +169,9 @@ def _load_digits(*, data_dir: str | None = None) -> tuple[ArraySource, ArraySour
 def _load_idx(*, data_dir: str | None = None, num_classes: int | None = None) -> tuple[ArraySource, ArraySource]:
     """A folder with four IDX files, given by `data_dir`."""
     if data_dir is None:
-        raise UserError("Data set 'idx' needs data_dir: the folder with the four IDX files (train-images-idx3-ubyte and so on, .gz or not).")
+        raise UserError(
+            "Data set 'idx' needs data_dir: the folder with the four IDX files (train-images-idx3-ubyte and so on, .gz or not)."
+        )
     return _idx_sources("idx", pathlib.Path(data_dir), num_classes)
 
 

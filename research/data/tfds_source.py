@@ -107,14 +107,16 @@ def load_tfds(
     train, test = (_open_split(builder, name, split, image_size) for split in (train_split, test_split))
     for source in (train, test):
         if source.labels.min(initial=0) < 0:
-            raise UserError(f"{source.name} has examples without a label; choose another with train_split or test_split: {', '.join(splits)}.")
+            raise UserError(
+                f"{source.name} has examples without a label; choose another with train_split or test_split: {', '.join(splits)}."
+            )
     if in_memory is None:
         fixed = image_size or None not in builder.info.features[train.image_key].shape
         in_memory = bool(fixed) and (len(train) + len(test)) * int(np.prod(train.image_shape)) <= _IN_MEMORY_BYTES
     if not in_memory:
         return train, test
-    pairs = [(_decode_all(source), source.labels) for source in (train, test)]
-    train_source, test_source = arrays_to_sources(f"tfds:{name}", *pairs, train.num_classes)
+    in_train, in_test = ((_decode_all(source), source.labels) for source in (train, test))
+    train_source, test_source = arrays_to_sources(f"tfds:{name}", in_train, in_test, train.num_classes)
     return dataclasses.replace(train_source, name=train.name), dataclasses.replace(test_source, name=test.name)
 
 
@@ -179,9 +181,7 @@ def write_idx_as_tfds(name: str, folder: pathlib.Path, data_dir: str | None) -> 
 
     def info(self):
         features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(num_classes=num_classes)}
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
-        )
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label"))
 
     def examples(self, split: str):
         for number, (image, label) in enumerate(zip(*arrays[split], strict=True)):

@@ -181,10 +181,14 @@ class _Unpickler(pickle._Unpickler):
             raise _Refused("holds a reference that is not a tensor storage of a known type")
         _, kind, key, _, numel = pid
         if not isinstance(key, str) or not re.fullmatch(r"\w+", key) or f"{self.root}/data/{key}" not in self.entries:
-            raise _Refused(f"names a storage that the archive does not hold: {repr(key)[:80] if isinstance(key, str) else type(key).__name__}")
+            raise _Refused(
+                f"names a storage that the archive does not hold: {repr(key)[:80] if isinstance(key, str) else type(key).__name__}"
+            )
         entry = f"{self.root}/data/{key}"
         if not _is_count(numel) or numel * kind.dtype.itemsize != self.entries[entry].file_size:
-            raise _Refused(f"holds a storage {key} whose {self.entries[entry].file_size} bytes are not the values of {kind.dtype} that it claims")
+            raise _Refused(
+                f"holds a storage {key} whose {self.entries[entry].file_size} bytes are not the values of {kind.dtype} that it claims"
+            )
         return _Storage(entry, kind.dtype, numel)
 
     def load_build(self):
@@ -269,7 +273,9 @@ def _shown(names) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
 
 
-def _materialise(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], described: Mapping[str, _Tensor]) -> dict[str, np.ndarray]:
+def _materialise(
+    archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], described: Mapping[str, _Tensor]
+) -> dict[str, np.ndarray]:
     claimed = sum(math.prod(t.size) * t.storage.dtype.itemsize for t in described.values())
     stored = sum(entries[entry].file_size for entry in {t.storage.entry for t in described.values()})
     if claimed > MAX_SHARING * stored:

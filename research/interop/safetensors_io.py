@@ -142,7 +142,9 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
-def save_folder(folder: str | os.PathLike, config: Any, params: Mapping[str, Any], stats: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> None:
+def save_folder(
+    folder: str | os.PathLike, config: Any, params: Mapping[str, Any], stats: Mapping[str, Any], extra: Mapping[str, Any] | None = None
+) -> None:
     """Writes a model as `folder/model.safetensors` and `folder/config.json`.
 
     An interrupted call leaves the folder as it was, or without config.json, which `load_folder` refuses: never a mixture.
@@ -186,7 +188,9 @@ def load_folder(folder: str | os.PathLike) -> tuple[Any, Arrays, Arrays]:
     """
     folder = os.fspath(folder)
     if not is_model_folder(folder):
-        raise UserError(f"{folder} is not a model folder; one holds {WEIGHTS} and {CONFIG}, as launch.convert and launch.extract write them")
+        raise UserError(
+            f"{folder} is not a model folder; one holds {WEIGHTS} and {CONFIG}, as launch.convert and launch.extract write them"
+        )
     path = os.path.join(folder, CONFIG)
     try:
         with open(path, encoding="utf-8") as f:

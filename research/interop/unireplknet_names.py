@@ -108,7 +108,12 @@ def _block_pairs(official: str, ours: str, size: int, deploy: bool) -> list[Pair
     weight, bias = _weight_bias(f"{official}.pwconv2.0", f"{ours}/down", "linear")
     if deploy:
         return [*pairs, weight, bias]
-    return [*pairs, Pair(f"{official}.act.1.beta", f"{ours}/grn/bias", "grn"), weight, *_batch_norm(f"{official}.pwconv2.2", f"{ours}/down_norm")]
+    return [
+        *pairs,
+        Pair(f"{official}.act.1.beta", f"{ours}/grn/bias", "grn"),
+        weight,
+        *_batch_norm(f"{official}.pwconv2.2", f"{ours}/down_norm"),
+    ]
 
 
 def _branch_pairs(official: str, ours: str, size: int) -> list[Pair]:
@@ -199,7 +204,9 @@ def _tracked_names(config: UniRepLKNetConfig) -> list[str]:
     return [p.official.replace("running_var", "num_batches_tracked") for p in name_pairs(config) if p.official.endswith("running_var")]
 
 
-def from_official(state: Mapping[str, np.ndarray], *, image_size: int = 224, dtype: Any = np.float32) -> tuple[UniRepLKNetConfig, Arrays, Arrays, Report]:
+def from_official(
+    state: Mapping[str, np.ndarray], *, image_size: int = 224, dtype: Any = np.float32
+) -> tuple[UniRepLKNetConfig, Arrays, Arrays, Report]:
     """Returns (config, params, stats, report) of an official state dict, in training or deployed form.
 
     Args:
@@ -259,5 +266,3 @@ def to_official(
         if batches_tracked is not None and pair.official.endswith("running_var"):
             state[pair.official.replace("running_var", "num_batches_tracked")] = np.asarray(batches_tracked, np.int64)
     return state
-
-

@@ -153,9 +153,7 @@ def _register_unireplknet() -> None:
             stem_strides=(1, 1),
             layer_scale=0.5,
         )
-        register(
-            Entry(f"unireplknet_{size}", config, "arXiv 2311.15599", "github.com/AILab-CVC/UniRepLKNet", tiny, counts[size])
-        )
+        register(Entry(f"unireplknet_{size}", config, "arXiv 2311.15599", "github.com/AILab-CVC/UniRepLKNet", tiny, counts[size]))
 
 
 def _register_resnet() -> None:

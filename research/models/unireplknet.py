@@ -6,7 +6,7 @@ Nine variants, training and merged (deployed) form. Its smaller selves: `width`,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -137,8 +137,9 @@ class Block(nnx.Module):
         channels, hidden = config.dims[stage], config.mlp_dims[stage]
         embed, mlp = f"stage{stage + 1}/embed", f"{scope}/mlp"
         self.drop, self.deploy, self.large = config.drop_path_rate > 0, config.deploy, size >= 7 and not config.deploy
+        self.dw: Any = None
         if size == 0:
-            self.dw = None
+            pass
         elif self.large:
             self.dw = DilatedReparam(channels, size, embed, init.child("dw"), form=config.form)
         else:

@@ -22,7 +22,9 @@ ones = jax.nn.initializers.ones
 class Linear(nnx.Module):
     """y = x W + b over the last axis; `axes` names (in, out)."""
 
-    def __init__(self, n_in: int, n_out: int, axes: tuple[str, str], init: Init, *, bias: bool = True, kernel_init: Initializer = normal_02):
+    def __init__(
+        self, n_in: int, n_out: int, axes: tuple[str, str], init: Init, *, bias: bool = True, kernel_init: Initializer = normal_02
+    ):
         self.kernel = init.param("kernel", (n_in, n_out), axes, kernel_init)
         self.bias = init.param("bias", (n_out,), axes[1:], zeros) if bias else None
 

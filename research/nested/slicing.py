@@ -103,7 +103,9 @@ def _cut(x: Array, axes: Sequence[str], shape: Sequence[int], full: Abstract, sm
     return x
 
 
-def extract(full_config: Any, small_config: Any, params: Arrays, stats: Arrays, shards: Mapping[str, int] | None = None) -> tuple[Arrays, Arrays]:
+def extract(
+    full_config: Any, small_config: Any, params: Arrays, stats: Arrays, shards: Mapping[str, int] | None = None
+) -> tuple[Arrays, Arrays]:
     """Returns (params, stats) of the stand-alone smaller network, independent copies."""
     full, small = abstract(full_config), abstract(small_config)
     copy = lambda arrays: {k: jnp.array(v) for k, v in slice_like(arrays, full, small, shards).items()}  # noqa: E731

@@ -75,9 +75,13 @@ def _conv(choices, x, kernels, dilations):
 def _grads(choices, x, kernels, grads, dilations):
     dtype = _compute_dtype(x)
     x_, kernels_, grads_ = jax.tree.map(lambda a: a.astype(dtype), (x, tuple(kernels), tuple(grads)))
-    dx = functools.reduce(jnp.add, [
-        depthwise_forms.FORMS[name].input_grad(_pick(group, kernels_), _pick(group, grads_), _pick(group, dilations))
-        for name, group in _groups([c.input_grad for c in choices]).items()])
+    dx = functools.reduce(
+        jnp.add,
+        [
+            depthwise_forms.FORMS[name].input_grad(_pick(group, kernels_), _pick(group, grads_), _pick(group, dilations))
+            for name, group in _groups([c.input_grad for c in choices]).items()
+        ],
+    )
     dks = [None] * len(kernels)
     for name, branches in _groups([c.weight_grad for c in choices]).items():
         sizes = [kernels[i].shape[:2] for i in branches]
@@ -94,6 +98,7 @@ def _compute_dtype(x):
 
 def _per_platform(form, x, kernels, function, *operands):
     """Calls function(choices, *operands), one choice a branch, for the platform that the program is compiled for."""
+
     def uniform(name):
         return (Choice(name, name, name),) * len(kernels)
 
@@ -103,7 +108,8 @@ def _per_platform(form, x, kernels, function, *operands):
     if form == "cpu":
         return function(choices, *operands)
     return lax.platform_dependent(
-        *operands, cpu=functools.partial(function, choices), default=functools.partial(function, uniform("naive")))
+        *operands, cpu=functools.partial(function, choices), default=functools.partial(function, uniform("naive"))
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -204,5 +210,7 @@ def centre_pad_kernel(kernel: Float[Array, "*lead Kh Kw C"], size: int | tuple[i
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
     if any(s < k or (s - k) % 2 for k, s in zip(kernel.shape[-3:-1], size, strict=True)):
-        raise ValueError(f"a kernel of {kernel.shape[-3:-1]} taps cannot be centred in {size}: give a size that is larger by an even number")
+        raise ValueError(
+            f"a kernel of {kernel.shape[-3:-1]} taps cannot be centred in {size}: give a size that is larger by an even number"
+        )
     return depthwise_forms.window(kernel, 1, size)

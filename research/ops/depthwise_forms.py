@@ -39,8 +39,15 @@ def _lax_conv_single(x, kernel, dilation):
     kh, kw, channels = kernel.shape
     pads = [(dilation * (k - 1) // 2,) * 2 for k in (kh, kw)]
     return lax.conv_general_dilated(
-        x, kernel[:, :, None, :], (1, 1), pads, rhs_dilation=(dilation, dilation), feature_group_count=channels,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=lax.Precision.HIGHEST)
+        x,
+        kernel[:, :, None, :],
+        (1, 1),
+        pads,
+        rhs_dilation=(dilation, dilation),
+        feature_group_count=channels,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=lax.Precision.HIGHEST,
+    )
 
 
 def _lax_conv(x, kernels, dilations):
@@ -56,8 +63,7 @@ def _lax_weight_grad(x, grads, sizes, dilations):
 
 
 def _lax_input_grad(kernels, grads, dilations):
-    transpose = jax.linear_transpose(
-        lambda x: _lax_conv(x, kernels, dilations), jax.ShapeDtypeStruct(grads[0].shape, grads[0].dtype))
+    transpose = jax.linear_transpose(lambda x: _lax_conv(x, kernels, dilations), jax.ShapeDtypeStruct(grads[0].shape, grads[0].dtype))
     return transpose(tuple(grads))[0]
 
 
@@ -68,7 +74,7 @@ NAIVE = Form(_lax_conv, _lax_input_grad, _lax_weight_grad)
 
 _UNROLLED_TAPS = 25
 _ACCUMULATED_TAPS = 9
-_ACCUMULATED_PIXELS = 2 ** 14  # height * width * channels; below it the steps of the loop cost more than they save
+_ACCUMULATED_PIXELS = 2**14  # height * width * channels; below it the steps of the loop cost more than they save
 
 
 def _pad_spatial(x, size, dilation):
@@ -82,12 +88,11 @@ def _shift_conv_single(x, kernel, dilation):
     x = _pad_spatial(x, (kh, kw), dilation)
 
     def row_sum(i, rows):
-        taps = (rows[:, :, j * dilation:j * dilation + width] * kernel[i, j] for j in range(kw))
+        taps = (rows[:, :, j * dilation : j * dilation + width] * kernel[i, j] for j in range(kw))
         return functools.reduce(jnp.add, taps)
 
     if kh * kw <= _UNROLLED_TAPS:
-        return functools.reduce(
-            jnp.add, (row_sum(i, x[:, i * dilation:i * dilation + height]) for i in range(kh)))
+        return functools.reduce(jnp.add, (row_sum(i, x[:, i * dilation : i * dilation + height]) for i in range(kh)))
 
     def add_row(i, total):
         return total + row_sum(i, lax.dynamic_slice_in_dim(x, i * dilation, height, axis=1))
@@ -105,8 +110,9 @@ def _tap_sums_by_image(padded, g, size, dilation):
 
     def add_image(sums, image):
         x_1, g_1 = image
-        shifted = (x_1[i * dilation:i * dilation + height, j * dilation:j * dilation + width]
-                   for i in range(size[0]) for j in range(size[1]))
+        shifted = (
+            x_1[i * dilation : i * dilation + height, j * dilation : j * dilation + width] for i in range(size[0]) for j in range(size[1])
+        )
         return tuple(total + s * g_1 for total, s in zip(sums, shifted, strict=True)), None
 
     sums, _ = lax.scan(add_image, (jnp.zeros_like(g[0]),) * math.prod(size), (padded, g))
@@ -119,7 +125,7 @@ def _tap_sums_by_row(padded, g, size, dilation):
 
     def row_grads(i):
         rows = lax.dynamic_slice_in_dim(padded, i * dilation, height, axis=1)
-        columns = (rows[:, :, j * dilation:j * dilation + width] for j in range(size[1]))
+        columns = (rows[:, :, j * dilation : j * dilation + width] for j in range(size[1]))
         return jnp.stack([jnp.sum(column * g, axis=(0, 1, 2)) for column in columns])
 
     return lax.map(row_grads, jnp.arange(size[0]))
@@ -152,8 +158,7 @@ SHIFT = Form(_shift_conv, _flip_grad(_shift_conv), _shift_weight_grad)
 
 def window(kernel, dilation, size):
     """Dilates a kernel [..., Kh, Kw, C] and centres it in a window of odd `size`, padding with zeros or cropping."""
-    pads = [((s - (dilation * (k - 1) + 1)) // 2,) * 2 + (dilation - 1,)
-            for k, s in zip(kernel.shape[-3:-1], size, strict=True)]
+    pads = [((s - (dilation * (k - 1) + 1)) // 2,) * 2 + (dilation - 1,) for k, s in zip(kernel.shape[-3:-1], size, strict=True)]
     config = [(0, 0, 0)] * (kernel.ndim - 3) + pads + [(0, 0, 0)]
     return lax.pad(kernel, jnp.zeros((), kernel.dtype), config)
 
@@ -184,7 +189,7 @@ def _skew(v, axis, extent):
 
     Rows of period 2n read with stride 2n - 1 slip by one a row: no gather, and the transpose is no scatter.
     """
-    before, after = v.shape[:axis], v.shape[axis + 1:]
+    before, after = v.shape[:axis], v.shape[axis + 1 :]
     v = jnp.concatenate([v, jnp.zeros((*before, 1, *after), v.dtype)], axis)
     v = jnp.broadcast_to(jnp.expand_dims(v, axis), (*before, extent, 2 * extent, *after))
     v = v.reshape(*before, 2 * extent * extent, *after)
@@ -242,9 +247,9 @@ TOEPLITZ = Form(_toeplitz_conv, _toeplitz_input_grad, _toeplitz_weight_grad)
 class _Dft(NamedTuple):
     """Real matrices of a circular 2-D DFT: rows (real input), then columns (complex), and back."""
 
-    rows: np.ndarray       # [2F, H]: half spectrum of a real column, real and imaginary parts interleaved by frequency
-    columns: np.ndarray    # [2S, 2W]: a complex row to its spectrum
-    columns_back: np.ndarray   # [2W, 2S]
+    rows: np.ndarray  # [2F, H]: half spectrum of a real column, real and imaginary parts interleaved by frequency
+    columns: np.ndarray  # [2S, 2W]: a complex row to its spectrum
+    columns_back: np.ndarray  # [2W, 2S]
     rows_back: np.ndarray  # [H, 2F]
 
 

@@ -46,9 +46,7 @@ def reparam_conv(
     explicit = lambda *a: _explicit(*a, dilations=dilations, eps=eps, form="naive" if form == "moments" else form)  # noqa: E731
     by_moments = lambda *a: _by_moments(*a, dilations=dilations, eps=eps, form="auto" if form == "moments" else form)  # noqa: E731
     args = (x, tuple(kernels), scales, biases)
-    if form == "moments":
-        out = by_moments(*args)
-    elif form == "cpu" and x.shape[1] * x.shape[2] <= MOMENTS_PIXELS:
+    if form == "moments" or (form == "cpu" and x.shape[1] * x.shape[2] <= MOMENTS_PIXELS):
         out = by_moments(*args)
     elif form == "auto" and x.shape[1] * x.shape[2] <= MOMENTS_PIXELS:
         out = lax.platform_dependent(*args, cpu=by_moments, default=explicit)
@@ -95,5 +93,3 @@ def branch_moments(x: Float[Array, "B H W C"], kernels: Sequence[Array], dilatio
     half = jnp.einsum("ncoi,cij->ncoj", matrices, gram, precision=lax.Precision.HIGHEST)
     spread = (half * matrices).sum((2, 3)) * (x.shape[0] / count)
     return mean, spread + jnp.square(at_pixel - mean[..., None]).mean(-1)
-
-

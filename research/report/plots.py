@@ -126,9 +126,9 @@ def _figure() -> tuple["Figure", "Axes"]:
     axes.tick_params(colors="#333333", labelsize=9, which="both")
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.xaxis.label.set_size(10)
-    axes.yaxis.label.set_size(10)
-    axes.title.set_size(11.5)
+    axes.xaxis.label.set_fontsize(10)
+    axes.yaxis.label.set_fontsize(10)
+    axes.title.set_fontsize(11.5)
     return figure, axes
 
 

@@ -62,7 +62,7 @@ def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
             ylabel=report["metric"],
             full=_full(report),
             higher_is_better=best_first,
-        )  # fmt: skip
+        )
     )
     paths.append(_write(workdir / "report.md", _markdown(workdir, report, cost_key)))
     return paths
@@ -142,9 +142,7 @@ def _facts(report: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
         devices, packages, git = (environment.get(key) or {} for key in ("devices", "packages", "git"))
         facts["date"] = environment.get("date")
         facts["devices"] = f"{devices.get('count', '?')} x {devices.get('kind', '?')}, {environment.get('threads', '?')} threads"
-        facts["versions"] = (
-            f"python {environment.get('python', '?')}, jax {packages.get('jax', '?')}, flax {packages.get('flax', '?')}"
-        )
+        facts["versions"] = f"python {environment.get('python', '?')}, jax {packages.get('jax', '?')}, flax {packages.get('flax', '?')}"
         if git.get("commit"):
             facts["commit"] = git["commit"] + (" with local changes (environment.json holds them)" if git.get("dirty") else "")
     return "".join(f"* {name}: {value}\n" for name, value in facts.items() if value is not None)
@@ -260,9 +258,7 @@ def _compare_plots(
 ) -> list[Path]:
     cost_key = _cost_key([row for rows in series.values() for row in rows])
     title = f"{metric}: {' and '.join(series)}" if len(series) < 4 else f"{metric} of {len(series)} runs"
-    made = [
-        plots.pareto_plot(out / "compare.png", series, cost_key, title=title, ylabel=metric, full=full, higher_is_better=better)
-    ]
+    made = [plots.pareto_plot(out / "compare.png", series, cost_key, title=title, ylabel=metric, full=full, higher_is_better=better)]
     curves = {}
     for label, workdirs in groups.items():
         for workdir in workdirs:

@@ -36,6 +36,8 @@ def judge(found: Mapping[str, float], expect: Mapping[str, Any]) -> list[dict[st
             raise UserError(f"expect: unknown promise {name!r}; valid: {', '.join(found)}")
         low, high = bound if isinstance(bound, list | tuple) else (bound, None)
         kept = (low is None or found[name] >= low) and (high is None or found[name] <= high)
-        text = " and ".join(t for t in (f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else "") if t)
+        text = " and ".join(
+            t for t in (f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else "") if t
+        )
         rows.append({"promise": name, "expected": text, "found": round(found[name], 4), "kept": "yes" if kept else "NO"})
     return rows

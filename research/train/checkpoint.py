@@ -70,7 +70,9 @@ class Checkpoints:
       say: called with a line for humans when something is amiss.
     """
 
-    def __init__(self, folder: Path, *, keep_last: int = 2, keep_every: int = 0, keep_best: bool = True, say: Callable[[str], None] = lambda _: None):
+    def __init__(
+        self, folder: Path, *, keep_last: int = 2, keep_every: int = 0, keep_best: bool = True, say: Callable[[str], None] = lambda _: None
+    ):
         import orbax.checkpoint as ocp
 
         self.folder, self._say, self._ocp = Path(folder).absolute(), say, ocp
@@ -84,7 +86,8 @@ class Checkpoints:
             policies.append(best)
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics["metric"],  # makes orbax store the metrics
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "run"))
         self._sealing: threading.Thread | None = None
@@ -187,7 +190,9 @@ class _DiskErrors:
         if error is None or isinstance(error, UserError):
             return False
         text = str(error)
-        disk = isinstance(error, OSError) or any(w in text for w in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Permission denied", "Read-only"))
+        disk = isinstance(error, OSError) or any(
+            w in text for w in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Permission denied", "Read-only")
+        )
         if not disk:
             return False
         left = self.owner.steps()

@@ -28,9 +28,7 @@ def calibration_batches(setup: Setup, count: int) -> list[dict[str, np.ndarray]]
     local, index = size // jax.process_count(), jax.process_index()
     batches = []
     for step in range(min(count, max(len(source) // size, 1))):
-        indices, _ = pipeline.batch_indices(
-            len(source), step, batch_size=size, seed=0, shard_index=index, shard_count=jax.process_count()
-        )
+        indices, _ = pipeline.batch_indices(len(source), step, batch_size=size, seed=0, shard_index=index, shard_count=jax.process_count())
         block = source.gather(indices[:local])
         batches.append({"image": setup.augment.preprocess(block["image"]), "label": block["label"].astype(np.int32)})
     return batches

@@ -54,7 +54,14 @@ class Trained:
         name, config = self.setup.space.resolve(text)
         if name not in self.setup.space.configs:
             configs = {**self.setup.space.configs, name: config}
-            self.setup = Setup(self.config, self.setup.splits, self.setup.augment, self.setup.task, type(self.setup.space)(self.setup.space.full, configs), self.setup.total)
+            self.setup = Setup(
+                self.config,
+                self.setup.splits,
+                self.setup.augment,
+                self.setup.task,
+                type(self.setup.space)(self.setup.space.full, configs),
+                self.setup.total,
+            )
             self.programs = make_programs(self.setup)
             self.evaluator = Evaluator(self.setup, self.programs)
         return name

@@ -181,11 +181,13 @@ class Run:
         try:
             while self.step < self.total:
                 if due(eval_every):
-                    pending = self._read(pending, log_every)
+                    self._read(pending, log_every)
+                    pending = None
                     with self.clock.pause():
                         self._evaluate()
                 if due(save_every):
-                    pending = self._read(pending, log_every)
+                    self._read(pending, log_every)
+                    pending = None
                     with self.clock.pause():
                         self._save()
                 self._tick()
@@ -236,6 +238,28 @@ class Run:
         self.state, grads, metrics = program(state, grads, np.int32(self.step))
         self.spent_flops += flops
         return grads, {"losses": losses, "flops": flops, **metrics}
+
+    def bare_inputs(self, batch: dict[str, np.ndarray], draws: tuple[Draw, ...]) -> list[tuple[Any, ...]]:
+        """What `bare_update` runs: program, batch in place and clock for each draw; for benchmarks."""
+        out = []
+        for order, draw in enumerate(draws):
+            placed = place(_part(batch, draw.part, draw.parts), self.programs)
+            clock = jax.device_put(np.array([self.step, draw.part, order], np.uint32), self.programs.replicated)
+            size = len(batch["label"]) // draw.parts
+            teacher = np.zeros((size, self.setup.task.num_classes), np.float32) if draw.distill else np.float32(0)
+            teacher = jax.device_put(teacher, self.programs.batch_sharding if draw.distill else self.programs.replicated)
+            args = (self.state.params, self.state.stats, self.programs.full.params, placed, clock, np.float32(1), teacher)
+            out.append((self.programs.get("gradient", draw.name, *args, distill=draw.distill), placed, clock, teacher))
+        return out
+
+    def bare_update(self, inputs: list[tuple[Any, ...]], grads: Any) -> Any:
+        """The same programs as one update on inputs that are already in place, and nothing else; for benchmarks."""
+        share = np.float32(1.0 / len(inputs))
+        for program, placed, clock, teacher in inputs:
+            grads, _, _, _ = program(self.state.params, self.state.stats, grads, placed, clock, share, teacher)
+        program = self.programs.get("update", "", self.state, grads, np.int32(self.step))
+        self.state, grads, _ = program(self.state, grads, np.int32(self.step))
+        return grads
 
     def _tick_compile(self) -> None:
         """A stop while the first programs compile, before any step is done, has nothing to save."""
@@ -288,7 +312,9 @@ class Run:
             self.checkpoints.wait()
         steps = self.checkpoints.steps()
         good = f"last good checkpoint: step {steps[-1]} in {self.checkpoints.folder}" if steps else "no checkpoint was written yet"
-        raise NotFinite(f"{what} is not finite at step {step}, sub-network {name}; {good}. Lower optim.lr, set optim.clip_norm, or train.nan=skip")
+        raise NotFinite(
+            f"{what} is not finite at step {step}, sub-network {name}; {good}. Lower optim.lr, set optim.clip_norm, or train.nan=skip"
+        )
 
     # -- evaluation and saving ---------------------------------------------------------------------------------
 
@@ -321,7 +347,9 @@ class Run:
             f"{self.config['model']['name']}: {shapes.num_params():,} parameters, {len(self.setup.order)} networks, "
             f"{self.total:,} updates of {self.config['data']['batch_size']} examples, {jax.device_count()} device(s)"
         )
-        self.reporter.say(f"optimizer {self.config['optim']['name']}: {self.optimizer_bytes:,} bytes of state, params {4 * shapes.num_params():,} bytes")
+        self.reporter.say(
+            f"optimizer {self.config['optim']['name']}: {self.optimizer_bytes:,} bytes of state, params {4 * shapes.num_params():,} bytes"
+        )
         for name, missed in list(self.programs.refused.items())[:5]:
             self.reporter.say(f"layout: {name} could not be split: {'; '.join(missed)}")
 
@@ -386,10 +414,16 @@ class Run:
             weights = {k: np.asarray(v) for k, v in jax.device_get(self.weights()).items()}
             full = self.programs.full
             models = {
-                name: (space.configs[name], slice_like(weights, full, self.programs.small(name), self.programs.shards), dict(statistics[name]))
+                name: (
+                    space.configs[name],
+                    slice_like(weights, full, self.programs.small(name), self.programs.shards),
+                    dict(statistics[name]),
+                )
                 for name in self.setup.order
             }
-            measured = costs.measured_costs(jax.device_get(models) if jax.device_count() > 1 else models, self.config["report"]["latency_batches"])
+            measured = costs.measured_costs(
+                jax.device_get(models) if jax.device_count() > 1 else models, self.config["report"]["latency_batches"]
+            )
         for name in self.setup.order:
             row = {"name": name, "value": results[name][metric], f"validation_{metric}": validation[name][metric]}
             row |= costs.static_costs(space.configs[name]) | measured.get(name, {})

@@ -61,7 +61,7 @@ class RunDir:
         write_json(existing, config)
         write_json(self.path / "environment.json", environment)
         self._files: dict[str, Any] = {}
-        self._board = None
+        self._board: Any = None
 
     def cut_back(self, step: int) -> None:
         """Drops lines of later steps than `step` (they are about to be made again) and half-written last lines."""

@@ -90,7 +90,9 @@ def partition_spec(axes: Axes, shape: Sequence[int], mesh: Mesh, min_size: int =
     return PartitionSpec(*assigned), refused
 
 
-def layout(axes: Mapping[str, Axes], shapes: Mapping[str, Any], mesh: Mesh, min_size: int = MIN_SIZE) -> tuple[dict[str, NamedSharding], dict[str, list[str]]]:
+def layout(
+    axes: Mapping[str, Axes], shapes: Mapping[str, Any], mesh: Mesh, min_size: int = MIN_SIZE
+) -> tuple[dict[str, NamedSharding], dict[str, list[str]]]:
     """Returns (array -> sharding, array -> rules that did not divide)."""
     shardings, refused = {}, {}
     for name, shape in shapes.items():

@@ -24,9 +24,7 @@ def test_digits_split_counts_and_classes():
     expected = np.round(raw.data * 255 / 16).astype(np.uint8)
     # The union of the splits is the data set: sorted rows agree, so nothing is lost or read twice.
     order = lambda rows: rows[np.lexsort(rows.T)]
-    np.testing.assert_array_equal(
-        order(np.column_stack([everything, labels])), order(np.column_stack([expected, raw.target]))
-    )
+    np.testing.assert_array_equal(order(np.column_stack([everything, labels])), order(np.column_stack([expected, raw.target])))
     assert everything.max() == 255
     for split in splits.values():
         share = np.bincount(split.labels, minlength=10) / len(split)
@@ -48,9 +46,7 @@ GOLDEN_TEST_CRC, GOLDEN_VALIDATION_CRC = 3864908771, 2655354196
 
 
 @settings(deadline=None, max_examples=50)
-@given(
-    labels=st.lists(st.integers(0, 5), min_size=1, max_size=60), part=st.floats(0, 0.99), seed=st.integers(-3, 2**64)
-)
+@given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=60), part=st.floats(0, 0.99), seed=st.integers(-3, 2**64))
 def test_stratified_split_partitions_in_proportion(labels, part, seed):
     labels = np.array(labels)
     count = int(part * len(labels))

@@ -17,11 +17,15 @@ GOLDEN = ROOT / "third_party" / "unireplknet"
 
 def command(name, *flags):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, "-m", f"launch.{name}", *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", f"launch.{name}", *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_convert_then_export_deployed(tmp_path, naive_logits):
-    done = command("convert", "--source=unireplknet", f"--weights={GOLDEN}/golden_training.safetensors", f"--out={tmp_path}/a", "--image_size=32")
+    done = command(
+        "convert", "--source=unireplknet", f"--weights={GOLDEN}/golden_training.safetensors", f"--out={tmp_path}/a", "--image_size=32"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "23,225 parameters in training form, 272 arrays matched, 0 unused" in done.stdout
     report = json.loads((tmp_path / "a" / "report.json").read_text())

@@ -84,7 +84,12 @@ def test_strided_views_parameters_scalars_and_empty_tensors(tmp_path):
         "step": tensor(storage("0", 6), 1, (2,), (2,)),
         "scalar": tensor(storage("0", 6), 5, (), ()),
         "empty": tensor(storage("0", 6), 0, (0, 4), (4, 1)),
-        "parameter": call(glob("torch._utils", "_rebuild_parameter"), tensor(storage("0", 6), 0, (2,), (1,)), True, call(glob("collections", "OrderedDict"))),
+        "parameter": call(
+            glob("torch._utils", "_rebuild_parameter"),
+            tensor(storage("0", 6), 0, (2,), (1,)),
+            True,
+            call(glob("collections", "OrderedDict")),
+        ),
         "sized": tensor(storage("0", 6), 0, call(glob("torch", "Size"), (2, 2)), (2, 1)),
     }
     got = pth.read_pth(write(tmp_path / "a.pth", tree, {"0": SIX}))
@@ -114,7 +119,9 @@ def test_nested_checkpoints(tmp_path):
         pth.read_pth(write(tmp_path / "b.pth", {"epoch": 3}))
 
 
-@pytest.mark.parametrize(("module", "name"), [("os", "system"), ("posix", "system"), ("builtins", "eval"), ("torch", "load"), ("argparse", "Namespace")])
+@pytest.mark.parametrize(
+    ("module", "name"), [("os", "system"), ("posix", "system"), ("builtins", "eval"), ("torch", "load"), ("argparse", "Namespace")]
+)
 def test_foreign_names_are_refused_and_nothing_runs(tmp_path, module, name):
     ran = tmp_path / "ran"
     path = write(tmp_path / "a.pth", {"w": call(glob(module, name), f"touch {ran}")})

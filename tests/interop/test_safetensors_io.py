@@ -62,7 +62,9 @@ DAMAGED = {
     "huge header": (2**62).to_bytes(8, "little") + b"{}",
     "no json": header("{nonsense}"),
     "out of bounds": header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', bytes(8)),
-    "overlap": header('{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+    "overlap": header(
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)
+    ),
     "size": header('{"a":{"dtype":"F32","shape":[1000000],"data_offsets":[0,4]}}', bytes(4)),
 }
 

@@ -151,7 +151,9 @@ def test_what_does_not_match_is_named(state):
     report = match(infer_config({k: v.shape for k, v in wrong.items()}), {k: v.shape for k, v in wrong.items()})
     assert report.missing == ("stages.0.0.se.up.bias", "stages.2.3.gamma")
     assert report.wrong_shape == (("stages.1.1.act.1.gamma", (1, 1, 1, 5), (1, 1, 1, 32)),)
-    with pytest.raises(UserError, match=r"2 missing \(stages.0.0.se.up.bias, stages.2.3.gamma\); 1 of wrong shape \(stages.1.1.act.1.gamma is"):
+    with pytest.raises(
+        UserError, match=r"2 missing \(stages.0.0.se.up.bias, stages.2.3.gamma\); 1 of wrong shape \(stages.1.1.act.1.gamma is"
+    ):
         from_official(wrong)
     with pytest.raises(UserError, match=r"training form: 1 of wrong shape \(head.bias is \(8,\), needs \(7,\)\)"):
         from_official(state | {"head.bias": np.zeros(8, np.float32)})
@@ -181,8 +183,20 @@ def test_prefix_of_distributed_training_and_half_precision(state, golden):
 
 SIZES = [
     {"depths": (1, 1, 2, 1), "dims": (16, 8, 24, 12), "kernel_sizes": ((0,), (9,), (15, 5), (11,)), "num_classes": 3, "in_chans": 1},
-    {"depths": (2, 1, 6, 2), "dims": (8, 16, 16, 32), "kernel_sizes": ((3, 3), (17,), (13, 3, 3) * 2, (7, 13)), "num_classes": 10, "in_chans": 4},
-    {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320), "kernel_sizes": ((3,) * 2, (13,) * 2, (13,) * 6, (13,) * 2), "num_classes": 1000, "in_chans": 3},
+    {
+        "depths": (2, 1, 6, 2),
+        "dims": (8, 16, 16, 32),
+        "kernel_sizes": ((3, 3), (17,), (13, 3, 3) * 2, (7, 13)),
+        "num_classes": 10,
+        "in_chans": 4,
+    },
+    {
+        "depths": (2, 2, 6, 2),
+        "dims": (40, 80, 160, 320),
+        "kernel_sizes": ((3,) * 2, (13,) * 2, (13,) * 6, (13,) * 2),
+        "num_classes": 1000,
+        "in_chans": 3,
+    },
 ]
 
 

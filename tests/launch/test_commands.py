@@ -70,7 +70,9 @@ def test_mistakes_of_a_config(override, words, tmp_path):
 
 
 def test_overrides_reach_fields_of_all_types():
-    config = recipe.load("configs/quickstart.py", {"seed": "3", "optim.lr": "1", "train.ema": "0.5", "model.layer_scale": "0.25", "report.latency": "false"})
+    config = recipe.load(
+        "configs/quickstart.py", {"seed": "3", "optim.lr": "1", "train.ema": "0.5", "model.layer_scale": "0.25", "report.latency": "false"}
+    )
     assert config["seed"] == 3 and config["optim"]["lr"] == 1.0 and isinstance(config["optim"]["lr"], float)
     assert config["model"]["layer_scale"] == 0.25 and config["report"]["latency"] is False
 

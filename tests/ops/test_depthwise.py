@@ -17,14 +17,14 @@ BRANCHES = ((13, 13), 1), ((5, 5), 1), ((7, 7), 2), ((3, 3), 3), ((3, 3), 4), ((
 # (B, H, W, C), (Kh, Kw), dilation
 CASES = [
     ((2, 7, 5, 3), (3, 3), 1),
-    ((1, 4, 6, 1), (13, 7), 1),      # kernel larger than the map
+    ((1, 4, 6, 1), (13, 7), 1),  # kernel larger than the map
     ((3, 5, 5, 4), (5, 3), 3),
-    ((2, 1, 3, 2), (3, 5), 2),       # a map of one row
+    ((2, 1, 3, 2), (3, 5), 2),  # a map of one row
     ((2, 6, 7, 3), (7, 7), 5),
     ((2, 3, 2, 2), (31, 31), 1),
-    ((2, 14, 11, 5), (13, 13), 1),   # beyond the Toeplitz maps of the table
+    ((2, 14, 11, 5), (13, 13), 1),  # beyond the Toeplitz maps of the table
     ((2, 17, 12, 1), (1, 1), 4),
-    ((2, 20, 33, 32), (3, 3), 2),    # the accumulating weight gradient of the shift form
+    ((2, 20, 33, 32), (3, 3), 2),  # the accumulating weight gradient of the shift form
 ]
 
 
@@ -59,7 +59,7 @@ def _direct(x, kernel, dilation):
     padded = np.pad(x.astype(np.float64), ((0, 0), (ph, ph), (pw, pw), (0, 0)))
     y = np.zeros(x.shape)
     for i, j in np.ndindex(*kernel.shape[:2]):
-        y += kernel[i, j] * padded[:, i * dilation:i * dilation + height, j * dilation:j * dilation + width]
+        y += kernel[i, j] * padded[:, i * dilation : i * dilation + height, j * dilation : j * dilation + width]
     return y
 
 
@@ -89,8 +89,16 @@ def test_forms_agree_in_float64(form):
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(batch=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9), channels=st.integers(1, 4),
-       half_h=st.integers(0, 6), half_w=st.integers(0, 6), dilation=st.integers(1, 5), form=st.sampled_from(FAST_FORMS))
+@given(
+    batch=st.integers(1, 3),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    channels=st.integers(1, 4),
+    half_h=st.integers(0, 6),
+    half_w=st.integers(0, 6),
+    dilation=st.integers(1, 5),
+    form=st.sampled_from(FAST_FORMS),
+)
 def test_any_shape_agrees_with_the_definition(batch, height, width, channels, half_h, half_w, dilation, form):
     x, (kernel,), _ = _operands((batch, height, width, channels), [(2 * half_h + 1, 2 * half_w + 1)])
     expected = _direct(x, kernel, dilation).astype(np.float32)
@@ -116,7 +124,7 @@ def test_bfloat16_keeps_its_dtype_and_sums_in_float32(form):
     expected = _outputs_and_grads(*jax.tree.map(lambda a: a.astype(jnp.float32), (x, kernels, grads)), (1,), "naive")
     actual = _outputs_and_grads(x, kernels, grads, (1,), form)
     assert {a.dtype for a in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
-    _assert_agree(jax.tree.map(lambda a: a.astype(jnp.float32), actual), expected, 2.0 ** -8)
+    _assert_agree(jax.tree.map(lambda a: a.astype(jnp.float32), actual), expected, 2.0**-8)
 
 
 @pytest.mark.parametrize("form", ["auto", "shift", "dft"])
@@ -149,22 +157,29 @@ def test_dilate_and_centre_pad_place_every_tap():
     assert padded.shape == (2, 5, 9, 4) and np.sum(padded != 0) == kernel.size
     np.testing.assert_array_equal(padded[:, 1:4, 2:7], kernel)
     x = _draw((1, 6, 8, 4), 1)
-    _assert_agree(depthwise_conv2d(x, centre_pad_kernel(dilate_kernel(kernel[0], 2), 13), form="naive"),
-                  depthwise_conv2d(x, kernel[0], dilation=2, form="naive"), 1e-5)
+    _assert_agree(
+        depthwise_conv2d(x, centre_pad_kernel(dilate_kernel(kernel[0], 2), 13), form="naive"),
+        depthwise_conv2d(x, kernel[0], dilation=2, form="naive"),
+        1e-5,
+    )
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(form="fft"), "'fft'.*auto, naive, shift, toeplitz, dft"),
-    (dict(size=(4, 3)), "4x3 taps.*odd sizes from 1 to 31"),
-    (dict(size=(33, 3)), "33x3 taps.*odd sizes from 1 to 31"),
-    (dict(channels=5), r"\(3, 3, 5\).*\[Kh, Kw, 3\]"),
-    (dict(dilation=0), "dilation 0.*at least 1"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(form="fft"), "'fft'.*auto, naive, shift, toeplitz, dft"),
+        (dict(size=(4, 3)), "4x3 taps.*odd sizes from 1 to 31"),
+        (dict(size=(33, 3)), "33x3 taps.*odd sizes from 1 to 31"),
+        (dict(channels=5), r"\(3, 3, 5\).*\[Kh, Kw, 3\]"),
+        (dict(dilation=0), "dilation 0.*at least 1"),
+    ],
+)
 def test_invalid_arguments_name_the_valid_ones(arguments, message):
     options = dict(form="auto", size=(3, 3), channels=3, dilation=1) | arguments
     with pytest.raises(ValueError, match=message):
-        depthwise_conv2d(jnp.zeros((1, 4, 4, 3)), jnp.zeros((*options["size"], options["channels"])),
-                         dilation=options["dilation"], form=options["form"])
+        depthwise_conv2d(
+            jnp.zeros((1, 4, 4, 3)), jnp.zeros((*options["size"], options["channels"])), dilation=options["dilation"], form=options["form"]
+        )
 
 
 def test_multi_wants_one_dilation_per_kernel():

@@ -11,7 +11,9 @@ from research.optim.build import make_optimizer, state_bytes
 from research.optim.rules import resolve
 from research.optim.schedules import cosine_power, make_schedule
 
-BASE = dict(name="lion", b1=0.9, b2=0.99, eps=1e-8, momentum=0.9, nesterov=True, weight_decay=0.5, clip_norm=0.0, decay_rules=(), lr_rules=())
+BASE = dict(
+    name="lion", b1=0.9, b2=0.99, eps=1e-8, momentum=0.9, nesterov=True, weight_decay=0.5, clip_norm=0.0, decay_rules=(), lr_rules=()
+)
 AXES = {"a/kernel": ("stage1/embed", "stage1/layer/mlp"), "a/bias": ("stage1/layers", "stage1/layer/mlp")}
 
 

@@ -35,7 +35,10 @@ def test_nothing_fits():
 
 
 def test_promises():
-    reports = [{"subnets": [{"name": "full", "value": v, "flops": 8}, {"name": "s", "value": 0.9 * v, "flops": 2}], "wall_s": 9.0} for v in (0.8, 0.9)]
+    reports = [
+        {"subnets": [{"name": "full", "value": v, "flops": 8}, {"name": "s", "value": 0.9 * v, "flops": 2}], "wall_s": 9.0}
+        for v in (0.8, 0.9)
+    ]
     found = measures(reports)
     assert found["full"] == pytest.approx(0.85) and found["smallest_share"] == pytest.approx(0.9) and found["smallest_flops"] == 0.25
     rows = judge(found, {"full": 0.86, "smallest_flops": (None, 0.25), "wall_s": [None, 10]})

@@ -54,7 +54,16 @@ def final_arrays(workdir):
 def test_run_directory_explains_itself(whole):
     workdir, report, lines = whole
     names = {p.name for p in workdir.iterdir()}
-    assert {"config.json", "environment.json", "metrics.jsonl", "timings.jsonl", "checkpoints", "report.md", "report.json", "pareto.png"} <= names
+    assert {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "checkpoints",
+        "report.md",
+        "report.json",
+        "pareto.png",
+    } <= names
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics if "loss" in m] == list(range(1, 25))
     stored = json.loads((workdir / "report.json").read_text())
@@ -219,11 +228,11 @@ def test_schemes_train(scheme, tmp_path):
 
 
 def test_bfloat16_ema_clipping_and_remat(tmp_path):
-    config = tiny(train__precision="bfloat16", train__ema=0.9, optim__clip_norm=1.0, train__remat="full", train__duration=4, optim__name="lion")
+    config = tiny(
+        train__precision="bfloat16", train__ema=0.9, optim__clip_norm=1.0, train__remat="full", train__duration=4, optim__name="lion"
+    )
     report = loop.train(config, str(tmp_path / "run"), Lines())
     assert np.isfinite(report["subnets"][0]["value"])
     trained = Trained(tmp_path / "run")
     assert trained.state.ema is not None and all(v.dtype == np.float32 for v in trained.state.params.values())
     assert any(not np.array_equal(np.asarray(trained.state.ema[k]), np.asarray(trained.state.params[k])) for k in trained.state.params)
-
-
