@@ -9,6 +9,7 @@ promise is not kept.
 """
 
 import os
+import shutil
 
 from absl import flags
 
@@ -16,6 +17,9 @@ from launch import common
 
 _CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory under which each seed gets its own run.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder for promises.csv, seeds.csv, networks.csv and the first seed's pareto.png; default --workdir."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run.")
 
 
@@ -56,8 +60,13 @@ def main(overrides: dict[str, str]) -> int:
         for s, r in zip(_SEEDS.value, reports, strict=True)
     ]
     print(tables.text_table(per_seed, list(per_seed[0])))
-    tables.write_csv(os.path.join(_WORKDIR.value, "promises.csv"), rows, command=command_line())
-    tables.write_csv(os.path.join(_WORKDIR.value, "seeds.csv"), per_seed, command=command_line())
+    out = _OUT.value or _WORKDIR.value
+    os.makedirs(out, exist_ok=True)
+    tables.write_csv(os.path.join(out, "promises.csv"), rows, command=command_line())
+    tables.write_csv(os.path.join(out, "seeds.csv"), per_seed, command=command_line())
+    tables.write_csv(os.path.join(out, "networks.csv"), reports[0]["subnets"], command=command_line())
+    if _OUT.value:
+        shutil.copyfile(os.path.join(_WORKDIR.value, f"seed{_SEEDS.value[0]}", "pareto.png"), os.path.join(out, "pareto.png"))
     return 0 if all(row["kept"] == "yes" for row in rows) else 1
 
 

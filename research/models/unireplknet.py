@@ -137,13 +137,12 @@ class Block(nnx.Module):
         channels, hidden = config.dims[stage], config.mlp_dims[stage]
         embed, mlp = f"stage{stage + 1}/embed", f"{scope}/mlp"
         self.drop, self.deploy, self.large = config.drop_path_rate > 0, config.deploy, size >= 7 and not config.deploy
-        self.dw: Any = None
-        if size == 0:
-            pass
-        elif self.large:
-            self.dw = DilatedReparam(channels, size, embed, init.child("dw"), form=config.form)
-        else:
-            self.dw = DepthwiseConv(channels, size, embed, init.child("dw"), bias=config.deploy, form=config.form)
+        dw: Any = None
+        if self.large:
+            dw = DilatedReparam(channels, size, embed, init.child("dw"), form=config.form)
+        elif size:
+            dw = DepthwiseConv(channels, size, embed, init.child("dw"), bias=config.deploy, form=config.form)
+        self.dw = dw
         self.norm = None if config.deploy or size == 0 else BatchNorm(channels, embed, init.child("norm"))
         self.se = SqueezeExcite(channels, embed, f"{scope}/squeeze", init.child("se"))
         self.up = Linear(channels, hidden, (embed, mlp), init.child("up"))
