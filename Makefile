@@ -5,10 +5,11 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help quickstart test test-slow check format lock fashion fashion-fast clean
+.PHONY: help quickstart quickstart-seeds test test-slow check format lock fashion fashion-fast clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
+	@echo "make quickstart-seeds  the same over three seeds, judged by its promises"
 	@echo "make test          run the tests; make test-slow runs the slow ones"
 	@echo "make check         lint, format and types"
 	@echo "make fashion       the Fashion-MNIST comparison of the README (about an hour)"
@@ -23,6 +24,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 quickstart: $(STAMP)
 	$(PY) -m launch.train --config=configs/quickstart.py --workdir=$(RUN)
+
+quickstart-seeds: $(STAMP)
+	$(PY) -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce --out=results/quickstart
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 -m "not slow"
