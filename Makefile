@@ -29,7 +29,7 @@ quickstart-seeds: $(STAMP)
 	$(PY) -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce --out=results/quickstart
 
 test: $(STAMP)
-	$(PY) -m pytest -n 2 -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -n 2 -m slow

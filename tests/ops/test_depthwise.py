@@ -167,7 +167,7 @@ def test_dilate_and_centre_pad_place_every_tap():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(form="fft"), "'fft'.*auto, naive, shift, toeplitz, dft"),
+        (dict(form="fft"), "'fft'.*auto, cpu, naive, shift, toeplitz, dft"),
         (dict(size=(4, 3)), "4x3 taps.*odd sizes from 1 to 31"),
         (dict(size=(33, 3)), "33x3 taps.*odd sizes from 1 to 31"),
         (dict(channels=5), r"\(3, 3, 5\).*\[Kh, Kw, 3\]"),
