@@ -243,6 +243,9 @@ class Programs:
 
     def get(self, kind: str, name: str, *args: Any, distill: bool = False) -> Any:
         """Returns a compiled program, waiting for it when needed."""
+        ready = self.compiled.get(self._key(kind, name, distill))
+        if ready is not None:
+            return ready
         self.prefetch(kind, name, *args, distill=distill)
         future = self._futures[self._key(kind, name, distill)]
         while not future.done():
