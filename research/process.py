@@ -33,6 +33,6 @@ def set_dispatch() -> None:
     """Runs CPU programs in the thread that calls them, unless the environment says otherwise.
 
     glibc keeps freed buffers mapped only for the main thread's heap: a step that a worker thread runs pays page faults
-    again (1.4 times the wall time on a UniRepLKNet step of 20 MFLOPs at batch 128, two cores). No effect on GPU and TPU.
+    again. No effect on GPU and TPU.
     """
     os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")

@@ -16,14 +16,12 @@ import jax
 import numpy as np
 
 from research.errors import UserError
-from research.models import registry
 from research.modules.state import abstract
 from research.nested import importance
 from research.nested.schemes import Draw
 from research.nested.slicing import slice_like
 from research.optim.build import state_bytes
 from research.report import machine
-from research.train import config as run_config
 from research.train import costs
 from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator, place
@@ -456,6 +454,3 @@ def train(config: dict[str, Any], workdir: str, reporter: Reporter) -> dict[str,
     report = run.run()
     write_report(workdir, {**report, "full": "full", "title": config["model"]["name"]})
     return report
-
-
-__all__ = ["NotFinite", "Preempted", "Reporter", "Run", "registry", "run_config", "train"]
