@@ -12,14 +12,14 @@ from research.train.config import base_config
 def get_config(arg: str = ""):
     del arg
     config = base_config()
-    config.model = {"name": "resnet18_cifar", "depths": (1, 1, 1), "dims": (32, 64, 128), "stem": "small"}
+    config.model = {"name": "resnet18_cifar", "depths": (1, 1, 1), "dims": (40, 80, 160), "stem": "medium"}
     config.data.update({"name": "fashion_mnist", "batch_size": 128, "validation_fraction": 0.02})
     config.data.augment = {"crop_padding": 1, "flip": True, "mean": (0.286,), "std": (0.353,)}
     config.task.update({"label_smoothing": 0.1})
-    config.optim.update({"name": "sgd", "lr": 0.2, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "linear", "warmup": "15%"})
-    config.train.update({"duration": "6ep", "log_every": "2%", "ema": 0.99})
+    config.optim.update({"name": "muon", "lr": 0.015, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "15%"})
+    config.train.update({"duration": "5ep", "log_every": "2%"})
     config.eval.update({"every": "0", "calibrate_batches": 16})
     config.checkpoint.update({"every": "0"})
     config.report.latency = False
-    config.expect = {"full": 0.917, "wall_s": (None, 300.0)}
+    config.expect = {"full": 0.925, "wall_s": (None, 300.0)}
     return config

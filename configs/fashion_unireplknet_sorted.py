@@ -11,18 +11,7 @@ sees the same number of examples (`alone_share` of the many-in-one run's updates
 """
 
 from research.errors import UserError
-from research.train.config import base_config
-
-POINTS = {
-    "w75": "width=0.75",
-    "w75_d50": "width=0.75,depth=0.5",
-    "w75_f50": "width=0.75,ffn=0.5",
-    "f50": "ffn=0.5",
-    "w50": "width=0.5",
-    "w50_d50": "width=0.5,depth=0.5",
-    "w50_f50": "width=0.5,ffn=0.5",
-    "w50_d50_f50": "width=0.5,depth=0.5,ffn=0.5",
-}
+from research.train.config import NINE_NETWORKS, base_config
 
 
 def get_config(arg: str = ""):
@@ -30,24 +19,29 @@ def get_config(arg: str = ""):
     config.model = {
         "name": "unireplknet_a",
         "depths": (1, 2, 1),
-        "dims": (32, 64, 128),
+        "dims": (40, 80, 160),
         "kernels": ((3,), (7,), (3,)),
         "stem_strides": (2, 1),
         "layer_scale": 0.1,
+        "unroll": True,
     }
     config.data.update(
         {"name": "fashion_mnist", "batch_size": 128, "augment": {"crop_padding": 1, "flip": True, "mean": (0.286,), "std": (0.353,)}}
     )
     config.task.update({"label_smoothing": 0.1})
-    config.nested.update({"scheme": "sandwich", "count": 3, "points": POINTS})
-    config.optim.update({"name": "adamw", "lr": 3e-3, "weight_decay": 0.05, "warmup": "10%"})
-    config.train.update({"duration": "3ep", "log_every": "1%"})
+    config.nested.update({"scheme": "sandwich", "count": 3, "points": NINE_NETWORKS})
+    config.optim.update({"name": "muon", "lr": 0.015, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "10%"})
+    config.train.update({"duration": "6.5ep", "log_every": "1%"})
     config.eval.update({"every": "25%", "calibrate_batches": 16})
+    config.report.latency_batches = (1,)
+    config.expect = {"full": 0.925, "networks": 9, "wall_s": (None, 1200.0)}
     if arg:
         kind, _, name = arg.partition("=")
-        if kind != "alone" or name not in ("full", *POINTS):
-            raise UserError(f"config argument {arg!r}; valid: alone=NAME with NAME one of full, {', '.join(POINTS)}")
+        if kind != "alone" or name not in ("full", *NINE_NETWORKS):
+            raise UserError(f"config argument {arg!r}; valid: alone=NAME with NAME one of full, {', '.join(NINE_NETWORKS)}")
         if name != "full":
-            config.model = {**config.model.to_dict(), "subnet": POINTS[name]}
-        config.nested.update({"scheme": "full", "points": {}})
+            config.model = {**config.model.to_dict(), "subnet": NINE_NETWORKS[name]}
+        config.nested.scheme = "full"
+        config.nested.points = {}  # an update would merge it with the points
+        config.expect = {}
     return config

@@ -7,7 +7,7 @@
 Hardware: two CPU cores, about a minute and a half, most of it compiling. Data: 1,293 training, 144 validation and 360 test images of 8x8 pixels, inside scikit-learn.
 """
 
-from research.train.config import base_config
+from research.train.config import NINE_NETWORKS, base_config
 
 
 def get_config(arg: str = ""):
@@ -23,22 +23,7 @@ def get_config(arg: str = ""):
     }
     config.data.update({"name": "digits", "batch_size": 64, "augment": {"mean": (0.3,), "std": (0.37,)}})
     config.task.update({"label_smoothing": 0.1})
-    config.nested.update(
-        {
-            "scheme": "sandwich",
-            "count": 3,
-            "points": {
-                "w75": "width=0.75",
-                "w75_d50": "width=0.75,depth=0.5",
-                "w75_f50": "width=0.75,ffn=0.5",
-                "f50": "ffn=0.5",
-                "w50": "width=0.5",
-                "w50_d50": "width=0.5,depth=0.5",
-                "w50_f50": "width=0.5,ffn=0.5",
-                "w50_d50_f50": "width=0.5,depth=0.5,ffn=0.5",
-            },
-        }
-    )
+    config.nested.update({"scheme": "sandwich", "count": 3, "points": NINE_NETWORKS})
     config.optim.update({"name": "adamw", "lr": 3e-3, "weight_decay": 0.05, "warmup": "10%"})
     config.train.update({"duration": "30ep"})
     config.eval.update({"every": "50%"})

@@ -8,8 +8,6 @@ reads the metrics of the update before. The bare step runs the same programs on 
 """
 
 import tempfile
-import time
-from typing import Any
 
 from absl import flags
 
@@ -35,49 +33,15 @@ def main(overrides: dict[str, str]) -> int:
     if not _CONFIG.value:
         raise UserError("--config is needed, e.g. --config=configs/quickstart.py")
 
-    import jax
-    import numpy as np
-
     from research.report import tables
     from research.report.machine import command_line
-    from research.train.loop import Clock, Run
+    from research.train.overhead import loop_overhead
 
-    steps = _STEPS.value
-    config = recipe.load(_CONFIG.value, {**overrides, "train.duration": str(4 * steps), "optim.warmup": "0"})
+    config = recipe.load(_CONFIG.value, {**overrides, "train.duration": str(2 * _STEPS.value + 100), "optim.warmup": "0"})
     with tempfile.TemporaryDirectory() as workdir:
-        run = Run(config, workdir, _Quiet())
-        run.step, run.state, run.clock, run._first = 0, run.programs.init_state(), Clock(), 0
-        batches, grads, pending = run.setup.batches(0), run.programs.zero_grads(), None
-        looped: list[float] = []
-        bare: list[float] = []
-        batch: Any = None
-        draws: Any = None
-        for i in range(2 * steps + 20):
-            with_loop = i % 2 == 0
-            if not with_loop:
-                placed = [run.bare_inputs(batch, draws)]  # the same sub-networks and sizes as the update before
-            start = time.perf_counter()
-            if with_loop:
-                batch, draws = next(batches), run.setup.draw(run.step)
-                grads, metrics = run._update(batch, draws, grads)
-                run.step += 1
-                run._read(pending, 10**9)
-                pending = (run.step, draws, metrics)
-            else:
-                grads = run.bare_update(placed[0], grads)
-            jax.block_until_ready(run.state.params)
-            if i >= 20:
-                (looped if with_loop else bare).append(1e3 * (time.perf_counter() - start))
-        run.programs.close()
-        run.rundir.close()
-    rows = [
-        {"what": "bare jitted step", "median_ms": float(np.median(bare)), "p95_ms": float(np.percentile(bare, 95))},
-        {"what": "update of the loop", "median_ms": float(np.median(looped)), "p95_ms": float(np.percentile(looped, 95))},
-    ]
-    # Neighbours draw the same sub-networks, so their ratio is free of the draw.
-    added = float(np.median(np.array(looped[: len(bare)]) / np.array(bare[: len(looped)]))) - 1
+        rows, added = loop_overhead(config, _STEPS.value, workdir, _Quiet())
     print(tables.text_table(rows, ["what", "median_ms", "p95_ms"]))
-    print(f"the loop adds {100 * added:.1f} % at the median of {len(bare)} neighbouring pairs")
+    print(f"the loop adds {100 * added:.1f} % at the median of {_STEPS.value} neighbouring pairs")
     if _CSV.value:
         tables.write_csv(_CSV.value, [{**row, "added_percent": 100 * added} for row in rows], command=command_line())
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from absl import flags, logging
 
 from research.errors import UserError
-from research.process import set_allocator, set_dispatch
+from research.process import set_allocator, set_dispatch, set_xla_flags
 
 USER_ERROR = 2  # exit code of a user's mistake
 STOPPED = 75  # exit code of a run that SIGTERM stopped and that can go on (EX_TEMPFAIL)
@@ -25,6 +25,7 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
     """
     set_allocator()
     set_dispatch()
+    set_xla_flags()
     logging.set_verbosity(logging.ERROR)  # libraries' warnings are not the user's concern
     try:
         if {"--help", "--helpshort", "-h", "-help", "-helpshort"} & set(sys.argv[1:]):

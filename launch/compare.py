@@ -54,15 +54,22 @@ def main(overrides: dict[str, str]) -> int:
         if run_card.read_report(workdir) is None:
             _train(f"{_CONFIG.value}:alone={name}", workdir, {**overrides, "train.duration": str(updates)})
         alone[name] = run_card.read_report(workdir)
-    rows = join(run_card.read_report(together), alone)
-    print(tables.text_table(rows, list(rows[0])))
+    whole = run_card.read_report(together)
+    rows = join(whole, alone)
     means = [sum(r[k] for r in rows) / len(rows) for k in ("together", "alone")]
-    flops = run_card.read_report(together)["train_flops"], sum(r["train_flops"] for r in alone.values())
-    print(f"mean over {len(rows)} networks: together {100 * means[0]:.2f} %, alone {100 * means[1]:.2f} %")
-    print(f"training FLOPs: together {flops[0]:.4g}, alone {flops[1]:.4g} in all; {updates} updates each alone")
+    spent, seconds = sum(r["train_flops"] for r in alone.values()), sum(r["wall_s"] for r in alone.values())
+    facts = [
+        f"mean over {len(rows)} networks: together {100 * means[0]:.2f} %, alone {100 * means[1]:.2f} %",
+        f"training FLOPs: together {whole['train_flops']:.4g}, alone {spent:.4g} in all; {updates} updates each alone",
+        f"wall time with compiling: together {whole['wall_s']:.0f} s, alone {seconds:.0f} s in all",
+    ]
+    print("\n".join([tables.text_table(rows, list(rows[0])), *facts]))
     if _OUT.value:
         os.makedirs(_OUT.value, exist_ok=True)
         tables.write_csv(os.path.join(_OUT.value, "compare.csv"), rows, command=command_line())
+        table = tables.markdown_table([{**r, **{k: f"{100 * r[k]:.2f} %" for k in ("together", "alone")}} for r in rows], list(rows[0]))
+        with open(os.path.join(_OUT.value, "compare.md"), "w") as file:
+            file.write("\n".join([f"Made by `{command_line()}`.\n", table, *(f"* {fact}" for fact in facts)]) + "\n")
         run_card.plot_comparison(os.path.join(_OUT.value, "compare.png"), rows, "test accuracy")
     return 0 if means[0] >= means[1] else 1
 

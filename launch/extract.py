@@ -33,7 +33,7 @@ def main() -> int:
     config, params, stats = trained.model(name)
     if _CHECK.value:
         batch = next(iter(trained.evaluator.batches("validation")))
-        inside = apply(config, trained.programs._sliced(name, trained.weights), stats, batch["image"])[0]
+        inside = apply(config, trained.programs.sliced(name, trained.weights), stats, batch["image"])[0]
     if _DEPLOY.value:
         config, params, stats = registry.deployed(config, params, stats)
     origin = {"workdir": str(_WORKDIR.value), "step": trained.step, "subnet": name, "preprocess": trained.config["data"]["augment"]}

@@ -4,9 +4,9 @@ import ctypes
 import os
 
 # Parameter numbers of mallopt(3) in glibc's malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 
-TRIM_THRESHOLD_BYTES = 2**31 - 1  # the largest value mallopt's int argument takes
+NEVER_TRIM = -1
 TOP_PAD_BYTES = 64 * 2**20
 
 
@@ -14,9 +14,11 @@ def set_allocator() -> bool:
     """Tells glibc to keep freed buffers mapped instead of handing them back to the kernel.
 
     XLA allocates and frees large buffers at every call; by default glibc maps and unmaps each of them, and the page faults
-    make memory-bound ops up to three times slower on CPU. Call it first thing in `main`, before JAX is imported.
+    make memory-bound ops up to three times slower on CPU. XLA's worker threads allocate too: they must share the one heap
+    that is never trimmed, since the arena that glibc would give each of them unmaps what it frees. Call it first thing in
+    `main`, before JAX is imported.
 
-    Returns: True if all three settings took effect; False on other C libraries (musl, macOS, Windows), where it does nothing.
+    Returns: True if all settings took effect; False on other C libraries (musl, macOS, Windows), where it does nothing.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -25,7 +27,7 @@ def set_allocator() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
-    settings = [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES), (M_TOP_PAD, TOP_PAD_BYTES)]
+    settings = [(M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER_TRIM), (M_TOP_PAD, TOP_PAD_BYTES)]
     return all([mallopt(name, value) == 1 for name, value in settings])  # noqa: C419  (a list: every setting is made)
 
 
@@ -36,3 +38,23 @@ def set_dispatch() -> None:
     again. No effect on GPU and TPU.
     """
     os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
+
+
+YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+YNN_KINDS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+KNOWN_JAXLIBS = ("0.10.", "0.11.")
+"""XLA ends the process at a flag that it does not know, so only versions that were tried get it."""
+
+
+def set_xla_flags() -> None:
+    """Has XLA:CPU's library of kernels compute matrix products and reductions, but not convolutions, before JAX starts.
+
+    By default it computes dense convolutions too, slower than XLA's own: compare `python -m launch.bench
+    --config=configs/fashion_fast.py` with the same under `XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=LIST` of other kinds.
+    A setting of the user's in XLA_FLAGS stays.
+    """
+    from importlib import metadata  # here: it takes as long to import as everything else in this file
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    if YNN_FLAG not in flags and metadata.version("jaxlib").startswith(KNOWN_JAXLIBS):
+        os.environ["XLA_FLAGS"] = f"{flags} {YNN_FLAG}={YNN_KINDS}".strip()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "ops": set(),
     "modules": {"ops"},
-    "models": {"modules", "ops", "nested"},
+    "models": {"modules", "ops"},
     "nested": {"modules", "models"},
     "tasks": set(),
     "data": set(),

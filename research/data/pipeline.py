@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from research.data.augment import Augment
-from research.data.sources import Source, keyed_permutation
+from research.data.source import Source, keyed_permutation
 from research.errors import UserError
 
 Batch = dict[str, np.ndarray]

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from research.data import idx
 from research.data.augment import resize_box
-from research.data.sources import Source, arrays_to_sources
+from research.data.source import Source, arrays_to_sources
 from research.errors import UserError
 
 DEFAULT_DIR = "~/tensorflow_datasets"

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from research.errors import UserError
@@ -105,37 +104,6 @@ def model_info(name: str) -> dict[str, Any]:
         "paper": e.paper,
         "source": e.source,
     }
-
-
-class Model:
-    """A model with its numbers: `model(x)` runs it in evaluation mode. For notebooks; the loop uses plain arrays."""
-
-    def __init__(self, config: Any, params: dict, stats: dict):
-        self.config, self.params, self.stats = config, params, stats
-
-    def __call__(self, x, *, mode: str = "eval", key=None):
-        from research.modules.state import apply
-
-        return apply(self.config, self.params, self.stats, x, mode=mode, key=key)[0]
-
-    def sample(self, **choices) -> "Model":
-        """Returns a smaller self that shares nothing with this model: `model.sample(width=0.5, depth=0.5)`."""
-        from research.nested.slicing import extract
-
-        config = self.config.shrink(**choices)
-        params, stats = extract(self.config, config, self.params, self.stats)
-        return Model(config, params, stats)
-
-
-def create_model(name: str, *, seed: int = 0, **overrides) -> Model:
-    """Returns a named model with freshly drawn weights: `create_model("unireplknet_t", num_classes=10)`."""
-    import jax
-
-    from research.modules.state import initialize
-
-    config = model_config(name, **overrides)
-    make: Callable = jax.jit(functools.partial(initialize, config))
-    return Model(config, *make(jax.random.key(seed)))
 
 
 def _register_unireplknet() -> None:

@@ -1,7 +1,8 @@
 """ResNet (He et al. 2016, arXiv 1512.03385) in torchvision's form: stride on the 3x3 of the bottleneck (v1.5).
 
 Its smaller selves: `width` (stage and inner channels), `inner` (channels inside the blocks) and `depth` per stage,
-where the first block of a stage, which may stride and project, always stays. `stem` "small" is for CIFAR-sized images.
+where the first block of a stage, which may stride and project, always stays. `stem` "small" is for CIFAR-sized images,
+"medium" halves them at once, for little compute.
 """
 
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ from research.modules.norms import BatchNorm
 from research.modules.state import Stack
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
-STEMS = {"imagenet": 4, "small": 1}
-"""Stem -> its stride: 7x7 of stride 2 and a max-pool of stride 2, or one 3x3 of stride 1."""
+STEMS = {"imagenet": (7, 2, 2), "medium": (5, 2, 1), "small": (3, 1, 1)}
+"""Stem -> (kernel size, stride, stride of the max-pool behind it, 1 = none)."""
 
 kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -84,7 +85,8 @@ class ResNetConfig:
             raise UserError(f"resnet: kept_layers={self.kept_layers} must start with 0 and have {self.depths} entries")
         if self.block == "basic" and self.stem_dim != self.dims[0]:
             raise UserError(f"resnet: stem_dim={self.stem_dim} must be {self.dims[0]}, the channels of stage 1, when blocks are basic")
-        stride = STEMS[self.stem] * 2 ** (len(self.depths) - 1)
+        _, stem_stride, pool = STEMS[self.stem]
+        stride = stem_stride * pool * 2 ** (len(self.depths) - 1)
         if self.image_size < stride:
             raise UserError(
                 f"resnet: images of {self.image_size} pixels are smaller than the total stride {stride}; use stem='small' or larger images"
@@ -196,7 +198,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, config: ResNetConfig, init: Init):
         self.config = config
-        size, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
+        size, stride, _ = STEMS[config.stem]
         self.stem = ConvNorm(config.in_channels, config.stem_dim, size, ("image", stem_axis(config)), init.child("stem"), stride=stride)
         self.stages = nnx.List([Stage(config, i, init.child(f"stage{i}")) for i in range(len(config.depths))])
         axes = (f"stage{len(config.dims)}/embed", "classes")
@@ -205,7 +207,7 @@ class ResNet(nnx.Module):
     def features(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> list[Array]:
         """Returns the outputs of the stem and of every stage, in order."""
         x = jax.nn.relu(self.stem(x, mode))
-        outs = [max_pool(x) if self.config.stem == "imagenet" else x]
+        outs = [max_pool(x) if STEMS[self.config.stem][2] == 2 else x]
         for stage in self.stages:
             outs.append(stage(outs[-1], mode))
         return outs

@@ -18,7 +18,7 @@ from research.models import elastic
 from research.modules.axes import Init
 from research.modules.dilated_reparam import BRANCHES, DilatedReparam, batch_norm_affine, kernel_nests, merge_dilated_reparam
 from research.modules.layers import Conv, DepthwiseConv, Linear, drop_path, drop_path_rates, normal_02
-from research.modules.norms import GRN, BatchNorm, LayerNorm
+from research.modules.norms import BatchNorm, GeluGRN, LayerNorm
 from research.modules.squeeze_excite import SqueezeExcite
 from research.modules.state import Arrays, Stack
 
@@ -146,7 +146,7 @@ class Block(nnx.Module):
         self.norm = None if config.deploy or size == 0 else BatchNorm(channels, embed, init.child("norm"))
         self.se = SqueezeExcite(channels, embed, f"{scope}/squeeze", init.child("se"))
         self.up = Linear(channels, hidden, (embed, mlp), init.child("up"))
-        self.grn = GRN(hidden, mlp, init.child("grn"), bias=not config.deploy)
+        self.grn = GeluGRN(hidden, mlp, init.child("grn"), bias=not config.deploy)
         self.down = Linear(hidden, channels, (mlp, embed), init.child("down"), bias=config.deploy)
         if not config.deploy:
             self.down_norm = BatchNorm(channels, embed, init.child("down_norm"))
@@ -159,8 +159,7 @@ class Block(nnx.Module):
             u = self.dw(x, mode=mode) if self.large else self.dw(x)
         if self.norm is not None:
             u = self.norm(u, mode=mode)
-        y = self.grn(jax.nn.gelu(self.up(self.se(u)), approximate=False))
-        y = self.down(y)
+        y = self.down(self.grn(self.up(self.se(u))))
         if not self.deploy:
             y = self.down_norm(y, mode=mode) * self.layer_scale[...].astype(y.dtype)
         if self.drop and mode == "train" and key is not None:

@@ -1,4 +1,4 @@
-"""Normalisation layers with named axes: BatchNorm, LayerNorm, global response normalisation.
+"""Normalisation layers with named axes: BatchNorm, LayerNorm, GELU with global response normalisation.
 
 Moments are computed in float32 (or float64) whatever the input's dtype. `mode` says what batch norm does:
 "train" uses batch moments and updates the running ones, "eval" uses the running ones, "calibrate" uses
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from research.modules.axes import Init
 from research.modules.layers import ones, zeros
-from research.ops import batch_norm
+from research.ops import batch_norm, gelu_grn
 
 MODES = ("train", "eval", "calibrate")
 
@@ -70,8 +70,8 @@ class LayerNorm(nnx.Module):
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-class GRN(nnx.Module):
-    """Global response normalisation (ConvNeXt V2, Woo et al. 2023, eq. 1-3), eps 1e-6 added to the mean.
+class GeluGRN(nnx.Module):
+    """Exact GELU, then global response normalisation (ConvNeXt V2, Woo et al. 2023, eq. 1-3), eps 1e-6 added to the mean.
 
     The square root is guarded: a channel that is zero everywhere gets the gradient zero, not NaN.
     """
@@ -82,9 +82,4 @@ class GRN(nnx.Module):
         self.bias = init.param("bias", (channels,), (axis,), zeros) if bias else None
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        squares = jnp.square(_wide(x)).sum((1, 2), keepdims=True)
-        positive = squares > 0
-        response = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
-        gain = response / (response.mean(-1, keepdims=True) + self.eps)
-        y = x * (self.scale[...] * gain + 1).astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return gelu_grn.gelu_grn(x, self.scale[...], None if self.bias is None else self.bias[...], self.eps)

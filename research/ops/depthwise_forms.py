@@ -163,16 +163,16 @@ def window(kernel, dilation, size):
     return lax.pad(kernel, jnp.zeros((), kernel.dtype), config)
 
 
-def _windows(kernels, dilations, size):
+def windows(kernels, dilations, size):
     """N kernels as one array [N, size_h, size_w, C]; taps that only ever meet the zero padding may be cropped away."""
     return jnp.stack([window(k, d, size) for k, d in zip(kernels, dilations, strict=True)])
 
 
 def _unwindow(d_windows, sizes, dilations):
-    """Transpose of `_windows`."""
+    """Transpose of `windows`."""
     channels = d_windows.shape[-1]
     kernels = tuple(jax.ShapeDtypeStruct((*size, channels), d_windows.dtype) for size in sizes)
-    transpose = jax.linear_transpose(lambda ks: _windows(ks, dilations, d_windows.shape[1:3]), kernels)
+    transpose = jax.linear_transpose(lambda ks: windows(ks, dilations, d_windows.shape[1:3]), kernels)
     return transpose(d_windows)[0]
 
 
@@ -182,6 +182,8 @@ def _reach(sizes, dilations, axis, extent):
 
 
 # --- Toeplitz: one dense (H*W x H*W) matrix per channel, batched over channels ---------------------------------------
+
+_ONE_HOT_PIXELS = 64  # largest map whose matrices are made by a product with a constant; it has taps * pixels^2 numbers
 
 
 def _skew(v, axis, extent):
@@ -198,44 +200,67 @@ def _skew(v, axis, extent):
     return lax.slice_in_dim(v, extent - 1, 2 * extent - 1, axis=axis + 1)
 
 
-def _toeplitz_matrices(windows):
-    """Windows [N, 2H-1, 2W-1, C] to matrices [N, C, H*W (out), H*W (in)]."""
-    count, rows, columns, channels = windows.shape
-    height, width = (rows + 1) // 2, (columns + 1) // 2
-    t = windows.transpose(0, 3, 1, 2)
-    t = _skew(t, 3, width)
-    t = _skew(t, 2, height)
-    t = t.transpose(0, 1, 2, 4, 3, 5)
-    return t.reshape(count, channels, height * width, height * width)
+@functools.lru_cache(maxsize=64)
+def _places(size, extent):
+    """[size, extent (out), extent (in)]: 1 where the tap of a centred kernel of `size` joins an input to an output."""
+    taps = np.arange(size)[:, None, None] - size // 2
+    return (np.arange(extent)[None, None, :] - np.arange(extent)[None, :, None] == taps).astype(np.float32)
 
 
-def _channel_major(x):
+@functools.lru_cache(maxsize=64)
+def _places_2d(size_h, size_w, height, width):
+    """[size_h * size_w, H*W (out) * H*W (in)]: the same on a map, as the matrix that spreads taps."""
+    both = np.einsum("aoi,bpj->abopij", _places(size_h, height), _places(size_w, width))
+    return both.reshape(size_h * size_w, (height * width) ** 2)
+
+
+def toeplitz_window(sizes, dilations, height, width):
+    """The size of the window that `toeplitz_matrices` wants for kernels on a map of height x width pixels."""
+    if height * width > _ONE_HOT_PIXELS:
+        return 2 * height - 1, 2 * width - 1
+    return tuple(2 * _reach(sizes, dilations, axis, extent) + 1 for axis, extent in enumerate((height, width)))
+
+
+def toeplitz_matrices(windowed, height, width):
+    """Windows [N, Sh, Sw, C] of the size that `toeplitz_window` says, to matrices [C, N, H*W (out), H*W (in)]."""
+    count, rows, columns, channels = windowed.shape
+    t = windowed.transpose(3, 0, 1, 2)
+    if height * width <= _ONE_HOT_PIXELS:
+        places = jnp.asarray(_places_2d(rows, columns, height, width), windowed.dtype)
+        return _einsum("nt,tp->np", t.reshape(channels * count, rows * columns), places).reshape(channels, count, height * width, -1)
+    t = _skew(_skew(t, 3, width), 2, height)
+    return t.transpose(0, 1, 2, 4, 3, 5).reshape(channels, count, height * width, height * width)
+
+
+def channel_major(x):
     """[B, H, W, C] to [C, B, H*W]."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height * width, channels).transpose(2, 0, 1)
 
 
-def _map_size(x):
-    return 2 * x.shape[1] - 1, 2 * x.shape[2] - 1
+def _matrices(kernels, dilations, shape):
+    size = toeplitz_window(_sizes(kernels), dilations, *shape[1:3])
+    return toeplitz_matrices(windows(kernels, dilations, size), *shape[1:3])
 
 
 def _toeplitz_conv(x, kernels, dilations):
-    matrices = _toeplitz_matrices(_windows(kernels, dilations, _map_size(x)))
-    x_cm = _channel_major(x)
-    return tuple(_einsum("cbi,coi->cbo", x_cm, t).transpose(1, 2, 0).reshape(x.shape) for t in matrices)
+    matrices, x_cm = _matrices(kernels, dilations, x.shape), channel_major(x)
+    return tuple(_einsum("cbi,coi->cbo", x_cm, matrices[:, n]).transpose(1, 2, 0).reshape(x.shape) for n in range(len(kernels)))
 
 
 def _toeplitz_input_grad(kernels, grads, dilations):
-    matrices = _toeplitz_matrices(_windows(kernels, dilations, _map_size(grads[0])))
-    terms = [_einsum("cbo,coi->cbi", _channel_major(g), t) for g, t in zip(grads, matrices, strict=True)]
+    matrices = _matrices(kernels, dilations, grads[0].shape)
+    terms = [_einsum("cbo,coi->cbi", channel_major(g), matrices[:, n]) for n, g in enumerate(grads)]
     return functools.reduce(jnp.add, terms).transpose(1, 2, 0).reshape(grads[0].shape)
 
 
 def _toeplitz_weight_grad(x, grads, sizes, dilations):
-    x_cm = _channel_major(x)
-    d_matrices = jnp.stack([_einsum("cbo,cbi->coi", _channel_major(g), x_cm) for g in grads])
-    windows = jax.ShapeDtypeStruct((len(grads), *_map_size(x), x.shape[-1]), x.dtype)
-    return _unwindow(jax.linear_transpose(_toeplitz_matrices, windows)(d_matrices)[0], sizes, dilations)
+    _, height, width, channels = x.shape
+    x_cm = channel_major(x)
+    d_matrices = jnp.stack([_einsum("cbo,cbi->coi", channel_major(g), x_cm) for g in grads], 1)
+    windowed = jax.ShapeDtypeStruct((len(grads), *toeplitz_window(sizes, dilations, height, width), channels), x.dtype)
+    transpose = jax.linear_transpose(lambda w: toeplitz_matrices(w, height, width), windowed)
+    return _unwindow(transpose(d_matrices)[0], sizes, dilations)
 
 
 TOEPLITZ = Form(_toeplitz_conv, _toeplitz_input_grad, _toeplitz_weight_grad)
@@ -333,7 +358,7 @@ def _batch_major(x):
 def _kernel_spectra(kernels, dilations, taps):
     """N kernels to their spectra [F, 2, S, N, C]."""
     size = taps.rows.shape[1], taps.columns.shape[1] // 2
-    return _dft(_windows(kernels, dilations, size).transpose(1, 2, 0, 3), taps)
+    return _dft(windows(kernels, dilations, size).transpose(1, 2, 0, 3), taps)
 
 
 def _sizes(kernels):

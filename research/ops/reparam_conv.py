@@ -80,16 +80,19 @@ def _by_moments(x, kernels, scales, biases, *, dilations, eps, form) -> Result:
 def branch_moments(x: Float[Array, "B H W C"], kernels: Sequence[Array], dilations: Sequence[int]) -> tuple[Array, Array]:
     """Returns (mean [N, C], biased variance [N, C]) of each branch's output, from the moments of the input."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    count = x.shape[0] * x.shape[1] * x.shape[2]
-    x_cm = depthwise_forms._channel_major(x.astype(wide))
-    windows = depthwise_forms._windows([k.astype(wide) for k in kernels], dilations, depthwise_forms._map_size(x))
-    matrices = depthwise_forms._toeplitz_matrices(windows)
+    batch, height, width, channels = x.shape
+    x_cm = depthwise_forms.channel_major(x.astype(wide))
+    size = depthwise_forms.toeplitz_window([k.shape[:2] for k in kernels], dilations, height, width)
+    windows = depthwise_forms.windows([k.astype(wide) for k in kernels], dilations, size)
+    pixels, count = height * width, len(kernels)
+    matrices = depthwise_forms.toeplitz_matrices(windows, height, width).reshape(channels, count * pixels, pixels)
     # Moments about the input's mean at each pixel, so that the variance is no difference of large numbers.
     centre = x_cm.mean(1)
     x_cm = x_cm - centre[:, None, :]
-    gram = jnp.einsum("cbi,cbj->cij", x_cm, x_cm, precision=lax.Precision.HIGHEST) / x.shape[0]
-    at_pixel = jnp.einsum("ncoi,ci->nco", matrices, centre, precision=lax.Precision.HIGHEST)
+    gram = jnp.einsum("cbi,cbj->cij", x_cm, x_cm, precision=lax.Precision.HIGHEST) / batch
+    at_pixel = jnp.einsum("cpi,ci->cp", matrices, centre, precision=lax.Precision.HIGHEST).reshape(channels, count, pixels)
     mean = at_pixel.mean(-1)
-    half = jnp.einsum("ncoi,cij->ncoj", matrices, gram, precision=lax.Precision.HIGHEST)
-    spread = (half * matrices).sum((2, 3)) * (x.shape[0] / count)
-    return mean, spread + jnp.square(at_pixel - mean[..., None]).mean(-1)
+    half = jnp.einsum("cpi,cij->cpj", matrices, gram, precision=lax.Precision.HIGHEST)
+    spread = (half * matrices).reshape(channels, count, pixels * pixels).sum(-1) / pixels
+    var = spread + jnp.square(at_pixel - mean[..., None]).mean(-1)
+    return mean.T, var.T

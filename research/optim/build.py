@@ -1,4 +1,4 @@
-"""Builds the optax chain: clip, direction (Lion, AdamW, SGD or any optax optimizer), decay, learning rate."""
+"""Builds the optax chain: clip, direction (Lion, AdamW, SGD, Muon or any optax optimizer), decay, learning rate."""
 
 import inspect
 from collections.abc import Mapping
@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from research.errors import UserError
-from research.modules.axes import Axes
+from research.modules.axes import Axes, role
 from research.optim.rules import Rules, resolve
 
-NAMES = ("adamw", "lion", "sgd")
+NAMES = ("adamw", "lion", "muon", "sgd")
 NO_DECAY_1D: Rules = ((r"\|[^,]*$", 0.0), (".*", 1.0))
 """Default decay rule: vectors (biases, norms, scales) are not decayed."""
 
@@ -31,7 +32,41 @@ def _add_decay(weight_decay: float, factors: Mapping[str, float]) -> optax.Gradi
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def _direction(name: str, config: Mapping[str, Any]) -> optax.GradientTransformation:
+MUON_RMS = 0.2  # root mean square of an update of Muon's, about that of AdamW's: one learning rate serves both
+
+
+def matrix_axes(axes: Axes) -> optax.contrib.MuonDimensionNumbers | None:
+    """Returns which axes of a parameter are inputs and which outputs of a matrix, for Muon; None where it is none.
+
+    Stacked layers are matrices of their own; the window of a dense convolution belongs to the inputs. Vectors, depthwise
+    kernels, position embeddings and the arrays that touch images or classes are not matrices between hidden features.
+    """
+    roles = [role(name) for name in axes]
+    places = [i for i, r in enumerate(roles) if r != "layers"]
+    if len(places) < 2 or {"kernel_h", "image", "classes", "tokens"} & set(roles):
+        return None
+    inputs = sum(roles[i].startswith("window") for i in places) + 1
+    if roles[places[0]] == "heads":
+        inputs = len(places) - 1
+    return optax.contrib.MuonDimensionNumbers(tuple(places[:inputs]), tuple(places[inputs:]))
+
+
+def _muon(config: Mapping[str, Any], axes: Mapping[str, Axes]) -> optax.GradientTransformation:
+    """Muon for matrices, Adam with Nesterov momentum for the rest (Liu et al. 2025, arXiv 2502.16982), without decay and learning rate."""
+    matrices = {name: matrix_axes(names) for name, names in axes.items()}
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # optax flips the sign: the direction itself remains
+        beta=config["momentum"],
+        adam_b1=config["b1"],
+        adam_b2=config["b2"],
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=MUON_RMS,
+    )
+
+
+def _direction(name: str, config: Mapping[str, Any], axes: Mapping[str, Axes]) -> optax.GradientTransformation:
+    if name == "muon":
+        return _muon(config, axes)
     if name == "lion":
         return optax.scale_by_lion(b1=config["b1"], b2=config["b2"])
     if name == "adamw":
@@ -53,7 +88,7 @@ def make_optimizer(config: Mapping[str, Any], schedule: optax.Schedule, axes: Ma
     so decay is multiplied by the learning rate, as `optax.adamw` and `optax.lion` do.
 
     Args:
-      config: `name` ("lion", "adamw", "sgd" or X of any `optax.scale_by_X`), `b1`, `b2`, `eps`, `momentum`, `nesterov`,
+      config: `name` ("lion", "adamw", "sgd", "muon" or X of any `optax.scale_by_X`), `b1`, `b2`, `eps`, `momentum`, `nesterov`,
         `weight_decay`, `clip_norm` (0 = off), `decay_rules`, `lr_rules` (see `research.optim.rules`).
       schedule: learning rate as a function of the update's index.
       axes: axis names by parameter.
@@ -64,7 +99,7 @@ def make_optimizer(config: Mapping[str, Any], schedule: optax.Schedule, axes: Ma
     decay = resolve(config["decay_rules"] or NO_DECAY_1D, axes, "optim.decay_rules")
     rates = resolve(config["lr_rules"] or ((".*", 1.0),), axes, "optim.lr_rules")
     parts = [optax.clip_by_global_norm(config["clip_norm"])] if config["clip_norm"] else []
-    parts.append(_direction(config["name"], config))
+    parts.append(_direction(config["name"], config, axes))
     if config["weight_decay"] and any(decay.values()):
         parts.append(_add_decay(config["weight_decay"], decay))
     if any(rate != 1.0 for rate in rates.values()):

@@ -19,6 +19,8 @@ from research.train.setup import Setup
 def place(batch: dict[str, np.ndarray], programs: Programs) -> dict[str, jax.Array]:
     """Puts this process's part of a batch on its devices."""
     wanted = {k: v for k, v in batch.items() if k in ("image", "label", "mask")}
+    if jax.process_count() == 1:
+        return jax.device_put(wanted, programs.batch_sharding)  # less host time than the general call
     return {k: jax.make_array_from_process_local_data(programs.batch_sharding, v) for k, v in wanted.items()}
 
 
@@ -63,7 +65,7 @@ class Evaluator:
         if not shapes:
             return {}
         if not self.needs_calibration(name):
-            sliced = self.programs._sliced(name, stats)
+            sliced = self.programs.sliced(name, stats)
             return jax.device_put(sliced, self.programs.replicated)
         total = self._zeros(shapes)
         batches = self._calibration_batches()

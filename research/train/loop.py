@@ -19,12 +19,12 @@ from research.errors import UserError
 from research.modules.state import abstract
 from research.nested import importance
 from research.nested.schemes import Draw
-from research.nested.slicing import slice_like
 from research.optim.build import state_bytes
 from research.report import machine
 from research.train import costs
 from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator, place
+from research.train.finish import final_report
 from research.train.programs import Programs, State
 from research.train.rundir import RunDir, write_json
 from research.train.setup import Setup, make_programs, make_setup
@@ -191,7 +191,7 @@ class Run:
                 self._tick()
                 batch = next(batches)
                 draws = self.setup.draw(self.step)
-                grads, metrics = self._update(batch, draws, grads)
+                grads, metrics = self.update(batch, draws, grads)
                 self.step += 1
                 previous, pending = pending, (self.step, draws, metrics)
                 self._read(previous, log_every)
@@ -200,6 +200,7 @@ class Run:
             if self.saved != self.total:
                 self._evaluate(final=True)
                 self._save()
+            self.checkpoints.close()
             return self._finish()
         except Preempted:
             self._read(pending, log_every)
@@ -208,7 +209,7 @@ class Run:
             self.checkpoints.close()
             raise Preempted(self.step) from None
 
-    def _update(self, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any) -> tuple[Any, dict[str, Any]]:
+    def update(self, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any) -> tuple[Any, dict[str, Any]]:
         """One update: a gradient program per drawn sub-network, then the update program."""
         nested, accumulate = self.config["nested"], self.config["train"]["accumulate"]
         share = 1.0 / accumulate / (len(draws) if nested["reduce"] == "mean" else 1)
@@ -219,7 +220,7 @@ class Run:
             for micro in range(accumulate):
                 slot, slots = draw.part * accumulate + micro, draw.parts * accumulate
                 if (slot, slots) not in placed:
-                    placed[slot, slots] = place(_part(batch, slot, slots), self.programs)
+                    placed[slot, slots] = place(part_of(batch, slot, slots), self.programs)
                 clock = np.array([self.step, slot, order * accumulate + micro], np.uint32)
                 teacher = teachers.get((slot, slots)) if draw.distill else np.float32(0)
                 args = (state.params, state.stats, grads, placed[slot, slots], clock, np.float32(share), teacher)
@@ -236,28 +237,6 @@ class Run:
         self.state, grads, metrics = program(state, grads, np.int32(self.step))
         self.spent_flops += flops
         return grads, {"losses": losses, "flops": flops, **metrics}
-
-    def bare_inputs(self, batch: dict[str, np.ndarray], draws: tuple[Draw, ...]) -> list[tuple[Any, ...]]:
-        """What `bare_update` runs: program, batch in place and clock for each draw; for benchmarks."""
-        out = []
-        for order, draw in enumerate(draws):
-            placed = place(_part(batch, draw.part, draw.parts), self.programs)
-            clock = jax.device_put(np.array([self.step, draw.part, order], np.uint32), self.programs.replicated)
-            size = len(batch["label"]) // draw.parts
-            teacher = np.zeros((size, self.setup.task.num_classes), np.float32) if draw.distill else np.float32(0)
-            teacher = jax.device_put(teacher, self.programs.batch_sharding if draw.distill else self.programs.replicated)
-            args = (self.state.params, self.state.stats, self.programs.full.params, placed, clock, np.float32(1), teacher)
-            out.append((self.programs.get("gradient", draw.name, *args, distill=draw.distill), placed, clock, teacher))
-        return out
-
-    def bare_update(self, inputs: list[tuple[Any, ...]], grads: Any) -> Any:
-        """The same programs as one update on inputs that are already in place, and nothing else; for benchmarks."""
-        share = np.float32(1.0 / len(inputs))
-        for program, placed, clock, teacher in inputs:
-            grads, _, _, _ = program(self.state.params, self.state.stats, grads, placed, clock, share, teacher)
-        program = self.programs.get("update", "", self.state, grads, np.int32(self.step))
-        self.state, grads, _ = program(self.state, grads, np.int32(self.step))
-        return grads
 
     def _tick_compile(self) -> None:
         """A stop while the first programs compile, before any step is done, has nothing to save."""
@@ -290,7 +269,7 @@ class Run:
         self._log_speed(step, record)
 
     def _log_speed(self, step: int, record: dict[str, float]) -> None:
-        since = step - getattr(self, "_logged", self._first)
+        since = step - getattr(self, "_logged", self.first)
         self._logged = step
         seconds = self.clock.lap()
         images = since * self.config["data"]["batch_size"] / seconds
@@ -337,7 +316,7 @@ class Run:
     # -- before and after --------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        self._first = self.step
+        self.first = self.step
         shapes = abstract(self.setup.space.full)
         state = self.programs.state_shapes
         self.optimizer_bytes = state_bytes(state.opt_state)
@@ -355,6 +334,22 @@ class Run:
         from research.train.sharding import dump
 
         return dump({**self.programs.param_shardings, **self.programs.stat_shardings})
+
+    def _finish(self) -> dict[str, Any]:
+        report = final_report(self.setup, self.programs, self.evaluator, self.weights(), self.state.stats, self.rundir.path)
+        wall = self.clock.wall()
+        report |= {
+            "wall_s": wall,
+            "train_flops": self.spent_flops,
+            "updates": self.total,
+            "optimizer_state_bytes": self.optimizer_bytes,
+            "gemm_gflops": self.gemm / 1e9,
+            "mfu": self.spent_flops / wall / self.gemm / jax.device_count(),
+        }
+        self.reporter.say(
+            f"{report['programs']} programs compiled in {report['compile_s']:.1f} s (at most {report['programs_bound']} allowed)"
+        )
+        return report
 
     def _prefetch(self) -> None:
         """Starts compiling every program that the run will surely use, in the order of need."""
@@ -375,61 +370,8 @@ class Run:
                 self.programs.prefetch("update", "", self.programs.state_shapes, params, np.int32(0))
         self.evaluator.prefetch(self.setup.order, params)
 
-    def _finish(self) -> dict[str, Any]:
-        """Evaluates every network on the test split (read once, here), measures costs, writes statistics and report."""
-        from research.train.extraction import save_statistics
 
-        weights, stats = self.weights(), self.state.stats
-        statistics = {name: self.evaluator.statistics(name, weights, stats) for name in self.setup.order}
-        validation = self.evaluator.run(statistics, weights, "validation")
-        split = "test" if self.config["report"]["test"] and len(self.setup.splits["test"]) else "validation"
-        results = self.evaluator.run(statistics, weights, split) if split == "test" else validation
-        save_statistics(self.rundir.path, self.total, statistics)
-        self.checkpoints.close()
-        rows = self._rows(statistics, results, validation)
-        seconds = self.programs.seconds
-        report = {
-            "metric": f"{split} {self.setup.task.metric}",
-            "subnets": rows,
-            "wall_s": self.clock.wall(),
-            "compile_s": sum(seconds.values()),
-            "programs": len(seconds),
-            "programs_bound": self.programs.bound(),
-            "train_flops": self.spent_flops,
-            "updates": self.total,
-            "optimizer_state_bytes": self.optimizer_bytes,
-            "gemm_gflops": self.gemm / 1e9,
-            "mfu": self.spent_flops / self.clock.wall() / self.gemm / jax.device_count(),
-        }
-        self.reporter.say(f"{len(seconds)} programs compiled in {sum(seconds.values()):.1f} s (at most {self.programs.bound()} allowed)")
-        return report
-
-    def _rows(self, statistics: Any, results: Any, validation: Any) -> list[dict[str, Any]]:
-        metric, space = self.setup.task.metric, self.setup.space
-        rows = []
-        measured: dict[str, dict[str, float]] = {}
-        if self.config["report"]["latency"] and jax.process_count() == 1:
-            weights = {k: np.asarray(v) for k, v in jax.device_get(self.weights()).items()}
-            full = self.programs.full
-            models = {
-                name: (
-                    space.configs[name],
-                    slice_like(weights, full, self.programs.small(name), self.programs.shards),
-                    dict(statistics[name]),
-                )
-                for name in self.setup.order
-            }
-            measured = costs.measured_costs(
-                jax.device_get(models) if jax.device_count() > 1 else models, self.config["report"]["latency_batches"]
-            )
-        for name in self.setup.order:
-            row = {"name": name, "value": results[name][metric], f"validation_{metric}": validation[name][metric]}
-            row |= costs.static_costs(space.configs[name]) | measured.get(name, {})
-            rows.append(row)
-        return rows
-
-
-def _part(batch: dict[str, np.ndarray], slot: int, slots: int) -> dict[str, np.ndarray]:
+def part_of(batch: dict[str, np.ndarray], slot: int, slots: int) -> dict[str, np.ndarray]:
     if slots == 1:
         return batch
     size = len(batch["label"]) // slots

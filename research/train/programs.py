@@ -120,7 +120,8 @@ class Programs:
     def small(self, name: str) -> Abstract:
         return abstract(self.space.configs[name])
 
-    def _sliced(self, name: str, arrays: Arrays) -> Arrays:
+    def sliced(self, name: str, arrays: Arrays) -> Arrays:
+        """Returns the slices of full-size arrays that sub-network `name` is made of."""
         return slice_like(arrays, self.full, self.small(name), self.shards)
 
     def _cast(self, arrays: Arrays) -> Arrays:
@@ -138,8 +139,8 @@ class Programs:
             image, target = task.mix(batch, mix_key)
 
             def loss_fn(params):
-                sub = self._cast(self._sliced(name, params))
-                sub_stats = self._sliced(name, stats)
+                sub = self._cast(self.sliced(name, params))
+                sub_stats = self.sliced(name, stats)
                 logits, new_stats = apply(config, sub, sub_stats, image.astype(dtype), mode="train", key=drop_key)
                 loss = task.loss(logits, target)
                 if distill:
@@ -180,7 +181,7 @@ class Programs:
 
         def program(params, total, batch):
             start = jax.tree.map(jnp.zeros_like, total)
-            sub = self._cast(self._sliced(name, params))
+            sub = self._cast(self.sliced(name, params))
             _, stats = apply(config, sub, start, batch["image"].astype(dtype), mode="calibrate")
             return jax.tree.map(jnp.add, total, stats)
 
@@ -191,7 +192,7 @@ class Programs:
         dtype = DTYPES[self.config["train"]["precision"]]
 
         def program(params, stats, sums, batch):
-            sub = self._cast(self._sliced(name, params))
+            sub = self._cast(self.sliced(name, params))
             logits, _ = apply(config, sub, stats, batch["image"].astype(dtype), mode="eval")
             return jax.tree.map(jnp.add, sums, self.task.sums(logits, batch))
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.data import idx
-from research.data.sources import ArraySource, keyed_permutation, load_splits, stratified_split
+from research.data.source import ArraySource, keyed_permutation
+from research.data.sources import load_splits, stratified_split
 from research.errors import UserError
 
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from research.data.pipeline import batch_at
-from research.data.sources import ArraySource, load_splits
+from research.data.source import ArraySource
+from research.data.sources import load_splits
 from research.data.tfds_source import TfdsSource, write_idx_as_tfds
 from research.errors import UserError
 

@@ -136,12 +136,3 @@ def test_derived_fields_follow_their_sources():
     assert registry.model_config("resnet50", dims=(32, 64, 128, 256)).inner_dims == (8, 16, 32, 64)
     assert registry.model_config("resnet50", depths=(1, 2, 1, 1)).kept_layers == ((0,), (0, 1), (0,), (0,))
     assert registry.model_config("vit_tiny_patch16_224", dim=64).mlp_dim == 256
-
-
-def test_created_model_runs_and_samples():
-    model = registry.create_model("vit_tiny_patch16_224", **registry.entry("vit_tiny_patch16_224").tiny)
-    small = model.sample(width=0.5, depth=0.5)
-    x = images(model.config)
-    assert model(x).shape == small(x).shape == (3, 10)
-    assert small.config.depth == 2 and small.config.dim == 16 and small.config.heads == 2
-    assert registry.model_info("resnet50")["params"] == 25_557_032

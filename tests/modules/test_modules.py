@@ -11,7 +11,7 @@ from flax import nnx
 from research.modules.attention import Attention
 from research.modules.axes import Init, layer_stack, role
 from research.modules.layers import Linear, normal_02, zeros
-from research.modules.norms import GRN, LayerNorm
+from research.modules.norms import GeluGRN, LayerNorm
 from research.modules.state import Stack, merge, rematerialize, split
 
 INIT = Init(jax.random.key(0))
@@ -43,11 +43,12 @@ def test_layer_norm_and_grn_against_numpy():
     wide = x.astype(np.float64)
     expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    np.testing.assert_array_equal(GRN(6, "embed", INIT)(jnp.asarray(x)), x)
+    gelu = jax.nn.gelu(jnp.asarray(x), approximate=False)
+    np.testing.assert_allclose(GeluGRN(6, "embed", INIT)(jnp.asarray(x)), gelu, atol=1e-6)  # with scale and bias zero
 
 
 def test_grn_of_zeros_is_its_bias_with_finite_gradients():
-    grn = GRN(4, "embed", INIT)
+    grn = GeluGRN(4, "embed", INIT)
     grn.scale[...], grn.bias[...] = jnp.ones(4), jnp.arange(4.0)
     x = jnp.ones((1, 3, 3, 4)).at[..., 1].set(0)
     np.testing.assert_array_equal(grn(jnp.zeros_like(x)), np.broadcast_to(np.arange(4.0), x.shape))

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from research.errors import UserError
-from research.optim.build import make_optimizer, state_bytes
+from research.optim.build import MUON_RMS, make_optimizer, matrix_axes, state_bytes
 from research.optim.rules import resolve
 from research.optim.schedules import cosine_power, make_schedule
 
@@ -54,6 +55,45 @@ def test_sgd_is_optax_s():
     theirs, _ = run(optax.sgd(0.1, momentum=0.9, nesterov=True))
     for k in ours:
         np.testing.assert_allclose(ours[k], theirs[k], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "axes, inputs, outputs",
+    [
+        (("stage1/embed", "stage1/layer/mlp"), (0,), (1,)),
+        (("stage1/layers", "stage1/embed", "stage1/layer/mlp"), (1,), (2,)),
+        (("window_h", "window_w", "stage1/embed", "stage2/embed"), (0, 1, 2), (3,)),
+        (("layers", "embed", "layer/heads", "layer/head_dim"), (1,), (2, 3)),
+        (("layers", "layer/heads", "layer/head_dim", "embed"), (1, 2), (3,)),
+    ],
+)
+def test_muon_takes_the_matrices_of_the_axis_names(axes, inputs, outputs):
+    assert matrix_axes(axes) == optax.contrib.MuonDimensionNumbers(inputs, outputs)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [("stage1/embed",), ("layers", "embed"), ("kernel_h", "kernel_w", "stage1/embed"), ("stage2/embed", "classes"), ("tokens", "embed")],
+)
+def test_muon_leaves_what_is_no_hidden_matrix_to_adam(axes):
+    assert matrix_axes(axes) is None
+
+
+def test_muon_orthogonalises_each_stacked_layer_and_is_adam_elsewhere():
+    axes = {"up": ("s/layers", "s/embed", "s/layer/mlp"), "bias": ("s/layers", "s/layer/mlp")}
+    start = {"up": jnp.zeros((2, 12, 30)), "bias": jnp.zeros((2, 30))}
+    grads = {k: jax.random.normal(jax.random.key(len(k)), v.shape) for k, v in start.items()}
+    config = {**BASE, "name": "muon", "weight_decay": 0.0}
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1), axes)
+    updates, _ = optimizer.update(grads, optimizer.init(start), start)
+    for layer, gradient in zip(updates["up"], grads["up"], strict=True):
+        u, _, v = jnp.linalg.svd(-gradient, full_matrices=False)
+        inside = jnp.diag(u.T @ layer @ v.T) / (0.1 * MUON_RMS * 30**0.5)
+        assert float(inside.min()) > 0.6 and float(inside.max()) < 1.3  # five Newton-Schulz steps bring them near one
+        np.testing.assert_allclose(jnp.sqrt(jnp.square(layer).mean()), 0.1 * MUON_RMS, rtol=0.2)
+    adam = optax.adam(0.1, b1=0.9, b2=0.99, nesterov=True)
+    expected, _ = adam.update({"bias": grads["bias"]}, adam.init({"bias": start["bias"]}))
+    np.testing.assert_allclose(updates["bias"], expected["bias"], rtol=1e-5)
 
 
 def test_lion_holds_half_of_adamw_s_state():

@@ -33,6 +33,46 @@ def test_freed_buffers_stay_mapped():
     assert int(second) < 5
 
 
+THREAD_PROGRAM = """
+import ctypes, threading
+from research.process import set_allocator
+assert set_allocator()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+places = []
+def allocate():
+    places.append(libc.malloc(1000))
+allocate()
+thread = threading.Thread(target=allocate); thread.start(); thread.join()
+print(abs(places[0] - places[1]) < 2**30)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_threads_share_the_heap_that_is_never_trimmed():
+    done = subprocess.run([sys.executable, "-c", THREAD_PROGRAM], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
+def test_xla_flags_are_added_once_and_a_users_setting_stays(monkeypatch):
+    import importlib.metadata
+    import os
+
+    from research.process import YNN_FLAG, YNN_KINDS, set_xla_flags
+
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    set_xla_flags()
+    set_xla_flags()
+    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=x {YNN_FLAG}={YNN_KINDS}"
+    monkeypatch.setenv("XLA_FLAGS", f"{YNN_FLAG}=")
+    set_xla_flags()
+    assert os.environ["XLA_FLAGS"] == f"{YNN_FLAG}="
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9.9")
+    set_xla_flags()
+    assert "XLA_FLAGS" not in os.environ  # an unknown version could end the process at the flag
+
+
 def test_other_c_libraries_are_left_alone(monkeypatch):
     from research.process import set_allocator
 

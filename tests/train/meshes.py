@@ -1,9 +1,13 @@
 """Trains the tiny recipe for three updates on 8 simulated devices under several meshes; prints losses and layouts as JSON.
 
-Run as a process of its own: `python -m tests.train.meshes OUT_FOLDER MESH [MESH ...]` with MESH such as data=2,fsdp=4.
+Run as a process of its own: `python -m tests.train.meshes OUT_FOLDER DEVICES MESH [MESH ...]` with MESH such as
+data=2,fsdp=4. A>B is stopped by SIGTERM after an update on mesh A and goes on from its checkpoint on mesh B.
 """
 
+import contextlib
 import json
+import os
+import signal
 import sys
 
 import jax
@@ -14,11 +18,19 @@ def main(out: str, meshes: list[str]) -> None:
     from research.train import loop
 
     class Quiet:
+        def __init__(self, stop: bool = False):
+            self.stop = stop
+
         def say(self, line):
             pass
 
         def progress(self, done, total, text):
-            pass
+            if self.stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def configured(overrides, mesh):
+        sizes = {f"mesh.{k}": v for k, _, v in (part.partition("=") for part in mesh.split(","))}
+        return recipe.load("tests/tiny.py:all", {**overrides, **sizes})
 
     results = {}
     for mesh in meshes:
@@ -33,15 +45,19 @@ def main(out: str, meshes: list[str]) -> None:
             "optim.warmup": "0",
             "optim.lr": "1e-3",
         }
-        overrides |= {f"mesh.{k}": v for k, _, v in (part.partition("=") for part in mesh.split(","))}
-        config = recipe.load("tests/tiny.py:all", overrides)
-        run = loop.Run(config, f"{out}/{mesh}", Quiet())
+        *before, last = mesh.split(">")
+        folder = f"{out}/{mesh.replace('>', '_')}"
+        for first in before:
+            with contextlib.suppress(loop.Preempted):
+                loop.Run(configured(overrides, first), folder, Quiet(stop=True)).run()
+        run = loop.Run(configured(overrides, last), folder, Quiet())
         report = run.run()
-        lines = [json.loads(line) for line in open(f"{out}/{mesh}/metrics.jsonl")]
+        lines = [json.loads(line) for line in open(f"{folder}/metrics.jsonl")]
         results[mesh] = {
             "losses": [v for line in lines for k, v in sorted(line.items()) if k.startswith("loss/")],
+            "resumed_at": run.first,
             "values": [n["value"] for n in report["subnets"]],
-            "layout": json.load(open(f"{out}/{mesh}/layout.json")),
+            "layout": json.load(open(f"{folder}/layout.json")),
             "split": {
                 name: len({str(s.index) for s in array.addressable_shards})
                 for name, array in {**run.state.params, **{f"mu:{k}": v for k, v in _mu(run.state.opt_state).items()}}.items()

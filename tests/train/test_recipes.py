@@ -1,11 +1,15 @@
-"""The ImageNet recipe runs: two shrunken updates on synthetic data, by the command that its docstring names."""
+"""Recipes by the commands that their docstrings name: ImageNet's two shrunken updates, SIGTERM on the quickstart."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+
+from research.train.checkpoint import MANIFEST
 
 
 @pytest.mark.slow
@@ -16,3 +20,23 @@ def test_imagenet_recipe_runs_two_shrunken_updates(tmp_path):
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics if "loss" in m] == [1, 2]
     assert all(np.isfinite(m["loss"]) for m in metrics if "loss" in m)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [1, 20])
+def test_quickstart_is_saved_and_gone_within_ten_seconds_of_sigterm(lines, tmp_path):
+    """Early, while programs are still being compiled, and in the middle."""
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "launch.train", "--config=configs/quickstart.py", f"--workdir={workdir}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = workdir / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count('"loss"') >= lines):
+        time.sleep(0.05)
+    start = time.time()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    seconds = time.time() - start
+    assert process.returncode == 75, out
+    assert seconds < 10
+    stopped = int(out.split("stopped by SIGTERM at step ")[1].split(";")[0])
+    assert (workdir / "checkpoints" / str(stopped) / MANIFEST).exists()

@@ -196,11 +196,30 @@ def test_extracted_equals_in_place(whole):
     batch = next(iter(trained.evaluator.batches("test")))
     for name in ("full", "s"):
         config, params, stats = trained.model(name)
-        inside = apply(config, trained.programs._sliced(name, trained.weights), stats, batch["image"])[0]
+        inside = apply(config, trained.programs.sliced(name, trained.weights), stats, batch["image"])[0]
         outside = apply(config, params, stats, batch["image"])[0]
         assert np.array_equal(np.asarray(inside), np.asarray(outside))
     again = trained.evaluator.run({n: trained.statistics(n) for n in ("full", "s")}, trained.weights, "test")
     assert [again[n]["accuracy"] for n in ("full", "s")] == [n["value"] for n in report["subnets"]]
+
+
+def test_importance_sorting_starts_from_a_run_and_keeps_its_function(whole, tmp_path):
+    from research.modules.state import apply
+
+    reference, _, _ = whole
+    source = Trained(reference)
+    _, _, stats = source.model("full")
+    config = tiny(train__init_from=str(reference), nested__sort_importance=True, train__duration=1, optim__warmup=0)
+    run = loop.Run(config, str(tmp_path / "sorted"), Lines())
+    state = run._initial_from(str(reference))
+    image = next(iter(source.evaluator.batches("test")))["image"]
+    before = apply(source.setup.space.full, source.weights, stats, image)[0]
+    after = apply(source.setup.space.full, state.params, state.stats, image)[0]
+    np.testing.assert_allclose(after, before, atol=1e-4 * float(np.abs(before).max()))
+    up = "stages/0/layer/phases/0/up/kernel"
+    assert not np.array_equal(np.asarray(state.params[up]), np.asarray(source.weights[up]))
+    report = run.run()
+    assert np.isfinite(report["subnets"][1]["value"])
 
 
 def test_best_is_chosen_on_validation(whole):

@@ -19,6 +19,7 @@ from research.train import sharding
 
 STORED = Path(__file__).parent / "layouts.json"
 MESHES = ["data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2"]
+MOVED = "fsdp=8>data=2,fsdp=1,tensor=4"
 
 
 def mesh(**sizes):
@@ -67,7 +68,7 @@ def layout_of(name):
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("meshes")
     found = {}
-    for devices, meshes in ((1, ["data=1"]), (8, MESHES)):
+    for devices, meshes in ((1, ["data=1"]), (8, [*MESHES, MOVED])):
         command = [sys.executable, "-m", "tests.train.meshes", str(out / str(devices)), str(devices), *meshes]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -81,6 +82,12 @@ def test_losses_on_eight_devices_are_those_on_one(results, name):
     assert len(one["losses"]) == 6
     np.testing.assert_allclose(many["losses"], one["losses"], rtol=2e-5)
     np.testing.assert_allclose(many["values"], one["values"], atol=0.01)
+
+
+def test_a_checkpoint_is_restored_on_another_mesh(results):
+    moved, one = results[MOVED], results["data=1"]
+    assert 0 < moved["resumed_at"] < 3
+    np.testing.assert_allclose(moved["losses"], one["losses"], rtol=2e-5)
 
 
 def test_arrays_lie_where_the_rules_say(results):

@@ -1,0 +1,99 @@
+"""What a data source is, and sources over arrays in memory.
+
+A source holds labelled images that are addressed by index and read a block at a time.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from research.errors import UserError
+
+Images = UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"]
+
+_UINT64 = (1 << 64) - 1
+
+
+class Source(Protocol):
+    """Labelled images addressed by index."""
+
+    name: str
+    num_classes: int
+
+    @property
+    def labels(self) -> Int[np.ndarray, " N"]: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """The block `{"image": [B, H, W, C], "label": [B]}` of the examples at `indices`."""
+        ...
+
+    def subset(self, indices: Int[np.ndarray, " M"], name: str) -> "Source":
+        """The source that holds only the examples at `indices`, renumbered from 0."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """A data set that lies in memory; images are uint8 in 0..255 or float32 in 0..1."""
+
+    name: str
+    images: Images
+    labels: Int[np.ndarray, " N"]
+    num_classes: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        return {"image": self.images[indices], "label": self.labels[indices]}
+
+    def subset(self, indices: Int[np.ndarray, " M"], name: str) -> "ArraySource":
+        return dataclasses.replace(self, name=name, images=self.images[indices], labels=self.labels[indices])
+
+
+def keyed_permutation(size: int, *key: int) -> Int[np.ndarray, " size"]:
+    """The permutation of `range(size)` that belongs to a key of one or two integers.
+
+    It sorts the raw words of Philox, which NumPy promises never to change, so it is the same in every version.
+    """
+    words = np.array([word & _UINT64 for word in (*key, 0)[:2]], np.uint64)
+    return np.argsort(np.random.Philox(key=words).random_raw(size), kind="stable")
+
+
+def arrays_to_sources(name: str, train: tuple, test: tuple, num_classes: int | None) -> tuple[ArraySource, ArraySource]:
+    """Checks two pairs (images, labels) and makes sources of them; `num_classes` defaults to the largest label + 1."""
+    pairs = {split: _checked_pair(f"{name}/{split}", *pair) for split, pair in (("train", train), ("test", test))}
+    largest = max(int(labels.max(initial=-1)) for _, labels in pairs.values())
+    num_classes = largest + 1 if num_classes is None else num_classes
+    if largest >= num_classes:
+        raise UserError(f"{name}: a label is {largest}, but num_classes={num_classes} allows 0..{num_classes - 1}.")
+    if pairs["train"][0].shape[1:] != pairs["test"][0].shape[1:]:
+        shapes = [pair[0].shape[1:] for pair in pairs.values()]
+        raise UserError(f"{name}: training images are {shapes[0]} but test images are {shapes[1]}; make them equal.")
+    train_source, test_source = (ArraySource(f"{name}/{s}", *pair, num_classes) for s, pair in pairs.items())
+    return train_source, test_source
+
+
+def _checked_pair(name: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = np.asarray(images), np.asarray(labels)
+    images = images[..., None] if images.ndim == 3 else images
+    images = images.astype(np.float32) if images.dtype.kind == "f" else images
+    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+        raise UserError(f"{name}: images are {images.dtype}{list(images.shape)}; wanted uint8 or float [N, H, W] or [N, H, W, C].")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
+        raise UserError(f"{name}: labels are {labels.dtype}{list(labels.shape)}; wanted integers, one for each of {len(images)} images.")
+    if len(labels) and labels.min() < 0:
+        raise UserError(f"{name}: a label is {labels.min()}; labels count from 0.")
+    return images, labels.astype(np.int32)

@@ -1,0 +1,56 @@
+"""The end of a run: every network evaluated with statistics of its own, the test split read once, costs measured."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.modules.state import Arrays
+from research.nested.slicing import slice_like
+from research.train import costs
+from research.train.evaluation import Evaluator
+from research.train.extraction import save_statistics
+from research.train.programs import Programs
+from research.train.setup import Setup
+
+
+def final_report(setup: Setup, programs: Programs, evaluator: Evaluator, weights: Arrays, stats: Arrays, folder: Path) -> dict[str, Any]:
+    """Evaluates every network, saves its statistics in the run's folder and returns {"metric", "subnets", ...}.
+
+    Args:
+      weights: parameters of the full network that are evaluated.
+      stats: its running statistics.
+      folder: the run's directory.
+    """
+    statistics = {name: evaluator.statistics(name, weights, stats) for name in setup.order}
+    validation = evaluator.run(statistics, weights, "validation")
+    split = "test" if setup.config["report"]["test"] and len(setup.splits["test"]) else "validation"
+    results = evaluator.run(statistics, weights, split) if split == "test" else validation
+    save_statistics(folder, setup.total, statistics)
+    seconds = programs.seconds
+    return {
+        "metric": f"{split} {setup.task.metric}",
+        "subnets": _rows(setup, programs, weights, statistics, results, validation),
+        "compile_s": sum(seconds.values()),
+        "programs": len(seconds),
+        "programs_bound": programs.bound(),
+    }
+
+
+def _rows(
+    setup: Setup, programs: Programs, weights: Arrays, statistics: Mapping[str, Arrays], results: Mapping, validation: Mapping
+) -> list[dict[str, Any]]:
+    metric, space = setup.task.metric, setup.space
+    measured: Mapping[str, Mapping[str, float]] = {}
+    if setup.config["report"]["latency"] and jax.process_count() == 1:
+        host = {k: np.asarray(v) for k, v in jax.device_get(weights).items()}
+        sliced = {name: slice_like(host, programs.full, programs.small(name), programs.shards) for name in setup.order}
+        models = {name: (space.configs[name], sliced[name], jax.device_get(dict(statistics[name]))) for name in setup.order}
+        measured = costs.measured_costs(models, setup.config["report"]["latency_batches"])
+    rows = []
+    for name in setup.order:
+        row = {"name": name, "value": results[name][metric], f"validation_{metric}": validation[name][metric]}
+        rows.append(row | costs.static_costs(space.configs[name]) | dict(measured.get(name, {})))
+    return rows

@@ -1,0 +1,76 @@
+"""What the loop adds to the bare jitted step: both, interleaved, in one run."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.nested.schemes import Draw
+from research.train.evaluation import place
+from research.train.loop import Clock, Reporter, Run, part_of
+
+WARM_UP = 20
+
+
+def loop_overhead(config: dict[str, Any], steps: int, workdir: str, reporter: Reporter) -> tuple[list[dict[str, Any]], float]:
+    """Times `steps` updates of the loop and as many bare ones, in turns.
+
+    An update of the loop takes the batch from the pipeline, places it, runs the gradient programs and the update program, and
+    reads the metrics of the update before. The bare one runs the same programs on the same batch, already in place.
+
+    Returns:
+      (a row for each with median and 95th percentile in ms, median over neighbouring pairs of loop / bare - 1).
+    """
+    run = Run(config, workdir, reporter)
+    run.step, run.state, run.clock, run.first = 0, run.programs.init_state(), Clock(), 0
+    batches, grads, pending = run.setup.batches(0), run.programs.zero_grads(), None
+    looped: list[float] = []
+    bare: list[float] = []
+    for i in range(steps + WARM_UP):
+        start = time.perf_counter()
+        batch, draws = next(batches), run.setup.draw(run.step)
+        grads, metrics = run.update(batch, draws, grads)
+        run.step += 1
+        run._read(pending, 10**9)
+        pending = (run.step, draws, metrics)
+        jax.block_until_ready(run.state.params)
+        middle = time.perf_counter()
+        inputs = _bare_inputs(run, batch, draws)
+        again = time.perf_counter()
+        grads = _bare_update(run, inputs, grads)
+        jax.block_until_ready(run.state.params)
+        if i >= WARM_UP:
+            looped.append(1e3 * (middle - start))
+            bare.append(1e3 * (time.perf_counter() - again))
+    run.programs.close()
+    run.rundir.close()
+    rows = [
+        {"what": what, "median_ms": float(np.median(times)), "p95_ms": float(np.percentile(times, 95))}
+        for what, times in (("bare jitted step", bare), ("update of the loop", looped))
+    ]
+    # Neighbours run the same sub-networks, so their ratio is free of the draw.
+    return rows, float(np.median(np.array(looped) / np.array(bare))) - 1
+
+
+def _bare_inputs(run: Run, batch: dict[str, np.ndarray], draws: tuple[Draw, ...]) -> list[tuple[Any, ...]]:
+    """Program, batch in place, clock and teacher for each draw."""
+    programs, out = run.programs, []
+    for order, draw in enumerate(draws):
+        placed = place(part_of(batch, draw.part, draw.parts), programs)
+        clock = jax.device_put(np.array([run.step, draw.part, order], np.uint32), programs.replicated)
+        size = len(batch["label"]) // draw.parts
+        teacher = np.zeros((size, run.setup.task.num_classes), np.float32) if draw.distill else np.float32(0)
+        teacher = jax.device_put(teacher, programs.batch_sharding if draw.distill else programs.replicated)
+        args = (run.state.params, run.state.stats, programs.full.params, placed, clock, np.float32(1), teacher)
+        out.append((programs.get("gradient", draw.name, *args, distill=draw.distill), placed, clock, teacher))
+    return out
+
+
+def _bare_update(run: Run, inputs: list[tuple[Any, ...]], grads: Any) -> Any:
+    share = np.float32(1.0 / len(inputs))
+    for program, placed, clock, teacher in inputs:
+        grads, _, _, _ = program(run.state.params, run.state.stats, grads, placed, clock, share, teacher)
+    program = run.programs.get("update", "", run.state, grads, np.int32(run.step))
+    run.state, grads, _ = program(run.state, grads, np.int32(run.step))
+    return grads
