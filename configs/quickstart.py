@@ -4,7 +4,8 @@
 
     python -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce   # its promises, judged
 
-Hardware: two CPU cores, about a minute and a half, most of it compiling. Data: 1,293 training, 144 validation and 360 test images of 8x8 pixels, inside scikit-learn.
+Hardware: two CPU cores, less than two minutes, most of them compiling. Number to expect: 99 % for the full network. Data: 1,293
+training, 144 validation and 360 test images of 8x8 pixels, inside scikit-learn.
 """
 
 from research.train.config import NINE_NETWORKS, base_config
@@ -20,6 +21,7 @@ def get_config(arg: str = ""):
         "kernels": ((3,), (7,)),
         "stem_strides": (1, 1),
         "layer_scale": 0.1,
+        "unroll": True,
     }
     config.data.update({"name": "digits", "batch_size": 64, "augment": {"mean": (0.3,), "std": (0.37,)}})
     config.task.update({"label_smoothing": 0.1})

@@ -18,7 +18,7 @@ from launch import common
 _CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory under which each seed gets its own run.")
 _OUT = flags.DEFINE_string(
-    "out", None, "Folder for promises.csv, seeds.csv, networks.csv and the first seed's pareto.png; default --workdir."
+    "out", None, "Folder for tables.md, promises.csv, seeds.csv, networks.csv and the first seed's pareto.png; default --workdir."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run.")
 
@@ -34,7 +34,7 @@ def main(overrides: dict[str, str]) -> int:
     from research.report import tables
     from research.report.machine import command_line
     from research.report.run_card import read_report
-    from research.search.promises import judge, measures
+    from research.search.promises import by_network, judge, measures
     from research.train.loop import Preempted, train
 
     reports, expect = [], {}
@@ -65,6 +65,15 @@ def main(overrides: dict[str, str]) -> int:
     tables.write_csv(os.path.join(out, "promises.csv"), rows, command=command_line())
     tables.write_csv(os.path.join(out, "seeds.csv"), per_seed, command=command_line())
     tables.write_csv(os.path.join(out, "networks.csv"), reports[0]["subnets"], command=command_line())
+    networks = by_network(reports, _SEEDS.value)
+    walls = ", ".join(f"{r['wall_s']:.0f}" for r in reports)
+    parts = [
+        f"Made by `{command_line()}`; {walls} s with compiling.\n",
+        tables.markdown_table(networks, list(networks[0])),
+        tables.markdown_table(rows, ["promise", "expected", "found", "kept"]),
+    ]
+    with open(os.path.join(out, "tables.md"), "w") as file:
+        file.write("\n".join(parts))
     if _OUT.value:
         shutil.copyfile(os.path.join(_WORKDIR.value, f"seed{_SEEDS.value[0]}", "pareto.png"), os.path.join(out, "pareto.png"))
     return 0 if all(row["kept"] == "yes" for row in rows) else 1

@@ -24,6 +24,17 @@ def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
+def by_network(reports: Sequence[Mapping[str, Any]], seeds: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns a row per network: its costs in the first run, its value in percent in each and their mean, as text."""
+    rows = []
+    for i, first in enumerate(reports[0]["subnets"]):
+        values = [100 * r["subnets"][i]["value"] for r in reports]
+        row = {k: first[k] for k in ("name", "params", "flops", "latency_ms") if k in first}
+        row |= {f"seed {seed}": f"{value:.1f}" for seed, value in zip(seeds, values, strict=True)}
+        rows.append(row | ({"mean": f"{np.mean(values):.1f}"} if len(values) > 1 else {}))
+    return rows
+
+
 def judge(found: Mapping[str, float], expect: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns a row per promise: {"promise", "expected", "found", "kept"}.
 

@@ -9,7 +9,7 @@ import pytest
 from launch import config as recipe
 from research.errors import UserError
 
-COMMANDS = ["train", "evaluate", "select", "extract", "export", "convert", "models", "prepare", "report", "reproduce", "compare"]
+COMMANDS = ["train", "evaluate", "select", "extract", "export", "convert", "models", "prepare", "report", "reproduce", "compare", "bench"]
 
 
 def run(*args, timeout=120):

@@ -3,7 +3,7 @@
 import pytest
 
 from research.errors import UserError
-from research.search.promises import judge, measures
+from research.search.promises import by_network, judge, measures
 from research.search.select import select
 
 ROWS = [
@@ -45,3 +45,11 @@ def test_promises():
     assert [r["kept"] for r in rows] == ["NO", "yes", "yes"]
     with pytest.raises(UserError, match="unknown promise 'speed'"):
         judge(found, {"speed": 1})
+
+
+def test_rows_by_network_hold_every_seed_and_the_mean():
+    reports = [{"subnets": [{"name": "full", "value": v, "params": 7, "flops": 8}]} for v in (0.8, 0.9)]
+    assert by_network(reports, ["3", "4"]) == [
+        {"name": "full", "params": 7, "flops": 8, "seed 3": "80.0", "seed 4": "90.0", "mean": "85.0"}
+    ]
+    assert "mean" not in by_network(reports[:1], ["0"])[0]

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from research.report.tables import read_csv
 from research.train.checkpoint import MANIFEST
 
 
@@ -20,6 +21,16 @@ def test_imagenet_recipe_runs_two_shrunken_updates(tmp_path):
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics if "loss" in m] == [1, 2]
     assert all(np.isfinite(m["loss"]) for m in metrics if "loss" in m)
+
+
+@pytest.mark.slow
+def test_bench_prints_the_bare_step_beside_the_loop(tmp_path):
+    command = [sys.executable, "-m", "launch.bench", "--config=tests/tiny.py", "--steps=5", f"--csv={tmp_path / 'overhead.csv'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    bare, loop = read_csv(tmp_path / "overhead.csv")
+    assert (bare["what"], loop["what"]) == ("bare jitted step", "update of the loop")
+    assert bare["median_ms"] > 0 and 0 < loop["median_ms"] < 10 * bare["median_ms"]
 
 
 @pytest.mark.slow
