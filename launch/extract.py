@@ -38,7 +38,9 @@ def main() -> int:
         config, params, stats = registry.deployed(config, params, stats)
     origin = {"workdir": str(_WORKDIR.value), "step": trained.step, "subnet": name, "preprocess": trained.config["data"]["augment"]}
     safetensors_io.save_folder(_OUT.value, config, params, stats, origin)
-    print(f"{name}: {sum(int(np.prod(p.shape)) for p in params.values()):,} parameters written to {_OUT.value}")
+    size = sum(int(np.prod(p.shape)) for p in params.values())
+    form = "" if registry.deployed(config)[0] == config else " of the training form (--deploy writes the smaller merged one)"
+    print(f"{name}: {size:,} parameters{form} written to {_OUT.value}")
     if _CHECK.value:
         again = safetensors_io.load_folder(_OUT.value)
         outside = apply(again[0], again[1], again[2], batch["image"])[0]
