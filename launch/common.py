@@ -1,8 +1,11 @@
 """What every command shares: flags with useful help, the process set up for speed, mistakes told in one line."""
 
 import difflib
+import logging as stdlib_logging
+import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import flags, logging
 
@@ -26,7 +29,10 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
     set_allocator()
     set_dispatch()
     set_xla_flags()
-    logging.set_verbosity(logging.ERROR)  # libraries' warnings are not the user's concern
+    sys.excepthook = _excepthook
+    # Libraries' warnings are not the user's concern, and what they log as an error they also raise: it is told once, by us.
+    logging.set_verbosity(logging.FATAL)
+    stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     try:
         if {"--help", "--helpshort", "-h", "-help", "-helpshort"} & set(sys.argv[1:]):
             print(_help())
@@ -38,14 +44,27 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = USER_ERROR
+        _leave(USER_ERROR)
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or 'a file of the run'}; nothing that was there is lost", file=sys.stderr)
-        code = USER_ERROR
+        _leave(USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
         code = 130
     sys.exit(code or 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process at once: after a full disk, writers that close at exit would meet it again, with a traceback each."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _excepthook(kind, error, trace) -> None:
+    """Leaves out what tensorstore's threads print when their writes end after a failed save has closed its event loop."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _help() -> str:

@@ -1,6 +1,8 @@
-"""Recipes by the commands that their docstrings name: ImageNet's two shrunken updates, SIGTERM on the quickstart."""
+"""Recipes by the commands that their docstrings name: ImageNet's two shrunken updates, SIGTERM on the quickstart;
+and a disk that really is full."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from research.report.tables import read_csv
-from research.train.checkpoint import MANIFEST
+from research.train.checkpoint import MANIFEST, fault
 
 
 @pytest.mark.slow
@@ -51,3 +53,22 @@ def test_quickstart_is_saved_and_gone_within_ten_seconds_of_sigterm(lines, tmp_p
     assert seconds < 10
     stopped = int(out.split("stopped by SIGTERM at step ")[1].split(";")[0])
     assert (workdir / "checkpoints" / str(stopped) / MANIFEST).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_disk_that_is_full_is_told_and_the_checkpoints_stay(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        workdir = tmp_path / "run"
+        command = [sys.executable, "-m", "launch.train", "--config=tests/tiny.py", f"--workdir={workdir}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 2, done.stderr[-3000:]
+        # Threads of the libraries that write may add lines of their own about their share of the accident.
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, done.stderr[-3000:]
+        assert "no space left on" in errors[0].lower()  # met by a checkpoint or by the metrics, whichever comes first
+        assert any(fault(path) is None for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
