@@ -14,7 +14,7 @@ def set_allocator() -> bool:
     """Tells glibc to keep freed buffers mapped instead of handing them back to the kernel.
 
     XLA allocates and frees large buffers at every call; by default glibc maps and unmaps each of them, and the page faults
-    make memory-bound ops up to three times slower on CPU. XLA's worker threads allocate too: they must share the one heap
+    make memory-bound ops much slower on CPU. XLA's worker threads allocate too: they must share the one heap
     that is never trimmed, since the arena that glibc would give each of them unmaps what it frees. Call it first thing in
     `main`, before JAX is imported.
 

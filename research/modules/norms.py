@@ -12,13 +12,9 @@ from jaxtyping import Array, Float
 
 from research.modules.axes import Init
 from research.modules.layers import ones, zeros
-from research.ops import batch_norm, gelu_grn
+from research.ops import batch_norm, gelu_grn, precision
 
 MODES = ("train", "eval", "calibrate")
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class BatchNorm(nnx.Module):
@@ -63,7 +59,7 @@ class LayerNorm(nnx.Module):
         self.bias = init.param("bias", (channels,), (axis,), zeros)
 
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-        wide = _wide(x)
+        wide = precision.wide(x)
         mean = wide.mean(-1, keepdims=True)
         var = jnp.square(wide - mean).mean(-1, keepdims=True)
         y = (wide - mean) * jax.lax.rsqrt(var + self.eps)

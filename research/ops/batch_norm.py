@@ -10,14 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from research.ops import precision
 
 
 def moments(x: Float[Array, "*B C"]) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
     """Returns (mean, biased variance) over all axes but the last, at least in float32."""
-    wide = _wide(x)
+    wide = precision.wide(x)
     axes = tuple(range(x.ndim - 1))
     mean = wide.mean(axes)
     return mean, jnp.square(wide - mean).mean(axes)
@@ -27,7 +25,7 @@ def batch_norm_naive(x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: F
     """The twin of `batch_norm`: same result, gradient by autodiff."""
     mean, var = moments(x)
     factor = scale * lax.rsqrt(var + eps)
-    return (_wide(x) * factor + (bias - mean * factor)).astype(x.dtype), lax.stop_gradient(mean), lax.stop_gradient(var)
+    return (precision.wide(x) * factor + (bias - mean * factor)).astype(x.dtype), lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
 def batch_norm(x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], eps: float):
@@ -59,10 +57,10 @@ def _forward(x, scale, bias, eps):
 def _backward(eps, residuals, cotangents):
     del eps
     x, scale, mean, inverse = residuals
-    dy = _wide(cotangents[0])
+    dy = precision.wide(cotangents[0])
     axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
-    normal = (_wide(x) - mean) * inverse
+    normal = (precision.wide(x) - mean) * inverse
     d_bias = dy.sum(axes)
     d_scale = (dy * normal).sum(axes)
     dx = scale * inverse * (dy - (d_bias + normal * d_scale) / count)

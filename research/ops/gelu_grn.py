@@ -13,9 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from research.ops import precision
 
 
 def _guarded_sqrt(squares: Array) -> Array:
@@ -26,14 +24,14 @@ def _guarded_sqrt(squares: Array) -> Array:
 
 def grn(x: Float[Array, "B *S C"], scale: Float[Array, " C"], bias: Float[Array, " C"] | None, eps: float) -> Float[Array, "B *S C"]:
     """Global response normalisation alone, see `gelu_grn`; the gradient is autodiff's."""
-    response = _guarded_sqrt(jnp.square(_wide(x)).sum(tuple(range(1, x.ndim - 1)), keepdims=True))
+    response = _guarded_sqrt(jnp.square(precision.wide(x)).sum(tuple(range(1, x.ndim - 1)), keepdims=True))
     y = x * (scale * response / (response.mean(-1, keepdims=True) + eps) + 1).astype(x.dtype)
     return y if bias is None else y + bias.astype(x.dtype)
 
 
 def gelu_grn_naive(x: Float[Array, "B *S C"], scale: Float[Array, " C"], bias: Float[Array, " C"] | None, eps: float):
     """The twin of `gelu_grn`: same result, gradient by autodiff."""
-    return grn(jax.nn.gelu(_wide(x), approximate=False), scale, bias, eps).astype(x.dtype)
+    return grn(jax.nn.gelu(precision.wide(x), approximate=False), scale, bias, eps).astype(x.dtype)
 
 
 def gelu_grn(x: Float[Array, "B *S C"], scale: Float[Array, " C"], bias: Float[Array, " C"] | None, eps: float) -> Float[Array, "B *S C"]:
@@ -65,7 +63,7 @@ def _gelu_slope(x):
 
 
 def _forward(x, scale, bias, eps):
-    g = _gelu(_wide(x))
+    g = _gelu(precision.wide(x))
     response = _guarded_sqrt(jnp.square(g).sum(tuple(range(1, x.ndim - 1)), keepdims=True))
     level = response.mean(-1, keepdims=True) + eps
     y = g * (scale * (response / level) + 1)
@@ -76,7 +74,7 @@ def _backward(eps, residuals, dy):
     del eps
     x, scale, bias, response, level = residuals
     space, all_but_channels = tuple(range(1, x.ndim - 1)), tuple(range(x.ndim - 1))
-    wide, dy = _wide(x), _wide(dy)
+    wide, dy = precision.wide(x), precision.wide(dy)
     along = (dy * _gelu(wide)).sum(space, keepdims=True)  # of dy and g, per example and channel
     normal = response / level
     d_normal = scale * along
