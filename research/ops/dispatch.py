@@ -1,0 +1,75 @@
+"""How an op finds its form: an argument, else the platform that the program is compiled for, else a table by shape.
+
+The default back end is never read: an export for cuda from a CPU gets the cuda form. For CPU the table
+`form_table.csv` names the fastest form at measured shapes; `launch.bench --tune=OP` makes its rows. Other platforms get the
+form that each op gives as its `default`: products of matrices and no long sequential loop.
+"""
+
+import csv
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax import lax
+
+TABLE = Path(__file__).with_name("form_table.csv")
+
+
+def resolve(form: str, op: str, valid: Sequence[str]) -> str:
+    """The form that `form` asks for this op.
+
+    Args:
+      form: "auto" (by platform and shape), "cpu" (by shape, for a CPU: half the tracing of "auto"), one of `valid`, or a list for several ops,
+        `"depthwise_conv2d=dft,grouped_matmul=naive"`, which leaves ops that it does not name at "auto" (an entry without `=` is for all).
+      op: name of the op.
+      valid: its own forms.
+
+    Raises:
+      ValueError: for a form that is not valid.
+    """
+    if "=" in form or "," in form:
+        entries = dict(entry.strip().split("=", 1) if "=" in entry else ("", entry.strip()) for entry in form.split(","))
+        form = entries.get(op, entries.get("", "auto"))
+    if form not in ("auto", "cpu", *valid):
+        raise ValueError(f"{op}: form is {form!r}; expected one of {', '.join(('auto', 'cpu', *valid))}")
+    return form
+
+
+def per_platform(form: str, cpu: Callable[..., Any], default: Callable[..., Any], *operands: Any) -> Any:
+    """Calls `cpu(*operands)` for form "cpu", else leaves it to the platform that the program is compiled for."""
+    if form == "cpu":
+        return cpu(*operands)
+    return lax.platform_dependent(*operands, cpu=cpu, default=default)
+
+
+@functools.cache
+def _rows(op: str, direction: str) -> tuple[tuple[dict[str, float], str], ...]:
+    with open(TABLE, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        found = [(row["at"], row["form"]) for row in rows if row["op"] == op and row["direction"] == direction]
+    if not found:
+        raise LookupError(f"{TABLE.name} has no row for {op}, {direction}: make them by launch.bench --tune={op}")
+    return tuple(({key: float(value) for key, value in (pair.split("=") for pair in at.split())}, form) for at, form in found)
+
+
+@functools.lru_cache(maxsize=4096)
+def _nearest(op: str, direction: str, at: tuple[tuple[str, float], ...], among: tuple[str, ...] | None) -> str:
+    def distance(point: dict[str, float]) -> float:
+        return sum((math.log2(value) - math.log2(point[key])) ** 2 for key, value in at)
+
+    rows = [(point, form) for point, form in _rows(op, direction) if among is None or form in among]
+    return min(rows, key=lambda row: distance(row[0]))[1]
+
+
+def choose(op: str, direction: str = "forward", *, among: Sequence[str] | None = None, **at: float) -> str:
+    """The form of the measured shape that is nearest, in the logarithms of the features `at`, on a CPU.
+
+    Args:
+      op: name of the op.
+      direction: "forward", or the gradient with respect to something, e.g. "input_grad".
+      among: forms that the caller can use here; None for all.
+      at: positive features of the shape, e.g. pixels=196, taps=13; each is a key of the table's column `at`.
+    """
+    return _nearest(op, direction, tuple(sorted(at.items())), tuple(among) if among is not None else None)
