@@ -28,6 +28,7 @@ def operands(batch, length, channels, d_state, dtype=np.float32, lead=None):
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def scan(form, u, delta, A, B, C, skip, state, segment_ids=None):
     return selective_scan(u, delta, A, B, C, skip, initial_state=state, segment_ids=segment_ids, form=form)
 
@@ -92,7 +93,7 @@ def test_bfloat16_inputs_with_a_float32_state(form):
     assert_agree(state, exact[1], 1e-5)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 3),
     length=st.integers(1, 80),
