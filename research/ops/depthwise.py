@@ -1,8 +1,8 @@
 """Depthwise 2-D convolution, single or several over one input, with the fastest known form for the platform and shape.
 
 XLA:CPU runs a depthwise `lax.conv_general_dilated` at about a hundredth of its matrix rate, and its weight gradient
-slower still. The convolution, its input gradient and its weight gradient each get the form that a small table of
-measurements names; other platforms keep the lax convolution, which cuDNN and the TPU compiler know. Several dilated
+slower still. The convolution, its input gradient and its weight gradient each get the form that the table of measurements
+names; other platforms keep the lax convolution, which cuDNN and the TPU compiler know. Several dilated
 convolutions of one input are the training form of UniRepLKNet's blocks (Ding et al., 2024, arXiv:2311.15599, section 3.1).
 """
 
@@ -13,13 +13,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from research.ops import depthwise_forms
+from research.ops import checks, depthwise_forms, dispatch, precision
+from research.ops import depthwise_geometry as geometry
 
-VALID_FORMS = ("auto", "cpu", *depthwise_forms.FORMS)
-MAX_KERNEL_SIZE = 31
+OP = "depthwise_conv2d"
+FORMS = tuple(depthwise_forms.FORMS)
+VALID_FORMS = ("auto", "cpu", *FORMS)
+MAX_KERNEL_SIZE = 63
+
+Pair = tuple[int, int]
+Padding = str | tuple[Pair, Pair]
 
 
 class Choice(NamedTuple):
@@ -30,187 +35,237 @@ class Choice(NamedTuple):
     weight_grad: str
 
 
-class _Rule(NamedTuple):
-    """Applies to maps of at most `pixels` and kernels of at most `taps` a side; the first rule that applies wins."""
-
-    pixels: float
-    taps: float
-    choice: Choice
-
-
-# Medians on two x86-64 cores: on small maps the matrices are small and batched; few taps stream at memory speed; the
-# cost of the DFT hardly depends on the kernel.
-_CPU_RULES = (
-    _Rule(pixels=100, taps=math.inf, choice=Choice("toeplitz", "toeplitz", "toeplitz")),
-    _Rule(pixels=math.inf, taps=3, choice=Choice("shift", "shift", "shift")),
-    _Rule(pixels=math.inf, taps=math.inf, choice=Choice("dft", "dft", "dft")),
-)
+def choose_cpu(branch: geometry.Branch, op: str = OP) -> Choice:
+    """The forms for XLA:CPU, by the table's rows for `op`; a stride counts as it is folded away."""
+    branch = geometry.fold_branch(branch)
+    at = dict(pixels=math.prod(branch.out), taps=math.prod(branch.size))
+    return Choice(*(dispatch.choose(op, direction, **at) for direction in ("forward", "input_grad", "weight_grad")))
 
 
-def choose_cpu(height: int, width: int, size: tuple[int, int]) -> Choice:
-    """The forms for XLA:CPU on maps of height x width with a kernel of `size` taps."""
-    return next(r.choice for r in _CPU_RULES if height * width <= r.pixels and max(size) <= r.taps)
+# --- one or several branches in chosen forms ---------------------------------------------------------------------------
 
 
-def _groups(names):
-    """Forms with the branches that use them: branches of one form share the transform of the input."""
-    return {name: [i for i, other in enumerate(names) if other == name] for name in names}
+def _groups(names, branches):
+    """Forms with the branches that use them: of one form and size of output, they share the transform of the input."""
+    groups = {}
+    for i, (name, branch) in enumerate(zip(names, branches, strict=True)):
+        groups.setdefault((name, branch.out), []).append(i)
+    return [(name, indices) for (name, _), indices in groups.items()]
 
 
-def _pick(branches, items):
-    return [items[i] for i in branches]
+def _pick(indices, items):
+    return [items[i] for i in indices]
 
 
-def _conv(choices, x, kernels, dilations):
-    dtype = _compute_dtype(x)
-    x_, kernels_ = x.astype(dtype), [k.astype(dtype) for k in kernels]
+def _multiplier(x, kernels):
+    return kernels[0].shape[-1] // x.shape[-1]
+
+
+def _conv(choices, branches, x, kernels):
+    dtype, stride, x_ = x.dtype, branches[0].stride, precision.wide(x)
+    kernels_ = [k.astype(x_.dtype) for k in kernels]
     outputs = [None] * len(kernels)
-    for name, branches in _groups([c.conv for c in choices]).items():
-        group = depthwise_forms.FORMS[name].conv(x_, _pick(branches, kernels_), _pick(branches, dilations))
-        for i, y in zip(branches, group, strict=True):
-            outputs[i] = y.astype(x.dtype)
+    for name, indices in _groups([c.conv for c in choices], branches):
+        ours = list(zip(_pick(indices, kernels_), _pick(indices, branches), strict=True))
+        if name == "naive":
+            group = depthwise_forms.NAIVE.conv(x_, *zip(*ours, strict=True))
+        else:
+            folded = geometry.fold_input(x_, stride, _multiplier(x, kernels))
+            group = depthwise_forms.FORMS[name].conv(
+                folded, [geometry.fold_kernel(k, b) for k, b in ours], [geometry.fold_branch(b) for _, b in ours]
+            )
+            group = [geometry.unfold_output(y, stride) for y in group]
+        for i, y in zip(indices, group, strict=True):
+            outputs[i] = y.astype(dtype)
     return tuple(outputs)
 
 
-def _grads(choices, x, kernels, grads, dilations):
-    dtype = _compute_dtype(x)
-    x_, kernels_, grads_ = jax.tree.map(lambda a: a.astype(dtype), (x, tuple(kernels), tuple(grads)))
-    dx = functools.reduce(
-        jnp.add,
-        [
-            depthwise_forms.FORMS[name].input_grad(_pick(group, kernels_), _pick(group, grads_), _pick(group, dilations))
-            for name, group in _groups([c.input_grad for c in choices]).items()
-        ],
-    )
-    dks = [None] * len(kernels)
-    for name, branches in _groups([c.weight_grad for c in choices]).items():
-        sizes = [kernels[i].shape[:2] for i in branches]
-        weight_grad = depthwise_forms.FORMS[name].weight_grad
-        group = weight_grad(x_, _pick(branches, grads_), sizes, _pick(branches, dilations))
-        for i, dk in zip(branches, group, strict=True):
+def _transposed_fold_input(dx, x, stride, multiplier):
+    """Gradient with respect to the maps x from that with respect to the folded maps."""
+    operand = jax.ShapeDtypeStruct(x.shape, dx.dtype)
+    return jax.linear_transpose(lambda v: geometry.fold_input(v, stride, multiplier), operand)(dx)[0]
+
+
+def _transposed_fold_kernel(dk, branch):
+    channels = dk.shape[-1] // math.prod(branch.stride)
+    operand = jax.ShapeDtypeStruct((*branch.size, channels), dk.dtype)
+    return jax.linear_transpose(lambda v: geometry.fold_kernel(v, branch), operand)(dk)[0]
+
+
+def _grads(choices, branches, x, kernels, grads):
+    stride, multiplier = branches[0].stride, _multiplier(x, kernels)
+    x_, kernels_, grads_ = precision.wide(x), [k.astype(precision.wide(x).dtype) for k in kernels], [precision.wide(g) for g in grads]
+    folded_x, folded_branches = geometry.fold_input(x_, stride, multiplier), [geometry.fold_branch(b) for b in branches]
+    folded_grads = [geometry.spread_grad(g, stride) for g in grads_]
+    terms, folded_terms, dks = [], [], [None] * len(kernels)
+    for name, indices in _groups([c.input_grad for c in choices], branches):
+        ks, bs = _pick(indices, kernels_), _pick(indices, branches)
+        if name == "naive":
+            terms.append(depthwise_forms.NAIVE.input_grad(ks, _pick(indices, grads_), bs, x.shape[1:3], x.shape[-1]))
+        else:
+            ks, bs = [geometry.fold_kernel(k, b) for k, b in zip(ks, bs, strict=True)], _pick(indices, folded_branches)
+            input_grad = depthwise_forms.FORMS[name].input_grad
+            folded_terms.append(input_grad(ks, _pick(indices, folded_grads), bs, folded_x.shape[1:3]))
+    if folded_terms:
+        terms.append(_transposed_fold_input(functools.reduce(jnp.add, folded_terms), x, stride, multiplier))
+    for name, indices in _groups([c.weight_grad for c in choices], branches):
+        if name == "naive":
+            group = depthwise_forms.NAIVE.weight_grad(x_, _pick(indices, grads_), _pick(indices, branches))
+        else:
+            weight_grad = depthwise_forms.FORMS[name].weight_grad
+            group = weight_grad(folded_x, _pick(indices, folded_grads), _pick(indices, folded_branches))
+            group = [_transposed_fold_kernel(dk, branches[i]) for i, dk in zip(indices, group, strict=True)]
+        for i, dk in zip(indices, group, strict=True):
             dks[i] = dk.astype(kernels[i].dtype)
-    return dx.astype(x.dtype), tuple(dks)
+    return functools.reduce(jnp.add, terms).astype(x.dtype), tuple(dks)
 
 
-def _compute_dtype(x):
-    return jnp.promote_types(x.dtype, jnp.float32)
+# --- the differentiable op ---------------------------------------------------------------------------------------------
 
 
-def _per_platform(form, x, kernels, function, *operands):
-    """Calls function(choices, *operands), one choice a branch, for the platform that the program is compiled for."""
+def _per_platform(form, op, branches, function, *operands):
+    """Calls function(choices, branches, *operands), one choice a branch, for the platform that the program is compiled for."""
 
     def uniform(name):
-        return (Choice(name, name, name),) * len(kernels)
+        return functools.partial(function, (Choice(name, name, name),) * len(branches), branches)
 
     if form not in ("auto", "cpu"):
-        return function(uniform(form), *operands)
-    choices = tuple(choose_cpu(*x.shape[1:3], k.shape[:2]) for k in kernels)
-    if form == "cpu":
-        return function(choices, *operands)
-    return lax.platform_dependent(
-        *operands, cpu=functools.partial(function, choices), default=functools.partial(function, uniform("naive"))
-    )
+        return uniform(form)(*operands)
+    by_shape = functools.partial(function, tuple(choose_cpu(b, op) for b in branches), branches)
+    return dispatch.per_platform(form, by_shape, uniform("naive"), *operands)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x, kernels, dilations, form):
-    def conv(choices, x, kernels):
-        return _conv(choices, x, kernels, dilations)
-
-    return _per_platform(form, x, kernels, conv, x, kernels)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convolve(x: Float[Array, "B H W C"], kernels: tuple[Array, ...], branches: tuple[geometry.Branch, ...], form: str, op: str):
+    """Convolves maps with kernels [Kh, Kw, C * M] whose branches share one stride; what the ops in one and two dimensions call."""
+    return _per_platform(form, op, branches, _conv, x, kernels)
 
 
-def _depthwise_fwd(x, kernels, dilations, form):
-    return _depthwise(x, kernels, dilations, form), (x, kernels)
+def _convolve_fwd(x, kernels, branches, form, op):
+    return convolve(x, kernels, branches, form, op), (x, kernels)
 
 
-def _depthwise_bwd(dilations, form, residuals, grads):
-    x, kernels = residuals
-
-    def both_grads(choices, x, kernels, grads):
-        return _grads(choices, x, kernels, grads, dilations)
-
-    return _per_platform(form, x, kernels, both_grads, x, kernels, grads)
+def _convolve_bwd(branches, form, op, residuals, grads):
+    return _per_platform(form, op, branches, _grads, *residuals, grads)
 
 
-_depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
+convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
-def _check(x, kernels, dilations, form):
-    if form not in VALID_FORMS:
-        raise ValueError(f"form {form!r} of a depthwise convolution is not one of {', '.join(VALID_FORMS)}")
-    if len(kernels) != len(dilations) or not kernels:
-        raise ValueError(f"{len(kernels)} kernels with {len(dilations)} dilations: give one dilation per kernel, at least one")
-    for kernel, dilation in zip(kernels, dilations, strict=True):
-        if kernel.ndim != 3 or kernel.shape[-1] != x.shape[-1]:
-            raise ValueError(f"kernel of shape {kernel.shape} for an input of shape {x.shape}: give [Kh, Kw, {x.shape[-1]}]")
-        if any(k % 2 == 0 or k > MAX_KERNEL_SIZE for k in kernel.shape[:2]):
-            raise ValueError(f"kernel of {kernel.shape[0]}x{kernel.shape[1]} taps: give odd sizes from 1 to {MAX_KERNEL_SIZE}")
-        if dilation < 1:
-            raise ValueError(f"dilation {dilation}: give an integer of at least 1")
+# --- the public functions ----------------------------------------------------------------------------------------------
+
+
+def _pair(op, argument, value):
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    checks.require(len(pair) == 2 and all(v >= 1 for v in pair), op, argument, value, "an integer of at least 1, or two of them")
+    return pair
+
+
+def _padding(op, padding):
+    if isinstance(padding, str):
+        checks.require(padding in ("SAME", "VALID"), op, "padding", repr(padding), '"SAME", "VALID" or ((low, high), (low, high))')
+        return padding, padding
+    pairs = tuple(tuple(int(p) for p in pair) for pair in padding)
+    valid = len(pairs) == 2 and all(len(pair) == 2 and min(pair) >= 0 for pair in pairs)
+    checks.require(valid, op, "padding", padding, '"SAME", "VALID" or ((low, high), (low, high)) of at least 0')
+    return pairs
+
+
+def _branch(op, x, kernel, stride, dilation, padding):
+    size, extent = tuple(kernel.shape[:2]), x.shape[-3:-1]
+    checks.require(max(size) <= MAX_KERNEL_SIZE and min(size) >= 1, op, "kernel", size, f"1 to {MAX_KERNEL_SIZE} taps a side")
+    axes = zip(extent, size, dilation, stride, _padding(op, padding), strict=True)
+    out, low = zip(*(geometry.extent_and_low(*axis) for axis in axes), strict=True)
+    checks.require(min(out) >= 1, op, "x", tuple(x.shape), f"maps no smaller than the kernel of {size} taps at dilation {dilation}")
+    return geometry.Branch(size, dilation, low, out, stride)
 
 
 def depthwise_conv2d(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "Kh Kw C"], *, dilation: int = 1, form: str = "auto"
-) -> Float[Array, "B H W C"]:
-    """Depthwise cross-correlation at stride 1 with zero 'SAME' padding, as torch.nn.Conv2d(groups=C) computes it.
+    x: Float[Array, "*B H W C"],
+    kernel: Float[Array, "Kh Kw C"] | Float[Array, "Kh Kw C M"],
+    *,
+    stride: int | Pair = 1,
+    dilation: int | Pair = 1,
+    padding: Padding = "SAME",
+    form: str = "auto",
+) -> Float[Array, "*B Ho Wo C*M"]:
+    """Depthwise cross-correlation with zero padding, as torch.nn.Conv2d(groups=C) computes it.
 
     Args:
-      x: maps [B, H, W, C], float32, bfloat16 (sums are float32) or float64.
-      kernel: one filter a channel [Kh, Kw, C], sizes odd and at most 31; it may be larger than the map.
-      dilation: distance between taps, in pixels.
+      x: maps [*B, H, W, C], float32, bfloat16 (sums are float32) or float64.
+      kernel: one filter a channel [Kh, Kw, C], 1 to 63 taps a side, odd or even; it may be larger than the map. [Kh, Kw, C, M]
+        gives each channel M outputs, of which output m of channel c is channel c * M + m.
+      stride: distance between outputs, in pixels; one number or (rows, columns).
+      dilation: distance between taps, in pixels; one number or (rows, columns).
+      padding: "SAME" (ceil(H / stride) outputs; of an odd number of zeros the greater part is at the high end), "VALID", or
+        ((low, high), (low, high)) zeros about rows and columns.
       form: 'auto' (by platform and shape), 'cpu' (by shape, for a CPU: half the tracing of 'auto'), or 'naive', 'shift', 'toeplitz' or 'dft' in all directions.
 
     Returns:
-      Maps [B, H, W, C] in the dtype of x. Differentiable once.
+      Maps [*B, Ho, Wo, C * M] in the dtype of x. Differentiable once, in reverse.
 
     Raises:
-      ValueError: for an unknown form, an even or too large kernel, a dilation below 1 or shapes that do not fit.
+      ValueError: for an unknown form or padding, a kernel that is too large or of other channels, a stride or dilation below 1.
+
+    Source: depthwise convolution as in Xception (Chollet 2017, arXiv:1610.02357), section 2.
     """
-    return depthwise_conv2d_multi(x, (kernel,), (dilation,), form=form)[0]
+    return depthwise_conv2d_multi(x, (kernel,), (dilation,), stride=stride, padding=padding, form=form)[0]
 
 
 def depthwise_conv2d_multi(
-    x: Float[Array, "B H W C"],
-    kernels: Sequence[Float[Array, "Kh Kw C"]],
-    dilations: Sequence[int],
+    x: Float[Array, "*B H W C"],
+    kernels: Sequence[Float[Array, "Kh Kw C"] | Float[Array, "Kh Kw C M"]],
+    dilations: Sequence[int | Pair],
     *,
+    stride: int | Pair = 1,
+    padding: Padding = "SAME",
     form: str = "auto",
-) -> tuple[Float[Array, "B H W C"], ...]:
+) -> tuple[Float[Array, "*B Ho Wo C*M"], ...]:
     """Several depthwise convolutions of one input, which is transformed once: the dilated branches of UniRepLKNet.
 
     Args:
-      x: maps [B, H, W, C].
-      kernels: one [Kh, Kw, C] a branch, each as in `depthwise_conv2d`; sizes may differ.
+      x: maps [*B, H, W, C].
+      kernels: one [Kh, Kw, C] or [Kh, Kw, C, M] a branch, each as in `depthwise_conv2d`; sizes may differ, M may not.
       dilations: one per kernel.
+      stride: as in `depthwise_conv2d`, for all branches.
+      padding: as in `depthwise_conv2d`, for all branches.
       form: as in `depthwise_conv2d`.
 
     Returns:
-      One output [B, H, W, C] per kernel, in order.
+      One output [*B, Ho, Wo, C * M] per kernel, in order.
 
     Raises:
       ValueError: as in `depthwise_conv2d`, or when kernels and dilations differ in number or are empty.
+
+    Source: UniRepLKNet (Ding et al. 2024, arXiv:2311.15599), section 3.1.
     """
-    kernels, dilations = tuple(kernels), tuple(int(d) for d in dilations)
-    _check(x, kernels, dilations, form)
-    return _depthwise(x, kernels, dilations, form)
+    form = dispatch.resolve(form, OP, FORMS)
+    counts = f"{len(kernels)} kernels with {len(dilations)} dilations"
+    checks.require(len(kernels) == len(dilations) > 0, OP, "kernels", counts, "one dilation per kernel, at least one")
+    pattern = "Kh{0} Kw{0} C M" if kernels[0].ndim == 4 else "Kh{0} Kw{0} C"
+    arguments = {f"kernel {i}" if i else "kernel": (k, pattern.format(i or "")) for i, k in enumerate(kernels)}
+    checks.shapes(OP, x=(x, "*B H W C"), **arguments)
+    stride = _pair(OP, "stride", stride)
+    branches = tuple(_branch(OP, x, k, stride, _pair(OP, "dilation", d), padding) for k, d in zip(kernels, dilations, strict=True))
+    flat = x.reshape(-1, *x.shape[-3:])
+    outputs = convolve(flat, tuple(k.reshape(*k.shape[:2], -1) for k in kernels), branches, form, OP)
+    return tuple(y.reshape(*x.shape[:-3], *y.shape[1:]) for y in outputs)
 
 
 def dilate_kernel(kernel: Float[Array, "*lead Kh Kw C"], dilation: int) -> Float[Array, "*lead Dh Dw C"]:
     """Spreads taps by zeros: [..., Kh, Kw, C] to [..., dilation * (Kh - 1) + 1, dilation * (Kw - 1) + 1, C]."""
-    size = [dilation * (k - 1) + 1 for k in kernel.shape[-3:-1]]
-    return depthwise_forms.window(kernel, dilation, size)
+    size = tuple(dilation * (k - 1) + 1 for k in kernel.shape[-3:-1])
+    return geometry.place(kernel, (dilation, dilation), (0, 0), size)
 
 
-def centre_pad_kernel(kernel: Float[Array, "*lead Kh Kw C"], size: int | tuple[int, int]) -> Float[Array, "*lead Sh Sw C"]:
+def centre_pad_kernel(kernel: Float[Array, "*lead Kh Kw C"], size: int | Pair) -> Float[Array, "*lead Sh Sw C"]:
     """Centres a kernel [..., Kh, Kw, C] in zeros: [..., size, size, C], or [..., *size, C].
 
     Raises:
       ValueError: when the kernel is larger than `size` or cannot be centred in it.
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
-    if any(s < k or (s - k) % 2 for k, s in zip(kernel.shape[-3:-1], size, strict=True)):
-        raise ValueError(
-            f"a kernel of {kernel.shape[-3:-1]} taps cannot be centred in {size}: give a size that is larger by an even number"
-        )
-    return depthwise_forms.window(kernel, 1, size)
+    taps = tuple(kernel.shape[-3:-1])
+    fits = all(s >= k and (s - k) % 2 == 0 for k, s in zip(taps, size, strict=True))
+    checks.require(fits, "centre_pad_kernel", "size", size, f"{taps}, the taps of the kernel, plus an even number a side")
+    return geometry.place(kernel, (1, 1), tuple((s - k) // 2 for k, s in zip(taps, size, strict=True)), size)

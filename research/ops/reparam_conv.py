@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from research.ops import batch_norm, depthwise, depthwise_forms
+from research.ops import batch_norm, depthwise, depthwise_geometry, depthwise_toeplitz
 
 MOMENTS_PIXELS = 100  # largest map for which the [pixels, pixels] moments pay on a CPU
 
@@ -81,11 +81,12 @@ def branch_moments(x: Float[Array, "B H W C"], kernels: Sequence[Array], dilatio
     """Returns (mean [N, C], biased variance [N, C]) of each branch's output, from the moments of the input."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     batch, height, width, channels = x.shape
-    x_cm = depthwise_forms.channel_major(x.astype(wide))
-    size = depthwise_forms.toeplitz_window([k.shape[:2] for k in kernels], dilations, height, width)
-    windows = depthwise_forms.windows([k.astype(wide) for k in kernels], dilations, size)
+    x_cm, extent = depthwise_toeplitz.channel_major(x.astype(wide)), (height, width)
+    branches = [depthwise_geometry.same(k.shape[:2], d, extent) for k, d in zip(kernels, dilations, strict=True)]
+    window = depthwise_toeplitz.matrix_window(branches, extent, extent)
+    windows = depthwise_geometry.windows([k.astype(wide) for k in kernels], branches, window)
     pixels, count = height * width, len(kernels)
-    matrices = depthwise_forms.toeplitz_matrices(windows, height, width).reshape(channels, count * pixels, pixels)
+    matrices = depthwise_toeplitz.matrices(windows, window, extent, extent).reshape(channels, count * pixels, pixels)
     # Moments about the input's mean at each pixel, so that the variance is no difference of large numbers.
     centre = x_cm.mean(1)
     x_cm = x_cm - centre[:, None, :]

@@ -167,25 +167,30 @@ def test_dilate_and_centre_pad_place_every_tap():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(form="fft"), "'fft'.*auto, cpu, naive, shift, toeplitz, dft"),
-        (dict(size=(4, 3)), "4x3 taps.*odd sizes from 1 to 31"),
-        (dict(size=(33, 3)), "33x3 taps.*odd sizes from 1 to 31"),
-        (dict(channels=5), r"\(3, 3, 5\).*\[Kh, Kw, 3\]"),
-        (dict(dilation=0), "dilation 0.*at least 1"),
+        (dict(form="fft"), "depthwise_conv2d: form is 'fft'.*auto, cpu, naive, shift, toeplitz, dft"),
+        (dict(size=(64, 3)), r"kernel is \(64, 3\); expected 1 to 63 taps a side"),
+        (dict(channels=5), r"kernel has shape \(3, 3, 5\); expected \[Kh Kw C\] = \(3, 3, 3\)"),
+        (dict(dilation=0), "dilation is 0; expected an integer of at least 1"),
+        (dict(stride=(1, 0)), r"stride is \(1, 0\); expected an integer of at least 1, or two"),
+        (dict(padding="CAUSAL"), 'padding is \'CAUSAL\'; expected "SAME", "VALID"'),
+        (dict(padding=((0, 1), (-1, 0))), r"padding is \(\(0, 1\), \(-1, 0\)\); expected"),
+        (dict(padding="VALID", size=(5, 1)), r"x is \(1, 4, 4, 3\); expected maps no smaller than the kernel of \(5, 1\)"),
     ],
 )
-def test_invalid_arguments_name_the_valid_ones(arguments, message):
-    options = dict(form="auto", size=(3, 3), channels=3, dilation=1) | arguments
+def test_invalid_arguments_name_what_was_expected(arguments, message):
+    options = dict(arguments)
+    kernel = jnp.zeros((*options.pop("size", (3, 3)), options.pop("channels", 3)))
     with pytest.raises(ValueError, match=message):
-        depthwise_conv2d(
-            jnp.zeros((1, 4, 4, 3)), jnp.zeros((*options["size"], options["channels"])), dilation=options["dilation"], form=options["form"]
-        )
+        depthwise_conv2d(jnp.zeros((1, 4, 4, 3)), kernel, **options)
 
 
 def test_multi_wants_one_dilation_per_kernel():
-    with pytest.raises(ValueError, match="2 kernels with 1 dilations"):
+    with pytest.raises(ValueError, match="2 kernels with 1 dilations; expected one dilation per kernel"):
         depthwise_conv2d_multi(jnp.zeros((1, 4, 4, 3)), [jnp.zeros((3, 3, 3))] * 2, [1])
     with pytest.raises(ValueError, match="at least one"):
         depthwise_conv2d_multi(jnp.zeros((1, 4, 4, 3)), [], [])
-    with pytest.raises(ValueError, match="cannot be centred"):
+
+
+def test_a_kernel_off_the_centre_is_refused():
+    with pytest.raises(ValueError, match=r"size is \(4, 4\); expected \(3, 3\), the taps of the kernel, plus an even number"):
         centre_pad_kernel(jnp.zeros((3, 3, 1)), 4)
