@@ -1,12 +1,12 @@
 """Softmax attention (Vaswani et al. 2017, section 3.2) with queries, keys, values, heads and head_dim on axes of their own."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from research.modules.axes import Init
 from research.modules.layers import normal_02, zeros
+from research.ops.attention import softmax_attention
 
 
 class ToHeads(nnx.Module):
@@ -29,19 +29,6 @@ class FromHeads(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B H K"]) -> Float[Array, "*B D"]:
         return jnp.einsum("...hk,hkd->...d", x, self.kernel[...]) + self.bias[...]
-
-
-def softmax_attention(
-    query: Float[Array, "B T H K"], key: Float[Array, "B S H K"], value: Float[Array, "B S H V"]
-) -> Float[Array, "B T H V"]:
-    """softmax(q k^T / sqrt(K)) v for every head; logits and softmax are float32, or float64 for such inputs.
-
-    `jax.nn.dot_product_attention` rounds float64 to float32 inside, too coarse to be compared with references.
-    """
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    logits = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhts,bshv->bthv", weights, value)
 
 
 class Attention(nnx.Module):
