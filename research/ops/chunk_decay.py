@@ -15,6 +15,8 @@ from jax import lax
 from jaxtyping import Array
 
 from research.ops import segment_sums
+from research.ops.spread import spread
+from research.ops.unit_lower import lower_left_of_pairs
 
 
 class ChunkDecay(NamedTuple):
@@ -50,9 +52,10 @@ def make(log_decay: Array | None, starts: Array | None, size: int, *, vector: bo
     parts = segment_sums.running_sums(log_decay)
     enter = jnp.exp(sum(parts))[..., None]
     leave = jnp.exp(sum(x[..., -1:] - x for x in parts))[..., None]
-    between = sum(x[..., :, None] - x[..., None, :] for x in parts)
+    between = sum(spread(x[..., :, None], -1, size) - spread(x[..., None, :], -2, size) for x in parts)
     factors = jnp.exp(jnp.where(allowed, between, -jnp.inf))
-    return ChunkDecay(lambda x, y: _inner(x, y) * factors, *_cut(segment, enter, leave, enter[..., -1, :]))
+    heads = factors.shape[-3]
+    return ChunkDecay(lambda x, y: spread(_inner(x, y), -3, heads) * factors, *_cut(segment, enter, leave, enter[..., -1, :]))
 
 
 def _cut(segment, enter, leave, total):
@@ -69,29 +72,28 @@ def _inner(x, y):
 
 
 def _vector_scores(x, y, parts):
-    """Inner products under a decay per channel: pairs of neighbouring blocks meet at their border, where both exponents are at most 0."""
+    """Inner products under a decay per channel.
+
+    Blocks of 1, 2, 4, ... tokens meet their neighbour at the border between them: what the second one reads decays from the border,
+    what the first one writes decays to it, and both exponents are at most 0. Each pair of tokens meets at one such border.
+    """
     size, width = x.shape[-2:]
-    lead = x.shape[:-2]
+    shape = (*x.shape[:-2], size, size)
     x, y, *parts = (a.reshape(-1, size, width) for a in (x, y, *parts))
-    # A product with ones: as a reduction it would draw all the blocks below into one slow kernel on a CPU.
     itself = jnp.matmul(x * y, jnp.ones((width, 1), x.dtype), precision=lax.Precision.HIGHEST)
-    scores = jnp.eye(size, dtype=x.dtype) * itself
+    scores = np.eye(size, dtype=x.dtype) * spread(itself, -1, size)
     half = 1
     while half < size:
-        scores = scores + _pairs(x, y, parts, half)
+        factor = jnp.exp(_distance_to_border(parts, half))
+        scores = scores + lower_left_of_pairs(size, half) * _inner(x * factor, y * factor)
         half *= 2
-    return scores.reshape(*lead, size, size)
+    return scores.reshape(shape)
 
 
-def _pairs(x, y, parts, half):
-    """For all pairs of blocks of `half` tokens: the second block's x against the first one's y, at their places in [c, c]."""
-    count, size, width = x.shape
-    pairs = size // (2 * half)
-    split = lambda a: a.reshape(count, pairs, 2, half, width)
-    blocks = [split(part) for part in parts]
-    border = [b[:, :, 0, -1:] for b in blocks]
-    from_border = jnp.exp(sum(b[:, :, 1] - edge for b, edge in zip(blocks, border)))
-    to_border = jnp.exp(sum(edge - b[:, :, 0] for b, edge in zip(blocks, border)))
-    product = _inner(split(x)[:, :, 1] * from_border, split(y)[:, :, 0] * to_border)  # [count, pairs, half, half]
-    place = jnp.pad(product, [(0, 0), (0, 0), (half, 0), (0, half)])
-    return (jnp.eye(pairs, dtype=x.dtype)[:, None, :, None] * place[:, :, :, None, :]).reshape(count, size, size)
+def _distance_to_border(parts, half):
+    """Sums of log decays [N, c, K] from the border of a token's pair of blocks to the token, or from the token to the border."""
+    count, size, width = parts[0].shape
+    pairs = [part.reshape(count, size // (2 * half), 2 * half, width) for part in parts]
+    after = sum(pair - spread(pair[:, :, half - 1 : half], -2, 2 * half) for pair in pairs)
+    sign = np.where(np.arange(2 * half) < half, -1, 1).astype(after.dtype)[:, None]
+    return (after * sign).reshape(count, size, width)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from research.ops import checks, chunk_decay, dispatch, precision
 from research.ops.linear_recurrence import linear_recurrence
+from research.ops.spread import spread
 from research.ops.unit_lower import unit_lower_inverse
 
 OP = "linear_attention"
@@ -213,7 +214,10 @@ def _split(x, size, at_once, heads):
 
 
 def _times(x, factor):
-    return x if factor is None else x * factor
+    """x times a factor whose last axis is as long, or 1; None stands for ones."""
+    if factor is None:
+        return x
+    return x * (factor if factor.shape[-1] == x.shape[-1] else spread(factor, -1, x.shape[-1]))
 
 
 def _additive(q, k, v, decay, state):

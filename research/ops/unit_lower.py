@@ -29,13 +29,14 @@ def unit_lower_inverse(strict: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]
     half = 1
     while half < size:
         # The mask keeps the lower-left block of each pair; block-diagonal inverses on both sides touch no other pair.
-        below = jnp.where(_lower_left(size, half), strict, 0)
+        below = jnp.where(lower_left_of_pairs(size, half), strict, 0)
         inverse = inverse - _product(inverse, _product(below, inverse))
         half *= 2
     return inverse
 
 
-def _lower_left(size, half):
+def lower_left_of_pairs(size: int, half: int) -> np.ndarray:
+    """Where, in a matrix of `size`, the second of two neighbouring blocks of `half` rows meets the first one's columns."""
     pair, upper = np.arange(size) // (2 * half), np.arange(size) // half % 2 == 0
     return (pair[:, None] == pair[None, :]) & ~upper[:, None] & upper[None, :]
 

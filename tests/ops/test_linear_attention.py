@@ -174,7 +174,7 @@ def test_any_shape_with_the_state_carried_anywhere(kind, batch, length, heads, w
     assert_agree(run(*args, chunk_size=chunk), expected, 1e-5)
     outs = []
     for piece in (slice(0, split), slice(split, None)):
-        cut = lambda x: None if x is None else x[:, piece]
+        cut = lambda x, piece=piece: None if x is None else x[:, piece]
         out, state = run(*map(cut, (q, k, v, log_decay, beta)), state, chunk_size=chunk)
         outs.append(out)
     assert_agree((np.concatenate(outs, 1), state), expected, 1e-5)
@@ -186,7 +186,7 @@ def test_steps_equal_the_whole(kind):
     expected = loop(*args)
     outs = []
     for t in range(5):
-        at = lambda x: None if x is None else x[:, t]
+        at = lambda x, t=t: None if x is None else x[:, t]
         out, state = linear_attention_step(at(q), at(k), at(v), state, log_decay=at(log_decay), beta=at(beta))
         outs.append(out)
     assert_agree((np.stack(outs, 1), state), expected, 1e-6)
