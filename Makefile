@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help quickstart quickstart-seeds test test-slow check format lock fashion fashion-fast overhead clean
+.PHONY: help quickstart quickstart-seeds test test-slow check format lock fashion fashion-fast overhead bench clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
@@ -15,6 +15,7 @@ help:
 	@echo "make fashion       the Fashion-MNIST comparison of the README (about 40 minutes)"
 	@echo "make fashion-fast  the best single network in 300 s"
 	@echo "make overhead      what the loop adds to the bare jitted step"
+	@echo "make bench         ops beside their twins and XLA's own, judged by their marks"
 	@echo "make lock          renew requirements.lock (needs uv)"
 
 $(STAMP): requirements.lock pyproject.toml
@@ -53,6 +54,12 @@ fashion-fast: $(STAMP)
 overhead: $(STAMP)
 	$(PY) -m launch.bench --config=configs/quickstart.py --csv=results/overhead/quickstart.csv
 	$(PY) -m launch.bench --config=configs/fashion_fast.py --csv=results/overhead/fashion_fast.csv
+
+SUITES := depthwise selective_scan length attention grouped
+bench: $(STAMP)
+	@failed=; for suite in $(SUITES); do \
+	  $(PY) -m launch.bench --suite=$$suite --csv=results/bench/$$suite.csv --plot=results/bench/$$suite.png || failed="$$failed $$suite"; \
+	done; test -z "$$failed" || { echo "marks missed or errors in:$$failed"; exit 1; }
 
 lock:
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock

@@ -1,21 +1,41 @@
-"""Measures what the loop adds to the bare jitted step: both, interleaved, in one run.
+"""Times ops and models beside their naive twins, XLA's own ops and other frameworks, in one process and in turns.
 
-    python -m launch.bench --config=configs/quickstart.py
-    python -m launch.bench --config=configs/quickstart.py --config.nested.scheme=full --steps=200 --csv=results/loop_overhead.csv
+    python -m launch.bench --list
+    python -m launch.bench --op=depthwise_conv2d --shapes=13x13 --peer=torch --csv=FILE.csv --plot=FILE.png
+    python -m launch.bench --model=unireplknet_a --peer=unireplknet:PATH/unireplknet.py
+    python -m launch.bench --suite=grouped                        # judged: exit code 1 when a mark is missed
+    python -m launch.bench --tune=depthwise_conv2d                # measures research/ops/form_table.csv anew
+    python -m launch.bench --config=configs/quickstart.py         # what the loop adds to the bare jitted step
 
-An update of the loop takes the batch from the pipeline, places it, runs the gradient programs and the update program, and
-reads the metrics of the update before. The bare step runs the same programs on a batch that is already in place.
+Each case prints its floor, the larger of FLOPs / rate of a matrix product and bytes / bandwidth, both measured in this run.
 """
 
 import tempfile
+from pathlib import Path
 
 from absl import flags
 
 from launch import common
+from research.errors import UserError
+from research.process import set_allocator
 
-_CONFIG = flags.DEFINE_string("config", None, "Recipe whose step is measured.")
-_STEPS = flags.DEFINE_integer("steps", 100, "Updates of each kind to time.", lower_bound=3)
+_OP = flags.DEFINE_string("op", None, "Op to time.")
+_MODEL = flags.DEFINE_string("model", None, "Model to time.")
+_SUITE = flags.DEFINE_string("suite", None, "Cases to time and judge by their marks.")
+_TUNE = flags.DEFINE_string("tune", None, "Op whose rows in the table of forms are measured and written.")
+_LIST = flags.DEFINE_bool("list", False, "Print ops, models, suites, tunable ops and peers, and which peers are installed.")
+_SHAPES = flags.DEFINE_string("shapes", "", "Only cases whose name, shape and direction hold this text.")
+_FORMS = flags.DEFINE_bool("forms", False, "Time every form of the op by name as well.")
+_PEER = flags.DEFINE_list("peer", [], "Peers to time beside ours: NAME or NAME:PATH, separated by commas.")
+_PLOT = flags.DEFINE_string("plot", None, "PNG file to write: times by contender, with the floors.")
+_CONFIG = flags.DEFINE_string("config", None, "Recipe whose training loop is measured against its bare step.")
+_STEPS = flags.DEFINE_integer("steps", 100, "With --config: updates of each kind to time.", lower_bound=3)
 _CSV = flags.DEFINE_string("csv", None, "CSV file to write beside the table.")
+
+COLUMNS = {
+    "contender": "contender", "median_ms": "median", "p5_ms": "p5", "p95_ms": "p95", "repeats": "calls", "compile_s": "compile",
+    "temp_bytes": "temporary", "of_floor": "/ floor", "of_ours": "/ ours",
+}  # fmt: skip
 
 
 class _Quiet:
@@ -27,12 +47,137 @@ class _Quiet:
 
 
 def main(overrides: dict[str, str]) -> int:
+    modes = {"op": _OP, "model": _MODEL, "suite": _SUITE, "tune": _TUNE, "list": _LIST, "config": _CONFIG}
+    chosen = [name for name, flag in modes.items() if flag.value]
+    if len(chosen) != 1:
+        what = "nothing to do" if not chosen else f"--{' and --'.join(chosen)} exclude each other"
+        raise UserError(f"{what}: give one of --op, --model, --suite, --tune, --config or --list")
+    if _LIST.value:
+        return _print_list()
+    if _CONFIG.value:
+        return _loop_overhead(overrides)
+    return _tune(_TUNE.value) if _TUNE.value else _measure()
+
+
+def _print_list() -> int:
+    from research.bench import catalog, marks, tune
+    from research.report import tables
+
+    rows = [{"kind": "op", "name": name, "what": line} for name, (_, line) in catalog.OPS.items()]
+    rows += [{"kind": "model", "name": name, "what": line} for name, (_, line) in catalog.MODELS.items()]
+    for name, suite in marks.SUITES.items():
+        rows += [{"kind": "suite", "name": name, "what": f"{mark.claim}: {mark.bound}"} for mark in suite.marks]
+    rows += [{"kind": "tune", "name": name, "what": "form by shape on a CPU"} for name in tune.TUNERS]
+    for name, (needs, _) in catalog.PEERS.items():
+        rows.append({"kind": "peer", "name": name, "what": f"{'installed' if catalog.installed(name) else 'not installed'}: {needs}"})
+    print(tables.text_table(rows, {"kind": "kind", "name": "name", "what": "what"}), end="")
+    return 0
+
+
+def _measure() -> int:
+    from research.bench import catalog, marks
+
+    _check_folders()
+    suite = _suite(_SUITE.value) if _SUITE.value else None
+    peers = catalog.parse_peers(_PEER.value)
+    if suite and marks.needs_peer(suite) and not {mark.peer for mark in suite.marks} & peers.keys():
+        needed = ", ".join(sorted({mark.peer for mark in suite.marks}))
+        raise UserError(f"suite {_SUITE.value} judges against a peer: give --peer={needed} ({catalog.PEERS[needed.split(',')[0]][0]})")
+    allocator = _allocator(bool(peers))  # before JAX starts threads
+
+    from research.bench import run
+    from research.report import machine, plots, tables
+
+    cases = _cases(suite, peers)
+    rates = run.rates()
+    header = {**run.header(rates, list(peers)), "allocator": allocator}
+    print("".join(f"{key}: {value}\n" for key, value in header.items()))
+    rows = []
+    for i, case in enumerate(cases, 1):
+        rows += (new := run.measure(case, rates, forms=_FORMS.value, peers=list(peers)))
+        floor = tables.human_ms(new[0]["floor_ms"])
+        print(f"[{i}/{len(cases)}] {case.key} | {tables.human_count(case.flops, 'FLOPs')} | floor {floor}")
+        print(tables.text_table(new, COLUMNS), flush=True)
+    if _CSV.value:
+        tables.write_csv(_CSV.value, rows, command=machine.command_line(), header=header)
+    if _PLOT.value:
+        labelled = [{**row, "case": f"{row['name']} {row['shape']}\n{row['direction']}"} for row in rows]
+        plots.bars_plot(_PLOT.value, labelled, "case", "contender", "median_ms", "floor_ms", title=header["device"])
+    return _judge(suite, rows, peers, header) if suite else 0
+
+
+def _check_folders() -> None:
+    for flag in (_CSV, _PLOT):
+        if flag.value and Path(flag.value).is_dir():
+            raise UserError(f"--{flag.name}={flag.value} is a folder; expected a file")
+
+
+def _allocator(with_peers: bool) -> str:
+    """Sets the allocator, for all contenders alike; returns how it is set.
+
+    PyTorch becomes several times slower in the one heap that XLA's compiler has left in pieces, and ours becomes slower with a heap
+    a thread: beside a peer there are two.
+    """
+    if not set_allocator(arenas=2 if with_peers else 1):
+        return "the C library's own settings"
+    return f"glibc, {'two heaps' if with_peers else 'one heap'}, never trimmed, nothing mapped apart"
+
+
+def _suite(name: str):
+    from research.bench import marks
+
+    if name not in marks.SUITES:
+        raise UserError(f"unknown suite {name!r}; valid: {', '.join(marks.SUITES)}")
+    return marks.SUITES[name]
+
+
+def _cases(suite, peers: dict[str, str]) -> list:
+    from research.bench import catalog
+
+    if suite:
+        names = dict.fromkeys(wanted for wanted, _ in suite.wanted)
+        cases = [case for name in names for case in catalog.cases(name, peers) if suite.wants(case.name, case.shape, case.direction)]
+    else:
+        kind, name = ("op", _OP.value) if _OP.value else ("model", _MODEL.value)
+        cases = catalog.cases(catalog.known(kind, name), peers)
+    found = [case for case in cases if _SHAPES.value in case.key]
+    if not found:
+        raise UserError(f"no case holds --shapes={_SHAPES.value!r}; valid: {'; '.join(case.key for case in cases)}")
+    return found
+
+
+def _judge(suite, rows: list[dict], peers: dict[str, str], header: dict[str, str]) -> int:
+    from research.report import machine, tables
+
+    judged = [mark.judge(rows, peers) for mark in suite.marks]
+    print(tables.text_table(judged, ["claim", "figure", "asked", "kept"]), end="")
+    if _CSV.value:
+        path = Path(_CSV.value)
+        tables.write_csv(path.with_name(f"{path.stem}_marks{path.suffix}"), judged, command=machine.command_line(), header=header)
+    return 1 if any(row["kept"] == "no" for row in judged) else 0
+
+
+def _tune(op: str) -> int:
+    from research.bench import tune
+    from research.ops import dispatch
+    from research.report import machine
+
+    if op not in tune.TUNERS:
+        raise UserError(f"no tuner for {op!r}; valid: {', '.join(tune.TUNERS)}")
+    rows = []
+    for at, directions in tune.cases(op):
+        for row in tune.rows_of(op, at, directions):
+            rows.append(row)
+            print(f"{row['direction']:12} {row['at']:40} {row['ms']}", flush=True)
+    tune.write(dispatch.TABLE, op, rows, machine.command_line())
+    print(f"{len(rows)} rows written to {dispatch.TABLE}")
+    return 0
+
+
+def _loop_overhead(overrides: dict[str, str]) -> int:
+    """An update of the loop takes the batch from the pipeline, places it, runs the gradient programs and the update program,
+    and reads the metrics of the update before. The bare step runs the same programs on a batch that is already in place."""
     from launch import config as recipe
-    from research.errors import UserError
-
-    if not _CONFIG.value:
-        raise UserError("--config is needed, e.g. --config=configs/quickstart.py")
-
     from research.report import tables
     from research.report.machine import command_line
     from research.train.overhead import loop_overhead

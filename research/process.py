@@ -10,13 +10,16 @@ NEVER_TRIM = -1
 TOP_PAD_BYTES = 64 * 2**20
 
 
-def set_allocator() -> bool:
+def set_allocator(arenas: int = 1) -> bool:
     """Tells glibc to keep freed buffers mapped instead of handing them back to the kernel.
 
     XLA allocates and frees large buffers at every call; by default glibc maps and unmaps each of them, and the page faults
     make memory-bound ops much slower on CPU. XLA's worker threads allocate too: they must share the one heap
     that is never trimmed, since the arena that glibc would give each of them unmaps what it frees. Call it first thing in
     `main`, before JAX is imported.
+
+    Args:
+      arenas: heaps that threads may have; only a process that also runs another library wants more.
 
     Returns: True if all settings took effect; False on other C libraries (musl, macOS, Windows), where it does nothing.
     """
@@ -27,7 +30,7 @@ def set_allocator() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
-    settings = [(M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER_TRIM), (M_TOP_PAD, TOP_PAD_BYTES)]
+    settings = [(M_ARENA_MAX, arenas), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER_TRIM), (M_TOP_PAD, TOP_PAD_BYTES)]
     return all([mallopt(name, value) == 1 for name, value in settings])  # noqa: C419  (a list: every setting is made)
 
 

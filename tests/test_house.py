@@ -23,6 +23,7 @@ ALLOWED = {
     "report": set(),
     "interop": {"models", "modules", "ops"},
     "train": {"nested", "tasks", "data", "optim", "models", "modules", "report", "interop"},
+    "bench": {"ops", "modules", "models", "nested", "tasks", "data", "optim", "report", "train"},
     "search": {"train", "nested", "models", "modules", "report"},
 }
 
@@ -73,6 +74,7 @@ def test_heavy_imports_come_after_the_flags(path):
         "research.models",
         "research.data",
         "research.report",
+        "research.bench",
     )
     for module, top in imports(path):
         light = module in ("research.train.config",)

@@ -109,6 +109,54 @@ def curves_plot(
     return _save(figure, path)
 
 
+def bars_plot(
+    path: str | os.PathLike, rows: Sequence[Row], group_key: str, series_key: str, value_key: str, floor_key: str, *, title: str = ""
+) -> Path:
+    """Draws a group of horizontal bars for each value of `group_key`, a bar for each row, on a logarithmic axis.
+
+    Args:
+      path: the PNG to write (atomically).
+      rows: in the order to draw; a colour stands for a value of `series_key`.
+      value_key: of the bars' lengths; the unit follows from it, as in tables.
+      floor_key: of a number of the group, drawn as a line across its bars.
+    """
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    figure, axes = _figure()
+    groups = {group: [row for row in rows if row[group_key] == group] for group in dict.fromkeys(row[group_key] for row in rows)}
+    colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(dict.fromkeys(row[series_key] for row in rows))}
+    low = min(min(row[value_key], row[floor_key]) for row in rows) / 2
+    top, ticks = 0.0, []
+    for group, bars in groups.items():
+        places = [top + i for i in range(len(bars))]
+        for place, row in zip(places, bars, strict=True):
+            axes.barh(place, row[value_key] - low, left=low, height=0.9, color=colors[row[series_key]], zorder=2)
+            axes.annotate(
+                _tick(value_key, row[value_key]),
+                (row[value_key], place),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+            )
+        axes.plot([bars[0][floor_key]] * 2, [places[0] - 0.5, places[-1] + 0.5], color="black", lw=1.6, zorder=3)
+        ticks.append((sum(places) / len(places), group))
+        top = places[-1] + 2
+    figure.set_size_inches(7.2, max(2.5, 1.0 + 0.2 * top))
+    axes.set_yticks([place for place, _ in ticks], [group for _, group in ticks], fontsize=7)
+    axes.set_ylim(top - 1, -1)
+    axes.set_xscale("log")
+    axes.set_xlim(left=low, right=3 * max(row[value_key] for row in rows))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value_key, value)))
+    handles = [axes.barh(-9, 0, color=color) for color in colors.values()] + axes.plot([], [], color="black", lw=1.6)
+    figure.legend(
+        handles=handles, labels=[*colors, "floor"], loc="outside lower center", ncols=min(6, len(colors) + 1), fontsize=8, frameon=False
+    )
+    axes.set_title(title, loc="left", fontsize=8)
+    return _save(figure, path)
+
+
 def _running_median(values: Sequence[float], half: int) -> list[float]:
     return [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 

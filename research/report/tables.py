@@ -107,11 +107,18 @@ def _grid(rows: Iterable[Row], columns: Sequence[str] | Mapping[str, str]) -> tu
     return list(titles.values()), cells, right
 
 
-def write_csv(path: str | os.PathLike, rows: Iterable[Row], command: str, columns: Sequence[str] | None = None) -> Path:
+def write_csv(
+    path: str | os.PathLike,
+    rows: Iterable[Row],
+    command: str,
+    columns: Sequence[str] | None = None,
+    header: Mapping[str, str] | None = None,
+) -> Path:
     """Writes rows at full precision under a first line `# made by: COMMAND`, atomically; None becomes an empty cell.
 
     Args:
       columns: by default every key of any row, in order of first appearance.
+      header: further comment lines, `# key: value` each.
     """
     rows, path = list(rows), Path(path)
     columns = list(columns) if columns is not None else list(dict.fromkeys(key for row in rows for key in row))
@@ -119,6 +126,7 @@ def write_csv(path: str | os.PathLike, rows: Iterable[Row], command: str, column
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", newline="", encoding="utf-8") as file:
         file.write(f"{MADE_BY}{' '.join(command.split())}\n")
+        file.writelines(f"# {key}: {' '.join(value.split())}\n" for key, value in (header or {}).items())
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

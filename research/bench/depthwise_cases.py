@@ -1,0 +1,60 @@
+"""Depthwise convolutions: the five shapes that UniRepLKNet's stages have, and Mamba's short causal convolution."""
+
+import math
+
+from jax import lax
+
+from research.bench import peers as other
+from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
+from research.ops.depthwise import FORMS, depthwise_conv2d
+from research.ops.depthwise_1d import depthwise_conv1d
+
+SHAPES_2D = ((32, 28, 64, 13), (32, 14, 128, 13), (32, 14, 128, 3), (32, 56, 80, 3), (8, 28, 64, 7))
+"""Batch, height and width, channels, kernel."""
+SHAPES_1D = ((4, 2048, 1792, 4), (4, 512, 256, 4))
+"""Batch, length, channels, kernel."""
+
+
+def cases(name: str, peers: dict[str, str]) -> list[Case]:
+    make, shapes = {"depthwise_conv2d": (_conv2d, SHAPES_2D), "depthwise_conv1d": (_conv1d, SHAPES_1D)}[name]
+    return [make(*shape, direction) for shape in shapes for direction in (FORWARD, BOTH)]
+
+
+def lax_depthwise(x, kernel, spatial, padding):
+    """XLA's own: channels last, gradients by autodiff."""
+    numbers = ("N" + spatial + "C", spatial + "IO", "N" + spatial + "C")
+    strides = (1,) * len(spatial)
+    grouped = kernel[..., None, :]
+    return lax.conv_general_dilated(x, grouped, strides, padding, dimension_numbers=numbers, feature_group_count=x.shape[-1])
+
+
+def _conv2d(batch: int, side: int, channels: int, taps: int, direction: str) -> Case:
+    def form(name: str):
+        return lambda x, kernel: depthwise_conv2d(x, kernel, form=name)
+
+    return op_case(
+        "depthwise_conv2d",
+        f"{batch}x{side}x{side}x{channels} {taps}x{taps}",
+        direction,
+        2 * batch * side**2 * channels * taps**2,
+        lambda: (normal(1, (batch, side, side, channels)), normal(2, (taps, taps, channels)) / taps),
+        {"ours": form("auto"), "xla": lambda x, kernel: lax_depthwise(x, kernel, "HW", "SAME")},
+        forms={name: form(name) for name in fast(FORMS)},
+        peers={"torch": other.depthwise_conv2d()},
+    )
+
+
+def _conv1d(batch: int, length: int, channels: int, taps: int, direction: str) -> Case:
+    def form(name: str):
+        return lambda x, kernel: depthwise_conv1d(x, kernel, padding="CAUSAL", form=name)
+
+    return op_case(
+        "depthwise_conv1d",
+        f"{batch}x{length}x{channels} width {taps}",
+        direction,
+        2 * batch * length * channels * taps,
+        lambda: (normal(1, (batch, length, channels)), normal(2, (taps, channels)) / math.sqrt(taps)),
+        {"ours": form("auto"), "xla": lambda x, kernel: lax_depthwise(x, kernel, "H", [(taps - 1, 0)])},
+        forms={name: form(name) for name in fast(FORMS)},
+        peers={"torch": other.causal_conv1d()},
+    )

@@ -1,0 +1,86 @@
+"""Recurrences with a matrix state in chunks: Mamba-2's, and linear attention without decay, with decay and with the delta rule.
+
+The lengths from 512 to 16,384 hold the same number of tokens: time per token is to stay the same.
+"""
+
+import jax.numpy as jnp
+from jax import nn
+
+from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
+from research.ops import linear_attention as attention
+from research.ops.ssd import ssd
+
+TOKENS = 16_384
+LENGTHS = (512, 2048, 8192, 16_384)
+SMALL = 2, 1000  # batch and length at which the naive twin, a loop over tokens, runs beside
+HEADS, WIDTH, STATE = 4, 64, 64
+KINDS = ("linear", "retention", "gla", "delta", "gated delta")
+"""No decay; one decay a head; one a channel; the delta rule; the delta rule with one decay a head."""
+
+
+def cases(name: str, peers: dict[str, str]) -> list[Case]:
+    by_length = [(TOKENS // length, length) for length in LENGTHS]
+    if name == "ssd":
+        return [_ssd(*size, direction) for size in (SMALL, *by_length) for direction in (FORWARD, BOTH)]
+    small = [_linear_attention(kind, *SMALL, direction) for kind in KINDS for direction in (FORWARD, BOTH)]
+    return small + [_linear_attention("gla", *size, direction) for size in by_length for direction in (FORWARD, BOTH)]
+
+
+def length_shape(batch: int, length: int) -> str:
+    """Batch, length, heads, and the two sizes of a head's state."""
+    return f"{batch}x{length}x{HEADS} {STATE}x{WIDTH}"
+
+
+def _state_flops(batch: int, length: int) -> int:
+    """The decay, the outer product that is added, and the product with the state, a token at a time."""
+    return 5 * batch * length * HEADS * STATE * WIDTH
+
+
+def _ssd(batch: int, length: int, direction: str) -> Case:
+    def form(name: str):
+        return lambda x, dt, A, B, C, skip: ssd(x, dt, A, B, C, skip, form=name)[0]
+
+    def draw():
+        maps = [normal(seed, (batch, length, 1, STATE)) / STATE**0.5 for seed in (3, 4)]
+        dt = nn.softplus(normal(2, (batch, length, HEADS)) - 4)
+        return normal(1, (batch, length, HEADS, WIDTH)), dt, -jnp.arange(1.0, HEADS + 1), *maps, jnp.ones(HEADS)
+
+    return op_case(
+        "ssd",
+        length_shape(batch, length),
+        direction,
+        _state_flops(batch, length),
+        draw,
+        {"ours": form("auto"), **({"naive": form("naive")} if (batch, length) == SMALL else {})},
+        forms={name: form(name) for name in fast(attention.FORMS)},
+    )
+
+
+def _linear_attention(kind: str, batch: int, length: int, direction: str) -> Case:
+    def form(name: str):
+        def run(q, k, v, log_decay=None, beta=None):
+            return attention.linear_attention(q, k, v, log_decay=log_decay, beta=beta, form=name)[0]
+
+        # The delta rule alone has no decay: its third argument is beta.
+        return run if kind != "delta" else lambda q, k, v, beta: run(q, k, v, None, beta)
+
+    def draw():
+        q, k = (normal(seed, (batch, length, HEADS, STATE)) for seed in (1, 2))
+        gates = {
+            "linear": (),
+            "retention": (nn.log_sigmoid(normal(4, (batch, length, HEADS)) + 3),),
+            "gla": (nn.log_sigmoid(normal(4, (batch, length, HEADS, STATE)) + 3) / 4,),
+            "delta": (nn.sigmoid(normal(5, (batch, length, HEADS))),),
+            "gated delta": (nn.log_sigmoid(normal(4, (batch, length, HEADS)) + 3), nn.sigmoid(normal(5, (batch, length, HEADS)))),
+        }
+        return q, k / jnp.linalg.norm(k, axis=-1, keepdims=True), normal(3, (batch, length, HEADS, WIDTH)), *gates[kind]
+
+    return op_case(
+        "linear_attention",
+        f"{kind} {length_shape(batch, length)}",
+        direction,
+        _state_flops(batch, length),
+        draw,
+        {"ours": form("auto"), **({"naive": form("naive")} if (batch, length) == SMALL else {})},
+        forms={name: form(name) for name in fast(attention.FORMS)},
+    )

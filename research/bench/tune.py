@@ -1,0 +1,65 @@
+"""Measures the table that chooses forms on a CPU: every form of an op, direction by direction, over a grid of shapes.
+
+A tuner is a function of this room that yields (features of the shape, {direction: {form: call without arguments}}). A form
+that cannot do a case is left out of it there.
+"""
+
+import csv
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from research.bench import run
+from research.report.tables import MADE_BY
+
+TUNERS = {
+    "depthwise_conv2d": ("tune_depthwise", "cases"),
+    "depthwise_conv1d": ("tune_depthwise", "cases_1d"),
+    "softmax_attention": ("tune_attention", "cases"),
+}
+"""Op to the file and the name of its tuner."""
+COLUMNS = ("op", "direction", "at", "form", "ms")
+SECONDS = 1.0
+
+Row = dict[str, str]
+Measured = tuple[Mapping[str, float], Mapping[str, Mapping[str, Callable[[], Any]]]]
+
+
+def cases(op: str) -> Iterator[Measured]:
+    """The grid of an op in TUNERS."""
+    module, function = TUNERS[op]
+    yield from getattr(importlib.import_module(f"research.bench.{module}"), function)()
+
+
+def rows_of(op: str, at: Mapping[str, float], directions: Mapping[str, Mapping[str, Callable[[], Any]]]) -> list[Row]:
+    """Times one point of the grid; a row a direction, its forms from the fastest to the slowest."""
+    rows = []
+    for direction, calls in directions.items():
+        times = {form: stats["median_ms"] for form, stats in run.timed(calls, SECONDS).items()}
+        order = sorted(times, key=times.__getitem__)
+        ms = " ".join(f"{form} {times[form]:.3g}" for form in order)
+        where = " ".join(f"{key}={value:g}" for key, value in at.items())
+        rows.append({"op": op, "direction": direction, "at": where, "form": order[0], "ms": ms})
+    return rows
+
+
+def write(table: Path, op: str, rows: Sequence[Row], command: str) -> None:
+    """Replaces an op's rows, and the line that says how they were made; all other rows stay as they are. Atomic."""
+    made, kept = _read(table) if table.exists() else ([], [])
+    made = [line for line in made if f"--tune={op} " not in f"{line} "] + [f"{MADE_BY}{command}"]
+    temporary = table.with_name(f".{table.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in made)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([row for row in kept if row["op"] != op] + list(rows))
+    os.replace(temporary, table)
+
+
+def _read(table: Path) -> tuple[list[str], list[Row]]:
+    """Comment lines and rows."""
+    lines = table.read_text(encoding="utf-8").splitlines()
+    comments = [line for line in lines if line.startswith("#")]
+    return comments, list(csv.DictReader(line for line in lines if not line.startswith("#")))

@@ -1,0 +1,68 @@
+"""Marks are judged both ways, and the reductions that they are made of."""
+
+import pytest
+
+from research.bench import marks
+from research.bench.marks import Mark
+
+
+def row(shape, contender, ms, name="op", direction="forward and gradients", **more):
+    return {"name": name, "shape": shape, "direction": direction, "contender": contender, "median_ms": ms, **more}
+
+
+ROWS = [
+    row("4 experts", "ours", 2.0, temp_bytes=10),
+    row("4 experts", "xla", 8.0, temp_bytes=40),
+    row("64 experts", "ours", 1.0, temp_bytes=10),
+    row("64 experts", "xla", 9.0, temp_bytes=20),
+    row("64 experts", "ours", 100.0, direction="forward"),
+]
+
+
+@pytest.mark.parametrize("asked, at_least, kept", [(4, True, "yes"), (4.1, True, "no"), (4, False, "yes"), (3.9, False, "no")])
+def test_judged_both_ways(asked, at_least, kept):
+    mark = Mark("speed", lambda rows: min(marks.ratios(rows, "op", "xla", "ours")), asked, at_least)
+    bound = f"at {'least' if at_least else 'most'} {asked:g}"
+    assert mark.judge(ROWS, []) == {"claim": "speed", "figure": 4.0, "asked": bound, "kept": kept}
+
+
+def test_marks_without_their_peer_are_not_judged():
+    mark = Mark("speed", lambda rows: 1 / 0, 2, peer="torch")
+    assert mark.judge(ROWS, []) == {"claim": "speed", "figure": None, "asked": "at most 2", "kept": "not judged: needs --peer=torch"}
+    with pytest.raises(ZeroDivisionError):
+        mark.judge(ROWS, ["torch"])
+
+
+def test_ratios_of_cases_with_both():
+    assert marks.ratios(ROWS, "op", "xla", "ours") == [4.0, 9.0]
+    assert marks.ratios(ROWS, "op", "ours", "xla", words="4 experts") == [0.25]  # not "64 experts"
+    assert marks.ratios(ROWS, "op", "ours", "xla", field="temp_bytes") == [0.25, 0.5]
+    with pytest.raises(LookupError, match="'torch'|torch"):
+        marks.ratios(ROWS, "op", "torch", "ours")
+
+
+def test_reductions():
+    assert marks.geometric_mean([1, 10, 100]) == pytest.approx(10)
+    assert marks.spread([2.0, 3.0, 2.5]) == 1.5
+    assert marks.exponent({1024: 1.0, 2048: 2.0, 4096: 4.0}) == pytest.approx(1)
+    assert marks.exponent({2: 3.0, 8: 48.0}) == pytest.approx(2)
+    rows = [row("gla 4x512x4 64x64", "ours", 2.0), row("linear 4x512x4 64x64", "ours", 9.0), row("gla 1x2048x4 64x64", "ours", 3.0)]
+    assert marks.times_by_length(rows, "op", "gla") == {512: 2.0, 2048: 3.0}
+
+
+def test_suites_name_cases_that_exist_and_have_what_their_marks_compare():
+    """Every mark is judged on made-up times of the contenders that its cases really have."""
+    from research.bench import catalog
+
+    peers = {"torch": "", "transformers": "", "unireplknet": "a path"}
+    for suite in marks.SUITES.values():
+        found = [one for name in dict.fromkeys(name for name, _ in suite.wanted) for one in catalog.cases(name, peers)]
+        rows = []
+        for one in (one for one in found if suite.wants(one.name, one.shape, one.direction)):
+            rows += [row(one.shape, name, 5.0, one.name, one.direction, temp_bytes=7) for name in (*one.contenders, *one.peers)]
+        judged = [mark.judge(rows, peers) for mark in suite.marks]
+        assert all(0 <= entry["figure"] <= 1 and entry["kept"] in ("yes", "no") for entry in judged)
+
+
+def test_suites_that_need_a_peer():
+    assert {name for name, suite in marks.SUITES.items() if marks.needs_peer(suite)} == {"unireplknet", "language_models"}

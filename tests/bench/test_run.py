@@ -1,0 +1,138 @@
+"""Measuring on a tiny case: the numbers hang together, peers and forms come in on demand, donated inputs last."""
+
+import dataclasses
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.bench import case as cases
+from research.bench import catalog, run
+from research.bench.case import BOTH, FORWARD, Built, directed, fast, foreign, normal, op_case, program
+from research.errors import UserError
+
+RATES = {"gemm_flops_per_s": 1e9, "bandwidth_bytes_per_s": 1e9}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(run, "SECONDS", 0.01)
+
+
+def product(direction: str) -> cases.Case:
+    """[16, 8] @ [8, 4] with a peer that takes its time."""
+
+    def peer(direction):
+        return lambda *arrays: lambda: time.sleep(0.02)
+
+    return op_case(
+        "product",
+        "16x8x4",
+        direction,
+        2 * 16 * 8 * 4,
+        lambda: (normal(1, (16, 8)), normal(2, (8, 4))),
+        {"ours": jnp.matmul, "naive": lambda a, b: (a[:, :, None] * b).sum(1)},
+        forms={"twice": lambda a, b: (2 * a) @ b / 2},
+        peers={"torch": peer, "torch slow": peer, "other": peer},
+    )
+
+
+def test_a_measurement_hangs_together(quick):
+    rows = run.measure(product(FORWARD), RATES)
+    assert [row["contender"] for row in rows] == ["ours", "naive"]
+    for row in rows:
+        assert 0 < row["p5_ms"] <= row["median_ms"] <= row["p95_ms"]
+        assert row["compile_s"] > 0 and row["temp_bytes"] >= 0 and run.FEW <= row["repeats"] <= run.MAX_REPEATS
+        # 1024 FLOPs are fewer microseconds at these rates than 4 * (128 + 32 + 64) bytes
+        assert row["floor_ms"] == pytest.approx(1.024e-3) and row["of_floor"] == pytest.approx(row["median_ms"] / row["floor_ms"])
+    assert rows[0]["of_ours"] == 1 and rows[1]["of_ours"] == pytest.approx(rows[1]["median_ms"] / rows[0]["median_ms"])
+
+
+def test_forms_and_peers_come_in_on_demand(quick):
+    rows = run.measure(product(BOTH), RATES, forms=True, peers=["torch"])
+    assert [row["contender"] for row in rows] == ["ours", "naive", "form twice", "torch", "torch slow"]
+    peer = rows[3]
+    assert peer["median_ms"] >= 20 and peer["of_ours"] > 1 and peer["compile_s"] is None and peer["temp_bytes"] is None
+    assert peer["flops"] == 3 * 1024 and peer["num_bytes"] == 4 * (128 + 32 + 64 + 64 + 128 + 32)
+
+
+def test_floor_is_the_larger_of_products_and_traffic():
+    rates = {"gemm_flops_per_s": 2e9, "bandwidth_bytes_per_s": 1e9}
+    assert run.floor_ms(4e6, 1e6, rates) == 2 and run.floor_ms(1e6, 4e6, rates) == 4
+
+
+def test_measured_rates_are_positive_and_in_the_header():
+    measured = run.rates()
+    assert all(rate > 0 for rate in measured.values())
+    header = run.header(measured, [])
+    assert header["versions"].startswith("jax 0.") and "python 3." in header["versions"] and "torch" not in header["versions"]
+    assert f"{measured['gemm_flops_per_s'] / 1e9:.1f} GFLOP/s" in header["rates"] and "threads" in header["device"]
+
+
+def test_slow_contenders_are_timed_fewer_times(monkeypatch):
+    monkeypatch.setattr(run, "SLOW_S", 0.015)
+    monkeypatch.setattr(run, "LED_MS", 5.0)
+    calls = {"fast": [], "middle": [], "slow": []}
+    sleeps = {"fast": 0.001, "middle": 0.01, "slow": 0.02}
+
+    def call(name):
+        return lambda: calls[name].append(time.sleep(sleeps[name]))
+
+    times = run.timed({name: call(name) for name in calls}, seconds=0.05)
+    assert times["slow"]["repeats"] == 1 and len(calls["slow"]) == 2  # one warms up, none leads in
+    assert run.FEW <= times["middle"]["repeats"] <= 5 and len(calls["middle"]) == times["middle"]["repeats"] + 2
+    assert times["fast"]["repeats"] > 5 and len(calls["fast"]) == times["fast"]["repeats"] * (1 + run.LEAD) + 2
+
+
+def test_gradients_are_of_the_leading_inputs():
+    a, b, out = normal(1, (3, 5)), normal(2, (5, 2)), normal(3, (3, 2))
+    y, (da, db) = directed(jnp.matmul, BOTH, 2)(out, a, b)
+    for found, expected in ((y, a @ b), (da, out @ b.T), (db, a.T @ out)):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert len(directed(lambda a, b, n: a @ b, BOTH, 1)(out, a, b, jnp.int32(0))[1]) == 1
+    assert directed(jnp.matmul, FORWARD, 2) is jnp.matmul
+
+
+def test_a_donated_state_goes_from_call_to_call_and_is_not_taken_from_others():
+    state = jnp.zeros(4)
+    built = program(lambda state, x: (state + x, x.sum()), donated=(0,))(state, jnp.ones(4))
+    for expected in (1, 2, 3):
+        np.testing.assert_array_equal(built.call()[0], np.full(4, expected))
+    np.testing.assert_array_equal(state, np.zeros(4))
+
+
+def test_foreign_contenders_get_numpy_arrays():
+    seen = []
+    built = foreign(lambda *arrays: lambda: seen.append(arrays))({"a": jnp.ones(2)}, jnp.zeros(3))
+    built.call()
+    assert isinstance(built, Built) and isinstance(seen[0][0]["a"], np.ndarray) and isinstance(seen[0][1], np.ndarray)
+
+
+def test_fast_forms():
+    assert fast(("auto", "cpu", "naive", "shift")) == ["shift"]
+
+
+def test_peers_are_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "installed", lambda peer: peer != "transformers")
+    file = tmp_path / "unireplknet.py"
+    file.touch()
+    assert catalog.parse_peers(["torch", f"unireplknet:{file}"]) == {"torch": "", "unireplknet": str(file)}
+    for texts, words in (
+        (["numpy"], "unknown peer 'numpy'; valid: torch, transformers, unireplknet"),
+        (["transformers"], "not installed: it needs packages torch and transformers (pip install torch transformers); installed: torch"),
+        (["unireplknet"], "no file at ''; expected --peer=unireplknet:PATH/unireplknet.py"),
+        ([f"unireplknet:{tmp_path}/none.py"], "no file at"),
+        ([f"torch:{file}"], "peer torch takes no path"),
+    ):
+        with pytest.raises(UserError) as error:
+            catalog.parse_peers(texts)
+        assert words in str(error.value)
+
+
+def test_every_case_of_the_catalogue_can_be_traced():
+    """Shapes fit, and what is compared computes arrays of one shape; nothing is compiled."""
+    for name in catalog.OPS:
+        for one in catalog.cases(name, {}):
+            assert one.name == name and one.flops > 0 and one.num_bytes > 0 and next(iter(one.contenders)) == "ours"
+            assert dataclasses.replace(one).key == f"{name} | {one.shape} | {one.direction}"
