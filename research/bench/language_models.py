@@ -115,8 +115,8 @@ def next_token_loss(mixer: Callable[[Params, Array, Sizes], Array]):
             own = {key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)}
             x = x + mixer(own, rms_norm(x, params[f"layers.{layer}.norm.weight"]), sizes)
         logits = rms_norm(x, params["norm_f.weight"])[:, :-1] @ params["embeddings.weight"].T
-        log_p = nn.log_softmax(logits)
-        return -jnp.take_along_axis(log_p, ids[:, 1:, None], -1).mean()
+        chosen = (logits * nn.one_hot(ids[:, 1:], sizes.vocab)).sum(-1)
+        return (nn.logsumexp(logits, -1) - chosen).mean()
 
     return loss
 

@@ -168,17 +168,17 @@ def _decay(delta, keep, A):
     return decay if keep is None else decay * keep[..., None, None]
 
 
-def _states(name, delta, keep, A, w, v, h0, *, reverse=False):
-    """States [c, B, N, D] of h_t = exp(delta_t A) keep_t h_{t-1} + w_t (outer) v_t over a chunk of c steps."""
+def _states(name, decay, w, v, h0, *, reverse=False):
+    """States [c, B, N, D] of h_t = decay_t h_{t-1} + w_t (outer) v_t over a chunk of c steps."""
     if name == "sequential":
 
         def step(h, token):
-            delta_t, keep_t, w_t, v_t = token
-            h = _decay(delta_t, keep_t, A) * h + w_t[:, None] * v_t[:, :, None]
+            decay_t, w_t, v_t = token
+            h = decay_t * h + w_t[:, None] * v_t[:, :, None]
             return h, h
 
-        return lax.scan(step, h0, (delta, keep, w, v), reverse=reverse)[1]
-    decay, x = _decay(delta, keep, A), w[:, :, None] * v[..., None]
+        return lax.scan(step, h0, (decay, w, v), reverse=reverse)[1]
+    x = w[:, :, None] * v[..., None]
     first = -1 if reverse else 0
     x = x.at[first].add(decay[first] * h0)
     return lax.associative_scan(combine, (decay, x), reverse=reverse)[1]
@@ -222,12 +222,8 @@ def _forward(name, u, delta, A, B, C, h0, keep):
 
     def chunk_step(h, chunk):
         u_c, delta_c, b_c, c_c, keep_c = chunk
-        if name == "sequential":
-            y, last = _naive(u_c, delta_c, A, b_c, c_c, h, keep_c)
-        else:
-            states = _states(name, delta_c, keep_c, A, delta_c * u_c, b_c, h)
-            y, last = _contract(c_c, states), states[-1]
-        return last, (y, h)
+        states = _states(name, _decay(delta_c, keep_c, A), delta_c * u_c, b_c, h)
+        return states[-1], (_contract(c_c, states), h)
 
     state, (y, boundaries) = lax.scan(chunk_step, h0, _split(name, h0.size, (u, delta, B, C, keep)))
     return (_join(y, length), state), (u, delta, A, B, C, h0, keep, boundaries)
@@ -252,14 +248,13 @@ def _backward(name, residuals, cotangents):
         carried, d_A = carry  # dL/dh of the step before this chunk's end, already through the decay of the step after it
         (u_c, delta_c, b_c, c_c, dy_c, keep_c), h = chunk
         inputs = delta_c * u_c
-        states = _states(name, delta_c, keep_c, A, inputs, b_c, h)
+        decay = _decay(delta_c, keep_c, A)
+        states = _states(name, decay, inputs, b_c, h)
         before = jnp.concatenate([h[None], states[:-1]])
         last = carried + dy_c[-1][:, None] * c_c[-1][:, :, None]
-        later_keep = None if keep_c is None else keep_c[1:]
         g = last[None]
         if u_c.shape[0] > 1:
-            g = jnp.concatenate([_states(name, delta_c[1:], later_keep, A, dy_c[:-1], c_c[:-1], last, reverse=True), g])
-        decay = _decay(delta_c, keep_c, A)
+            g = jnp.concatenate([_states(name, decay[1:], dy_c[:-1], c_c[:-1], last, reverse=True), g])
         through_decay = g * decay * before
         d_input = _contract(b_c, g)
         d_delta = (through_decay * A).sum(2) + u_c * d_input
