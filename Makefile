@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help quickstart quickstart-seeds test test-slow check format lock fashion fashion-fast overhead bench clean
+.PHONY: help quickstart quickstart-seeds test test-slow check format lock fashion fashion-fast overhead bench bench-peers tune clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
@@ -16,6 +16,8 @@ help:
 	@echo "make fashion-fast  the best single network in 300 s"
 	@echo "make overhead      what the loop adds to the bare jitted step"
 	@echo "make bench         ops beside their twins and XLA's own, judged by their marks"
+	@echo "make bench-peers   ops and models beside PyTorch and transformers, in an environment of their own (UNIREPLKNET=PATH of the official file)"
+	@echo "make tune          measure the table that chooses the ops' forms on a CPU"
 	@echo "make lock          renew requirements.lock (needs uv)"
 
 $(STAMP): requirements.lock pyproject.toml
@@ -55,15 +57,32 @@ overhead: $(STAMP)
 	$(PY) -m launch.bench --config=configs/quickstart.py --csv=results/overhead/quickstart.csv
 	$(PY) -m launch.bench --config=configs/fashion_fast.py --csv=results/overhead/fashion_fast.csv
 
-SUITES := depthwise selective_scan length attention grouped
+SUITES := selective_scan length attention grouped
 bench: $(STAMP)
 	@failed=; for suite in $(SUITES); do \
 	  $(PY) -m launch.bench --suite=$$suite --csv=results/bench/$$suite.csv --plot=results/bench/$$suite.png || failed="$$failed $$suite"; \
 	done; test -z "$$failed" || { echo "marks missed or errors in:$$failed"; exit 1; }
+
+# Peers stay out of .venv: PyTorch is large, and nothing of ours needs it.
+PEERS := .venv-peers
+UNIREPLKNET ?= runs/unireplknet.py
+$(PEERS)/.installed: requirements.lock
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --requirement requirements.lock torch==2.13.0 transformers==5.24.0
+	@touch $@
+
+bench-peers: $(PEERS)/.installed
+	@failed=; for suite in depthwise:torch language_models:transformers unireplknet:unireplknet:$(UNIREPLKNET); do \
+	  name=$${suite%%:*}; \
+	  $(PEERS)/bin/python -m launch.bench --suite=$$name --peer=$${suite#*:} --csv=results/bench/$$name.csv --plot=results/bench/$$name.png || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "marks missed or errors in:$$failed"; exit 1; }
+
+tune: $(STAMP)
+	for op in depthwise_conv2d depthwise_conv1d softmax_attention; do $(PY) -m launch.bench --tune=$$op || exit 1; done
 
 lock:
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock
 	sed -i '1i # Pinned versions of every dependency, for Python 3.11 to 3.13; made by: make lock' requirements.lock
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .mypy_cache

@@ -30,12 +30,15 @@ _PEER = flags.DEFINE_list("peer", [], "Peers to time beside ours: NAME or NAME:P
 _PLOT = flags.DEFINE_string("plot", None, "PNG file to write: times by contender, with the floors.")
 _CONFIG = flags.DEFINE_string("config", None, "Recipe whose training loop is measured against its bare step.")
 _STEPS = flags.DEFINE_integer("steps", 100, "With --config: updates of each kind to time.", lower_bound=3)
-_CSV = flags.DEFINE_string("csv", None, "CSV file to write beside the table.")
+_CSV = flags.DEFINE_string("csv", None, "CSV file to write beside the table, and a page of Markdown with the same name.")
 
 COLUMNS = {
     "contender": "contender", "median_ms": "median", "p5_ms": "p5", "p95_ms": "p95", "repeats": "calls", "compile_s": "compile",
     "temp_bytes": "temporary", "of_floor": "/ floor", "of_ours": "/ ours",
 }  # fmt: skip
+
+
+MARK_COLUMNS = ["claim", "figure", "asked", "kept"]
 
 
 class _Quiet:
@@ -86,7 +89,7 @@ def _measure() -> int:
     allocator = _allocator(bool(peers))  # before JAX starts threads
 
     from research.bench import run
-    from research.report import machine, plots, tables
+    from research.report import plots, tables
 
     cases = _cases(suite, peers)
     rates = run.rates()
@@ -98,12 +101,15 @@ def _measure() -> int:
         floor = tables.human_ms(new[0]["floor_ms"])
         print(f"[{i}/{len(cases)}] {case.key} | {tables.human_count(case.flops, 'FLOPs')} | floor {floor}")
         print(tables.text_table(new, COLUMNS), flush=True)
+    judged = [mark.judge(rows, peers) for mark in suite.marks] if suite else []
+    if judged:
+        print(tables.text_table(judged, MARK_COLUMNS), end="")
     if _CSV.value:
-        tables.write_csv(_CSV.value, rows, command=machine.command_line(), header=header)
+        _write(Path(_CSV.value), rows, judged, header)
     if _PLOT.value:
         labelled = [{**row, "case": f"{row['name']} {row['shape']}\n{row['direction']}"} for row in rows]
         plots.bars_plot(_PLOT.value, labelled, "case", "contender", "median_ms", "floor_ms", title=header["device"])
-    return _judge(suite, rows, peers, header) if suite else 0
+    return 1 if any(row["kept"] == "no" for row in judged) else 0
 
 
 def _check_folders() -> None:
@@ -146,15 +152,19 @@ def _cases(suite, peers: dict[str, str]) -> list:
     return found
 
 
-def _judge(suite, rows: list[dict], peers: dict[str, str], header: dict[str, str]) -> int:
+def _write(path: Path, rows: list[dict], judged: list[dict], header: dict[str, str]) -> None:
+    """The figures and the judged marks as CSV, and both as a page of Markdown beside them."""
     from research.report import machine, tables
 
-    judged = [mark.judge(rows, peers) for mark in suite.marks]
-    print(tables.text_table(judged, ["claim", "figure", "asked", "kept"]), end="")
-    if _CSV.value:
-        path = Path(_CSV.value)
-        tables.write_csv(path.with_name(f"{path.stem}_marks{path.suffix}"), judged, command=machine.command_line(), header=header)
-    return 1 if any(row["kept"] == "no" for row in judged) else 0
+    command = machine.command_line()
+    tables.write_csv(path, rows, command=command, header=header)
+    if judged:
+        tables.write_csv(path.with_name(f"{path.stem}_marks{path.suffix}"), judged, command=command, header=header)
+    parts = [f"Made by `{command}`:\n", "".join(f"* {key}: {value or 'none'}\n" for key, value in header.items())]
+    if judged:
+        parts.append(tables.markdown_table(judged, MARK_COLUMNS))
+    parts.append(tables.markdown_table(rows, {"name": "case", "shape": "shape", "direction": "direction", **COLUMNS}))
+    path.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def _tune(op: str) -> int:

@@ -15,12 +15,14 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.models import elastic
+from research.models.forms import check_form
 from research.modules.axes import Init
 from research.modules.dilated_reparam import BRANCHES, DilatedReparam, batch_norm_affine, kernel_nests, merge_dilated_reparam
 from research.modules.layers import Conv, DepthwiseConv, Linear, drop_path, drop_path_rates, normal_02
 from research.modules.norms import BatchNorm, GeluGRN, LayerNorm
 from research.modules.squeeze_excite import SqueezeExcite
 from research.modules.state import Arrays, Stack
+from research.ops import depthwise, reparam_conv
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class UniRepLKNetConfig:
     }
 
     def __post_init__(self):
+        check_form("unireplknet", self.form, {depthwise.OP: depthwise.FORMS, reparam_conv.OP: reparam_conv.FORMS})
         if not self.mlp_dims:
             object.__setattr__(self, "mlp_dims", tuple(4 * d for d in self.dims))
         stages = len(self.depths)

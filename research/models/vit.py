@@ -15,12 +15,14 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.models import elastic
+from research.models.forms import check_form
 from research.modules.attention import Attention
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates, normal_02
 from research.modules.mlp import Mlp
 from research.modules.norms import LayerNorm
 from research.modules.state import Stack
+from research.ops import attention
 
 torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -30,7 +32,7 @@ class ViTConfig:
     """Description of one vision Transformer.
 
     `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `kept_layers` holds, for a
-    sub-network, the indices of its blocks in the full model.
+    sub-network, the indices of its blocks in the full model. `form`: of the attention op, see `research.ops.dispatch`.
     """
 
     dim: int = 192
@@ -46,6 +48,7 @@ class ViTConfig:
     drop_path_rate: float = 0.0
     kept_layers: tuple[int, ...] = ()
     unroll: bool = False
+    form: str = "auto"
     remat: str = "none"
 
     family: ClassVar[str] = "vit"
@@ -59,6 +62,7 @@ class ViTConfig:
     }
 
     def __post_init__(self):
+        check_form("vit", self.form, {attention.OP: attention.VALID_FORMS})
         if not self.mlp_dim:
             object.__setattr__(self, "mlp_dim", 4 * self.dim)
         if not self.kept_layers:
@@ -111,7 +115,7 @@ class Block(nnx.Module):
     def __init__(self, config: ViTConfig, init: Init):
         self.drop = config.drop_path_rate > 0
         self.norm1 = LayerNorm(config.dim, "embed", init.child("norm1"))
-        self.attention = Attention(config.dim, config.heads, config.head_dim, "embed", "layer", init.child("attention"))
+        self.attention = Attention(config.dim, config.heads, config.head_dim, "embed", "layer", init.child("attention"), form=config.form)
         self.norm2 = LayerNorm(config.dim, "embed", init.child("norm2"))
         self.mlp = Mlp(config.dim, config.mlp_dim, ("embed", "layer/mlp"), init.child("mlp"))
 

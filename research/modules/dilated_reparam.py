@@ -53,7 +53,7 @@ class DilatedReparam(nnx.Module):
         dilations = (1, *self.dilations)
         if mode == "eval":
             factors, offsets = (jnp.stack(rows) for rows in zip(*(norm.affine() for norm in norms), strict=True))
-            if self.form == "naive":
+            if self.form == "naive":  # counted and exported as the network is defined, branch by branch
                 outs = depthwise.depthwise_conv2d_multi(x, kernels, dilations, form="naive")
                 return sum(y * f for y, f in zip(outs, factors, strict=True)).astype(x.dtype) + offsets.sum(0).astype(x.dtype)
             kernel = reparam_conv.merged_kernel(kernels, dilations, factors)

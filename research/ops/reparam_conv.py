@@ -6,14 +6,17 @@ sum y^2 = tr(T G T^T). So the moments form never computes the branches: it makes
 branch's factor from it, folds all branches into one kernel, and convolves once. The explicit form is its naive twin.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from research.ops import batch_norm, depthwise, depthwise_geometry, depthwise_toeplitz
+from research.ops import batch_norm, depthwise, depthwise_geometry, depthwise_toeplitz, dispatch
 
+OP = "reparam_conv"
+FORMS = ("moments", *depthwise.FORMS)
 MOMENTS_PIXELS = 100  # largest map for which the [pixels, pixels] moments pay on a CPU
 
 Result = tuple[Float[Array, "B H W C"], Float[Array, "N C"], Float[Array, "N C"]]
@@ -38,20 +41,21 @@ def reparam_conv(
       scales: batch-norm factors, one row per branch.
       biases: batch-norm offsets, one row per branch.
       eps: added to the variances.
-      form: "auto" (by platform and shape), "cpu" (by shape), "moments", or a form of `depthwise_conv2d` for explicit branches.
+      form: "auto" (by platform and shape), "cpu" (by shape), "moments", or a form of `depthwise_conv2d` for explicit branches; or a
+        list for several ops, as `dispatch.resolve` takes it.
 
     Returns:
       (sum, mean of each branch, biased variance of each branch); no gradient flows through the moments.
     """
-    explicit = lambda *a: _explicit(*a, dilations=dilations, eps=eps, form="naive" if form == "moments" else form)  # noqa: E731
-    by_moments = lambda *a: _by_moments(*a, dilations=dilations, eps=eps, form="auto" if form == "moments" else form)  # noqa: E731
+    own = dispatch.resolve(form, OP, FORMS)
+    inner = own if own in depthwise.FORMS else "auto" if form == "moments" else form
+    options = dict(dilations=dilations, eps=eps, form=inner)
+    explicit, by_moments = functools.partial(_explicit, **options), functools.partial(_by_moments, **options)
     args = (x, tuple(kernels), scales, biases)
-    if form == "moments" or (form == "cpu" and x.shape[1] * x.shape[2] <= MOMENTS_PIXELS):
-        out = by_moments(*args)
-    elif form == "auto" and x.shape[1] * x.shape[2] <= MOMENTS_PIXELS:
-        out = lax.platform_dependent(*args, cpu=by_moments, default=explicit)
+    if own in ("auto", "cpu") and x.shape[1] * x.shape[2] <= MOMENTS_PIXELS:
+        out = dispatch.per_platform(own, by_moments, explicit, *args)
     else:
-        out = explicit(*args)
+        out = (by_moments if own == "moments" else explicit)(*args)
     return out[0], lax.stop_gradient(out[1]), lax.stop_gradient(out[2])
 
 
