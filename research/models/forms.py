@@ -6,6 +6,14 @@ from research.errors import UserError
 from research.ops import dispatch
 
 
+def on_cpu(form: str) -> str:
+    """The form to run with on a CPU: what is left to the platform is chosen for it at once, which halves tracing."""
+    if form == "auto":
+        return "cpu"
+    entries = [entry.strip() for entry in form.split(",")]
+    return f"{form}, cpu" if all("=" in entry for entry in entries) else form
+
+
 def check_form(family: str, form: str, ops: Mapping[str, Sequence[str]]) -> None:
     """Raises UserError unless every op of the model can take what `form` asks of it.
 

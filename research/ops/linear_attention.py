@@ -29,6 +29,7 @@ from research.ops.unit_lower import unit_lower_inverse
 OP = "linear_attention"
 FORMS = ("naive", "chunked")
 CHUNK = 64
+CPU_CHUNK = 32  # of vector decays and the delta rule, whose work inside a chunk grows faster with it
 _CPU_TOKENS = 1024  # tokens times heads whose chunks are computed at once on a CPU: they stay in the cache
 _ALL = 2**62
 
@@ -61,7 +62,7 @@ def linear_attention(
       normalize: divide by scale * q_t . z_t + eps, with z_t the same recurrence over k alone. The states then have V + 1 columns, the last of which is z. Not with beta.
       eps: added to the normaliser.
       segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from `initial_state`.
-      chunk_size: tokens a chunk, a power of two; 64 by default.
+      chunk_size: tokens a chunk, a power of two; by default 64, on a CPU 32 for vector decays and the delta rule.
       form: "auto" and "cpu" are "chunked"; "naive" is a loop over tokens with the gradient by autodiff.
 
     Returns:
@@ -72,8 +73,8 @@ def linear_attention(
     """
     form = dispatch.resolve(form, OP, FORMS)
     sizes = _check(q, k, v, log_decay, beta, initial_state, normalize, segment_ids)
-    chunk_size = CHUNK if chunk_size is None else chunk_size
-    checks.require(chunk_size > 0 and not chunk_size & (chunk_size - 1), OP, "chunk_size", chunk_size, "a power of two")
+    whole = chunk_size is None or (chunk_size > 0 and not chunk_size & (chunk_size - 1))
+    checks.require(whole, OP, "chunk_size", chunk_size, "a power of two")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     lead, (length, heads, width) = sizes["*B"], (sizes[name] for name in "THK")
 
@@ -88,9 +89,11 @@ def linear_attention(
     if form == "naive" or not length:
         out, state = _naive(q_ * scale, k_, v_, g, beta_, state, starts)
     else:
-        size = min(chunk_size, 1 << (length - 1).bit_length())
-        run = lambda tokens: functools.partial(_chunked, tokens, size=size)
-        out, state = dispatch.per_platform(form, run(_CPU_TOKENS), run(_ALL), q_ * scale, k_, v_, g, beta_, state, starts)
+        longest = 1 << (length - 1).bit_length()
+        run = lambda tokens, size: functools.partial(_chunked, tokens, size=min(chunk_size or size, longest))
+        costly = beta is not None or (g is not None and g.ndim == v_.ndim)
+        on_cpu, elsewhere = run(_CPU_TOKENS, CPU_CHUNK if costly else CHUNK), run(_ALL, CHUNK)
+        out, state = dispatch.per_platform(form, on_cpu, elsewhere, q_ * scale, k_, v_, g, beta_, state, starts)
     out = _divide(out, eps) if normalize else out
     return out.reshape(v.shape).astype(v.dtype), state.reshape(*lead, *state_shape)
 
@@ -180,7 +183,19 @@ def _product(text, *operands):
 # --- the chunked form. Axes: n chunks, b batch, g heads of q and k, r heads of v for each of them, c (i, j) tokens of a chunk ---
 
 
-def _chunked(tokens_at_once, q, k, v, g, beta, state, starts, *, size):
+def _chunked(tokens_at_once, *operands, size):
+    """Runs as many rows of the batch at once as fit the cache with one chunk each, one set of rows after the other."""
+    batch, _, heads, _ = operands[2].shape
+    fitting = max(1, tokens_at_once // (heads * size))
+    rows = max(n for n in range(1, min(batch, fitting) + 1) if batch % n == 0)
+    if rows == batch:
+        return _chunked_rows(tokens_at_once, *operands, size=size)
+    sets = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), operands)
+    results = lax.map(lambda one: _chunked_rows(tokens_at_once, *one, size=size), sets)
+    return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), results)
+
+
+def _chunked_rows(tokens_at_once, q, k, v, g, beta, state, starts, *, size):
     """Scans over groups of chunks that fit the cache; the chunks of a group are computed at once, and again for the gradient."""
     batch, length, groups, width = q.shape
     repeats, columns = v.shape[2] // groups, v.shape[-1]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from research.models import registry
+from research.models.forms import on_cpu
 from research.modules.state import Arrays, abstract, apply
 from research.report import flops as flop_counter
 from research.report import timing
@@ -38,8 +39,8 @@ def static_costs(config: Any) -> dict[str, int]:
 
 def _compile(config: Any, params: Arrays, stats: Arrays, batch: int) -> tuple[Any, Any]:
     image = jnp.zeros((batch, *config.input_shape()), jnp.float32)
-    if getattr(config, "form", None) == "auto" and jax.default_backend() == "cpu":
-        config = dataclasses.replace(config, form="cpu")
+    if hasattr(config, "form") and jax.default_backend() == "cpu":
+        config = dataclasses.replace(config, form=on_cpu(config.form))
     run = jax.jit(lambda p, s, x: apply(config, p, s, x, mode="eval")[0])
     program = run.lower(params, stats, image).compile()
     return program, functools.partial(program, params, stats, image)

@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from research.models.forms import on_cpu
 from research.modules.state import Abstract, Arrays, abstract, apply, initialize
 from research.nested.slicing import slice_like
 from research.nested.space import Space
@@ -109,11 +110,9 @@ class Programs:
         return {k: jax.device_put(np.zeros(s.shape, s.dtype), self.param_shardings[k]) for k, s in self.full.params.items()}
 
     def _compute(self, name: str) -> Any:
-        """The config to run with: on a CPU mesh the ops' forms are chosen for it, which halves tracing."""
+        """The config to run with: on a CPU mesh the ops' forms are chosen for it."""
         config = self.space.configs[name]
-        if getattr(config, "form", None) == "auto" and self._on_cpu:
-            return dataclasses.replace(config, form="cpu")
-        return config
+        return dataclasses.replace(config, form=on_cpu(config.form)) if self._on_cpu and hasattr(config, "form") else config
 
     # -- programs ----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,9 @@ import pytest
 
 from research.errors import UserError
 from research.models import registry
+from research.models.forms import on_cpu
 from research.modules.state import apply, initialize
+from research.ops import dispatch
 
 CASES = [
     (
@@ -38,6 +40,20 @@ def test_one_field_changes_the_form_and_not_the_function(name, fields, form):
         programs.append(run.lower(params, stats, images).as_text())
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-4 * np.abs(outputs[0]).max())
     assert programs[0] != programs[1]
+
+
+@pytest.mark.parametrize(
+    "form, expected",
+    [
+        ("auto", "cpu"),
+        ("naive", "naive"),
+        ("depthwise_conv2d=dft", "depthwise_conv2d=dft, cpu"),
+        ("depthwise_conv2d=dft, naive", "depthwise_conv2d=dft, naive"),
+    ],
+)
+def test_what_is_left_open_is_chosen_for_a_cpu(form, expected):
+    assert on_cpu(form) == expected
+    assert dispatch.resolve(on_cpu(form), "depthwise_conv2d", ("naive", "dft")) != "auto"
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,13 @@ def test_lowers_for_accelerators_in_products(kind):
     assert "dense<2048> : tensor<i32>" not in text, "a loop over tokens"
 
 
+def test_gradient_at_the_size_whose_reductions_once_crashed_the_process():
+    """Vector decays, 4 x 512 tokens, 4 heads of 32 x 64: XLA:CPU's library of kernels ended the process on arrays of ten axes."""
+    args = operands("vector", 4, 512, 4, 32, 64)
+    outputs, grads = outputs_and_grads(run, *args)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((outputs, grads)))
+
+
 def test_bad_input_is_named():
     q, k, v, log_decay, beta, state = operands("gated_delta", 2, 5, 4, 3, 2)
     with pytest.raises(ValueError, match=r"linear_attention: k has shape \(2, 5, 4, 2\); expected \[\*B T G K\] = \(2, 5, 4, 3\)"):
