@@ -19,7 +19,7 @@ CASES = {
     "depthwise_conv2d_multi": (lambda x, a, b: depthwise.depthwise_conv2d_multi(x, (a, b), (1, 2)), MAPS, *KERNELS),
     "elu_plus_one": (feature_maps.elu_plus_one, MAPS),
     "taylor": (feature_maps.taylor, MAPS),
-    "cos_reweighted": (lambda x: feature_maps.cos_reweighted(x, jnp.arange(5), 8), draw((2, 5, 4), 5)),
+    "cos_reweighted": (lambda x: feature_maps.cos_reweighted(x, jnp.arange(5), 8), draw((2, 5, 1, 4), 5)),
     "segment_sum": (lambda x: jnp.exp(segment_sums.segment_sum(x)), -abs(draw((2, 9), 6))),
     "unit_lower_inverse": (unit_lower.unit_lower_inverse, draw((2, 8, 8), 7)),
     "spread": (lambda x: spread(x, -2, 3), draw((2, 1, 4), 8)),
