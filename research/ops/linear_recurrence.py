@@ -70,10 +70,7 @@ def linear_recurrence(
 def _run(form, a, b, h0, reverse):
     if form == "naive":
         return _sequential(a, b, h0, reverse)
-    if form not in ("auto", "cpu"):
-        return _states(form, reverse, a, b, h0)
-    run = lambda name: functools.partial(_states, name, reverse)
-    return dispatch.per_platform(form, run("sequential"), run("associative"), a, b, h0)
+    return _states(form, reverse, a, b, h0)
 
 
 def _sequential(a, b, h0, reverse):
@@ -119,22 +116,30 @@ def _chunked(a, b, h0, reverse):
 _FORMS = {"sequential": _sequential, "chunked": _chunked, "associative": _associative}
 
 
+def _recur(form, a, b, h0, reverse):
+    """The platform is chosen inside each direction: a differentiated choice would keep what every platform's branch keeps."""
+    if form in _FORMS:
+        return _FORMS[form](a, b, h0, reverse)
+    run = lambda name: functools.partial(_FORMS[name], reverse=reverse)
+    return dispatch.per_platform(form, run("sequential"), run("associative"), a, b, h0)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _states(name, reverse, a, b, h0):
-    return _FORMS[name](a, b, h0, reverse)
+def _states(form, reverse, a, b, h0):
+    return _recur(form, a, b, h0, reverse)
 
 
-def _states_fwd(name, reverse, a, b, h0):
-    states = _states(name, reverse, a, b, h0)
+def _states_fwd(form, reverse, a, b, h0):
+    states = _states(form, reverse, a, b, h0)
     return states, (a, states, h0)
 
 
-def _states_bwd(name, reverse, residuals, d_states):
+def _states_bwd(form, reverse, residuals, d_states):
     a, states, h0 = residuals
     # The state at t reaches the next one through its decay; the step after the last is given a decay that no state meets.
     ones = jnp.ones_like(a[:1])
     a_next = jnp.concatenate([ones, a[:-1]] if reverse else [a[1:], ones])
-    g = _FORMS[name](a_next, d_states, jnp.zeros_like(h0), not reverse)
+    g = _recur(form, a_next, d_states, jnp.zeros_like(h0), not reverse)
     before = jnp.concatenate([states[1:], h0[None]] if reverse else [h0[None], states[:-1]])
     first = -1 if reverse else 0
     d_a = g * before

@@ -139,10 +139,7 @@ def _as_two_rows(run, u, delta, A, B, C, h0, keep):
 def _run(form, *operands):
     if form == "naive":
         return _naive(*operands)
-    run = lambda name: functools.partial(_scan, name)
-    if form in ("auto", "cpu"):
-        return dispatch.per_platform(form, run("sequential"), run("chunked"), *operands)
-    return run(form)(*operands)
+    return _scan(form, *operands)
 
 
 def _naive(u, delta, A, B, C, h0, keep):
@@ -213,11 +210,41 @@ def _join(x, length):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(name, u, delta, A, B, C, h0, keep):
-    return _forward(name, u, delta, A, B, C, h0, keep)[0]
+def _scan(form, u, delta, A, B, C, h0, keep):
+    return _forward(form, u, delta, A, B, C, h0, keep)[0]
 
 
-def _forward(name, u, delta, A, B, C, h0, keep):
+def _forward(form, *operands):
+    """The platform is chosen inside each direction: a differentiated choice would keep what every platform's branch keeps."""
+    length, numbers = operands[0].shape[0], operands[5].size
+    rows = max(_chunks(name, length, numbers) for name in (("sequential", "chunked") if form in ("auto", "cpu") else (form,)))
+
+    def forward(name):
+        def run(*operands):
+            outputs, boundaries = _forward_pass(name, *operands)
+            return outputs, jnp.pad(boundaries, ((0, rows - len(boundaries)), *[(0, 0)] * (boundaries.ndim - 1)))
+
+        return run
+
+    outputs, boundaries = _per_platform(form, forward, *operands)
+    return outputs, (*operands, boundaries)
+
+
+def _backward(form, residuals, cotangents):
+    return _per_platform(form, lambda name: functools.partial(_backward_pass, name), residuals, cotangents)
+
+
+def _per_platform(form, run, *operands):
+    if form in ("auto", "cpu"):
+        return dispatch.per_platform(form, run("sequential"), run("chunked"), *operands)
+    return run(form)(*operands)
+
+
+def _chunks(name, length, state_numbers):
+    return -(-length // _chunk_length(name, length, state_numbers))
+
+
+def _forward_pass(name, u, delta, A, B, C, h0, keep):
     length = u.shape[0]
 
     def chunk_step(h, chunk):
@@ -226,7 +253,7 @@ def _forward(name, u, delta, A, B, C, h0, keep):
         return states[-1], (_contract(c_c, states), h)
 
     state, (y, boundaries) = lax.scan(chunk_step, h0, _split(name, h0.size, (u, delta, B, C, keep)))
-    return (_join(y, length), state), (u, delta, A, B, C, h0, keep, boundaries)
+    return (_join(y, length), state), boundaries
 
 
 def _contract(v, states):
@@ -239,10 +266,11 @@ def _along_channels(w, states):
     return jnp.einsum("tbd,tbnd->tbn", w, states, precision=lax.Precision.HIGHEST)
 
 
-def _backward(name, residuals, cotangents):
+def _backward_pass(name, residuals, cotangents):
     u, delta, A, B, C, h0, keep, boundaries = residuals
     d_y, d_state = cotangents
     length = u.shape[0]
+    boundaries = boundaries[: _chunks(name, length, h0.size)]
 
     def chunk_step(carry, chunk):
         carried, d_A = carry  # dL/dh of the step before this chunk's end, already through the decay of the step after it
