@@ -21,8 +21,11 @@ def set_allocator(arenas: int = 1) -> bool:
     Args:
       arenas: heaps that threads may have; only a process that also runs another library wants more.
 
-    Returns: True if all settings took effect; False on other C libraries (musl, macOS, Windows), where it does nothing.
+    Returns: True if all settings took effect; False on other C libraries (musl, macOS, Windows), and under NESTAX_ALLOCATOR=default in
+      the environment, where it does nothing.
     """
+    if os.environ.get("NESTAX_ALLOCATOR") == "default":
+        return False
     try:
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018  (AttributeError where the C library is not glibc)

@@ -57,7 +57,7 @@ def _attention(length: int, direction: str) -> Case:
             "xla": functools.partial(jax.nn.dot_product_attention, is_causal=True),
             "linear attention": _linear,
         },
-        forms={name: form(name) for name in fast(attention.VALID_FORMS)},
+        forms={name: form(name) for name in fast(attention.FORMS)},
         peers={"torch": other.attention(causal=True)},
     )
 
@@ -74,7 +74,7 @@ def _sliding_window(length: int, direction: str) -> Case:
         _pair_flops(length * WINDOW - WINDOW * (WINDOW - 1) // 2),
         lambda: _heads(length),
         {"ours": form("auto"), **({"naive": form("naive"), "xla": of_xla} if length <= NAIVE_LENGTH else {})},
-        forms={name: form(name) for name in fast(sliding_window.VALID_FORMS)},
+        forms={name: form(name) for name in fast(sliding_window.FORMS)},
     )
 
 
@@ -92,6 +92,6 @@ def _routing(length: int, direction: str) -> Case:
         _pair_flops(clusters * window**2) // 2 + 4 * HEADS * WIDTH * length * clusters,
         lambda: (*_heads(length), routing.init_centroids(jax.random.key(4), HEADS, clusters, WIDTH).centroids),
         {"ours": form("auto"), **({"naive": form("naive")} if length == ROUTING_LENGTHS[0] else {})},
-        forms={name: form(name) for name in fast(routing.VALID_FORMS)},
+        forms={name: form(name) for name in fast(routing.FORMS)},
         differentiated=3,
     )

@@ -22,7 +22,7 @@ def cases() -> Iterator[Measured]:
         arrays = tuple(normal(seed, (TOKENS // length, length, HEADS, WIDTH)) for seed in range(4))
         for causal in (False, True):
             calls = {}
-            for form in fast(attention.VALID_FORMS):
+            for form in fast(attention.FORMS):
                 run = functools.partial(attention.softmax_attention, causal=causal, form=form)
                 calls[form] = functools.partial(jax.jit(directed(run, BOTH, 3)), *arrays)
             yield {"queries": length, "keys": length, "causal": 2 if causal else 1}, {"forward": calls}

@@ -62,7 +62,7 @@ class ViTConfig:
     }
 
     def __post_init__(self):
-        check_form("vit", self.form, {attention.OP: attention.VALID_FORMS})
+        check_form("vit", self.form, {attention.OP: attention.FORMS})
         if not self.mlp_dim:
             object.__setattr__(self, "mlp_dim", 4 * self.dim)
         if not self.kept_layers:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.ops import attention_blocks, checks, dispatch, precision
 
 OP = "softmax_attention"
-VALID_FORMS = ("naive", "fused", "chunked")
+FORMS = ("naive", "fused", "chunked")
 
 
 def softmax_attention(
@@ -48,7 +48,7 @@ def softmax_attention(
     Raises:
       ValueError: naming the argument that does not fit.
     """
-    form = dispatch.resolve(form, OP, VALID_FORMS)
+    form = dispatch.resolve(form, OP, FORMS)
     sizes = checks.shapes(
         OP, query=(query, "*B T H K"), key=(key, "*B S G K"), value=(value, "*B S G V"), segment_ids=(segment_ids, "*B T")
     )

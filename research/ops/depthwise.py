@@ -20,7 +20,6 @@ from research.ops import depthwise_geometry as geometry
 
 OP = "depthwise_conv2d"
 FORMS = tuple(depthwise_forms.FORMS)
-VALID_FORMS = ("auto", "cpu", *FORMS)
 MAX_KERNEL_SIZE = 63
 
 Pair = tuple[int, int]

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.ops import checks, dispatch, precision
 
 OP = "routing_attention"
-VALID_FORMS = ("naive", "gathered")
+FORMS = ("naive", "gathered")
 NORM_EPS = 1e-6
 MEAN_EPS = 1e-2
 COUNT_EPS = 1e-5
@@ -68,7 +68,7 @@ def routing_attention(
     Raises:
       ValueError: naming the argument that does not fit.
     """
-    form = dispatch.resolve(form, OP, VALID_FORMS)
+    form = dispatch.resolve(form, OP, FORMS)
     patterns = dict(query=(query, "*B T H K"), key=(key, "*B T H K"), value=(value, "*B T H V"), centroids=(centroids, "H C K"))
     sizes = checks.shapes(OP, **patterns, mask=(mask, "*B T"), segment_ids=(segment_ids, "*B T"))
     checks.require(1 <= window <= sizes["T"], OP, "window", window, f"1 to the number of tokens, {sizes['T']}")

@@ -18,7 +18,7 @@ from research.ops.attention import softmax_attention
 from research.ops.attention_blocks import Blocks, Operands, Pattern
 
 OP = "sliding_window_attention"
-VALID_FORMS = ("naive", "parallel", "chunked")
+FORMS = ("naive", "parallel", "chunked")
 NOTHING = -1
 """Segment of the places of a state that hold no token yet; segments of tokens are 0 or more."""
 
@@ -148,7 +148,7 @@ def sliding_window_extend(
 
 
 def _attend(op, query, key, value, pattern, query_segments, key_segments, scale, form):
-    form = dispatch.resolve(form, OP, VALID_FORMS)
+    form = dispatch.resolve(form, OP, FORMS)
     batch, (heads, size), groups = query.shape[:-3], query.shape[-2:], key.shape[-2]
     checks.require(heads % groups == 0, op, "query", f"of {heads} heads", f"a multiple of the {groups} heads of key and value")
     scale = size**-0.5 if scale is None else scale

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.ops import attention_blocks
-from research.ops.attention import VALID_FORMS, block_size, softmax_attention
+from research.ops.attention import FORMS, block_size, softmax_attention
 
-FAST_FORMS = tuple(form for form in VALID_FORMS if form != "naive")
+FAST_FORMS = tuple(form for form in FORMS if form != "naive")
 
 
 def _draw(shape, seed, dtype=np.float32):
@@ -81,7 +81,7 @@ def test_forms_agree_with_naive_in_outputs_and_gradients(case, form):
     _assert_agree(_outputs_and_grads(*operands, causal=case[-1], form=form), expected, 1e-5)
 
 
-@pytest.mark.parametrize("form", VALID_FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_forms_are_the_definition_with_every_mask_at_once(form):
     query, key, value, _ = _operands((2,), 67, 67, 4, 2, 8, 5)
     rng = np.random.default_rng(9)
@@ -122,7 +122,7 @@ def test_a_bias_and_its_gradient(form):
     rep=st.integers(1, 3),
     size=st.integers(1, 9),
     causal=st.booleans(),
-    form=st.sampled_from(VALID_FORMS),
+    form=st.sampled_from(FORMS),
 )
 def test_any_shape_agrees_with_the_definition(queries, keys, groups, rep, size, causal, form):
     keys = queries if causal else keys
@@ -132,7 +132,7 @@ def test_any_shape_agrees_with_the_definition(queries, keys, groups, rep, size, 
     _assert_agree(softmax_attention(query, key, value, causal=causal, form=form), expected, 1e-5)
 
 
-@pytest.mark.parametrize("form", VALID_FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_bfloat16_keeps_its_dtype(form):
     operands = tuple(jnp.asarray(x, jnp.bfloat16) for x in _operands((2,), 131, 131, 4, 2, 16, 16))
     exact = _outputs_and_grads(*(x.astype(jnp.float32) for x in operands), causal=True, form="naive")
@@ -160,7 +160,7 @@ def test_float64_is_exact_and_the_gradient_is_that_of_differences(form):
         np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("form", VALID_FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_causal_attention_does_not_see_later_tokens(form):
     query, key, value, _ = _operands((1,), 200, 200, 2, 2, 4, 4)
     at = 131

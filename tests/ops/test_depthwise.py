@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.ops.depthwise import VALID_FORMS, centre_pad_kernel, depthwise_conv2d, depthwise_conv2d_multi, dilate_kernel
+from research.ops.depthwise import FORMS, centre_pad_kernel, depthwise_conv2d, depthwise_conv2d_multi, dilate_kernel
 
-FAST_FORMS = tuple(form for form in VALID_FORMS if form != "naive")
+FAST_FORMS = ("auto", "cpu", *(form for form in FORMS if form != "naive"))
 BRANCHES = ((13, 13), 1), ((5, 5), 1), ((7, 7), 2), ((3, 3), 3), ((3, 3), 4), ((3, 3), 5)
 
 # (B, H, W, C), (Kh, Kw), dilation
@@ -118,7 +118,7 @@ def test_multi_agrees_with_singles(shape, form):
     _assert_agree(dx, sum(dx_1 for _, (dx_1, _) in singles), 1e-5)
 
 
-@pytest.mark.parametrize("form", VALID_FORMS)
+@pytest.mark.parametrize("form", ("auto", "cpu", *FORMS))
 def test_bfloat16_keeps_its_dtype_and_sums_in_float32(form):
     x, kernels, grads = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), _operands((2, 9, 7, 3), [(7, 7)]))
     expected = _outputs_and_grads(*jax.tree.map(lambda a: a.astype(jnp.float32), (x, kernels, grads)), (1,), "naive")

@@ -81,7 +81,7 @@ def _definition(query, key, value, centroids, window, causal):
     return out
 
 
-@pytest.mark.parametrize("form", routing.VALID_FORMS)
+@pytest.mark.parametrize("form", routing.FORMS)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
 def test_forms_are_the_definition(causal, shared, form):
@@ -122,7 +122,7 @@ def test_any_shape_agrees_with_the_definition(tokens, clusters, share, causal, s
     _assert_agree(_output(*arrays, shared=shared, window=window, causal=causal), expected, 1e-5)
 
 
-@pytest.mark.parametrize("form", routing.VALID_FORMS)
+@pytest.mark.parametrize("form", routing.FORMS)
 def test_one_cluster_of_all_tokens_is_full_attention_over_1_01(form):
     arrays = _operands(37, 1)
     normal = spherical(arrays[0])
@@ -143,7 +143,7 @@ def test_each_cluster_has_the_window_best_distinct_tokens_in_order_and_others_gi
     assert alone.any() and (out[alone] == 0).all() and (np.abs(out[~alone]).max(-1) > 0).all()
 
 
-@pytest.mark.parametrize("form", routing.VALID_FORMS)
+@pytest.mark.parametrize("form", routing.FORMS)
 @pytest.mark.parametrize("shared", [True, False])
 def test_values_flow_only_forwards_within_the_chosen_clusters(shared, form):
     """Values do not decide what a cluster takes: with them alone changed, causality is exact."""

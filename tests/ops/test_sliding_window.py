@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from research.ops.attention import softmax_attention
 from research.ops.sliding_window import (
-    VALID_FORMS,
+    FORMS,
     block_local_attention,
     sliding_window_attention,
     sliding_window_extend,
     window_state,
 )
 
-FAST_FORMS = tuple(form for form in VALID_FORMS if form != "naive")
+FAST_FORMS = tuple(form for form in FORMS if form != "naive")
 
 
 def _draw(shape, seed, dtype=np.float32):
@@ -107,7 +107,7 @@ def test_naive_window_is_the_definition(causal):
         np.testing.assert_allclose(out[:, t], np.einsum("bhs,bshv->bhv", weights, value[:, seen]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", VALID_FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_a_window_or_block_of_the_whole_length_is_full_attention(form):
     query, key, value, _ = _operands(67)
     causal = softmax_attention(query, key, value, causal=True, form="naive")
@@ -158,7 +158,7 @@ def test_packed_sequences_equal_separate_runs():
     query, key, value, _ = _operands(60)
     lengths = [1, 15, 44]
     segments = np.tile(np.repeat(np.arange(3), lengths), (2, 1))
-    for form in VALID_FORMS:
+    for form in FORMS:
         packed = _output(sliding_window_attention, query, key, value, segments=segments, window=9, form=form)
         ends = np.cumsum([0, *lengths])
         alone = [
@@ -168,7 +168,7 @@ def test_packed_sequences_equal_separate_runs():
         _assert_agree(packed, jnp.concatenate(alone, 1), 1e-5)
 
 
-@pytest.mark.parametrize("form", VALID_FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_what_lies_outside_the_reach_changes_nothing(form):
     arrays = _operands(150)[:3]
     later = [np.concatenate([x[:, :100], 9 * x[:, 100:]], 1) for x in arrays]
@@ -181,7 +181,7 @@ def test_what_lies_outside_the_reach_changes_nothing(form):
         assert not np.allclose(out[:, reach - 1], before[:, reach - 1], atol=1e-7)
 
 
-@pytest.mark.parametrize("form", VALID_FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_bfloat16_and_float64(form):
     half = tuple(jnp.asarray(x, jnp.bfloat16) for x in _operands(131))
     exact = _outputs_and_grads(sliding_window_attention, *(x.astype(jnp.float32) for x in half), window=30, form="naive")

@@ -78,3 +78,10 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert set_allocator() is False
+
+
+def test_the_environment_can_leave_the_allocator_alone(monkeypatch):
+    from research.process import set_allocator
+
+    monkeypatch.setenv("NESTAX_ALLOCATOR", "default")
+    assert set_allocator() is False
