@@ -110,7 +110,8 @@ def test_remat_is_really_in_the_program():
         return str(jax.make_jaxpr(jax.grad(lambda p: loss(config, p, stats, images(config))))(params))
 
     for name in ("resnet18", "vit_tiny_patch16_224", "unireplknet_a"):
-        assert "remat" not in jaxpr(twin(name)) and "remat" in jaxpr(twin(name, remat="full")), name
+        form = {"form": "naive"} if hasattr(twin(name), "form") else {}  # a form of an op may recompute by itself
+        assert "remat" not in jaxpr(twin(name, **form)) and "remat" in jaxpr(twin(name, remat="full", **form)), name
 
 
 @pytest.mark.parametrize("name", NAMES)

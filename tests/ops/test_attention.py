@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.ops import attention_blocks
-from research.ops.attention import FORMS, block_size, softmax_attention
+from research.ops import attention_blocks, dispatch
+from research.ops.attention import FORMS, OP, block_size, softmax_attention
 
 FAST_FORMS = tuple(form for form in FORMS if form != "naive")
 
@@ -221,7 +221,9 @@ def test_auto_lowers_for_every_platform_and_loops_only_on_cpu(length, platform):
     shape = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
     run = jax.jit(jax.grad(lambda q, k, v: softmax_attention(q, k, v, causal=True).sum(), (0, 1, 2)))
     text = jax.export.export(run, platforms=[platform])(shape, shape, shape).mlir_module()
-    assert ("stablehlo.while" in text) == (platform == "cpu" and length > 64)
+    by_table = dispatch.choose(OP, queries=length, keys=length, causal=2)
+    assert by_table == "chunked" or length < 2048
+    assert ("stablehlo.while" in text) == (platform == "cpu" and by_table == "chunked")
 
 
 @pytest.mark.parametrize(
