@@ -35,7 +35,10 @@ class Mark:
         """A row with claim, figure, asked and kept: "yes", "no", or why it was not judged."""
         if self.peer and self.peer not in peers:
             return {"claim": self.claim, "figure": None, "asked": self.bound, "kept": f"not judged: needs --peer={self.peer}"}
-        figure = self.figure(rows)
+        try:
+            figure = self.figure(rows)
+        except LookupError:
+            return {"claim": self.claim, "figure": None, "asked": self.bound, "kept": "not judged: its cases were left out"}
         kept = figure >= self.asked if self.at_least else figure <= self.asked
         return {"claim": self.claim, "figure": figure, "asked": self.bound, "kept": "yes" if kept else "no"}
 

@@ -66,3 +66,8 @@ def test_suites_name_cases_that_exist_and_have_what_their_marks_compare():
 
 def test_suites_that_need_a_peer():
     assert {name for name, suite in marks.SUITES.items() if marks.needs_peer(suite)} == {"unireplknet", "language_models"}
+
+
+def test_a_mark_whose_cases_were_left_out_is_not_judged():
+    judged = marks.SUITES["grouped"].marks[0].judge([], [])
+    assert judged["figure"] is None and judged["kept"] == "not judged: its cases were left out"
