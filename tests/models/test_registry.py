@@ -101,7 +101,7 @@ def test_remat_and_unrolling_change_nothing(name):
     other, other_grads = train_results(twin(name, remat="full", unroll=name == "resnet18"))
     np.testing.assert_allclose(other, value, rtol=1e-5)
     for path, grad in grads.items():
-        np.testing.assert_allclose(other_grads[path], grad, rtol=2e-4, atol=1e-5 * np.abs(grad).max() + 1e-6, err_msg=path)
+        np.testing.assert_allclose(other_grads[path], grad, rtol=2e-4, atol=1e-5 * np.abs(grad).max() + 5e-6, err_msg=path)
 
 
 def test_remat_is_really_in_the_program():
