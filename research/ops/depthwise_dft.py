@@ -17,26 +17,6 @@ from research.ops import depthwise_tiles
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
-_TILE_1D = 64
-_TILE_2D = 128
-
-
-def _tile(out):
-    """Largest tile of outputs, in rows and columns."""
-    return _TILE_1D if 1 in out else _TILE_2D
-
-
-def conv(x, kernels, branches):
-    return depthwise_tiles.conv(_conv, x, kernels, branches, _tile(branches[0].out))
-
-
-def input_grad(kernels, grads, branches, extent):
-    return depthwise_tiles.input_grad(_input_grad, _conv, kernels, grads, branches, extent, _tile(extent))
-
-
-def weight_grad(x, grads, branches):
-    return depthwise_tiles.weight_grad(_weight_grad, x, grads, branches, _tile(branches[0].out))
-
 
 # --- transforms --------------------------------------------------------------------------------------------------------
 
@@ -170,3 +150,6 @@ def _weight_grad(x, grads, branches):
     spectra = [_sum_times_conj(x_hat, _dft(_spatial_major(g), plan.outputs)) for g in grads]
     d_windows = _idft(jnp.stack(spectra, axis=3), plan.taps).transpose(2, 0, 1, 3)
     return geometry.unwindow(d_windows, branches, plan.window)
+
+
+FORM = depthwise_tiles.tiled(depthwise_tiles.Form(_conv, _input_grad, _weight_grad), tile_1d=64, tile_2d=128)

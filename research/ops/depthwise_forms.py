@@ -11,12 +11,11 @@ conv and weight_grad, of the output gradients in both gradients) are written ali
 one program. Arrays are computed in the dtype that they come in.
 """
 
-from types import SimpleNamespace
-
 import jax
 from jax import lax
 
 from research.ops import depthwise_dft, depthwise_shift, depthwise_toeplitz
+from research.ops.depthwise_tiles import Form
 
 
 def _lax_conv_single(x, kernel, branch):
@@ -51,5 +50,6 @@ def _lax_weight_grad(x, grads, branches):
     return tuple(map(single, grads, branches))
 
 
-NAIVE = SimpleNamespace(conv=_lax_conv, input_grad=_lax_input_grad, weight_grad=_lax_weight_grad)
-FORMS = {"naive": NAIVE, "shift": depthwise_shift, "toeplitz": depthwise_toeplitz, "dft": depthwise_dft}
+NAIVE = Form(_lax_conv, _lax_input_grad, _lax_weight_grad)
+SHIFT = Form(depthwise_shift.conv, depthwise_shift.input_grad, depthwise_shift.weight_grad)
+FORMS = {"naive": NAIVE, "shift": SHIFT, "toeplitz": depthwise_toeplitz.FORM, "dft": depthwise_dft.FORM}

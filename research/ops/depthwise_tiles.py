@@ -5,6 +5,8 @@ share the size of their outputs.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -57,31 +59,44 @@ def _join(tiles, counts, out):
     return y.reshape(-1, counts[0] * rows, counts[1] * columns, channels)[:, : out[0], : out[1]]
 
 
-def conv(form_conv, x, kernels, branches, tile):
-    """The form's convolution, over tiles where the outputs are longer than `tile`."""
-    window, sizes, counts, branch = _plan(branches, x.shape[1:3], tile)
-    if math.prod(counts) == 1:
-        return form_conv(x, kernels, branches)
-    halos = tuple(s - 1 for s in window.size)
-    tiles = _cut(x, tuple(-f for f in window.first), sizes, counts, halos)
-    dense = geometry.windows(kernels, branches, window)
-    return tuple(_join(y, counts, branches[0].out) for y in form_conv(tiles, list(dense), [branch] * len(kernels)))
+class Form(NamedTuple):
+    """One way to compute depthwise convolutions and their gradients, with the signatures that `depthwise_forms` gives."""
+
+    conv: Callable
+    input_grad: Callable
+    weight_grad: Callable
 
 
-def input_grad(form_input_grad, form_conv, kernels, grads, branches, extent, tile):
-    """The form's input gradient; over tiles it is the convolution of the gradients with the turned kernels."""
-    turned = [geometry.flipped(b, extent) for b in branches]
-    if math.prod(_plan(turned, branches[0].out, tile)[2]) == 1:
-        return form_input_grad(kernels, grads, branches, extent)
-    return sum(conv(form_conv, g, [k[::-1, ::-1]], [b], tile)[0] for g, k, b in zip(grads, kernels, turned, strict=True))
+def tiled(form: Form, *, tile_1d: int, tile_2d: int) -> Form:
+    """The form over tiles of at most so many outputs a side, in sequences and in maps; shorter ones stay whole."""
 
+    def plan(branches, extent):
+        out = branches[0].out
+        return _plan(branches, extent, tile_1d if 1 in out else tile_2d)
 
-def weight_grad(form_weight_grad, x, grads, branches, tile):
-    """The form's weight gradient, over tiles where the outputs are longer than `tile`."""
-    window, sizes, counts, branch = _plan(branches, x.shape[1:3], tile)
-    if math.prod(counts) == 1:
-        return form_weight_grad(x, grads, branches)
-    x_tiles = _cut(x, tuple(-f for f in window.first), sizes, counts, tuple(s - 1 for s in window.size))
-    g_tiles = [_cut(g, (0, 0), sizes, counts, (0, 0)) for g in grads]
-    d_dense = form_weight_grad(x_tiles, g_tiles, [branch] * len(grads))
-    return geometry.unwindow(jnp.stack(d_dense), branches, window)
+    def conv(x, kernels, branches):
+        window, sizes, counts, branch = plan(branches, x.shape[1:3])
+        if math.prod(counts) == 1:
+            return form.conv(x, kernels, branches)
+        halos = tuple(s - 1 for s in window.size)
+        tiles = _cut(x, tuple(-f for f in window.first), sizes, counts, halos)
+        dense = geometry.windows(kernels, branches, window)
+        return tuple(_join(y, counts, branches[0].out) for y in form.conv(tiles, list(dense), [branch] * len(kernels)))
+
+    def input_grad(kernels, grads, branches, extent):
+        """Over tiles it is the convolution of the gradients with the turned kernels."""
+        turned = [geometry.flipped(b, extent) for b in branches]
+        if math.prod(plan(turned, branches[0].out)[2]) == 1:
+            return form.input_grad(kernels, grads, branches, extent)
+        return sum(conv(g, [k[::-1, ::-1]], [b])[0] for g, k, b in zip(grads, kernels, turned, strict=True))
+
+    def weight_grad(x, grads, branches):
+        window, sizes, counts, branch = plan(branches, x.shape[1:3])
+        if math.prod(counts) == 1:
+            return form.weight_grad(x, grads, branches)
+        x_tiles = _cut(x, tuple(-f for f in window.first), sizes, counts, tuple(s - 1 for s in window.size))
+        g_tiles = [_cut(g, (0, 0), sizes, counts, (0, 0)) for g in grads]
+        d_dense = form.weight_grad(x_tiles, g_tiles, [branch] * len(grads))
+        return geometry.unwindow(jnp.stack(d_dense), branches, window)
+
+    return Form(conv, input_grad, weight_grad)

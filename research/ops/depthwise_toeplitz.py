@@ -12,26 +12,7 @@ from research.ops import depthwise_tiles
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
-_TILE_1D = 32
-_TILE_2D = 14
 _ONE_HOT_PIXELS = 64  # largest map whose matrices are made by a product with a constant; it has taps * pixels^2 numbers
-
-
-def _tile(out):
-    """Largest tile of outputs, in rows and columns."""
-    return _TILE_1D if 1 in out else _TILE_2D
-
-
-def conv(x, kernels, branches):
-    return depthwise_tiles.conv(_conv, x, kernels, branches, _tile(branches[0].out))
-
-
-def input_grad(kernels, grads, branches, extent):
-    return depthwise_tiles.input_grad(_input_grad, _conv, kernels, grads, branches, extent, _tile(extent))
-
-
-def weight_grad(x, grads, branches):
-    return depthwise_tiles.weight_grad(_weight_grad, x, grads, branches, _tile(branches[0].out))
 
 
 # --- matrices ----------------------------------------------------------------------------------------------------------
@@ -120,3 +101,6 @@ def _weight_grad(x, grads, branches):
     windowed = jax.ShapeDtypeStruct((len(grads), *window.size, x.shape[-1]), x.dtype)
     transpose = jax.linear_transpose(lambda w: matrices(w, window, out, extent), windowed)
     return geometry.unwindow(transpose(d_matrices)[0], branches, window)
+
+
+FORM = depthwise_tiles.tiled(depthwise_tiles.Form(_conv, _input_grad, _weight_grad), tile_1d=32, tile_2d=14)

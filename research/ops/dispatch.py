@@ -55,21 +55,19 @@ def _rows(op: str, direction: str) -> tuple[tuple[dict[str, float], str], ...]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _nearest(op: str, direction: str, at: tuple[tuple[str, float], ...], among: tuple[str, ...] | None) -> str:
+def _nearest(op: str, direction: str, at: tuple[tuple[str, float], ...]) -> str:
     def distance(point: dict[str, float]) -> float:
         return sum((math.log2(value) - math.log2(point[key])) ** 2 for key, value in at)
 
-    rows = [(point, form) for point, form in _rows(op, direction) if among is None or form in among]
-    return min(rows, key=lambda row: distance(row[0]))[1]
+    return min(_rows(op, direction), key=lambda row: distance(row[0]))[1]
 
 
-def choose(op: str, direction: str = "forward", *, among: Sequence[str] | None = None, **at: float) -> str:
+def choose(op: str, direction: str = "forward", **at: float) -> str:
     """The form of the measured shape that is nearest, in the logarithms of the features `at`, on a CPU.
 
     Args:
       op: name of the op.
       direction: "forward", or the gradient with respect to something, e.g. "input_grad".
-      among: forms that the caller can use here; None for all.
       at: positive features of the shape, e.g. pixels=196, taps=13; each is a key of the table's column `at`.
     """
-    return _nearest(op, direction, tuple(sorted(at.items())), tuple(among) if among is not None else None)
+    return _nearest(op, direction, tuple(sorted(at.items())))

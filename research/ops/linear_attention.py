@@ -86,7 +86,7 @@ def linear_attention(
     state_shape = (heads, width, v_.shape[-1])
     state = jnp.zeros((v_.shape[0], *state_shape), v_.dtype) if initial_state is None else flat(initial_state)
     starts = None if segment_ids is None else _starts(segment_ids.reshape(batch, length))
-    if form == "naive" or not length:
+    if form == "naive" or 0 in v_.shape:
         out, state = _naive(q_ * scale, k_, v_, g, beta_, state, starts)
     else:
         longest = 1 << (length - 1).bit_length()

@@ -122,10 +122,7 @@ def selective_scan_step(
 
 
 def _as_two_rows(run, u, delta, A, B, C, h0, keep):
-    """Runs a batch of one as a batch of two with half the channels each: XLA:CPU does not vectorise the state of a batch of one.
-
-    Compare 1 and 2 in `launch.bench --op=selective_scan`: without this, a step of a batch of one takes four times as long.
-    """
+    """Runs a batch of one as two rows with half the channels each: XLA:CPU does not vectorise the loop over the state of a batch of one."""
     length, rows, channels = u.shape
     if rows != 1 or channels % 2:
         return run(u, delta, A, B, C, h0, keep)

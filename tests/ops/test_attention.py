@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 
 from research.ops import attention_blocks, dispatch
 from research.ops.attention import FORMS, OP, block_size, softmax_attention
+from tests.ops.compare import assert_agree, draw
 
 FAST_FORMS = tuple(form for form in FORMS if form != "naive")
-
-
-def _draw(shape, seed, dtype=np.float32):
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 def _operands(batch, queries, keys, heads, groups, size, value_size, dtype=np.float32):
@@ -26,7 +23,7 @@ def _operands(batch, queries, keys, heads, groups, size, value_size, dtype=np.fl
         (*batch, keys, groups, value_size),
         (*batch, queries, heads, value_size),
     )
-    return tuple(_draw(shape, i, dtype) for i, shape in enumerate(shapes))
+    return tuple(draw(shape, i, dtype) for i, shape in enumerate(shapes))
 
 
 def _definition(query, key, value, visible, scale, bias=0.0):
@@ -53,14 +50,7 @@ def _outputs_and_grads(query, key, value, d_out, mask=None, bias=None, segment_i
     return out, vjp(d_out)
 
 
-def _assert_agree(actual, expected, tolerance):
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        error, scale = np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)
-        # A gradient that cancels to zero, as of one visible key, has no scale of its own.
-        assert error <= tolerance * max(scale, 1e-2), f"error {error:.2e} at scale {scale:.2e}"
-
+agree = functools.partial(assert_agree, dtypes=True, floor=1e-2)
 
 # *B, T, S, H, G, K, V, causal
 CASES = [
@@ -78,7 +68,7 @@ CASES = [
 def test_forms_agree_with_naive_in_outputs_and_gradients(case, form):
     operands = _operands(*case[:-1])
     expected = _outputs_and_grads(*operands, causal=case[-1], form="naive")
-    _assert_agree(_outputs_and_grads(*operands, causal=case[-1], form=form), expected, 1e-5)
+    agree(_outputs_and_grads(*operands, causal=case[-1], form=form), expected, 1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -90,7 +80,7 @@ def test_forms_are_the_definition_with_every_mask_at_once(form):
     visible = np.tril(np.ones((67, 67), bool)) & mask & (segments[:, None, :, None] == segments[:, None, None])
     expected = _definition(query, key, value, np.broadcast_to(visible, (2, 4, 67, 67)), 0.3).astype(np.float32)
     out = softmax_attention(query, key, value, causal=True, mask=mask, segment_ids=segments, scale=0.3, form=form)
-    _assert_agree(out, expected, 1e-5)
+    agree(out, expected, 1e-5)
     np.testing.assert_array_equal(out[1, 11], 0)
 
 
@@ -100,18 +90,18 @@ def test_masks_broadcast(shape, form):
     operands = _operands((2, 3), 67, 97, 4, 2, 3, 3)
     mask = np.random.default_rng(1).random(shape) > 0.4
     expected = _outputs_and_grads(*operands, np.broadcast_to(mask, (2, 3, 4, 67, 97)), form="naive")
-    _assert_agree(_outputs_and_grads(*operands, mask, form=form), expected, 1e-5)
+    agree(_outputs_and_grads(*operands, mask, form=form), expected, 1e-5)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(expected))
 
 
 @pytest.mark.parametrize("form", ["naive", "fused", "auto"])
 def test_a_bias_and_its_gradient(form):
-    operands, bias = _operands((2,), 13, 17, 4, 2, 8, 5), _draw((4, 1, 17), 7)
+    operands, bias = _operands((2,), 13, 17, 4, 2, 8, 5), draw((4, 1, 17), 7)
     out, grads = _outputs_and_grads(*operands, bias=bias, form=form)
     expected = _definition(*operands[:3], np.ones((2, 4, 13, 17), bool), 8**-0.5, np.broadcast_to(bias, (2, 4, 13, 17)))
-    _assert_agree(out, expected.astype(np.float32), 1e-5)
+    agree(out, expected.astype(np.float32), 1e-5)
     assert grads[3].shape == bias.shape
-    _assert_agree(grads, _outputs_and_grads(*operands, bias=bias, form="naive")[1], 1e-5)
+    agree(grads, _outputs_and_grads(*operands, bias=bias, form="naive")[1], 1e-5)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -129,7 +119,7 @@ def test_any_shape_agrees_with_the_definition(queries, keys, groups, rep, size, 
     query, key, value, _ = _operands((2,), queries, keys, groups * rep, groups, size, 3)
     visible = np.broadcast_to(np.tril(np.ones((queries, keys), bool)) | (not causal), (2, groups * rep, queries, keys))
     expected = _definition(query, key, value, visible, size**-0.5).astype(np.float32)
-    _assert_agree(softmax_attention(query, key, value, causal=causal, form=form), expected, 1e-5)
+    agree(softmax_attention(query, key, value, causal=causal, form=form), expected, 1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -138,7 +128,7 @@ def test_bfloat16_keeps_its_dtype(form):
     exact = _outputs_and_grads(*(x.astype(jnp.float32) for x in operands), causal=True, form="naive")
     actual = _outputs_and_grads(*operands, causal=True, form=form)
     assert {x.dtype for x in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
-    _assert_agree(jax.tree.map(lambda x: x.astype(jnp.float32), actual), exact, 2e-2)
+    agree(jax.tree.map(lambda x: x.astype(jnp.float32), actual), exact, 2e-2)
 
 
 @pytest.mark.parametrize("form", ["chunked", "auto", "cpu"])
@@ -148,8 +138,8 @@ def test_float64_is_exact_and_the_gradient_is_that_of_differences(form):
         expected = _outputs_and_grads(*operands, causal=True, form="naive")
         assert expected[0].dtype == np.float64
         actual = _outputs_and_grads(*operands, causal=True, form=form)
-        _assert_agree(actual, expected, 1e-10)
-        step = [_draw(x.shape, 20 + i, np.float64) for i, x in enumerate(operands[:3])]
+        agree(actual, expected, 1e-10)
+        step = [draw(x.shape, 20 + i, np.float64) for i, x in enumerate(operands[:3])]
         ends = [
             (
                 _outputs_and_grads(*(x + h * s for x, s in zip(operands[:3], step)), operands[3], causal=True, form=form)[0] * operands[3]
@@ -175,13 +165,13 @@ def test_large_logits_stay_finite():
     expected = _outputs_and_grads(*operands, causal=True, form="naive")
     actual = _outputs_and_grads(*operands, causal=True, form="chunked")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(actual))
-    _assert_agree(actual[0], expected[0], 1e-5)
+    agree(actual[0], expected[0], 1e-5)
 
 
 def test_vmap_agrees_with_a_batch():
     operands = _operands((3,), 97, 97, 2, 1, 4, 4)
     run = functools.partial(_outputs_and_grads, causal=True, form="chunked")
-    _assert_agree(jax.vmap(run)(*operands), run(*operands), 1e-5)
+    agree(jax.vmap(run)(*operands), run(*operands), 1e-5)
 
 
 def test_blocks_of_any_sizes_agree():
@@ -196,7 +186,7 @@ def test_blocks_of_any_sizes_agree():
 
     expected = run(attention_blocks.Blocks(61, 61, pattern, 1.0))
     for rows, columns in ((8, 8), (16, 5), (3, 32), (64, 128), (1, 61)):
-        _assert_agree(run(attention_blocks.Blocks(rows, columns, pattern, 1.0)), expected, 1e-5)
+        agree(run(attention_blocks.Blocks(rows, columns, pattern, 1.0)), expected, 1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 17, 64, 65, 197, 512, 513, 8192])

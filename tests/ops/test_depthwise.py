@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.ops.depthwise import FORMS, centre_pad_kernel, depthwise_conv2d, depthwise_conv2d_multi, dilate_kernel
+from tests.ops.compare import assert_agree, draw
 
 FAST_FORMS = ("auto", "cpu", *(form for form in FORMS if form != "naive"))
 BRANCHES = ((13, 13), 1), ((5, 5), 1), ((7, 7), 2), ((3, 3), 3), ((3, 3), 4), ((3, 3), 5)
@@ -28,28 +29,19 @@ CASES = [
 ]
 
 
-def _draw(shape, seed, dtype=np.float32):
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _outputs_and_grads(x, kernels, grads, dilations, form):
     outputs, vjp = jax.vjp(lambda x, ks: depthwise_conv2d_multi(x, ks, dilations, form=form), x, kernels)
     return outputs, vjp(grads)
 
 
-def _assert_agree(actual, expected, tolerance):
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        error, scale = np.max(np.abs(a - b)), np.max(np.abs(b))
-        assert error <= tolerance * scale, f"error {error:.2e} at scale {scale:.2e}"
+agree = functools.partial(assert_agree, dtypes=True)
 
 
 def _operands(shape, sizes, dtype=np.float32):
-    kernels = tuple(_draw((*size, shape[-1]), 10 + i, dtype) for i, size in enumerate(sizes))
-    grads = tuple(_draw(shape, 30 + i, dtype) for i in range(len(sizes)))
-    return _draw(shape, 0, dtype), kernels, grads
+    kernels = tuple(draw((*size, shape[-1]), 10 + i, dtype) for i, size in enumerate(sizes))
+    grads = tuple(draw(shape, 30 + i, dtype) for i in range(len(sizes)))
+    return draw(shape, 0, dtype), kernels, grads
 
 
 def _direct(x, kernel, dilation):
@@ -67,7 +59,7 @@ def _direct(x, kernel, dilation):
 def test_naive_is_the_definition(shape, size, dilation):
     x, (kernel,), _ = _operands(shape, [size])
     y = depthwise_conv2d(x, kernel, dilation=dilation, form="naive")
-    _assert_agree(y, _direct(x, kernel, dilation).astype(np.float32), 1e-5)
+    agree(y, _direct(x, kernel, dilation).astype(np.float32), 1e-5)
 
 
 @pytest.mark.parametrize("form", FAST_FORMS)
@@ -75,7 +67,7 @@ def test_naive_is_the_definition(shape, size, dilation):
 def test_forms_agree_with_naive(shape, size, dilation, form):
     operands = _operands(shape, [size])
     expected = _outputs_and_grads(*operands, (dilation,), "naive")
-    _assert_agree(_outputs_and_grads(*operands, (dilation,), form), expected, 1e-5)
+    agree(_outputs_and_grads(*operands, (dilation,), form), expected, 1e-5)
 
 
 @pytest.mark.parametrize("form", FAST_FORMS)
@@ -85,7 +77,7 @@ def test_forms_agree_in_float64(form):
             operands = _operands(shape, [size], np.float64)
             expected = _outputs_and_grads(*operands, (dilation,), "naive")
             assert expected[0][0].dtype == np.float64
-            _assert_agree(_outputs_and_grads(*operands, (dilation,), form), expected, 1e-10)
+            agree(_outputs_and_grads(*operands, (dilation,), form), expected, 1e-10)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -113,9 +105,9 @@ def test_multi_agrees_with_singles(shape, form):
     x, kernels, grads = _operands(shape, sizes)
     outputs, (dx, dks) = _outputs_and_grads(x, kernels, grads, dilations, form)
     singles = [_outputs_and_grads(x, (k,), (g,), (d,), "naive") for k, g, d in zip(kernels, grads, dilations, strict=True)]
-    _assert_agree(outputs, [y for (y,), _ in singles], 1e-5)
-    _assert_agree(dks, [dk for _, (_, (dk,)) in singles], 1e-5)
-    _assert_agree(dx, sum(dx_1 for _, (dx_1, _) in singles), 1e-5)
+    agree(outputs, [y for (y,), _ in singles], 1e-5)
+    agree(dks, [dk for _, (_, (dk,)) in singles], 1e-5)
+    agree(dx, sum(dx_1 for _, (dx_1, _) in singles), 1e-5)
 
 
 @pytest.mark.parametrize("form", ("auto", "cpu", *FORMS))
@@ -124,12 +116,12 @@ def test_bfloat16_keeps_its_dtype_and_sums_in_float32(form):
     expected = _outputs_and_grads(*jax.tree.map(lambda a: a.astype(jnp.float32), (x, kernels, grads)), (1,), "naive")
     actual = _outputs_and_grads(x, kernels, grads, (1,), form)
     assert {a.dtype for a in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
-    _assert_agree(jax.tree.map(lambda a: a.astype(jnp.float32), actual), expected, 2.0**-8)
+    agree(jax.tree.map(lambda a: a.astype(jnp.float32), actual), expected, 2.0**-8)
 
 
 @pytest.mark.parametrize("form", ["auto", "shift", "dft"])
 def test_vmap_of_grad_agrees_with_a_loop_of_naive(form):
-    x, kernels = _draw((3, 2, 6, 5, 2), 0), _draw((3, 3, 3, 2), 1)
+    x, kernels = draw((3, 2, 6, 5, 2), 0), draw((3, 3, 3, 2), 1)
 
     def grad(form):
         return jax.grad(lambda x, k: jnp.sum(depthwise_conv2d(x, k, dilation=2, form=form) ** 2), argnums=(0, 1))
@@ -137,7 +129,7 @@ def test_vmap_of_grad_agrees_with_a_loop_of_naive(form):
     actual = jax.jit(jax.vmap(grad(form)))(x, kernels)
     naive = jax.jit(grad("naive"))
     expected = jax.tree.map(lambda *a: jnp.stack(a), *[naive(x[i], kernels[i]) for i in range(3)])
-    _assert_agree(actual, expected, 1e-5)
+    agree(actual, expected, 1e-5)
 
 
 @pytest.mark.parametrize("platform, convolutions", [("cpu", 0), ("cuda", 3), ("tpu", 3)])
@@ -149,15 +141,15 @@ def test_auto_follows_the_platform_of_the_program(platform, convolutions):
 
 
 def test_dilate_and_centre_pad_place_every_tap():
-    kernel = _draw((2, 3, 5, 4), 0)
+    kernel = draw((2, 3, 5, 4), 0)
     dilated = dilate_kernel(kernel, 3)
     assert dilated.shape == (2, 7, 13, 4) and np.sum(dilated != 0) == kernel.size
     np.testing.assert_array_equal(dilated[:, ::3, ::3], kernel)
     padded = centre_pad_kernel(kernel, (5, 9))
     assert padded.shape == (2, 5, 9, 4) and np.sum(padded != 0) == kernel.size
     np.testing.assert_array_equal(padded[:, 1:4, 2:7], kernel)
-    x = _draw((1, 6, 8, 4), 1)
-    _assert_agree(
+    x = draw((1, 6, 8, 4), 1)
+    agree(
         depthwise_conv2d(x, centre_pad_kernel(dilate_kernel(kernel[0], 2), 13), form="naive"),
         depthwise_conv2d(x, kernel[0], dilation=2, form="naive"),
         1e-5,

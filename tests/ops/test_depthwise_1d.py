@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from research.ops import dispatch
 from research.ops.depthwise import FORMS
 from research.ops.depthwise_1d import causal_conv1d, causal_conv1d_step, depthwise_conv1d
-from tests.ops.test_depthwise import _assert_agree, _draw
+from tests.ops.compare import draw
+from tests.ops.test_depthwise import agree
 
 FAST_FORMS = ("auto", "cpu", "shift", "toeplitz", "dft")
 
@@ -68,34 +69,34 @@ def _jitted(form, options):
 
 def _grad_of(x, taps, options, seed=9):
     shape = jax.eval_shape(lambda x: depthwise_conv1d(x, jnp.zeros((taps, x.shape[-1])), **options), x).shape
-    return _draw(shape, seed)
+    return draw(shape, seed)
 
 
 @pytest.mark.parametrize("shape, taps, options", CASES)
 def test_naive_is_the_definition(shape, taps, options):
-    x, kernel = _draw(shape, 0), _draw((taps, shape[-1]), 1)
+    x, kernel = draw(shape, 0), draw((taps, shape[-1]), 1)
     y = depthwise_conv1d(x, kernel, form="naive", **options)
-    _assert_agree(y, _direct(x, kernel[..., None], **options).astype(np.float32), 1e-5)
+    agree(y, _direct(x, kernel[..., None], **options).astype(np.float32), 1e-5)
 
 
 @pytest.mark.parametrize("form", FAST_FORMS)
 @pytest.mark.parametrize("shape, taps, options", CASES)
 def test_forms_agree_with_naive(shape, taps, options, form):
-    x, kernel = _draw(shape, 0), _draw((taps, shape[-1]), 1)
+    x, kernel = draw(shape, 0), draw((taps, shape[-1]), 1)
     g = _grad_of(x, taps, options)
-    _assert_agree(_jitted(form, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-5)
+    agree(_jitted(form, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-5)
 
 
 @pytest.mark.parametrize("form", FAST_FORMS)
 def test_multiplier_of_channels_and_leading_axes(form):
-    x, kernel = _draw((2, 3, 31, 2), 0), _draw((5, 2, 3), 1)
+    x, kernel = draw((2, 3, 31, 2), 0), draw((5, 2, 3), 1)
     y = depthwise_conv1d(x, kernel, stride=2, form=form)
     expected = _direct(x.reshape(6, 31, 2), kernel, stride=2).astype(np.float32).reshape(2, 3, 16, 6)
-    _assert_agree(y, expected, 1e-5)
-    _assert_agree(depthwise_conv1d(x[0, 0], kernel, stride=2, form=form), expected[0, 0], 1e-5)
-    g = _draw(expected.shape, 2)
+    agree(y, expected, 1e-5)
+    agree(depthwise_conv1d(x[0, 0], kernel, stride=2, form=form), expected[0, 0], 1e-5)
+    g = draw(expected.shape, 2)
     options = {"stride": 2}
-    _assert_agree(_jitted(form, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-5)
+    agree(_jitted(form, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-5)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -111,7 +112,7 @@ def test_multiplier_of_channels_and_leading_axes(form):
 def test_any_shape_agrees_with_the_definition(time, taps, stride, dilation, padding, multiplier, form):
     if isinstance(padding, tuple) and time + sum(padding) <= dilation * (taps - 1):
         padding = "SAME"
-    x, kernel = _draw((2, time, 2), 0), _draw((taps, 2, multiplier), 1)
+    x, kernel = draw((2, time, 2), 0), draw((taps, 2, multiplier), 1)
     options = dict(padding=padding, stride=stride, dilation=dilation)
     expected = _direct(x, kernel, **options).astype(np.float32)
     y = jax.jit(functools.partial(depthwise_conv1d, form=form, **options))(x, kernel)
@@ -122,29 +123,29 @@ def test_any_shape_agrees_with_the_definition(time, taps, stride, dilation, padd
 def test_forms_agree_in_float64(form):
     with jax.enable_x64(True):
         for shape, taps, options in (((2, 63, 2), 4, {}), ((1, 211, 2), 63, {"stride": 2})):
-            x, kernel = _draw(shape, 0, np.float64), _draw((taps, shape[-1]), 1, np.float64)
+            x, kernel = draw(shape, 0, np.float64), draw((taps, shape[-1]), 1, np.float64)
             g = _grad_of(x, taps, options).astype(np.float64)
             actual, expected = _jitted(form, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g)
             assert expected[0].dtype == np.float64
-            _assert_agree(actual, expected, 1e-10)
+            agree(actual, expected, 1e-10)
 
 
 @pytest.mark.parametrize("form", ("naive", *FAST_FORMS))
 def test_bfloat16_keeps_its_dtype_and_sums_in_float32(form):
-    x, kernel, g = (jnp.asarray(_draw(s, i), jnp.bfloat16) for i, s in enumerate([(2, 131, 3), (31, 3), (2, 131, 3)]))
+    x, kernel, g = (jnp.asarray(draw(s, i), jnp.bfloat16) for i, s in enumerate([(2, 131, 3), (31, 3), (2, 131, 3)]))
     expected = _jitted("naive", {})(*(a.astype(jnp.float32) for a in (x, kernel, g)))
     actual = _jitted(form, {})(x, kernel, g)
     assert {a.dtype for a in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
-    _assert_agree(jax.tree.map(lambda a: a.astype(jnp.float32), actual), expected, 2.0**-8)
+    agree(jax.tree.map(lambda a: a.astype(jnp.float32), actual), expected, 2.0**-8)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("segmented", [False, True])
 def test_causality(form, segmented):
     """Output t does not move when inputs after t change."""
-    x, kernel, t = _draw((1, 203, 2), 0), _draw((13, 2), 1), 101
+    x, kernel, t = draw((1, 203, 2), 0), draw((13, 2), 1), 101
     options = {"segment_ids": jnp.asarray(np.arange(203) // 67)[None]} if segmented else {}
-    other = np.concatenate([x[:, : t + 1], _draw((1, 203 - t - 1, 2), 5)], 1)
+    other = np.concatenate([x[:, : t + 1], draw((1, 203 - t - 1, 2), 5)], 1)
     y, y_other = (np.asarray(depthwise_conv1d(v, kernel, form=form, **options)) for v in (x, other))
     # Toeplitz and DFT matrices sum over later inputs too, with weights that are zero or cancel.
     np.testing.assert_allclose(y_other[:, : t + 1], y[:, : t + 1], atol=2e-5 if form == "dft" else 0, rtol=0)
@@ -169,29 +170,29 @@ def _in_pieces(x, kernel, ids, cuts, dilation, form):
 @pytest.mark.parametrize("form, segmented", [("auto", False), ("auto", True), ("toeplitz", False), ("dft", False)])
 @pytest.mark.parametrize("cuts", [(20,), (1, 3, 62)])
 def test_state_may_be_split_anywhere(form, cuts, segmented):
-    x, kernel = _draw((2, 63, 3), 0), _draw((4, 3), 1)
+    x, kernel = draw((2, 63, 3), 0), draw((4, 3), 1)
     ids = np.broadcast_to(np.searchsorted([20, 22, 50], np.arange(63), side="right"), (2, 63)) if segmented else None
 
     def loss(function):
         def total(x, kernel):
             y, state = function(x, kernel)
-            return jnp.sum(y * _draw((2, 63, 3), 2)) + jnp.sum(state * _draw((2, 6, 3), 3)), (y, state)
+            return jnp.sum(y * draw((2, 63, 3), 2)) + jnp.sum(state * draw((2, 6, 3), 3)), (y, state)
 
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
 
     whole = loss(lambda x, k: causal_conv1d(x, k, dilation=2, segment_ids=ids, form="naive"))(x, kernel)
     pieces = loss(lambda x, k: _in_pieces(x, k, ids, cuts, 2, form))(x, kernel)
-    _assert_agree(pieces, whole, 1e-5)
+    agree(pieces, whole, 1e-5)
 
 
 def test_short_pieces_and_steps_agree_with_the_whole():
-    x, kernel = _draw((2, 3, 11, 2), 0), _draw((4, 2, 2), 1)
+    x, kernel = draw((2, 3, 11, 2), 0), draw((4, 2, 2), 1)
     y, state = causal_conv1d(x, kernel, dilation=3)
     stepped, steps = jnp.zeros((2, 3, 9, 2)), []
     for t in range(11):
         y_t, stepped = causal_conv1d_step(x[..., t, :], kernel, stepped, dilation=3)
         steps.append(y_t)
-    _assert_agree(jnp.stack(steps, -2), y, 1e-5)
+    agree(jnp.stack(steps, -2), y, 1e-5)
     np.testing.assert_array_equal(stepped, state)
     np.testing.assert_array_equal(
         causal_conv1d(x[..., :2, :], kernel, dilation=3)[1], np.pad(x[..., :2, :], ((0, 0),) * 2 + ((7, 0), (0, 0)))
@@ -199,8 +200,8 @@ def test_short_pieces_and_steps_agree_with_the_whole():
 
 
 def test_state_stops_at_the_last_segment():
-    x, ids = _draw((1, 6, 1), 0), jnp.asarray([[0, 0, 0, 0, 1, 1]])
-    _, state = causal_conv1d(x, _draw((4, 1), 1), segment_ids=ids)
+    x, ids = draw((1, 6, 1), 0), jnp.asarray([[0, 0, 0, 0, 1, 1]])
+    _, state = causal_conv1d(x, draw((4, 1), 1), segment_ids=ids)
     np.testing.assert_array_equal(state[0, :, 0], [0, *x[0, 4:, 0]])
 
 
@@ -213,27 +214,27 @@ def test_state_stops_at_the_last_segment():
 )
 def test_segments_are_convolved_apart(form, padding, taps, dilation, channels):
     lengths, time = (61, 1, 70, 3), 135
-    x, kernel, g = _draw((2, time, channels), 0), _draw((taps, channels), 1), _draw((2, time, channels), 2)
+    x, kernel, g = draw((2, time, channels), 0), draw((taps, channels), 1), draw((2, time, channels), 2)
     ids = np.broadcast_to(np.repeat(np.arange(4) * 7 - 3, lengths), (2, time))
     options = dict(padding=padding, dilation=dilation)
     y, (dx, dk) = _jitted(form, options | {"segment_ids": ids})(x, kernel, g)
     bounds = np.cumsum((0, *lengths))
     alone = [_outputs_and_grads(x[:, a:b], kernel, g[:, a:b], "naive", options) for a, b in zip(bounds, bounds[1:])]
-    _assert_agree(y, jnp.concatenate([y for y, _ in alone], 1), 1e-5)
-    _assert_agree(dx, jnp.concatenate([dx for _, (dx, _) in alone], 1), 1e-5)
-    _assert_agree(dk, sum(dk for _, (_, dk) in alone), 1e-5)
-    _assert_agree(y, _direct(x, kernel[..., None], ids=ids, **options).astype(np.float32), 1e-5)
+    agree(y, jnp.concatenate([y for y, _ in alone], 1), 1e-5)
+    agree(dx, jnp.concatenate([dx for _, (dx, _) in alone], 1), 1e-5)
+    agree(dk, sum(dk for _, (_, dk) in alone), 1e-5)
+    agree(y, _direct(x, kernel[..., None], ids=ids, **options).astype(np.float32), 1e-5)
 
 
 def test_segments_in_bfloat16_and_float64():
-    x, kernel, ids = _draw((1, 40, 2), 0), _draw((4, 2, 2), 1), np.arange(40)[None] // 9
+    x, kernel, ids = draw((1, 40, 2), 0), draw((4, 2, 2), 1), np.arange(40)[None] // 9
     y = depthwise_conv1d(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16), segment_ids=ids)
     assert y.dtype == jnp.bfloat16
-    _assert_agree(y.astype(jnp.float32), _direct(x, kernel, ids=ids).astype(np.float32), 2e-2)
+    agree(y.astype(jnp.float32), _direct(x, kernel, ids=ids).astype(np.float32), 2e-2)
     with jax.enable_x64(True):
-        x, kernel, g = (_draw(s, i, np.float64) for i, s in enumerate([(1, 40, 2), (4, 2), (1, 40, 2)]))
+        x, kernel, g = (draw(s, i, np.float64) for i, s in enumerate([(1, 40, 2), (4, 2), (1, 40, 2)]))
         options = {"segment_ids": ids}
-        _assert_agree(_jitted("auto", options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-10)
+        agree(_jitted("auto", options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-10)
 
 
 # --- platforms and errors ------------------------------------------------------------------------------------------------
@@ -257,10 +258,10 @@ def test_forms_come_from_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "TABLE", table)
     dispatch._rows.cache_clear(), dispatch._nearest.cache_clear()
     try:
-        x, kernel = _draw((1, 30, 2), 0), _draw((5, 2), 1)
+        x, kernel = draw((1, 30, 2), 0), draw((5, 2), 1)
         program = _jitted("cpu", {}).lower(x, kernel, x).as_text()
         assert program.count("stablehlo.convolution") == 1 and "stablehlo.dot_general" in program
-        _assert_agree(_jitted("cpu", {})(x, kernel, x), _jitted("naive", {})(x, kernel, x), 1e-5)
+        agree(_jitted("cpu", {})(x, kernel, x), _jitted("naive", {})(x, kernel, x), 1e-5)
     finally:
         monkeypatch.undo()
         dispatch._rows.cache_clear(), dispatch._nearest.cache_clear()

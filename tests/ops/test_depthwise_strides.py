@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.ops.depthwise import depthwise_conv2d, depthwise_conv2d_multi
-from tests.ops.test_depthwise import FAST_FORMS, _assert_agree, _draw
+from tests.ops.compare import draw
+from tests.ops.test_depthwise import FAST_FORMS, agree
 
 # (B, H, W, C), (Kh, Kw), M, options
 CASES = [
@@ -53,7 +54,7 @@ def _pairs(options):
 
 
 def _kernel(size, channels, multiplier):
-    return _draw((*size, channels, multiplier) if multiplier > 1 else (*size, channels), 1)
+    return draw((*size, channels, multiplier) if multiplier > 1 else (*size, channels), 1)
 
 
 def _outputs_and_grads(x, kernel, g, form, options):
@@ -67,13 +68,13 @@ def _jitted(form, options):
 
 @pytest.mark.parametrize("shape, size, multiplier, options", CASES)
 def test_forms_agree_with_naive_and_naive_with_the_definition(shape, size, multiplier, options):
-    x, kernel = _draw(shape, 0), _kernel(size, shape[-1], multiplier)
+    x, kernel = draw(shape, 0), _kernel(size, shape[-1], multiplier)
     y = _direct(x, kernel.reshape(*size, shape[-1], multiplier), **_pairs(options)).astype(np.float32)
-    g = _draw(y.shape, 2)
+    g = draw(y.shape, 2)
     expected = _jitted("naive", options)(x, kernel, g)
-    _assert_agree(expected[0], y, 1e-5)
+    agree(expected[0], y, 1e-5)
     for form in FAST_FORMS:
-        _assert_agree(_jitted(form, options)(x, kernel, g), expected, 1e-5)
+        agree(_jitted(form, options)(x, kernel, g), expected, 1e-5)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -88,7 +89,7 @@ def test_forms_agree_with_naive_and_naive_with_the_definition(shape, size, multi
     form=st.sampled_from(FAST_FORMS),
 )
 def test_any_geometry_agrees_with_the_definition(height, width, size, stride, dilation, padding, multiplier, form):
-    x, kernel, options = _draw((2, height, width, 2), 0), _kernel(size, 2, multiplier), dict(stride=stride, dilation=dilation)
+    x, kernel, options = draw((2, height, width, 2), 0), _kernel(size, 2, multiplier), dict(stride=stride, dilation=dilation)
     expected = _direct(x, kernel.reshape(*size, 2, multiplier), **_pairs(options | {"padding": padding})).astype(np.float32)
     y = jax.jit(functools.partial(depthwise_conv2d, padding=padding, form=form, **options))(x, kernel)
     np.testing.assert_allclose(y, expected, atol=1e-5 * max(np.max(np.abs(expected)), 1.0), rtol=0)
@@ -96,42 +97,42 @@ def test_any_geometry_agrees_with_the_definition(height, width, size, stride, di
 
 @pytest.mark.parametrize("form", FAST_FORMS)
 def test_leading_axes_are_kept(form):
-    x, kernel = _draw((2, 3, 5, 6, 2), 0), _draw((3, 2, 2), 1)
+    x, kernel = draw((2, 3, 5, 6, 2), 0), draw((3, 2, 2), 1)
     expected = _direct(x.reshape(6, 5, 6, 2), kernel[..., None], (2, 1), (1, 1), ("SAME", "SAME")).astype(np.float32)
-    _assert_agree(depthwise_conv2d(x, kernel, stride=(2, 1), form=form), expected.reshape(2, 3, 3, 6, 2), 1e-5)
-    _assert_agree(depthwise_conv2d(x[0, 0], kernel, stride=(2, 1), form=form), expected[0], 1e-5)
+    agree(depthwise_conv2d(x, kernel, stride=(2, 1), form=form), expected.reshape(2, 3, 3, 6, 2), 1e-5)
+    agree(depthwise_conv2d(x[0, 0], kernel, stride=(2, 1), form=form), expected[0], 1e-5)
 
 
 @pytest.mark.parametrize("form", FAST_FORMS)
 @pytest.mark.parametrize("stride, padding", [(2, "SAME"), (1, "VALID")])
 def test_multi_of_other_sizes_of_output_agrees_with_singles(form, stride, padding):
-    x, kernels, dilations = _draw((2, 19, 15, 2), 0), tuple(_draw((k, k, 2, 2), k) for k in (5, 2, 3)), (1, 3, (2, 1))
+    x, kernels, dilations = draw((2, 19, 15, 2), 0), tuple(draw((k, k, 2, 2), k) for k in (5, 2, 3)), (1, 3, (2, 1))
 
     def total(multi):
         def loss(x, kernels):
             outs = multi(x, kernels)
-            return sum(jnp.sum(y * _draw(y.shape, 7 + i)) for i, y in enumerate(outs)), outs
+            return sum(jnp.sum(y * draw(y.shape, 7 + i)) for i, y in enumerate(outs)), outs
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
     options = dict(stride=stride, padding=padding)
     actual = total(lambda x, ks: depthwise_conv2d_multi(x, ks, dilations, form=form, **options))(x, kernels)
     singles = lambda x, ks: tuple(depthwise_conv2d(x, k, dilation=d, form="naive", **options) for k, d in zip(ks, dilations))  # noqa: E731
-    _assert_agree(actual, total(singles)(x, kernels), 1e-5)
+    agree(actual, total(singles)(x, kernels), 1e-5)
 
 
 @pytest.mark.parametrize("form", ["auto", "shift", "toeplitz", "dft"])
 def test_strides_and_multipliers_in_bfloat16_and_float64(form):
     options = {"stride": 2}
-    x, kernel, g = _draw((2, 9, 8, 2), 0), _draw((4, 3, 2, 2), 1), _draw((2, 5, 4, 4), 2)
+    x, kernel, g = draw((2, 9, 8, 2), 0), draw((4, 3, 2, 2), 1), draw((2, 5, 4, 4), 2)
     low = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), (x, kernel, g))
     expected = _jitted("naive", options)(*jax.tree.map(lambda a: a.astype(jnp.float32), low))
     actual = _jitted(form, options)(*low)
     assert {a.dtype for a in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
-    _assert_agree(jax.tree.map(lambda a: a.astype(jnp.float32), actual), expected, 2e-2)
+    agree(jax.tree.map(lambda a: a.astype(jnp.float32), actual), expected, 2e-2)
     with jax.enable_x64(True):
         operands = [a.astype(np.float64) for a in (x, kernel, g)]
-        _assert_agree(_jitted(form, options)(*operands), _jitted("naive", options)(*operands), 1e-10)
+        agree(_jitted(form, options)(*operands), _jitted("naive", options)(*operands), 1e-10)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -16,6 +16,7 @@ from research.ops.feature_maps import (
     relu_random_features,
     taylor,
 )
+from tests.ops.compare import draw, filler
 
 # Fact sheet, section 3.3: T = 6, M = 6, relu.
 COSFORMER = [
@@ -35,14 +36,6 @@ COSFORMER_CAUSAL = [
 ]
 
 
-def _wave(shape, k):
-    return np.sin(0.7 * np.arange(1, np.prod(shape) + 1) + k).reshape(shape)
-
-
-def _draw(shape, seed, dtype=np.float32):
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
 def _linear_attention(q, k, v, causal):
     """sum_j (q_i . k_j) v_j / max(sum_j q_i . k_j, 1e-6) of [T, K], by states: cumulative sums or one sum of k (x) v."""
     states, norms = k[:, :, None] * v[:, None], k
@@ -53,12 +46,12 @@ def _linear_attention(q, k, v, causal):
 @pytest.mark.parametrize("causal, oracle", [(False, COSFORMER), (True, COSFORMER_CAUSAL)])
 def test_cosformer_gives_the_numbers_of_the_sheet(causal, oracle):
     with jax.enable_x64(True):
-        q, k = (cos_reweighted(jnp.asarray(_wave((6, 1, 3), i)), jnp.arange(1, 7), 6)[:, 0] for i in (0, 1))
-        np.testing.assert_allclose(_linear_attention(q, k, _wave((6, 2), 2), causal), oracle, atol=1e-7)
+        q, k = (cos_reweighted(jnp.asarray(filler((6, 1, 3), i)), jnp.arange(1, 7), 6)[:, 0] for i in (0, 1))
+        np.testing.assert_allclose(_linear_attention(q, k, filler((6, 2), 2), causal), oracle, atol=1e-7)
 
 
 def test_cosformer_products_are_the_reweighted_ones_and_not_negative():
-    q, k, positions, length = _draw((2, 7, 3, 5), 0), _draw((2, 7, 3, 5), 1), jnp.arange(7), 11
+    q, k, positions, length = draw((2, 7, 3, 5), 0), draw((2, 7, 3, 5), 1), jnp.arange(7), 11
     phi_q, phi_k = (cos_reweighted(jnp.asarray(x), positions, length) for x in (q, k))
     angle = np.pi * (np.arange(7)[:, None] - np.arange(7)) / (2 * length)
     expected = np.einsum("bihk,bjhk->bhij", np.maximum(q, 0), np.maximum(k, 0)) * np.cos(angle)
@@ -72,7 +65,7 @@ def test_cosformer_products_are_the_reweighted_ones_and_not_negative():
 
 @pytest.mark.parametrize("size, width", [(1, 3), (8, 45), (16, 153), (24, 325)])
 def test_taylor_products_are_the_second_order_of_exp(size, width):
-    q, k = _draw((3, 5, size), 0), _draw((3, 5, size), 1)
+    q, k = draw((3, 5, size), 0), draw((3, 5, size), 1)
     phi_q, phi_k = taylor(jnp.asarray(q)), taylor(jnp.asarray(k))
     s = (q.astype(np.float64) * k).sum(-1) / np.sqrt(size)
     assert phi_q.shape == (3, 5, width)
@@ -96,7 +89,7 @@ def _estimates(projection, q, k):
 
 @pytest.mark.parametrize("size", [3, 16])
 def test_positive_random_features_estimate_the_softmax_kernel(size):
-    q, k = (jnp.asarray(0.3 * _draw((4, 2, size), i)) for i in (0, 1))
+    q, k = (jnp.asarray(0.3 * draw((4, 2, size), i)) for i in (0, 1))
     projection = orthogonal_projection(jax.random.key(0), 100_000, size)
     expected = jnp.exp((q * k).sum(-1) / size**0.5)
     np.testing.assert_allclose(_estimates(projection, q, k), expected, rtol=0.01)
@@ -110,7 +103,7 @@ def test_the_sheets_example_of_random_features():
 
 
 def test_orthogonal_rows_have_less_variance_than_independent_ones():
-    q, k = (jnp.asarray(_draw((1, 1, 8), i)) for i in (0, 1))
+    q, k = (jnp.asarray(draw((1, 1, 8), i)) for i in (0, 1))
     keys = jax.random.split(jax.random.key(0), 2000)
     orthogonal = jax.vmap(lambda key: _estimates(orthogonal_projection(key, 8, 8), q, k))(keys)
     independent = jax.vmap(lambda key: _estimates(jax.random.normal(key, (8, 8)), q, k))(keys)
@@ -128,7 +121,7 @@ def test_projection_rows_are_orthogonal_with_the_asked_lengths():
 
 
 def test_stabilisers_keep_features_finite_and_attention_the_same():
-    q, k, v = (jnp.asarray(_draw((33, 1, 16), i)) for i in range(3))
+    q, k, v = (jnp.asarray(draw((33, 1, 16), i)) for i in range(3))
     projection = orthogonal_projection(jax.random.key(0), 64, 16)
     phi = functools.partial(positive_random_features, projection=projection, eps=0.0)
     plain = _linear_attention(phi(q, stabiliser=0.0)[:, 0], phi(k, stabiliser=0.0)[:, 0], v[:, 0], True)
@@ -140,7 +133,7 @@ def test_stabilisers_keep_features_finite_and_attention_the_same():
 
 
 def test_a_constant_stabiliser_does_not_look_ahead_and_a_maximum_over_the_sequence_does():
-    x, projection = _draw((9, 2, 8), 0), orthogonal_projection(jax.random.key(0), 16, 8)
+    x, projection = draw((9, 2, 8), 0), orthogonal_projection(jax.random.key(0), 16, 8)
     changed = x.copy()
     changed[5:] *= 3
     for stabiliser, same in ((jnp.ones((2, 1)), True), ("token", True), ("sequence", False)):
@@ -149,7 +142,7 @@ def test_a_constant_stabiliser_does_not_look_ahead_and_a_maximum_over_the_sequen
 
 
 def test_relu_random_features_are_positive_and_the_formula():
-    x, projection = _draw((3, 7, 2, 8), 0), orthogonal_projection(jax.random.key(0), 20, 8)
+    x, projection = draw((3, 7, 2, 8), 0), orthogonal_projection(jax.random.key(0), 20, 8)
     expected = np.maximum(x.astype(np.float64) @ np.asarray(projection).T * 8**-0.25, 0) + 1e-3
     np.testing.assert_allclose(relu_random_features(jnp.asarray(x), projection), expected, rtol=1e-4, atol=1e-6)
 
@@ -166,7 +159,7 @@ MAPS = {
 
 @pytest.mark.parametrize("name", MAPS)
 def test_dtypes_and_platforms(name):
-    x = _draw((2, 5, 3, 4), 0)
+    x = draw((2, 5, 3, 4), 0)
     exact = MAPS[name](jnp.asarray(x))
     half = MAPS[name](jnp.asarray(x, jnp.bfloat16))
     assert half.dtype == jnp.bfloat16 and exact.dtype == jnp.float32

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from research.ops import grouped_forms
 from research.ops.grouped_matmul import FORMS, grouped_matmul, permute, sort_by_group, unpermute
+from tests.ops.compare import assert_agree, draw
 
 FAST_FORMS = ("auto", "cpu", "blocks", "ragged")
 
@@ -25,13 +26,9 @@ CASES = [
 ]
 
 
-def _draw(shape, seed, dtype=np.float32):
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
 def _operands(widths, sizes, dtype=np.float32, rows=None):
     (k, n), rows = widths, sum(sizes) if rows is None else rows
-    return _draw((rows, k), 0, dtype), _draw((len(sizes), k, n), 1, dtype), np.array(sizes, np.int32), _draw((rows, n), 2, dtype)
+    return draw((rows, k), 0, dtype), draw((len(sizes), k, n), 1, dtype), np.array(sizes, np.int32), draw((rows, n), 2, dtype)
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -50,22 +47,14 @@ def _definition(x, weights, sizes, dy):
     return y, dx, dweights
 
 
-def _assert_agree(actual, expected, tolerance):
-    for a, b in zip(actual, expected, strict=True):
-        assert a.shape == b.shape
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        error, scale = np.max(np.abs(a - b)), np.max(np.abs(b))
-        assert error <= tolerance * scale, f"error {error:.2e} at scale {scale:.2e}"
-
-
 @pytest.mark.parametrize("form", ("naive", *FAST_FORMS))
 @pytest.mark.parametrize("widths, sizes", CASES)
 def test_forms_are_the_definition(widths, sizes, form):
     operands = _operands(widths, sizes)
     actual = _output_and_grads(*operands, form)
     assert {array.dtype for array in actual} == {jnp.dtype(jnp.float32)}
-    _assert_agree(actual, _definition(*operands), 1e-5)
-    _assert_agree(actual, _output_and_grads(*operands, "naive"), 1e-5)
+    assert_agree(actual, _definition(*operands), 1e-5)
+    assert_agree(actual, _output_and_grads(*operands, "naive"), 1e-5)
 
 
 @pytest.mark.parametrize("form", ("auto", "naive", "blocks", "ragged"))
@@ -75,7 +64,7 @@ def test_forms_agree_in_float64(form):
             operands = _operands(widths, sizes, np.float64)
             actual = _output_and_grads(*operands, form)
             assert {array.dtype for array in actual} == {jnp.dtype(jnp.float64)}
-            _assert_agree(actual, _definition(*operands), 1e-10)
+            assert_agree(actual, _definition(*operands), 1e-10)
 
 
 @pytest.mark.parametrize("form", ("auto", "naive", "blocks", "ragged"))
@@ -85,7 +74,7 @@ def test_bfloat16_keeps_its_dtype_and_sums_in_float32(form):
     x, weights, dy = (jnp.asarray(array, jnp.bfloat16) for array in (x, weights, dy))
     actual = _output_and_grads(x, weights, sizes, dy, form)
     assert {array.dtype for array in actual} == {jnp.dtype(jnp.bfloat16)}
-    _assert_agree(actual, _definition(x, weights, sizes, dy), 2.0**-8)
+    assert_agree(actual, _definition(x, weights, sizes, dy), 2.0**-8)
 
 
 def test_mixed_dtypes_give_the_wider_one():
@@ -94,7 +83,7 @@ def test_mixed_dtypes_give_the_wider_one():
     for form in ("auto", *FORMS):
         y, dx, dweights = _output_and_grads(x, weights, sizes, dy, form)
         assert (y.dtype, dx.dtype, dweights.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
-        _assert_agree((y, dweights), np.array(_definition(x, weights, sizes, dy), object)[[0, 2]], 1e-5)
+        assert_agree((y, dweights), np.array(_definition(x, weights, sizes, dy), object)[[0, 2]], 1e-5)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -105,7 +94,7 @@ def test_mixed_dtypes_give_the_wider_one():
 )
 def test_any_sizes_agree_with_the_definition(sizes, widths, form):
     operands = _operands(widths, sizes)
-    _assert_agree(_output_and_grads(*operands, form), _definition(*operands), 1e-5)
+    assert_agree(_output_and_grads(*operands, form), _definition(*operands), 1e-5)
 
 
 def test_one_program_serves_any_sizes():
@@ -113,7 +102,7 @@ def test_one_program_serves_any_sizes():
     for _ in range(25):
         sizes = rng.multinomial(301, rng.dirichlet(np.full(11, 0.4)))
         operands = _operands((4, 3), sizes)
-        _assert_agree(_output_and_grads(*operands, "blocks"), _definition(*operands), 1e-5)
+        assert_agree(_output_and_grads(*operands, "blocks"), _definition(*operands), 1e-5)
 
 
 @pytest.mark.parametrize("form", ("naive", "blocks", "ragged"))
@@ -125,13 +114,13 @@ def test_rows_beyond_the_sum_are_zero_and_get_no_gradient(form):
     y, dx, dweights = _output_and_grads(x, weights, sizes, dy, form)
     assert not np.any(y[25:]) and not np.any(dx[25:])
     expected = _definition(x[:25], weights, sizes, dy[:25])
-    _assert_agree((y[:25], dx[:25], dweights), expected, 1e-5)
+    assert_agree((y[:25], dx[:25], dweights), expected, 1e-5)
 
 
 @pytest.mark.parametrize("form", ("naive", "blocks", "ragged"))
 def test_traced_sizes_beyond_the_rows_are_cut(form):
     x, weights, sizes, dy = _operands((5, 4), (7, 90, 18), rows=33)
-    _assert_agree(_output_and_grads(x, weights, sizes, dy, form), _definition(x, weights, np.array([7, 26, 0]), dy), 1e-5)
+    assert_agree(_output_and_grads(x, weights, sizes, dy, form), _definition(x, weights, np.array([7, 26, 0]), dy), 1e-5)
 
 
 def test_no_rows_give_no_gradient():
@@ -154,7 +143,7 @@ def test_vmap_agrees_with_a_loop():
     sizes = np.array([[12, 25], [0, 37], [37, 0]], np.int32)
     actual = jax.vmap(lambda sizes: _output_and_grads(x, weights, sizes, dy, "blocks"))(sizes)
     for i in range(3):
-        _assert_agree([array[i] for array in actual], _definition(x, weights, sizes[i], dy), 1e-5)
+        assert_agree([array[i] for array in actual], _definition(x, weights, sizes[i], dy), 1e-5)
 
 
 def test_sizes_of_blocks_do_not_change_the_result(monkeypatch):
@@ -163,7 +152,7 @@ def test_sizes_of_blocks_do_not_change_the_result(monkeypatch):
     for block_sizes in ((8,), (1, 2, 64), (100,)):
         monkeypatch.setattr(grouped_forms, "BLOCK_SIZES", block_sizes)
         jax.clear_caches()
-        _assert_agree(_output_and_grads(*operands, "blocks"), expected, 1e-5)
+        assert_agree(_output_and_grads(*operands, "blocks"), expected, 1e-5)
 
 
 @pytest.mark.parametrize("platform, ragged", [("cpu", False), ("cuda", True), ("tpu", True)])
@@ -190,15 +179,15 @@ def test_sort_by_group_is_stable(shape, num_groups):
 def test_permute_and_unpermute_gather_both_ways(choices):
     assignments = np.random.default_rng(1).integers(0, 5, (23, choices))
     permutation, inverse, _ = sort_by_group(jnp.asarray(assignments), 5)
-    x, dy = _draw((23, 4), 0), _draw((23 * choices, 4), 1)
+    x, dy = draw((23, 4), 0), draw((23 * choices, 4), 1)
     rows, transpose = jax.vjp(lambda x: permute(x, permutation, inverse), x)
     np.testing.assert_array_equal(rows, x[np.asarray(permutation) // choices])
     expected = jax.vjp(lambda x: x[permutation // choices], x)[1](dy)
-    _assert_agree(transpose(dy), expected, 1e-6)
+    assert_agree(transpose(dy), expected, 1e-6)
 
     pairs, transpose = jax.vjp(lambda y: unpermute(y, permutation, inverse), rows)
     np.testing.assert_array_equal(pairs.reshape(23, choices, 4), np.repeat(x[:, None], choices, 1))
-    _assert_agree(transpose(dy), jax.vjp(lambda y: y[inverse], rows)[1](dy), 1e-6)
+    assert_agree(transpose(dy), jax.vjp(lambda y: y[inverse], rows)[1](dy), 1e-6)
     for function in (permute, unpermute):
         argument = x if function is permute else rows
         program = jax.jit(jax.grad(lambda a, f=function: f(a, permutation, inverse).sum())).lower(argument).as_text()
@@ -206,7 +195,7 @@ def test_permute_and_unpermute_gather_both_ways(choices):
 
 
 def test_a_mixture_of_experts_equals_the_sum_over_its_choices():
-    weights, x, dy = _draw((6, 8, 5), 0), _draw((31, 8), 1), _draw((31, 5), 2)
+    weights, x, dy = draw((6, 8, 5), 0), draw((31, 8), 1), draw((31, 5), 2)
     assignments = np.random.default_rng(2).integers(0, 6, (31, 2))
 
     def sorted_form(x, weights):
@@ -219,7 +208,7 @@ def test_a_mixture_of_experts_equals_the_sum_over_its_choices():
 
     for run in (sorted_form, jax.jit(sorted_form)):
         (y, vjp), (expected, expected_vjp) = jax.vjp(run, x, weights), jax.vjp(explicit, x, weights)
-        _assert_agree((y, *vjp(dy)), (expected, *expected_vjp(dy)), 1e-5)
+        assert_agree((y, *vjp(dy)), (expected, *expected_vjp(dy)), 1e-5)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.ops.linear_attention import linear_attention, linear_attention_step
-from tests.ops.scans import assert_agree, assert_lowers_everywhere, draw, filler, outputs_and_grads
+from tests.ops.compare import assert_agree, assert_lowers_everywhere, draw, filler, outputs_and_grads
 
 KINDS = ("none", "scalar", "vector", "delta", "gated_delta", "vector_delta")
 

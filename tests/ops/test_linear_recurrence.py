@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.ops.linear_recurrence import FORMS, linear_recurrence
-from tests.ops.scans import assert_agree, assert_lowers_everywhere, draw, filler, outputs_and_grads
+from tests.ops.compare import assert_agree, assert_lowers_everywhere, draw, filler, outputs_and_grads
 
 FAST = tuple(form for form in FORMS if form != "naive")
 

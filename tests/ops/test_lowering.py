@@ -6,7 +6,7 @@ import pytest
 
 from research.ops import batch_norm, depthwise, feature_maps, gelu_grn, reparam_conv, segment_sums, unit_lower
 from research.ops.spread import spread
-from tests.ops.scans import assert_agree, assert_lowers_everywhere, draw
+from tests.ops.compare import assert_agree, assert_lowers_everywhere, draw
 
 MAPS, CHANNEL = draw((2, 6, 5, 4), 0), draw((4,), 1)
 KERNELS = draw((5, 5, 4), 2), draw((3, 3, 4), 3)

@@ -20,16 +20,13 @@ from research.ops.routing_attention import (
     spherical,
     update_centroids,
 )
-
-
-def _draw(shape, seed, dtype=np.float32):
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+from tests.ops.compare import assert_agree, draw
 
 
 def _operands(tokens, clusters, batch=(2,), heads=3, size=4, value_size=5, dtype=np.float32):
     """Query, key, value, gradient of the output, centroids."""
     sizes = size, size, value_size, value_size
-    arrays = tuple(_draw((*batch, tokens, heads, n), i, dtype) for i, n in enumerate(sizes))
+    arrays = tuple(draw((*batch, tokens, heads, n), i, dtype) for i, n in enumerate(sizes))
     return *arrays, np.asarray(init_centroids(jax.random.key(0), heads, clusters, size).centroids, dtype)
 
 
@@ -48,13 +45,7 @@ def _output(*arrays, **options):
     return np.asarray(_outputs_and_grads(*arrays, **options)[0])
 
 
-def _assert_agree(actual, expected, tolerance):
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        error, scale = np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)
-        # The gradient of the logits of one visible key cancels to zero: no scale of its own.
-        assert error <= tolerance * max(scale, 0.1), f"error {error:.2e} at scale {scale:.2e}"
+agree = functools.partial(assert_agree, dtypes=True, floor=0.1)
 
 
 def _normal(x):
@@ -87,7 +78,7 @@ def _definition(query, key, value, centroids, window, causal):
 def test_forms_are_the_definition(causal, shared, form):
     query, key, value, _, centroids = arrays = _operands(31, 4, batch=())
     expected = _definition(query, query if shared else key, value, centroids, 7, causal).astype(np.float32)
-    _assert_agree(_output(*arrays, shared=shared, window=7, causal=causal, form=form), expected, 1e-5)
+    agree(_output(*arrays, shared=shared, window=7, causal=causal, form=form), expected, 1e-5)
 
 
 # tokens, clusters, window, causal, shared, padded and packed
@@ -110,7 +101,7 @@ def test_gathered_agrees_with_naive_in_outputs_and_gradients(case):
         options |= dict(mask=rng.random((2, tokens)) > 0.3, segment_ids=np.sort(rng.integers(0, 3, (2, tokens)), -1))
     expected = _outputs_and_grads(*arrays, **options, form="naive")
     for form in ("gathered", "auto"):
-        _assert_agree(_outputs_and_grads(*arrays, **options, form=form), expected, 1e-5)
+        agree(_outputs_and_grads(*arrays, **options, form=form), expected, 1e-5)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -119,7 +110,7 @@ def test_any_shape_agrees_with_the_definition(tokens, clusters, share, causal, s
     query, key, value, _, centroids = arrays = _operands(tokens, clusters, batch=())
     window = 1 + int(share * (tokens - 1))
     expected = _definition(query, query if shared else key, value, centroids, window, causal).astype(np.float32)
-    _assert_agree(_output(*arrays, shared=shared, window=window, causal=causal), expected, 1e-5)
+    agree(_output(*arrays, shared=shared, window=window, causal=causal), expected, 1e-5)
 
 
 @pytest.mark.parametrize("form", routing.FORMS)
@@ -127,7 +118,7 @@ def test_one_cluster_of_all_tokens_is_full_attention_over_1_01(form):
     arrays = _operands(37, 1)
     normal = spherical(arrays[0])
     expected = softmax_attention(normal, normal, arrays[2], causal=True, scale=1.0, form="naive") / 1.01
-    _assert_agree(_output(*arrays, window=37, form=form), np.asarray(expected), 1e-5)
+    agree(_output(*arrays, window=37, form=form), np.asarray(expected), 1e-5)
 
 
 def test_each_cluster_has_the_window_best_distinct_tokens_in_order_and_others_give_zero():
@@ -171,12 +162,12 @@ def test_bfloat16_and_float64():
     exact = _outputs_and_grads(*(x.astype(jnp.float32) for x in half), centroids, window=12, form="naive")
     actual = _outputs_and_grads(*half, centroids, window=12)
     assert {x.dtype for x in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
-    _assert_agree(jax.tree.map(lambda x: x.astype(jnp.float32), actual), exact, 2e-2)
+    agree(jax.tree.map(lambda x: x.astype(jnp.float32), actual), exact, 2e-2)
     with jax.enable_x64(True):
         double = _operands(63, 6, dtype=np.float64)
         expected = _outputs_and_grads(*double, window=12, shared=False, form="naive")
         assert expected[0].dtype == np.float64
-        _assert_agree(_outputs_and_grads(*double, window=12, shared=False), expected, 1e-10)
+        agree(_outputs_and_grads(*double, window=12, shared=False), expected, 1e-10)
 
 
 def test_statistics_count_and_sum_the_assigned_tokens_without_padding():
@@ -197,7 +188,7 @@ def test_statistics_count_and_sum_the_assigned_tokens_without_padding():
 def test_centroids_move_as_the_averages_say():
     state = init_centroids(jax.random.key(1), 2, 5, 4)
     np.testing.assert_allclose(jnp.linalg.norm(state.centroids, axis=-1), 2, rtol=1e-4)
-    query = _draw((3, 200, 2, 4), 0)
+    query = draw((3, 200, 2, 4), 0)
     counts, sums = cluster_sums(query, state.centroids)
     new = update_centroids(state, counts, sums, decay=0.9)
     count, total = 0.1 * np.asarray(counts, np.float64), 0.1 * np.asarray(counts, np.float64).sum(-1, keepdims=True)

@@ -7,7 +7,7 @@ import pytest
 
 from research.ops.segment_sums import running_sums, segment_sum
 from research.ops.unit_lower import unit_lower_inverse
-from tests.ops.scans import assert_agree, draw
+from tests.ops.compare import assert_agree, draw
 
 
 def test_segment_sum_is_the_definition():

@@ -17,12 +17,9 @@ from research.ops.sliding_window import (
     sliding_window_extend,
     window_state,
 )
+from tests.ops.compare import assert_agree, draw
 
 FAST_FORMS = tuple(form for form in FORMS if form != "naive")
-
-
-def _draw(shape, seed, dtype=np.float32):
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 def _operands(length, batch=(2,), heads=4, groups=2, size=4, value_size=3, dtype=np.float32):
@@ -32,7 +29,7 @@ def _operands(length, batch=(2,), heads=4, groups=2, size=4, value_size=3, dtype
         (*batch, length, groups, value_size),
         (*batch, length, heads, value_size),
     )
-    return tuple(_draw(shape, i, dtype) for i, shape in enumerate(shapes))
+    return tuple(draw(shape, i, dtype) for i, shape in enumerate(shapes))
 
 
 def _packed(length, batch=(2,)):
@@ -59,14 +56,7 @@ def _output(op, *arrays, segments=None, **options):
     return _run_forward(op, tuple(options.items()), *arrays, **({} if segments is None else {"segment_ids": segments}))
 
 
-def _assert_agree(actual, expected, tolerance):
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        error, scale = np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)
-        # The gradient of the logits of one visible key cancels to zero: no scale of its own.
-        assert error <= tolerance * max(scale, 1e-2), f"error {error:.2e} at scale {scale:.2e}"
-
+agree = functools.partial(assert_agree, dtypes=True, floor=1e-2)
 
 # length, window, causal, packed
 CASES = [
@@ -86,7 +76,7 @@ def test_forms_agree_with_naive_in_outputs_and_gradients(case, form):
     length, window, causal, packed = case
     arrays = _operands(length) + ((_packed(length),) if packed else ())
     expected = _outputs_and_grads(sliding_window_attention, *arrays, window=window, causal=causal, form="naive")
-    _assert_agree(_outputs_and_grads(sliding_window_attention, *arrays, window=window, causal=causal, form=form), expected, 1e-5)
+    agree(_outputs_and_grads(sliding_window_attention, *arrays, window=window, causal=causal, form=form), expected, 1e-5)
 
 
 @pytest.mark.parametrize("form", FAST_FORMS)
@@ -94,7 +84,7 @@ def test_forms_agree_with_naive_in_outputs_and_gradients(case, form):
 def test_block_local_forms_agree_with_naive(length, block, packed, form):
     arrays = _operands(length) + ((_packed(length),) if packed else ())
     expected = _outputs_and_grads(block_local_attention, *arrays, block=block, form="naive")
-    _assert_agree(_outputs_and_grads(block_local_attention, *arrays, block=block, form=form), expected, 1e-5)
+    agree(_outputs_and_grads(block_local_attention, *arrays, block=block, form=form), expected, 1e-5)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -111,10 +101,10 @@ def test_naive_window_is_the_definition(causal):
 def test_a_window_or_block_of_the_whole_length_is_full_attention(form):
     query, key, value, _ = _operands(67)
     causal = softmax_attention(query, key, value, causal=True, form="naive")
-    _assert_agree(_output(sliding_window_attention, query, key, value, window=67, form=form), causal, 1e-5)
-    _assert_agree(_output(block_local_attention, query, key, value, block=80, form=form), causal, 1e-5)
+    agree(_output(sliding_window_attention, query, key, value, window=67, form=form), causal, 1e-5)
+    agree(_output(block_local_attention, query, key, value, block=80, form=form), causal, 1e-5)
     full = softmax_attention(query, key, value, form="naive")
-    _assert_agree(_output(sliding_window_attention, query, key, value, window=67, causal=False, form=form), full, 1e-5)
+    agree(_output(sliding_window_attention, query, key, value, window=67, causal=False, form=form), full, 1e-5)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -122,7 +112,7 @@ def test_a_window_or_block_of_the_whole_length_is_full_attention(form):
 def test_any_shape_agrees_with_naive(length, window, causal, form):
     query, key, value, _ = _operands(length, batch=())
     expected = _output(sliding_window_attention, query, key, value, window=window, causal=causal, form="naive")
-    _assert_agree(_output(sliding_window_attention, query, key, value, window=window, causal=causal, form=form), expected, 1e-5)
+    agree(_output(sliding_window_attention, query, key, value, window=window, causal=causal, form=form), expected, 1e-5)
 
 
 @pytest.mark.parametrize("form", ["auto", *FAST_FORMS])
@@ -136,7 +126,7 @@ def test_pieces_carry_the_state_whatever_the_split(window, form):
         piece = (x[:, start:stop] for x in (query, key, value))
         out, state = _output(sliding_window_extend, *piece, state, segments=segments[:, start:stop], form=form)
         pieces.append(out)
-    _assert_agree(jnp.concatenate(pieces, 1), expected, 1e-5)
+    agree(jnp.concatenate(pieces, 1), expected, 1e-5)
 
 
 def test_single_steps_in_a_scan_equal_the_whole_with_its_gradients():
@@ -151,7 +141,7 @@ def test_single_steps_in_a_scan_equal_the_whole_with_its_gradients():
         return jnp.moveaxis(jax.lax.scan(step, window_state(key, value, 6), tokens)[1], 0, 1)
 
     expected = _outputs_and_grads(sliding_window_attention, *arrays, window=6, form="naive")
-    _assert_agree(_outputs_and_grads(stepwise, *arrays), expected, 1e-5)
+    agree(_outputs_and_grads(stepwise, *arrays), expected, 1e-5)
 
 
 def test_packed_sequences_equal_separate_runs():
@@ -165,7 +155,7 @@ def test_packed_sequences_equal_separate_runs():
             _output(sliding_window_attention, *(x[:, a:b] for x in (query, key, value)), window=9, form=form)
             for a, b in zip(ends, ends[1:])
         ]
-        _assert_agree(packed, jnp.concatenate(alone, 1), 1e-5)
+        agree(packed, jnp.concatenate(alone, 1), 1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -187,12 +177,12 @@ def test_bfloat16_and_float64(form):
     exact = _outputs_and_grads(sliding_window_attention, *(x.astype(jnp.float32) for x in half), window=30, form="naive")
     actual = _outputs_and_grads(sliding_window_attention, *half, window=30, form=form)
     assert {x.dtype for x in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
-    _assert_agree(jax.tree.map(lambda x: x.astype(jnp.float32), actual), exact, 2e-2)
+    agree(jax.tree.map(lambda x: x.astype(jnp.float32), actual), exact, 2e-2)
     with jax.enable_x64(True):
         double = _operands(131, dtype=np.float64)
         expected = _outputs_and_grads(sliding_window_attention, *double, window=30, form="naive")
         assert expected[0].dtype == np.float64
-        _assert_agree(_outputs_and_grads(sliding_window_attention, *double, window=30, form=form), expected, 1e-10)
+        agree(_outputs_and_grads(sliding_window_attention, *double, window=30, form=form), expected, 1e-10)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])

@@ -9,7 +9,7 @@ import pytest
 
 from research.ops.segment_sums import segment_sum
 from research.ops.ssd import ssd, ssd_step
-from tests.ops.scans import assert_agree, assert_lowers_everywhere, draw, filler, outputs_and_grads
+from tests.ops.compare import assert_agree, assert_lowers_everywhere, draw, filler, outputs_and_grads
 
 
 def operands(batch, length, heads, width, groups, d_state):

@@ -1,4 +1,4 @@
-"""What the tests of recurrences share: the deterministic filler of the reference values, and comparisons in outputs and gradients."""
+"""What the tests of ops share: arrays, comparisons in outputs and gradients, and the lowering for accelerators."""
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,18 @@ def draw(shape, seed, dtype=np.float32):
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
-def assert_agree(actual, expected, tolerance):
-    """max|a-b| <= tolerance * max|b| for every leaf; shapes are equal, nothing is NaN."""
+def assert_agree(actual, expected, tolerance, *, dtypes=False, floor=0.0):
+    """max|a-b| <= tolerance * max(max|b|, floor) for every leaf, of equal shape and, if asked, dtype; nothing is NaN.
+
+    A floor is for gradients that cancel to zero in theory and so have no scale of their own.
+    """
     actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
     for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
         assert a.shape == b.shape, (i, a.shape, b.shape)
+        assert not dtypes or a.dtype == b.dtype, (i, a.dtype, b.dtype)
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        if b.size == 0:
-            continue
-        error, scale = np.max(np.abs(a - b)), max(np.max(np.abs(b)), 1e-30)
-        assert error <= tolerance * scale, f"array {i} of shape {a.shape}: error {error:.2e} at scale {scale:.2e}"
+        error, scale = np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)
+        assert error <= tolerance * max(scale, floor), f"array {i} of shape {a.shape}: error {error:.2e} at scale {scale:.2e}"
 
 
 def outputs_and_grads(function, *args):
