@@ -67,7 +67,9 @@ def _set(config: Any, field: str, text: str) -> None:
     node, where = config, "config"
     for part in parts[:-1]:
         if part not in node:
-            _unknown(where, part, node)
+            if not f"{where}.".startswith(tuple(f"config.{section}." for section in FREE)):
+                _unknown(where, part, node)
+            node[part] = {}
         node, where = node[part], f"{where}.{part}"
     name = parts[-1]
     free = any(f"{where}.".startswith(f"config.{section}.") for section in FREE)

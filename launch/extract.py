@@ -23,6 +23,7 @@ def main() -> int:
 
     import numpy as np
 
+    from research.data import tokenizer_files
     from research.interop import safetensors_io
     from research.models import registry
     from research.modules.state import apply
@@ -33,17 +34,18 @@ def main() -> int:
     config, params, stats = trained.model(name)
     if _CHECK.value:
         batch = next(iter(trained.evaluator.batches("validation")))
-        inside = apply(config, trained.programs.sliced(name, trained.weights), stats, batch["image"])[0]
+        inside = apply(config, trained.programs.sliced(name, trained.weights), stats, *trained.setup.task.inputs(batch))[0]
     if _DEPLOY.value:
         config, params, stats = registry.deployed(config, params, stats)
     origin = {"workdir": str(_WORKDIR.value), "step": trained.step, "subnet": name, "preprocess": trained.config["data"]["augment"]}
     safetensors_io.save_folder(_OUT.value, config, params, stats, origin)
+    tokenizer_files.copy_tokenizer(_WORKDIR.value, _OUT.value)
     size = sum(int(np.prod(p.shape)) for p in params.values())
     form = "" if registry.deployed(config)[0] == config else " of the training form (--deploy writes the smaller merged one)"
     print(f"{name}: {size:,} parameters{form} written to {_OUT.value}")
     if _CHECK.value:
         again = safetensors_io.load_folder(_OUT.value)
-        outside = apply(again[0], again[1], again[2], batch["image"])[0]
+        outside = apply(again[0], again[1], again[2], *trained.setup.task.inputs(batch))[0]
         gap = float(np.abs(np.asarray(outside) - np.asarray(inside)).max() / np.abs(np.asarray(inside)).max())
         print(f"largest difference of its logits to the in-place sub-network's: {gap:.1e} of the largest logit")
         if not gap < 1e-4:

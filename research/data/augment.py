@@ -27,6 +27,8 @@ def _mix(bits: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
 
+Block = dict[str, np.ndarray]
+
 
 class Draws:
     """Uniform numbers that are functions of (seed, epoch, index, stream): SplitMix64 with one state per example."""
@@ -93,6 +95,14 @@ class Augment:
             )
         images = normalise(images, self.mean, self.std)
         return random_erase(images, self.random_erasing, draws) if self.random_erasing else images
+
+    def train(self, block: Block, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"], seed: int) -> Block:
+        """The training batch of a block {"image", "label"}."""
+        return {"image": self(block["image"], indices, epochs, seed), "label": block["label"].astype(np.int32, copy=False)}
+
+    def evaluate(self, block: Block) -> Block:
+        """The evaluation batch of a block {"image", "label"}."""
+        return {"image": self.preprocess(block["image"]), "label": block["label"].astype(np.int32, copy=False)}
 
     def preprocess(self, images: np.ndarray) -> Float[np.ndarray, "B H W C"]:
         """The deterministic part, for evaluation: padding, centre crop, normalisation."""

@@ -7,16 +7,36 @@ starting there; a shard takes its contiguous slice of the global batch, which is
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
 from research.data.augment import Augment
-from research.data.source import Source, keyed_permutation
+from research.data.source import AnySource, keyed_permutation
 from research.errors import UserError
 
 Batch = dict[str, np.ndarray]
+
+
+class Transform(Protocol):
+    """What happens to a block of examples on its way into a batch."""
+
+    def train(self, block: Batch, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"], seed: int) -> Batch: ...
+
+    def evaluate(self, block: Batch) -> Batch: ...
+
+
+class Plain:
+    """Nothing happens: for tokens and vectors."""
+
+    def train(self, block: Batch, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"], seed: int) -> Batch:
+        return block
+
+    def evaluate(self, block: Batch) -> Batch:
+        return block
+
 
 # A batch touches few epochs; two loader threads and a replay can be in different ones.
 _epoch_order = functools.lru_cache(maxsize=4)(keyed_permutation)
@@ -42,12 +62,12 @@ def batch_indices(
 
 
 def batch_at(
-    source: Source,
+    source: AnySource,
     step: int,
     *,
     batch_size: int,
     seed: int,
-    augment: Augment | None = None,
+    augment: Transform | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Batch:
@@ -57,11 +77,11 @@ def batch_at(
 
 
 def train_batches(
-    source: Source,
+    source: AnySource,
     *,
     batch_size: int,
     seed: int,
-    augment: Augment | None,
+    augment: Transform | None,
     num_steps: int,
     start_step: int = 0,
     shard_index: int = 0,
@@ -74,7 +94,7 @@ def train_batches(
       source: the training data.
       batch_size: size of the global batch, divisible by `shard_count`.
       seed: keys the order and the augmentation.
-      augment: what happens to the images; None only scales them to 0..1.
+      augment: what happens to the blocks; None scales images to 0..1.
       num_steps: the step at which the run ends, whatever `start_step` is.
       start_step: the first step to give.
       shard_index: which contiguous slice of the global batch to give.
@@ -82,8 +102,8 @@ def train_batches(
       prefetch: how many batches to hold ready; 0 loads each when it is asked for, in the caller's thread.
 
     Yields:
-      `{"image": float32 [b, H, W, C], "label": int32 [b], "index": int64 [b]}` with b = batch_size / shard_count;
-      `index` is the example's place in `source`.
+      What `augment` makes of the blocks, for images `{"image": float32 [b, H, W, C], "label": int32 [b]}`, and "index": int64 [b],
+      the examples' places in `source`; b = batch_size / shard_count.
     """
     _check_sizes(source, batch_size, shard_index, shard_count)
     load = functools.partial(_load, source, batch_size, seed, augment or Augment(), shard_index, shard_count)
@@ -91,18 +111,18 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source,
+    source: AnySource,
     *,
     batch_size: int,
-    preprocess: Callable[[np.ndarray], np.ndarray],
+    prepare: Callable[[Batch], Batch],
     shard_index: int = 0,
     shard_count: int = 1,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
     """Every example of a source once, in order, in batches of equal size.
 
-    `preprocess` maps a block of images [b, H, W, C] to float32 (`Augment.preprocess`). The last batch is filled with
-    zero images of label 0 and index -1, whose `mask` (float32 [b]) is 0; real examples have mask 1.
+    `prepare` makes a batch of a block (`Augment.evaluate`). The last batch is filled with zeros of index -1, whose `mask`
+    (float32 [b]) is 0; real examples have mask 1.
     """
     if len(source) == 0:
         return iter(())
@@ -114,20 +134,15 @@ def eval_batches(
         indices = np.arange(start, start + shard_size, dtype=np.int64)
         real = indices < len(source)
         # Filler reads example 0, so that a shard of nothing but filler has the right shape too.
-        block = source.gather(np.where(real, indices, 0))
-        images = preprocess(block["image"])
-        images[~real] = 0
-        return {
-            "image": images,
-            "label": np.where(real, block["label"], 0).astype(np.int32),
-            "index": np.where(real, indices, -1),
-            "mask": real.astype(np.float32),
-        }
+        batch = prepare(source.gather(np.where(real, indices, 0)))
+        if not real.all():
+            batch = {k: np.where(real.reshape(-1, *(1,) * (v.ndim - 1)), v, 0).astype(v.dtype) for k, v in batch.items()}
+        return {**batch, "index": np.where(real, indices, -1), "mask": real.astype(np.float32)}
 
     return _iterate(load, 0, -(-len(source) // batch_size), prefetch)
 
 
-def _check_sizes(source: Source, batch_size: int, shard_index: int, shard_count: int) -> None:
+def _check_sizes(source: AnySource, batch_size: int, shard_index: int, shard_count: int) -> None:
     if len(source) == 0:
         raise UserError(f"{source.name} has no examples.")
     if batch_size < 1 or batch_size % shard_count:
@@ -136,13 +151,11 @@ def _check_sizes(source: Source, batch_size: int, shard_index: int, shard_count:
         raise UserError(f"shard_index={shard_index} is not in 0..{shard_count - 1}.")
 
 
-def _load(source: Source, batch_size: int, seed: int, augment: Augment, shard_index: int, shard_count: int, step: int) -> Batch:
+def _load(source: AnySource, batch_size: int, seed: int, augment: Transform, shard_index: int, shard_count: int, step: int) -> Batch:
     indices, epochs = batch_indices(
         len(source), int(step), batch_size=batch_size, seed=seed, shard_index=shard_index, shard_count=shard_count
     )
-    block = source.gather(indices)
-    images = augment(block["image"], indices, epochs, seed)
-    return {"image": images, "label": block["label"].astype(np.int32, copy=False), "index": indices}
+    return {**augment.train(source.gather(indices, epochs), indices, epochs, seed), "index": indices}
 
 
 def _iterate(load: Callable[[int], Batch], start: int, stop: int, prefetch: int) -> Iterator[Batch]:

@@ -1,6 +1,6 @@
-"""What a data source is, and sources over arrays in memory.
+"""What a data source is, and sources of images over arrays in memory.
 
-A source holds labelled images that are addressed by index and read a block at a time.
+A source holds examples that are addressed by index and read a block at a time.
 """
 
 import dataclasses
@@ -14,6 +14,22 @@ from research.errors import UserError
 Images = UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"]
 
 _UINT64 = (1 << 64) - 1
+
+
+class AnySource(Protocol):
+    """Examples addressed by index: images, tokens or vectors."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
+        """The block of the examples at `indices`: name -> array whose first axis is the example's.
+
+        `epochs` says which pass over the data each example belongs to; a source may vary with it (windows of a text that
+        start elsewhere in each pass), as a pure function. None: for evaluation.
+        """
+        ...
 
 
 class Source(Protocol):
@@ -30,7 +46,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def gather(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
         """The block `{"image": [B, H, W, C], "label": [B]}` of the examples at `indices`."""
         ...
 
@@ -56,7 +72,7 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def gather(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
         return {"image": self.images[indices], "label": self.labels[indices]}
 
     def subset(self, indices: Int[np.ndarray, " M"], name: str) -> "ArraySource":

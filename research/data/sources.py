@@ -4,6 +4,7 @@ The validation split is cut from the training data; the test split is read as it
 """
 
 import difflib
+import importlib
 import inspect
 import pathlib
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from research.data import idx
-from research.data.source import ArraySource, Source, arrays_to_sources, keyed_permutation
+from research.data.source import AnySource, ArraySource, arrays_to_sources, keyed_permutation
 from research.errors import UserError
 
 # Second words of the Philox keys, so that no two uses of one seed share a stream.
@@ -45,13 +46,15 @@ def load_splits(
     validation_fraction: float = 0.1,
     seed: int = 0,
     **options: Any,
-) -> dict[str, Source]:
+) -> dict[str, AnySource]:
     """The splits 'train', 'validation' and 'test' of a named data set.
 
     Args:
-      name: one of `digits`, `fashion_mnist`, `mnist`, `idx`, `synthetic`, `arrays`, or `tfds:NAME`.
+      name: one of `digits`, `fashion_mnist`, `mnist`, `idx`, `arrays`, `tfds:NAME` (images); `stdlib_text`, `text`, `tiny_shakespeare`,
+        `token_file`, `tfds_text:NAME`, `probe:KIND` (tokens); `in_context:TASK` (vectors).
       data_dir: where the files lie, for the data sets that are read from files.
-      validation_fraction: the part of the training data held out for validation, stratified by class; 0 for none.
+      validation_fraction: of images, the part of the training data held out for validation, stratified by class; 0 for none.
+        The other data sets have splits of their own.
       seed: keys the choice of the validation examples. The test split does not depend on it.
       **options: options of that data set; an unknown one is an error that lists the valid ones.
 
@@ -60,9 +63,13 @@ def load_splits(
     """
     if not 0 <= validation_fraction < 1:
         raise UserError(f"validation_fraction={validation_fraction} is not in [0, 1): give the part of the training data to hold out.")
-    loader, positional = _find_loader(name)
+    loader, positional, ready = _find_loader(name)
     _check_options(name, loader, options)
-    train, test = loader(*positional, data_dir=data_dir, **options)
+    takes = inspect.signature(loader).parameters
+    place = {key: value for key, value in {"data_dir": data_dir, "seed": seed}.items() if key in takes and key not in options}
+    if ready:
+        return loader(*positional, **place, **options)
+    train, test = loader(*positional, **place, **options)
     held_out = round(validation_fraction * len(train))
     kept, held = stratified_split(train.labels, held_out, seed)
     if len(kept) == 0:
@@ -74,23 +81,39 @@ def load_splits(
     }
 
 
-def _find_loader(name: str):
-    if name.startswith("tfds:"):
-        from research.data import tfds_source
+_ELSEWHERE = {
+    "tfds:": ("tfds_source", "load_tfds", "any TFDS set of images in array_record form"),
+    "stdlib_text": ("stdlib_text", "load_stdlib_text", ""),
+    "text": ("text", "load_text", ""),
+    "tiny_shakespeare": ("text", "load_tiny_shakespeare", ""),
+    "token_file": ("token_files", "load_token_file", ""),
+    "tfds_text:": ("text", "load_tfds_text", "any TFDS set of texts"),
+    "probe:": ("probes", "load_probe", "a synthetic probe"),
+    "in_context:": ("in_context", "load_in_context", "functions learnt in context"),
+}
+"""Name, or prefix before a name -> module of this room, loader, what it is; all but the first give their splits ready."""
 
-        return tfds_source.load_tfds, (name.removeprefix("tfds:"),)
+
+def _find_loader(name: str) -> tuple[Any, tuple[str, ...], bool]:
+    """Returns (loader, its positional arguments, whether it gives all splits)."""
     if name in _LOADERS:
-        return _LOADERS[name], ()
-    near = difflib.get_close_matches(name, _LOADERS, n=3)
+        return _LOADERS[name], (), False
+    head, colon, rest = name.partition(":")
+    if head + colon in _ELSEWHERE:
+        module, loader, _ = _ELSEWHERE[head + colon]
+        return getattr(importlib.import_module(f"research.data.{module}"), loader), (rest,) if colon else (), head != "tfds"
+    valid = [*_LOADERS, *(key + "NAME" if key.endswith(":") else key for key in _ELSEWHERE)]
+    near = difflib.get_close_matches(name, valid, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise UserError(f"Unknown data set {name!r}.{hint} Valid: {', '.join(_LOADERS)}, tfds:NAME (any TFDS data set in array_record form).")
+    raise UserError(f"Unknown data set {name!r}.{hint} Valid: {', '.join(valid)} (tfds: TFDS data sets in array_record form).")
 
 
 def _check_options(name: str, loader, options: dict[str, Any]) -> None:
     parameters = inspect.signature(loader).parameters.values()
     valid = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "data_dir"]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)  # it checks the rest itself
     for option in options:
-        if option not in valid:
+        if option not in valid and not open_ended:
             raise UserError(f"Data set {name!r} has no option {option!r}. Valid: {', '.join(valid) or 'none'}.")
 
 

@@ -47,7 +47,7 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def gather(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
         examples = self.records.__getitems__(self.indices[indices].tolist())
         images = [self._sized(example[self.image_key]) for example in examples]
         return {"image": np.stack(images), "label": self.labels[indices]}

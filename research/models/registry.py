@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from research.errors import UserError
-from research.models import resnet, unireplknet, vit
+from research.models import resnet, sequence, unireplknet, vim, vit, vmamba
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,26 @@ def model_config(name: str, **overrides) -> Any:
     for field, sources in getattr(config, "derived", {}).items():
         if not overrides.keys().isdisjoint(sources):
             overrides.setdefault(field, fields[field].default)
-    return dataclasses.replace(config, **{k: _frozen(v) for k, v in overrides.items()})
+    return replaced(config, name, overrides)
+
+
+def replaced(config: Any, name: str, fields: dict[str, Any]) -> Any:
+    """Returns the dataclass with some fields replaced; a dictionary replaces fields of a dataclass inside.
+
+    Raises:
+      UserError: a field that the inner dataclass does not have.
+    """
+    values = {}
+    for field, value in fields.items():
+        inner = getattr(config, field)
+        if dataclasses.is_dataclass(inner) and isinstance(value, dict):
+            valid = [f.name for f in dataclasses.fields(inner)]
+            unknown = sorted(set(value) - set(valid))
+            if unknown:
+                raise UserError(f"model {name} has no field {field}.{unknown[0]}; valid: {', '.join(valid)}")
+            value = replaced(inner, name, value)
+        values[field] = _frozen(value)
+    return dataclasses.replace(config, **values)
 
 
 def deployed(config: Any, params: dict | None = None, stats: dict | None = None) -> tuple[Any, dict, dict]:
@@ -150,6 +169,45 @@ def _register_vit() -> None:
         register(Entry(name, config, paper, source, tiny, counts[size]))
 
 
+def _register_vim() -> None:
+    counts = {"tiny": 7_148_008, "small": 25_796_584, "base": 97_598_440}
+    tiny = dict(dim=32, depth=4, state=4, patch_size=4, image_size=16, num_classes=10)
+    for name, config in vim.VARIANTS.items():
+        count = counts.get(name.split("_")[1])
+        register(Entry(name, config, "arXiv 2401.09417", "github.com/hustvl/Vim" if count else "this repository", tiny, count))
+
+
+def _register_vmamba() -> None:
+    counts = {
+        "vmamba_tiny_s1l8": 30_249_064, "vmamba_tiny_s2l5": 30_705_832,
+        "vmamba_small_s2l15": 50_147_752, "vmamba_base_s2l15": 88_557_800,
+    }  # fmt: skip
+    tiny = dict(dims=(8, 24), depths=(2, 3), ssm_ratio=1.5, num_classes=10, image_size=8, stem_strides=(1, 1))
+    for name, config in vmamba.VARIANTS.items():
+        count = counts.get(name)
+        register(Entry(name, config, "arXiv 2401.10166", "github.com/MzeroMiko/VMamba" if count else "this repository", tiny, count))
+
+
+def _register_sequence() -> None:
+    heads = dict(heads=2, head_dim=8)
+    small = {
+        "mamba": dict(state=4),
+        **{kind: dict(state=8, head_dim=8) for kind in ("mamba2", "mamba3")},
+        **{kind: dict(heads=2) for kind in ("gla", "retention", "deltanet", "gated_deltanet", "cosformer", "performer", "sla")},
+        "attention": heads,
+        "window": heads | dict(window=5),
+        "routing": dict(heads=2, local_heads=1, head_dim=8, clusters=2, window=5, local_window=4),
+    }
+    for name, config in sequence.VARIANTS.items():
+        kind = config.kinds[0]
+        paper, source, count = sequence.PUBLISHED.get(name, (sequence.PAPERS[kind], "this repository", None))
+        tiny = dict(vocab_size=10, length=12, dim=16, depth=2 * len(config.kinds), ffn=config.ffn)
+        register(Entry(name, config, paper, source, tiny | {k: small[k] for k in set(config.kinds) & set(small)}, count))
+
+
 _register_unireplknet()
 _register_resnet()
 _register_vit()
+_register_sequence()
+_register_vim()
+_register_vmamba()

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
-from research.models import elastic
+from research.modules import elastic
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, ones, zeros
 from research.modules.norms import BatchNorm

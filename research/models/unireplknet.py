@@ -14,8 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
-from research.models import elastic
 from research.models.forms import check_form
+from research.modules import elastic
 from research.modules.axes import Init
 from research.modules.dilated_reparam import BRANCHES, DilatedReparam, batch_norm_affine, kernel_nests, merge_dilated_reparam
 from research.modules.layers import Conv, DepthwiseConv, Linear, drop_path, drop_path_rates, normal_02

@@ -14,8 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
-from research.models import elastic
 from research.models.forms import check_form
+from research.modules import elastic
 from research.modules.attention import Attention
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates, normal_02

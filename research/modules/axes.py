@@ -34,11 +34,22 @@ ROLES = {
     "window_h": "rows of a dense convolution window",
     "window_w": "columns of a dense convolution window",
     "tokens": "positions of a learnt position embedding",
+    "vocab": "entries of a vocabulary",
+    "input": "features of a continuous input token",
+    "inner": "inner channels of a sequence mixer",
+    "state": "numbers of state per inner channel or head of a state space",
+    "groups": "groups of heads that share maps, keys or values",
+    "rank": "inner features of a low-rank projection",
+    "taps": "steps of a short convolution over time",
+    "angles": "pairs of state features that rotate together",
+    "features": "random features of a kernel",
+    "clusters": "centroids of routing attention",
+    "directions": "ways in which a mixer walks over an image",
 }
 
 
 class Param(nnx.Param):
-    """A trained array; `axes` holds one name for each of its axes."""
+    """A trained array; `axes` holds one name for each of its axes, `precise` says that reduced precision leaves it alone."""
 
 
 class Stat(nnx.Variable):
@@ -60,7 +71,8 @@ def layer_stack(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Init:
-    """What a constructor needs to create arrays: a key, a dtype, and the stack that it is built in.
+    """What a constructor needs to create arrays: a key, a dtype, the stack that it is built in, and how many residual
+    branches the network adds up (some initialisers shrink with it).
 
     Every array in the repository is created by `param` or `stat`, so none is without axis names.
     """
@@ -68,6 +80,7 @@ class Init:
     key: Array
     dtype: jnp.dtype = jnp.float32
     stack: tuple[tuple[int, str], ...] = ()
+    branches: int = 1
 
     def child(self, tag: str | int) -> "Init":
         """Returns an Init with an independent key; equal tags give equal keys."""
@@ -77,7 +90,7 @@ class Init:
         """Returns an Init that creates `size` independent layers along a new first axis called `name`."""
         return replace(self, stack=(*self.stack, (size, name)))
 
-    def param(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer) -> Param:
+    def param(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer, *, precise: bool = False) -> Param:
         """Creates a parameter.
 
         Args:
@@ -85,8 +98,9 @@ class Init:
           shape: shape without the stacked axes.
           axes: one axis name per entry of `shape`.
           init: called as `init(key, shape, dtype)`, once for every stacked layer.
+          precise: used in float32 whatever the run's precision, such as logarithms of decay rates.
         """
-        return Param(self._create(tag, shape, axes, init), axes=self._axes(axes))
+        return Param(self._create(tag, shape, axes, init), axes=self._axes(axes), precise=precise)
 
     def stat(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer) -> Stat:
         """Creates a running statistic; arguments as in `param`."""

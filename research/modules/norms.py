@@ -1,4 +1,4 @@
-"""Normalisation layers with named axes: BatchNorm, LayerNorm, GELU with global response normalisation.
+"""Normalisation layers with named axes: BatchNorm, LayerNorm, RMSNorm, GELU with global response normalisation.
 
 Moments are computed in float32 (or float64) whatever the input's dtype. `mode` says what batch norm does:
 "train" uses batch moments and updates the running ones, "eval" uses the running ones, "calibrate" uses
@@ -64,6 +64,24 @@ class LayerNorm(nnx.Module):
         var = jnp.square(wide - mean).mean(-1, keepdims=True)
         y = (wide - mean) * jax.lax.rsqrt(var + self.eps)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Division by the root mean square over the last axis (Zhang and Sennrich 2019), eps inside the square root, times a scale.
+
+    `axes` names the trailing axes that the scale has; the mean runs over the last `over` of them (all by default).
+    """
+
+    def __init__(self, shape: int | tuple[int, ...], axes: str | tuple[str, ...], init: Init, *, eps: float = 1e-5, over: int = 0):
+        shape = (shape,) if isinstance(shape, int) else shape
+        axes = (axes,) if isinstance(axes, str) else axes
+        self.eps, self.over = eps, over or len(shape)
+        self.scale = init.param("scale", shape, axes, ones)
+
+    def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+        wide = precision.wide(x)
+        mean = jnp.square(wide).mean(tuple(range(-self.over, 0)), keepdims=True)
+        return (wide * jax.lax.rsqrt(mean + self.eps) * self.scale[...]).astype(x.dtype)
 
 
 class GeluGRN(nnx.Module):

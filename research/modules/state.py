@@ -35,13 +35,14 @@ class ModelConfig(Protocol):
 
 @dataclass(frozen=True)
 class Abstract:
-    """The shapes, names and structure of a model, without its numbers."""
+    """The shapes, names and structure of a model, without its numbers; `precise` names the parameters that stay float32."""
 
     graphdef: Any
     params: Mapping[str, jax.ShapeDtypeStruct]
     stats: Mapping[str, jax.ShapeDtypeStruct]
     axes: Mapping[str, Axes]
     kept: Mapping[str, tuple[int, ...]]
+    precise: frozenset[str] = frozenset()
 
     def num_params(self) -> int:
         """Number of trained values; running statistics are not among them."""
@@ -95,12 +96,18 @@ def abstract(config: ModelConfig, dtype: Any = jnp.float32) -> Abstract:
     seen = {}
 
     def build(key):
-        graphdef, params, stats, axes = split(config.build(Init(key, dtype)))
-        seen.update(graphdef=graphdef, axes=axes)
+        module = config.build(Init(key, dtype))
+        graphdef, params, stats, axes = split(module)
+        seen.update(graphdef=graphdef, axes=axes, precise=_precise(module))
         return params, stats
 
     params, stats = jax.eval_shape(build, jax.eval_shape(lambda: jax.random.key(0)))
-    return Abstract(seen["graphdef"], params, stats, seen["axes"], dict(config.kept()))
+    return Abstract(seen["graphdef"], params, stats, seen["axes"], dict(config.kept()), seen["precise"])
+
+
+def _precise(module: nnx.Module) -> frozenset[str]:
+    flat = nnx.to_flat_state(nnx.state(module, Param))
+    return frozenset("/".join(map(str, path)) for path, variable in flat if variable.precise)
 
 
 def initialize(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> tuple[Arrays, Arrays]:
@@ -128,29 +135,36 @@ class Stack(nnx.Module):
 
     def __init__(self, make: Callable[[Init], nnx.Module], size: int, name: str, init: Init, *, unroll: bool = False):
         self.size, self.unroll = size, unroll
-        self.layer = make(init.stacked(size, name))
+        self.layer: Any = make(init.stacked(size, name))
 
     def __call__(self, x, *, xs: Any = None, remat: str = "none", **kwargs):
         """Applies the layers in order: `x = layer(x, per_layer, **kwargs)` with `per_layer` one entry of `xs`."""
+        return self._run(lambda layer, carry, inputs: (layer(carry, inputs, **kwargs), None), x, xs, remat)[0]
+
+    def scan(self, method: str, x, xs: Any, *args, remat: str = "none"):
+        """Applies `x, y = layer.method(x, per_layer, *args)` in order; returns x and the y of all layers, stacked."""
+        return self._run(lambda layer, carry, inputs: getattr(layer, method)(carry, inputs, *args), x, xs, remat)
+
+    def _run(self, call: Callable, x, xs: Any, remat: str):
         graphdef, params, stats, _ = split(self.layer)
 
         def body(carry, inputs):
             params, stats, per_layer = inputs
             layer = merge(graphdef, params, stats)
-            out = layer(carry, per_layer, **kwargs)
-            return out, split(layer)[2]
+            carry, out = call(layer, carry, per_layer)
+            return carry, (split(layer)[2], out)
 
         body = rematerialize(body, remat)
         if self.unroll or self.size == 1:
-            new = []
+            rows = []
             for i in range(self.size):
-                x, s = body(x, jax.tree.map(lambda a, i=i: a[i], (params, stats, xs)))
-                new.append(s)
-            stats = {k: jnp.stack([s[k] for s in new]) for k in stats}
+                x, row = body(x, jax.tree.map(lambda a, i=i: a[i], (params, stats, xs)))
+                rows.append(row)
+            stats, out = jax.tree.map(lambda *row: jnp.stack(row), *rows)
         else:
-            x, stats = jax.lax.scan(body, x, (params, stats, xs))
+            x, (stats, out) = jax.lax.scan(body, x, (params, stats, xs))
         nnx.update(self.layer, _unflat(stats))
-        return x
+        return x, out
 
 
 REMAT_POLICIES = {

@@ -29,6 +29,17 @@ CUTS = {
     "window_h": "whole",
     "window_w": "whole",
     "tokens": "whole",
+    "vocab": "whole",
+    "input": "whole",
+    "inner": "leading",
+    "state": "leading",
+    "groups": "whole",
+    "rank": "leading",
+    "taps": "whole",
+    "angles": "leading",
+    "features": "leading",
+    "clusters": "leading",
+    "directions": "whole",
 }
 """Role -> how the smaller self is cut: leading slice, centre crop, the kept layers, or not at all."""
 

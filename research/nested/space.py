@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from research.errors import UserError
-from research.models import elastic
+from research.modules import elastic
 
 
 def parse_choices(text: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from research.ops import checks, depthwise, depthwise_shift, dispatch, precision
 from research.ops import depthwise_geometry as geometry
 
 OP = "depthwise_conv1d"
+FORMS = depthwise.FORMS
 Padding = str | tuple[int, int]
 
 
@@ -131,7 +132,7 @@ def causal_conv1d_step(
 
 
 def _checked(x, kernel, dilation, segment_ids, form):
-    form = dispatch.resolve(form, OP, depthwise.FORMS)
+    form = dispatch.resolve(form, OP, FORMS)
     pattern = "K C M" if kernel.ndim == 3 else "K C"
     checks.shapes(OP, x=(x, "*B T C"), kernel=(kernel, pattern), segment_ids=(segment_ids, "*B T"))
     checks.require(1 <= kernel.shape[0] <= depthwise.MAX_KERNEL_SIZE, OP, "kernel", kernel.shape, f"1 to {depthwise.MAX_KERNEL_SIZE} taps")

@@ -13,8 +13,8 @@ from research.modules.axes import Axes, role
 from research.optim.rules import Rules, resolve
 
 NAMES = ("adamw", "lion", "muon", "sgd")
-NO_DECAY_1D: Rules = ((r"\|[^,]*$", 0.0), (".*", 1.0))
-"""Default decay rule: vectors (biases, norms, scales) are not decayed."""
+NO_DECAY_1D: Rules = ((r"/a_log\|", 0.0), (r"\|[^,]*$", 0.0), (".*", 1.0))
+"""Default decay rule: vectors (biases, norms, scales) and logarithms of decay rates are not decayed."""
 
 
 def _scale_by_tree(factors: Mapping[str, float]) -> optax.GradientTransformation:
@@ -39,21 +39,24 @@ def matrix_axes(axes: Axes) -> optax.contrib.MuonDimensionNumbers | None:
     """Returns which axes of a parameter are inputs and which outputs of a matrix, for Muon; None where it is none.
 
     Stacked layers are matrices of their own; the window of a dense convolution belongs to the inputs. Vectors, depthwise
-    kernels, position embeddings and the arrays that touch images or classes are not matrices between hidden features.
+    kernels, position embeddings, scales per head and the arrays that touch images, classes or a vocabulary are not matrices
+    between hidden features.
     """
     roles = [role(name) for name in axes]
     places = [i for i, r in enumerate(roles) if r != "layers"]
-    if len(places) < 2 or {"kernel_h", "image", "classes", "tokens"} & set(roles):
+    if len(places) < 2 or {"kernel_h", "taps", "image", "classes", "tokens", "vocab", "input"} & set(roles):
+        return None
+    if not {roles[i] for i in places} - {"heads", "head_dim", "groups", "state", "clusters", "features"}:
         return None
     inputs = sum(roles[i].startswith("window") for i in places) + 1
-    if roles[places[0]] == "heads":
+    if roles[places[0]] in ("heads", "groups"):
         inputs = len(places) - 1
     return optax.contrib.MuonDimensionNumbers(tuple(places[:inputs]), tuple(places[inputs:]))
 
 
 def _muon(config: Mapping[str, Any], axes: Mapping[str, Axes]) -> optax.GradientTransformation:
     """Muon for matrices, Adam with Nesterov momentum for the rest (Liu et al. 2025, arXiv 2502.16982), without decay and learning rate."""
-    matrices = {name: matrix_axes(names) for name, names in axes.items()}
+    matrices = {name: None if name.endswith("/a_log") else matrix_axes(names) for name, names in axes.items()}
     return optax.contrib.muon(
         learning_rate=-1.0,  # optax flips the sign: the direction itself remains
         beta=config["momentum"],

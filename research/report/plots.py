@@ -86,6 +86,7 @@ def curves_plot(
     title: str = "",
     xlabel: str = "step",
     ylabel: str | None = None,
+    log_x: bool = False,
 ) -> Path:
     """Draws one metric over steps, a line a series: rows of metrics.jsonl; rows without the metric are left out.
 
@@ -93,14 +94,16 @@ def curves_plot(
     """
     figure, axes = _figure()
     for index, (label, rows) in enumerate(series.items()):
-        color = COLORS[index % len(COLORS)]
+        color, dashes = COLORS[index % len(COLORS)], ("-", "--", ":")[index // len(COLORS) % 3]
         rows = [row for row in rows if is_finite(row.get(step_key)) and is_finite(row.get(value_key))]
         steps, values = [row[step_key] for row in rows], [row[value_key] for row in rows]
         if len(rows) > 300:
             axes.plot(steps, values, color=color, lw=0.7, alpha=0.22)
             values = _running_median(values, len(values) // 100)
         few = len(rows) <= 30
-        axes.plot(steps, values, color=color, lw=1.7, label=label, marker="o" if few else None, ms=4)
+        axes.plot(steps, values, color=color, lw=1.7, ls=dashes, label=label, marker="o" if few else None, ms=4)
+    if log_x:
+        axes.set_xscale("log", base=2)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel or value_key)
     axes.set_title(title, loc="left")

@@ -194,6 +194,55 @@ def compare(runs: Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike
     return result
 
 
+def against(
+    runs: Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]], x: str, *, out: PathLike | None = None
+) -> dict[str, Any]:
+    """Sets the full networks of several runs against a size of theirs, a series a label.
+
+    Args:
+      runs: as in `compare`.
+      x: a cost in the reports ("state", "params", ...) or a field of the runs' configs, dotted ("data.options.length").
+      out: folder for against.md, against.csv and against.png; default the first run's parent.
+
+    Raises:
+      UserError: a run without a report, or one that does not have such a number.
+    """
+    groups = _groups(runs)
+    series: dict[str, list[dict[str, Any]]] = {}
+    metric = ""
+    for label, workdirs in groups.items():
+        for workdir in workdirs:
+            report = _load(workdir)
+            metric = report["metric"]
+            row = report["subnets"][0]
+            place = row.get(x, _lookup(_read_json(workdir / "config.json"), x))
+            if not tables.is_finite(place):
+                raise UserError(
+                    f"{workdir} has no number {x!r}; valid: {', '.join(k for k, v in row.items() if tables.is_finite(v))}, or CONFIG.FIELD"
+                )
+            series.setdefault(label, []).append(
+                {"label": label, "name": workdir.name, x: place, "value": row["value"], "wall_s": report.get("wall_s")}
+            )
+    for rows in series.values():
+        rows.sort(key=lambda row: row[x])
+    rows = [row for group in series.values() for row in group]
+    folder = Path(out) if out else next(iter(groups.values()))[0].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    markdown = f"# {metric} against {x}\n\n{tables.markdown_table(rows, ['label', 'name', x, 'value', 'wall_s'])}"
+    _write(folder / "against.md", f"Made by `{command_line()}`.\n\n{markdown}")
+    tables.write_csv(folder / "against.csv", rows, command=command_line())
+    plot = plots.curves_plot(
+        folder / "against.png", series, "value", step_key=x, title=f"{metric} against {x}", xlabel=x, ylabel=metric, log_x=True
+    )
+    return {"metric": metric, "rows": rows, "markdown": markdown, "plots": [plot]}
+
+
+def _lookup(config: Any, field: str) -> Any:
+    for part in field.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
 def _groups(runs: Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]]) -> dict[str, list[Path]]:
     """Label to directories. Directories that share their last name are labelled by their whole path."""
     if isinstance(runs, Mapping):

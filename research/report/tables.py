@@ -20,6 +20,7 @@ HEADINGS = {
     "flops": "FLOPs",
     "latency_ms": "latency",
     "peak_memory_bytes": "memory",
+    "state": "state",
 }
 
 

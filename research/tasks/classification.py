@@ -4,12 +4,13 @@ A batch is {"image": [B, H, W, C] float, "label": [B] int32} and for evaluation 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Batch = dict[str, Array]
+from research.tasks.base import Batch
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,15 @@ class Classification:
     switch: float = 0.5
 
     metric = "accuracy"
+    higher_is_better = True
+    unit = "images"
+
+    def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Float[Array, "B N"]]:
+        image, target = self.mix(batch, key)
+        return (image,), target
+
+    def inputs(self, batch: Batch) -> tuple[Array, ...]:
+        return (batch["image"],)
 
     def mix(self, batch: Batch, key: Array) -> tuple[Float[Array, "B H W C"], Float[Array, "B N"]]:
         """Returns (images, target distributions) after smoothing and mixing; pure in (batch, key)."""
@@ -47,9 +57,13 @@ class Classification:
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return -(target * jax.nn.log_softmax(logits)).sum(-1).mean()
 
-    def distill(self, logits: Float[Array, "B N"], teacher: Float[Array, "B N"]) -> Float[Array, ""]:
+    def distill(self, logits: Float[Array, "B N"], teacher: Float[Array, "B N"], target: Any = None) -> Float[Array, ""]:
         """Mean cross entropy to the teacher's distribution (temperature 1); no gradient reaches the teacher."""
+        del target
         return self.loss(logits, jax.nn.softmax(jax.lax.stop_gradient(teacher).astype(jnp.float32)))
+
+    def measure(self, logits: Float[Array, "B N"], batch: Batch) -> dict[str, Float[Array, ""]]:
+        return {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 
     def zero_sums(self) -> dict[str, float]:
         """Returns the start of a sum of `sums`."""

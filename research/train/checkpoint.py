@@ -66,12 +66,20 @@ class Checkpoints:
       folder: where step folders lie.
       keep_last: how many of the newest stay.
       keep_every: steps divisible by it stay as well; 0 switches that off.
-      keep_best: keeps the step with the largest "metric" as well.
+      keep_best: keeps the step with the best "metric" as well.
+      higher_is_better: whether the best is the largest.
       say: called with a line for humans when something is amiss.
     """
 
     def __init__(
-        self, folder: Path, *, keep_last: int = 2, keep_every: int = 0, keep_best: bool = True, say: Callable[[str], None] = lambda _: None
+        self,
+        folder: Path,
+        *,
+        keep_last: int = 2,
+        keep_every: int = 0,
+        keep_best: bool = True,
+        higher_is_better: bool = True,
+        say: Callable[[str], None] = lambda _: None,
     ):
         import orbax.checkpoint as ocp
 
@@ -81,11 +89,12 @@ class Checkpoints:
         policies = [ocp.checkpoint_managers.LatestN(max(keep_last, 1))]
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
+        sign = 1 if higher_is_better else -1
         if keep_best:
-            best = ocp.checkpoint_managers.BestN(get_metric_fn=lambda m: m["metric"], n=1, keep_checkpoints_without_metrics=False)
+            best = ocp.checkpoint_managers.BestN(get_metric_fn=lambda m: sign * m["metric"], n=1, keep_checkpoints_without_metrics=False)
             policies.append(best)
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics["metric"],  # makes orbax store the metrics
+            best_fn=lambda metrics: sign * metrics["metric"],  # makes orbax store the metrics
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
@@ -167,7 +176,7 @@ class Checkpoints:
         return out["state"], out["run"]
 
     def best_step(self) -> int | None:
-        """Step with the largest metric, None without metrics."""
+        """Step with the best metric, None without metrics."""
         return self._manager.best_step()
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "augment": {},
                 "options": {},
             },
-            "task": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "switch": 0.5},
+            "task": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "switch": 0.5, "metric": ""},
             "nested": {
                 "scheme": "full",  # full, random, sorted, sandwich, all
                 "count": 4,
@@ -75,7 +75,13 @@ def base_config() -> ml_collections.ConfigDict:
                 "log_every": "2%",
                 "init_from": "",
             },
-            "eval": {"every": "20%", "subnets": "full", "batch_size": 500, "calibrate_batches": 8},
+            "eval": {
+                "every": "20%",
+                "subnets": "full",
+                "batch_size": 500,
+                "calibrate_batches": 8,
+                "stop_at": None,  # end the run when the full network's validation metric is this good
+            },
             "checkpoint": {"every": "25%", "keep_last": 2, "keep_every": 0, "keep_best": True},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1, "min_size": 2**14},
             "report": {"latency": True, "latency_batches": (1, 32), "test": True},

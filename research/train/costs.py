@@ -15,13 +15,18 @@ from research.report import flops as flop_counter
 from research.report import timing
 
 
+def input_dtype(config: Any) -> jnp.dtype:
+    """The dtype of the model's input: float32 for images and vectors, int32 for tokens."""
+    return jnp.dtype("float32" if len(config.input_shape()) > 1 else "int32")
+
+
 @functools.lru_cache(maxsize=1024)
 def forward_flops(config: Any) -> int:
     """FLOPs of one example's forward pass, a multiply-add counted as two, over the naive forms of the ops."""
     if hasattr(config, "form"):
         config = dataclasses.replace(config, form="naive")
     shapes = abstract(config)
-    image = jax.ShapeDtypeStruct((1, *config.input_shape()), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *config.input_shape()), input_dtype(config))
     run = lambda p, s, x: apply(config, p, s, x, mode="eval")[0]  # noqa: E731
     return flop_counter.count_flops(run, dict(shapes.params), dict(shapes.stats), image)
 
@@ -34,11 +39,24 @@ def training_flops(config: Any) -> int:
 def static_costs(config: Any) -> dict[str, int]:
     """Returns {"params", "flops"} of the inference form, without arrays."""
     small = registry.deployed(config)[0]
-    return {"params": abstract(small).num_params(), "flops": forward_flops(small)}
+    costs = {"params": abstract(small).num_params(), "flops": forward_flops(small)}
+    return costs | ({"state": state_size(small)} if hasattr(small, "kinds") else {})
+
+
+def state_size(config: Any) -> int:
+    """Returns how many numbers a sequence model remembers of one sequence of its length, over all layers."""
+    state = jax.eval_shape(lambda p, s: apply(config, p, s, 1, config.length, method="init_state")[0], *arrays_of(config))
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(state["layers"]))
+
+
+def arrays_of(config: Any) -> tuple[Any, Any]:
+    """Returns the shapes of (params, stats)."""
+    shapes = abstract(config)
+    return dict(shapes.params), dict(shapes.stats)
 
 
 def _compile(config: Any, params: Arrays, stats: Arrays, batch: int) -> tuple[Any, Any]:
-    image = jnp.zeros((batch, *config.input_shape()), jnp.float32)
+    image = jnp.zeros((batch, *config.input_shape()), input_dtype(config))
     if hasattr(config, "form") and jax.default_backend() == "cpu":
         config = dataclasses.replace(config, form=on_cpu(config.form))
     run = jax.jit(lambda p, s, x: apply(config, p, s, x, mode="eval")[0])

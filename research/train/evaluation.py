@@ -18,7 +18,7 @@ from research.train.setup import Setup
 
 def place(batch: dict[str, np.ndarray], programs: Programs) -> dict[str, jax.Array]:
     """Puts this process's part of a batch on its devices."""
-    wanted = {k: v for k, v in batch.items() if k in ("image", "label", "mask")}
+    wanted = {k: v for k, v in batch.items() if k != "index"}
     if jax.process_count() == 1:
         return jax.device_put(wanted, programs.batch_sharding)  # less host time than the general call
     return {k: jax.make_array_from_process_local_data(programs.batch_sharding, v) for k, v in wanted.items()}
@@ -31,8 +31,7 @@ def calibration_batches(setup: Setup, count: int) -> list[dict[str, np.ndarray]]
     batches = []
     for step in range(min(count, max(len(source) // size, 1))):
         indices, _ = pipeline.batch_indices(len(source), step, batch_size=size, seed=0, shard_index=index, shard_count=jax.process_count())
-        block = source.gather(indices[:local])
-        batches.append({"image": setup.augment.preprocess(block["image"]), "label": block["label"].astype(np.int32)})
+        batches.append(setup.transform.evaluate(source.gather(indices[:local])))
     return batches
 
 
@@ -69,10 +68,10 @@ class Evaluator:
             return jax.device_put(sliced, self.programs.replicated)
         total = self._zeros(shapes)
         batches = self._calibration_batches()
-        program = self.programs.get("calibrate", name, params, total, batches[0])
+        program = self.programs.get("calibrate", name, params, stats, total, batches[0])
         for batch in batches:
             self.tick()
-            total = program(params, total, batch)
+            total = program(params, stats, total, batch)
         host = {k: np.asarray(v) / np.asarray(len(batches), v.dtype) for k, v in jax.device_get(total).items()}
         return {k: jax.device_put(v, self.programs.replicated) for k, v in host.items()}
 
@@ -80,10 +79,13 @@ class Evaluator:
         return pipeline.eval_batches(
             self.setup.splits[split],
             batch_size=self.setup.config["eval"]["batch_size"],
-            preprocess=self.setup.augment.preprocess,
+            prepare=self.setup.transform.evaluate,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )
+
+    def _zero_sums(self) -> dict[str, np.ndarray]:
+        return {k: np.asarray(v, np.float32) for k, v in self.setup.task.zero_sums().items()}
 
     def __call__(self, names: Sequence[str], params: Arrays, stats: Arrays, split: str) -> dict[str, dict[str, float]]:
         """Returns name -> metrics of the split; every name is recalibrated first."""
@@ -92,7 +94,7 @@ class Evaluator:
 
     def run(self, statistics: dict[str, Arrays], params: Arrays, split: str) -> dict[str, dict[str, float]]:
         """Returns name -> metrics for sub-networks whose statistics are at hand; the data are read once."""
-        zero = {k: np.float32(v) for k, v in self.setup.task.zero_sums().items()}
+        zero = self._zero_sums()
         sums = {name: jax.device_put(zero, self.programs.replicated) for name in statistics}
         for batch in self.batches(split):
             placed = place(batch, self.programs)
@@ -104,13 +106,11 @@ class Evaluator:
 
     def prefetch(self, names: Sequence[str], params: Arrays) -> None:
         """Starts compiling what evaluating `names` needs."""
-        shape, size = self.setup.space.full.input_shape(), self.setup.config["eval"]["batch_size"]
-        local = self.setup.config["data"]["batch_size"]
-        batch = lambda n: {"image": jax.ShapeDtypeStruct((n, *shape), np.float32), "label": jax.ShapeDtypeStruct((n,), np.int32)}  # noqa: E731
-        sums = {k: np.float32(v) for k, v in self.setup.task.zero_sums().items()}
+        size, local = self.setup.config["eval"]["batch_size"], self.setup.config["data"]["batch_size"]
+        sums, full = self._zero_sums(), dict(self.programs.full.stats)
         for name in names:
             stats = dict(self.programs.small(name).stats)
             if self.needs_calibration(name):
-                self.programs.prefetch("calibrate", name, params, stats, batch(local))
-            masked = {**batch(size), "mask": jax.ShapeDtypeStruct((size,), np.float32)}
+                self.programs.prefetch("calibrate", name, params, full, stats, self.setup.batch_shapes(local))
+            masked = {**self.setup.batch_shapes(size), "mask": jax.ShapeDtypeStruct((size,), np.float32)}
             self.programs.prefetch("evaluate", name, params, stats, sums, masked)

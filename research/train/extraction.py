@@ -1,6 +1,8 @@
 """From a run directory back to networks: the full one, or any sub-network with its own statistics."""
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +56,7 @@ class Trained:
         name, config = self.setup.space.resolve(text)
         if name not in self.setup.space.configs:
             configs = {**self.setup.space.configs, name: config}
-            self.setup = Setup(
-                self.config,
-                self.setup.splits,
-                self.setup.augment,
-                self.setup.task,
-                type(self.setup.space)(self.setup.space.full, configs),
-                self.setup.total,
-            )
+            self.setup = dataclasses.replace(self.setup, space=type(self.setup.space)(self.setup.space.full, configs))
             self.programs = make_programs(self.setup)
             self.evaluator = Evaluator(self.setup, self.programs)
         return name
@@ -81,6 +76,17 @@ class Trained:
         config = self.setup.space.configs[name]
         params, _ = extract(self.setup.space.full, config, self.weights, {}, self.programs.shards)
         return config, params, dict(self.statistics(name))
+
+
+def load_models(workdir: str | os.PathLike, subnets: Sequence[str]) -> list[tuple[Any, Arrays, Arrays]]:
+    """Returns (config, params, stats) of several networks of a run, which is opened once; as `load_model`."""
+    if (Path(workdir) / "model.safetensors").is_file():
+        return [load_model(workdir, subnet) for subnet in subnets]
+    trained = Trained(workdir)
+    try:
+        return [trained.model(trained.add(subnet)) for subnet in subnets]
+    finally:
+        trained.programs.close()
 
 
 def load_model(workdir: str | os.PathLike, subnet: str = "full") -> tuple[Any, Arrays, Arrays]:

@@ -15,12 +15,14 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from research.data.tokenizer_files import save_tokenizer
 from research.errors import UserError
 from research.modules.state import abstract
 from research.nested import importance
 from research.nested.schemes import Draw
 from research.optim.build import state_bytes
 from research.report import machine
+from research.tasks.base import shown
 from research.train import costs
 from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator, place
@@ -106,6 +108,7 @@ class Run:
             keep_last=keep["keep_last"],
             keep_every=keep["keep_every"],
             keep_best=keep["keep_best"],
+            higher_is_better=self.setup.task.higher_is_better,
             say=reporter.say,
         )
         self.evaluator = Evaluator(self.setup, self.programs, tick=self._tick)
@@ -113,6 +116,7 @@ class Run:
         self.gemm = machine.gemm_rate()  # measured now, before compiling threads share the cores
         self.flag = {"set": False}
         self.saved = -1
+        self.reached = self.ended = False
         self.last_metric: tuple[int, float] | None = None
         self.spent_flops = 0.0
         self.interval_flops = 0.0
@@ -127,6 +131,7 @@ class Run:
             self.reporter.say(f"resumed from step {steps[-1]}")
             self.saved = steps[-1]
             self.spent_flops = run["flops"]
+            self.ended = run.get("ended", steps[-1] == self.total)
             return steps[-1], state, Clock(before=run["wall_s"])
         if self.config["train"]["init_from"]:
             return 0, self._initial_from(self.config["train"]["init_from"]), Clock()
@@ -170,6 +175,9 @@ class Run:
         resumed_at = self.step if self.saved == self.step else None
         self.rundir.cut_back(self.step)
         write_json(self.rundir.path / "layout.json", self._layout())
+        tokenizer = getattr(self.setup.splits["train"], "tokenizer", None)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, self.rundir.path)
         eval_every, save_every = self.setup.steps("eval", "every"), self.setup.steps("checkpoint", "every")
         log_every = max(self.setup.steps("train", "log_every"), 1)
         due = lambda every: every and self.step and self.step % every == 0 and self.step != resumed_at  # noqa: E731
@@ -177,12 +185,15 @@ class Run:
         grads, pending = self.programs.zero_grads(), None
         batches = self.setup.batches(self.step)
         try:
-            while self.step < self.total:
+            while self.step < self.total and not self.ended:
                 if due(eval_every):
                     self._read(pending, log_every)
                     pending = None
                     with self.clock.pause():
                         self._evaluate()
+                    if self.reached:
+                        self.reporter.say(f"eval.stop_at={self.config['eval']['stop_at']} is reached at step {self.step} of {self.total}")
+                        break
                 if due(save_every):
                     self._read(pending, log_every)
                     pending = None
@@ -197,8 +208,9 @@ class Run:
                 self._read(previous, log_every)
             self._read(pending, log_every)
             pending = None
-            if self.saved != self.total:
+            if self.saved != self.step or not self.ended:
                 self._evaluate(final=True)
+                self.ended = True
                 self._save()
             self.checkpoints.close()
             return self._finish()
@@ -226,10 +238,10 @@ class Run:
                 args = (state.params, state.stats, grads, placed[slot, slots], clock, np.float32(share), teacher)
                 program = self.programs.get("gradient", draw.name, *args, distill=draw.distill)
                 self._tick_compile()
-                grads, stats, metrics, logits = program(*args)
+                grads, stats, metrics, outputs = program(*args)
                 if draw.name == "full":
                     state = State(state.params, stats, state.opt_state, state.ema)
-                    teachers[slot, slots] = logits
+                    teachers[slot, slots] = outputs
                 losses.append((draw.name, metrics))
             examples = self.config["data"]["batch_size"] / draw.parts
             flops += self.flops[draw.name] * examples
@@ -260,8 +272,8 @@ class Run:
         if step % log_every and step != self.total:
             return
         loss = float(np.mean([v["loss"] for _, v in host["losses"]]))
-        accuracy = float(np.mean([v["accuracy"] for _, v in host["losses"]]))
-        record = {"loss": loss, "accuracy": accuracy, "lr": float(host["lr"]), "grad_norm": float(host["grad_norm"])}
+        means = {k: float(np.mean([v[k] for _, v in host["losses"]])) for k in host["losses"][0][1] if k != "loss"}
+        record = {"loss": loss, **means, "lr": float(host["lr"]), "grad_norm": float(host["grad_norm"])}
         record |= {f"loss/{name}": float(v["loss"]) for name, v in host["losses"]}
         if not host["finite"]:
             record["skipped"] = 1
@@ -272,14 +284,16 @@ class Run:
         since = step - getattr(self, "_logged", self.first)
         self._logged = step
         seconds = self.clock.lap()
-        images = since * self.config["data"]["batch_size"] / seconds
+        rate = since * self.config["data"]["batch_size"] * self.setup.units / seconds
         mfu = self.interval_flops / seconds / self.gemm / jax.device_count()
         self.interval_flops = 0.0
         eta = (self.total - step) * seconds / max(since, 1)
-        timing = {"images_per_s": images, "mfu": mfu, "wall_s": self.clock.wall(), "step_ms": 1e3 * seconds / max(since, 1)}
+        unit = self.setup.task.unit
+        timing = {f"{unit}_per_s": rate, "mfu": mfu, "wall_s": self.clock.wall(), "step_ms": 1e3 * seconds / max(since, 1)}
         self.rundir.timings(step, timing)
+        measured = f"acc {record['accuracy']:.3f}  " if "accuracy" in record else ""
         text = (
-            f"loss {record['loss']:.4f}  acc {record['accuracy']:.3f}  lr {record['lr']:.2e}  {images:,.0f} img/s  "
+            f"loss {record['loss']:.4f}  {measured}lr {record['lr']:.2e}  {rate:,.0f} {unit}/s  "
             f"MFU {100 * mfu:.1f} %  ETA {int(eta) // 60}:{int(eta) % 60:02d}"
         )
         self.reporter.progress(step, self.total, text)
@@ -306,11 +320,15 @@ class Run:
         self.rundir.metrics(self.step, record)
         full = results["full"][self.setup.task.metric]
         self.last_metric = (self.step, full)
-        self.reporter.say(f"step {self.step}: validation {self.setup.task.metric} of the full network {100 * full:.2f} %")
+        goal = self.config["eval"]["stop_at"]
+        self.reached = goal is not None and (full >= goal if self.setup.task.higher_is_better else full <= goal)
+        task = self.setup.task
+        self.reporter.say(f"step {self.step}: validation {task.metric} of the full network {shown(task, full)}")
 
     def _save(self) -> None:
         metric = self.last_metric[1] if self.last_metric and self.last_metric[0] == self.step else None
-        self.checkpoints.save(self.step, self.state, {"step": self.step, "wall_s": self.clock.wall(), "flops": self.spent_flops}, metric)
+        run = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.spent_flops, "ended": self.ended}
+        self.checkpoints.save(self.step, self.state, run, metric)
         self.saved = self.step
 
     # -- before and after --------------------------------------------------------------------------------------
@@ -341,7 +359,7 @@ class Run:
         report |= {
             "wall_s": wall,
             "train_flops": self.spent_flops,
-            "updates": self.total,
+            "updates": self.step,
             "optimizer_state_bytes": self.optimizer_bytes,
             "gemm_gflops": self.gemm / 1e9,
             "mfu": self.spent_flops / wall / self.gemm / jax.device_count(),
@@ -353,7 +371,7 @@ class Run:
 
     def _prefetch(self) -> None:
         """Starts compiling every program that the run will surely use, in the order of need."""
-        config, shape = self.config, self.setup.space.full.input_shape()
+        config = self.config
         params, stats = dict(self.programs.full.params), dict(self.programs.full.stats)
         seen: dict[tuple[str, bool], int] = {}
         if self.step < self.total:
@@ -362,8 +380,8 @@ class Run:
                     seen.setdefault((draw.name, draw.distill), draw.parts)
         for i, ((name, distill), parts) in enumerate(seen.items()):
             size = config["data"]["batch_size"] // parts // config["train"]["accumulate"]
-            batch = {"image": jax.ShapeDtypeStruct((size, *shape), np.float32), "label": jax.ShapeDtypeStruct((size,), np.int32)}
-            teacher = jax.ShapeDtypeStruct((size, self.setup.task.num_classes), np.float32) if distill else np.float32(0)
+            batch = self.setup.batch_shapes(size)
+            teacher = self.programs.outputs(batch) if distill else np.float32(0)
             args = (params, stats, params, batch, np.zeros(3, np.uint32), np.float32(0), teacher)
             self.programs.prefetch("gradient", name, *args, distill=distill)
             if i == 0:
@@ -374,7 +392,7 @@ class Run:
 def part_of(batch: dict[str, np.ndarray], slot: int, slots: int) -> dict[str, np.ndarray]:
     if slots == 1:
         return batch
-    size = len(batch["label"]) // slots
+    size = len(batch["index"]) // slots
     return {k: v[slot * size : (slot + 1) * size] for k, v in batch.items()}
 
 

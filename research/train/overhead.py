@@ -59,8 +59,8 @@ def _bare_inputs(run: Run, batch: dict[str, np.ndarray], draws: tuple[Draw, ...]
     for order, draw in enumerate(draws):
         placed = place(part_of(batch, draw.part, draw.parts), programs)
         clock = jax.device_put(np.array([run.step, draw.part, order], np.uint32), programs.replicated)
-        size = len(batch["label"]) // draw.parts
-        teacher = np.zeros((size, run.setup.task.num_classes), np.float32) if draw.distill else np.float32(0)
+        shape = programs.outputs(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), placed))
+        teacher = np.zeros(shape.shape, shape.dtype) if draw.distill else np.float32(0)
         teacher = jax.device_put(teacher, programs.batch_sharding if draw.distill else programs.replicated)
         args = (run.state.params, run.state.stats, programs.full.params, placed, clock, np.float32(1), teacher)
         out.append((programs.get("gradient", draw.name, *args, distill=draw.distill), placed, clock, teacher))

@@ -24,6 +24,8 @@ from research.nested.space import Space
 from research.train import sharding
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+AUX_LOSS = "aux_loss"
+"""Statistics of this name are losses of single layers, which training adds to the task's."""
 
 
 @jax.tree_util.register_dataclass
@@ -125,32 +127,45 @@ class Programs:
 
     def _cast(self, arrays: Arrays) -> Arrays:
         dtype = DTYPES[self.config["train"]["precision"]]
-        return {k: v.astype(dtype) for k, v in arrays.items()}
+        return {k: v if k in self.full.precise else v.astype(dtype) for k, v in arrays.items()}
+
+    def _cast_inputs(self, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        dtype = DTYPES[self.config["train"]["precision"]]
+        return tuple(x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs)
+
+    def _teaches(self, name: str) -> bool:
+        """Whether other networks learn from this one's outputs: only then are they kept."""
+        return name == "full" and self.config["nested"]["scheme"] == "sandwich"
+
+    def outputs(self, batch: Any) -> jax.ShapeDtypeStruct:
+        """Returns the shape of the full network's outputs for a batch."""
+        params, stats = dict(self.full.params), dict(self.full.stats)
+        run = lambda p, s, b: apply(self.space.full, p, s, *self.task.inputs(b), mode="eval")[0]  # noqa: E731
+        return jax.eval_shape(run, params, stats, batch)
 
     def _gradient(self, name: str, distill: bool) -> Callable:
         config, share, task = self._compute(name), self.config["nested"]["distill"], self.task
-        dtype = DTYPES[self.config["train"]["precision"]]
 
         def program(params, stats, grads, batch, clock, scale, teacher):
             step_key = jax.random.fold_in(jax.random.key(self.seed), clock[0])
             mix_key = jax.random.fold_in(jax.random.fold_in(step_key, 0), clock[1])
             drop_key = jax.random.fold_in(jax.random.fold_in(step_key, 1), clock[2])
-            image, target = task.mix(batch, mix_key)
+            inputs, target = task.prepare(batch, mix_key)
 
             def loss_fn(params):
                 sub = self._cast(self.sliced(name, params))
                 sub_stats = self.sliced(name, stats)
-                logits, new_stats = apply(config, sub, sub_stats, image.astype(dtype), mode="train", key=drop_key)
-                loss = task.loss(logits, target)
+                outputs, new_stats = apply(config, sub, sub_stats, *self._cast_inputs(inputs), mode="train", key=drop_key)
+                loss = task.loss(outputs, target)
                 if distill:
-                    loss = (1 - share) * loss + share * task.distill(logits, teacher)
-                return loss * scale, (loss, logits, new_stats)
+                    loss = (1 - share) * loss + share * task.distill(outputs, teacher, target)
+                extra = sum(v.sum() for k, v in new_stats.items() if k.endswith(AUX_LOSS))
+                return (loss + extra) * scale, (loss, outputs, new_stats)
 
-            (_, (loss, logits, new_stats)), new = jax.value_and_grad(loss_fn, has_aux=True)(params)
+            (_, (loss, outputs, new_stats)), new = jax.value_and_grad(loss_fn, has_aux=True)(params)
             grads = jax.tree.map(jnp.add, grads, new)
-            correct = (logits.argmax(-1) == batch["label"]).mean()
             out_stats = new_stats if name == "full" else stats
-            return grads, out_stats, {"loss": loss, "accuracy": correct}, logits
+            return grads, out_stats, {"loss": loss, **task.measure(outputs, batch)}, outputs if self._teaches(name) else jnp.zeros(())
 
         return program
 
@@ -176,24 +191,21 @@ class Programs:
 
     def _calibrate(self, name: str) -> Callable:
         config = self._compute(name)
-        dtype = DTYPES[self.config["train"]["precision"]]
 
-        def program(params, total, batch):
-            start = jax.tree.map(jnp.zeros_like, total)
-            sub = self._cast(self.sliced(name, params))
-            _, stats = apply(config, sub, start, batch["image"].astype(dtype), mode="calibrate")
+        def program(params, stats, total, batch):
+            sub, start = self._cast(self.sliced(name, params)), self.sliced(name, stats)
+            _, stats = apply(config, sub, start, *self._cast_inputs(self.task.inputs(batch)), mode="calibrate")
             return jax.tree.map(jnp.add, total, stats)
 
         return program
 
     def _evaluate(self, name: str) -> Callable:
         config = self._compute(name)
-        dtype = DTYPES[self.config["train"]["precision"]]
 
         def program(params, stats, sums, batch):
             sub = self._cast(self.sliced(name, params))
-            logits, _ = apply(config, sub, stats, batch["image"].astype(dtype), mode="eval")
-            return jax.tree.map(jnp.add, sums, self.task.sums(logits, batch))
+            outputs, _ = apply(config, sub, stats, *self._cast_inputs(self.task.inputs(batch)), mode="eval")
+            return jax.tree.map(jnp.add, sums, self.task.sums(outputs, batch))
 
         return program
 
@@ -208,7 +220,7 @@ class Programs:
             fn = jax.jit(
                 self._gradient(name, key[2]),
                 in_shardings=(params, stats, params, batch, rep, rep, batch if key[2] else rep),
-                out_shardings=(params, stats, rep, batch),
+                out_shardings=(params, stats, rep, batch if self._teaches(name) else rep),
                 donate_argnums=(2,),
             )
         elif kind == "update":
@@ -219,7 +231,7 @@ class Programs:
                 donate_argnums=(0, 1),
             )
         elif kind == "calibrate":
-            fn = jax.jit(self._calibrate(name), in_shardings=(params, rep, batch), out_shardings=rep, donate_argnums=(1,))
+            fn = jax.jit(self._calibrate(name), in_shardings=(params, stats, rep, batch), out_shardings=rep, donate_argnums=(2,))
         else:
             fn = jax.jit(self._evaluate(name), in_shardings=(params, rep, rep, batch), out_shardings=rep, donate_argnums=(2,))
         program = fn.lower(*args).compile(compiler_options=self._effort(kind))

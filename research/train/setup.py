@@ -1,6 +1,8 @@
 """From a config to the things that a run is made of: model, space, data, task, schedule, programs."""
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +10,7 @@ import jax
 import numpy as np
 
 from research.data import pipeline
-from research.data.augment import Augment, make_augment
+from research.data.augment import make_augment
 from research.data.sources import load_splits
 from research.errors import UserError
 from research.models import registry
@@ -17,28 +19,64 @@ from research.nested import schemes
 from research.nested.space import Space, make_space, parse_choices, shrink
 from research.optim.build import make_optimizer
 from research.optim.schedules import make_schedule
+from research.tasks.base import Task
 from research.tasks.classification import Classification
+from research.tasks.in_context import InContextLearning
+from research.tasks.language import LanguageModelling
 from research.train import sharding
 from research.train.durations import to_steps
 from research.train.programs import Programs
 
 
-def make_model(config: dict[str, Any], source: Any, augment: Augment) -> Any:
-    """Returns the model's config, its input and output sizes taken from the data unless given."""
+def model_fields(source: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the sizes of a model that the data decide: of images, of a vocabulary and its windows, or of vectors."""
+    if "image" in sample:
+        _, height, width, channels = sample["image"].shape
+        if height != width:
+            raise UserError(f"images of {height}x{width} are not square; set data.augment.pad_to")
+        return {"image_size": height, "in_channels": channels, "num_classes": int(source.num_classes)}
+    if "tokens" in sample:
+        return {"vocab_size": int(source.vocab_size), "length": sample["tokens"].shape[1]}
+    return {"vocab_size": 0, "input_dim": sample["vectors"].shape[2], "outputs": 1, "length": sample["vectors"].shape[1]}
+
+
+def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndarray]) -> Any:
+    """Returns the model's config, its input and output sizes taken from the data unless given.
+
+    Raises:
+      UserError: a model that does not take such data, or sizes that do not fit them.
+    """
     fields = dict(config["model"])
     name, subnet = fields.pop("name"), fields.pop("subnet", "")
-    sample = augment.preprocess(source.gather(np.arange(1))["image"])
-    fields.setdefault("image_size", int(sample.shape[1]))
-    fields.setdefault("in_channels", int(sample.shape[3]))
-    fields.setdefault("num_classes", int(source.num_classes))
+    given = model_fields(source, sample)
+    kind = next(k for k in ("image", "tokens", "vectors") if k in sample)
+    known = {f.name for f in dataclasses.fields(registry.entry(name).config)}
+    if not known.issuperset(given):
+        raise UserError(f"model {name} does not take {kind}, which data set {config['data']['name']} gives; choose another of the two")
+    for field, value in given.items():
+        fields.setdefault(field, value)
     if config["train"]["remat"] != "none":
         fields.setdefault("remat", config["train"]["remat"])
     model = registry.model_config(name, **fields)
-    if sample.shape[1] != sample.shape[2]:
-        raise UserError(f"images of {sample.shape[1]}x{sample.shape[2]} are not square; set data.augment.pad_to")
-    if sample.shape[1:] != model.input_shape():
-        raise UserError(f"model {name} takes images of {model.input_shape()}, the data gives {sample.shape[1:]}; remove model.image_size")
+    if sample[kind].shape[1:] != model.input_shape():
+        wrong = [f for f in given if f in config["model"]]
+        raise UserError(
+            f"model {name} takes {kind} of {model.input_shape()}, the data gives {sample[kind].shape[1:]}; remove model.{', model.'.join(wrong)}"
+        )
     return shrink(model, parse_choices(subnet)) if subnet else model
+
+
+def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[str, np.ndarray]) -> Task:
+    """Returns the task that belongs to the data's kind of examples."""
+    fields = dict(config["task"])
+    metric = fields.pop("metric")
+    if "image" in sample:
+        return Classification(num_classes=model.num_classes, **fields)
+    if "tokens" in sample:
+        if model.vocab_size < source.vocab_size:
+            raise UserError(f"model.vocab_size={model.vocab_size} is less than the {source.vocab_size} tokens of the data")
+        return LanguageModelling(tuple(source.token_bytes or ()), metric or "loss")
+    return InContextLearning(source.points, source.binary, source.variance, source.scored_from)
 
 
 @dataclass
@@ -47,10 +85,20 @@ class Setup:
 
     config: dict[str, Any]
     splits: dict[str, Any]
-    augment: Augment
-    task: Classification
+    transform: pipeline.Transform
+    sample: Mapping[str, np.ndarray]
+    task: Task
     space: Space
     total: int
+
+    @property
+    def units(self) -> int:
+        """How many of the task's units an example holds."""
+        return 1 if self.task.unit == "images" else self.sample["tokens" if "tokens" in self.sample else "vectors"].shape[1]
+
+    def batch_shapes(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a batch of `size` examples."""
+        return {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in self.sample.items()}
 
     @functools.cached_property
     def order(self) -> list[str]:
@@ -80,7 +128,7 @@ class Setup:
             self.splits["train"],
             batch_size=self.config["data"]["batch_size"],
             seed=self.config["seed"],
-            augment=self.augment,
+            augment=self.transform,
             start_step=start,
             num_steps=self.total,
             shard_index=jax.process_index(),
@@ -95,7 +143,6 @@ def make_setup(config: dict[str, Any]) -> Setup:
       UserError: whatever in the config does not fit together.
     """
     data = config["data"]
-    augment = make_augment(data["augment"])
     splits = load_splits(
         data["name"],
         data_dir=data["dir"] or None,
@@ -104,15 +151,18 @@ def make_setup(config: dict[str, Any]) -> Setup:
         **data["options"],
     )
     source = splits["train"]
-    model = make_model(config, source, augment)
+    block = source.gather(np.arange(1))
+    transform = make_augment(data["augment"]) if "image" in block else pipeline.Plain()
+    sample = transform.evaluate(block)
+    model = make_model(config, source, sample)
     space = make_space(model, config["nested"]["points"])
     total = to_steps(
         config["train"]["duration"], batch_size=data["batch_size"], num_examples=len(source), total=None, field="train.duration"
     )
     if total < 1:
         raise UserError(f"train.duration={config['train']['duration']!r} is no update at all")
-    task = Classification(num_classes=model.num_classes, **config["task"])
-    setup = Setup(config, splits, augment, task, space, total)
+    task = make_task(config, model, source, sample)
+    setup = Setup(config, splits, transform, sample, task, space, total)
     _check_batch(config, setup)
     return setup
 

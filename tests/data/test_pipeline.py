@@ -93,7 +93,7 @@ def test_no_augmentation_scales_to_one(source):
 
 @pytest.mark.parametrize("shard_count", [1, 2])
 def test_eval_reads_everything_once_and_pads(source, shard_count):
-    options = dict(batch_size=16, preprocess=AUGMENT.preprocess, shard_count=shard_count)
+    options = dict(batch_size=16, prepare=AUGMENT.evaluate, shard_count=shard_count)
     shards = [list(eval_batches(source, shard_index=k, **options)) for k in range(shard_count)]
     batches = [{key: np.concatenate([s[i][key] for s in shards]) for key in shards[0][i]} for i in range(4)]
     assert [b["mask"].sum() for b in batches] == [16, 16, 16, 2]
@@ -114,4 +114,4 @@ def test_bad_sizes(source):
     empty = load_splits("digits", validation_fraction=0)["validation"]
     with pytest.raises(UserError, match="no examples"):
         take(empty)
-    assert list(eval_batches(empty, batch_size=4, preprocess=AUGMENT.preprocess)) == []
+    assert list(eval_batches(empty, batch_size=4, prepare=AUGMENT.evaluate)) == []

@@ -32,7 +32,8 @@ def test_parameter_count_is_the_published_one(name):
 
 
 def test_most_models_have_a_published_count():
-    assert [n for n in NAMES if registry.entry(n).counts is None] == ["resnet20_cifar", "resnet56_cifar"]
+    own = [n for n in NAMES if registry.entry(n).source == "this repository"]
+    assert [n for n in NAMES if registry.entry(n).counts is None and n not in own] == ["resnet20_cifar", "resnet56_cifar"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,7 +90,7 @@ def test_forward_gives_finite_logits_and_eval_keeps_the_statistics(name):
     config = twin(name)
     params, stats = random_arrays(config)
     out, after = fast_jit(lambda p, s, x: apply(config, p, s, x, mode="eval"))(params, stats, images(config))
-    assert out.shape == (3, 10) and np.isfinite(out).all()
+    assert out.shape[0] == 3 and out.shape[-1] == 10 and np.isfinite(out).all()
     assert float(np.std(out, axis=0).max()) > 1e-3
     for name in stats:
         np.testing.assert_array_equal(after[name], stats[name])
@@ -119,7 +120,8 @@ def test_config_is_hashable_replaceable_and_full_size_shrink_is_the_identity(nam
     config = registry.entry(name).config
     assert hash(config) == hash(dataclasses.replace(config))
     assert config.shrink() == config
-    assert registry.model_config(name, num_classes=7).num_classes == 7
+    classes = "vocab_size" if config.family == "sequence" else "num_classes"
+    assert getattr(registry.model_config(name, **{classes: 7}), classes) == 7
     assert set(config.elastic) >= {"width", "depth", "keep"}
 
 

@@ -47,7 +47,9 @@ def random_arrays(config, seed: int = 0, dtype=np.float32):
 
 
 def images(config, batch: int = 3, seed: int = 7, dtype=np.float32):
-    """Returns a batch of normal noise."""
+    """Returns a batch of normal noise, or of tokens."""
+    if len(config.input_shape()) == 1:
+        return jnp.asarray(np.random.default_rng(seed).integers(0, config.vocab_size, (batch, *config.input_shape())), jnp.int32)
     return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, *config.input_shape())), dtype)
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from research.errors import UserError
-from research.models import elastic, registry
+from research.models import registry
+from research.modules import elastic
 from research.modules.dilated_reparam import BRANCHES, kernel_nests
 from research.nested.space import make_space, parse_choices, shrink
 

@@ -71,7 +71,7 @@ def test_run_directory_explains_itself(whole):
     assert stored["subnets"][1]["flops"] < stored["subnets"][0]["flops"]
     timings = [json.loads(line) for line in (workdir / "timings.jsonl").read_text().splitlines()]
     assert all(t["images_per_s"] > 0 and t["mfu"] > 0 for t in timings)
-    assert any("img/s" in s and "MFU" in s and "ETA" in s for s in lines.steps)
+    assert any("images/s" in s and "MFU" in s and "ETA" in s for s in lines.steps)
 
 
 def test_number_of_programs(whole):

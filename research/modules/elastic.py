@@ -44,6 +44,11 @@ def depth_count(value, size: int, multiple: int, name: str) -> int:
     return multiple * max(1, min(units, int(units * fraction + 0.5)))
 
 
+def count(value, size: int, name: str, follow: float = 1.0) -> int:
+    """Returns how many of `size` things stay: a fraction, a whole number, or None for the fraction `follow`."""
+    return depth_count(float(follow) if value is None else value, size, 1, name)
+
+
 def per_stage(value, stages: int, name: str) -> tuple:
     """Spreads one choice over all stages; a tuple must have one entry per stage."""
     if not isinstance(value, tuple | list):

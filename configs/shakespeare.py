@@ -1,0 +1,41 @@
+"""Tiny Shakespeare by characters with an attention-free model: a gated recurrence and gated linear units.
+
+    python -m launch.versus --peer=nanogpt:CHECKOUT --configs=configs/shakespeare.py:small,configs/shakespeare.py:large --out=results/shakespeare
+    python -m launch.train --config=configs/shakespeare.py:small --workdir=runs/shakespeare
+    python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --temperature=0.8
+
+Arguments: small (no more parameters than nanoGPT's CPU recipe, about its time), quick (about half of its time), large (ten minutes).
+Hardware: two CPU cores. Data: the text as `tinyshakespeare.txt` in data/ or in --config.data.dir; nanoGPT's split.
+"""
+
+from research.errors import UserError
+from research.train.config import base_config
+
+SIZES = {
+    "quick": dict(dim=160, depth=3, ffn_dim=320, batch=16, length=128, steps="700", dropout=0.0, lr=0.01),
+    "small": dict(dim=160, depth=3, ffn_dim=320, batch=16, length=128, steps="1500", dropout=0.0, lr=0.01),
+    "large": dict(dim=256, depth=4, ffn_dim=512, batch=16, length=256, steps="2000", dropout=0.1, lr=0.01),
+}
+
+
+def get_config(arg: str = "small"):
+    arg = arg or "small"
+    if arg not in SIZES:
+        raise UserError(f"configs/shakespeare.py:{arg} is unknown; valid: {', '.join(SIZES)}")
+    size = SIZES[arg]
+    config = base_config()
+    config.model = {
+        "name": "sequence",
+        "pattern": "hgrn",
+        "ffn": "glu",
+        "unroll": True,
+        **{key: size[key] for key in ("dim", "depth", "ffn_dim", "dropout")},
+    }
+    config.data.update({"name": "tiny_shakespeare", "dir": "data", "batch_size": size["batch"]})
+    config.data.options = {"length": size["length"], "tokenizer": "chars"}
+    config.optim.update({"name": "muon", "lr": size["lr"], "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "5%"})
+    config.train.update({"duration": size["steps"], "log_every": "2%"})
+    config.eval.update({"every": "0", "batch_size": 64})
+    config.checkpoint.update({"every": "0"})
+    config.report.latency = False
+    return config

@@ -1,0 +1,100 @@
+"""Continues text with a trained language model, token by token, and tells the tokens per second.
+
+    python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --num_tokens=300 --temperature=0.8 --top_p=0.95
+    python -m launch.generate --workdir=runs/shakespeare --prompt=A --prompt=B --seed=1            # a batch of prompts
+    python -m launch.generate --workdir=runs/sorted --prompt="ROMEO:" --draft=w50 --temperature=0  # a sub-network drafts
+    python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --beams=8 --groups=4 --diversity=0.5
+
+DIR is a run, or a folder that convert or extract wrote; without a tokenizer in it, give --prompt_ids=1,2,3 and read ids.
+"""
+
+from absl import flags
+
+from launch import common
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run, or of a stand-alone model.")
+_SUBNET = flags.DEFINE_string("subnet", "full", "Sub-network that writes: a name or choices such as width=0.5.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue. Repeatable: a batch.")
+_PROMPT_IDS = flags.DEFINE_multi_string("prompt_ids", [], "Tokens to continue, as numbers: 1,2,3. Repeatable.")
+_NUM_TOKENS = flags.DEFINE_integer("num_tokens", 200, "How many tokens to add.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest token.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k likeliest tokens; 0: all.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the likeliest tokens that make up this probability.")
+_STOP = flags.DEFINE_multi_string("stop", [], "Text at which to end. Repeatable.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws; a row's text depends on it and on its own prompt alone.")
+_DRAFT = flags.DEFINE_string("draft", None, "Sub-network that drafts for --subnet: speculative decoding of one prompt.")
+_LOOKAHEAD = flags.DEFINE_integer("lookahead", 4, "Tokens drafted at a time.", lower_bound=1)
+_BEAMS = flags.DEFINE_integer("beams", 0, "Beam search with so many beams; 0: sampling.", lower_bound=0)
+_GROUPS = flags.DEFINE_integer("groups", 1, "Groups of beams that avoid each other's tokens.", lower_bound=1)
+_DIVERSITY = flags.DEFINE_float("diversity", 0.5, "How strongly they do, in nats.")
+_ALPHA = flags.DEFINE_float("alpha", 0.0, "How much beam search favours length.")
+_OUT = flags.DEFINE_string("out", None, "JSON file for prompts, texts and speed.")
+
+
+def main() -> int:
+    from research.errors import UserError
+
+    if not _WORKDIR.value:
+        raise UserError("--workdir is needed: the directory of a run, e.g. --workdir=runs/shakespeare")
+    if bool(_PROMPT.value) == bool(_PROMPT_IDS.value):
+        raise UserError("give --prompt (text) or --prompt_ids (numbers), at least once and only one kind")
+    if _DRAFT.value and (_BEAMS.value or len(_PROMPT.value or _PROMPT_IDS.value) > 1):
+        raise UserError("--draft works on one prompt, without --beams")
+
+    from research.data import tokenizer_files
+    from research.decode import text
+    from research.train.extraction import load_models
+
+    names = [_SUBNET.value] + ([_DRAFT.value] if _DRAFT.value else [])
+    models = load_models(_WORKDIR.value, names)
+    tokenizer = tokenizer_files.load_tokenizer(_WORKDIR.value, required=bool(_PROMPT.value))
+    vocab_size = models[0][0].vocab_size
+    prompts = [tokenizer.encode(p) for p in _PROMPT.value] or [text.read_ids(p, vocab_size) for p in _PROMPT_IDS.value]
+    request = text.Request(
+        num_tokens=_NUM_TOKENS.value,
+        temperature=_TEMPERATURE.value,
+        top_k=_TOP_K.value,
+        top_p=_TOP_P.value,
+        seed=_SEED.value,
+        lookahead=_LOOKAHEAD.value,
+        beams=_BEAMS.value,
+        groups=_GROUPS.value,
+        diversity=_DIVERSITY.value,
+        alpha=_ALPHA.value,
+    )
+    decode = tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids))
+    if _BEAMS.value:
+        result = text.search(models[0], prompts, request)
+    elif _DRAFT.value:
+        result = text.speculate(models[0], models[1], prompts[0], request)
+    else:
+        # One prompt is shown as it is written; the texts of several would run into each other.
+        show = (lambda piece: print(piece, end="", flush=True)) if len(prompts) == 1 and tokenizer else None
+        if show:
+            show(_PROMPT.value[0])
+        result = text.write(models[0], prompts, request, decode, _STOP.value, show)
+        if show:
+            print()
+    texts = [[decode(ids) for ids in row] for row in result.tokens]
+    texts = [[text.cut(t, _STOP.value) for t in row] for row in texts]
+    if _BEAMS.value or len(prompts) > 1 or not tokenizer or _DRAFT.value:
+        for i, row in enumerate(texts):
+            for j, continuation in enumerate(row):
+                head = (
+                    f"--- prompt {i + 1}" + (f", beam {j + 1}, log-probability {result.scores[i][j]:.2f}" if result.scores else "") + " ---"
+                )
+                print(f"{head}\n{_PROMPT.value[i] if _PROMPT.value else ''}{continuation}")
+    print(f"\n{result.summary}")
+    if _OUT.value:
+        from pathlib import Path
+
+        from research.train.rundir import write_json
+
+        content = {"prompts": _PROMPT.value or _PROMPT_IDS.value, "texts": texts, "scores": result.scores, **result.speed}
+        write_json(Path(_OUT.value), content)
+        print(f"written to {_OUT.value}")
+    return 0
+
+
+if __name__ == "__main__":
+    common.run(main)

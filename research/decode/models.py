@@ -1,0 +1,80 @@
+"""From a sequence model and its weights to the two functions that decoding asks for."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from research.decode import speculative
+from research.decode.generate import Extend, State, Step
+from research.errors import UserError
+from research.models.sequence import SequenceConfig
+from research.modules.state import Arrays, apply
+
+
+class Functions(NamedTuple):
+    """A model with its weights."""
+
+    state: State
+    """Before the first token."""
+    extend: Extend
+    step: Step
+
+
+def capacity(length: int) -> int:
+    """Returns the size of an attention cache for so many tokens: a power of two, so that few sizes are compiled."""
+    return max(16, 1 << (length - 1).bit_length())
+
+
+def bind(config: SequenceConfig, params: Arrays, stats: Arrays, batch: int, length: int) -> Functions:
+    """Returns a model's functions for a batch of texts of up to `length` tokens, prompt included.
+
+    Raises:
+      UserError: no language model, or a text that is longer than its mixers reach.
+    """
+    check(config, length)
+    run = lambda method, *args: apply(config, params, stats, *args, method=method)[0]  # noqa: E731
+    state = run("init_state", batch, capacity(length))
+    return Functions(state, lambda s, tokens, ids=None: run("extend", tokens, s, ids), lambda s, token: run("step", token, s))
+
+
+def check(config: Any, length: int) -> None:
+    """Raises UserError unless the model can continue texts up to so many tokens."""
+    if not isinstance(config, SequenceConfig) or config.vector_tokens or config.outputs or config.pool != "none":
+        raise UserError(f"the {config.family} model is no language model; generate needs one that reads tokens and predicts the next")
+    bounded = [kind for kind in config.kinds if config.spec(kind).bounded]
+    if bounded and length > config.length:
+        raise UserError(
+            f"{length} tokens, prompt included, are more than the context of {config.length} that {', '.join(sorted(set(bounded)))} was trained "
+            "for; shorten the prompt or ask for fewer tokens"
+        )
+
+
+def full_of(functions: Functions) -> speculative.Full:
+    """A full model for speculative decoding: verifies in one pass; after a rejection single steps redo the accepted tokens."""
+
+    def verify(state, tokens):
+        logits, after = functions.extend(state, tokens)
+        return logits, (state, tokens, after)
+
+    def redo(state, tokens, count):
+        def body(state, inputs):
+            token, i = inputs
+            after = functions.step(state, token)[1]
+            return jax.tree.map(lambda new, old: jnp.where(i < count, new, old), after, state), None
+
+        return lax.scan(body, state, (tokens.T, jnp.arange(tokens.shape[1])))[0]
+
+    def commit(trail, num_valid):
+        state, tokens, after = trail
+        count = num_valid[0]  # one row: rows of a batch could not stand at different positions
+        return lax.cond(count == tokens.shape[1], lambda: after, lambda: redo(state, tokens, count))
+
+    return speculative.Full(functions.extend, verify, commit)
+
+
+def draft_of(functions: Functions) -> speculative.Draft:
+    """A drafting model; its states are stacked step by step, and one is taken."""
+    pick = lambda states, index: jax.tree.map(lambda a: a[index[0]], states)  # noqa: E731
+    return speculative.Draft(functions.extend, functions.step, pick)

@@ -1,0 +1,236 @@
+"""`config.json` of Mamba and Mamba-2 language models, of transformers and of state-spaces/mamba, into our config and back.
+
+What a foreign class can be and ours cannot is refused by the name of its field, and the other way round. Fields that
+only initialise, or say how to compute, are passed over.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from research.errors import UserError
+from research.models.sequence import SequenceConfig
+from research.modules.mixers.mamba import Mamba
+from research.modules.mixers.mamba2 import Mamba2
+
+SOURCES = ("hf-mamba", "hf-mamba2", "mamba-ssm")
+HF_NEEDS = {"use_bias": False, "use_conv_bias": True, "hidden_act": "silu", "rms_norm": True}
+HF_DEFAULTS = {
+    "hf-mamba": {"state_size": 16, "expand": 2, "conv_kernel": 4, "time_step_rank": "auto", "tie_word_embeddings": True},
+    "hf-mamba2": {"state_size": 128, "expand": 2, "conv_kernel": 4, "n_groups": 8, "head_dim": 64, "tie_word_embeddings": False},
+}
+SSM_NEEDS = {"d_intermediate": 0, "attn_layer_idx": [], "rms_norm": True}
+SSM_CFG_NEEDS = {"bias": False, "conv_bias": True, "rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False, "d_ssm": None}
+SSM_CFG_INERT = {"conv_init", "A_init_range", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "chunk_size",
+                 "use_fast_path", "use_mem_eff_path", "sequence_parallel", "process_group"}  # fmt: skip
+SSM_LAYERS = ("Mamba1", "Mamba2")
+
+
+def config_from_foreign(source: str, data: Mapping[str, Any], *, length: int = 256) -> SequenceConfig:
+    """Returns our config of a foreign `config.json`.
+
+    Args:
+      source: one of SOURCES.
+      data: its content.
+      length: tokens of an example, which the file does not hold and no array depends on.
+
+    Raises:
+      UserError: unknown source, another architecture, or an option that our models do not have, by name.
+    """
+    check_source(source)
+    _check_architecture(source, data)
+    try:
+        return _config_from_original(data, length) if source == "mamba-ssm" else _config_from_hf(source, data, length)
+    except KeyError as e:
+        raise UserError(f"{source}: the config has no field {e.args[0]!r}") from None
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{source}: the config holds a field of a wrong type: {e}") from None
+
+
+def check_source(source: str) -> None:
+    if source not in SOURCES:
+        raise UserError(f"unknown source {source!r}; valid: {', '.join(SOURCES)}")
+
+
+def _check_architecture(source: str, data: Any) -> None:
+    if not isinstance(data, Mapping):
+        raise UserError(f"{source}: the config is a {type(data).__name__}, not an object of fields")
+    found, original = data.get("model_type"), "d_model" in data and "n_layer" in data
+    wanted = "the original layout (d_model, n_layer, ...)" if source == "mamba-ssm" else f"model_type {source.removeprefix('hf-')!r}"
+    if source == "mamba-ssm" and original and found is None:
+        return
+    if source != "mamba-ssm" and found == source.removeprefix("hf-"):
+        return
+    what = "the original layout (d_model, n_layer, ...)" if original and found is None else f"model_type {found!r}"
+    known = {"mamba": "hf-mamba", "mamba2": "hf-mamba2", None: "mamba-ssm" if original else None}.get(found)
+    raise UserError(f"{source} needs a config of {wanted}, found {what}{f'; give --source={known}' if known else ''}")
+
+
+def _need(source: str, data: Mapping[str, Any], needs: Mapping[str, Any]) -> None:
+    for name, value in needs.items():
+        given = data.get(name, value)
+        if given != value and not (value == [] and not given):
+            raise UserError(f"{source}: {name}={json.dumps(given)} is a model that we do not have; valid: {json.dumps(value)}")
+
+
+def _config_from_hf(source: str, data: Mapping[str, Any], length: int) -> SequenceConfig:
+    _need(source, data, HF_NEEDS)
+    data = {**HF_DEFAULTS[source], **data}
+    dim, expand = int(data["hidden_size"]), data["expand"]
+    sizes = {"state": int(data["state_size"]), "expand": float(expand), "taps": int(data["conv_kernel"])}
+    eps = float(data.get("layer_norm_epsilon", 1e-5))
+    if source == "hf-mamba":
+        rank = data["time_step_rank"]
+        spec = _mamba(dim, int(expand * dim), 0 if rank == "auto" else int(rank), sizes)
+    else:
+        spec = _mamba2(dim, int(data["num_heads"]), int(data["head_dim"]), int(data["n_groups"]), data.get("time_step_limit"), eps, sizes)
+    return SequenceConfig(
+        vocab_size=int(data["vocab_size"]),
+        tied=bool(data["tie_word_embeddings"]),
+        length=length,
+        dim=dim,
+        depth=int(data["num_hidden_layers"]),
+        pattern=spec.kind,
+        norm_eps=eps,
+        **{spec.kind: spec},
+    )
+
+
+def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfig:
+    source = "mamba-ssm"
+    _need(source, data, SSM_NEEDS)
+    options = dict(data.get("ssm_cfg") or {})
+    layer = options.pop("layer", "Mamba1")
+    if layer not in SSM_LAYERS:
+        raise UserError(f"{source}: ssm_cfg.layer={layer!r} is a mixer that is not read; valid: {', '.join(SSM_LAYERS)}")
+    _need(f"{source}: ssm_cfg", options, SSM_CFG_NEEDS)
+    own = {"dt_rank"} if layer == "Mamba1" else {"headdim", "ngroups", "dt_limit"}
+    known = {"d_state", "d_conv", "expand", *own, *SSM_CFG_NEEDS, *SSM_CFG_INERT}
+    if unknown := sorted(set(options) - known):
+        raise UserError(f"{source}: ssm_cfg has an unknown field {unknown[0]!r}; known for {layer}: {', '.join(sorted(known))}")
+    dim, expand = int(data["d_model"]), options.get("expand", 2)
+    inner = int(expand * dim)
+    sizes = {"expand": float(expand), "taps": int(options.get("d_conv", 4))}
+    if layer == "Mamba1":
+        rank = options.get("dt_rank", "auto")
+        spec = _mamba(dim, inner, 0 if rank == "auto" else int(rank), {"state": int(options.get("d_state", 16)), **sizes})
+    else:
+        width, groups = int(options.get("headdim", 64)), int(options.get("ngroups", 1))
+        if inner % width:
+            raise UserError(f"{source}: ssm_cfg.headdim={width} does not divide the {inner} inner channels (expand * d_model)")
+        sizes["state"] = int(options.get("d_state", 128))
+        spec = _mamba2(dim, inner // width, width, groups, options.get("dt_limit"), 1e-5, sizes)
+    multiple = int(data.get("pad_vocab_size_multiple", 8))
+    return SequenceConfig(
+        vocab_size=-(-int(data["vocab_size"]) // multiple) * multiple,
+        tied=bool(data.get("tie_embeddings", True)),
+        length=length,
+        dim=dim,
+        depth=int(data["n_layer"]),
+        pattern=spec.kind,
+        **{spec.kind: spec},
+    )
+
+
+def _mamba(dim: int, inner: int, rank: int, sizes: dict[str, Any]) -> Mamba:
+    """Sizes that follow from the width stay 0, so that equal models have equal configs."""
+    plain = Mamba(**sizes)
+    derived = plain.resolve(dim)
+    return replace(plain, inner=0 if inner == derived.inner else inner, rank=0 if rank == derived.rank else rank)
+
+
+def _mamba2(dim: int, heads: int, width: int, groups: int, limit: Any, eps: float, sizes: dict[str, Any]) -> Mamba2:
+    low, high = (_number(bound) for bound in limit or (0.0, math.inf))
+    bounds = () if (low, high) == (0.0, math.inf) else (low, high)
+    derived = heads * width == sizes["expand"] * dim
+    return Mamba2(head_dim=width, groups=groups, heads=0 if derived else heads, dt_limit=bounds, norm_eps=eps, **sizes)
+
+
+def _number(value: Any) -> float:
+    """transformers writes infinity as {"__float__": "Infinity"}."""
+    return float(value["__float__"] if isinstance(value, Mapping) else value)
+
+
+def config_to_foreign(target: str, config: SequenceConfig) -> dict[str, Any]:
+    """Returns the `config.json` of the same model in the layout `target`; `config_from_foreign` gives an equal model again.
+
+    Raises:
+      UserError: unknown target, or a model that the foreign class cannot be, by field.
+    """
+    check_source(target)
+    kinds = set(config.kinds)
+    valid = {"hf-mamba": ("mamba",), "hf-mamba2": ("mamba2",), "mamba-ssm": ("mamba", "mamba2")}[target]
+    if len(kinds) > 1 or not kinds <= set(valid):
+        raise UserError(f"{target} holds one kind of mixer in all layers ({' or '.join(valid)}); got pattern={config.pattern!r}")
+    for name, needed in {"ffn": "none", "pool": "none", "outputs": 0, "input_dim": 0}.items():
+        if getattr(config, name) != needed:
+            raise UserError(f"{target} has no place for {name}={getattr(config, name)!r}; valid: {needed!r}")
+    spec: Any = config.spec(*kinds)
+    inner = spec.inner if isinstance(spec, Mamba) else spec.heads * spec.head_dim
+    expand = _expand(target, inner, config.dim)
+    return _original_config(config, spec, expand) if target == "mamba-ssm" else _hf_config(config, spec, expand, inner)
+
+
+def _expand(target: str, inner: int, dim: int) -> int | float:
+    """The factor from which the foreign class computes `inner` by int(expand * dim)."""
+    if inner % dim == 0:
+        return inner // dim
+    if target != "mamba-ssm":
+        raise UserError(f"{target} takes whole expand factors; {inner} inner channels are {inner / dim:g} times the {dim} channels")
+    expand = inner / dim
+    return expand if int(expand * dim) == inner else math.nextafter(expand, math.inf)
+
+
+def _hf_config(config: SequenceConfig, spec: Mamba | Mamba2, expand: int | float, inner: int) -> dict[str, Any]:
+    data = {
+        "architectures": ["MambaForCausalLM" if isinstance(spec, Mamba) else "Mamba2ForCausalLM"],
+        "model_type": spec.kind,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.depth,
+        "state_size": spec.state,
+        "expand": expand,
+        "conv_kernel": spec.taps,
+        "layer_norm_epsilon": config.norm_eps,
+        "hidden_act": "silu",
+        "use_bias": False,
+        "use_conv_bias": True,
+        "residual_in_fp32": True,
+        "tie_word_embeddings": config.tied,
+        "torch_dtype": "float32",
+    }
+    if isinstance(spec, Mamba):
+        return data | {"intermediate_size": inner, "time_step_rank": spec.rank}
+    if spec.norm_eps != config.norm_eps:
+        raise UserError(f"hf-mamba2 has one epsilon for all norms; got norm_eps={config.norm_eps} and mamba2.norm_eps={spec.norm_eps}")
+    limit = {"time_step_limit": list(spec.dt_limit)} if spec.dt_limit else {}
+    return data | {"num_heads": spec.heads, "head_dim": spec.head_dim, "n_groups": spec.groups, **limit}
+
+
+def _original_config(config: SequenceConfig, spec: Mamba | Mamba2, expand: int | float) -> dict[str, Any]:
+    epsilons = {"norm_eps": config.norm_eps} | ({"mamba2.norm_eps": spec.norm_eps} if isinstance(spec, Mamba2) else {})
+    for name, eps in epsilons.items():
+        if eps != 1e-5:
+            raise UserError(f"mamba-ssm has the fixed epsilon 1e-05 in its norms; got {name}={eps}")
+    options = {"d_state": spec.state, "d_conv": spec.taps, "expand": expand}
+    if isinstance(spec, Mamba):
+        options |= {"layer": "Mamba1", "dt_rank": spec.rank}
+    else:
+        limit = {"dt_limit": list(spec.dt_limit)} if spec.dt_limit else {}
+        options |= {"layer": "Mamba2", "headdim": spec.head_dim, "ngroups": spec.groups, **limit}
+    return {
+        "d_model": config.dim,
+        "d_intermediate": 0,
+        "n_layer": config.depth,
+        "vocab_size": config.vocab_size,
+        "ssm_cfg": options,
+        "attn_layer_idx": [],
+        "attn_cfg": {},
+        "rms_norm": True,
+        "residual_in_fp32": True,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": next(n for n in (16, 8, 1) if config.vocab_size % n == 0),
+        "tie_embeddings": config.tied,
+    }

@@ -1,0 +1,389 @@
+"""Sequence models: one backbone that takes any pattern of mixers, for language, probes and classification of sequences.
+
+Embedding (or a linear read-in), then pre-norm residual layers - a mixer each, and a feed-forward part if asked for - a final
+RMSNorm and a read-out, by default the embedding again. `pattern` names the mixers of consecutive layers and repeats:
+"mamba", "mamba mamba attention". A pattern is one period of the stack, so depth is a multiple of its length. Wide
+Attention (arXiv 2210.00640) is depth 1 with all heads in it.
+
+Smaller selves: `width` (channels; inner channels and, unless given, heads follow), `heads`, `state`, `ffn`, `depth`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from research.errors import UserError
+from research.models.forms import check_form
+from research.modules import elastic
+from research.modules.axes import Init
+from research.modules.dropout import dropout
+from research.modules.embedding import Embedding
+from research.modules.layers import normal_02
+from research.modules.mixers.activator import Activator
+from research.modules.mixers.attention import Attention
+from research.modules.mixers.base import Call, Spec
+from research.modules.mixers.delta import DeltaNet, GatedDeltaNet
+from research.modules.mixers.gla import GatedLinearAttention
+from research.modules.mixers.hgrn import HGRN
+from research.modules.mixers.kernel_attention import CosFormer, Performer, SimplifiedLinearAttention
+from research.modules.mixers.mamba import Mamba
+from research.modules.mixers.mamba2 import Mamba2
+from research.modules.mixers.mamba3 import Mamba3
+from research.modules.mixers.retention import Retention
+from research.modules.mixers.routing import Routing
+from research.modules.mixers.window import Window
+from research.modules.mlp import Glu, Mlp
+from research.modules.norms import RMSNorm
+from research.modules.ssm import torch_linear
+from research.modules.state import Stack
+
+FFNS = {"mlp": Mlp, "glu": Glu}
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """Description of one sequence model.
+
+    Attributes:
+      vocab_size: rows of the embedding; 0 with `input_dim` > 0: tokens are vectors of that many numbers.
+      outputs: numbers read out per token; 0: one logit per entry of the vocabulary.
+      tied: the read-out is the embedding's transpose.
+      length: tokens of a training example, and the longest sequence of mixers with absolute positions.
+      dim, depth: channels and layers.
+      pattern: kinds of mixer, space-separated, repeated to the depth.
+      ffn: feed-forward part after every mixer: none, mlp or glu.
+      ffn_dim: its hidden units; 0: 4 * dim (mlp), 8/3 * dim rounded up to a multiple of 32 (glu).
+      pool: "none", or "mean" / "last" over the tokens before the read-out: a classifier of sequences.
+      dropout: rate on the embedding and on every branch in training.
+      kept_layers: for a sub-network, indices of its periods in the full model.
+      mamba, ...: options of each kind of mixer; only those in the pattern count.
+    """
+
+    vocab_size: int = 256
+    input_dim: int = 0
+    outputs: int = 0
+    tied: bool = True
+    length: int = 256
+    dim: int = 256
+    depth: int = 4
+    pattern: str = "mamba"
+    ffn: str = "none"
+    ffn_dim: int = 0
+    pool: str = "none"
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    kept_layers: tuple[int, ...] = ()
+    unroll: bool = False
+    form: str = "auto"
+    remat: str = "none"
+    mamba: Mamba = Mamba()
+    mamba2: Mamba2 = Mamba2()
+    mamba3: Mamba3 = Mamba3()
+    gla: GatedLinearAttention = GatedLinearAttention()
+    retention: Retention = Retention()
+    deltanet: DeltaNet = DeltaNet()
+    gated_deltanet: GatedDeltaNet = GatedDeltaNet()
+    hgrn: HGRN = HGRN()
+    cosformer: CosFormer = CosFormer()
+    performer: Performer = Performer()
+    sla: SimplifiedLinearAttention = SimplifiedLinearAttention()
+    attention: Attention = Attention()
+    window: Window = Window()
+    routing: Routing = Routing()
+    activator: Activator = Activator()
+
+    family: ClassVar[str] = "sequence"
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {"ffn_dim": ("dim", "ffn"), "kept_layers": ("depth", "pattern")}
+    elastic: ClassVar[dict[str, str]] = {
+        "width": "fraction of the channels; inner channels, hidden units and, unless given, heads follow",
+        "depth": "fraction of the layers, or a whole number of them, a multiple of the pattern's length",
+        "ffn": "fraction of the hidden units of each feed-forward part",
+        "heads": "fraction of the heads of every mixer, or a whole number of them",
+        "state": "fraction of the state per inner channel or head, or a whole number",
+        "keep": "which layers stay: first or even",
+    }
+
+    def __post_init__(self):
+        kinds = self.kinds
+        unknown = sorted(set(kinds) - set(self.specs()))
+        if unknown or not kinds:
+            raise UserError(f"sequence: pattern={self.pattern!r} names {unknown or 'no mixer'}; valid: {', '.join(self.specs())}")
+        for name in ("length", "dim", "depth"):
+            if getattr(self, name) < 1:
+                raise UserError(f"sequence: {name}={getattr(self, name)}; valid: whole numbers from 1")
+        if self.depth % len(kinds):
+            raise UserError(f"sequence: depth={self.depth} is no multiple of the {len(kinds)} layers of pattern={self.pattern!r}")
+        for name, valid in {"ffn": ("none", *FFNS), "pool": ("none", "mean", "last")}.items():
+            if getattr(self, name) not in valid:
+                raise UserError(f"sequence: {name}={getattr(self, name)!r}; valid: {', '.join(valid)}")
+        if not self.vocab_size and not (self.input_dim and self.outputs):
+            raise UserError("sequence: give vocab_size, or both input_dim and outputs for tokens that are vectors")
+        if not self.ffn_dim and self.ffn != "none":
+            hidden = 4 * self.dim if self.ffn == "mlp" else -(-8 * self.dim // 96) * 32
+            object.__setattr__(self, "ffn_dim", hidden)
+        if not self.kept_layers:
+            object.__setattr__(self, "kept_layers", tuple(range(self.periods)))
+        if len(self.kept_layers) != self.periods:
+            raise UserError(f"sequence: kept_layers={self.kept_layers} must have one entry for each of the {self.periods} periods")
+        ops = {op: forms for kind in kinds for op, forms in self.spec(kind).ops.items()}
+        check_form("sequence", self.form, ops)
+
+    @classmethod
+    def specs(cls) -> dict[str, type[Spec]]:
+        """Kind of mixer -> class of its options."""
+        return {f.name: type(f.default) for f in dataclasses.fields(cls) if isinstance(f.default, Spec)}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The mixers of one period."""
+        return tuple(self.pattern.split())
+
+    @property
+    def periods(self) -> int:
+        return self.depth // len(self.kinds)
+
+    @property
+    def vector_tokens(self) -> bool:
+        return not self.vocab_size
+
+    def spec(self, kind: str) -> Spec:
+        """Returns the options of a kind of mixer, every size filled in."""
+        return getattr(self, kind).resolve(self.dim)
+
+    def build(self, init: Init) -> nnx.Module:
+        return SequenceModel(self, init)
+
+    def kept(self) -> Mapping[str, tuple[int, ...]]:
+        return {"layers": self.kept_layers}
+
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.length, self.input_dim) if self.vector_tokens else (self.length,)
+
+    def shrink(self, *, width=1.0, depth=1.0, ffn=1.0, heads=None, state=None, keep="first") -> "SequenceConfig":
+        """Returns the smaller self with these choices (see `elastic`).
+
+        Raises:
+          UserError: a choice lies outside the space.
+        """
+        elastic.check_fraction(width, "width")
+        dim = elastic.scaled(self.dim, width, 8, "width")
+        period = len(self.kinds)
+        kept = elastic.kept_layers(self.kept_layers, elastic.depth_count(depth, self.depth, period, "depth") // period, keep)
+        sizes = {kind: self.spec(kind).shrink(dim / self.dim, heads, state) for kind in set(self.kinds)}
+        sizes = {kind: spec for kind, spec in sizes.items() if spec != self.spec(kind)}  # what is not cut stays derived
+        hidden = round(self.ffn_dim * dim / self.dim)
+        if self.ffn != "none":
+            sizes["ffn_dim"] = elastic.scaled(hidden, ffn, 8, "ffn")
+        return replace(self, dim=dim, depth=period * len(kept), kept_layers=kept, **sizes)
+
+
+class Layer(nnx.Module):
+    """x + mixer(norm(x)), then x + ffn(norm(x)) where there is one."""
+
+    def __init__(self, config: SequenceConfig, kind: str, scope: str, init: Init):
+        self.rate = config.dropout
+        self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
+        self.mixer = config.spec(kind).build(config.dim, config.length, scope, init.child("mixer"), config.form)
+        plain = config.ffn == "none"
+        self.ffn_norm = None if plain else RMSNorm(config.dim, "embed", init.child("ffn_norm"), eps=config.norm_eps)
+        self.ffn = None if plain else FFNS[config.ffn](config.dim, config.ffn_dim, ("embed", f"{scope}/mlp"), init.child("ffn"))
+
+    def _add(self, x: Array, y: Array, call: Call, salt: int) -> Array:
+        if self.rate and call.mode == "train" and call.key is not None:
+            y = dropout(y, self.rate, jax.random.fold_in(call.key, salt))
+        return x + y
+
+    def _feed_forward(self, x: Array, call: Call) -> Array:
+        return x if self.ffn is None else self._add(x, self.ffn(self.ffn_norm(x)), call, 1)
+
+    def __call__(self, x: Float[Array, "B T D"], call: Call, state=None) -> tuple[Float[Array, "B T D"], Any]:
+        y, state = self.mixer(self.norm(x), call, state)
+        return self._feed_forward(self._add(x, y, call, 0), call), state
+
+    def step(self, x: Float[Array, "B D"], call: Call, state) -> tuple[Float[Array, "B D"], Any]:
+        y, state = self.mixer.step(self.norm(x), call, state)
+        return self._feed_forward(x + y, call), state
+
+
+class Period(nnx.Module):
+    """The layers of one repetition of the pattern; states are a list, one entry a layer."""
+
+    def __init__(self, config: SequenceConfig, init: Init):
+        self.layers = nnx.List([Layer(config, kind, f"layer/mix{j}", init.child(f"mix{j}")) for j, kind in enumerate(config.kinds)])
+
+    def _calls(self, per_period: Mapping[str, Any], call: Call):
+        for j, layer in enumerate(self.layers):
+            index = per_period["index"] * len(self.layers) + j
+            key = None if call.key is None else jax.random.fold_in(call.key, index)
+            yield j, layer, replace(call, key=key)
+
+    def __call__(self, x: Float[Array, "B T D"], per_period: Mapping[str, Any], call: Call) -> Float[Array, "B T D"]:
+        for _, layer, own in self._calls(per_period, call):
+            x, _ = layer(x, own)
+        return x
+
+    def extend(self, x: Float[Array, "B T D"], per_period: Mapping[str, Any], call: Call):
+        states = []
+        for j, layer, own in self._calls(per_period, call):
+            x, state = layer(x, own, per_period["state"][j])
+            states.append(state)
+        return x, states
+
+    def step(self, x: Float[Array, "B D"], per_period: Mapping[str, Any], call: Call):
+        states = []
+        for j, layer, own in self._calls(per_period, call):
+            x, state = layer.step(x, own, per_period["state"][j])
+            states.append(state)
+        return x, states
+
+
+class SequenceModel(nnx.Module):
+    """The network. A state is {"layers": [one entry a layer of the period, stacked over periods], "position": int32 scalar}."""
+
+    def __init__(self, config: SequenceConfig, init: Init):
+        self.config = config
+        init = replace(init, branches=config.depth * (1 if config.ffn == "none" else 2))
+        vectors = config.vector_tokens
+        self.embedding = None if vectors else Embedding(config.vocab_size, config.dim, init.child("embedding"))
+        self.read_in = (
+            init.param("read_in", (config.input_dim, config.dim), ("input", "embed"), torch_linear(config.input_dim)) if vectors else None
+        )
+        self.blocks = Stack(lambda sub: Period(config, sub), config.periods, "layers", init.child("blocks"), unroll=config.unroll)
+        self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
+        tied = config.tied and not vectors and not config.outputs
+        axis = "classes" if config.outputs else "vocab"
+        size = config.outputs or config.vocab_size
+        self.head = None if tied else init.param("head", (config.dim, size), ("embed", axis), normal_02)
+
+    def _embed(self, tokens: Array, call: Call) -> Array:
+        x = tokens @ self.read_in[...] if self.embedding is None else self.embedding(tokens)
+        if self.config.dropout and call.mode == "train" and call.key is not None:
+            x = dropout(x, self.config.dropout, jax.random.fold_in(call.key, 2**20))
+        return x
+
+    def _read(self, x: Float[Array, "*B D"]) -> Float[Array, "*B N"]:
+        x = self.norm(x)
+        return x @ (self.embedding.table[...].T if self.head is None else self.head[...])
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"] | Float[Array, "B T I"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        mode: str = "eval",
+        key: Array | None = None,
+    ) -> Float[Array, "B T N"] | Float[Array, "B N"]:
+        """Returns the read-out of every token, or of the pooled sequence."""
+        call = Call(mode, key, segment_ids)
+        x = self._embed(tokens, call)
+        x = self.blocks(x, xs={"index": jnp.arange(self.config.periods)}, remat=self.config.remat, call=call)
+        if self.config.pool == "none":
+            return self._read(x)
+        return self._read(x.mean(1) if self.config.pool == "mean" else x[:, -1])
+
+    def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> dict[str, Any]:
+        """The state before the first token; attention caches hold `capacity` tokens."""
+        periods = self.config.periods
+        states = [layer.mixer.init_state(batch, capacity, dtype) for layer in self.blocks.layer.layers]
+        stacked = jax.tree.map(lambda a: jnp.broadcast_to(a, (periods, *a.shape)), states)
+        return {"layers": stacked, "position": jnp.zeros((), jnp.int32)}
+
+    def extend(
+        self, tokens: Int[Array, "B T"], state: dict[str, Any], segment_ids: Int[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T N"], dict[str, Any]]:
+        """Goes on from a state by several tokens in the parallel form; returns (read-outs, state)."""
+        call = Call(segment_ids=segment_ids, position=state["position"])
+        xs = {"index": jnp.arange(self.config.periods), "state": state["layers"]}
+        x, layers = self.blocks.scan("extend", self._embed(tokens, call), xs, call)
+        return self._read(x), {"layers": layers, "position": state["position"] + tokens.shape[1]}
+
+    def step(
+        self, token: Int[Array, " B"], state: dict[str, Any], segment_ids: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B N"], dict[str, Any]]:
+        """Goes on by one token; returns (read-out, state)."""
+        call = Call(segment_ids=segment_ids, position=state["position"])
+        xs = {"index": jnp.arange(self.config.periods), "state": state["layers"]}
+        x, layers = self.blocks.scan("step", self._embed(token, call), xs, call)
+        return self._read(x), {"layers": layers, "position": state["position"] + 1}
+
+
+def take_batch(state: dict[str, Any], indices: Int[Array, " N"]) -> dict[str, Any]:
+    """Returns the state of the batch rows `indices` (repeated rows fork a sequence, as beam search does)."""
+    return {**state, "layers": jax.tree.map(lambda a: jnp.take(a, indices, axis=1), state["layers"])}
+
+
+_SIZES = {"130m": (768, 24), "370m": (1024, 48), "790m": (1536, 48), "1.4b": (2048, 48), "2.8b": (2560, 64)}
+"""Size -> (dim, depth): Gu and Dao 2023, table 12; Mamba-2's models of about the same size are called 780m, 1.3b and 2.7b."""
+_MAMBA_COUNTS = (129_135_360, 371_516_416, 793_204_224, 1_372_178_432, 2_768_345_600)
+_MAMBA2_NAMES = ("130m", "370m", "780m", "1.3b", "2.7b")
+_MAMBA2_COUNTS = (128_989_632, 368_346_624, 780_161_280, 1_343_757_312, 2_702_599_680)
+
+
+def _mamba(kind: str, vocab_size: int, size: tuple[int, int]) -> SequenceConfig:
+    return SequenceConfig(vocab_size=vocab_size, length=2048, dim=size[0], depth=size[1], pattern=kind)
+
+
+def _small(pattern: str) -> SequenceConfig:
+    """About 2 M parameters for a laptop: the mixers of Mamba's kind stand alone, the others take turns with a gated linear unit."""
+    alone = pattern in ("mamba", "mamba2", "mamba3", "activator")
+    return SequenceConfig(
+        vocab_size=256,
+        length=256,
+        dim=192,
+        depth=6 if alone or len(pattern.split()) == 3 else 4,
+        pattern=pattern,
+        ffn="none" if alone else "glu",
+        mamba2=Mamba2(state=64, head_dim=32),
+        mamba3=Mamba3(state=64, head_dim=32),
+        gla=GatedLinearAttention(expand_k=1.0),
+        attention=Attention(heads=6),
+        window=Window(heads=6, window=64),
+        routing=Routing(heads=6, local_heads=3, clusters=8, window=64, local_window=64),
+    )
+
+
+VARIANTS: dict[str, SequenceConfig] = {
+    "sequence": SequenceConfig(),
+    **{f"{kind}_small": _small(kind) for kind in SequenceConfig.specs()},
+    "hybrid_small": _small("mamba2 mamba2 window"),
+    **{f"mamba_{name}": _mamba("mamba", 50280, size) for name, size in _SIZES.items()},
+    **{f"mamba2_{name}": _mamba("mamba2", 50288, size) for name, size in zip(_MAMBA2_NAMES, _SIZES.values(), strict=True)},
+}
+"""Published models, small ones for a laptop with every kind of mixer, and "sequence", to set the fields of."""
+
+PUBLISHED: dict[str, tuple[str, str, int]] = {
+    **{
+        f"mamba_{name}": ("arXiv 2312.00752", "github.com/state-spaces/mamba", count)
+        for name, count in zip(_SIZES, _MAMBA_COUNTS, strict=True)
+    },
+    **{
+        f"mamba2_{name}": ("arXiv 2405.21060", "github.com/state-spaces/mamba", count)
+        for name, count in zip(_MAMBA2_NAMES, _MAMBA2_COUNTS, strict=True)
+    },
+}
+"""Name -> (paper, source, number of parameters)."""
+
+PAPERS = {
+    "mamba": "arXiv 2312.00752",
+    "mamba2": "arXiv 2405.21060",
+    "mamba3": "arXiv 2603.15569",
+    "gla": "arXiv 2312.06635",
+    "retention": "arXiv 2307.08621",
+    "deltanet": "arXiv 2406.06484",
+    "gated_deltanet": "arXiv 2412.06464",
+    "hgrn": "arXiv 2311.04823",
+    "cosformer": "arXiv 2202.08791",
+    "performer": "arXiv 2009.14794",
+    "sla": "arXiv 2405.11582",
+    "attention": "arXiv 1706.03762",
+    "window": "arXiv 2004.05150",
+    "routing": "arXiv 2003.05997",
+    "activator": "arXiv 2405.15953",
+}
+"""Kind of mixer -> where it comes from."""

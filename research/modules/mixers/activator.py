@@ -1,0 +1,64 @@
+"""Activator: a gated linear unit in the place of attention (Abdullah and Aydin 2024, arXiv 2405.15953), as in the released code.
+
+Nothing moves between tokens: as released, what mixes them is the mean pooling before the classifier.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from research.modules import elastic
+from research.modules.axes import Init
+from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.norms import LayerNorm
+from research.modules.ssm import torch_linear
+
+
+@dataclass(frozen=True)
+class Activator(Spec):
+    """`inner` 0: expand * dim (the paper's CIFAR model: 512 at width 256)."""
+
+    expand: float = 2.0
+    inner: int = 0
+
+    kind: ClassVar[str] = "activator"
+
+    def resolve(self, dim: int) -> "Activator":
+        return replace(self, inner=self.inner or round(self.expand * dim))
+
+    def shrink(self, width, heads, state) -> "Activator":
+        return replace(self, inner=elastic.scaled(self.inner, width, 8, "width"))
+
+    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "ActivatorMixer":
+        return ActivatorMixer(self, dim, scope, init, form)
+
+
+class ActivatorMixer(nnx.Module):
+    """out(norm(gelu(gate(x))) * norm(up(x))) with one norm for both: 3 D I + 4 I + D parameters. State: nothing."""
+
+    def __init__(self, spec: Activator, dim: int, scope: str, init: Init, form: str):
+        self.form = form
+        inner, linear = f"{scope}/inner", torch_linear(dim)
+        self.gate = init.param("gate", (dim, spec.inner), ("embed", inner), linear)
+        self.gate_bias = init.param("gate_bias", (spec.inner,), (inner,), linear)
+        self.up = init.param("up", (dim, spec.inner), ("embed", inner), linear)
+        self.up_bias = init.param("up_bias", (spec.inner,), (inner,), linear)
+        self.norm = LayerNorm(spec.inner, inner, init.child("norm"), eps=1e-5)
+        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), torch_linear(spec.inner))
+        self.out_bias = init.param("out_bias", (dim,), ("embed",), torch_linear(spec.inner))
+
+    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+        gate, up = fused(x, self.gate, self.up, form=self.form)
+        gate = jax.nn.gelu(gate + self.gate_bias[...], approximate=False)
+        y = self.norm(gate) * self.norm(up + self.up_bias[...])
+        return y @ self.out[...] + self.out_bias[...], {}
+
+    def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
+        return self(x, call, state)
+
+    def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
+        return {}

@@ -1,0 +1,156 @@
+"""Softmax attention to all tokens so far (Vaswani et al. 2017, section 3.2), grouped queries (Ainslie et al. 2023, arXiv 2305.13245), RoPE.
+
+Its state is a cache: memory and the cost of a step grow with the capacity.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from research.modules import elastic
+from research.modules.axes import Init
+from research.modules.layers import normal_02
+from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.mixers.rotary import THETA, rotary
+from research.ops import attention
+from research.ops.attention import softmax_attention
+
+NOTHING = -1
+"""Id of a place of a cache that holds no token; ids of documents are 0 or more."""
+
+
+@dataclass(frozen=True)
+class Attention(Spec):
+    """`kv_heads` 0: every head has keys and values of its own; else `kv_heads` groups of heads share them, and every smaller
+    self keeps all groups with fewer heads each. `head_dim` 0: dim / heads; heads keep their size in every smaller self."""
+
+    heads: int = 8
+    kv_heads: int = 0
+    head_dim: int = 0
+    rotary: bool = True
+    theta: float = THETA
+
+    kind: ClassVar[str] = "attention"
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {attention.OP: attention.FORMS}
+
+    def resolve(self, dim: int) -> "Attention":
+        self.require(self.heads >= 1, f"heads={self.heads}; valid: whole numbers from 1")
+        self.require(
+            not self.kv_heads or (self.kv_heads > 0 and self.heads % self.kv_heads == 0),
+            f"kv_heads={self.kv_heads} does not divide heads={self.heads}; valid: {_divisors(self.heads)}, or 0 for one each",
+        )
+        return replace(self, head_dim=head_size(self, dim))
+
+    def shrink(self, width, heads, state) -> "Attention":
+        follow = float(width) if heads is None else heads
+        return replace(self, heads=elastic.depth_count(follow, self.heads, self.kv_heads or 1, "heads"))
+
+    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "AttentionMixer":
+        return AttentionMixer(self, dim, scope, init, form)
+
+
+def head_size(spec, dim: int) -> int:
+    """The size of a head, from `head_dim` or dim / heads.
+
+    Raises:
+      UserError: the heads do not divide the width, or rotary position embedding finds an odd size.
+    """
+    spec.require(
+        spec.head_dim > 0 or dim % spec.heads == 0,
+        f"heads={spec.heads} do not divide the width {dim}; valid: {_divisors(dim)}, or a head_dim of its own",
+    )
+    size = spec.head_dim or dim // spec.heads
+    spec.require(not spec.rotary or size % 2 == 0, f"head_dim={size} is odd; valid: even numbers, or rotary=False")
+    return size
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+class AttentionMixer(nnx.Module):
+    """out(attention(q, k, v)) without biases: 2 D H K + 2 D G K parameters, G = H unless grouped.
+
+    State: `k` and `v` [B, S, G, K], keys after RoPE, and `ids` [B, S], the documents of the tokens. A call writes its tokens
+    from `call.position` on; what lies behind the last token written is not read, so a caller may go back by a smaller position.
+    Without `call.segment_ids` tokens go on in the document of the last token.
+    """
+
+    def __init__(self, spec: Attention, dim: int, scope: str, init: Init, form: str):
+        self.spec, self.form = spec, form
+        heads, groups, per_group = f"{scope}/heads", f"{scope}/groups", spec.heads // max(spec.kv_heads, 1)
+        matched, carried = f"{scope}/qk/head_dim", f"{scope}/v/head_dim"
+        kv_axis, kv = (groups, spec.kv_heads) if spec.kv_heads else (heads, spec.heads)
+        many_axes, many = ((groups, heads), (spec.kv_heads, per_group)) if spec.kv_heads else ((heads,), (spec.heads,))
+        size = spec.head_dim
+        self.query = init.param("query", (dim, *many, size), ("embed", *many_axes, matched), normal_02)
+        self.key = init.param("key", (dim, kv, size), ("embed", kv_axis, matched), normal_02)
+        self.value = init.param("value", (dim, kv, size), ("embed", kv_axis, carried), normal_02)
+        self.out = init.param("out", (*many, size, dim), (*many_axes, carried, "embed"), normal_02)
+
+    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+        query, key, value = self.project(x, call.position + jnp.arange(x.shape[1]))
+        cached = None if state is None else state["ids"]
+        new = {"k": key, "v": value, "ids": documents(call.segment_ids, cached, call.position, x.shape[:2])}
+        if state is None or (isinstance(call.position, int) and call.position == 0):
+            y = softmax_attention(query, key, value, causal=True, segment_ids=call.segment_ids, form=self.form)
+            return self.merge(y), new if state is None else write(state, new, 0)
+        state = write(state, new, call.position)
+        return self.merge(self._read(query, new["ids"], state, call.position)), state
+
+    def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
+        return one_token(self, x, call, state)
+
+    def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
+        shape = (batch, capacity, self.key.shape[-2], self.spec.head_dim)
+        return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "ids": jnp.full((batch, capacity), NOTHING, jnp.int32)}
+
+    def project(self, x: Float[Array, "B T D"], positions: Int[Array, " T"]) -> tuple[Array, Array, Array]:
+        """Returns queries [B, T, H, K], keys and values [B, T, G, K], with positions turned in."""
+        size = self.spec.head_dim
+        kernels = fused(x, self.query, self.key, self.value, form=self.form)
+        query, key, value = (y.reshape(*x.shape[:-1], -1, size) for y in kernels)
+        if self.spec.rotary:
+            query, key = (rotary(y, positions, self.spec.theta) for y in (query, key))
+        return query, key, value
+
+    def merge(self, y: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
+        """The product of all heads with the output kernel."""
+        return y.reshape(*y.shape[:-2], -1) @ self.out[...].reshape(-1, self.out.shape[-1])
+
+    def _read(self, query, ids, state, position):
+        """Attention of queries [B, T, H, K] of documents `ids` to the cache, in which they have been written from `position` on."""
+        earlier = jnp.arange(state["ids"].shape[1]) <= position + jnp.arange(query.shape[1])[:, None]
+        mask = earlier & (ids[:, :, None] == state["ids"][:, None])
+        # One row of logits: there is nothing to leave out.
+        form = "naive" if query.shape[1] == 1 and self.form in ("auto", "cpu") else self.form
+        key, value = (state[name].astype(query.dtype) for name in ("k", "v"))
+        return softmax_attention(query, key, value, mask=mask[:, None], form=form)
+
+
+def write(state: State, new: State, position) -> State:
+    """Returns the caches `state` [B, S, ...] with `new` [B, T, ...] in the places from `position` on."""
+    places = {name: (0, position) + (0,) * (value.ndim - 2) for name, value in new.items()}
+    return {name: lax.dynamic_update_slice(state[name], new[name].astype(state[name].dtype), at) for name, at in places.items()}
+
+
+def documents(segment_ids: Array | None, cached: Int[Array, "B S"] | None, position, shape) -> Int[Array, "B T"]:
+    """Returns the ids of the documents of new tokens, of `shape` (B, T): without `segment_ids`, that of the token before `position`
+    in the cache, or 0."""
+    if segment_ids is not None:
+        return segment_ids.astype(jnp.int32)
+    if cached is None:
+        return jnp.zeros(shape, jnp.int32)
+    before = lax.dynamic_slice_in_dim(cached, jnp.maximum(position - 1, 0), 1, 1)
+    return jnp.broadcast_to(jnp.where(position > 0, jnp.maximum(before, 0), 0), shape)
+
+
+def one_token(mixer, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
+    """A step as a piece of one token."""
+    ids = None if call.segment_ids is None else call.segment_ids[:, None]
+    y, state = mixer(x[:, None], replace(call, segment_ids=ids), state)
+    return y[:, 0], state

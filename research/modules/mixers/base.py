@@ -1,0 +1,100 @@
+"""What every mixer is: options of its own (a spec), a module, and a state that is all it remembers of the past.
+
+A spec is a frozen dataclass inside a model's config. Sizes that are 0 follow from the model's width: `resolve(dim)` fills
+them in, `shrink` scales the filled ones. A mixer is called as
+
+    y, state = mixer(x, call, state)      x [B, T, D]; the piece goes on from `state`, or from the start where it is None
+    y, state = mixer.step(x, call, state) x [B, D]; one token
+    state    = mixer.init_state(batch, capacity, dtype)
+
+Both forms compute the same numbers; a state is a dictionary of arrays whose first axis is the batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from research.errors import UserError
+from research.modules.axes import Init
+
+State = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a layer is told about the tokens at hand.
+
+    Attributes:
+      mode: "train", "eval" or "calibrate".
+      key: random key, for dropout in training; None without.
+      segment_ids: [B, T] (or [B] in a step): documents packed on one axis, which do not see each other; also tells padding
+        on the left from the prompt. None: one document.
+      position: position of the first token at hand, int32 scalar; 0 unless a state is carried.
+    """
+
+    mode: str = "eval"
+    key: Array | None = None
+    segment_ids: Int[Array, "B T"] | None = None
+    position: Int[Array, ""] | int = 0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Options of one kind of mixer; subclasses add fields, `kind` and `build`."""
+
+    kind: ClassVar[str] = ""
+    bounded: ClassVar[bool] = False
+    """True: the mixer does not reach beyond the model's `length`."""
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Names of the ops that the mixer uses, with their forms: what the config field `form` may ask for."""
+
+    def resolve(self, dim: int) -> Self:
+        """Returns the spec with every size that was left to the width `dim` filled in.
+
+        Raises:
+          UserError: sizes that do not fit together.
+        """
+        return self
+
+    def shrink(self, width: float, heads: float | int | None, state: float | int | None) -> Self:
+        """Returns the spec of a smaller self; sizes are filled in. `heads` None: heads follow the width."""
+        return self
+
+    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "Mixer":
+        """Builds the module for channels `dim`, sequences of up to `length` tokens and axis names under `scope`."""
+        raise NotImplementedError
+
+    def require(self, condition: bool, message: str) -> None:
+        """Raises UserError with the mixer's name unless the condition holds."""
+        if not condition:
+            raise UserError(f"mixer {self.kind}: {message}")
+
+
+class Mixer(Protocol):
+    """The module that a spec builds."""
+
+    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]: ...
+
+    def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]: ...
+
+    def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State: ...
+
+
+def fused(x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto") -> tuple[Float[Array, "*B C"], ...]:
+    """Products of one input with several kernels [D, ...], each with all outputs on one axis.
+
+    On one CPU it is a single product, which is quicker, and the outputs are parts of one array; elsewhere the kernels
+    stay apart, since each may be sharded along axes of its own.
+    """
+    flat = [kernel[...].reshape(x.shape[-1], -1) for kernel in kernels]
+    if "cpu" not in form:
+        return tuple(x @ kernel for kernel in flat)
+    sizes = [kernel.shape[1] for kernel in flat]
+    cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    return tuple(jnp.split(x @ jnp.concatenate(flat, 1), cuts, -1))
+
+
+

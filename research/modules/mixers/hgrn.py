@@ -1,0 +1,89 @@
+"""HGRN (Qin et al. 2023, arXiv 2311.04823, section 3, in the real form of the fla layer): a gated recurrence of a vector.
+
+The paper bounds the forget gates of layer l from below by a cumulative softmax over all layers, which grows with l and is zero in
+the first one. A layer in a scanned stack does not see its neighbours: here each has a learnt bound of its own, the sigmoid of a
+parameter with equally many entries, and only training makes deeper layers remember longer.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from research.modules import elastic
+from research.modules.axes import Init
+from research.modules.layers import normal_02
+from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.norms import RMSNorm
+from research.ops import linear_recurrence
+from research.ops.precision import wide
+
+
+@dataclass(frozen=True)
+class HGRN(Spec):
+    """`inner` 0: expand * dim channels; `bound`: lower bound of the forget gates before training, between 0 and 1."""
+
+    expand: float = 1.0
+    inner: int = 0
+    bound: float = 0.5
+
+    kind: ClassVar[str] = "hgrn"
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_recurrence.OP: linear_recurrence.FORMS}
+
+    def resolve(self, dim: int) -> "HGRN":
+        self.require(0 < self.bound < 1, f"bound={self.bound}; valid: numbers between 0 and 1")
+        return replace(self, inner=self.inner or round(self.expand * dim))
+
+    def shrink(self, width, heads, state) -> "HGRN":
+        return replace(self, inner=elastic.scaled(self.inner, width, 8, "width"))
+
+    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "HGRNMixer":
+        return HGRNMixer(self, dim, scope, init, form)
+
+
+class HGRNMixer(nnx.Module):
+    """h_t = f h_{t-1} + (1 - f) silu(x W_i), f = lower + (1 - lower) sigmoid(x W_f); out(rms(h) * silu(x W_g)); 4DE + 2E parameters.
+
+    State: `hidden` [B, E], float32.
+    """
+
+    def __init__(self, spec: HGRN, dim: int, scope: str, init: Init, form: str):
+        self.inner, self.form = spec.inner, form
+        inner = f"{scope}/inner"
+        self.input = init.param("input", (dim, spec.inner), ("embed", inner), normal_02)
+        self.forget = init.param("forget", (dim, spec.inner), ("embed", inner), normal_02)
+        self.gate = init.param("gate", (dim, spec.inner), ("embed", inner), normal_02)
+        logit = jax.nn.initializers.constant(math.log(spec.bound / (1 - spec.bound)))
+        self.bound = init.param("bound", (spec.inner,), (inner,), logit, precise=True)
+        self.norm = RMSNorm(spec.inner, inner, init.child("norm"))
+        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), normal_02)
+
+    def _gates(self, x: Float[Array, "*B D"]) -> tuple[Array, Array, Array]:
+        """Returns (f, (1 - f) silu(i), output gate); the first two wide, the complement of f from its parts, so that it stays positive."""
+        i, f, gate = fused(x, self.input, self.forget, self.gate, form=self.form)
+        rest = jax.nn.sigmoid(-self.bound[...]) * jax.nn.sigmoid(-wide(f))
+        return 1 - rest, rest * jax.nn.silu(wide(i)), gate
+
+    def _read(self, hidden: Array, gate: Array) -> Array:
+        return (self.norm(hidden).astype(gate.dtype) * jax.nn.silu(gate)) @ self.out[...]
+
+    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+        forget, written, gate = self._gates(x)
+        if call.segment_ids is not None:
+            ids = call.segment_ids
+            starts = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
+            forget = jnp.where(starts[..., None], 0, forget)
+        hidden, last = linear_recurrence.linear_recurrence(forget, written, None if state is None else state["hidden"], form=self.form)
+        return self._read(hidden, gate), {"hidden": last}
+
+    def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
+        forget, written, gate = self._gates(x)
+        hidden = forget * state["hidden"] + written
+        return self._read(hidden, gate), {"hidden": hidden}
+
+    def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
+        return {"hidden": jnp.zeros((batch, self.inner), jnp.float32)}

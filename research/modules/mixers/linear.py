@@ -1,0 +1,91 @@
+"""What mixers around linear attention share: projections by heads, one call for sequences and steps, joint convolutions.
+
+In this family `state` is the size of a head's keys and `head_dim` that of its values: a head's memory is a matrix [state, head_dim].
+Features of keys may be cut (role state), those of values are whole. Functions take x [B, T, ...], or [B, ...] in a step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from research.modules import elastic
+from research.modules.axes import Init
+from research.modules.layers import normal_02
+from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.ssm import ShortConv, short_conv, short_conv_step
+from research.ops.linear_attention import linear_attention, linear_attention_step
+
+
+@dataclass(frozen=True)
+class HeadSpec(Spec):
+    """Sizes of heads: `state` 0 is expand_k * dim / heads features of a key, `head_dim` 0 expand_v * dim / heads features of a value."""
+
+    heads: int = 4
+    state: int = 0
+    head_dim: int = 0
+    expand_k: float = 1.0
+    expand_v: float = 1.0
+
+    def resolve(self, dim: int) -> Self:
+        self.require(self.heads >= 1, f"heads={self.heads}; valid: whole numbers from 1")
+        state = self.state or int(self.expand_k * dim) // self.heads
+        head_dim = self.head_dim or int(self.expand_v * dim) // self.heads
+        fits = state >= 1 and head_dim >= 1
+        self.require(fits, f"dim={dim} gives heads={self.heads} keys of {state} and values of {head_dim} features; valid: at least 1")
+        return replace(self, state=state, head_dim=head_dim)
+
+    def shrink(self, width, heads, state) -> Self:
+        kept = elastic.count(heads, self.heads, "heads", width)
+        return replace(self, heads=kept, state=elastic.count(state, self.state, "state"))
+
+
+def head_kernel(tag: str, dim: int, heads: int, size: int, axes: tuple[str, str], init: Init) -> nnx.Variable:
+    """Returns a kernel [dim, heads, size], N(0, 0.02); `axes` names the last two."""
+    return init.param(tag, (dim, heads, size), ("embed", *axes), normal_02)
+
+
+def out_kernel(dim: int, heads: int, size: int, axes: tuple[str, str], init: Init) -> nnx.Variable:
+    """Returns the kernel [heads, size, dim] that takes heads back to the residual stream, N(0, 0.02)."""
+    return init.param("out", (heads, size, dim), (*axes, "embed"), normal_02)
+
+
+def project(x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str) -> tuple[Array, ...]:
+    """Products of x with kernels [D, ...], with their axes after the first one."""
+    return tuple(y.reshape(*x.shape[:-1], *kernel.shape[1:]) for y, kernel in zip(fused(x, *kernels, form=form), kernels, strict=True))
+
+
+def join(y: Float[Array, "*B H V"], kernel: nnx.Variable) -> Float[Array, "*B D"]:
+    """The product of all heads with a kernel [H, V, D]."""
+    return y.reshape(*y.shape[:-2], -1) @ kernel[...].reshape(-1, kernel.shape[-1])
+
+
+def attend(q: Array, k: Array, v: Array, memory: Array | None, call: Call, form: str, **options) -> tuple[Array, Array]:
+    """`linear_attention` of a sequence, or one step of it where q has no axis of time; returns (output, memory)."""
+    if q.ndim == 3:
+        return linear_attention_step(q, k, v, memory, **options)
+    return linear_attention(q, k, v, initial_state=memory, segment_ids=call.segment_ids, form=form, **options)
+
+
+def convolve(
+    xs: Sequence[Float[Array, "*B H K"]], convs: Sequence[ShortConv], state: Array | None, call: Call
+) -> tuple[list[Float[Array, "*B H K"]], Float[Array, "B S C"]]:
+    """Short convolutions without bias, each of one x over all its heads, as one convolution of all channels; returns (outputs, state)."""
+    lead = xs[0].shape[:-2]
+    x = jnp.concatenate([x.reshape(*lead, -1) for x in xs], -1)
+    kernel = jnp.concatenate([conv.flat()[0] for conv in convs], -1)
+    if len(lead) == 1:
+        y, state = short_conv_step(x, kernel, None, state)
+    else:
+        y, state = short_conv(x, kernel, None, call.segment_ids, state, form=convs[0].form)
+    sizes = [x.shape[-2] * x.shape[-1] for x in xs]
+    parts = jnp.split(y, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)], -1)
+    return [part.reshape(x.shape) for part, x in zip(parts, xs, strict=True)], state
+
+
+def empty(batch: int, heads: int, state: int, columns: int) -> State:
+    """Returns the memory before the first token."""
+    return {"memory": jnp.zeros((batch, heads, state, columns), jnp.float32)}

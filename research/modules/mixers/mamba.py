@@ -1,0 +1,68 @@
+"""Mamba-1 (Gu and Dao 2023, arXiv 2312.00752, section 3.4): gated selective state space without any MLP."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from research.modules import elastic
+from research.modules.axes import Init
+from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.ssm import SelectiveSSM, torch_linear
+from research.ops import depthwise_1d, selective_scan
+
+
+@dataclass(frozen=True)
+class Mamba(Spec):
+    """`inner` 0: expand * dim; `rank` 0: ceil(dim / 16)."""
+
+    state: int = 16
+    expand: float = 2.0
+    inner: int = 0
+    rank: int = 0
+    taps: int = 4
+
+    kind: ClassVar[str] = "mamba"
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {
+        depthwise_1d.OP: depthwise_1d.FORMS,
+        selective_scan.OP: selective_scan.FORMS,
+    }
+
+    def resolve(self, dim: int) -> "Mamba":
+        return replace(self, inner=self.inner or round(self.expand * dim), rank=self.rank or math.ceil(dim / 16))
+
+    def shrink(self, width, heads, state) -> "Mamba":
+        inner, rank = elastic.scaled(self.inner, width, 8, "width"), elastic.scaled(self.rank, width, 1, "width")
+        return replace(self, inner=inner, rank=rank, state=elastic.count(state, self.state, "state"))
+
+    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "MambaMixer":
+        return MambaMixer(self, dim, scope, init, form)
+
+
+class MambaMixer(nnx.Module):
+    """out(scan(conv(x W_x)) * silu(x W_z)); state as in `SelectiveSSM`."""
+
+    def __init__(self, spec: Mamba, dim: int, scope: str, init: Init, form: str):
+        self.form = form
+        inner = f"{scope}/inner"
+        self.x = init.param("x", (dim, spec.inner), ("embed", inner), torch_linear(dim))
+        self.z = init.param("z", (dim, spec.inner), ("embed", inner), torch_linear(dim))
+        self.ssm = SelectiveSSM(spec.inner, spec.state, spec.rank, inner, scope, init.child("ssm"), taps=spec.taps, form=form)
+        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), torch_linear(spec.inner * init.branches))
+
+    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+        x, z = fused(x, self.x, self.z, form=self.form)
+        y, state = self.ssm(x, call.segment_ids, state)
+        return (y * jax.nn.silu(z)) @ self.out[...], state
+
+    def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
+        x, z = fused(x, self.x, self.z, form=self.form)
+        y, state = self.ssm.step(x, state)
+        return (y * jax.nn.silu(z)) @ self.out[...], state
+
+    def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
+        return self.ssm.init_state(batch, dtype)

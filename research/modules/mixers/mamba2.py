@@ -1,0 +1,154 @@
+"""Mamba-2 (Dao and Gu 2024, arXiv 2405.21060, section 7 and figure 6): heads with one decay each, maps from the block's input."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from research.modules import elastic
+from research.modules.axes import Init
+from research.modules.layers import ones
+from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.norms import RMSNorm
+from research.modules.ssm import ShortConv, dt_bias_init, short_conv, short_conv_step, torch_linear
+from research.ops import depthwise_1d, linear_attention
+from research.ops.precision import wide
+from research.ops.ssd import ssd, ssd_step
+
+
+@dataclass(frozen=True)
+class Mamba2(Spec):
+    """`heads` 0: expand * dim / head_dim; `groups` of heads share B and C; `dt_limit` (low, high) bounds step sizes, empty: no bounds.
+
+    `norm_eps`: of the gated norm.
+    """
+
+    state: int = 128
+    head_dim: int = 64
+    heads: int = 0
+    groups: int = 1
+    expand: float = 2.0
+    taps: int = 4
+    dt_limit: tuple[float, ...] = ()
+    norm_eps: float = 1e-5
+
+    kind: ClassVar[str] = "mamba2"
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {
+        depthwise_1d.OP: depthwise_1d.FORMS,
+        linear_attention.OP: linear_attention.FORMS,
+    }
+
+    def resolve(self, dim: int) -> "Mamba2":
+        low, high = self.dt_limit or (0.0, math.inf)
+        self.require(0 <= low < high, f"dt_limit={self.dt_limit}; valid: (low, high) with 0 <= low < high, or () for none")
+        return replace(self, heads=count_heads(self, dim))
+
+    def shrink(self, width, heads, state) -> "Mamba2":
+        heads = elastic.depth_count(float(width) if heads is None else heads, self.heads, self.groups, "heads")
+        return replace(self, heads=heads, state=elastic.count(state, self.state, "state"))
+
+    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "Mamba2Mixer":
+        return Mamba2Mixer(self, dim, scope, init, form)
+
+
+def count_heads(spec: Any, dim: int) -> int:
+    """Returns how many heads of `spec.head_dim` the block has: `spec.heads`, or what makes expand * dim channels.
+
+    Raises:
+      UserError: expand * dim is no multiple of head_dim, or the groups do not divide the heads.
+    """
+    inner = round(spec.expand * dim)
+    whole = spec.heads or not inner % spec.head_dim
+    spec.require(whole, f"head_dim={spec.head_dim} does not divide {inner} inner channels ({spec.expand} * {dim})")
+    heads = spec.heads or inner // spec.head_dim
+    valid = [n for n in range(1, heads + 1) if heads % n == 0]
+    spec.require(spec.groups in valid, f"groups={spec.groups} does not divide {heads} heads; valid: {valid}")
+    return heads
+
+
+def log_of_1_to_16(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+    """log U(1, 16): decay rates of the released code."""
+    return jnp.log(jax.random.uniform(key, tuple(shape), jnp.float32, 1.0, 16.0)).astype(dtype)
+
+
+class Mamba2Mixer(nnx.Module):
+    """out(RMSNorm(SSD(silu(conv(x, B, C)), dt) * silu(z))): gate first, then a norm over the channels of each group.
+
+    Parameters: d (2 E + 2 G N + H) + (taps + 1) (E + 2 G N) + 3 H + E + E d with E = H P inner channels. State: `conv`
+    [B, taps - 1, E + 2 G N], the latest inputs of the convolution, and `ssm` [B, H, P, N], float32. Head h is entry
+    (h // (H / G), h % (H / G)) of the axes (groups, heads).
+    """
+
+    def __init__(self, spec: Mamba2, dim: int, scope: str, init: Init, form: str):
+        self.spec, self.form = spec, form
+        self.inner = (spec.groups, spec.heads // spec.groups, spec.head_dim)
+        self.maps = (spec.groups, spec.state)
+        inner = (f"{scope}/groups", f"{scope}/heads", f"{scope}/head_dim")
+        maps = (f"{scope}/groups", f"{scope}/state")
+        heads, linear = self.inner[:2], torch_linear(dim)
+        self.z = init.param("z", (dim, *self.inner), ("embed", *inner), linear)
+        self.x = init.param("x", (dim, *self.inner), ("embed", *inner), linear)
+        self.b = init.param("b", (dim, *self.maps), ("embed", *maps), linear)
+        self.c = init.param("c", (dim, *self.maps), ("embed", *maps), linear)
+        self.dt = init.param("dt", (dim, *heads), ("embed", *inner[:2]), linear)
+        self.conv_x = ShortConv(self.inner, inner, init.child("conv_x"), taps=spec.taps)
+        self.conv_b = ShortConv(self.maps, maps, init.child("conv_b"), taps=spec.taps)
+        self.conv_c = ShortConv(self.maps, maps, init.child("conv_c"), taps=spec.taps)
+        self.dt_bias = init.param("dt_bias", heads, inner[:2], dt_bias_init, precise=True)
+        self.a_log = init.param("a_log", heads, inner[:2], log_of_1_to_16, precise=True)
+        self.skip = init.param("skip", heads, inner[:2], ones, precise=True)
+        self.norm = RMSNorm(self.inner, inner, init.child("norm"), eps=spec.norm_eps, over=2)
+        fan_in = spec.heads * spec.head_dim * init.branches
+        self.out = init.param("out", (*self.inner, dim), (*inner, "embed"), torch_linear(fan_in))
+
+    def _conv(self) -> tuple[Array, Array]:
+        """Kernel and bias of the three convolutions side by side."""
+        kernels, biases = zip(*(conv.flat() for conv in (self.conv_x, self.conv_b, self.conv_c)), strict=True)
+        return jnp.concatenate(kernels, -1), jnp.concatenate(biases)
+
+    def _project(self, x: Float[Array, "*B D"]) -> tuple[Array, Array, Array]:
+        """Returns (z, [x B C] before the convolution, dt before its bias)."""
+        z, x, b, c, dt = fused(x, self.z, self.x, self.b, self.c, self.dt, form=self.form)
+        return z, jnp.concatenate([x, b, c], -1), dt
+
+    def _operands(self, xbc: Float[Array, "*B C"], dt: Float[Array, "*B H"]) -> tuple[Array, ...]:
+        """Arguments of `ssd` from the convolution's outputs."""
+        spec, lead = self.spec, dt.shape[:-1]
+        maps = spec.groups * spec.state
+        x, b, c = jnp.split(xbc, (xbc.shape[-1] - 2 * maps, xbc.shape[-1] - maps), -1)
+        delta = jax.nn.softplus(wide(dt) + self.dt_bias[...].reshape(-1))
+        if spec.dt_limit:
+            delta = jnp.clip(delta, *spec.dt_limit)
+        a, skip = -jnp.exp(self.a_log[...].reshape(-1)), self.skip[...].reshape(-1)
+        return x.reshape(*lead, spec.heads, spec.head_dim), delta, a, b.reshape(*lead, *self.maps), c.reshape(*lead, *self.maps), skip
+
+    def _gated_out(self, y: Float[Array, "*B H P"], z: Float[Array, "*B E"]) -> Float[Array, "*B D"]:
+        lead = z.shape[:-1]
+        gated = wide(y).reshape(*lead, *self.inner) * jax.nn.silu(wide(z)).reshape(*lead, *self.inner)
+        return self.norm(gated).astype(z.dtype).reshape(*lead, -1) @ self.out[...].reshape(-1, self.out.shape[-1])
+
+    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+        state = state or {}
+        z, xbc, dt = self._project(x)
+        xbc, conv = short_conv(xbc, *self._conv(), call.segment_ids, state.get("conv"), form=self.form)
+        y, ssm = ssd(*self._operands(xbc, dt), initial_state=state.get("ssm"), segment_ids=call.segment_ids, form=self.form)
+        return self._gated_out(y, z), {"conv": conv, "ssm": ssm}
+
+    def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
+        z, xbc, dt = self._project(x)
+        xbc, conv = short_conv_step(xbc, *self._conv(), state["conv"])
+        y, ssm = ssd_step(*self._operands(xbc, dt), state=state["ssm"])
+        return self._gated_out(y, z), {"conv": conv, "ssm": ssm}
+
+    def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
+        spec = self.spec
+        channels = spec.heads * spec.head_dim + 2 * spec.groups * spec.state
+        return {
+            "conv": jnp.zeros((batch, spec.taps - 1, channels), dtype),
+            "ssm": jnp.zeros((batch, spec.heads, spec.head_dim, spec.state), jnp.float32),
+        }

@@ -1,0 +1,230 @@
+"""Routing Transformer (Roy et al. 2021, arXiv 2003.05997, section 4): local heads and routing heads side by side in one layer.
+
+As in the authors' code, but for two things: local heads see a sliding window with RoPE, where the paper's see blocks with learnt relative
+positions (so packed documents come out as they do alone), and routing heads know no positions. Published settings, as (length: local + routing
+heads, clusters, window): Wikitext-103 (4096: 8+8, 8, 512; 1024: 8+8, 2, 512), enwik8 (8192: 4+4, 16, 512; 12288: 4+4, 48, 256), PG-19 (8192:
+6+2 in the last of 22 layers, 16, 512; the others have local heads alone, kind "window"), ImageNet-64 (12288: 12+4, 8, 2048), CIFAR-10
+(3072: 4+4, 6, 512); local blocks of 256 (128 for 12288 tokens of enwik8) see 1.5 blocks on average.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from research.modules import elastic
+from research.modules.axes import Init
+from research.modules.layers import normal_02, zeros
+from research.modules.mixers.attention import NOTHING, documents, head_size, one_token, write
+from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.mixers.rotary import THETA, rotary
+from research.modules.mixers.window import init_window, window_attention
+from research.ops import routing_attention, sliding_window
+from research.ops.precision import wide
+from research.ops.routing_attention import MEAN_EPS, CentroidState, cluster_sums, commitment_loss, spherical, update_centroids
+
+COMMITMENT = 1e-4
+"""Weight of the commitment loss (section 4.1)."""
+
+
+@dataclass(frozen=True)
+class Routing(Spec):
+    """`heads` in all, of which `local_heads` are local and the rest route; `head_dim` 0: dim / heads.
+
+    `clusters`: centroids of each routing head. `window`: tokens that each takes, about length / clusters. `local_window`: tokens that a
+    local head sees. A smaller self keeps the share of local heads, the clusters and the size of heads.
+    """
+
+    heads: int = 8
+    local_heads: int = 4
+    head_dim: int = 0
+    clusters: int = 8
+    window: int = 512
+    local_window: int = 384
+    decay: float = 0.999
+    rotary: bool = True
+    theta: float = THETA
+
+    kind: ClassVar[str] = "routing"
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {
+        routing_attention.OP: routing_attention.FORMS,
+        sliding_window.OP: sliding_window.FORMS,
+    }
+
+    def resolve(self, dim: int) -> "Routing":
+        for name in ("heads", "clusters", "window", "local_window"):
+            self.require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}; valid: whole numbers from 1")
+        valid = f"0 to {self.heads - 1}, so that of heads={self.heads} one routes at least"
+        self.require(0 <= self.local_heads < self.heads, f"local_heads={self.local_heads}; valid: {valid}")
+        return replace(self, head_dim=head_size(self, dim))
+
+    def shrink(self, width, heads, state) -> "Routing":
+        least = 1 + (self.local_heads > 0)
+        self.require(not isinstance(heads, int) or heads >= least, f"heads={heads}; valid: {least} (one of each kind) to {self.heads}")
+        total = max(elastic.count(heads, self.heads, "heads", width), least)
+        local = min(max(int(self.local_heads * total / self.heads + 0.5), least - 1), total - 1)
+        return replace(self, heads=total, local_heads=min(local, self.local_heads))
+
+    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "RoutingMixer":
+        return RoutingMixer(self, dim, scope, init, form)
+
+
+class RoutingMixer(nnx.Module):
+    """local_out(window(q, k, v)) + out(routing(q, v)), queries being keys in routing heads: 4 D L K + 3 D R K parameters.
+
+    In the parallel form (`state` None) a cluster takes the best tokens of the whole sequence, packed documents together: no token sees a later
+    one, yet later ones and other documents can push a token out of a cluster. With a state every token is routed among the tokens of its document
+    up to itself: what the parallel form gives for the last token of that prefix. Both are the same where `window` is at least the length.
+
+    Statistics: `centroids`, `counts` and `sums` of the online k-means, moved in mode "train" alone, and `aux_loss`, the commitment loss
+    of queries and keys times 1e-4 in mode "train", otherwise 0.
+
+    State: `q` and `v` [B, S, R, K] and `ids` [B, S] of the routing heads as in `AttentionMixer`; `local_k`, `local_v`, `local_ids` of the
+    local ones as in `WindowMixer`.
+    """
+
+    def __init__(self, spec: Routing, dim: int, scope: str, init: Init, form: str):
+        self.spec, self.form = spec, form
+        local, routing, size = spec.local_heads, spec.heads - spec.local_heads, spec.head_dim
+
+        def heads(kind, tag, count, features):
+            return init.param(tag, (dim, count, size), ("embed", f"{scope}/{kind}/heads", f"{scope}/{kind}/{features}/head_dim"), normal_02)
+
+        def merge(kind, tag, count):
+            return init.param(tag, (count, size, dim), (f"{scope}/{kind}/heads", f"{scope}/{kind}/v/head_dim", "embed"), normal_02)
+
+        self.query, self.value = heads("routing", "query", routing, "qk"), heads("routing", "value", routing, "v")
+        self.out = merge("routing", "out", routing)
+        if local:
+            self.local_query, self.local_key = heads("local", "local_query", local, "qk"), heads("local", "local_key", local, "qk")
+            self.local_value = heads("local", "local_value", local, "v")
+            self.local_out = merge("local", "local_out", local)
+        axes = f"{scope}/routing/heads", f"{scope}/clusters", f"{scope}/routing/qk/head_dim"
+        means = (routing, spec.clusters, size), axes, _on_sphere
+        # One tag gives one draw: the sums start as the means.
+        self.centroids, self.sums = init.stat("centroids", *means), init.stat("centroids", *means)
+        self.counts = init.stat("counts", means[0][:2], axes[:2], zeros)
+        self.aux_loss = init.stat("aux_loss", (), (), zeros)
+
+    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+        query, value, *local = self._project(x)
+        y, after = self._route(query, value, call, state)
+        y = y.reshape(*x.shape[:2], -1) @ self.out[...].reshape(-1, x.shape[-1])
+        if local:
+            z, local_state = self._local(local, call, state)
+            y = y + z.reshape(*x.shape[:2], -1) @ self.local_out[...].reshape(-1, x.shape[-1])
+            after |= local_state
+        if call.mode == "train":
+            self._learn(query)
+        elif state is None:
+            self.aux_loss[...] = jnp.zeros_like(self.aux_loss[...])
+        return y, after
+
+    def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
+        return one_token(self, x, call, state)
+
+    def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
+        spec = self.spec
+        shape = (batch, capacity, spec.heads - spec.local_heads, spec.head_dim)
+        state = {"q": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "ids": jnp.full(shape[:2], NOTHING, jnp.int32)}
+        if spec.local_heads:
+            state |= _prefixed(init_window(batch, spec.local_window, spec.local_heads, spec.head_dim, dtype))
+        return state
+
+    def _project(self, x):
+        kernels = [self.query, self.value]
+        if self.spec.local_heads:
+            kernels += [self.local_query, self.local_key, self.local_value]
+        return (y.reshape(*x.shape[:2], -1, self.spec.head_dim) for y in fused(x, *kernels, form=self.form))
+
+    def _local(self, heads, call, state):
+        query, key, value = heads
+        if self.spec.rotary:
+            positions = call.position + jnp.arange(query.shape[1])
+            query, key = (rotary(y, positions, self.spec.theta) for y in (query, key))
+        before = None if state is None else {name: state[f"local_{name}"] for name in ("k", "v", "ids")}
+        y, after = window_attention(query, key, value, call.segment_ids, before, self.spec.local_window, self.form)
+        return y, _prefixed(after)
+
+    def _route(self, query, value, call, state):
+        centroids, window, tokens = self.centroids[...], self.spec.window, query.shape[1]
+        cached = None if state is None else state["ids"]
+        new = {"q": query, "v": value, "ids": documents(call.segment_ids, cached, call.position, query.shape[:2])}
+        if state is None:
+            options = dict(window=min(window, tokens), segment_ids=call.segment_ids, form=self.form)
+            return routing_attention.routing_attention(query, None, value, centroids, **options), new
+        after = write(state, new, call.position)
+        places = call.position + jnp.arange(tokens)
+        return route_prefixes(after["q"], after["v"], after["ids"], centroids, places, window=window).astype(query.dtype), after
+
+    def _learn(self, query):
+        """Moves the means towards their tokens and computes the loss; queries count twice, being keys too."""
+        means = CentroidState(self.centroids[...], self.counts[...], self.sums[...])
+        self.aux_loss[...] = 2 * COMMITMENT * commitment_loss(query, means.centroids)
+        counts, sums = cluster_sums(query, means.centroids)
+        after = update_centroids(means, 2 * counts, 2 * sums, decay=self.spec.decay)
+        self.centroids[...], self.counts[...], self.sums[...] = after
+
+
+def route_prefixes(
+    query: Float[Array, "B S H K"],
+    value: Float[Array, "B S H V"],
+    ids: Int[Array, "B S"],
+    centroids: Float[Array, "H C K"],
+    at: Int[Array, " T"],
+    *,
+    window: int,
+) -> Float[Array, "B T H V"]:
+    """What causal routing attention with shared queries and keys gives for each of the tokens `at` as the last one of its document.
+
+    Args:
+      query, value: of all tokens; for a token none after it is read.
+      ids: documents of the tokens; only tokens of a token's own document are routed with it.
+      centroids: C means per head.
+      at: places of the tokens that want an output.
+      window: tokens that a cluster takes, or all where there are fewer.
+
+    Returns:
+      Outputs in float32 at least, in O(S C) operations a head and token, one token after another.
+    """
+    normal, value = spherical(query), wide(value)
+    scores = jnp.einsum("bshk,hck->bhcs", normal, wide(centroids), precision=lax.Precision.HIGHEST)
+    route = functools.partial(_route_last, normal, value, ids, scores, min(window, ids.shape[1]))
+    return route(at[0])[:, None] if len(at) == 1 else jnp.moveaxis(lax.map(route, at), 0, 1)
+
+
+def _route_last(normal, value, ids, scores, window, at):
+    """[B, H, V]; `scores` [B, H, C, S] of normalised tokens with the means."""
+    own = lax.dynamic_index_in_dim(normal, at, 1, keepdims=False)
+    seen = (ids == lax.dynamic_slice_in_dim(ids, at, 1, 1)) & (jnp.arange(ids.shape[1]) <= at)
+    members = lax.top_k(jnp.where(seen[:, None, None], scores, jnp.finfo(scores.dtype).min), window)[1]
+    took = (members == at).any(-1, keepdims=True)
+    logits = jnp.einsum("bhk,bshk->bhs", own, normal)
+    logits = jnp.where(seen[:, None], logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(_at(logits, members), -1)
+    # What fills up a window wider than the document weighs nothing: a cluster that took the token sees the token at least.
+    weights = _add_up(jnp.where(took, weights, 0), members, logits)
+    return jnp.einsum("bhs,bshv->bhv", weights, value) / (took.sum(2) + MEAN_EPS)
+
+
+def _at(x, members):
+    """Numbers [B, H, S] at the places [B, H, C, W]."""
+    return jax.vmap(jax.vmap(lambda x, at: x[at]))(x, members)
+
+
+def _add_up(weights, members, like):
+    """Sums [B, H, S] over the clusters [B, H, C, W] that a place is in."""
+    return jax.vmap(jax.vmap(lambda x, at, w: x.at[at].add(w)))(jnp.zeros_like(like), members, weights)
+
+
+def _on_sphere(key, shape, dtype):
+    return spherical(jax.random.normal(key, shape)).astype(dtype)
+
+
+def _prefixed(state: State) -> State:
+    return {f"local_{name}": value for name, value in state.items()}

@@ -1,0 +1,152 @@
+"""The selective state space of Mamba-1 without its gate: short convolution, input-dependent step sizes and maps, scan.
+
+Gu and Dao 2023 (arXiv 2312.00752), section 3 and the released code, whose initialisers these are. Every split of the
+released projections is a kernel of its own here, so that channels, state and rank are axes with names.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from research.modules.axes import Init, Initializer
+from research.modules.layers import ones
+from research.ops.depthwise_1d import causal_conv1d, causal_conv1d_step
+from research.ops.precision import wide
+from research.ops.selective_scan import selective_scan, selective_scan_step
+
+State = dict[str, Array]
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+
+
+def uniform(bound: float) -> Initializer:
+    """U(-bound, bound)."""
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def torch_linear(fan_in: int) -> Initializer:
+    """PyTorch's default for linear layers and convolutions: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))."""
+    return uniform(1 / math.sqrt(fan_in))
+
+
+def dt_bias_init(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+    """Inverse softplus of step sizes that are log-uniform in [0.001, 0.1]."""
+    steps = jnp.exp(jax.random.uniform(key, tuple(shape), jnp.float32, math.log(DT_MIN), math.log(DT_MAX)))
+    steps = jnp.maximum(steps, DT_FLOOR)
+    return (steps + jnp.log(-jnp.expm1(-steps))).astype(dtype)
+
+
+def a_log_init(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+    """log(1), ..., log(N) along the last axis (S4D-real)."""
+    del key
+    return jnp.broadcast_to(jnp.log(jnp.arange(1.0, shape[-1] + 1)), tuple(shape)).astype(dtype)
+
+
+class ShortConv(nnx.Module):
+    """Causal depthwise convolution over time, then SiLU; its state is the last `taps - 1` inputs.
+
+    Args:
+      shape: sizes of the channel axes, of which there may be several.
+      axes: their names.
+      activation: False leaves the SiLU out.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        axes: Sequence[str],
+        init: Init,
+        *,
+        taps: int = 4,
+        bias: bool = True,
+        activation: bool = True,
+        form: str = "auto",
+    ):
+        self.taps, self.activation, self.form = taps, activation, form
+        self.kernel = init.param("kernel", (taps, *shape), ("taps", *axes), torch_linear(taps))
+        self.bias = init.param("bias", tuple(shape), tuple(axes), torch_linear(taps)) if bias else None
+
+    def flat(self) -> tuple[Float[Array, "K C"], Float[Array, " C"] | None]:
+        """Returns kernel and bias with all channels on one axis."""
+        kernel = self.kernel[...].reshape(self.taps, -1)
+        return kernel, None if self.bias is None else self.bias[...].reshape(-1)
+
+    def __call__(
+        self, x: Float[Array, "B T C"], segment_ids: Int[Array, "B T"] | None = None, state: Float[Array, "B S C"] | None = None
+    ) -> tuple[Float[Array, "B T C"], Float[Array, "B S C"]]:
+        return short_conv(x, *self.flat(), segment_ids, state, activation=self.activation, form=self.form)
+
+    def step(self, x: Float[Array, "B C"], state: Float[Array, "B S C"]) -> tuple[Float[Array, "B C"], Float[Array, "B S C"]]:
+        return short_conv_step(x, *self.flat(), state, activation=self.activation)
+
+
+def short_conv(x, kernel, bias, segment_ids=None, state=None, *, activation: bool = True, form: str = "auto"):
+    """Causal depthwise convolution, bias and SiLU as a function, for several convolutions side by side; returns (y, state)."""
+    y, state = causal_conv1d(x, kernel.astype(x.dtype), state, segment_ids=segment_ids, form=form)
+    y = y if bias is None else y + bias
+    return (jax.nn.silu(y) if activation else y), state
+
+
+def short_conv_step(x, kernel, bias, state, *, activation: bool = True):
+    """One step of `short_conv`."""
+    y, state = causal_conv1d_step(x, kernel.astype(x.dtype), state)
+    y = y if bias is None else y + bias
+    return (jax.nn.silu(y) if activation else y), state
+
+
+class SelectiveSSM(nnx.Module):
+    """[B, T, E] -> [B, T, E]: convolution and SiLU, then y = scan(x, softplus(dt), -exp(A_log), B, C) + D x.
+
+    Parameters: 5 E + E (R + 2 N) + R E + E + E N + E. State: `conv` [B, taps - 1, E] and `ssm` [B, E, N], float32.
+
+    Args:
+      inner, state, rank: E, N and R.
+      axis: name of the inner channels' axis.
+      scope: scope of the names of state and rank.
+      taps: width of the convolution.
+    """
+
+    def __init__(self, inner: int, state: int, rank: int, axis: str, scope: str, init: Init, *, taps: int = 4, form: str = "auto"):
+        self.inner, self.state, self.form = inner, state, form
+        states, ranks = f"{scope}/state", f"{scope}/rank"
+        linear = torch_linear(inner)
+        self.conv = ShortConv((inner,), (axis,), init.child("conv"), taps=taps, form=form)
+        self.dt_down = init.param("dt_down", (inner, rank), (axis, ranks), linear)
+        self.b = init.param("b", (inner, state), (axis, states), linear)
+        self.c = init.param("c", (inner, state), (axis, states), linear)
+        self.dt_up = init.param("dt_up", (rank, inner), (ranks, axis), torch_linear(rank))
+        self.dt_bias = init.param("dt_bias", (inner,), (axis,), dt_bias_init, precise=True)
+        self.a_log = init.param("a_log", (inner, state), (axis, states), a_log_init, precise=True)
+        self.skip = init.param("skip", (inner,), (axis,), ones, precise=True)
+
+    def _maps(self, x: Float[Array, "*B E"]) -> tuple[Array, Array, Array, Array]:
+        """Returns (delta, A, B, C) of inputs after the convolution."""
+        rank = self.dt_down.shape[-1]
+        kernel = jnp.concatenate([self.dt_down[...], self.b[...], self.c[...]], -1)
+        dt, b, c = jnp.split(x @ kernel, (rank, rank + self.state), -1)
+        delta = jax.nn.softplus(wide(dt @ self.dt_up[...]) + self.dt_bias[...])
+        return delta, -jnp.exp(self.a_log[...]), b, c
+
+    def __call__(
+        self, x: Float[Array, "B T E"], segment_ids: Int[Array, "B T"] | None = None, state: State | None = None
+    ) -> tuple[Float[Array, "B T E"], State]:
+        state = state or {}
+        x, conv = self.conv(x, segment_ids, state.get("conv"))
+        y, ssm = selective_scan(x, *self._maps(x), self.skip[...], initial_state=state.get("ssm"), segment_ids=segment_ids, form=self.form)
+        return y, {"conv": conv, "ssm": ssm}
+
+    def step(self, x: Float[Array, "B E"], state: State) -> tuple[Float[Array, "B E"], State]:
+        x, conv = self.conv.step(x, state["conv"])
+        y, ssm = selective_scan_step(x, *self._maps(x), self.skip[...], state=state["ssm"])
+        return y.astype(x.dtype), {"conv": conv, "ssm": ssm}
+
+    def init_state(self, batch: int, dtype: Any = jnp.float32) -> State:
+        """Zeros: what is before the first token."""
+        return {
+            "conv": jnp.zeros((batch, self.conv.taps - 1, self.inner), dtype),
+            "ssm": jnp.zeros((batch, self.inner, self.state), jnp.float32),
+        }

@@ -1,0 +1,58 @@
+"""What the loop asks of a task: model inputs and targets of a batch, a loss, and sums that become metrics."""
+
+from typing import Any, Protocol
+
+from jaxtyping import Array, Float
+
+Batch = dict[str, Array]
+
+
+class Task(Protocol):
+    """One task. Everything is a pure function, traced into the run's programs.
+
+    Attributes:
+      metric: name of the number that ranks networks, a key of what `summarize` returns.
+      higher_is_better: whether a larger one is better.
+      unit: what one example holds and speed is counted in, "images" or "tokens".
+    """
+
+    metric: str
+    higher_is_better: bool
+    unit: str
+
+    def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Any]:
+        """Returns (the model's inputs, targets) of a training batch, after mixing and the like."""
+        ...
+
+    def inputs(self, batch: Batch) -> tuple[Array, ...]:
+        """Returns the model's inputs of an evaluation batch."""
+        ...
+
+    def loss(self, outputs: Array, target: Any) -> Float[Array, ""]:
+        """Mean loss of a batch."""
+        ...
+
+    def distill(self, outputs: Array, teacher: Array, target: Any) -> Float[Array, ""]:
+        """Mean loss towards the outputs of another network."""
+        ...
+
+    def measure(self, outputs: Array, batch: Batch) -> dict[str, Float[Array, ""]]:
+        """Returns what is logged beside the loss of a training batch."""
+        ...
+
+    def zero_sums(self) -> dict[str, Any]:
+        """Returns the start of a sum of `sums`."""
+        ...
+
+    def sums(self, outputs: Array, batch: Batch) -> dict[str, Array]:
+        """Returns sums over a batch of what `summarize` divides; examples whose `mask` is 0 do not count."""
+        ...
+
+    def summarize(self, sums: dict[str, Any]) -> dict[str, float]:
+        """Returns metric -> value from summed `sums`."""
+        ...
+
+
+def shown(task: Any, value: float) -> str:
+    """Returns the task's metric for people: fractions in percent, the rest as it is."""
+    return f"{100 * value:.2f} %" if task.metric == "accuracy" else f"{value:.4f}"

@@ -1,0 +1,88 @@
+"""Next-token prediction and other labelled tokens: cross entropy in nats, bits per byte, perplexity, accuracy.
+
+A batch is {"tokens": [B, T] int32, "labels": [B, T] int32}, -1 where nothing is asked for, and perhaps "segment_ids"
+[B, T] int32: documents packed on one axis. Labels stand where their logits are read: for language, label t is token t + 1.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from research.ops.precision import wide
+from research.tasks.base import Batch
+
+
+@dataclass(frozen=True)
+class LanguageModelling:
+    """The task.
+
+    Attributes:
+      token_bytes: bytes of text that each token stands for; () when unknown: then there are no bits per byte.
+      metric: "loss" (nats per token), "bits_per_byte", "perplexity" or "accuracy".
+    """
+
+    token_bytes: tuple[int, ...] = ()
+    metric: str = "loss"
+
+    unit = "tokens"
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.metric == "accuracy"
+
+    def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Int[Array, "B T"]]:
+        del key
+        return self.inputs(batch), batch["labels"]
+
+    def inputs(self, batch: Batch) -> tuple[Array, ...]:
+        return (batch["tokens"], batch["segment_ids"]) if "segment_ids" in batch else (batch["tokens"],)
+
+    def loss(self, logits: Float[Array, "B T V"], target: Int[Array, "B T"]) -> Float[Array, ""]:
+        """Mean cross entropy over the labelled tokens."""
+        nll, asked = token_losses(logits, target)
+        return nll.sum() / jnp.maximum(asked.sum(), 1)
+
+    def distill(self, logits: Float[Array, "B T V"], teacher: Float[Array, "B T V"], target: Int[Array, "B T"]) -> Float[Array, ""]:
+        """Mean cross entropy to the teacher's distribution over the labelled tokens; no gradient reaches the teacher."""
+        asked = (target >= 0).astype(jnp.float32)
+        probabilities = jax.nn.softmax(wide(jax.lax.stop_gradient(teacher)))
+        nll = -(probabilities * jax.nn.log_softmax(wide(logits))).sum(-1)
+        return (nll * asked).sum() / jnp.maximum(asked.sum(), 1)
+
+    def measure(self, logits: Float[Array, "B T V"], batch: Batch) -> dict[str, Float[Array, ""]]:
+        labels = batch["labels"]
+        return {"accuracy": (logits.argmax(-1) == labels).sum() / jnp.maximum((labels >= 0).sum(), 1)}
+
+    def zero_sums(self) -> dict[str, float]:
+        return {"nll": 0.0, "correct": 0.0, "count": 0.0, "bytes": 0.0}
+
+    def sums(self, logits: Float[Array, "B T V"], batch: Batch) -> dict[str, Float[Array, ""]]:
+        labels = batch["labels"]
+        mask = batch["mask"][:, None] if "mask" in batch else 1.0
+        nll, asked = token_losses(logits, labels)
+        out = {"nll": (nll * mask).sum(), "count": (asked * mask).sum()}
+        out["correct"] = ((logits.argmax(-1) == labels) * asked * mask).sum()
+        size = asked * jnp.asarray(self.token_bytes, jnp.float32)[jnp.maximum(labels, 0)] if self.token_bytes else asked * 0
+        return {**out, "bytes": (size * mask).sum()}
+
+    def summarize(self, sums: dict[str, Any]) -> dict[str, float]:
+        """Returns loss (nats per token), perplexity, accuracy and, with `token_bytes`, bits_per_byte."""
+        count = max(float(sums["count"]), 1.0)
+        loss = float(sums["nll"]) / count
+        out = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": float(sums["correct"]) / count}
+        if float(sums["bytes"]):
+            out["bits_per_byte"] = float(sums["nll"]) / float(sums["bytes"]) / math.log(2)
+        return out
+
+
+def token_losses(logits: Float[Array, "*B V"], labels: Int[Array, "*B"]) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """Returns (cross entropy in nats, 0 where nothing is asked; 1 where something is)."""
+    logits = wide(logits)
+    asked = (labels >= 0).astype(logits.dtype)
+    # A product with one-hot rows, whose gradient is elementwise; picking entries would have a scattered one.
+    chosen = (logits * jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)).sum(-1)
+    return (jax.nn.logsumexp(logits, -1) - chosen) * asked, asked

@@ -1,0 +1,185 @@
+"""What the tests of mixers share: a mixer as functions of arrays, and the checks that its forms compute the same."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from research.modules.axes import Init, Param
+from research.modules.mixers.base import Call
+from research.modules.state import merge, split
+from tests.ops.compare import assert_agree, draw, outputs_and_grads
+
+
+class Functions:
+    """A mixer's jitted functions; `weights` = (params, stats), kernels redrawn at a scale that makes every term count."""
+
+    def __init__(self, spec, dim, length, *, form="auto", redraw=True):
+        self.spec = spec.resolve(dim)
+        described = {}
+
+        def build(key):
+            module = self.spec.build(dim, length, "layer", Init(key), form)
+            graphdef, params, stats, axes = split(module)
+            precise = {"/".join(map(str, path)) for path, v in nnx.to_flat_state(nnx.state(module, Param)) if v.precise}
+            redrawn = {k: v for k, v in params.items() if redraw and v.ndim > 1 and k not in precise}
+            described.update(graphdef=graphdef, axes=axes, redrawn={k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in redrawn.items()})
+            return {k: v for k, v in params.items() if k not in redrawn}, stats
+
+        # One program that leaves out the draws that are not used: to compile every initialiser takes longer than most checks.
+        params, stats = jax.jit(build)(jax.random.key(0))
+        self.graphdef, self.axes = described["graphdef"], described["axes"]
+        params |= {k: _redrawn(k, v, self.axes[k]) for k, v in described["redrawn"].items()}
+        self.weights = dict(sorted(params.items())), stats
+        self.module = merge(self.graphdef, *self.weights)
+        self.call, self.step = jax.jit(self.pure), jax.jit(self._step)
+
+    def pure(self, weights, x, segment_ids=None, state=None, position=0):
+        """(y, state) of the parallel form."""
+        return merge(self.graphdef, *weights)(x, Call(segment_ids=segment_ids, position=position), state)
+
+    def _step(self, weights, x, segment_ids, state, position):
+        return merge(self.graphdef, *weights).step(x, Call(segment_ids=segment_ids, position=position), state)
+
+    def steps(self, weights, x, segment_ids, state, position=0):
+        """(y, state) of steps over the tokens of x [B, T, D]; compiled once for all lengths, as long as the state's size stays."""
+        y = []
+        for t in range(x.shape[1]):
+            ids = None if segment_ids is None else segment_ids[:, t]
+            out, state = self.step(weights, x[:, t], ids, state, jnp.int32(position + t))
+            y.append(out)
+        return jnp.stack(y, 1), state
+
+    def start(self, batch, capacity):
+        return self.module.init_state(batch, capacity, jnp.float32)
+
+
+CAPACITY = 128
+"""Tokens that the caches of `check_forms` hold: one for all lengths, so that a step is compiled once."""
+
+
+@functools.lru_cache(maxsize=4)
+def _functions(spec, dim, length, form, redraw):
+    return Functions(spec, dim, length, form=form, redraw=redraw)
+
+
+def _redrawn(name, value, axes):
+    """Normal with variance 1 / fan-in; the last axis but for kernels that end in the residual stream is an output."""
+    fan_in = value.shape[0] if axes[-1] != "embed" else value.size // value.shape[-1]
+    return jnp.asarray(draw(value.shape, len(name) + value.size) / np.float32(np.sqrt(fan_in)))
+
+
+def check_forms(spec, dim, length, *, batch=2, tolerance=1e-5, naive=True, causal=True, packing=True, redraw=True):
+    """Checks one length: the parallel form, steps, pieces, packed documents, padding on the left and the naive form agree.
+
+    Args:
+      spec: of the mixer.
+      dim: channels.
+      length: tokens, up to 128.
+      batch: sequences.
+      tolerance: of the largest difference, relative to the largest output; gradients get ten times as much.
+      naive: whether the naive forms of the mixer's ops are compared, in outputs and gradients.
+      causal: whether outputs must not move when later inputs change.
+      packing: whether packed documents must come out as they do alone.
+      redraw: whether kernels are redrawn; False keeps the mixer's own initialisation.
+    """
+    mixer = _functions(spec, dim, CAPACITY, "cpu", redraw)
+    weights, x = mixer.weights, jnp.asarray(draw((batch, length, dim), length))
+    whole, final = mixer.call(weights, x)
+    assert whole.shape == x.shape and whole.dtype == x.dtype
+    assert float(jnp.abs(whole).max()) > 1e-3, "an output of nothing agrees with everything"
+    described = lambda state: jax.tree.map(lambda s: (s.shape, s.dtype), state)
+    assert described(final) == described(mixer.start(batch, length))
+    stepped, state = mixer.steps(weights, x, None, mixer.start(batch, CAPACITY))
+    assert_agree(stepped, whole, tolerance)
+    assert_agree(_fit(state, final), final, tolerance, floor=1e-3)
+    half = length // 2
+    if half:
+        check_pieces(mixer, x, whole, final, half, tolerance)
+    if causal and half:
+        moved = mixer.call(weights, x.at[:, half:].add(1.0))[0]
+        assert_agree(moved[:, :half], whole[:, :half], min(tolerance, 1e-6))
+        assert float(jnp.abs(moved[:, half:] - whole[:, half:]).max()) > 1e-3
+    if packing and half:
+        check_packing(mixer, x, half, tolerance)
+    if naive:
+        form = ",".join(f"{op}=naive" for op, forms in spec.ops.items() if "naive" in forms) or "auto"
+        twin = _functions(spec, dim, CAPACITY, form, redraw)
+        outputs = lambda f: outputs_and_grads(lambda x, *p: f.pure((dict(zip(weights[0], p)), weights[1]), x)[0], x, *weights[0].values())
+        actual, expected = outputs(mixer), outputs(twin)
+        assert_agree(actual[0], expected[0], tolerance)
+        assert_agree(actual[1], expected[1], 10 * tolerance, floor=1e-2)
+
+
+def _fit(state, like):
+    """The part of caches that holds as many tokens as those of `like`."""
+    return jax.tree.map(lambda s, final: s if s.shape == final.shape else s[:, : final.shape[1]], state, like)
+
+
+def check_pieces(mixer, x, whole, final, half, tolerance):
+    """Two pieces and what is left step by step, and a piece and then steps, are the whole."""
+    weights, start = mixer.weights, mixer.start(x.shape[0], CAPACITY)
+    first, middle = mixer.call(weights, x[:, :half], None, start, 0)
+    second, state = mixer.call(weights, x[:, half : 2 * half], None, middle, half)
+    assert_agree(jnp.concatenate([first, second], 1), whole[:, : 2 * half], tolerance)
+    if x.shape[1] % 2:
+        last, state = mixer.steps(weights, x[:, 2 * half :], None, state, 2 * half)
+        assert_agree(last, whole[:, 2 * half :], tolerance)
+    assert_agree(_fit(state, final), final, tolerance, floor=1e-3)
+    assert_agree(mixer.steps(weights, x[:, half:], None, middle, half)[0], whole[:, half:], tolerance)
+
+
+def check_packing(mixer, x, half, tolerance):
+    """Two documents on one axis come out as they do alone; a prompt padded on the left goes on as if there were no padding."""
+    weights, batch, x = mixer.weights, x.shape[0], x[:, : 2 * half]
+    documents = lambda border: jnp.broadcast_to((jnp.arange(2 * half) >= border).astype(jnp.int32), (batch, 2 * half))
+    alone = [mixer.call(weights, piece)[0] for piece in (x[:, :half], x[:, half:])]
+    assert_agree(mixer.call(weights, x, documents(half))[0], jnp.concatenate(alone, 1), tolerance)
+    ids = documents(half // 2)
+    packed, final = mixer.call(weights, x, ids)
+    prompt, state = mixer.call(weights, x[:, :half], ids[:, :half], mixer.start(batch, CAPACITY), 0)
+    assert_agree(prompt, packed[:, :half], tolerance)
+    told, _ = mixer.steps(weights, x[:, half:], ids[:, half:], state, half)
+    assert_agree(told, packed[:, half:], tolerance)
+    untold, state = mixer.steps(weights, x[:, half:], None, state, half)
+    assert_agree(untold, packed[:, half:], tolerance)
+    assert_agree(_fit(state, final), final, tolerance, floor=1e-3)
+
+
+def shapes(spec, dim, length):
+    """(shapes of params, shapes of stats, axes) by path; no arrays are made."""
+    axes = {}
+
+    def build(key):
+        _, params, stats, names = split(spec.resolve(dim).build(dim, length, "layer", Init(key), "auto"))
+        axes.update(names)
+        return params, stats
+
+    return *jax.eval_shape(build, jax.eval_shape(lambda: jax.random.key(0))), axes
+
+
+def num_params(spec, dim, length=8):
+    """Number of trained values."""
+    return sum(v.size for v in shapes(spec, dim, length)[0].values())
+
+
+def check_shrink(spec, dim, small_dim, *, length=8, width=0.5, heads=None, state=None, cut=()):
+    """The smaller self has the same arrays with the same names of axes, and no axis is larger; returns its spec.
+
+    `cut`: exactly these axes, by name, must have become smaller in every array that has them.
+    """
+    full = spec.resolve(dim)
+    small = full.shrink(width, heads, state)
+    assert small.resolve(small_dim) == small, "a smaller self must have every size filled in"
+    (params, stats, axes), (small_params, small_stats, small_axes) = shapes(full, dim, length), shapes(small, small_dim, length)
+    assert axes == small_axes
+    smaller = {}
+    for name, array in {**small_params, **small_stats}.items():
+        for axis, size, limit in zip(axes[name], array.shape, {**params, **stats}[name].shape, strict=True):
+            assert size <= limit, (name, axis, size, limit)
+            smaller.setdefault(axis, set()).add(size < limit)
+    assert {axis for axis, how in smaller.items() if True in how} == set(cut), smaller
+    assert all(len(how) == 1 for how in smaller.values()), smaller
+    return small
