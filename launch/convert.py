@@ -2,7 +2,10 @@
 
     python -m launch.convert --source=unireplknet --weights=unireplknet_t_in1k_224_acc83.21.pth --out=DIR
 
-DIR gets model.safetensors, config.json and report.json (sizes, and the names that did not match). The weights may be
+    python -m launch.convert --source=hf-mamba --weights=FOLDER --out=DIR     # also hf-mamba2, mamba-ssm
+
+A FOLDER of language-model weights holds safetensors (or pytorch_model.bin) and config.json, any sizes; launch.export writes the
+same layouts. DIR gets model.safetensors, config.json and report.json (sizes, and the names that did not match). The weights may be
 a `.pth` of PyTorch, which is read without PyTorch and without running what is pickled in it, or a `.safetensors`.
 """
 
@@ -14,8 +17,8 @@ from absl import flags
 from launch import common
 from research import interop
 
-_SOURCE = flags.DEFINE_enum("source", None, list(interop.SOURCES), "Whose names the weights carry.", required=True)
-_WEIGHTS = flags.DEFINE_string("weights", None, "File with the weights, .pth or .safetensors.", required=True)
+_SOURCE = flags.DEFINE_enum("source", None, [*interop.SOURCES, *interop.FOLDERS], "Whose names the weights carry.", required=True)
+_WEIGHTS = flags.DEFINE_string("weights", None, "File with the weights, .pth or .safetensors; for language models their folder.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for the result.", required=True)
 _ENTRY = flags.DEFINE_string("entry", None, "Entry of a .pth that holds the state dict, such as model_ema; found by itself if not given.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, which weights do not tell.", lower_bound=1)
@@ -24,9 +27,12 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width of the i
 def main() -> None:
     from research.interop import safetensors_io
 
-    state = interop.read_weights(_WEIGHTS.value, _ENTRY.value)
-    config, params, stats, report = interop.from_source(_SOURCE.value, state, image_size=_IMAGE_SIZE.value)
-    origin = {"source": _SOURCE.value, "weights": os.path.basename(_WEIGHTS.value)}
+    if _SOURCE.value in interop.FOLDERS:
+        config, params, stats, report = interop.from_folder(_SOURCE.value, _WEIGHTS.value)
+    else:
+        state = interop.read_weights(_WEIGHTS.value, _ENTRY.value)
+        config, params, stats, report = interop.from_source(_SOURCE.value, state, image_size=_IMAGE_SIZE.value)
+    origin = {"source": _SOURCE.value, "weights": os.path.basename(os.path.normpath(_WEIGHTS.value))}
     safetensors_io.save_folder(_OUT.value, config, params, stats, origin)
     model = safetensors_io.config_to_json(config)
     name = _registry_name(config) or config.family
@@ -46,7 +52,7 @@ def _registry_name(config) -> str | None:
     """The registry's name for a model of the same arrays, whatever its classes, images and drop path."""
     from research.models import registry
 
-    fields = ("depths", "dims", "kernels", "mlp_dims")
+    fields = ("vocab_size", "pattern", "dim", "depth") if config.family == "sequence" else ("depths", "dims", "kernels", "mlp_dims")
     for name in registry.list_models(f"{config.family}*"):
         if all(getattr(registry.entry(name).config, f, None) == getattr(config, f, None) for f in fields):
             return name

@@ -3,6 +3,7 @@
     python -m launch.export --workdir=DIR --format=safetensors --out=DIR2 [--subnet=NAME] [--deploy]
     python -m launch.export --workdir=DIR --format=stablehlo   --out=model.stablehlo
     python -m launch.export --workdir=DIR --format=onnx        --out=model.onnx
+    python -m launch.export --workdir=DIR --format=hf-mamba    --out=DIR2      # also hf-mamba2, mamba-ssm
 
 DIR is a run directory, or a folder written by launch.convert or launch.extract. stablehlo is a program serialised by
 jax.export for cpu, cuda and tpu, weights inside: `jax.export.deserialize(open(FILE, "rb").read()).call(images)`.
@@ -14,8 +15,9 @@ import os
 from absl import flags
 
 from launch import common
+from research import interop
 
-_FORMATS = ("safetensors", "stablehlo", "onnx")
+_FORMATS = ("safetensors", "stablehlo", "onnx", *interop.FOLDERS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, or folder with model.safetensors and config.json.", required=True)
 _FORMAT = flags.DEFINE_enum("format", None, _FORMATS, "What to write: a folder (safetensors) or a file.", required=True)
 _OUT = flags.DEFINE_string("out", None, "File to write; a folder for safetensors.", required=True)
@@ -43,6 +45,8 @@ def main() -> None:
         safetensors_io.save_folder(
             out, config, params, stats, {"source": os.path.basename(os.path.abspath(_WORKDIR.value)), "subnet": _SUBNET.value}
         )
+    elif _FORMAT.value in interop.FOLDERS:
+        interop.to_folder(_FORMAT.value, out, config, params)
     else:
         data = _program(_FORMAT.value)(config, params, stats, batch=_BATCH.value)
         safetensors_io.replace_file(out, lambda temp: _write(temp, data))

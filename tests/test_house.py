@@ -25,7 +25,7 @@ ALLOWED = {
     "interop": {"models", "modules", "ops"},
     "train": {"decode", "nested", "tasks", "data", "optim", "models", "modules", "report", "interop"},
     "bench": {"ops", "modules", "models", "nested", "tasks", "data", "optim", "report", "train"},
-    "search": {"train", "nested", "models", "modules", "report"},
+    "search": {"tasks", "train", "nested", "models", "modules", "report"},
 }
 
 

@@ -8,6 +8,9 @@ from research.errors import UserError
 SOURCES = {"unireplknet": "research.interop.unireplknet_names"}
 """Name of a source -> module with `from_official(state dict, image_size=...) -> (config, params, stats, report)`."""
 
+FOLDERS = {name: "research.interop.mamba_names" for name in ("hf-mamba", "hf-mamba2", "mamba-ssm")}
+"""Sources whose weights have a config.json beside them -> module with `load_mamba(source, path)` and `save_mamba(target, folder, ...)`."""
+
 
 def read_weights(path: str, key: str | None = None) -> dict[str, Any]:
     """Returns the arrays of a `.pth` or `.safetensors` file by name; the content decides, not the file's name.
@@ -28,6 +31,24 @@ def read_weights(path: str, key: str | None = None) -> dict[str, Any]:
     if head[8:9] == b"{":
         return safetensors_io.load_safetensors(path)
     return pth.read_pth(path, key)
+
+
+def from_folder(source: str, path: str) -> tuple[Any, dict, dict, Any]:
+    """Returns (config, params, stats, report) of a folder (or a weights file with its config.json beside it) of one of FOLDERS.
+
+    Raises:
+      UserError: the folder cannot be read, or holds another architecture.
+    """
+    return importlib.import_module(FOLDERS[source]).load_mamba(source, path)
+
+
+def to_folder(target: str, folder: str, config: Any, params: dict) -> None:
+    """Writes a model in the layout of one of FOLDERS.
+
+    Raises:
+      UserError: the layout cannot hold such a model.
+    """
+    importlib.import_module(FOLDERS[target]).save_mamba(target, folder, config, params)
 
 
 def from_source(source: str, state: dict[str, Any], **kwargs) -> tuple[Any, dict, dict, Any]:

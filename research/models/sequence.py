@@ -37,13 +37,14 @@ from research.modules.mixers.mamba2 import Mamba2
 from research.modules.mixers.mamba3 import Mamba3
 from research.modules.mixers.retention import Retention
 from research.modules.mixers.routing import Routing
+from research.modules.mixers.snnk import SnnkMlp
 from research.modules.mixers.window import Window
 from research.modules.mlp import Glu, Mlp
 from research.modules.norms import RMSNorm
 from research.modules.ssm import torch_linear
 from research.modules.state import Stack
 
-FFNS = {"mlp": Mlp, "glu": Glu}
+FFNS = {"mlp": Mlp, "glu": Glu, "snnk": SnnkMlp}
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class SequenceConfig:
       length: tokens of a training example, and the longest sequence of mixers with absolute positions.
       dim, depth: channels and layers.
       pattern: kinds of mixer, space-separated, repeated to the depth.
-      ffn: feed-forward part after every mixer: none, mlp or glu.
-      ffn_dim: its hidden units; 0: 4 * dim (mlp), 8/3 * dim rounded up to a multiple of 32 (glu).
+      ffn: feed-forward part after every mixer: none, mlp, glu, or snnk (random features in place of the first product).
+      ffn_dim: its hidden units; 0: 4 * dim, for glu 8/3 * dim rounded up to a multiple of 32.
       pool: "none", or "mean" / "last" over the tokens before the read-out: a classifier of sequences.
       dropout: rate on the embedding and on every branch in training.
       kept_layers: for a sub-network, indices of its periods in the full model.
@@ -125,7 +126,7 @@ class SequenceConfig:
         if not self.vocab_size and not (self.input_dim and self.outputs):
             raise UserError("sequence: give vocab_size, or both input_dim and outputs for tokens that are vectors")
         if not self.ffn_dim and self.ffn != "none":
-            hidden = 4 * self.dim if self.ffn == "mlp" else -(-8 * self.dim // 96) * 32
+            hidden = -(-8 * self.dim // 96) * 32 if self.ffn == "glu" else 4 * self.dim
             object.__setattr__(self, "ffn_dim", hidden)
         if not self.kept_layers:
             object.__setattr__(self, "kept_layers", tuple(range(self.periods)))

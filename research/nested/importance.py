@@ -1,7 +1,7 @@
 """Importance sorting: permute coupled channels, most important first, so that leading slices keep what counts.
 
-Importance is the L1 norm of the weights that read a channel, as in Once-for-All (arXiv 1908.09791, section 3.3);
-all arrays that share the axis name are permuted alike, so the network's function does not change.
+Importance is the L1 norm of the weights that read a channel, as in Once-for-All (arXiv 1908.09791, section 3.3), or of those
+that write it where none reads it (the state of a state space); all arrays that share the axis name are permuted alike, so the network's function does not change.
 """
 
 from collections.abc import Mapping
@@ -15,24 +15,28 @@ from research.nested.slicing import CUTS
 
 
 def coupled_groups(shapes: Abstract) -> dict[str, list[tuple[str, int]]]:
-    """Returns axis name -> [(array, axis position)] for every name that is cut by a leading slice."""
+    """Returns axis name -> [(array, axis position)] for every name that is cut by a leading slice and may be sorted.
+
+    Not so are states that turn in pairs (with `angles` in the same scope), where neighbours belong together, and axes of
+    statistics alone, such as drawn projections.
+    """
     groups: dict[str, list[tuple[str, int]]] = {}
     for array, axes in shapes.axes.items():
         for i, name in enumerate(axes):
             if CUTS[role(name)] == "leading":
                 groups.setdefault(name, []).append((array, i))
-    return groups
+    turning = {name.removesuffix("angles") + r for name in groups if role(name) == "angles" for r in ("state", "angles")}
+    trained = {name for name, members in groups.items() if any(array in shapes.params for array, _ in members)}
+    return {name: members for name, members in groups.items() if name in trained - turning}
 
 
 def channel_importance(params: Arrays, shapes: Abstract, name: str) -> Array:
     """Returns the L1 norm of the weights that read each index of the axis `name`: [n], or [layers, n] per layer."""
     stack = layer_stack(name)
+    members = [(array, axis) for array, axis in coupled_groups(shapes)[name] if array in params]
+    readers = [(array, axis) for array, axis in members if axis < len(shapes.axes[array]) - 1]
     total = 0.0
-    for array, axis in coupled_groups(shapes)[name]:
-        axes = shapes.axes[array]
-        reads = array in params and axis < len(axes) - 1
-        if not reads:
-            continue
+    for array, axis in readers or members:
         x = jnp.moveaxis(jnp.abs(params[array]), axis, -1)
         keep = 1 if stack is not None else 0
         total = total + x.sum(tuple(range(keep, x.ndim - 1)))
@@ -44,8 +48,6 @@ def sort_by_importance(params: Arrays, stats: Arrays, shapes: Abstract) -> tuple
     arrays: dict[str, Array] = {**params, **stats}
     for name, members in coupled_groups(shapes).items():
         importance = channel_importance(params, shapes, name)
-        if not hasattr(importance, "shape"):
-            continue
         order = jnp.argsort(-importance, axis=-1, stable=True)
         for array, axis in members:
             arrays[array] = _permute(arrays[array], axis, order)

@@ -51,6 +51,8 @@ def carried_metrics(
         inputs, labels = _padded(window[:-1], piece, 0), _padded(window[1:], piece, -1)
         ids = None
         if starts is not None:
+            if begin in starts:  # a state does not know its document: a border between two pieces is ours to see
+                state = models.bind(config, params, stats, 1, piece).state
             places = begin + np.arange(piece + 1)
             document = np.searchsorted(starts, places, "right").astype(np.int32)
             ids, labels = document[None, :-1], np.where(document[1:] != document[:-1], -1, labels)

@@ -27,7 +27,8 @@ MODELS = {
         **SMALL,
         tied=False,
         pattern="mamba2",
-        mamba2=Mamba2(state=3, head_dim=4, groups=2, taps=3, dt_limit=(0.01, 0.5)),
+        norm_eps=1e-3,
+        mamba2=Mamba2(state=3, head_dim=4, groups=2, taps=3, dt_limit=(0.01, 0.5), norm_eps=1e-3),
     ),
     "mamba-ssm": SequenceConfig(**SMALL, pattern="mamba2", mamba2=Mamba2(state=3, head_dim=4, heads=3, expand=1.5)),
 }

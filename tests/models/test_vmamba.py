@@ -186,7 +186,8 @@ def test_initial_numbers_and_outputs_of_the_stages():
     p = part(params, "stages/1/layer/mixer/")
     steps = np.log1p(np.exp(np.float64(p["dt_bias"])))
     assert p["dt_bias"].shape == (2, 4, 16) and 9e-4 < steps.min() < 3e-3 and 0.05 < steps.max() < 0.11
-    assert np.abs(p["window"]).max() <= 1 / 3 and np.abs(p["dt_down"]).max() <= 1 / 4
+    for name, bound in {"window": 1 / 3, "dt_down": 1 / 4, "c": 1 / 4, "dt_up": 1.0}.items():
+        assert 0.9 * bound < np.abs(p[name]).max() <= bound, name
     flat = np.asarray(p["b"]).reshape(8, -1)
     assert len(np.unique(flat[:, 0])) == 8  # each layer and direction draws its own
     outs = jax.eval_shape(functools.partial(apply, config, method="features"), params, {}, images(config))[0]

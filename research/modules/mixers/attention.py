@@ -35,6 +35,7 @@ class Attention(Spec):
     theta: float = THETA
 
     kind: ClassVar[str] = "attention"
+    bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {attention.OP: attention.FORMS}
 
     def resolve(self, dim: int) -> "Attention":

@@ -19,20 +19,28 @@ from research.modules.axes import Init
 from research.modules.layers import normal_02
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.norms import RMSNorm
-from research.ops import linear_recurrence
+from research.modules.ssm import ShortConv
+from research.ops import depthwise_1d, linear_recurrence
 from research.ops.precision import wide
 
 
 @dataclass(frozen=True)
 class HGRN(Spec):
-    """`inner` 0: expand * dim channels; `bound`: lower bound of the forget gates before training, between 0 and 1."""
+    """`inner` 0: expand * dim channels; `bound`: lower bound of the forget gates before training, between 0 and 1.
+
+    `taps` > 0 adds a short causal convolution of so many steps to the input, which is not in the paper: x + conv(x) goes on.
+    """
 
     expand: float = 1.0
     inner: int = 0
     bound: float = 0.5
+    taps: int = 0
 
     kind: ClassVar[str] = "hgrn"
-    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_recurrence.OP: linear_recurrence.FORMS}
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {
+        linear_recurrence.OP: linear_recurrence.FORMS,
+        depthwise_1d.OP: depthwise_1d.FORMS,
+    }
 
     def resolve(self, dim: int) -> "HGRN":
         self.require(0 < self.bound < 1, f"bound={self.bound}; valid: numbers between 0 and 1")
@@ -48,17 +56,19 @@ class HGRN(Spec):
 class HGRNMixer(nnx.Module):
     """h_t = f h_{t-1} + (1 - f) silu(x W_i), f = lower + (1 - lower) sigmoid(x W_f); out(rms(h) * silu(x W_g)); 4DE + 2E parameters.
 
-    State: `hidden` [B, E], float32.
+    State: `hidden` [B, E], float32; with `taps` also `conv` [B, taps - 1, D], and (taps + 1) D parameters more.
     """
 
     def __init__(self, spec: HGRN, dim: int, scope: str, init: Init, form: str):
-        self.inner, self.form = spec.inner, form
+        self.inner, self.form, self.dim = spec.inner, form, dim
         inner = f"{scope}/inner"
         self.input = init.param("input", (dim, spec.inner), ("embed", inner), normal_02)
         self.forget = init.param("forget", (dim, spec.inner), ("embed", inner), normal_02)
         self.gate = init.param("gate", (dim, spec.inner), ("embed", inner), normal_02)
         logit = jax.nn.initializers.constant(math.log(spec.bound / (1 - spec.bound)))
         self.bound = init.param("bound", (spec.inner,), (inner,), logit, precise=True)
+        convolution = dict(taps=spec.taps, activation=False, form=form)
+        self.conv = ShortConv((dim,), ("embed",), init.child("conv"), **convolution) if spec.taps else None
         self.norm = RMSNorm(spec.inner, inner, init.child("norm"))
         self.out = init.param("out", (spec.inner, dim), (inner, "embed"), normal_02)
 
@@ -72,18 +82,27 @@ class HGRNMixer(nnx.Module):
         return (self.norm(hidden).astype(gate.dtype) * jax.nn.silu(gate)) @ self.out[...]
 
     def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+        carried = {}
+        if self.conv is not None:
+            y, carried["conv"] = self.conv(x, call.segment_ids, None if state is None else state["conv"])
+            x = x + y
         forget, written, gate = self._gates(x)
         if call.segment_ids is not None:
             ids = call.segment_ids
             starts = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
             forget = jnp.where(starts[..., None], 0, forget)
         hidden, last = linear_recurrence.linear_recurrence(forget, written, None if state is None else state["hidden"], form=self.form)
-        return self._read(hidden, gate), {"hidden": last}
+        return self._read(hidden, gate), {"hidden": last, **carried}
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
+        carried = {}
+        if self.conv is not None:
+            y, carried["conv"] = self.conv.step(x, state["conv"])
+            x = x + y
         forget, written, gate = self._gates(x)
         hidden = forget * state["hidden"] + written
-        return self._read(hidden, gate), {"hidden": hidden}
+        return self._read(hidden, gate), {"hidden": hidden, **carried}
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
-        return {"hidden": jnp.zeros((batch, self.inner), jnp.float32)}
+        state = {"hidden": jnp.zeros((batch, self.inner), jnp.float32)}
+        return state if self.conv is None else {**state, "conv": jnp.zeros((batch, self.conv.taps - 1, self.dim), dtype)}

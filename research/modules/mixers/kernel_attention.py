@@ -30,6 +30,7 @@ class CosFormer(HeadSpec):
     """The model's length is part of every weight: the mixer holds that many tokens and not one more."""
 
     kind: ClassVar[str] = "cosformer"
+    bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "CosFormerMixer":

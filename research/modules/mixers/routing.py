@@ -51,6 +51,7 @@ class Routing(Spec):
     theta: float = THETA
 
     kind: ClassVar[str] = "routing"
+    bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         routing_attention.OP: routing_attention.FORMS,
         sliding_window.OP: sliding_window.FORMS,

@@ -23,6 +23,7 @@ class Window(Attention):
     window: int = 512
 
     kind: ClassVar[str] = "window"
+    bounded: ClassVar[bool] = False
     ops: ClassVar[dict[str, tuple[str, ...]]] = {sliding_window.OP: sliding_window.FORMS}
 
     def resolve(self, dim: int) -> "Window":

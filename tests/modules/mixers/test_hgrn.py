@@ -58,3 +58,8 @@ def test_smaller_selves_are_leading_slices():
 def test_bounds_outside_the_open_interval_are_refused():
     with pytest.raises(UserError, match="mixer hgrn: bound=1.0; valid: numbers between 0 and 1"):
         HGRN(bound=1.0).resolve(8)
+
+
+def test_a_short_convolution_before_it():
+    check_recurrent(HGRN(taps=3), 16, 9)
+    assert num_params(HGRN(taps=3), 16) == num_params(HGRN(), 16) + 4 * 16
