@@ -5,11 +5,13 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help quickstart quickstart-seeds test test-slow check format lock fashion fashion-fast overhead bench bench-peers tune clean
+.PHONY: help quickstart quickstart-seeds lm-quickstart test test-slow check format lock fashion fashion-fast overhead bench bench-peers tune versus mqar
+.PHONY: selective-copying in-context wide-deep hybrid clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
 	@echo "make quickstart-seeds  the same over three seeds, judged by its promises"
+	@echo "make lm-quickstart train a language model on the text of Python's standard library and let it write: five minutes"
 	@echo "make test          run the tests; make test-slow runs the slow ones"
 	@echo "make check         lint, format and types"
 	@echo "make fashion       the Fashion-MNIST comparison of the README (about 40 minutes)"
@@ -17,6 +19,8 @@ help:
 	@echo "make overhead      what the loop adds to the bare jitted step"
 	@echo "make bench         ops beside their twins and XLA's own, judged by their marks"
 	@echo "make bench-peers   ops and models beside PyTorch and transformers, in an environment of their own (UNIREPLKNET=PATH of the official file)"
+	@echo "make versus        tiny Shakespeare beside nanoGPT (NANOGPT=PATH of a checkout, SHAKESPEARE=FOLDER of the text)"
+	@echo "make mqar          which mixers recall, by size of their state; make selective-copying, in-context, wide-deep, hybrid"
 	@echo "make tune          measure the table that chooses the ops' forms on a CPU"
 	@echo "make lock          renew requirements.lock (needs uv)"
 
@@ -31,6 +35,9 @@ quickstart: $(STAMP)
 
 quickstart-seeds: $(STAMP)
 	$(PY) -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce --out=results/quickstart
+
+lm-quickstart: $(STAMP)
+	$(PY) -m launch.train --config=configs/lm_quickstart.py --workdir=runs/lm_quickstart
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
@@ -57,7 +64,7 @@ overhead: $(STAMP)
 	$(PY) -m launch.bench --config=configs/quickstart.py --csv=results/overhead/quickstart.csv
 	$(PY) -m launch.bench --config=configs/fashion_fast.py --csv=results/overhead/fashion_fast.csv
 
-SUITES := selective_scan length attention grouped
+SUITES := selective_scan length attention grouped context decoding
 bench: $(STAMP)
 	@failed=; for suite in $(SUITES); do \
 	  $(PY) -m launch.bench --suite=$$suite --csv=results/bench/$$suite.csv --plot=results/bench/$$suite.png || failed="$$failed $$suite"; \
@@ -76,6 +83,29 @@ bench-peers: $(PEERS)/.installed
 	  name=$${suite%%:*}; \
 	  $(PEERS)/bin/python -m launch.bench --suite=$$name --peer=$${suite#*:} --csv=results/bench/$$name.csv --plot=results/bench/$$name.png || failed="$$failed $$name"; \
 	done; test -z "$$failed" || { echo "marks missed or errors in:$$failed"; exit 1; }
+
+NANOGPT ?= runs/nanoGPT
+SHAKESPEARE ?= data
+versus: $(PEERS)/.installed
+	$(PEERS)/bin/python -m launch.versus --peer=nanogpt:$(NANOGPT) --config.data.dir=$(SHAKESPEARE) --workdir=runs/versus --out=results/shakespeare \
+	  --configs=configs/shakespeare.py:quick,configs/shakespeare.py:small,configs/shakespeare.py:large
+
+MIXERS := attention,window,gla,retention,deltanet,gated_deltanet,mamba,mamba2,hgrn,sla,cosformer,performer
+mqar: $(STAMP)
+	$(PY) -m launch.sweep --config=configs/mqar.py:64 --grid=model.pattern=$(MIXERS) --workdir=runs/mqar/64 --out=results/mqar/64
+	$(PY) -m launch.sweep --config=configs/mqar.py:128 --grid=model.pattern=attention,gla,gated_deltanet,mamba2,hgrn --workdir=runs/mqar/128 --out=results/mqar/128
+
+selective-copying: $(STAMP)
+	$(PY) -m launch.sweep --config=configs/selective_copying.py --grid=model.pattern=attention,retention,gla,mamba,mamba2,hgrn --workdir=runs/selective_copying --out=results/selective_copying
+
+in-context: $(STAMP)
+	$(PY) -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear --out=results/in_context_linear
+
+wide-deep: $(STAMP)
+	$(PY) -m launch.sweep --config=configs/wide_deep.py --grid=arg=1,2,4,8 --workdir=runs/wide_deep --out=results/wide_deep --x=model.depth
+
+hybrid: $(STAMP)
+	$(PY) -m launch.sweep --config=configs/hybrid.py --grid="model.pattern=mamba2 mamba2 window;mamba2;window" --workdir=runs/hybrid --out=results/hybrid --x=params
 
 tune: $(STAMP)
 	for op in depthwise_conv2d depthwise_conv1d softmax_attention; do $(PY) -m launch.bench --tune=$$op || exit 1; done

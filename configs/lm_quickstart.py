@@ -13,7 +13,16 @@ from research.train.config import base_config
 def get_config(arg: str = ""):
     del arg
     config = base_config()
-    config.model = {"name": "sequence", "pattern": "hgrn", "ffn": "glu", "dim": 160, "depth": 3, "ffn_dim": 320, "unroll": True}
+    config.model = {
+        "name": "sequence",
+        "pattern": "hgrn",
+        "hgrn": {"taps": 4},
+        "ffn": "glu",
+        "dim": 160,
+        "depth": 3,
+        "ffn_dim": 320,
+        "unroll": True,
+    }
     config.data.update({"name": "stdlib_text", "batch_size": 16})
     config.data.options = {"length": 128, "tokenizer": "bytes", "max_bytes": 4_000_000}
     config.task.metric = "bits_per_byte"

@@ -10,7 +10,10 @@ Hardware: two CPU cores, a few minutes a run, stopped at 99 %.
 from research.errors import UserError
 from research.train.config import base_config
 
-SIZES = {"small": dict(noise=224, train=20_000, batch=32, epochs="6ep"), "published": dict(noise=4064, train=640_000, batch=64, epochs="40ep")}
+SIZES = {
+    "small": dict(noise=224, train=20_000, batch=32, epochs="6ep"),
+    "published": dict(noise=4064, train=640_000, batch=64, epochs="40ep"),
+}
 
 
 def get_config(arg: str = "small"):

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare by characters with an attention-free model: a gated recurrence and gated linear units.
+"""Tiny Shakespeare by characters, attention-free: a gated recurrence (HGRN with a short convolution), gated linear units, Muon.
 
     python -m launch.versus --peer=nanogpt:CHECKOUT --configs=configs/shakespeare.py:small,configs/shakespeare.py:large --out=results/shakespeare
     python -m launch.train --config=configs/shakespeare.py:small --workdir=runs/shakespeare
@@ -12,9 +12,9 @@ from research.errors import UserError
 from research.train.config import base_config
 
 SIZES = {
-    "quick": dict(dim=160, depth=3, ffn_dim=320, batch=16, length=128, steps="700", dropout=0.0, lr=0.01),
-    "small": dict(dim=160, depth=3, ffn_dim=320, batch=16, length=128, steps="1500", dropout=0.0, lr=0.01),
-    "large": dict(dim=256, depth=4, ffn_dim=512, batch=16, length=256, steps="2000", dropout=0.1, lr=0.01),
+    "quick": dict(dim=160, depth=3, ffn_dim=320, batch=16, length=128, steps="300", dropout=0.0),
+    "small": dict(dim=160, depth=3, ffn_dim=320, batch=16, length=128, steps="900", dropout=0.0),
+    "large": dict(dim=192, depth=4, ffn_dim=384, batch=8, length=256, steps="2350", dropout=0.1),
 }
 
 
@@ -27,13 +27,14 @@ def get_config(arg: str = "small"):
     config.model = {
         "name": "sequence",
         "pattern": "hgrn",
+        "hgrn": {"taps": 4},
         "ffn": "glu",
         "unroll": True,
         **{key: size[key] for key in ("dim", "depth", "ffn_dim", "dropout")},
     }
     config.data.update({"name": "tiny_shakespeare", "dir": "data", "batch_size": size["batch"]})
     config.data.options = {"length": size["length"], "tokenizer": "chars"}
-    config.optim.update({"name": "muon", "lr": size["lr"], "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "5%"})
+    config.optim.update({"name": "muon", "lr": 0.01, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "5%"})
     config.train.update({"duration": size["steps"], "log_every": "2%"})
     config.eval.update({"every": "0", "batch_size": 64})
     config.checkpoint.update({"every": "0"})

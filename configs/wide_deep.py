@@ -20,7 +20,15 @@ def get_config(arg: str = "1"):
         raise UserError(f"configs/wide_deep.py:{arg} is unknown; valid: 1, 2, 4, 8 layers")
     config = base_config()
     heads = {"heads": LAYERS_TIMES_HEADS // depth, "head_dim": HEAD_DIM}
-    config.model = {"name": "sequence", "pattern": "attention", "ffn": "glu", "dim": 128, "depth": depth, "unroll": True, "attention": heads}
+    config.model = {
+        "name": "sequence",
+        "pattern": "attention",
+        "ffn": "glu",
+        "dim": 128,
+        "depth": depth,
+        "unroll": True,
+        "attention": heads,
+    }
     config.data.update({"name": "stdlib_text", "batch_size": 16})
     config.data.options = {"length": 128, "tokenizer": "bytes", "max_bytes": 2_000_000}
     config.task.metric = "bits_per_byte"

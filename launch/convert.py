@@ -18,7 +18,9 @@ from launch import common
 from research import interop
 
 _SOURCE = flags.DEFINE_enum("source", None, [*interop.SOURCES, *interop.FOLDERS], "Whose names the weights carry.", required=True)
-_WEIGHTS = flags.DEFINE_string("weights", None, "File with the weights, .pth or .safetensors; for language models their folder.", required=True)
+_WEIGHTS = flags.DEFINE_string(
+    "weights", None, "File with the weights, .pth or .safetensors; for language models their folder.", required=True
+)
 _OUT = flags.DEFINE_string("out", None, "Folder for the result.", required=True)
 _ENTRY = flags.DEFINE_string("entry", None, "Entry of a .pth that holds the state dict, such as model_ema; found by itself if not given.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, which weights do not tell.", lower_bound=1)

@@ -66,7 +66,9 @@ def main(overrides: dict[str, str]) -> int:
     (out / "in_context.md").write_text(text, encoding="utf-8")
     series = {name: [{"examples": n, "value": float(v)} for n, v in enumerate(values)] for name, values in found.items()}
     title = f"{config['data']['name']}, {size} dimensions"
-    plots.curves_plot(out / "in_context.png", series, "value", step_key="examples", title=title, xlabel="examples in the prompt", ylabel=task.metric)
+    plots.curves_plot(
+        out / "in_context.png", series, "value", step_key="examples", title=title, xlabel="examples in the prompt", ylabel=task.metric
+    )
     print(f"written to {out}/in_context.csv, .md, .png")
     return 0
 

@@ -16,7 +16,9 @@ from absl import flags
 from launch import common
 
 _CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:ARG.")
-_GRID = flags.DEFINE_multi_string("grid", [], "FIELD=VALUE,VALUE,... of the recipe; ';' between values that hold commas. Repeatable.")
+_GRID = flags.DEFINE_multi_string(
+    "grid", [], "FIELD=VALUE,VALUE,... of the recipe, or arg=... for its argument; ';' between values that hold commas. Repeatable."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory under which each run gets its own.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the table and the plot; default --workdir.")
 _X = flags.DEFINE_string("x", "state", "What the plot sets the values against.")
@@ -35,6 +37,11 @@ def axes(texts: list[str]) -> list[tuple[str, list[str]]]:
     return out
 
 
+def _load(recipe, overrides: dict[str, str], point: dict[str, str]) -> dict:
+    fields = {field: value for field, value in point.items() if field != "arg"}
+    return recipe.load(f"{_CONFIG.value}:{point['arg']}" if "arg" in point else _CONFIG.value, {**overrides, **fields})
+
+
 def main(overrides: dict[str, str]) -> int:
     from launch import config as recipe
     from launch.terminal import Terminal
@@ -46,7 +53,7 @@ def main(overrides: dict[str, str]) -> int:
         )
     grid = axes(_GRID.value)
     points = [dict(zip((field for field, _ in grid), values, strict=True)) for values in itertools.product(*(v for _, v in grid))]
-    configs = [recipe.load(_CONFIG.value, {**overrides, **point}) for point in points]
+    configs = [_load(recipe, overrides, point) for point in points]
 
     from research.report import machine, run_card, tables
     from research.train.loop import Preempted, train

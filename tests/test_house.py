@@ -88,9 +88,33 @@ def recipes():
     yield "configs/imagenet_unireplknet_t.py:sorted"
     yield "configs/imagenet_unireplknet_t.py:shrunken"
     yield "configs/fashion_unireplknet_sorted.py:alone=w50_d50"
+    for name, args in {
+        "shakespeare": ("quick", "large"),
+        "mqar": ("128", "published"),
+        "selective_copying": ("published",),
+        "in_context_linear": ("published",),
+        "wide_deep": ("8",),
+        "mamba_130m": ("mamba2", "shrunken"),
+    }.items():
+        yield from (f"configs/{name}.py:{arg}" for arg in args)
 
 
-SHAPES = {"digits": (8, 1, 10), "fashion_mnist": (28, 1, 10), "tfds:imagenet2012": (224, 3, 1000), "synthetic": (64, 3, 10)}
+def _images(size, channels, classes):
+    return {"image_size": size, "in_channels": channels, "num_classes": classes}
+
+
+FIELDS = {
+    "digits": _images(8, 1, 10),
+    "fashion_mnist": _images(28, 1, 10),
+    "tfds:imagenet2012": _images(224, 3, 1000),
+    "tiny_shakespeare": {"vocab_size": 65},
+    "stdlib_text": {"vocab_size": 256},
+    "token_file": {},
+    "probe:mqar": {"vocab_size": 256},
+    "probe:selective_copying": {"vocab_size": 16},
+    "in_context:linear": {"vocab_size": 0, "input_dim": 5, "outputs": 1},
+}
+"""Data set -> fields of the model that the data decide."""
 
 
 @pytest.mark.parametrize("text", recipes())
@@ -103,8 +127,7 @@ def test_recipe_builds_under_eval_shape(text, monkeypatch):
     from research.optim.schedules import make_schedule
 
     config = recipe.load(text, {})
-    size, channels, classes = SHAPES[config["data"]["name"]]
-    fields = {"image_size": size, "in_channels": channels, "num_classes": classes, **config["model"]}
+    fields = {**FIELDS[config["data"]["name"]], **config["model"]}
     subnet = fields.pop("subnet", "")
     model = registry.model_config(fields.pop("name"), **fields)
     model = shrink(model, parse_choices(subnet)) if subnet else model

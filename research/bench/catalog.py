@@ -31,6 +31,8 @@ MODELS = {
     "mamba": ("language_models", "language model of two Mamba-1 layers, loss and gradients"),
     "mamba2": ("language_models", "the same of Mamba-2 layers"),
     "gla": ("language_models", "the same of gated linear attention layers"),
+    "sequence_training": ("sequence_cases", "a training step of every linear mixer, length 256 to 8,192 at 8,192 tokens"),
+    "sequence_decoding": ("sequence_cases", "one step of generation at positions 100 and 10,000, recurrent mixers and attention"),
 }
 
 PEERS = {

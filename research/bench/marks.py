@@ -194,6 +194,56 @@ SUITES = {
             ),
         ),
     ),
+    "context": Suite(
+        (("sequence_training", ""),),
+        tuple(
+            Mark(
+                f"{kind}: time of a training step, largest over smallest, length 256 to 8,192 at 8,192 tokens",
+                lambda rows, kind=kind: spread(times_by_length(rows, "sequence_training", f"{kind} ").values()),
+                1.2,
+            )
+            for kind in (
+                "mamba",
+                "mamba2",
+                "mamba3",
+                "gla",
+                "retention",
+                "deltanet",
+                "gated_deltanet",
+                "hgrn",
+                "cosformer",
+                "performer",
+                "sla",
+            )
+        ),
+    ),
+    "decoding": Suite(
+        (("sequence_decoding", ""),),
+        (
+            *(
+                _slower(f"{kind}: a step at position 10,000 over one at 100", "sequence_decoding", "position 100", 1.1, words=f"{kind} ")
+                for kind in (
+                    "mamba",
+                    "mamba2",
+                    "mamba3",
+                    "gla",
+                    "retention",
+                    "deltanet",
+                    "gated_deltanet",
+                    "hgrn",
+                    "performer",
+                    "sla",
+                    "window",
+                )
+            ),
+            Mark(
+                "attention with a cache: a step at position 10,000 over one at 100",
+                lambda rows: min(ratios(rows, "sequence_decoding", "ours", "position 100", words="attention ")),
+                1.5,
+                at_least=True,
+            ),
+        ),
+    ),
     "grouped": Suite(
         (("grouped_matmul", ""),),
         (

@@ -8,7 +8,7 @@ from research.errors import UserError
 SOURCES = {"unireplknet": "research.interop.unireplknet_names"}
 """Name of a source -> module with `from_official(state dict, image_size=...) -> (config, params, stats, report)`."""
 
-FOLDERS = {name: "research.interop.mamba_names" for name in ("hf-mamba", "hf-mamba2", "mamba-ssm")}
+FOLDERS = dict.fromkeys(("hf-mamba", "hf-mamba2", "mamba-ssm"), "research.interop.mamba_names")
 """Sources whose weights have a config.json beside them -> module with `load_mamba(source, path)` and `save_mamba(target, folder, ...)`."""
 
 

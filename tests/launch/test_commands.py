@@ -9,7 +9,24 @@ import pytest
 from launch import config as recipe
 from research.errors import UserError
 
-COMMANDS = ["train", "evaluate", "select", "extract", "export", "convert", "models", "prepare", "report", "reproduce", "compare", "bench"]
+COMMANDS = [
+    "train",
+    "evaluate",
+    "select",
+    "extract",
+    "export",
+    "convert",
+    "models",
+    "prepare",
+    "report",
+    "reproduce",
+    "compare",
+    "bench",
+    "generate",
+    "sweep",
+    "versus",
+    "in_context",
+]
 
 
 def run(*args, timeout=120):

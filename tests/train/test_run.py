@@ -15,19 +15,7 @@ from research.errors import UserError
 from research.train import loop
 from research.train.checkpoint import MANIFEST
 from research.train.extraction import Trained
-
-
-class Lines:
-    """A Reporter that keeps what is said."""
-
-    def __init__(self):
-        self.said, self.steps = [], []
-
-    def say(self, line):
-        self.said.append(line)
-
-    def progress(self, done, total, text):
-        self.steps.append(text)
+from tests.train.reporter import Lines
 
 
 def tiny(arg="all", **overrides):

@@ -1,0 +1,96 @@
+"""Sequence models: a training step over lengths at a fixed number of tokens, and one step of generation at two positions."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.bench.case import BOTH, Built, Case, program
+from research.decode import models
+from research.models import registry
+from research.models.sequence import SequenceConfig
+from research.modules.state import abstract, apply, initialize
+from research.tasks.language import LanguageModelling
+
+TOKENS, LENGTHS = 8192, (256, 1024, 8192)
+EARLY, LATE = 100, 10_000
+LINEAR = ("mamba", "mamba2", "mamba3", "gla", "retention", "deltanet", "gated_deltanet", "hgrn", "cosformer", "performer", "sla", "window")
+RECURRENT = ("mamba", "mamba2", "mamba3", "gla", "retention", "deltanet", "gated_deltanet", "hgrn", "performer", "sla", "window")
+GROWING = "attention"
+ONE_TOKEN = "one token"
+
+
+def cases(name: str, peers: dict[str, str]) -> list[Case]:
+    if name == "sequence_training":
+        return [training(kind, length) for kind in LINEAR for length in LENGTHS]
+    return [one_token(kind) for kind in (*RECURRENT, GROWING)]
+
+
+def config_of(kind: str, length: int) -> SequenceConfig:
+    """Two layers of width 128 over bytes, with the options of the small models."""
+    small = registry.entry(f"{kind}_small").config
+    return registry.model_config(f"{kind}_small", dim=128, depth=2, length=length, form="cpu", ffn=small.ffn)
+
+
+def training(kind: str, length: int) -> Case:
+    """Loss and gradients of a batch of 8,192 tokens."""
+    config, batch = config_of(kind, length), TOKENS // length
+    task, count = LanguageModelling(), abstract(config).num_params()
+
+    def run(params, stats, tokens):
+        loss = lambda p: task.loss(apply(config, p, stats, tokens[:, :-1], mode="train")[0], tokens[:, 1:])  # noqa: E731
+        return jax.value_and_grad(loss)(params)
+
+    return Case(
+        name="sequence_training",
+        shape=f"{kind} {batch}x{length}x{config.dim}",
+        direction=BOTH,
+        flops=6 * TOKENS * count,
+        num_bytes=4 * (2 * count + TOKENS),
+        inputs=lambda: (*_weights(config), _tokens(batch, length + 1)),
+        contenders={"ours": program(run)},
+    )
+
+
+def one_token(kind: str) -> Case:
+    """One step of generation at position 10,000 ("ours") and at 100; attention's cache has the size that each asks for."""
+    config = config_of(kind, 16_384)
+    count = abstract(config).num_params()
+
+    def at(position):
+        def build(params, stats, token):
+            run = lambda p, s, token, state: apply(config, p, s, token, state, method="step")[0]  # noqa: E731
+            state = apply(config, params, stats, 1, models.capacity(position + 1), method="init_state")[0]
+            held = [{"layers": jax.tree.map(jnp.copy, state["layers"]), "position": jnp.int32(position)}]
+            start = time.perf_counter()
+            compiled = jax.jit(run, donate_argnums=3).lower(params, stats, token, held[0]).compile()
+            seconds = time.perf_counter() - start
+
+            def call():
+                logits, after = compiled(params, stats, token, held[0])
+                held[0] = {"layers": after["layers"], "position": jnp.int32(position)}
+                return logits
+
+            return Built(call, seconds, compiled.memory_analysis().temp_size_in_bytes)
+
+        return build
+
+    return Case(
+        name="sequence_decoding",
+        shape=f"{kind} 2 layers width {config.dim}",
+        direction=ONE_TOKEN,
+        flops=2 * count,
+        num_bytes=4 * count,
+        inputs=lambda: (*_weights(config), _tokens(1, 1)[:, 0]),
+        contenders={"ours": at(LATE), f"position {EARLY}": at(EARLY)},
+    )
+
+
+def _weights(config: SequenceConfig):
+    return jax.jit(functools.partial(initialize, config))(jax.random.key(0))
+
+
+def _tokens(batch: int, length: int):
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, (batch, length)), jnp.int32)
