@@ -90,10 +90,10 @@ versus: $(PEERS)/.installed
 	$(PEERS)/bin/python -m launch.versus --peer=nanogpt:$(NANOGPT) --config.data.dir=$(SHAKESPEARE) --workdir=runs/versus --out=results/shakespeare \
 	  --configs=configs/shakespeare.py:quick,configs/shakespeare.py:small,configs/shakespeare.py:large
 
-MIXERS := attention,window,gla,retention,deltanet,gated_deltanet,mamba,mamba2,hgrn,sla,cosformer,performer
+MIXERS := attention,gated_deltanet,mamba2,mamba,gla,retention,hgrn
 mqar: $(STAMP)
 	$(PY) -m launch.sweep --config=configs/mqar.py:64 --grid=model.pattern=$(MIXERS) --workdir=runs/mqar/64 --out=results/mqar/64
-	$(PY) -m launch.sweep --config=configs/mqar.py:128 --grid=model.pattern=attention,gla,gated_deltanet,mamba2,hgrn --workdir=runs/mqar/128 --out=results/mqar/128
+	$(PY) -m launch.sweep --config=configs/mqar.py:128 --grid=model.pattern=attention,gated_deltanet,mamba2,hgrn --workdir=runs/mqar/128 --out=results/mqar/128
 
 selective-copying: $(STAMP)
 	$(PY) -m launch.sweep --config=configs/selective_copying.py --grid=model.pattern=attention,retention,gla,mamba,mamba2,hgrn --workdir=runs/selective_copying --out=results/selective_copying

@@ -13,7 +13,15 @@ from research.train.config import base_config
 def get_config(arg: str = ""):
     del arg
     config = base_config()
-    config.model = {"name": "hybrid_small", "dim": 128, "depth": 3, "pattern": "mamba2 mamba2 window", "ffn": "glu", "unroll": True}
+    config.model = {
+        "name": "hybrid_small",
+        "dim": 128,
+        "depth": 3,
+        "pattern": "mamba2 mamba2 window",
+        "ffn": "glu",
+        "unroll": True,
+        "window": {"heads": 4},
+    }
     config.data.update({"name": "stdlib_text", "batch_size": 16})
     config.data.options = {"length": 128, "tokenizer": "bytes", "max_bytes": 2_000_000}
     config.task.metric = "bits_per_byte"

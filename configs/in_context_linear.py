@@ -2,15 +2,15 @@
 
     python -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear --out=results/in_context_linear
 
-Arguments: small (5 dimensions, 0.2 M parameters, 10,000 updates), published (20 dimensions, 9.5 M parameters, 500,000 updates).
-Hardware: two CPU cores, about ten minutes for the small one. Any mixer: --config.model.pattern=mamba2; any task: --config.data.name=in_context:dnf.
+Arguments: small (5 dimensions, 0.2 M parameters, 6,000 updates), published (20 dimensions, 9.5 M parameters, 500,000 updates).
+Hardware: two CPU cores, about five minutes for the small one. Any mixer: --config.model.pattern=mamba2; any task: --config.data.name=in_context:dnf.
 """
 
 from research.errors import UserError
 from research.train.config import base_config
 
 SIZES = {
-    "small": dict(dims=5, points=11, dim=64, depth=4, heads=2, updates="10000", lr=1e-3),
+    "small": dict(dims=5, points=11, dim=64, depth=4, heads=2, updates="6000", lr=1e-3),
     "published": dict(dims=20, points=41, dim=256, depth=12, heads=8, updates="500001", lr=1e-4),
 }
 

@@ -11,8 +11,8 @@ from research.errors import UserError
 from research.train.config import base_config
 
 SIZES = {
-    "64": dict(vocab_size=256, length=64, pairs=8, train=20_000, batch=64, dim=64, epochs="12ep"),
-    "128": dict(vocab_size=256, length=128, pairs=16, train=20_000, batch=64, dim=64, epochs="10ep"),
+    "64": dict(vocab_size=256, length=64, pairs=4, train=20_000, batch=64, dim=64, epochs="5ep"),
+    "128": dict(vocab_size=256, length=128, pairs=8, train=20_000, batch=64, dim=64, epochs="5ep"),
     "published": dict(vocab_size=8192, length=512, pairs=64, train=100_000, batch=256, dim=128, epochs="64ep"),
 }
 

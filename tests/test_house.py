@@ -24,7 +24,7 @@ ALLOWED = {
     "report": set(),
     "interop": {"models", "modules", "ops"},
     "train": {"decode", "nested", "tasks", "data", "optim", "models", "modules", "report", "interop"},
-    "bench": {"ops", "modules", "models", "nested", "tasks", "data", "optim", "report", "train"},
+    "bench": {"decode", "ops", "modules", "models", "nested", "tasks", "data", "optim", "report", "train"},
     "search": {"tasks", "train", "nested", "models", "modules", "report"},
 }
 
@@ -107,6 +107,7 @@ FIELDS = {
     "digits": _images(8, 1, 10),
     "fashion_mnist": _images(28, 1, 10),
     "tfds:imagenet2012": _images(224, 3, 1000),
+    "synthetic": _images(64, 3, 10),
     "tiny_shakespeare": {"vocab_size": 65},
     "stdlib_text": {"vocab_size": 256},
     "token_file": {},

@@ -29,9 +29,8 @@ def cases(name: str, peers: dict[str, str]) -> list[Case]:
 
 
 def config_of(kind: str, length: int) -> SequenceConfig:
-    """Two layers of width 128 over bytes, with the options of the small models."""
-    small = registry.entry(f"{kind}_small").config
-    return registry.model_config(f"{kind}_small", dim=128, depth=2, length=length, form="cpu", ffn=small.ffn)
+    """Two layers of the small model of a kind, over bytes."""
+    return registry.model_config(f"{kind}_small", depth=2, length=length, form="cpu")
 
 
 def training(kind: str, length: int) -> Case:

@@ -22,7 +22,7 @@ POINTS = {
     "resnet50": {"width": 0.5, "depth": 0.5, "inner": 0.5},
     "deit_tiny_distilled_patch16_224": {"width": 0.5, "depth": 3, "ffn": 0.75, "heads": 3, "keep": "even"},
     "vim_tiny_patch16_224": {"width": 0.5, "depth": 3, "state": 0.5, "keep": "even"},
-    "vmamba_tiny_s1l8": {"width": 0.5, "depth": (1, 1, 2, 1), "ffn": 0.5, "keep": "even"},
+    "vmamba_tiny_s1l8": {"width": 0.5, "depth": (1, 2), "ffn": 0.5, "keep": "even"},
     "hybrid_small": {"width": 0.5, "depth": 0.5, "ffn": 0.5, "state": 0.5, "heads": 1},
     "gla_small": {"width": 0.5, "depth": 0.5, "ffn": 0.5, "heads": 1},
 }

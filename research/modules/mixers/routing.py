@@ -83,7 +83,7 @@ class RoutingMixer(nnx.Module):
     up to itself: what the parallel form gives for the last token of that prefix. Both are the same where `window` is at least the length.
 
     Statistics: `centroids`, `counts` and `sums` of the online k-means, moved in mode "train" alone, and `aux_loss`, the commitment loss
-    of queries and keys times 1e-4 in mode "train", otherwise 0.
+    of queries and keys times 1e-4, of the last call in mode "train".
 
     State: `q` and `v` [B, S, R, K] and `ids` [B, S] of the routing heads as in `AttentionMixer`; `local_k`, `local_v`, `local_ids` of the
     local ones as in `WindowMixer`.
@@ -122,8 +122,6 @@ class RoutingMixer(nnx.Module):
             after |= local_state
         if call.mode == "train":
             self._learn(query)
-        elif state is None:
-            self.aux_loss[...] = jnp.zeros_like(self.aux_loss[...])
         return y, after
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
