@@ -32,6 +32,7 @@ def get_config(arg: str = "64"):
         "train_examples": size["train"],
         "test_examples": 1000,
         "random_non_queries": False,
+        "fresh": True,
     }
     config.task.metric = "accuracy"
     config.optim.update({"name": "adamw", "lr": 3e-3, "weight_decay": 0.1, "warmup": "10%"})

@@ -95,6 +95,3 @@ def fused(x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto") -
     sizes = [kernel.shape[1] for kernel in flat]
     cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     return tuple(jnp.split(x @ jnp.concatenate(flat, 1), cuts, -1))
-
-
-
