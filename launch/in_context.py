@@ -9,6 +9,7 @@ prompts of the test split.
 
 import os
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -44,7 +45,7 @@ def main(overrides: dict[str, str]) -> int:
             print(f"stopped by SIGTERM at step {stop.step}; start the same command again to go on", flush=True)
             os._exit(common.STOPPED)
     trained = Trained(_WORKDIR.value)
-    task = trained.setup.task
+    task: Any = trained.setup.task
     found = errors(trained.model("full"), trained.setup.splits["test"], task, prompts=_PROMPTS.value)
     trained.programs.close()
     rows = [{"examples": n, **{name: float(values[n]) for name, values in found.items()}} for n in range(task.points)]
