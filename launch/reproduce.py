@@ -3,7 +3,7 @@
     python -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce
 
 A recipe's `expect` holds {"NAME": [least, most]} or {"NAME": least}, where NAME is one of: full (mean value of the
-full network over the seeds), smallest_share (the least value of any network over the full one's, of all seeds),
+full network over the seeds), smallest_share (the least value of any network over the full one's, of all seeds; for losses the full one's over theirs),
 smallest_flops (FLOPs of the cheapest network over the full one's), networks, wall_s (longest run). Exit code 1: a
 promise is not kept.
 """

@@ -1,4 +1,4 @@
-"""Names the best sub-network of a run under a budget: the largest validation accuracy among those that fit.
+"""Names the best sub-network of a run under a budget: the best validation metric among those that fit.
 
     python -m launch.select --workdir=runs/quickstart --max_flops=500000
     python -m launch.select --workdir=runs/quickstart --max_params=30000 --max_latency_ms=0.8 --candidate=width=0.6
@@ -30,6 +30,7 @@ def main() -> int:
     from research.report import tables
     from research.report.machine import command_line
     from research.search.select import select
+    from research.tasks.base import shown
     from research.train import costs
     from research.train.extraction import Trained
 
@@ -45,8 +46,8 @@ def main() -> int:
     print(tables.text_table(rows, list(rows[0])))
     if _OUT.value:
         tables.write_csv(_OUT.value, rows, command=command_line())
-    best = select(rows, "value", budgets)
-    print(f"\nbest within the budget: {best['name']} (validation {metric} {100 * best['value']:.2f} %)")
+    best = select(rows, "value", budgets, higher_is_better=trained.setup.task.higher_is_better)
+    print(f"\nbest within the budget: {best['name']} (validation {metric} {shown(trained.setup.task, best['value'])})")
     print(
         f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={best['name']} --out={_WORKDIR.value}/{best['name'].replace('=', '')}"
     )

@@ -6,16 +6,19 @@ from typing import Any
 import numpy as np
 
 from research.errors import UserError
+from research.report.run_card import higher_is_better
 
 
 def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Returns the figures that a promise can name, over the reports of several seeds (see `launch.reproduce`)."""
     full = [r["subnets"][0] for r in reports]
-    shares = [n["value"] / r["subnets"][0]["value"] for r in reports for n in r["subnets"]]
+    higher = higher_is_better(reports[0])
+    ratio = lambda n, first: n["value"] / first["value"] if higher else first["value"] / n["value"]  # noqa: E731
+    shares = [ratio(n, r["subnets"][0]) for r in reports for n in r["subnets"]]
     least = [min(n["flops"] for n in r["subnets"]) / r["subnets"][0]["flops"] for r in reports]
     return {
         "full": float(np.mean([n["value"] for n in full])),
-        "full_least": float(min(n["value"] for n in full)),
+        "full_least": float((min if higher else max)(n["value"] for n in full)),
         "mean": float(np.mean([n["value"] for r in reports for n in r["subnets"]])),
         "smallest_share": float(min(shares)),
         "smallest_flops": float(max(least)),
@@ -25,13 +28,14 @@ def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def by_network(reports: Sequence[Mapping[str, Any]], seeds: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns a row per network: its costs in the first run, its value in percent in each and their mean, as text."""
-    rows = []
+    """Returns a row per network: its costs in the first run, its value in each and their mean, as text; accuracies in percent."""
+    rows, percent = [], "accuracy" in reports[0]["metric"]
+    text = lambda value: f"{100 * value:.1f}" if percent else f"{value:.4f}"  # noqa: E731
     for i, first in enumerate(reports[0]["subnets"]):
-        values = [100 * r["subnets"][i]["value"] for r in reports]
+        values = [r["subnets"][i]["value"] for r in reports]
         row = {k: first[k] for k in ("name", "params", "flops", "latency_ms") if k in first}
-        row |= {f"seed {seed}": f"{value:.1f}" for seed, value in zip(seeds, values, strict=True)}
-        rows.append(row | ({"mean": f"{np.mean(values):.1f}"} if len(values) > 1 else {}))
+        row |= {f"seed {seed}": text(value) for seed, value in zip(seeds, values, strict=True)}
+        rows.append(row | ({"mean": text(np.mean(values))} if len(values) > 1 else {}))
     return rows
 
 

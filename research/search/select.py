@@ -10,13 +10,16 @@ BUDGETS = {"max_params": "params", "max_flops": "flops", "max_latency_ms": "late
 """Flag -> column of a row of costs."""
 
 
-def select(rows: Sequence[Mapping[str, Any]], value_key: str, budgets: Mapping[str, float | None]) -> Mapping[str, Any]:
-    """Returns the row with the largest value whose costs are within all budgets; ties go to fewer FLOPs.
+def select(
+    rows: Sequence[Mapping[str, Any]], value_key: str, budgets: Mapping[str, float | None], *, higher_is_better: bool = True
+) -> Mapping[str, Any]:
+    """Returns the row with the best value whose costs are within all budgets; ties go to fewer FLOPs.
 
     Args:
       rows: one per network, with costs and the value under `value_key` (of validation data, never of test data).
-      value_key: what is to be large.
+      value_key: what is to be large (or small).
       budgets: a key of BUDGETS -> limit, None = no limit.
+      higher_is_better: False for losses and errors.
 
     Raises:
       UserError: nothing fits; the message names the cheapest network for each budget.
@@ -29,4 +32,5 @@ def select(rows: Sequence[Mapping[str, Any]], value_key: str, budgets: Mapping[s
     if not fitting:
         least = ", ".join(f"{c} from {min(row[c] for row in rows):,.4g}" for c in limits)
         raise UserError(f"no network fits the budget; they need {least}")
-    return max(fitting, key=lambda row: (row[value_key], -row.get("flops", math.inf)))
+    sign = 1 if higher_is_better else -1
+    return max(fitting, key=lambda row: (sign * row[value_key], -row.get("flops", math.inf)))

@@ -36,7 +36,11 @@ def test_nothing_fits():
 
 def test_promises():
     reports = [
-        {"subnets": [{"name": "full", "value": v, "flops": 8}, {"name": "s", "value": 0.9 * v, "flops": 2}], "wall_s": 9.0}
+        {
+            "metric": "test accuracy",
+            "subnets": [{"name": "full", "value": v, "flops": 8}, {"name": "s", "value": 0.9 * v, "flops": 2}],
+            "wall_s": 9.0,
+        }
         for v in (0.8, 0.9)
     ]
     found = measures(reports)
@@ -48,8 +52,22 @@ def test_promises():
 
 
 def test_rows_by_network_hold_every_seed_and_the_mean():
-    reports = [{"subnets": [{"name": "full", "value": v, "params": 7, "flops": 8}]} for v in (0.8, 0.9)]
+    reports = [{"metric": "test accuracy", "subnets": [{"name": "full", "value": v, "params": 7, "flops": 8}]} for v in (0.8, 0.9)]
     assert by_network(reports, ["3", "4"]) == [
         {"name": "full", "params": 7, "flops": 8, "seed 3": "80.0", "seed 4": "90.0", "mean": "85.0"}
     ]
     assert "mean" not in by_network(reports[:1], ["0"])[0]
+
+
+def test_losses_are_to_be_small():
+    rows = [{**row, "value": 1 / row["value"]} for row in ROWS]
+    assert select(rows, "value", dict(max_params=60), higher_is_better=False)["name"] == "m2"
+    assert select(rows, "value", dict(max_params=1000), higher_is_better=False)["name"] == "full"
+    report = {
+        "metric": "validation loss",
+        "subnets": [{"name": "full", "value": 1.5, "flops": 8}, {"name": "s", "value": 2.0, "flops": 2}],
+        "wall_s": 1,
+    }
+    found = measures([report, {**report, "subnets": [{**n, "value": n["value"] + 0.1} for n in report["subnets"]]}])
+    assert found["full_least"] == 1.6 and found["smallest_share"] == pytest.approx(0.75)
+    assert by_network([report], ["0"])[1]["seed 0"] == "2.0000"
