@@ -2,6 +2,7 @@
 
 python -m launch.evaluate --workdir=runs/quickstart                              # every named network
 python -m launch.evaluate --workdir=runs/quickstart --subnet=width=0.5,depth=0.5 --split=validation --out=table.csv
+python -m launch.evaluate --workdir=runs/shakespeare --split=validation --carry     # also with the state carried through the text
 """
 
 from absl import flags
@@ -11,6 +12,7 @@ from launch import common
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run.")
 _SUBNET = flags.DEFINE_string("subnet", "all", "A name, choices such as width=0.5,depth=0.5, or all.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation", "train"], "Which examples.")
+_CARRY = flags.DEFINE_bool("carry", False, "Language models: add the metrics of one pass over the whole text, the state carried.")
 _OUT = flags.DEFINE_string("out", None, "CSV file to write beside the table.")
 
 
@@ -30,6 +32,13 @@ def main() -> int:
     statistics = {name: trained.statistics(name) for name in names}
     results = trained.evaluator.run(statistics, trained.weights, _SPLIT.value)
     rows = [{"name": n, **results[n], **costs.static_costs(trained.setup.space.configs[n])} for n in names]
+    if _CARRY.value:
+        from research.train.carried import carried_metrics
+
+        source = trained.setup.splits[_SPLIT.value]
+        for row in rows:
+            carried = carried_metrics(trained.model(row["name"]), source, trained.setup.task)
+            row |= {f"{key}, carried": value for key, value in carried.items()}
     print(f"{_SPLIT.value} split, step {trained.step} of {_WORKDIR.value}")
     print(tables.text_table(rows, list(rows[0])))
     if _OUT.value:

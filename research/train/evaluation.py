@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from research.data import pipeline
+from research.errors import UserError
 from research.modules.state import Arrays
 from research.train.programs import Programs
 from research.train.setup import Setup
@@ -93,7 +94,14 @@ class Evaluator:
         return self.run(statistics, params, split)
 
     def run(self, statistics: dict[str, Arrays], params: Arrays, split: str) -> dict[str, dict[str, float]]:
-        """Returns name -> metrics for sub-networks whose statistics are at hand; the data are read once."""
+        """Returns name -> metrics for sub-networks whose statistics are at hand; the data are read once.
+
+        Raises:
+          UserError: the split has no example.
+        """
+        if not len(self.setup.splits[split]):
+            valid = [name for name, source in self.setup.splits.items() if len(source)]
+            raise UserError(f"{self.setup.config['data']['name']} has no {split} split; valid: {', '.join(valid)}")
         zero = self._zero_sums()
         sums = {name: jax.device_put(zero, self.programs.replicated) for name in statistics}
         for batch in self.batches(split):

@@ -74,6 +74,16 @@ def test_carried_state_equals_one_long_window(trained):
     assert found["loss"] < fresh["loss"]
 
 
+def test_a_split_without_examples_is_told(trained):
+    import dataclasses
+
+    source = trained.setup.splits["test"]
+    splits = {**trained.setup.splits, "test": dataclasses.replace(source, tokens=source.tokens[:0])}
+    evaluator = type(trained.evaluator)(dataclasses.replace(trained.setup, splits=splits), trained.programs)
+    with pytest.raises(UserError, match="text has no test split; valid: train, validation"):
+        evaluator(["full"], trained.weights, trained.state.stats, "test")
+
+
 def test_documents_reset_the_carried_state_even_between_pieces(trained):
     import dataclasses
 
