@@ -11,7 +11,7 @@ RUN ?= runs/quickstart
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
 	@echo "make quickstart-seeds  the same over three seeds, judged by its promises"
-	@echo "make lm-quickstart train a language model on the text of Python's standard library and let it write: five minutes"
+	@echo "make lm-quickstart train a language model on the text of Python's standard library and let it write"
 	@echo "make test          run the tests; make test-slow runs the slow ones"
 	@echo "make check         lint, format and types"
 	@echo "make fashion       the Fashion-MNIST comparison of the README (about 40 minutes)"

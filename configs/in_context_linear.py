@@ -3,7 +3,7 @@
     python -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear --out=results/in_context_linear
 
 Arguments: small (5 dimensions, 0.2 M parameters, 6,000 updates), published (20 dimensions, 9.5 M parameters, 500,000 updates).
-Hardware: two CPU cores, about five minutes for the small one. Any mixer: --config.model.pattern=mamba2; any task: --config.data.name=in_context:dnf.
+Hardware: two CPU cores, 219 s for the small one. Any mixer: --config.model.pattern=mamba2; any task: --config.data.name=in_context:dnf.
 """
 
 from research.errors import UserError

@@ -4,7 +4,7 @@
     python -m launch.train --config=configs/mqar.py:128 --config.model.pattern=mamba2 --workdir=runs/mqar_one
 
 Arguments: 64 or 128 (length; 4 or 8 pairs, vocabulary 256, for two cores), published (vocabulary 8192, 512 tokens, 64 pairs, for bigger machines).
-Hardware: two CPU cores, one to four minutes a run. Two layers of the mixer alone, each run stopped at 99 %.
+Hardware: two CPU cores, one to two minutes a run (looks; the sweep is not measured yet). Two layers of the mixer alone, each run stopped at 99 %.
 """
 
 from research.errors import UserError

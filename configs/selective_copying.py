@@ -4,7 +4,7 @@
     python -m launch.train --config=configs/selective_copying.py --config.model.pattern=mamba --workdir=runs/copying
 
 Arguments: small (16 tokens within length 256), published (within length 4096, 400,000 updates, for bigger machines).
-Hardware: two CPU cores, a few minutes a run, stopped at 99 %.
+Hardware: two CPU cores; not timed yet; stopped at 99 %.
 """
 
 from research.errors import UserError

@@ -364,6 +364,9 @@ class Run:
             "gemm_gflops": self.gemm / 1e9,
             "mfu": self.spent_flops / wall / self.gemm / jax.device_count(),
         }
+        digest = getattr(self.setup.splits["train"], "digest", None)
+        if digest is not None:
+            report["training_text_sha256"] = digest
         self.reporter.say(
             f"{report['programs']} programs compiled in {report['compile_s']:.1f} s (at most {report['programs_bound']} allowed)"
         )
