@@ -12,7 +12,7 @@ from research.errors import UserError
 from research.train.config import base_config
 
 SIZES = {
-    "quick": dict(dim=160, depth=3, ffn_dim=320, batch=16, length=128, steps="190", dropout=0.0),
+    "quick": dict(dim=160, depth=3, ffn_dim=320, batch=16, length=128, steps="230", dropout=0.0),
     "small": dict(dim=160, depth=3, ffn_dim=320, batch=16, length=128, steps="560", dropout=0.0),
     "large": dict(dim=192, depth=4, ffn_dim=384, batch=8, length=256, steps="2300", dropout=0.1),
 }
