@@ -85,9 +85,8 @@ bench-peers: $(PEERS)/.installed
 	done; test -z "$$failed" || { echo "marks missed or errors in:$$failed"; exit 1; }
 
 NANOGPT ?= runs/nanoGPT
-SHAKESPEARE ?= data
 versus: $(PEERS)/.installed
-	$(PEERS)/bin/python -m launch.versus --peer=nanogpt:$(NANOGPT) --config.data.dir=$(SHAKESPEARE) --workdir=runs/versus --out=results/shakespeare \
+	$(PEERS)/bin/python -m launch.versus --peer=nanogpt:$(NANOGPT) $(if $(SHAKESPEARE),--config.data.dir=$(SHAKESPEARE)) --workdir=runs/versus --out=results/shakespeare \
 	  --configs=configs/shakespeare.py:quick,configs/shakespeare.py:small,configs/shakespeare.py:large
 
 MIXERS := attention,gated_deltanet,mamba2,mamba,gla,retention,hgrn

@@ -32,7 +32,7 @@ def get_config(arg: str = "small"):
         "unroll": True,
         **{key: size[key] for key in ("dim", "depth", "ffn_dim", "dropout")},
     }
-    config.data.update({"name": "tiny_shakespeare", "dir": "data", "batch_size": size["batch"]})
+    config.data.update({"name": "tiny_shakespeare", "batch_size": size["batch"]})
     config.data.options = {"length": size["length"], "tokenizer": "chars"}
     config.optim.update({"name": "muon", "lr": 0.01, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "5%"})
     config.train.update({"duration": size["steps"], "log_every": "2%"})

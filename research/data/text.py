@@ -124,8 +124,8 @@ def load_tiny_shakespeare(
     """Tiny Shakespeare (Karpathy 2015): 1,115,394 characters, 65 different ones, split as nanoGPT does.
 
     The first int(0.9 N) characters are training, the others validation; test is empty. The file `tinyshakespeare.txt` or
-    `input.txt` is looked for in `data_dir` (which may be the file itself), in `data/`, in $NESTAX_DATA, then the TFDS set
-    `tiny_shakespeare`; options as in `load_text`.
+    `input.txt` or the TFDS set `tiny_shakespeare` is looked for in `data_dir` (which may be the file itself), and without one
+    in `data/`, in $NESTAX_DATA and among the prepared TFDS sets; options as in `load_text`.
 
     Raises:
       UserError: no such file, or another text than the one of this SHA-256.
@@ -203,13 +203,14 @@ def _list_files(folder: pathlib.Path, pattern: str) -> list[str]:
 
 
 def _find_shakespeare(data_dir: str | os.PathLike | None) -> str:
-    folders = [data_dir, "data", os.environ.get("NESTAX_DATA"), *idx.usual_folders("tiny_shakespeare")]
+    usual = ["data", os.environ.get("NESTAX_DATA"), *idx.usual_folders("tiny_shakespeare")]
+    folders = [data_dir] if data_dir else usual  # a place that was given is not replaced by another in silence
     places = [pathlib.Path(folder).expanduser() for folder in folders if folder]
     for place in places:
         for path in [place, *(place / name for name in _SHAKESPEARE_FILES)]:
             if path.is_file():
                 return _checked_shakespeare(str(path), read_utf8(path) or "")
-    prepared = [folder for folder in (data_dir, tfds_source.DEFAULT_DIR) if folder]
+    prepared = [data_dir or tfds_source.DEFAULT_DIR]
     for folder in (pathlib.Path(folder).expanduser() for folder in prepared):
         if (folder / "tiny_shakespeare").is_dir():
             builder = tfds_source.open_builder("tiny_shakespeare", str(folder))

@@ -212,7 +212,7 @@ def test_tiny_shakespeare_is_found(elsewhere, monkeypatch):
 
 
 def test_another_text_or_none_is_not_tiny_shakespeare(elsewhere, monkeypatch):
-    with pytest.raises(UserError, match=r"(?s)no tinyshakespeare.txt or input.txt in /given, data, .*/tensorflow_datasets\.\n.*char-rnn"):
+    with pytest.raises(UserError, match=r"(?s)no tinyshakespeare.txt or input.txt in /given, nor the TFDS set in /given\.\n.*char-rnn"):
         load_tiny_shakespeare(data_dir="/given")
     (elsewhere / "data").mkdir()
     (elsewhere / "data" / "input.txt").write_text(PLAY + "!")
