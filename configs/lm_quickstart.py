@@ -23,5 +23,6 @@ def get_config(arg: str = ""):
         "ffn_dim": 320,
         "unroll": True,
     }
+    config.report.sample = "def "
     config.eval.every = config.checkpoint.every = "50%"
     return config

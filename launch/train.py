@@ -18,6 +18,19 @@ _CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:ARG, f
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made when missing, resumed when not.")
 
 
+def _write_sample(workdir: str, prompt: str) -> None:
+    from research.data.tokenizer_files import load_tokenizer
+    from research.decode import text
+    from research.train.extraction import load_model
+
+    tokenizer = load_tokenizer(workdir, required=True)
+    request = text.Request(num_tokens=400, temperature=0.7)
+    print(f"\nwhat it writes at temperature {request.temperature}:\n\n{prompt}", end="")
+    show = lambda piece: print(piece, end="", flush=True)  # noqa: E731
+    result = text.write(load_model(workdir), [tokenizer.encode(prompt)], request, tokenizer.decode, show=show)
+    print(f"\n\n{result.summary}\nmore: python -m launch.generate --workdir={workdir} --prompt={prompt!r} --temperature=0.7")
+
+
 def main(overrides: dict[str, str]) -> int:
     from launch import config as recipe
     from launch.terminal import Terminal
@@ -47,6 +60,8 @@ def main(overrides: dict[str, str]) -> int:
     print(
         f"\n{report['wall_s']:.0f} s in all, {report['compile_s']:.0f} s of them compiling; report: {_WORKDIR.value}/report.md, plot: {_WORKDIR.value}/pareto.png"
     )
+    if config["report"]["sample"]:
+        _write_sample(_WORKDIR.value, config["report"]["sample"])
     smallest = report["subnets"][-1]["name"]
     print(f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={smallest} --out={_WORKDIR.value}/{smallest}")
     sys.stdout.flush()

@@ -24,7 +24,7 @@ ONE_TOKEN = "one token"
 
 def cases(name: str, peers: dict[str, str]) -> list[Case]:
     if name == "sequence_training":
-        return [training(kind, length) for kind in LINEAR for length in LENGTHS]
+        return [training(kind) for kind in LINEAR]
     return [one_token(kind) for kind in (*RECURRENT, GROWING)]
 
 
@@ -33,23 +33,28 @@ def config_of(kind: str, length: int) -> SequenceConfig:
     return registry.model_config(f"{kind}_small", depth=2, length=length, form="cpu")
 
 
-def training(kind: str, length: int) -> Case:
-    """Loss and gradients of a batch of 8,192 tokens."""
-    config, batch = config_of(kind, length), TOKENS // length
-    task, count = LanguageModelling(), abstract(config).num_params()
+def training(kind: str) -> Case:
+    """Loss and gradients of a batch of 8,192 tokens: one sequence ("ours"), and several shorter ones, in turns."""
+    longest = config_of(kind, LENGTHS[-1])
+    task, count = LanguageModelling(), abstract(longest).num_params()
 
-    def run(params, stats, tokens):
-        loss = lambda p: task.loss(apply(config, p, stats, tokens[:, :-1], mode="train")[0], tokens[:, 1:])  # noqa: E731
-        return jax.value_and_grad(loss)(params)
+    def at(length):
+        config = config_of(kind, length)
+
+        def run(params, stats, tokens):
+            read = lambda p: apply(config, p, stats, tokens[length][:, :-1], mode="train")[0]  # noqa: E731
+            return jax.value_and_grad(lambda p: task.loss(read(p), tokens[length][:, 1:]))(params)
+
+        return program(run)
 
     return Case(
         name="sequence_training",
-        shape=f"{kind} {batch}x{length}x{config.dim}",
+        shape=f"{kind} {TOKENS} tokens width {longest.dim}",
         direction=BOTH,
         flops=6 * TOKENS * count,
         num_bytes=4 * (2 * count + TOKENS),
-        inputs=lambda: (*_weights(config), _tokens(batch, length + 1)),
-        contenders={"ours": program(run)},
+        inputs=lambda: (*_weights(longest), {length: _tokens(TOKENS // length, length + 1) for length in LENGTHS}),
+        contenders={"ours": at(LENGTHS[-1]), **{f"length {length}": at(length) for length in LENGTHS[:-1]}},
     )
 
 

@@ -62,6 +62,8 @@ class Augment:
       randaugment_prob: probability of each of the operations to be applied.
       mean, std: one number, or one for each channel: the result is (x / 255 - mean) / std.
       random_erasing: probability of setting a random box to 0 after normalisation (Zhong et al. 2017).
+      sequence: makes a sequence of the finished image, row by row of patches of this side, 1 for pixels (Le et al. 2015,
+        arXiv 1504.00941); the batch then holds "vectors" [B, T, side * side * C] in place of "image". 0: off.
     """
 
     pad_to: int = 0
@@ -76,6 +78,7 @@ class Augment:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     random_erasing: float = 0.0
+    sequence: int = 0
 
     def __call__(
         self, images: np.ndarray, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"], seed: int
@@ -99,11 +102,15 @@ class Augment:
 
     def train(self, block: Block, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"], seed: int) -> Block:
         """The training batch of a block {"image", "label"}."""
-        return {"image": self(block["image"], indices, epochs, seed), "label": block["label"].astype(np.int32, copy=False)}
+        return self._batch(self(block["image"], indices, epochs, seed), block["label"])
 
     def evaluate(self, block: Block) -> Block:
         """The evaluation batch of a block {"image", "label"}."""
-        return {"image": self.preprocess(block["image"]), "label": block["label"].astype(np.int32, copy=False)}
+        return self._batch(self.preprocess(block["image"]), block["label"])
+
+    def _batch(self, images: Float[np.ndarray, "B H W C"], labels: Int[np.ndarray, " B"]) -> Block:
+        labels = labels.astype(np.int32, copy=False)
+        return {"vectors": to_sequence(images, self.sequence), "label": labels} if self.sequence else {"image": images, "label": labels}
 
     def preprocess(self, images: np.ndarray) -> Float[np.ndarray, "B H W C"]:
         """The deterministic part, for evaluation: padding, centre crop, normalisation."""
@@ -124,6 +131,16 @@ def pad_centred(images: np.ndarray, size: int) -> np.ndarray:
     padded = np.zeros((len(images), size, size, images.shape[3]), images.dtype)
     padded[:, top : top + height, left : left + width] = images
     return padded
+
+
+def to_sequence(images: Float[np.ndarray, "B H W C"], side: int) -> Float[np.ndarray, "B T D"]:
+    """Patches of `side` x `side` from left to right and from top to bottom, D = side * side * C."""
+    count, height, width, channels = images.shape
+    if height % side or width % side:
+        raise UserError(f"sequence={side} does not divide the images ({height}x{width}) into patches; pad_to={-(-max(height, width) // side) * side} helps.")
+    rows, columns = height // side, width // side
+    patches = images.reshape(count, rows, side, columns, side, channels).transpose(0, 1, 3, 2, 4, 5)
+    return np.ascontiguousarray(patches.reshape(count, rows * columns, side * side * channels))
 
 
 def shift_crop(images: np.ndarray, padding: int, mode: str, draws: Draws) -> np.ndarray:
@@ -237,6 +254,7 @@ def _check(augment: Augment) -> None:
         "randaugment_prob": (0 <= augment.randaugment_prob <= 1, "a probability"),
         "std": (all(value > 0 for value in augment.std), "positive numbers"),
         "random_erasing": (0 <= augment.random_erasing <= 1, "a probability"),
+        "sequence": (augment.sequence >= 0, "0 (off) or the side of a patch"),
     }
     if augment.randaugment is not None:
         pair = len(augment.randaugment) == 2 and augment.randaugment[0] >= 1 and 0 <= augment.randaugment[1] <= 10

@@ -1,6 +1,7 @@
-"""Image classification: label smoothing, mixup and cutmix, cross entropy, accuracy.
+"""Classification of images and sequences: label smoothing, mixup and cutmix, cross entropy, accuracy.
 
-A batch is {"image": [B, H, W, C] float, "label": [B] int32} and for evaluation "mask": [B] float (0 = padding).
+A batch is {"image": [B, H, W, C] float, "label": [B] int32}, or "vectors": [B, T, D] float in place of the image, and for
+evaluation "mask": [B] float (0 = padding).
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from research.errors import UserError
 from research.tasks.base import Batch
 
 
@@ -18,6 +20,7 @@ class Classification:
     """The task; `mixup` and `cutmix` are the alphas of their Beta distributions, 0 switches them off.
 
     When both are on, each batch takes cutmix with probability `switch` (mixup: arXiv 1710.09412, cutmix: 1905.04899).
+    `examples` is what a batch calls them, "image" or "vectors"; sequences have no cutmix.
     """
 
     num_classes: int
@@ -25,21 +28,26 @@ class Classification:
     mixup: float = 0.0
     cutmix: float = 0.0
     switch: float = 0.5
+    examples: str = "image"
 
     metric = "accuracy"
     higher_is_better = True
     unit = "images"
+
+    def __post_init__(self):
+        if self.cutmix and self.examples != "image":
+            raise UserError(f"task.cutmix={self.cutmix} cuts boxes out of images, the data gives {self.examples}; set task.cutmix=0")
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Float[Array, "B N"]]:
         image, target = self.mix(batch, key)
         return (image,), target
 
     def inputs(self, batch: Batch) -> tuple[Array, ...]:
-        return (batch["image"],)
+        return (batch[self.examples],)
 
-    def mix(self, batch: Batch, key: Array) -> tuple[Float[Array, "B H W C"], Float[Array, "B N"]]:
-        """Returns (images, target distributions) after smoothing and mixing; pure in (batch, key)."""
-        image = batch["image"]
+    def mix(self, batch: Batch, key: Array) -> tuple[Float[Array, "B *S C"], Float[Array, "B N"]]:
+        """Returns (examples, target distributions) after smoothing and mixing; pure in (batch, key)."""
+        image = batch[self.examples]
         target = smooth_labels(batch["label"], self.num_classes, self.label_smoothing)
         if not (self.mixup or self.cutmix):
             return image, target
@@ -90,12 +98,12 @@ def smooth_labels(label: Int[Array, " B"], num_classes: int, smoothing: float) -
 
 def _mixup_weight(key: Array, alpha: float, image: Array) -> Array:
     weight = jax.random.beta(key, alpha, alpha) if alpha else jnp.ones(())
-    return jnp.broadcast_to(weight, (1, *image.shape[1:3], 1))
+    return jnp.broadcast_to(weight, (1, *image.shape[1:-1], 1))
 
 
 def _cutmix_weight(key: Array, box_key: Array, alpha: float, image: Array) -> Array:
     if not alpha:
-        return jnp.ones((1, *image.shape[1:3], 1))
+        return jnp.ones((1, *image.shape[1:-1], 1))
     height, width = image.shape[1:3]
     side = jnp.sqrt(1 - jax.random.beta(key, alpha, alpha))
     centre = jax.random.uniform(box_key, (2,)) * jnp.array([height, width])

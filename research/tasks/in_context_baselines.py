@@ -91,21 +91,22 @@ def gradient_descent(x: Inputs, y: Targets, *, steps: int = 1, step_size: float 
       x: inputs.
       y: targets.
       steps: number of steps.
-      step_size: one for all predictions, or one for each [K]. By default 1 / (i + D + 1), the best for one step on the linear
-        task, with error (D + 1) / (i + D + 1) over D after i examples.
+      step_size: one for all predictions, one for each [K], or one for each of each prompt [B, K]. By default 1 / (i + D + 1), the
+        best for one step on the linear task, with error (D + 1) / (i + D + 1) over D after i examples. Above 2 / `curvature` the
+        steps diverge.
 
     Returns:
       Predictions.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     points, dims = x.shape[1:]
-    rates = np.broadcast_to(single_step_rates(points, dims) if step_size is None else step_size, (points,))
+    rates = np.broadcast_to(single_step_rates(points, dims) if step_size is None else step_size, y.shape)
     gram = x @ x.transpose(0, 2, 1)
     earlier = np.tri(points, points, -1)
     # Row i holds the coefficients of the examples in the weights of prediction i: w_i = sum_j coefficients_ij x_j.
     coefficients = np.zeros_like(gram)
     for _ in range(steps):
-        coefficients += rates[:, None] * earlier * (y[:, None, :] - coefficients @ gram)
+        coefficients += rates[:, :, None] * earlier * (y[:, None, :] - coefficients @ gram)
     return (coefficients * gram).sum(-1)
 
 
@@ -114,15 +115,28 @@ def single_step_rates(points: int, dims: int) -> Float[np.ndarray, " K"]:
     return 1 / (np.arange(points) + dims + 1.0)
 
 
-def best_step_size(x: Inputs, y: Targets, *, steps: int, grid: Float[np.ndarray, " G"] | None = None) -> Float[np.ndarray, " K"]:
-    """The step size of each prediction with the least mean squared error on these prompts: keep them apart from the test.
+def curvature(x: Inputs) -> Float[np.ndarray, "B K"]:
+    """Largest eigenvalue of sum x x^T over the examples before: what a step size is measured against. Infinite before the first."""
+    x = x.astype(np.float64)
+    summed = np.cumsum(x[:, :, :, None] * x[:, :, None, :], axis=1)
+    largest = np.linalg.eigvalsh(summed[:, :-1])[..., -1]
+    return np.concatenate([np.full((len(x), 1), np.inf), largest], axis=1)
 
-    The grid multiplies `single_step_rates`; by default 17 factors from 1/8 to 2.
+
+def best_factors(x: Inputs, y: Targets, rates: np.ndarray, *, steps: int, grid: Float[np.ndarray, " G"] | None = None) -> Float[np.ndarray, " K"]:
+    """What to multiply step sizes by for the least mean squared error of each prediction on these prompts: keep them apart from the test.
+
+    Args:
+      x: inputs.
+      y: targets.
+      rates: step sizes as `gradient_descent` takes them: `single_step_rates`, or 1 / `curvature`, which is safe for every prompt with
+        factors below 2.
+      steps: number of steps.
+      grid: factors to choose from; by default 17 from 1/8 to 1.9.
     """
-    grid = np.geomspace(1 / 8, 2, 17) if grid is None else grid
-    rates = single_step_rates(*x.shape[1:])
+    grid = np.geomspace(1 / 8, 1.9, 17) if grid is None else grid
     errors = [((gradient_descent(x, y, steps=steps, step_size=factor * rates) - y) ** 2).mean(0) for factor in grid]
-    return rates * np.asarray(grid)[np.argmin(errors, axis=0)]
+    return np.asarray(grid)[np.argmin(errors, axis=0)]
 
 
 def lasso(x: Inputs, y: Targets, *, alpha: float, max_iter: int = 100_000) -> Targets:

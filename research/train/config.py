@@ -84,7 +84,12 @@ def base_config() -> ml_collections.ConfigDict:
             },
             "checkpoint": {"every": "25%", "keep_last": 2, "keep_every": 0, "keep_best": True},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1, "min_size": 2**14},
-            "report": {"latency": True, "latency_batches": (1, 32), "test": True},
+            "report": {
+                "latency": True,
+                "latency_batches": (1, 32),
+                "test": True,
+                "sample": "",  # launch.train ends with a text that the language model writes from here
+            },
             "expect": {},
         }
     )
@@ -105,6 +110,33 @@ def text_config(updates: int, *, max_bytes: int) -> ml_collections.ConfigDict:
     config.train.update({"duration": str(updates), "log_every": "5%"})
     config.eval.update({"every": "0", "batch_size": 64})
     config.checkpoint.update({"every": "0"})
+    config.report.latency = False
+    return config
+
+
+AROUND_LINEAR_ATTENTION = ("gla", "retention", "deltanet", "gated_deltanet", "cosformer", "performer", "sla")
+
+
+def probe_config(dim: int, state: int, heads: int = 4) -> ml_collections.ConfigDict:
+    """Returns what the recipes of probes share: two layers of a mixer alone, fresh examples in every epoch, Muon, an end at 99 %.
+
+    Args:
+      dim: channels.
+      state: features of a head's keys, by which the memory of every mixer but attention grows: mixers around linear attention hold
+        state x dim numbers a layer, Mamba and Mamba-2 state x 2 dim, and HGRN, which has no keys, 4 x state.
+      heads: of the mixers around linear attention; attention has one.
+    """
+    config = base_config()
+    options = {kind: {"heads": heads, "state": state, "head_dim": dim // heads} for kind in AROUND_LINEAR_ATTENTION}
+    options |= {"attention": {"heads": 1}, "hgrn": {"inner": 4 * state, "taps": 4}, "mamba": {"state": state}}
+    options |= {kind: {"state": state, "head_dim": dim // 2} for kind in ("mamba2", "mamba3")}
+    config.model = {"name": "sequence", "pattern": "attention", "dim": dim, "depth": 2, "unroll": True, **options}
+    config.data.options = {"fresh": True}
+    config.task.metric = "accuracy"
+    config.optim.update({"name": "muon", "lr": 0.01, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "5%"})
+    config.train.log_every = "5%"
+    config.eval.update({"every": "10%", "batch_size": 250, "stop_at": 0.99})
+    config.checkpoint.every = "0"
     config.report.latency = False
     return config
 

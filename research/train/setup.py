@@ -37,7 +37,8 @@ def model_fields(source: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any
         return {"image_size": height, "in_channels": channels, "num_classes": int(source.num_classes)}
     if "tokens" in sample:
         return {"vocab_size": int(source.vocab_size), "length": sample["tokens"].shape[1]}
-    return {"vocab_size": 0, "input_dim": sample["vectors"].shape[2], "outputs": 1, "length": sample["vectors"].shape[1]}
+    sizes = {"vocab_size": 0, "input_dim": sample["vectors"].shape[2], "length": sample["vectors"].shape[1]}
+    return {**sizes, "outputs": int(source.num_classes), "pool": "mean"} if "label" in sample else {**sizes, "outputs": 1}
 
 
 def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndarray]) -> Any:
@@ -70,8 +71,9 @@ def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[s
     """Returns the task that belongs to the data's kind of examples."""
     fields = dict(config["task"])
     metric = fields.pop("metric")
-    if "image" in sample:
-        return Classification(num_classes=model.num_classes, **fields)
+    if "label" in sample:
+        examples = "image" if "image" in sample else "vectors"
+        return Classification(num_classes=model.num_classes if examples == "image" else model.outputs, examples=examples, **fields)
     if "tokens" in sample:
         if model.vocab_size < source.vocab_size:
             raise UserError(f"model.vocab_size={model.vocab_size} is less than the {source.vocab_size} tokens of the data")

@@ -215,3 +215,15 @@ def test_images_that_do_not_fit_the_config():
         call(SMOOTH, crop_padding=12, crop_mode="reflect")
     with pytest.raises(UserError, match="uint8"):
         call(SMOOTH.astype(np.float32) / 255, randaugment=(1, 5))
+
+
+def test_images_become_sequences_of_patches_after_all_else():
+    block = {"image": SMOOTH[:, :, :16], "label": np.arange(6)}
+    plain, patched = (make_augment({"flip": True, "sequence": side}).train(block, INDICES, EPOCHS, 3) for side in (0, 4))
+    image, vectors = plain["image"], patched["vectors"]
+    assert vectors.shape == (6, 3 * 4, 4 * 4 * 3) and "image" not in patched
+    np.testing.assert_array_equal(vectors[2, 5].reshape(4, 4, 3), image[2, 4:8, 4:8])
+    pixels = make_augment({"sequence": 1}).evaluate(block)["vectors"]
+    np.testing.assert_array_equal(pixels.reshape(6, 12, 16, 3), make_augment({}).evaluate(block)["image"])
+    with pytest.raises(UserError, match=r"sequence=5 does not divide.*pad_to=20"):
+        make_augment({"sequence": 5}).evaluate(block)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.errors import UserError
 from research.tasks.classification import Classification, smooth_labels
 
 
@@ -56,3 +57,14 @@ def test_padding_does_not_count():
     data = {"label": jnp.array([0, 0, 2]), "mask": jnp.array([1.0, 1.0, 0.0])}
     found = task.summarize(task.sums(logits, data))
     assert found["accuracy"] == 0.5 and found["loss"] == pytest.approx((np.log1p(2 * np.exp(-9)) * 2 + 9) / 2, rel=1e-4)
+
+
+def test_sequences_are_classified_and_mixed_whole_but_not_cut():
+    task = Classification(3, mixup=0.8, examples="vectors")
+    data = {"vectors": batch()["image"].reshape(6, 64, 2), "label": batch()["label"]}
+    (vectors,), target = task.prepare(data, jax.random.key(1))
+    whole = Classification(3, mixup=0.8).mix(batch(), jax.random.key(1))
+    np.testing.assert_allclose(vectors, whole[0].reshape(6, 64, 2), rtol=1e-6)
+    np.testing.assert_allclose(target, whole[1], rtol=1e-6)  # the mean of the weights rounds differently
+    with pytest.raises(UserError, match="cutmix"):
+        Classification(3, cutmix=1.0, examples="vectors")

@@ -125,17 +125,25 @@ def test_ridge_with_the_noise_variance_is_best():
     assert errors[1.0] < error(baselines.least_squares(x, y), y)[1:].mean()
 
 
-def test_best_step_size_finds_the_closed_form_and_helps_more_steps():
+def test_chosen_step_sizes_find_the_closed_form_and_more_steps_help():
     x, y = prompts("linear", 1500, dims=6, points=13)
-    rates = baselines.single_step_rates(13, 6)
-    found = baselines.best_step_size(x, y, steps=1)
-    assert np.abs(np.log(found[1:] / rates[1:])).max() < 0.36  # two places on the grid
-    several = baselines.best_step_size(x, y, steps=8)
+    found = baselines.best_factors(x, y, baselines.single_step_rates(13, 6), steps=1)
+    assert np.abs(np.log(found[1:])).max() < 0.36  # two places on the grid
+    several = baselines.best_factors(x, y, 1 / baselines.curvature(x), steps=8)
     held_out = load_in_context("linear", train_examples=1, test_examples=1500, dims=6, points=13)["test"].gather(np.arange(1500))
     x, y = baselines.read_prompt(held_out["vectors"])
-    one = error(baselines.gradient_descent(x, y), y)[1:].mean()
-    assert error(baselines.gradient_descent(x, y, steps=8, step_size=several), y)[1:].mean() < 0.75 * one
-    assert error(baselines.gradient_descent(x, y, steps=8, step_size=several), y)[12] < 0.3 * error(baselines.gradient_descent(x, y), y)[12]
+    one = error(baselines.gradient_descent(x, y), y)
+    many = error(baselines.gradient_descent(x, y, steps=8, step_size=several / baselines.curvature(x)), y)
+    assert many[1:].mean() < 0.75 * one[1:].mean() and many[12] < 0.3 * one[12]
+    assert (many[1:] <= 1.05 * one[1:]).all()
+
+
+def test_steps_below_twice_the_inverse_curvature_never_diverge_and_above_it_do():
+    x, y = prompts("linear", 300, dims=5, points=11)
+    np.testing.assert_allclose(baselines.curvature(x)[:, 2], np.linalg.norm(x[:, :2].astype(np.float64), 2, axis=(1, 2)) ** 2, rtol=1e-9)
+    limit = 2 / baselines.curvature(x)
+    assert error(baselines.gradient_descent(x, y, steps=200, step_size=0.95 * limit), y)[1:].max() < 5 * error(np.zeros(y.shape), y).max()
+    assert error(baselines.gradient_descent(x, y, steps=200, step_size=1.05 * limit), y)[1:].max() > 1e6
 
 
 def test_lasso_minimises_its_objective_and_finds_sparse_weights():

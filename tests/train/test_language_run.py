@@ -164,3 +164,13 @@ def test_a_run_ends_when_its_goal_is_reached_and_stays_ended(corpus, tmp_path):
     assert run_card.against([str(tmp_path / "run")], "data.options.length", out=tmp_path)["rows"][0]["data.options.length"] == 24
     with pytest.raises(UserError, match="has no number 'stat'; valid: .*state"):
         run_card.against([str(tmp_path / "run")], "stat", out=tmp_path)
+
+
+def test_a_sequence_classifier_reads_digits_pixel_by_pixel(tmp_path):
+    """Images become sequences in the data, the sequence model takes its sizes and its pooling from them."""
+    overrides = {"model.dim": "32", "train.duration": "4ep", "eval.every": "0", "checkpoint.every": "0"}
+    report = train(recipe.load("configs/pixel_sequences.py", overrides), str(tmp_path / "run"), Lines())
+    assert report["metric"] == "test accuracy" and report["subnets"][0]["value"] > 0.3
+    wrong = recipe.load("configs/pixel_sequences.py", {**overrides, "model.length": "63"})
+    with pytest.raises(UserError, match=r"takes vectors of \(63, 1\), the data gives \(64, 1\)"):
+        train(wrong, str(tmp_path / "wrong"), Lines())

@@ -23,6 +23,18 @@ def fill(name, shape, k):
     return 1 + 0.25 * wave if name.endswith(".D") or "norm" in name else wave
 
 
+def in_float64(model, tokens):
+    """Logits and loss of the model in float64 throughout: its own casts to float32 become casts to float64."""
+    plain, to = torch.Tensor.float, torch.Tensor.to
+    wide = lambda x: torch.float64 if x is torch.float32 else x  # noqa: E731
+    torch.Tensor.float = torch.Tensor.double
+    torch.Tensor.to = lambda self, *args, **named: to(self, *map(wide, args), **{k: wide(v) for k, v in named.items()})
+    try:
+        return model.double()(tokens, labels=tokens, use_cache=False)
+    finally:
+        torch.Tensor.float, torch.Tensor.to = plain, to
+
+
 def main():
     golden = {"tokens": TOKENS, "models": {}}
     for source, (model, config, more) in MODELS.items():
@@ -33,11 +45,14 @@ def main():
             for k, (name, p) in enumerate(arrays.items()):
                 p.copy_(torch.tensor(fill(name, tuple(p.shape), k), dtype=torch.float32))
             out = model(torch.tensor([TOKENS]), labels=torch.tensor([TOKENS]), use_cache=False)
+            out = [out, in_float64(model, torch.tensor([TOKENS]))]
         golden["models"][source] = {
             "config": json.loads(config.to_json_string(use_diff=False)),
             "shapes": {name: list(p.shape) for name, p in arrays.items()},
-            "logits": [[round(x, 7) for x in row] for row in out.logits[0].tolist()],
-            "nll": round(out.loss.item(), 7),
+            "logits": [[round(x, 7) for x in row] for row in out[0].logits[0].tolist()],
+            "nll": round(out[0].loss.item(), 7),
+            "logits_float64": [[round(x, 10) for x in row] for row in out[1].logits[0].tolist()],
+            "nll_float64": round(out[1].loss.item(), 10),
         }
     path = pathlib.Path(__file__).with_name("golden.json")
     path.write_text(json.dumps(golden) + "\n")
