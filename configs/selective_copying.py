@@ -12,19 +12,21 @@ from research.errors import UserError
 from research.train.config import probe_config
 
 SIZES = {
-    "small": dict(noise=224, train=20_000, batch=32, updates="1500"),
-    "published": dict(noise=4064, train=640_000, batch=64, updates="40ep"),
+    "small": dict(length=256, train=20_000, batch=32, updates="1500"),
+    "published": dict(length=4096, train=640_000, batch=64, updates="40ep"),
 }
 
 
 def get_config(arg: str = "smallx16"):
     name, _, state = (arg or "small").partition("x")
     if name not in SIZES or not (state or "16").isdigit():
-        raise UserError(f"configs/selective_copying.py:{arg} is unknown; valid: SIZExSTATE with SIZE one of {', '.join(SIZES)}, e.g. smallx16")
+        raise UserError(
+            f"configs/selective_copying.py:{arg} is unknown; valid: SIZExSTATE with SIZE one of {', '.join(SIZES)}, e.g. smallx16"
+        )
     size = SIZES[name]
     config = probe_config(64, int(state or 16))
     config.data.update({"name": "probe:selective_copying", "batch_size": size["batch"]})
-    config.data.options.update({"copies": 16, "noise": size["noise"], "train_examples": size["train"], "test_examples": 500})
+    config.data.options.update({"copies": 16, "length": size["length"], "train_examples": size["train"], "test_examples": 500})
     config.train.duration = size["updates"]
     config.eval.batch_size = 100
     return config

@@ -2,14 +2,21 @@
 
     python -m launch.sweep --config=configs/mqar.py --grid=model.pattern=mamba,gla,attention --grid=model.dim=32,64 --workdir=runs/mqar
 
-Runs that have finished are not repeated: the same command again goes on. The table, with every network's value, state size
-and time, lies in OUT as sweep.md and sweep.csv; `--x` draws the values against a size (see launch.report), a line for
-each value of the first field.
+Each run is a process of `launch.train`; `--jobs=2` trains two at a time, each on its own part of the cores (small models gain), and
+their lines go to WORKDIR/NAME.log. Runs that have finished are not repeated: the same command again goes on. The table, with every
+network's value, state size and time, lies in OUT as sweep.md and sweep.csv; `--x` draws the values against a size (see
+launch.report), a line for each value of the first field.
 """
 
 import itertools
 import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 from absl import flags
 
@@ -21,6 +28,7 @@ _GRID = flags.DEFINE_multi_string(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory under which each run gets its own.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the table and the plot; default --workdir.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its own part of the cores.", lower_bound=1)
 _X = flags.DEFINE_string("x", "state", "What the plot sets the values against.")
 
 
@@ -37,14 +45,58 @@ def axes(texts: list[str]) -> list[tuple[str, list[str]]]:
     return out
 
 
-def _load(recipe, overrides: dict[str, str], point: dict[str, str]) -> dict:
+def _arguments(overrides: dict[str, str], point: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """Returns --config and the fields to set for one combination."""
     fields = {field: value for field, value in point.items() if field != "arg"}
-    return recipe.load(f"{_CONFIG.value}:{point['arg']}" if "arg" in point else _CONFIG.value, {**overrides, **fields})
+    return f"{_CONFIG.value}:{point['arg']}" if "arg" in point else _CONFIG.value, {**overrides, **fields}
+
+
+class _Jobs:
+    """Processes that train, so many at a time, each slot on its own cores where the system can pin."""
+
+    def __init__(self, jobs: int):
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self.pinned = 1 < jobs <= len(cores)
+        self.parallel = jobs > 1
+        self.slots: SimpleQueue = SimpleQueue()
+        for i in range(jobs):
+            self.slots.put(cores[i::jobs])
+        self.running: set[subprocess.Popen] = set()
+        self.stopped = False
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_) -> None:
+        self.stopped = True
+        for process in list(self.running):  # they save and leave
+            process.terminate()
+
+    def train(self, config: str, fields: dict[str, str], workdir: str) -> int:
+        """Trains in a free slot and returns the exit code."""
+        cores = self.slots.get()
+        command = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}"]
+        command += [f"--config.{field}={value}" for field, value in fields.items()]
+        try:
+            if self.stopped:
+                return common.STOPPED
+            if not self.parallel:
+                return self._wait(subprocess.Popen(command), cores)
+            with open(f"{workdir}.log", "w", encoding="utf-8") as log:
+                return self._wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), cores)
+        finally:
+            self.slots.put(cores)
+
+    def _wait(self, process: subprocess.Popen, cores: list[int]) -> int:
+        self.running.add(process)
+        if self.pinned:
+            os.sched_setaffinity(process.pid, cores)
+        try:
+            return process.wait()
+        finally:
+            self.running.discard(process)
 
 
 def main(overrides: dict[str, str]) -> int:
     from launch import config as recipe
-    from launch.terminal import Terminal
     from research.errors import UserError
 
     if not _CONFIG.value or not _WORKDIR.value or not _GRID.value:
@@ -53,28 +105,41 @@ def main(overrides: dict[str, str]) -> int:
         )
     grid = axes(_GRID.value)
     points = [dict(zip((field for field, _ in grid), values, strict=True)) for values in itertools.product(*(v for _, v in grid))]
-    configs = [_load(recipe, overrides, point) for point in points]
+    arguments = [_arguments(overrides, point) for point in points]
+    for config, fields in arguments:
+        recipe.load(config, fields)  # mistakes show before the first run
 
     from research.report import machine, run_card, tables
-    from research.train.loop import Preempted, train
 
+    os.makedirs(_WORKDIR.value, exist_ok=True)
+    workdirs = [os.path.join(_WORKDIR.value, "_".join(value.replace(" ", "-") for value in point.values())) for point in points]
+    jobs, start = _Jobs(_JOBS.value), time.monotonic()
+
+    def run(i: int) -> int:
+        config, fields = arguments[i]
+        text = f"[{i + 1}/{len(points)}] {', '.join(f'{k}={v}' for k, v in points[i].items())}: {workdirs[i]}"
+        if run_card.read_report(workdirs[i]) is not None:
+            print(f"{text}: finished before", flush=True)
+            return 0
+        print(text, flush=True)
+        return jobs.train(config, fields, workdirs[i])
+
+    with ThreadPoolExecutor(_JOBS.value) as pool:
+        codes = list(pool.map(run, range(len(points))))
+    if common.STOPPED in codes:
+        print("stopped by SIGTERM; start the same command again to go on", flush=True)
+        return common.STOPPED
+    if failed := [workdir for workdir, code in zip(workdirs, codes, strict=True) if code]:
+        hint = f"; what it said lies in {failed[0]}.log" if jobs.parallel else ""
+        raise UserError(f"{len(failed)} of {len(points)} runs failed, the first is {failed[0]}{hint}")
     rows, groups = [], {}
-    for i, (point, config) in enumerate(zip(points, configs, strict=True)):
-        name = "_".join(value.replace(" ", "-") for value in point.values())
-        workdir = os.path.join(_WORKDIR.value, name)
+    for point, workdir in zip(points, workdirs, strict=True):
         report = run_card.read_report(workdir)
-        print(f"[{i + 1}/{len(points)}] {', '.join(f'{k}={v}' for k, v in point.items())}: {workdir}", flush=True)
-        if report is None:
-            try:
-                report = train(config, workdir, Terminal())
-            except Preempted as stop:
-                print(f"stopped by SIGTERM at step {stop.step}; start the same command again to go on", flush=True)
-                os._exit(common.STOPPED)
         full = report["subnets"][0]
         costs = {key: full[key] for key in ("params", "state", "flops") if key in full}
         rows.append({**point, **costs, "value": full["value"], "updates": report["updates"], "wall_s": report["wall_s"]})
         groups.setdefault(point[grid[0][0]], []).append(workdir)
-    print(f"\n{report['metric']} of {len(rows)} runs")
+    print(f"\n{report['metric']} of {len(rows)} runs, {time.monotonic() - start:.0f} s in all")
     print(tables.text_table(rows, list(rows[0])))
     out = Path(_OUT.value or _WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from launch import config as recipe
@@ -95,6 +96,7 @@ def recipes():
         "in_context_linear": ("published",),
         "wide_deep": ("8",),
         "mamba_130m": ("mamba2", "shrunken"),
+        "pixel_sequences": ("fashion",),
     }.items():
         yield from (f"configs/{name}.py:{arg}" for arg in args)
 
@@ -128,7 +130,10 @@ def test_recipe_builds_under_eval_shape(text, monkeypatch):
     from research.optim.schedules import make_schedule
 
     config = recipe.load(text, {})
-    fields = {**FIELDS[config["data"]["name"]], **config["model"]}
+    data = FIELDS[config["data"]["name"]]
+    if config["data"]["augment"].get("sequence"):
+        data = {"vocab_size": 0, "input_dim": config["data"]["augment"]["sequence"] ** 2, "outputs": 10}
+    fields = {**data, **config["model"]}
     subnet = fields.pop("subnet", "")
     model = registry.model_config(fields.pop("name"), **fields)
     model = shrink(model, parse_choices(subnet)) if subnet else model
@@ -140,6 +145,18 @@ def test_recipe_builds_under_eval_shape(text, monkeypatch):
     assert full.num_params() > 0 and jax.tree.leaves(state)
     for name, small in space.configs.items():
         assert abstract(small).num_params() <= full.num_params(), name
+
+
+@pytest.mark.parametrize(
+    "text", [t for t in recipes() if recipe.load(str(ROOT / t), {})["data"]["name"].startswith(("probe:", "in_context:", "digits"))]
+)
+def test_recipe_s_data_model_and_task_fit(text, monkeypatch):
+    """Where the data need no files, all of a run is set up but its programs."""
+    monkeypatch.chdir(ROOT)
+    from research.train.setup import make_setup
+
+    setup = make_setup(recipe.load(text, {}))
+    assert setup.total > 0 and all(setup.transform.evaluate(source.gather(np.arange(1))) for source in setup.splits.values())
 
 
 def test_recipe_docstrings_hold_command_and_hardware():

@@ -137,7 +137,9 @@ def to_sequence(images: Float[np.ndarray, "B H W C"], side: int) -> Float[np.nda
     """Patches of `side` x `side` from left to right and from top to bottom, D = side * side * C."""
     count, height, width, channels = images.shape
     if height % side or width % side:
-        raise UserError(f"sequence={side} does not divide the images ({height}x{width}) into patches; pad_to={-(-max(height, width) // side) * side} helps.")
+        raise UserError(
+            f"sequence={side} does not divide the images ({height}x{width}) into patches; pad_to={-(-max(height, width) // side) * side} helps."
+        )
     rows, columns = height // side, width // side
     patches = images.reshape(count, rows, side, columns, side, channels).transpose(0, 1, 3, 2, 4, 5)
     return np.ascontiguousarray(patches.reshape(count, rows * columns, side * side * channels))

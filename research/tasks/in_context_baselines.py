@@ -123,7 +123,9 @@ def curvature(x: Inputs) -> Float[np.ndarray, "B K"]:
     return np.concatenate([np.full((len(x), 1), np.inf), largest], axis=1)
 
 
-def best_factors(x: Inputs, y: Targets, rates: np.ndarray, *, steps: int, grid: Float[np.ndarray, " G"] | None = None) -> Float[np.ndarray, " K"]:
+def best_factors(
+    x: Inputs, y: Targets, rates: np.ndarray, *, steps: int, grid: Float[np.ndarray, " G"] | None = None
+) -> Float[np.ndarray, " K"]:
     """What to multiply step sizes by for the least mean squared error of each prediction on these prompts: keep them apart from the test.
 
     Args:
