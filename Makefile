@@ -89,13 +89,14 @@ versus: $(PEERS)/.installed
 	$(PEERS)/bin/python -m launch.versus --peer=nanogpt:$(NANOGPT) $(if $(SHAKESPEARE),--config.data.dir=$(SHAKESPEARE)) --workdir=runs/versus --out=results/shakespeare \
 	  --configs=configs/shakespeare.py:quick,configs/shakespeare.py:small,configs/shakespeare.py:large
 
-MIXERS := attention,gated_deltanet,mamba2,mamba,gla,retention,hgrn
+# One training process a core: models of this size gain nothing from a second one.
+MIXERS := attention,gated_deltanet,mamba2,gla,mamba,retention,hgrn
 mqar: $(STAMP)
-	$(PY) -m launch.sweep --config=configs/mqar.py:64 --grid=model.pattern=$(MIXERS) --workdir=runs/mqar/64 --out=results/mqar/64
-	$(PY) -m launch.sweep --config=configs/mqar.py:128 --grid=model.pattern=attention,gated_deltanet,mamba2,hgrn --workdir=runs/mqar/128 --out=results/mqar/128
+	$(PY) -m launch.sweep --jobs=2 --config=configs/mqar.py --grid=model.pattern=$(MIXERS) --grid=arg=64x4,64x16 --workdir=runs/mqar/64 --out=results/mqar/64
+	$(PY) -m launch.sweep --jobs=2 --config=configs/mqar.py --grid=model.pattern=$(MIXERS) --grid=arg=128x8,128x32 --workdir=runs/mqar/128 --out=results/mqar/128
 
 selective-copying: $(STAMP)
-	$(PY) -m launch.sweep --config=configs/selective_copying.py --grid=model.pattern=attention,retention,gla,mamba,mamba2,hgrn --workdir=runs/selective_copying --out=results/selective_copying
+	$(PY) -m launch.sweep --jobs=2 --config=configs/selective_copying.py --grid=model.pattern=$(MIXERS) --grid=arg=smallx4,smallx16 --workdir=runs/selective_copying --out=results/selective_copying
 
 in-context: $(STAMP)
 	$(PY) -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear --out=results/in_context_linear

@@ -12,8 +12,8 @@ from research.errors import UserError
 from research.train.config import probe_config
 
 SIZES = {
-    "64": dict(vocab_size=256, length=64, pairs=4, train=20_000, batch=32, dim=64, updates="2000"),
-    "128": dict(vocab_size=256, length=128, pairs=8, train=20_000, batch=32, dim=64, updates="2000"),
+    "64": dict(vocab_size=256, length=64, pairs=4, train=20_000, batch=32, dim=64, updates="1500"),
+    "128": dict(vocab_size=256, length=128, pairs=8, train=20_000, batch=32, dim=64, updates="1500"),
     "published": dict(vocab_size=8192, length=512, pairs=64, train=100_000, batch=256, dim=128, updates="64ep"),
 }
 

@@ -3,7 +3,7 @@
     make selective-copying
     python -m launch.train --config=configs/selective_copying.py:smallx16 --config.model.pattern=mamba --workdir=runs/copying
 
-Arguments: SIZExSTATE. Sizes: small (16 tokens within length 256), published (within length 4096, 400,000 updates, for bigger machines).
+Arguments: SIZExSTATE. Sizes: small (8 tokens within length 256), published (16 within length 4096, 400,000 updates, for bigger machines).
 STATE: as in configs/mqar.py; default 16.
 Hardware: two CPU cores. Two layers of the mixer alone, fresh examples in every epoch, each run stopped at 99 %.
 """
@@ -12,8 +12,8 @@ from research.errors import UserError
 from research.train.config import probe_config
 
 SIZES = {
-    "small": dict(length=256, train=20_000, batch=32, updates="1500"),
-    "published": dict(length=4096, train=640_000, batch=64, updates="40ep"),
+    "small": dict(copies=8, length=256, train=20_000, batch=16, updates="1500"),
+    "published": dict(copies=16, length=4096, train=640_000, batch=64, updates="40ep"),
 }
 
 
@@ -26,7 +26,7 @@ def get_config(arg: str = "smallx16"):
     size = SIZES[name]
     config = probe_config(64, int(state or 16))
     config.data.update({"name": "probe:selective_copying", "batch_size": size["batch"]})
-    config.data.options.update({"copies": 16, "length": size["length"], "train_examples": size["train"], "test_examples": 500})
+    config.data.options.update({"copies": size["copies"], "length": size["length"], "train_examples": size["train"], "test_examples": 500})
     config.train.duration = size["updates"]
     config.eval.batch_size = 100
     return config

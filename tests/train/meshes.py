@@ -1,7 +1,8 @@
 """Trains the tiny recipe for three updates on 8 simulated devices under several meshes; prints losses and layouts as JSON.
 
 Run as a process of its own: `python -m tests.train.meshes OUT_FOLDER DEVICES MESH [MESH ...]` with MESH such as
-data=2,fsdp=4. A>B is stopped by SIGTERM after an update on mesh A and goes on from its checkpoint on mesh B.
+data=2,fsdp=4. A>B is stopped by SIGTERM after an update on mesh A and goes on from its checkpoint on mesh B; a mesh with
+"sequence:" before it is for the tiny hybrid sequence model.
 """
 
 import contextlib
@@ -30,30 +31,32 @@ def main(out: str, meshes: list[str]) -> None:
 
     def configured(overrides, mesh):
         sizes = {f"mesh.{k}": v for k, _, v in (part.partition("=") for part in mesh.split(","))}
-        return recipe.load("tests/tiny.py:all", {**overrides, **sizes})
+        return recipe.load(text, {**overrides, **sizes})
 
     results = {}
-    for mesh in meshes:
+    for name in meshes:
+        kind, _, mesh = name.rpartition(":")
+        text = "tests/tiny_lm.py:probe" if kind == "sequence" else "tests/tiny.py:all"
         overrides = {
             "train.duration": "3",
             "eval.every": "0",
             "mesh.data": "1",
             "mesh.min_size": "1",
             "data.batch_size": "32",
-            "eval.batch_size": "120",
+            "eval.batch_size": "120" if kind != "sequence" else "64",
             "optim.name": "adamw",
             "optim.warmup": "0",
             "optim.lr": "1e-3",
         }
         *before, last = mesh.split(">")
-        folder = f"{out}/{mesh.replace('>', '_')}"
+        folder = f"{out}/{kind}{mesh.replace('>', '_')}"
         for first in before:
             with contextlib.suppress(loop.Preempted):
                 loop.Run(configured(overrides, first), folder, Quiet(stop=True)).run()
         run = loop.Run(configured(overrides, last), folder, Quiet())
         report = run.run()
         lines = [json.loads(line) for line in open(f"{folder}/metrics.jsonl")]
-        results[mesh] = {
+        results[name] = {
             "losses": [v for line in lines for k, v in sorted(line.items()) if k.startswith("loss/")],
             "resumed_at": run.first,
             "values": [n["value"] for n in report["subnets"]],

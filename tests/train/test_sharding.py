@@ -19,6 +19,7 @@ from research.train import sharding
 
 STORED = Path(__file__).parent / "layouts.json"
 MESHES = ["data=8", "fsdp=8", "tensor=8", "data=2,fsdp=2,tensor=2"]
+SEQUENCE = "sequence:data=2,fsdp=2,tensor=2"
 MOVED = "fsdp=8>data=2,fsdp=1,tensor=4"
 
 
@@ -66,9 +67,13 @@ def layout_of(name):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    out = tmp_path_factory.mktemp("meshes")
+    return run_on({1: ["data=1"], 8: [*MESHES, MOVED]}, tmp_path_factory.mktemp("meshes"))
+
+
+def run_on(wanted, out):
+    """Runs meshes, by the number of devices, and returns what `tests.train.meshes` says of each."""
     found = {}
-    for devices, meshes in ((1, ["data=1"]), (8, [*MESHES, MOVED])):
+    for devices, meshes in wanted.items():
         command = [sys.executable, "-m", "tests.train.meshes", str(out / str(devices)), str(devices), *meshes]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -82,6 +87,16 @@ def test_losses_on_eight_devices_are_those_on_one(results, name):
     assert len(one["losses"]) == 6
     np.testing.assert_allclose(many["losses"], one["losses"], rtol=2e-5)
     np.testing.assert_allclose(many["values"], one["values"], atol=0.01)
+
+
+@pytest.mark.slow
+def test_a_hybrid_sequence_model_is_the_same_on_eight_devices(tmp_path):
+    """Mamba-2, gated linear attention and attention with a gated feed-forward part, and half of their width."""
+    results = run_on({1: ["sequence:data=1"], 8: [SEQUENCE]}, tmp_path)
+    one, many = results["sequence:data=1"], results[SEQUENCE]
+    assert len(one["losses"]) == 6
+    np.testing.assert_allclose(many["losses"], one["losses"], rtol=2e-5)
+    assert max(many["split"].values()) == 4 and set(one["split"].values()) == {1}
 
 
 def test_a_checkpoint_is_restored_on_another_mesh(results):
