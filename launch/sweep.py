@@ -139,13 +139,14 @@ def main(overrides: dict[str, str]) -> int:
         costs = {key: full[key] for key in ("params", "state", "flops") if key in full}
         rows.append({**point, **costs, "value": full["value"], "updates": report["updates"], "wall_s": report["wall_s"]})
         groups.setdefault(point[grid[0][0]], []).append(workdir)
-    print(f"\n{report['metric']} of {len(rows)} runs, {time.monotonic() - start:.0f} s in all")
+    summary = f"{len(rows)} runs, {time.monotonic() - start:.0f} s in all"
+    print(f"\n{report['metric']} of {summary}")
     print(tables.text_table(rows, list(rows[0])))
     out = Path(_OUT.value or _WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
     command = machine.command_line()
     tables.write_csv(out / "sweep.csv", rows, command=command)
-    text = f'Made by `{command}`: {report["metric"]} as "value".\n\n{tables.markdown_table(rows, list(rows[0]))}'
+    text = f'Made by `{command}`: {summary}, {report["metric"]} as "value".\n\n{tables.markdown_table(rows, list(rows[0]))}'
     (out / "sweep.md").write_text(text, encoding="utf-8")
     drawn = run_card.against(groups, _X.value, out=out)
     print(f"table: {out}/sweep.md, plot: {drawn['plots'][0]}")

@@ -99,3 +99,38 @@ def test_models_lists_counts(tmp_path):
     assert out.returncode == 0, out.stderr
     text = (tmp_path / "m.csv").read_text()
     assert "4649060,4437300,1279687040" in text.replace(" ", "") and "31693420,31037980" in text
+
+
+@pytest.mark.slow
+def test_sweep_trains_two_at_a_time_and_goes_on_where_it_stopped(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat; " * 200)
+    command = ["launch.sweep", "--config=tests/tiny_lm.py:full", f"--config.data.dir={text}", "--config.train.duration=4", "--jobs=2"]
+    command += ["--grid=model.dim=16,32", "--grid=model.depth=1,2", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
+    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while process.poll() is None and len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) < 2:
+        time.sleep(0.05)
+    process.terminate()
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and "stopped by SIGTERM" in out, out
+    done = run(*command, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 runs" in done.stdout
+    with open(tmp_path / "out" / "sweep.csv", encoding="utf-8") as file:
+        rows = [line.split(",") for line in file if not line.startswith("#")]
+    assert [row[:2] for row in rows[1:]] == [["16", "1"], ["16", "2"], ["32", "1"], ["32", "2"]]
+    again = run(*command, timeout=120)
+    assert again.returncode == 0 and again.stdout.count("finished before") == 4
+
+
+@pytest.mark.slow
+def test_sweep_names_the_run_that_failed(tmp_path):
+    command = [
+        "--config=tests/tiny_lm.py:full",
+        "--jobs=2",
+        "--grid=model.dim=16,32",
+        f"--workdir={tmp_path}",
+        f"--config.data.dir={tmp_path}/none",
+    ]
+    message = one_line(run("launch.sweep", *command))
+    assert "2 of 2 runs failed" in message and "16.log" in message and "none" in (tmp_path / "16.log").read_text()
