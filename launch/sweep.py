@@ -8,6 +8,7 @@ network's value, state size and time, lies in OUT as sweep.md and sweep.csv; `--
 launch.report), a line for each value of the first field.
 """
 
+import contextlib
 import itertools
 import os
 import signal
@@ -88,7 +89,8 @@ class _Jobs:
     def _wait(self, process: subprocess.Popen, cores: list[int]) -> int:
         self.running.add(process)
         if self.pinned:
-            os.sched_setaffinity(process.pid, cores)
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                os.sched_setaffinity(process.pid, cores)
         try:
             return process.wait()
         finally:

@@ -117,18 +117,19 @@ def text_config(updates: int, *, max_bytes: int) -> ml_collections.ConfigDict:
 AROUND_LINEAR_ATTENTION = ("gla", "retention", "deltanet", "gated_deltanet", "cosformer", "performer", "sla")
 
 
-def probe_config(dim: int, state: int, heads: int = 4) -> ml_collections.ConfigDict:
+def probe_config(dim: int, state: int, *, heads: int = 4, attention_heads: int = 1) -> ml_collections.ConfigDict:
     """Returns what the recipes of probes share: two layers of a mixer alone, fresh examples in every epoch, Muon, an end at 99 %.
 
     Args:
       dim: channels.
       state: features of a head's keys, by which the memory of every mixer but attention grows: mixers around linear attention hold
         state x dim numbers a layer, Mamba and Mamba-2 state x 2 dim, and HGRN, which has no keys, 4 x state.
-      heads: of the mixers around linear attention and of Mamba-2 and 3, each with keys of its own; attention has one.
+      heads: of the mixers around linear attention and of Mamba-2 and 3, each with keys of its own.
+      attention_heads: of attention.
     """
     config = base_config()
     options = {kind: {"heads": heads, "state": state, "head_dim": dim // heads} for kind in AROUND_LINEAR_ATTENTION}
-    options |= {"attention": {"heads": 1}, "hgrn": {"inner": 4 * state, "taps": 4}, "mamba": {"state": state}}
+    options |= {"attention": {"heads": attention_heads}, "hgrn": {"inner": 4 * state, "taps": 4}, "mamba": {"state": state}}
     options |= {kind: {"heads": heads, "groups": heads, "state": state, "head_dim": 2 * dim // heads} for kind in ("mamba2", "mamba3")}
     config.model = {"name": "sequence", "pattern": "attention", "dim": dim, "depth": 2, "unroll": True, **options}
     config.data.options = {"fresh": True}
