@@ -18,6 +18,7 @@ OPS = {
     "linear_recurrence": ("scan_cases", "h_t = a_t h_{t-1} + b_t"),
     "selective_scan": ("scan_cases", "the recurrence of Mamba-1"),
     "ssd": ("linear_attention_cases", "state space duality of Mamba-2, length 512 to 16,384"),
+    "trapezoidal_scan": ("linear_attention_cases", "the state space of Mamba-3"),
     "linear_attention": ("linear_attention_cases", "linear, gated and delta-rule attention, length 512 to 16,384"),
     "softmax_attention": ("attention_cases", "softmax attention, linear attention beside it at length 8,192"),
     "sliding_window_attention": ("attention_cases", "softmax attention to the 256 tokens before"),

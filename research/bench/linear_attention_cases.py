@@ -1,4 +1,4 @@
-"""Recurrences with a matrix state in chunks: Mamba-2's, and linear attention without decay, with decay and with the delta rule.
+"""Recurrences with a matrix state in chunks: Mamba-2's and Mamba-3's, and linear attention without decay, with decay and with the delta rule.
 
 The lengths from 512 to 16,384 hold the same number of tokens: time per token is to stay the same.
 """
@@ -8,6 +8,7 @@ from jax import nn
 
 from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
 from research.ops import linear_attention as attention
+from research.ops.mamba3 import trapezoidal_scan
 from research.ops.ssd import ssd
 
 TOKENS = 16_384
@@ -20,6 +21,8 @@ KINDS = ("linear", "retention", "gla", "delta", "gated delta")
 
 def cases(name: str, peers: dict[str, str]) -> list[Case]:
     by_length = [(TOKENS // length, length) for length in LENGTHS]
+    if name == "trapezoidal_scan":
+        return [_trapezoidal(*size, direction) for size in (SMALL, (4, 4096)) for direction in (FORWARD, BOTH)]
     if name == "ssd":
         return [_ssd(*size, direction) for size in (SMALL, *by_length) for direction in (FORWARD, BOTH)]
     small = [_linear_attention(kind, *SMALL, direction) for kind in KINDS for direction in (FORWARD, BOTH)]
@@ -50,6 +53,29 @@ def _ssd(batch: int, length: int, direction: str) -> Case:
         length_shape(batch, length),
         direction,
         _state_flops(batch, length),
+        draw,
+        {"ours": form("auto"), **({"naive": form("naive")} if (batch, length) == SMALL else {})},
+        forms={name: form(name) for name in fast(attention.FORMS)},
+    )
+
+
+def _trapezoidal(batch: int, length: int, direction: str) -> Case:
+    """One input a head and step; maps already rotated."""
+
+    def form(name: str):
+        return lambda *operands: trapezoidal_scan(*operands, form=name)[0]
+
+    def draw():
+        dt = nn.softplus(normal(2, (batch, length, HEADS)) - 4)
+        maps = [normal(seed, (batch, length, 1, HEADS, STATE)) / STATE**0.5 for seed in (4, 5)]
+        mix = nn.sigmoid(normal(3, dt.shape))
+        return normal(1, (batch, length, 1, HEADS, WIDTH)), dt, -dt * jnp.arange(1.0, HEADS + 1), mix, *maps, jnp.ones(HEADS)
+
+    return op_case(
+        "trapezoidal_scan",
+        length_shape(batch, length),
+        direction,
+        2 * _state_flops(batch, length),  # two writes a token
         draw,
         {"ours": form("auto"), **({"naive": form("naive")} if (batch, length) == SMALL else {})},
         forms={name: form(name) for name in fast(attention.FORMS)},
