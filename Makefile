@@ -96,7 +96,7 @@ mqar: $(STAMP)
 	$(PY) -m launch.sweep --jobs=2 --config=configs/mqar.py --grid=model.pattern=$(MIXERS) --grid=arg=128x8,128x32 --workdir=runs/mqar/128 --out=results/mqar/128
 
 selective-copying: $(STAMP)
-	$(PY) -m launch.sweep --jobs=2 --config=configs/selective_copying.py --grid=model.pattern=$(MIXERS) --grid=arg=smallx4,smallx16 --workdir=runs/selective_copying --out=results/selective_copying
+	$(PY) -m launch.sweep --jobs=2 --config=configs/selective_copying.py --grid=model.pattern=$(MIXERS) --grid=arg=smallx16 --workdir=runs/selective_copying --out=results/selective_copying
 
 in-context: $(STAMP)
 	$(PY) -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear --out=results/in_context_linear
