@@ -118,6 +118,7 @@ class Run:
         self.saved = -1
         self.reached = self.ended = False
         self.last_metric: tuple[int, float] | None = None
+        self.evaluated = -1  # the last step whose evaluation is done
         self.spent_flops = 0.0
         self.interval_flops = 0.0
 
@@ -132,6 +133,7 @@ class Run:
             self.saved = steps[-1]
             self.spent_flops = run["flops"]
             self.ended = run.get("ended", steps[-1] == self.total)
+            self.evaluated, self.reached = run.get("evaluated", steps[-1]), run.get("reached", False)
             return steps[-1], state, Clock(before=run["wall_s"])
         if self.config["train"]["init_from"]:
             return 0, self._initial_from(self.config["train"]["init_from"]), Clock()
@@ -172,7 +174,6 @@ class Run:
     def _run(self) -> dict[str, Any]:
         self.step, self.state, self.clock = self._start()
         self._announce()
-        resumed_at = self.step if self.saved == self.step else None
         self.rundir.cut_back(self.step)
         write_json(self.rundir.path / "layout.json", self._layout())
         tokenizer = getattr(self.setup.splits["train"], "tokenizer", None)
@@ -180,13 +181,13 @@ class Run:
             save_tokenizer(tokenizer, self.rundir.path)
         eval_every, save_every = self.setup.steps("eval", "every"), self.setup.steps("checkpoint", "every")
         log_every = max(self.setup.steps("train", "log_every"), 1)
-        due = lambda every: every and self.step and self.step % every == 0 and self.step != resumed_at  # noqa: E731
+        due = lambda every: every and self.step and self.step % every == 0  # noqa: E731
         self._prefetch()
         grads, pending = self.programs.zero_grads(), None
         batches = self.setup.batches(self.step)
         try:
-            while self.step < self.total and not self.ended:
-                if due(eval_every):
+            while self.step < self.total and not self.ended and not self.reached:
+                if due(eval_every) and self.step != self.evaluated:
                     self._read(pending, log_every)
                     pending = None
                     with self.clock.pause():
@@ -194,7 +195,7 @@ class Run:
                     if self.reached:
                         self.reporter.say(f"eval.stop_at={self.config['eval']['stop_at']} is reached at step {self.step} of {self.total}")
                         break
-                if due(save_every):
+                if due(save_every) and self.step != self.saved:
                     self._read(pending, log_every)
                     pending = None
                     with self.clock.pause():
@@ -211,7 +212,8 @@ class Run:
             if self.saved != self.step or not self.ended:
                 self._evaluate(final=True)
                 self.ended = True
-                self._save()
+                if self.saved != self.step:  # SIGTERM came after the last update: the state is there
+                    self._save()
             self.checkpoints.close()
             return self._finish()
         except Preempted:
@@ -319,7 +321,7 @@ class Run:
         record = {f"validation/{key}/{name}": value for name, metrics in results.items() for key, value in metrics.items()}
         self.rundir.metrics(self.step, record)
         full = results["full"][self.setup.task.metric]
-        self.last_metric = (self.step, full)
+        self.last_metric, self.evaluated = (self.step, full), self.step
         goal = self.config["eval"]["stop_at"]
         self.reached = goal is not None and (full >= goal if self.setup.task.higher_is_better else full <= goal)
         task = self.setup.task
@@ -328,6 +330,7 @@ class Run:
     def _save(self) -> None:
         metric = self.last_metric[1] if self.last_metric and self.last_metric[0] == self.step else None
         run = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.spent_flops, "ended": self.ended}
+        run |= {"evaluated": self.evaluated, "reached": self.reached}
         self.checkpoints.save(self.step, self.state, run, metric)
         self.saved = self.step
 
