@@ -89,7 +89,7 @@ versus: $(PEERS)/.installed
 	$(PEERS)/bin/python -m launch.versus --peer=nanogpt:$(NANOGPT) $(if $(SHAKESPEARE),--config.data.dir=$(SHAKESPEARE)) --workdir=runs/versus --out=results/shakespeare \
 	  --configs=configs/shakespeare.py:quick,configs/shakespeare.py:small,configs/shakespeare.py:large
 
-# One training process a core: models of this size gain nothing from a second one.
+# One training process a core: a second core adds little to models of this size.
 MIXERS := attention,gated_deltanet,mamba2,gla,mamba,retention,hgrn
 mqar: $(STAMP)
 	$(PY) -m launch.sweep --jobs=2 --config=configs/mqar.py --grid=model.pattern=$(MIXERS) --grid=arg=64x4,64x16 --workdir=runs/mqar/64 --out=results/mqar/64

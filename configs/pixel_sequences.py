@@ -8,7 +8,7 @@ Hardware: two CPU cores. Any mixer: --config.model.pattern=gla.
 """
 
 from research.errors import UserError
-from research.train.config import base_config
+from research.train.config import MUON, base_config
 
 SIZES = {
     "digits": dict(data="digits", side=1, dim=64, batch=64, duration="30ep"),
@@ -25,7 +25,7 @@ def get_config(arg: str = "digits"):
     config.model = {"name": "mamba2_small", "dim": size["dim"], "depth": 2, "mamba2": {"state": 32}, "unroll": True}
     config.data.update({"name": size["data"], "batch_size": size["batch"]})
     config.data.augment = {"sequence": size["side"], "mean": 0.5, "std": 0.5}
-    config.optim.update({"name": "muon", "lr": 0.01, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "5%"})
+    config.optim.update(MUON)
     config.train.update({"duration": size["duration"], "log_every": "5%"})
     config.eval.update({"every": "20%", "batch_size": 180})
     config.checkpoint.every = "50%"

@@ -9,7 +9,7 @@ Hardware: two CPU cores. Data: the text as `tinyshakespeare.txt` in data/ or in 
 """
 
 from research.errors import UserError
-from research.train.config import base_config
+from research.train.config import MUON, base_config
 
 SIZES = {
     "quick": dict(dim=160, depth=3, ffn_dim=320, batch=16, length=128, steps="230", dropout=0.0),
@@ -34,7 +34,7 @@ def get_config(arg: str = "small"):
     }
     config.data.update({"name": "tiny_shakespeare", "batch_size": size["batch"]})
     config.data.options = {"length": size["length"], "tokenizer": "chars"}
-    config.optim.update({"name": "muon", "lr": 0.01, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "5%"})
+    config.optim.update(MUON)
     config.train.update({"duration": size["steps"], "log_every": "2%"})
     config.eval.update({"every": "0", "batch_size": 64})
     config.checkpoint.update({"every": "0"})

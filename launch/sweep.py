@@ -2,8 +2,8 @@
 
     python -m launch.sweep --config=configs/mqar.py --grid=model.pattern=mamba,gla,attention --grid=model.dim=32,64 --workdir=runs/mqar
 
-Each run is a process of `launch.train`; `--jobs=2` trains two at a time, each on its own part of the cores (small models gain), and
-their lines go to WORKDIR/NAME.log. Runs that have finished are not repeated: the same command again goes on. The table, with every
+Each run is a process of `launch.train`; `--jobs=2` trains two at a time, each on its own part of the cores, and their
+lines go to WORKDIR/NAME.log. Runs that have finished are not repeated: the same command again goes on. The table, with every
 network's value, state size and time, lies in OUT as sweep.md and sweep.csv; `--x` draws the values against a size (see
 launch.report), a line for each value of the first field.
 """
@@ -100,6 +100,8 @@ class _Jobs:
 def main(overrides: dict[str, str]) -> int:
     from launch import config as recipe
     from research.errors import UserError
+    from research.train.config import differences
+    from research.train.rundir import read_config
 
     if not _CONFIG.value or not _WORKDIR.value or not _GRID.value:
         raise UserError(
@@ -108,13 +110,15 @@ def main(overrides: dict[str, str]) -> int:
     grid = axes(_GRID.value)
     points = [dict(zip((field for field, _ in grid), values, strict=True)) for values in itertools.product(*(v for _, v in grid))]
     arguments = [_arguments(overrides, point) for point in points]
-    for config, fields in arguments:
-        recipe.load(config, fields)  # mistakes show before the first run
+    configs = [recipe.load(config, fields) for config, fields in arguments]  # mistakes show before the first run
 
     from research.report import machine, run_card, tables
 
     os.makedirs(_WORKDIR.value, exist_ok=True)
     workdirs = [os.path.join(_WORKDIR.value, "_".join(value.replace(" ", "-") for value in point.values())) for point in points]
+    for workdir, config in zip(workdirs, configs, strict=True):
+        if run_card.read_report(workdir) is not None and (changed := differences(read_config(workdir), config)):
+            raise UserError(f"{workdir} holds a finished run of another config ({changed[0]}); give another --workdir, or delete it")
     jobs, start = _Jobs(_JOBS.value), time.monotonic()
 
     def run(i: int) -> int:

@@ -95,6 +95,10 @@ def base_config() -> ml_collections.ConfigDict:
     )
 
 
+MUON = {"name": "muon", "lr": 0.01, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "5%"}
+"""Optimizer of the small sequence recipes."""
+
+
 def text_config(updates: int, *, max_bytes: int) -> ml_collections.ConfigDict:
     """Returns what the small language recipes share: bytes of Python's standard library, windows of 128, Muon, no latency.
 
@@ -106,7 +110,7 @@ def text_config(updates: int, *, max_bytes: int) -> ml_collections.ConfigDict:
     config.data.update({"name": "stdlib_text", "batch_size": 16})
     config.data.options = {"length": 128, "tokenizer": "bytes", "max_bytes": max_bytes}
     config.task.metric = "bits_per_byte"
-    config.optim.update({"name": "muon", "lr": 0.01, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "5%"})
+    config.optim.update(MUON)
     config.train.update({"duration": str(updates), "log_every": "5%"})
     config.eval.update({"every": "0", "batch_size": 64})
     config.checkpoint.update({"every": "0"})
@@ -134,7 +138,7 @@ def probe_config(dim: int, state: int, *, heads: int = 4, attention_heads: int =
     config.model = {"name": "sequence", "pattern": "attention", "dim": dim, "depth": 2, "unroll": True, **options}
     config.data.options = {"fresh": True}
     config.task.metric = "accuracy"
-    config.optim.update({"name": "muon", "lr": 0.01, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "5%"})
+    config.optim.update(MUON)
     config.train.log_every = "5%"
     config.eval.update({"every": "10%", "batch_size": 250, "stop_at": 0.99})
     config.checkpoint.every = "0"

@@ -117,8 +117,8 @@ class Run:
         self.flag = {"set": False}
         self.saved = -1
         self.reached = self.ended = False
-        self.last_metric: tuple[int, float] | None = None
         self.evaluated = -1  # the last step whose evaluation is done
+        self.last_metric: float | None = None  # what it gave, in this process
         self.spent_flops = 0.0
         self.interval_flops = 0.0
 
@@ -321,14 +321,14 @@ class Run:
         record = {f"validation/{key}/{name}": value for name, metrics in results.items() for key, value in metrics.items()}
         self.rundir.metrics(self.step, record)
         full = results["full"][self.setup.task.metric]
-        self.last_metric, self.evaluated = (self.step, full), self.step
+        self.evaluated, self.last_metric = self.step, full
         goal = self.config["eval"]["stop_at"]
         self.reached = goal is not None and (full >= goal if self.setup.task.higher_is_better else full <= goal)
         task = self.setup.task
         self.reporter.say(f"step {self.step}: validation {task.metric} of the full network {shown(task, full)}")
 
     def _save(self) -> None:
-        metric = self.last_metric[1] if self.last_metric and self.last_metric[0] == self.step else None
+        metric = self.last_metric if self.evaluated == self.step else None
         run = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.spent_flops, "ended": self.ended}
         run |= {"evaluated": self.evaluated, "reached": self.reached}
         self.checkpoints.save(self.step, self.state, run, metric)

@@ -71,3 +71,10 @@ def test_suites_that_need_a_peer():
 def test_a_mark_whose_cases_were_left_out_is_not_judged():
     judged = marks.SUITES["grouped"].marks[0].judge([], [])
     assert judged["figure"] is None and judged["kept"] == "not judged: its cases were left out"
+
+
+def test_a_mark_over_lengths_is_not_judged_without_its_cases():
+    mark = marks.SUITES["context"].marks[0]
+    assert mark.judge([], [])["kept"].startswith("not judged")
+    rows = [{"shape": "mamba 8192 tokens width 192", "median_ms": ms} for ms in (10.0, 11.0, 13.0)]
+    assert mark.judge(rows, [])["figure"] == pytest.approx(1.3) and mark.judge(rows, [])["kept"] == "no"

@@ -121,6 +121,7 @@ def test_sweep_trains_two_at_a_time_and_goes_on_where_it_stopped(tmp_path):
     assert [row[:2] for row in rows[1:]] == [["16", "1"], ["16", "2"], ["32", "1"], ["32", "2"]]
     again = run(*command, timeout=120)
     assert again.returncode == 0 and again.stdout.count("finished before") == 4
+    assert "holds a finished run of another config (train.duration" in one_line(run(*command, "--config.train.duration=5"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A language model through the whole loop: training, early end, state carried in evaluation, generation, extraction, a sweep."""
+"""A language model through the whole loop: training, early end, state carried in evaluation, generation, extraction."""
 
 import json
 
@@ -13,6 +13,7 @@ from research.errors import UserError
 from research.interop import safetensors_io
 from research.modules.state import apply
 from research.report import run_card
+from research.train import loop
 from research.train.carried import carried_metrics
 from research.train.extraction import Trained, load_models
 from research.train.loop import train
@@ -164,6 +165,25 @@ def test_a_run_ends_when_its_goal_is_reached_and_stays_ended(corpus, tmp_path):
     assert run_card.against([str(tmp_path / "run")], "data.options.length", out=tmp_path)["rows"][0]["data.options.length"] == 24
     with pytest.raises(UserError, match="has no number 'stat'; valid: .*state"):
         run_card.against([str(tmp_path / "run")], "stat", out=tmp_path)
+
+
+@pytest.mark.parametrize("interrupted", [1, 2])
+def test_a_run_stopped_inside_an_evaluation_ends_as_if_nothing_had_happened(corpus, tmp_path, monkeypatch, interrupted):
+    """The first evaluation is the one that reaches the goal, the second the last: both are done again, at the step they belong to."""
+    config = recipe.load("tests/tiny_lm.py:full", {"data.dir": corpus, "train.duration": "6", "eval.every": "4", "eval.stop_at": "9.9"})
+    evaluate, calls = loop.Run._evaluate, []
+
+    def stopped_once(run, final=False):
+        calls.append(run.step)
+        if len(calls) == interrupted:
+            raise loop.Preempted(run.step)
+        evaluate(run, final)
+
+    monkeypatch.setattr(loop.Run, "_evaluate", stopped_once)
+    with pytest.raises(loop.Preempted):
+        train(config, str(tmp_path / "run"), Lines())
+    report = train(config, str(tmp_path / "run"), Lines())
+    assert report["updates"] == 4 and calls == [4] * 3
 
 
 def test_a_sequence_classifier_reads_digits_pixel_by_pixel(tmp_path):
