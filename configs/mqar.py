@@ -10,8 +10,7 @@ heads were looked at: at length 64 two of them find the rule too late, at length
 fresh examples in every epoch, each run stopped at 99 %.
 """
 
-from research.errors import UserError
-from research.train.config import probe_config
+from research.train.config import probe_argument, probe_config
 
 SIZES = {
     "64": dict(vocab_size=256, length=64, pairs=4, train=20_000, batch=32, dim=64, attention_heads=1, updates="1500"),
@@ -20,12 +19,9 @@ SIZES = {
 }
 
 
-def get_config(arg: str = "64x16"):
-    name, _, state = (arg or "64").partition("x")
-    if name not in SIZES or not (state or "16").isdigit():
-        raise UserError(f"configs/mqar.py:{arg} is unknown; valid: LENGTHxSTATE with LENGTH one of {', '.join(SIZES)}, e.g. 64x16")
-    size = SIZES[name]
-    config = probe_config(size["dim"], int(state or 16), attention_heads=size["attention_heads"])
+def get_config(arg: str = ""):
+    size, state = probe_argument("configs/mqar.py", arg, SIZES)
+    config = probe_config(size["dim"], state, attention_heads=size["attention_heads"])
     config.data.update({"name": "probe:mqar", "batch_size": size["batch"]})
     config.data.options.update({key: size[key] for key in ("vocab_size", "length", "pairs")})
     config.data.options.update({"train_examples": size["train"], "test_examples": 1000, "random_non_queries": False})

@@ -8,8 +8,7 @@ STATE: as in configs/mqar.py; default 16.
 Hardware: two CPU cores, one and a half to eight minutes a run on one of them. Two layers of the mixer alone, fresh examples in every epoch, each run stopped at 99 %.
 """
 
-from research.errors import UserError
-from research.train.config import probe_config
+from research.train.config import probe_argument, probe_config
 
 SIZES = {
     "small": dict(copies=8, length=256, train=20_000, batch=16, updates="1500"),
@@ -17,14 +16,9 @@ SIZES = {
 }
 
 
-def get_config(arg: str = "smallx16"):
-    name, _, state = (arg or "small").partition("x")
-    if name not in SIZES or not (state or "16").isdigit():
-        raise UserError(
-            f"configs/selective_copying.py:{arg} is unknown; valid: SIZExSTATE with SIZE one of {', '.join(SIZES)}, e.g. smallx16"
-        )
-    size = SIZES[name]
-    config = probe_config(64, int(state or 16))
+def get_config(arg: str = ""):
+    size, state = probe_argument("configs/selective_copying.py", arg, SIZES)
+    config = probe_config(64, state)
     config.data.update({"name": "probe:selective_copying", "batch_size": size["batch"]})
     config.data.options.update({"copies": size["copies"], "length": size["length"], "train_examples": size["train"], "test_examples": 500})
     config.train.duration = size["updates"]

@@ -5,6 +5,7 @@ A recipe in configs/ starts from `base_config()` and changes what it needs; a fi
 
 import difflib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -119,6 +120,22 @@ def text_config(updates: int, *, max_bytes: int) -> ml_collections.ConfigDict:
 
 
 AROUND_LINEAR_ATTENTION = ("gla", "retention", "deltanet", "gated_deltanet", "cosformer", "performer", "sla")
+
+
+def probe_argument(recipe: str, arg: str, sizes: Mapping[str, Any]) -> tuple[Any, int]:
+    """Reads SIZExSTATE, either part of which may be left out: the entry of `sizes` (by default the first) and the state (16).
+
+    Raises:
+      UserError: an unknown size, or a state that is no whole number from 1.
+    """
+    name, _, state = arg.partition("x")
+    name = name or next(iter(sizes))
+    if name not in sizes or (state and not (state.isdigit() and int(state))):
+        example = f"{next(iter(sizes))}x16"
+        raise UserError(
+            f"{recipe}:{arg} is unknown; valid: SIZE or SIZExSTATE, SIZE one of {', '.join(sizes)}, STATE from 1, e.g. {example}"
+        )
+    return sizes[name], int(state or 16)
 
 
 def probe_config(dim: int, state: int, *, heads: int = 4, attention_heads: int = 1) -> ml_collections.ConfigDict:

@@ -53,6 +53,7 @@ def test_mistakes_of_flags(tmp_path):
     assert "--config and --workdir are needed" in one_line(run("launch.train"))
     assert "near: configs/quickstart.py" in one_line(run("launch.train", "--config=configs/quikstart.py", f"--workdir={tmp_path}"))
     assert "holds no run" in one_line(run("launch.evaluate", f"--workdir={tmp_path}"))
+    assert "STATE from 1, e.g. 64x16" in one_line(run("launch.train", "--config=configs/mqar.py:64x0", f"--workdir={tmp_path}"))
     assert "no model matches" in one_line(run("launch.models", "resnext*"))
 
 
