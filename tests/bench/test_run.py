@@ -71,18 +71,30 @@ def test_measured_rates_are_positive_and_in_the_header():
 
 
 def test_slow_contenders_are_timed_fewer_times(monkeypatch):
-    monkeypatch.setattr(run, "SLOW_S", 0.015)
-    monkeypatch.setattr(run, "LED_MS", 5.0)
-    calls = {"fast": [], "middle": [], "slow": []}
-    sleeps = {"fast": 0.001, "middle": 0.01, "slow": 0.02}
+    """The warm-up's times are given, so that a pause of the machine changes nothing."""
+    milliseconds = {"fast": 20.0, "middle": 200.0, "slow": 1e3 * run.SLOW_S + 1}
+    counts = dict.fromkeys(milliseconds, 0)
 
     def call(name):
-        return lambda: calls[name].append(time.sleep(sleeps[name]))
+        def count():
+            counts[name] += 1
 
-    times = run.timed({name: call(name) for name in calls}, seconds=0.05)
-    assert times["slow"]["repeats"] == 1 and len(calls["slow"]) == 2  # one warms up, none leads in
-    assert run.FEW <= times["middle"]["repeats"] <= 5 and len(calls["middle"]) == times["middle"]["repeats"] + 2
-    assert times["fast"]["repeats"] > 5 and len(calls["fast"]) == times["fast"]["repeats"] * (1 + run.LEAD) + 2
+        count.milliseconds = milliseconds[name]
+        return count
+
+    monkeypatch.setattr(run, "_warm_up", lambda call, pause_s: call.milliseconds)
+    times = run.timed({name: call(name) for name in counts}, seconds=0.4)
+    assert times["slow"]["repeats"] == counts["slow"] == 1  # none leads in
+    assert times["middle"]["repeats"] == counts["middle"] == run.FEW
+    assert times["fast"]["repeats"] == 20 and counts["fast"] == 20 * (1 + run.LEAD)
+
+
+def test_a_warm_up_calls_twice_and_once_what_is_slow(monkeypatch):
+    calls = []
+    assert run._warm_up(lambda: calls.append(time.sleep(0.002)), 0.0) >= 2 and len(calls) == 2
+    monkeypatch.setattr(run, "SLOW_S", 0.001)
+    run._warm_up(lambda: calls.append(time.sleep(0.002)), 0.0)
+    assert len(calls) == 3
 
 
 def test_gradients_are_of_the_leading_inputs():
