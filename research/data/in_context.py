@@ -5,7 +5,7 @@ The model predicts y_i where it has read x_i, that is from i - 1 examples.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,10 +36,12 @@ class Regression:
         """Of a target: the squared error of predicting zero."""
         return float(self._active())
 
-    def generate(self, random: KeyedRandom) -> Prompt:
-        """Inputs and targets, float32."""
+    def generate(self, random: KeyedRandom, active: Int[np.ndarray, " B"] | None = None) -> Prompt:
+        """Inputs and targets, float32; `active` lowers each prompt's number of coordinates that are not 0."""
         x = random.normal("inputs", self.points, self.dims)
         x[:, :, self._active() :] = 0
+        if active is not None:
+            x *= np.arange(self.dims) < active[:, None, None]
         return x, self.targets(random, x).astype(np.float32)
 
     def targets(self, random: KeyedRandom, x: Float[np.ndarray, "B K D"]) -> Float[np.ndarray, "B K"]:
@@ -150,6 +152,44 @@ REGRESSION: dict[str, Callable[..., Regression]] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Curriculum:
+    """Short prompts in few coordinates first (Garg et al. 2022, appendix A.2), growing by the epoch.
+
+    Attributes:
+      every: epochs between two steps.
+      dims: coordinates that are not 0 at the start, and how many more at each step; None leaves them all. Regression only.
+      points: targets that are scored at the start, and how many more at each step; None scores them all.
+    """
+
+    every: int
+    dims: tuple[int, int] | None = None
+    points: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Curriculum":
+        """Reads config fields.
+
+        Raises:
+          UserError: an unknown field, or one that is no count from 1 or no pair of them.
+        """
+        valid = [field.name for field in dataclasses.fields(cls)]
+        require(
+            set(options) <= set(valid) and "every" in options,
+            f"curriculum has {', '.join(options)}; valid: {', '.join(valid)}, every is needed.",
+        )
+        given = {name: value if name == "every" or value is None else tuple(value) for name, value in options.items()}
+        for name, value in given.items():
+            counts = (value,) if name == "every" else value or (1, 1)
+            fits = len(counts) == (1 if name == "every" else 2) and all(isinstance(n, int) and n >= 1 for n in counts)
+            require(fits, f"curriculum: {name}={value} must be {'a count' if name == 'every' else 'a pair of counts'} from 1.")
+        return cls(**given)
+
+    def at(self, growth: tuple[int, int], epochs: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """Returns how much `growth` allows in each epoch."""
+        return growth[0] + growth[1] * (epochs // self.every)
+
+
+@dataclasses.dataclass(frozen=True)
 class InContext:
     """A source of `examples` prompts; nothing is stored.
 
@@ -162,6 +202,7 @@ class InContext:
     seed: int
     stream: tuple[int, ...] = ()
     fresh: bool = False
+    curriculum: Curriculum | None = None
 
     @property
     def dims(self) -> int:
@@ -187,11 +228,17 @@ class InContext:
     def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
         """The block {"vectors": float32 [B, 2K, D], "targets": float32 [B, K]}.
 
-        Vector 2i is x_i, vector 2i + 1 holds y_i in coordinate 0 and zeros; target i is predicted at vector 2i.
+        Vector 2i is x_i, vector 2i + 1 holds y_i in coordinate 0 and zeros; target i is predicted at vector 2i. Targets that the
+        curriculum does not score yet are NaN.
         """
-        x, y = self.rule.generate(KeyedRandom.of(self.seed, self.stream, indices, epochs if self.fresh else None))
+        random = KeyedRandom.of(self.seed, self.stream, indices, epochs if self.fresh else None)
+        growing = self.curriculum if epochs is not None else None
+        options = {"active": growing.at(growing.dims, epochs)} if growing and growing.dims else {}
+        x, y = self.rule.generate(random, **options)
         vectors = np.zeros((len(x), 2 * self.points, self.dims), np.float32)
         vectors[:, 0::2], vectors[:, 1::2, 0] = x, y
+        if growing and growing.points:
+            y = np.where(np.arange(self.points) < growing.at(growing.points, epochs)[:, None], y, np.float32(np.nan))
         return {"vectors": vectors, "targets": y}
 
 
@@ -208,7 +255,14 @@ class InContextBoolean(InContext):
 
 
 def load_in_context(
-    task: str, *, train_examples: int | None = None, test_examples: int | None = None, seed: int = 0, fresh: bool = False, **options: Any
+    task: str,
+    *,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+    seed: int = 0,
+    fresh: bool = False,
+    curriculum: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> dict[str, InContext]:
     """The splits 'train', 'validation' and 'test' of an in-context task, with streams of their own.
 
@@ -218,6 +272,7 @@ def load_in_context(
       test_examples: number of validation prompts, and of test prompts.
       seed: keys every prompt.
       fresh: other training prompts in every epoch (where `gather` is told the epochs); the papers train so.
+      curriculum: fields of `Curriculum`, for the training prompts.
       **options: fields of the task: dims, points and its own.
 
     Raises:
@@ -227,7 +282,15 @@ def load_in_context(
     source = InContextBoolean if task in BOOLEAN else InContextRegression
     check_counts(task, {"train_examples": train_examples, "test_examples": test_examples})
     counts = {"train": train_examples, "validation": test_examples, "test": test_examples}
+    growing = Curriculum.of(curriculum) if curriculum else None
+    if growing:
+        require(growing.dims is None or task in REGRESSION, f"curriculum: {task} has no coordinates to leave out; leave dims away.")
+        first = (growing.points or (rule.points,))[0]
+        start = getattr(rule, "start", 0)
+        require(first > start, f"curriculum: points begin with {first}, but {task} scores from example {start} on.")
     return {
-        split: source(f"{task}/{split}", rule, counts[split], seed, (stream,), fresh and split == "train")
+        split: source(
+            f"{task}/{split}", rule, counts[split], seed, (stream,), fresh and split == "train", growing if split == "train" else None
+        )
         for split, stream in SPLITS.items()
     }

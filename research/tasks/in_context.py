@@ -1,7 +1,7 @@
 """In-context learning of functions (Garg et al. 2022, arXiv 2208.01066): predict each y from the pairs before it.
 
 A batch is {"vectors": [B, 2 K, D] float, the sequence x_1, y_1, x_2, y_2, ... with y in coordinate 0, "targets": [B, K]}.
-The model's single output is read at the places of the x. Regression takes the squared error, Boolean functions (labels of
+A target of NaN is not scored (a curriculum that begins with short prompts). The model's single output is read at the places of the x. Regression takes the squared error, Boolean functions (labels of
 -1 and 1, arXiv 2310.03016) the logistic loss.
 """
 
@@ -54,12 +54,17 @@ class InContextLearning:
         """Returns what the model says of each y when it has read its x."""
         return wide(outputs[:, ::2, 0])
 
+    def _mean(self, values: Float[Array, "B K"], target: Float[Array, "B K"]) -> Float[Array, ""]:
+        scored = ~jnp.isnan(target) & (jnp.arange(self.points) >= self.scored_from)
+        return jnp.where(scored, values, 0.0).sum() / jnp.maximum(scored.sum(), 1)
+
     def _losses(self, predicted: Float[Array, "B K"], target: Float[Array, "B K"]) -> Float[Array, "B K"]:
+        target = jnp.nan_to_num(target)  # so that no gradient of what is not scored is NaN
         return jax.nn.softplus(-predicted * target) if self.boolean else jnp.square(predicted - target)
 
     def loss(self, outputs: Float[Array, "B 2K 1"], target: Float[Array, "B K"]) -> Float[Array, ""]:
         """Mean loss over all scored prefixes."""
-        return self._losses(self.predictions(outputs), target)[:, self.scored_from :].mean()
+        return self._mean(self._losses(self.predictions(outputs), target), target)
 
     def distill(self, outputs: Float[Array, "B 2K 1"], teacher: Float[Array, "B 2K 1"], target: Any) -> Float[Array, ""]:
         """Mean squared distance to the teacher's outputs, or logistic loss against its probabilities."""
@@ -74,7 +79,7 @@ class InContextLearning:
 
     def measure(self, outputs: Float[Array, "B 2K 1"], batch: Batch) -> dict[str, Float[Array, ""]]:
         scores = self._scores(self.predictions(outputs), batch["targets"])
-        return {self.metric: scores[:, self.scored_from :].mean()}
+        return {self.metric: self._mean(scores, batch["targets"])}
 
     def zero_sums(self) -> dict[str, Any]:
         return {"scores": np.zeros(self.points, np.float32), "losses": 0.0, "count": 0.0}

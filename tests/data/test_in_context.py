@@ -155,6 +155,28 @@ def test_inactive_coordinates_are_zero():
     np.testing.assert_array_equal(x[:, :, :5], full[:, :, :5])
 
 
+def test_the_curriculum_adds_coordinates_and_points_by_the_epoch():
+    options = dict(dims=8, points=9, fresh=True)
+    plain = source("linear", **options)
+    growing = source("linear", **options, curriculum={"every": 2, "dims": (3, 2), "points": (4, 3)})
+    indices, epochs = np.arange(6), np.array([0, 1, 2, 4, 5, 40])
+    block, full = growing.gather(indices, epochs), plain.gather(indices, epochs)
+    x, all_x = block["vectors"][:, ::2], full["vectors"][:, ::2]
+    for row, (dims, points) in enumerate([(3, 4), (3, 4), (5, 7), (7, 9), (7, 9), (8, 9)]):
+        np.testing.assert_array_equal(x[row, :, :dims], all_x[row, :, :dims])
+        assert not x[row, :, dims:].any()
+        y = block["targets"][row]
+        assert np.isfinite(y[:points]).all() and np.isnan(y[points:]).all()
+        np.testing.assert_array_equal(block["vectors"][row, 1::2, 0][:points], y[:points])
+        weights, _, rank, _ = np.linalg.lstsq(x[row].astype(np.float64), block["vectors"][row, 1::2, 0].astype(np.float64), rcond=None)
+        assert rank == dims
+        np.testing.assert_allclose(x[row] @ weights, block["vectors"][row, 1::2, 0], atol=1e-4)
+    np.testing.assert_array_equal(block["targets"][5], full["targets"][5])
+    np.testing.assert_array_equal(growing.gather(indices)["targets"], plain.gather(indices)["targets"])
+    held_out = load_in_context("linear", train_examples=5, test_examples=5, **options, curriculum={"every": 2, "points": (4, 3)})["test"]
+    assert np.isfinite(held_out.gather(indices[:5], epochs[:5])["targets"]).all()
+
+
 def words_of(task, what, *shape, count=2000):
     return KeyedRandom.of(0, (0,), np.arange(count)).uniform(what, *shape)
 
@@ -315,6 +337,12 @@ GIVEN = dict(train_examples=5, test_examples=5)
         ("conjunction", GIVEN | dict(teaching=True, points=28), ["points=28", "dims=28"]),
         ("sparse_disjunction", GIVEN | dict(literal_count=29), ["literal_count=29", "1..28"]),
         ("sparse_parity", GIVEN | dict(bits=0), ["bits=0", "1..28"]),
+        ("linear", GIVEN | dict(curriculum={"dims": (5, 1)}), ["every is needed"]),
+        ("linear", GIVEN | dict(curriculum={"every": 2, "size": (5, 1)}), ["size", "every, dims, points"]),
+        ("linear", GIVEN | dict(curriculum={"every": 2, "dims": (5,)}), ["dims=(5,)", "pair of counts"]),
+        ("linear", GIVEN | dict(curriculum={"every": 0}), ["every=0"]),
+        ("dnf", GIVEN | dict(curriculum={"every": 2, "dims": (5, 1)}), ["dnf", "leave dims away"]),
+        ("nearest_neighbour", GIVEN | dict(curriculum={"every": 2, "points": (5, 1)}), ["points begin with 5"]),
         ("nearest_neighbour", GIVEN | dict(start=70), ["start=70", "1..69"]),
     ],
 )

@@ -1,5 +1,6 @@
 """In-context learning as a task: where predictions are read, errors by number of examples, both kinds of targets."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,3 +31,18 @@ def test_boolean_labels_take_the_logistic_loss_and_unscored_prefixes_do_not_coun
     measured = task.measure(jnp.asarray(OUT), {"targets": jnp.asarray(y)})
     np.testing.assert_allclose(measured["accuracy"], (read * y > 0)[:, 2:].mean(), rtol=1e-6)
     assert task.metric == "accuracy" and task.higher_is_better
+
+
+def test_targets_of_nan_are_not_scored_and_send_no_gradient():
+    for boolean in (False, True):
+        task, y = InContextLearning(points=4, boolean=boolean, scored_from=1), np.sign(Y) if boolean else Y
+        hidden = y.copy()
+        hidden[0, 2:], hidden[2, 3] = np.nan, np.nan
+        read = OUT[:, ::2, 0]
+        each = np.log1p(np.exp(-read * y)) if boolean else (read - y) ** 2
+        scored = np.isfinite(hidden) & (np.arange(4) >= 1)
+        loss, gradient = jax.value_and_grad(task.loss)(jnp.asarray(OUT), jnp.asarray(hidden))
+        np.testing.assert_allclose(loss, each[scored].mean(), rtol=1e-6)
+        np.testing.assert_array_equal(np.asarray(gradient)[:, ::2, 0] != 0, scored)
+        measured = task.measure(jnp.asarray(OUT), {"targets": jnp.asarray(hidden)})
+        np.testing.assert_allclose(measured[task.metric], ((read * y > 0) if boolean else each)[scored].mean(), rtol=1e-6)
