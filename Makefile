@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
 .PHONY: help quickstart quickstart-seeds lm-quickstart test test-slow check format lock fashion fashion-fast overhead bench bench-peers tune versus mqar
-.PHONY: selective-copying in-context wide-deep hybrid clean
+.PHONY: selective-copying in-context in-context-boolean wide-deep hybrid clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
@@ -20,7 +20,7 @@ help:
 	@echo "make bench         ops beside their twins and XLA's own, judged by their marks"
 	@echo "make bench-peers   ops and models beside PyTorch and transformers, in an environment of their own (UNIREPLKNET=PATH of the official file)"
 	@echo "make versus        tiny Shakespeare beside nanoGPT (NANOGPT=PATH of a checkout, SHAKESPEARE=FOLDER of the text)"
-	@echo "make mqar          which mixers recall, by size of their state; make selective-copying, in-context, wide-deep, hybrid"
+	@echo "make mqar          which mixers recall, by size of their state; make selective-copying, in-context, in-context-boolean, wide-deep, hybrid"
 	@echo "make tune          measure the table that chooses the ops' forms on a CPU"
 	@echo "make lock          renew requirements.lock (needs uv)"
 
@@ -101,11 +101,17 @@ selective-copying: $(STAMP)
 in-context: $(STAMP)
 	$(PY) -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear --out=results/in_context_linear
 
+in-context-boolean: $(STAMP)
+	for function in conjunction dnf parity sparse_parity; do \
+	  $(PY) -m launch.in_context --config=configs/in_context_boolean.py:$$function --workdir=runs/in_context_boolean/$$function \
+	    --out=results/in_context_boolean/$$function || exit 1; \
+	done
+
 wide-deep: $(STAMP)
-	$(PY) -m launch.sweep --config=configs/wide_deep.py --grid=arg=1,2,4,8 --workdir=runs/wide_deep --out=results/wide_deep --x=model.depth
+	$(PY) -m launch.sweep --jobs=2 --config=configs/wide_deep.py --grid=arg=1,2,4,8 --workdir=runs/wide_deep --out=results/wide_deep --x=model.depth
 
 hybrid: $(STAMP)
-	$(PY) -m launch.sweep --config=configs/hybrid.py --grid="model.pattern=mamba2 mamba2 window;mamba2;window" --workdir=runs/hybrid --out=results/hybrid --x=params
+	$(PY) -m launch.sweep --jobs=2 --config=configs/hybrid.py --grid="model.pattern=mamba2 mamba2 window;mamba2;window" --workdir=runs/hybrid --out=results/hybrid --x=params
 
 tune: $(STAMP)
 	for op in depthwise_conv2d depthwise_conv1d softmax_attention; do $(PY) -m launch.bench --tune=$$op || exit 1; done

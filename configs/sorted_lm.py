@@ -11,7 +11,7 @@ from research.train.config import text_config
 
 def get_config(arg: str = ""):
     del arg
-    config = text_config(1000, max_bytes=4_000_000)
+    config = text_config(600, max_bytes=4_000_000)
     config.model = {
         "name": "sequence",
         "pattern": "hgrn",

@@ -94,6 +94,7 @@ def recipes():
         "mqar": ("128", "published"),
         "selective_copying": ("published",),
         "in_context_linear": ("published",),
+        "in_context_boolean": ("dnf-published",),
         "wide_deep": ("8",),
         "mamba_130m": ("mamba2", "shrunken"),
         "pixel_sequences": ("fashion",),
@@ -116,6 +117,8 @@ FIELDS = {
     "probe:mqar": {"vocab_size": 256},
     "probe:selective_copying": {"vocab_size": 16},
     "in_context:linear": {"vocab_size": 0, "input_dim": 5, "outputs": 1},
+    "in_context:conjunction": {"vocab_size": 0, "input_dim": 10, "outputs": 1},
+    "in_context:dnf": {"vocab_size": 0, "input_dim": 28, "outputs": 1},
 }
 """Data set -> fields of the model that the data decide."""
 
