@@ -52,12 +52,13 @@ def main(overrides: dict[str, str]) -> int:
     columns = list(rows[0])
     shown = [{key: f"{value:.4f}" if isinstance(value, float) else value for key, value in row.items()} for row in rows]
     print(tables.text_table(shown, columns))
-    best = found["least squares"]
+    rival = "nearest neighbour" if task.boolean else "least squares"
+    best = found[rival]
     size = trained.setup.splits["test"].dims
     points = [n for n in (size // 2, size, 2 * size) if n < task.points]
-    ratio = "; ".join(f"after {n} examples {found['model'][n]:.4f} against {best[n]:.4f} of least squares" for n in points)
+    ratio = "; ".join(f"after {n} examples {found['model'][n]:.4f} against {best[n]:.4f} of {rival}" for n in points)
     mean = float(found["model"][1:].mean() / best[1:].mean()) if best[1:].mean() else float("nan")
-    line = f"{task.metric}: {ratio}; mean over all prefixes {mean:.3f} times that of least squares"
+    line = f"{task.metric}: {ratio}; mean over all prefixes {mean:.3f} times that of {rival}"
     print(line)
     out = Path(_OUT.value or _WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
