@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help quickstart quickstart-seeds lm-quickstart test test-slow check format lock fashion fashion-fast overhead bench bench-peers tune versus mqar
+.PHONY: help quickstart quickstart-seeds lm-quickstart test test-slow check format lock fashion fashion-fast overhead bench bench-peers tune versus mqar probes
 .PHONY: selective-copying in-context in-context-boolean wide-deep hybrid clean
 
 help:
@@ -91,9 +91,16 @@ versus: $(PEERS)/.installed
 
 # One training process a core: a second core adds little to models of this size.
 MIXERS := attention,gated_deltanet,mamba2,gla,mamba,retention,hgrn
+MQAR = $(PY) -m launch.sweep --jobs=2 --config=configs/mqar.py --grid=model.pattern=$(MIXERS)
 mqar: $(STAMP)
-	$(PY) -m launch.sweep --jobs=2 --config=configs/mqar.py --grid=model.pattern=$(MIXERS) --grid=arg=64x4,64x16 --workdir=runs/mqar/64 --out=results/mqar/64
-	$(PY) -m launch.sweep --jobs=2 --config=configs/mqar.py --grid=model.pattern=$(MIXERS) --grid=arg=128x8,128x32 --workdir=runs/mqar/128 --out=results/mqar/128
+	$(MQAR) --grid=arg=64x4,64x16 --workdir=runs/mqar/64 --out=results/mqar/64
+	$(MQAR) --grid=arg=128x8,128x32 --workdir=runs/mqar/128 --out=results/mqar/128
+
+# The probes that fit an hour: of make mqar all but the small state at length 128. What is finished is not trained again.
+probes: $(STAMP)
+	$(MQAR) --grid=arg=64x4,64x16 --workdir=runs/mqar/64
+	$(MQAR) --grid=arg=128x32 --workdir=runs/mqar/128
+	$(MAKE) selective-copying
 
 selective-copying: $(STAMP)
 	$(PY) -m launch.sweep --jobs=2 --config=configs/selective_copying.py --grid=model.pattern=$(MIXERS) --grid=arg=smallx16 --workdir=runs/selective_copying --out=results/selective_copying

@@ -14,7 +14,7 @@ from research.train.config import probe_argument, probe_config
 
 SIZES = {
     "64": dict(vocab_size=256, length=64, pairs=4, train=20_000, batch=32, dim=64, attention_heads=1, updates="1500"),
-    "128": dict(vocab_size=256, length=128, pairs=8, train=20_000, batch=32, dim=64, attention_heads=2, updates="1200"),
+    "128": dict(vocab_size=256, length=128, pairs=8, train=20_000, batch=32, dim=64, attention_heads=2, updates="1500"),
     "published": dict(vocab_size=8192, length=512, pairs=64, train=100_000, batch=256, dim=128, attention_heads=1, updates="64ep"),
 }
 

@@ -5,7 +5,8 @@
 
 Argument: the number of layers, 1, 2, 4 or 8 (default 1), of 8, 4, 2 or 1 heads of 32 features. Any mixer with heads:
 --config.model.pattern=gla and the like.
-Hardware: two CPU cores; not timed yet. Data: the text of Python's standard library, bytes.
+Hardware: two CPU cores, nine minutes for all four, one on each core at a time. Numbers to expect: 2.18, 2.01, 1.96 and 1.95 bits
+per byte with 1, 2, 4 and 8 layers. Data: the text of Python's standard library, bytes.
 """
 
 from research.errors import UserError
@@ -29,5 +30,6 @@ def get_config(arg: str = "1"):
         "unroll": True,
         "attention": heads,
     }
+    config.expect = {"full": (None, {1: 2.3, 2: 2.1, 4: 2.05, 8: 2.05}[depth])}
     config.report.update({"latency": True, "latency_batches": (1,)})
     return config

@@ -54,16 +54,18 @@ def loop_overhead(config: dict[str, Any], steps: int, workdir: str, reporter: Re
 
 
 def _bare_inputs(run: Run, batch: dict[str, np.ndarray], draws: tuple[Draw, ...]) -> list[tuple[Any, ...]]:
-    """Program, batch in place, clock and teacher for each draw."""
-    programs, out = run.programs, []
+    """Program, batch in place, clock and teacher for each part of the batch and each draw."""
+    programs, accumulate, out = run.programs, run.config["train"]["accumulate"], []
     for order, draw in enumerate(draws):
-        placed = place(part_of(batch, draw.part, draw.parts), programs)
-        clock = jax.device_put(np.array([run.step, draw.part, order], np.uint32), programs.replicated)
-        shape = programs.outputs(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), placed))
-        teacher = np.zeros(shape.shape, shape.dtype) if draw.distill else np.float32(0)
-        teacher = jax.device_put(teacher, programs.batch_sharding if draw.distill else programs.replicated)
-        args = (run.state.params, run.state.stats, programs.full.params, placed, clock, np.float32(1), teacher)
-        out.append((programs.get("gradient", draw.name, *args, distill=draw.distill), placed, clock, teacher))
+        for micro in range(accumulate):
+            slot = draw.part * accumulate + micro
+            placed = place(part_of(batch, slot, draw.parts * accumulate), programs)
+            clock = jax.device_put(np.array([run.step, slot, order * accumulate + micro], np.uint32), programs.replicated)
+            shape = programs.outputs(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), placed))
+            teacher = np.zeros(shape.shape, shape.dtype) if draw.distill else np.float32(0)
+            teacher = jax.device_put(teacher, programs.batch_sharding if draw.distill else programs.replicated)
+            args = (run.state.params, run.state.stats, programs.full.params, placed, clock, np.float32(1), teacher)
+            out.append((programs.get("gradient", draw.name, *args, distill=draw.distill), placed, clock, teacher))
     return out
 
 

@@ -26,8 +26,10 @@ def test_imagenet_recipe_runs_two_shrunken_updates(tmp_path):
 
 
 @pytest.mark.slow
-def test_bench_prints_the_bare_step_beside_the_loop(tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_bench_prints_the_bare_step_beside_the_loop(accumulate, tmp_path):
     command = [sys.executable, "-m", "launch.bench", "--config=tests/tiny.py", "--steps=5", f"--csv={tmp_path / 'overhead.csv'}"]
+    command.append(f"--config.train.accumulate={accumulate}")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     bare, loop = read_csv(tmp_path / "overhead.csv")
