@@ -3,7 +3,7 @@
     python -m launch.train --config=configs/lm_quickstart.py --workdir=runs/lm_quickstart
     python -m launch.generate --workdir=runs/lm_quickstart --prompt="def " --temperature=0.7
 
-Hardware: two CPU cores; under five minutes. The files' names decide the split, so figures move a little with the
+Hardware: two CPU cores, 211 s with compiling. Number to expect: 1.67 bits per byte. The files' names decide the split, so figures move a little with the
 version of Python; the digest of the training text stands in the report.
 """
 

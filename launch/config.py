@@ -88,10 +88,14 @@ def _set(config: Any, field: str, text: str) -> None:
         value = text
     if old is not None and hasattr(old, "items"):
         raise UserError(f"{where}.{name} is a group of fields ({', '.join(old)}); set one of them")
+    wrong = UserError(f"{where}.{name}={text!r} is not of type {type(old).__name__} (as in {old!r})")
     if old is not None and not free and type(value) is not type(old) and not isinstance(old, tuple | list):
-        raise UserError(f"{where}.{name}={text!r} is not of type {type(old).__name__} (as in {old!r})")
-    with node.unlocked():
-        node[name] = tuple(value) if isinstance(old, tuple) and isinstance(value, list | tuple) else value
+        raise wrong
+    try:
+        with node.unlocked():
+            node[name] = tuple(value) if isinstance(old, tuple) and isinstance(value, list | tuple) else value
+    except TypeError:
+        raise wrong from None
 
 
 def _unknown(where: str, name: str, node: Any) -> None:

@@ -173,15 +173,16 @@ class Curriculum:
           UserError: an unknown field, or one that is no count from 1 or no pair of them.
         """
         valid = [field.name for field in dataclasses.fields(cls)]
-        require(
-            set(options) <= set(valid) and "every" in options,
-            f"curriculum has {', '.join(options)}; valid: {', '.join(valid)}, every is needed.",
-        )
-        given = {name: value if name == "every" or value is None else tuple(value) for name, value in options.items()}
-        for name, value in given.items():
-            counts = (value,) if name == "every" else value or (1, 1)
-            fits = len(counts) == (1 if name == "every" else 2) and all(isinstance(n, int) and n >= 1 for n in counts)
-            require(fits, f"curriculum: {name}={value} must be {'a count' if name == 'every' else 'a pair of counts'} from 1.")
+        require(isinstance(options, Mapping), f"curriculum={options} must be fields: {', '.join(valid)}.")
+        require("every" in options, "curriculum: every is needed, a number of epochs.")
+        given = {}
+        for name, value in options.items():
+            require(name in valid, f"curriculum has no field {name!r}; valid: {', '.join(valid)}.")
+            counts = [value] if name == "every" else value
+            wanted = "a count" if name == "every" else "a pair of counts"
+            fits = isinstance(counts, (list, tuple)) and len(counts) == (1 if name == "every" else 2)
+            require(fits and all(isinstance(n, int) and n >= 1 for n in counts), f"curriculum: {name}={value} must be {wanted} from 1.")
+            given[name] = value if name == "every" else tuple(value)
         return cls(**given)
 
     def at(self, growth: tuple[int, int], epochs: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:

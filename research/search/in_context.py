@@ -45,5 +45,6 @@ def errors(
             predicted[name] = baselines.gradient_descent(x, y, steps=steps, step_size=factors / baselines.curvature(x))
         predicted["averaging"] = baselines.averaging(x, y)
         predicted["zero"] = np.zeros_like(y)
-    score = (lambda p: (p * y > 0).mean(0)) if task.boolean else (lambda p: np.square(p - y).mean(0) / task.scale)
+    # A label of 0 is no answer: half of such guesses are right.
+    score = (lambda p: (0.5 + 0.5 * np.sign(p * y)).mean(0)) if task.boolean else (lambda p: np.square(p - y).mean(0) / task.scale)
     return {name: score(np.asarray(p, np.float64)) for name, p in predicted.items()}

@@ -1,8 +1,8 @@
 """In-context learning of functions (Garg et al. 2022, arXiv 2208.01066): predict each y from the pairs before it.
 
 A batch is {"vectors": [B, 2 K, D] float, the sequence x_1, y_1, x_2, y_2, ... with y in coordinate 0, "targets": [B, K]}.
-A target of NaN is not scored (a curriculum that begins with short prompts). The model's single output is read at the places of the x. Regression takes the squared error, Boolean functions (labels of
--1 and 1, arXiv 2310.03016) the logistic loss.
+A target of NaN is not scored (a curriculum that begins with short prompts). The model's single output is read at the places of
+the x. Regression takes the squared error, Boolean functions (labels of -1 and 1, arXiv 2310.03016) the logistic loss.
 """
 
 from dataclasses import dataclass

@@ -63,6 +63,8 @@ def test_mistakes_of_flags(tmp_path):
         ("train.durations=3", "unknown config field config.train.durations; near: config.train.duration"),
         ("nestd.scheme=all", "unknown config field config.nestd; near: config.nested"),
         ("train.accumulate=many", "config.train.accumulate='many' is not of type int"),
+        ("report.latency_batches=5", "config.report.latency_batches='5' is not of type tuple"),
+        ("model.stem_strides=8", "config.model.stem_strides='8' is not of type tuple"),
         ("nested.scheme=sort", "unknown nested.scheme 'sort'; valid: full, random, sorted, sandwich, all"),
         ("data.name=fashion_mist", "fashion_mnist"),
         ("data.name=idx", "data_dir"),
