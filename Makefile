@@ -21,7 +21,7 @@ help:
 	@echo "make bench-peers   ops and models beside PyTorch and transformers, in an environment of their own (UNIREPLKNET=PATH of the official file)"
 	@echo "make versus        tiny Shakespeare beside nanoGPT (NANOGPT=PATH of a checkout, SHAKESPEARE=FOLDER of the text)"
 	@echo "make mqar          which mixers recall, by size of their state; make selective-copying, in-context, in-context-boolean, wide-deep, hybrid"
-	@echo "make probes        of these, recall and selective copying in about an hour"
+	@echo "make probes        of these, recall and selective copying within an hour (51 minutes on two cores)"
 	@echo "make tune          measure the table that chooses the ops' forms on a CPU"
 	@echo "make lock          renew requirements.lock (needs uv)"
 
@@ -97,7 +97,7 @@ mqar: $(STAMP)
 	$(MQAR) --grid=arg=64x4,64x16 --workdir=runs/mqar/64 --out=results/mqar/64
 	$(MQAR) --grid=arg=128x8,128x32 --workdir=runs/mqar/128 --out=results/mqar/128
 
-# The probes that should fit an hour: of make mqar all but the small state at length 128. What is finished is not trained again.
+# The probes that fit an hour (README): of make mqar all but the small state at length 128. What is finished is not trained again.
 probes: $(STAMP)
 	$(MQAR) --grid=arg=64x4,64x16 --workdir=runs/mqar/64
 	$(MQAR) --grid=arg=128x32 --workdir=runs/mqar/128

@@ -11,6 +11,7 @@ from research.models import registry
 from research.models.forms import on_cpu
 from research.modules.state import apply, initialize
 from research.ops import dispatch
+from tests.models.twins import fast_jit
 
 CASES = [
     (
@@ -33,9 +34,9 @@ def test_one_field_changes_the_form_and_not_the_function(name, fields, form):
     outputs, programs = [], []
     for choice in ("auto", form):
         config = registry.model_config(name, form=choice, **fields)
-        params, stats = jax.jit(functools.partial(initialize, config))(jax.random.key(0))
+        params, stats = fast_jit(functools.partial(initialize, config))(jax.random.key(0))
         images = np.random.default_rng(0).normal(size=(2, *config.input_shape())).astype(np.float32)
-        run = jax.jit(lambda p, s, x, config=config: apply(config, p, s, x, mode="eval")[0])
+        run = fast_jit(lambda p, s, x, config=config: apply(config, p, s, x, mode="eval")[0])
         outputs.append(np.asarray(run(params, stats, images)))
         programs.append(run.lower(params, stats, images).as_text())
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-4 * np.abs(outputs[0]).max())
