@@ -1,6 +1,6 @@
 """Runs inside the test process compile their programs without optimisation: they make a few steps each, and compiling is what takes the time.
 
-Runs that are started as commands or by a fixture of a module, and so the tests of equal bits after a kill, compile as users' do.
+Runs that are started as commands, and those whose bits are compared with one (fixture `whole`), compile as users' do.
 """
 
 import pytest
@@ -10,5 +10,6 @@ from tests.models.twins import FAST
 
 
 @pytest.fixture(autouse=True)
-def unoptimised_programs(monkeypatch):
-    monkeypatch.setattr(Programs, "_effort", lambda self, kind: FAST)
+def unoptimised_programs(request, monkeypatch):
+    if "whole" not in request.fixturenames:
+        monkeypatch.setattr(Programs, "_effort", lambda self, kind: FAST)
