@@ -44,6 +44,9 @@ ROLES = {
     "angles": "pairs of state features that rotate together",
     "features": "random features of a kernel",
     "clusters": "centroids of routing attention",
+    "experts": "experts of a mixture",
+    "slots": "soft slots of one expert",
+    "observed": "numbers that a layer reports of itself",
     "directions": "ways in which a mixer walks over an image",
 }
 

@@ -40,6 +40,9 @@ CUTS = {
     "features": "leading",
     "clusters": "leading",
     "directions": "whole",
+    "experts": "leading",
+    "slots": "whole",
+    "observed": "whole",
 }
 """Role -> how the smaller self is cut: leading slice, centre crop, the kept layers, or not at all."""
 

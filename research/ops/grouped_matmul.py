@@ -20,7 +20,7 @@ FORMS = tuple(grouped_forms.FORMS)
 
 
 def grouped_matmul(
-    x: Float[Array, "T K"], weights: Float[Array, "E K N"], group_sizes: Int[Array, " E"], *, form: str = "auto"
+    x: Float[Array, "T K"], weights: Float[Array, "E K N"], group_sizes: Int[Array, " E"], *, form: str = "auto", partial: bool = False
 ) -> Float[Array, "T N"]:
     """Returns y[t] = x[t] @ weights[group of t], where the first group_sizes[0] rows are of group 0, the next ones of group 1, and so on.
 
@@ -31,6 +31,7 @@ def grouped_matmul(
         get a zero gradient, rows that they count beyond T are passed over.
       form: "auto" (by platform), "cpu", "blocks" (a CPU's), "ragged" (`lax.ragged_dot`, that of accelerators) or "naive" (all rows with
         each group's weights in turn, E times the work; gradient by autodiff).
+      partial: rows beyond the sum of the sizes are meant to be of no group.
 
     Returns:
       Rows in the common dtype of x and weights; sums are taken in float32 at least. Differentiable once, in reverse, in x and weights.
@@ -45,7 +46,7 @@ def grouped_matmul(
     integral = jnp.issubdtype(group_sizes.dtype, jnp.integer)
     checks.require(integral, OP, "group_sizes", f"of dtype {group_sizes.dtype}", "integers")
     if not isinstance(group_sizes, jax.core.Tracer):
-        _check_sizes(np.asarray(group_sizes), num_rows)
+        _check_sizes(np.asarray(group_sizes), num_rows, partial)
     ends = jnp.minimum(jnp.cumsum(group_sizes.astype(jnp.int32)), num_rows)
     sizes = jnp.diff(ends, prepend=0)
     dtype = jnp.promote_types(x.dtype, weights.dtype)
@@ -55,9 +56,11 @@ def grouped_matmul(
     return _grouped_matmul(form, x, weights, sizes)
 
 
-def _check_sizes(sizes, num_rows):
+def _check_sizes(sizes, num_rows, partial):
     told = f"of shape {sizes.shape} and sum {sizes.sum()}"
-    checks.require(sizes.sum() == num_rows, OP, "group_sizes", told, f"sum {num_rows}, the rows of x")
+    checks.require(
+        sizes.sum() == num_rows or (partial and sizes.sum() < num_rows), OP, "group_sizes", told, f"sum {num_rows}, the rows of x"
+    )
     checks.require((sizes >= 0).all(), OP, "group_sizes", f"{told}, the least {sizes.min()}", "none below 0")
 
 
@@ -118,40 +121,44 @@ def sort_by_group(assignments: Int[Array, " T"] | Int[Array, "T k"], num_groups:
     return permutation, inverse, sizes
 
 
-def _gather(rows, index):
-    return jnp.take(rows, index, axis=0, mode="clip")
+def _gather(rows, index, partial=False):
+    return jnp.take(rows, index, axis=0, mode="fill", fill_value=0) if partial else jnp.take(rows, index, axis=0, mode="clip")
 
 
-def permute(x: Float[Array, "T D"], permutation: Int[Array, " R"], inverse: Int[Array, " R"]) -> Float[Array, "R D"]:
-    """Returns the rows of x in the order of `sort_by_group`, each R / T = k times; the gradient gathers by the inverse.
+def permute(
+    x: Float[Array, "T D"], permutation: Int[Array, " R"], inverse: Int[Array, " P"], *, partial: bool = False
+) -> Float[Array, "R D"]:
+    """Returns the rows of x in the order of `sort_by_group`, each P / T = k times; the gradient gathers by the inverse.
 
     Args:
       x: one row per token.
-      permutation, inverse: of the R = T * k pairs.
+      permutation: which of the P = T * k pairs (pair p is of token p // k) comes at each of R places.
+      inverse: the place of each pair.
+      partial: some pairs have no place (an inverse of R) and some places no pair (a permutation of P), which gives rows of zeros;
+        otherwise R is P.
 
     Raises:
       ValueError: when shapes do not fit.
     """
-    checks.shapes("permute", x=(x, "T D"), permutation=(permutation, "R"), inverse=(inverse, "R"))
-    whole = permutation.size % max(x.shape[0], 1) == 0
-    checks.require(whole, "permute", "permutation", f"of shape {permutation.shape}", f"a multiple of the {x.shape[0]} rows of x")
-    return _permute(x, permutation, inverse)
+    checks.shapes("permute", x=(x, "T D"), permutation=(permutation, "R"), inverse=(inverse, "P" if partial else "R"))
+    whole = inverse.size % max(x.shape[0], 1) == 0
+    checks.require(whole, "permute", "inverse", f"of shape {inverse.shape}", f"a multiple of the {x.shape[0]} rows of x")
+    return _permute(partial, x, permutation, inverse)
 
 
-@jax.custom_vjp
-def _permute(x, permutation, inverse):
-    del inverse
-    choices = permutation.size // max(x.shape[0], 1)
-    return _gather(x, permutation // max(choices, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _permute(partial, x, permutation, inverse):
+    choices = inverse.size // max(x.shape[0], 1)
+    return _gather(x, permutation // max(choices, 1), partial)
 
 
-def _permute_forward(x, permutation, inverse):
-    return _permute(x, permutation, inverse), (x.shape, inverse)
+def _permute_forward(partial, x, permutation, inverse):
+    return _permute(partial, x, permutation, inverse), (x.shape, inverse)
 
 
-def _permute_backward(residuals, dy):
+def _permute_backward(partial, residuals, dy):
     (num_rows, width), inverse = residuals
-    dx = _gather(dy, inverse)
+    dx = _gather(dy, inverse, partial)
     if inverse.size != num_rows:
         dx = dx.reshape(num_rows, -1, width).sum(1)
     return dx, None, None
@@ -160,15 +167,17 @@ def _permute_backward(residuals, dy):
 _permute.defvjp(_permute_forward, _permute_backward)
 
 
-def unpermute(y: Float[Array, "R D"], permutation: Int[Array, " R"], inverse: Int[Array, " R"]) -> Float[Array, "R D"]:
-    """Returns the rows y of sorted pairs in the order t * k + choice; the gradient gathers by the permutation.
+def unpermute(
+    y: Float[Array, "R D"], permutation: Int[Array, " R"], inverse: Int[Array, " P"], *, partial: bool = False
+) -> Float[Array, "P D"]:
+    """Returns the rows y at their places in the order t * k + choice; the gradient gathers by the permutation.
 
     Args:
-      y: one row per pair, sorted.
-      permutation, inverse: of the pairs, see `sort_by_group`.
+      y: one row per place.
+      permutation, inverse, partial: as in `permute`; a pair without a place gets zeros.
 
     Raises:
       ValueError: when shapes do not fit.
     """
-    checks.shapes("unpermute", y=(y, "R D"), permutation=(permutation, "R"), inverse=(inverse, "R"))
-    return _permute(y, inverse, permutation)
+    checks.shapes("unpermute", y=(y, "R D"), permutation=(permutation, "R"), inverse=(inverse, "P" if partial else "R"))
+    return _permute(partial, y, inverse, permutation)

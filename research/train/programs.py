@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from research.models.forms import on_cpu
+from research.modules.mesh import BATCH_AXES
 from research.modules.state import Abstract, Arrays, abstract, apply, initialize
 from research.nested.slicing import slice_like
 from research.nested.space import Space
@@ -66,7 +67,7 @@ class Programs:
         self.full: Abstract = abstract(self.space.full)
         self._on_cpu = all(d.platform == "cpu" for d in self.mesh.devices.flat)
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
-        self.batch_sharding = NamedSharding(self.mesh, PartitionSpec(sharding.BATCH_AXES))
+        self.batch_sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
         shapes = {**self.full.params, **self.full.stats}
         layout, self.refused = sharding.layout(self.full.axes, shapes, self.mesh, self.config["mesh"]["min_size"])
         self.param_shardings = {k: layout[k] for k in self.full.params}

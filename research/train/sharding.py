@@ -14,11 +14,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from research.errors import UserError
 from research.modules.axes import Axes, role
-
-MESH_AXES = ("data", "fsdp", "tensor", "expert", "context")
-BATCH_AXES = ("data", "fsdp")
+from research.modules.mesh import MESH_AXES
 
 RULES: tuple[tuple[str, str | None], ...] = (
+    ("experts", "expert"),
     ("mlp", "tensor"),
     ("heads", "tensor"),
     ("bottleneck", "tensor"),
@@ -48,6 +47,8 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("features", None),
     ("clusters", None),
     ("directions", None),
+    ("slots", None),
+    ("observed", None),
 )
 """Role -> mesh axis, in order of preference; None replicates. A role without a rule is an error."""
 

@@ -247,7 +247,7 @@ def test_invalid_rows_and_assignments_are_named():
         sort_by_group(jnp.ones(3), 7)
     with pytest.raises(ValueError, match="num_groups is 4294967296; expected at most"):
         sort_by_group(index, 2**32)
-    with pytest.raises(ValueError, match=r"permute: permutation is of shape \(7,\); expected a multiple of the 3 rows of x"):
+    with pytest.raises(ValueError, match=r"permute: inverse is of shape \(7,\); expected a multiple of the 3 rows of x"):
         permute(jnp.ones((3, 2)), index, index)
     with pytest.raises(ValueError, match=r"unpermute: permutation has shape \(7,\); expected \[R\] = \(6\)"):
         unpermute(jnp.ones((6, 2)), index, index)

@@ -33,12 +33,16 @@ class Call:
       segment_ids: [B, T] (or [B] in a step): documents packed on one axis, which do not see each other; also tells padding
         on the left from the prompt. None: one document.
       position: position of the first token at hand, int32 scalar; 0 unless a state is carried.
+      tokens: [B, T] (or [B] in a step) ids of the tokens, for routers that hash them.
+      domain: [B], the domain of each example, for routers that are told the expert.
     """
 
     mode: str = "eval"
     key: Array | None = None
     segment_ids: Int[Array, "B T"] | None = None
     position: Int[Array, ""] | int = 0
+    tokens: Int[Array, "B T"] | None = None
+    domain: Int[Array, " B"] | None = None
 
 
 @dataclass(frozen=True)
