@@ -1,7 +1,7 @@
 """The names of the mesh's axes, and layers that run part of themselves on each device's own tokens.
 
 XLA's partitioner would gather what a sort, a search or a loop over experts reads. A program that is traced under a mesh
-(`jax.set_mesh`, as the training loop does) runs such a part under `jax.shard_map` instead; without a mesh it is called as it is.
+(`jax.set_mesh`) runs such a part under `jax.shard_map` instead; without a mesh it is called as it is.
 """
 
 import math

@@ -31,8 +31,8 @@ BALANCE_OVER = ("first", "all", "mean")
 JITTER, NOISE, SECOND = 8, 9, 10
 """What the layer's key is folded with; its dropout folds smaller numbers."""
 OBSERVED = ("entropy", "max_load", "dropped", "router_z", "confidence")
-"""Entropy of the load in nats (ln E when even); largest load over the mean one; share of the choices that found no place; mean
-squared log-sum-exp of the logits; mean score of the first choice."""
+"""Entropy of the load in nats (ln E when even); largest load over the mean one; share of the choices that found no place (expert
+choice: of the tokens that no expert took); mean squared log-sum-exp of the logits; mean score of the first choice."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Moe:
       capacity: rule of the places per expert (`research.ops.expert_routing.CAPACITIES`), or "none": nobody is dropped.
       capacity_factor, eval_capacity_factor: factor in the rule; for evaluation 0 means the same.
       order, priority: who gets a place first, see `places`; `priority`: those with the best first choice.
-      random_second: second choices are kept with probability min(1, weight / 0.2) (GShard in Mesh).
+      random_second: in training, second choices are kept with probability min(1, weight / 0.2) (GShard in Mesh, there also in evaluation).
       group: sequences whose tokens compete for places; 0: the whole batch.
       balance, balance_over: coefficient of the load-balance loss, counted over first choices, all, or all over k ("mean").
       balance_groups: the loss is of each group and averaged, instead of over all tokens.
@@ -107,14 +107,17 @@ class Moe:
         """
         for name in ("experts", "active"):
             self._require(name, getattr(self, name) >= 1, "whole numbers from 1")
-        self._require("shared", self.shared >= 0, "whole numbers from 0")
+        for name in ("hidden", "shared", "group"):
+            self._require(name, getattr(self, name) >= 0, "whole numbers from 0")
+        self._require("slots", self.slots >= 1, "whole numbers from 1")
         self._require("expert", self.expert in EXPERTS, ", ".join(EXPERTS))
         self._require("router", self.router in ROUTERS, ", ".join(ROUTERS))
         self._require("balance_over", self.balance_over in BALANCE_OVER, ", ".join(BALANCE_OVER))
         self._require("capacity", self.capacity in ("none", *expert_routing.CAPACITIES), ", ".join(("none", *expert_routing.CAPACITIES)))
         self._require("order", self.order in expert_routing.ORDERS, ", ".join(expert_routing.ORDERS))
         self._require("score", self.score in expert_routing.SCORES, ", ".join(expert_routing.SCORES))
-        self._require("expert_groups", self.experts % self.expert_groups == 0, f"divisors of experts={self.experts}")
+        whole = self.expert_groups >= 1 and self.experts % self.expert_groups == 0
+        self._require("expert_groups", whole, f"divisors of experts={self.experts}")
         reach = self.experts
         if self.expert_groups > 1:
             self._require("kept_groups", 1 <= self.kept_groups <= self.expert_groups, f"1 to expert_groups={self.expert_groups}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from research.data.augment import make_augment
 from research.data.sources import load_splits
 from research.errors import UserError
 from research.models import registry
+from research.modules.mesh import BATCH_AXES
 from research.modules.state import abstract
 from research.nested import schemes
 from research.nested.space import Space, make_space, parse_choices, shrink
@@ -182,11 +184,11 @@ def make_programs(setup: Setup) -> Programs:
     mesh_config = dict(config["mesh"])
     mesh_config.pop("min_size")
     mesh = sharding.make_mesh(mesh_config)
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     parts = max(d.parts for d in setup.draw(0)) * config["train"]["accumulate"]
     for field, size in (("data.batch_size", config["data"]["batch_size"] // parts), ("eval.batch_size", config["eval"]["batch_size"])):
         if size % shards:
-            raise UserError(f"{field}: {size} examples at a time do not divide over data x fsdp = {shards} devices")
+            raise UserError(f"{field}: {size} examples at a time do not divide over {' x '.join(BATCH_AXES)} = {shards} devices")
     optim = config["optim"]
     schedule = make_schedule(
         optim["schedule"],

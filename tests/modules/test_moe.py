@@ -1,6 +1,9 @@
 """The mixture of experts as a module: families, groups, statistics, losses, and its smaller selves."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -166,8 +169,7 @@ def test_router_is_wide_under_reduced_precision():
     assert_agree(logits, exact, 1e-6)
 
 
-def test_soft_slots_of_identity_and_their_groups():
-    """A sequence's output does not depend on the others."""
+def test_soft_slots_mix_within_a_sequence_alone():
     ffn, x = module(small("soft")), tokens()
     assert_agree(run(ffn, x, calls())[0][:1], run(ffn, x[:1], calls())[0], 1e-5)
 
@@ -208,3 +210,20 @@ def test_smaller_selves():
     assert spec.shrink(1.0, 1.0, None, None) == spec
     with pytest.raises(UserError, match="experts=9"):
         spec.shrink(1.0, 1.0, 9, None)
+
+
+@pytest.mark.slow
+def test_on_eight_devices_it_is_the_same_and_experts_stay_where_they_are():
+    """Outputs, gradients, losses and statistics, experts over 2 to 8 devices, beside data, fsdp and tensor axes. 16 experts of 32 x 24."""
+    done = subprocess.run([sys.executable, "-m", "tests.modules.expert_meshes"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert len(results) == 10
+    for name, found in results.items():
+        assert found["deviation"] < 1e-5 and "expert" in found["split"], name
+        kernels = [shape for shape in found["gathered"] if "32,24" in shape or "24,32" in shape]
+        if "fsdp" in name:  # the two halves of its own 8 experts, and no more
+            assert kernels and all(shape.startswith("f32[8,") for shape in kernels), (name, kernels)
+        else:
+            assert not kernels, (name, kernels)
+        assert bool(found["all_to_all"]) == name.startswith("places"), name

@@ -17,6 +17,7 @@ from research.modules.axes import ROLES
 from research.modules.state import abstract
 from research.nested.slicing import CUTS
 from research.train import sharding
+from tests.models import twins
 
 STORED = Path(__file__).parent / "layouts.json"
 MESHES = ["data=8", "data=2,fsdp=2,tensor=2"]
@@ -24,7 +25,7 @@ PURE = ["fsdp=8", "tensor=8"]
 SEQUENCE = "sequence:data=2,fsdp=2,tensor=2"
 MOVED = "fsdp=8>data=2,fsdp=1,tensor=4"
 UP = "stages/0/layer/phases/0/up/kernel"
-FAST = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+FAST = {**os.environ, "XLA_FLAGS": " ".join(f"--{name}={str(value).lower()}" for name, value in twins.FAST.items())}
 """Where numbers of equally compiled programs are compared, compiling is what takes the time."""
 
 
