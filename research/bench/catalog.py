@@ -32,6 +32,7 @@ MODELS = {
     "mamba": ("language_models", "language model of two Mamba-1 layers, loss and gradients"),
     "mamba2": ("language_models", "the same of Mamba-2 layers"),
     "gla": ("language_models", "the same of gated linear attention layers"),
+    "moe_ffn": ("moe_cases", "a mixture's training step beside a dense FFN of the same active FLOPs, 8 and 64 experts"),
     "sequence_training": ("sequence_cases", "a training step of every linear mixer, length 256 to 8,192 at 8,192 tokens"),
     "sequence_decoding": ("sequence_cases", "one step of generation at positions 100 and 10,000, recurrent mixers and attention"),
 }

@@ -247,6 +247,15 @@ SUITES = {
             ),
         ),
     ),
+    "moe": Suite(
+        (("moe_ffn", ""),),
+        (
+            _slower(
+                "mixture of 8 experts, top-2: time over a dense FFN of the same active FLOPs", "moe_ffn", "dense", 1.8, words="8 experts"
+            ),
+            _slower("mixture of 64 experts, top-2: the same", "moe_ffn", "dense", 3, words="64 experts"),
+        ),
+    ),
     "grouped": Suite(
         (("grouped_matmul", ""),),
         (

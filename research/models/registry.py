@@ -201,7 +201,9 @@ def _register_sequence() -> None:
     for name, config in sequence.VARIANTS.items():
         kind = config.kinds[0]
         paper, source, count = sequence.PUBLISHED.get(name, (sequence.PAPERS[kind], "this repository", None))
-        tiny = dict(vocab_size=10, length=12, dim=16, depth=2 * len(config.kinds), ffn=config.ffn)
+        tiny: dict[str, Any] = dict(vocab_size=10, length=12, dim=16, depth=2 * len(config.period), ffn=config.ffn)
+        if sequence.MIXTURE in config.ffn_kinds:
+            tiny["moe"] = dict(experts=4, hidden=16)
         register(Entry(name, config, paper, source, tiny | {k: small[k] for k in set(config.kinds) & set(small)}, count))
 
 

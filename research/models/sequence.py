@@ -2,13 +2,15 @@
 
 Embedding (or a linear read-in), then pre-norm residual layers - a mixer each, and a feed-forward part if asked for - a final
 RMSNorm and a read-out, by default the embedding again. `pattern` names the mixers of consecutive layers and repeats:
-"mamba", "mamba mamba attention". A pattern is one period of the stack, so depth is a multiple of its length. Wide
+"mamba", "mamba mamba attention"; so does `ffn` their feed-forward parts: "glu", "glu moe". Both together are one period of
+the stack, so depth is a multiple of the number of its layers. Wide
 Attention (arXiv 2210.00640) is depth 1 with all heads in it.
 
-Smaller selves: `width` (channels; inner channels and, unless given, heads follow), `heads`, `state`, `ffn`, `depth`.
+Smaller selves: `width` (channels; inner channels and, unless given, heads follow), `heads`, `state`, `ffn`, `experts`, `active`, `depth`.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -40,11 +42,14 @@ from research.modules.mixers.routing import Routing
 from research.modules.mixers.snnk import SnnkMlp
 from research.modules.mixers.window import Window
 from research.modules.mlp import Glu, Mlp
+from research.modules.moe import Moe, MoeFfn
 from research.modules.norms import RMSNorm
 from research.modules.ssm import torch_linear
 from research.modules.state import Stack
+from research.ops import grouped_matmul
 
 FFNS = {"mlp": Mlp, "glu": Glu, "snnk": SnnkMlp}
+MIXTURE = "moe"
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,10 @@ class SequenceConfig:
       length: tokens of a training example, and the longest sequence of mixers with absolute positions.
       dim, depth: channels and layers.
       pattern: kinds of mixer, space-separated, repeated to the depth.
-      ffn: feed-forward part after every mixer: none, mlp, glu, or snnk (random features in place of the first product).
-      ffn_dim: its hidden units; 0: 4 * dim, for glu 8/3 * dim rounded up to a multiple of 32.
+      ffn: feed-forward part after the mixers of consecutive layers, space-separated: none, mlp, glu, snnk (random features in place of
+        the first product), or moe (a mixture of experts).
+      ffn_dim: hidden units of the dense ones; 0: 4 * dim, with glu or gated experts 8/3 * dim rounded up to a multiple of 32.
+      moe: options of the mixtures.
       pool: "none", or "mean" / "last" over the tokens before the read-out: a classifier of sequences.
       dropout: rate on the embedding and on every branch in training.
       kept_layers: for a sub-network, indices of its periods in the full model.
@@ -98,13 +105,16 @@ class SequenceConfig:
     window: Window = Window()
     routing: Routing = Routing()
     activator: Activator = Activator()
+    moe: Moe = Moe()
 
     family: ClassVar[str] = "sequence"
-    derived: ClassVar[dict[str, tuple[str, ...]]] = {"ffn_dim": ("dim", "ffn"), "kept_layers": ("depth", "pattern")}
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {"ffn_dim": ("dim", "ffn"), "kept_layers": ("depth", "pattern", "ffn")}
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels; inner channels, hidden units and, unless given, heads follow",
         "depth": "fraction of the layers, or a whole number of them, a multiple of the pattern's length",
-        "ffn": "fraction of the hidden units of each feed-forward part",
+        "ffn": "fraction of the hidden units of each feed-forward part, or of each expert",
+        "experts": "fraction of the experts of every mixture, or a whole number of them",
+        "active": "fraction of the experts of a token, or a whole number of them",
         "heads": "fraction of the heads of every mixer, or a whole number of them",
         "state": "fraction of the state per inner channel or head, or a whole number",
         "keep": "which layers stay: first or even",
@@ -118,21 +128,32 @@ class SequenceConfig:
         for name in ("length", "dim", "depth"):
             if getattr(self, name) < 1:
                 raise UserError(f"sequence: {name}={getattr(self, name)}; valid: whole numbers from 1")
-        if self.depth % len(kinds):
-            raise UserError(f"sequence: depth={self.depth} is no multiple of the {len(kinds)} layers of pattern={self.pattern!r}")
-        for name, valid in {"ffn": ("none", *FFNS), "pool": ("none", "mean", "last")}.items():
-            if getattr(self, name) not in valid:
+        for name, valid in {"ffn": ("none", *FFNS, MIXTURE), "pool": ("none", "mean", "last")}.items():
+            if not set(getattr(self, name).split()) <= set(valid) or not getattr(self, name).split():
                 raise UserError(f"sequence: {name}={getattr(self, name)!r}; valid: {', '.join(valid)}")
+        if self.depth % len(self.period):
+            more = f" and ffn={self.ffn!r}" if " " in self.ffn else ""
+            raise UserError(
+                f"sequence: depth={self.depth} is no multiple of the {len(self.period)} layers of pattern={self.pattern!r}{more}"
+            )
         if not self.vocab_size and not (self.input_dim and self.outputs):
             raise UserError("sequence: give vocab_size, or both input_dim and outputs for tokens that are vectors")
         if not self.ffn_dim and self.ffn != "none":
-            hidden = -(-8 * self.dim // 96) * 32 if self.ffn == "glu" else 4 * self.dim
-            object.__setattr__(self, "ffn_dim", hidden)
+            gated = "glu" in self.ffn_kinds or (MIXTURE in self.ffn_kinds and self.moe.gated)
+            object.__setattr__(self, "ffn_dim", -(-8 * self.dim // 96) * 32 if gated else 4 * self.dim)
+        if MIXTURE in self.ffn_kinds:
+            if self.moe.router == "hash" and self.vector_tokens:
+                raise UserError("sequence: moe.router='hash' needs tokens of a vocabulary; vector tokens have no ids")
+            if self.pool == "none" and self.mixture.router not in Moe.causal_routers:
+                valid = ", ".join(Moe.causal_routers)
+                raise UserError(f"sequence: moe.router={self.moe.router!r} looks at later tokens; valid where pool=none: {valid}")
         if not self.kept_layers:
             object.__setattr__(self, "kept_layers", tuple(range(self.periods)))
         if len(self.kept_layers) != self.periods:
             raise UserError(f"sequence: kept_layers={self.kept_layers} must have one entry for each of the {self.periods} periods")
         ops = {op: forms for kind in kinds for op, forms in self.spec(kind).ops.items()}
+        if MIXTURE in self.ffn_kinds:
+            ops[grouped_matmul.OP] = grouped_matmul.FORMS
         check_form("sequence", self.form, ops)
 
     @classmethod
@@ -146,12 +167,33 @@ class SequenceConfig:
         return tuple(self.pattern.split())
 
     @property
+    def ffn_kinds(self) -> tuple[str, ...]:
+        """The feed-forward parts of consecutive layers."""
+        return tuple(self.ffn.split())
+
+    @property
+    def period(self) -> tuple[tuple[str, str], ...]:
+        """(mixer, feed-forward part) of the layers of one period."""
+        kinds, ffns = self.kinds, self.ffn_kinds
+        return tuple((kinds[j % len(kinds)], ffns[j % len(ffns)]) for j in range(math.lcm(len(kinds), len(ffns))))
+
+    @property
     def periods(self) -> int:
-        return self.depth // len(self.kinds)
+        return self.depth // len(self.period)
 
     @property
     def vector_tokens(self) -> bool:
         return not self.vocab_size
+
+    @property
+    def mixture(self) -> Moe:
+        """The options of the mixtures of experts, every size filled in."""
+        return self.moe.resolve(self.ffn_dim)
+
+    @property
+    def counted_form(self) -> str:
+        """The form whose FLOPs are the nominal ones: naive, but for experts, of which a token visits some."""
+        return f"naive, {grouped_matmul.OP}=ragged" if MIXTURE in self.ffn_kinds else "naive"
 
     def spec(self, kind: str) -> Spec:
         """Returns the options of a kind of mixer, every size filled in."""
@@ -166,7 +208,7 @@ class SequenceConfig:
     def input_shape(self) -> tuple[int, ...]:
         return (self.length, self.input_dim) if self.vector_tokens else (self.length,)
 
-    def shrink(self, *, width=1.0, depth=1.0, ffn=1.0, heads=None, state=None, keep="first") -> "SequenceConfig":
+    def shrink(self, *, width=1.0, depth=1.0, ffn=1.0, heads=None, state=None, experts=None, active=None, keep="first") -> "SequenceConfig":
         """Returns the smaller self with these choices (see `elastic`).
 
         Raises:
@@ -174,26 +216,35 @@ class SequenceConfig:
         """
         elastic.check_fraction(width, "width")
         dim = elastic.scaled(self.dim, width, 8, "width")
-        period = len(self.kinds)
+        period = len(self.period)
         kept = elastic.kept_layers(self.kept_layers, elastic.depth_count(depth, self.depth, period, "depth") // period, keep)
-        sizes = {kind: self.spec(kind).shrink(dim / self.dim, heads, state) for kind in set(self.kinds)}
-        sizes = {kind: spec for kind, spec in sizes.items() if spec != self.spec(kind)}  # what is not cut stays derived
+        cuts = {kind: self.spec(kind).shrink(dim / self.dim, heads, state) for kind in set(self.kinds)}
+        sizes: dict[str, Any] = {kind: spec for kind, spec in cuts.items() if spec != self.spec(kind)}  # what is not cut stays derived
         hidden = round(self.ffn_dim * dim / self.dim)
         if self.ffn != "none":
             sizes["ffn_dim"] = elastic.scaled(hidden, ffn, 8, "ffn")
+        if MIXTURE in self.ffn_kinds:
+            cut = self.mixture.shrink(dim / self.dim, ffn, experts, active)
+            sizes["moe"] = self.moe if cut == self.mixture else cut
         return replace(self, dim=dim, depth=period * len(kept), kept_layers=kept, **sizes)
+
+
+def _feed_forward_part(config: SequenceConfig, ffn: str, scope: str, init: Init) -> nnx.Module | None:
+    axes = "embed", f"{scope}/mlp"
+    if ffn == MIXTURE:
+        return MoeFfn(config.mixture, config.dim, axes, scope, init, config.form)
+    return None if ffn == "none" else FFNS[ffn](config.dim, config.ffn_dim, axes, init)
 
 
 class Layer(nnx.Module):
     """x + mixer(norm(x)), then x + ffn(norm(x)) where there is one."""
 
-    def __init__(self, config: SequenceConfig, kind: str, scope: str, init: Init):
+    def __init__(self, config: SequenceConfig, kind: str, ffn: str, scope: str, init: Init):
         self.rate = config.dropout
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
         self.mixer = config.spec(kind).build(config.dim, config.length, scope, init.child("mixer"), config.form)
-        plain = config.ffn == "none"
-        self.ffn_norm = None if plain else RMSNorm(config.dim, "embed", init.child("ffn_norm"), eps=config.norm_eps)
-        self.ffn = None if plain else FFNS[config.ffn](config.dim, config.ffn_dim, ("embed", f"{scope}/mlp"), init.child("ffn"))
+        self.ffn_norm = None if ffn == "none" else RMSNorm(config.dim, "embed", init.child("ffn_norm"), eps=config.norm_eps)
+        self.ffn = _feed_forward_part(config, ffn, scope, init.child("ffn"))
 
     def _add(self, x: Array, y: Array, call: Call, salt: int) -> Array:
         if self.rate and call.mode == "train" and call.key is not None:
@@ -201,7 +252,10 @@ class Layer(nnx.Module):
         return x + y
 
     def _feed_forward(self, x: Array, call: Call) -> Array:
-        return x if self.ffn is None else self._add(x, self.ffn(self.ffn_norm(x)), call, 1)
+        if self.ffn is None:
+            return x
+        y = self.ffn(self.ffn_norm(x), call) if isinstance(self.ffn, MoeFfn) else self.ffn(self.ffn_norm(x))
+        return self._add(x, y, call, 1)
 
     def __call__(self, x: Float[Array, "B T D"], call: Call, state=None) -> tuple[Float[Array, "B T D"], Any]:
         y, state = self.mixer(self.norm(x), call, state)
@@ -216,7 +270,9 @@ class Period(nnx.Module):
     """The layers of one repetition of the pattern; states are a list, one entry a layer."""
 
     def __init__(self, config: SequenceConfig, init: Init):
-        self.layers = nnx.List([Layer(config, kind, f"layer/mix{j}", init.child(f"mix{j}")) for j, kind in enumerate(config.kinds)])
+        self.layers = nnx.List(
+            [Layer(config, kind, ffn, f"layer/mix{j}", init.child(f"mix{j}")) for j, (kind, ffn) in enumerate(config.period)]
+        )
 
     def _calls(self, per_period: Mapping[str, Any], call: Call):
         for j, layer in enumerate(self.layers):
@@ -249,7 +305,8 @@ class SequenceModel(nnx.Module):
 
     def __init__(self, config: SequenceConfig, init: Init):
         self.config = config
-        init = replace(init, branches=config.depth * (1 if config.ffn == "none" else 2))
+        parts = sum(1 if ffn == "none" else 2 for _, ffn in config.period)
+        init = replace(init, branches=config.periods * parts)
         vectors = config.vector_tokens
         self.embedding = None if vectors else Embedding(config.vocab_size, config.dim, init.child("embedding"))
         self.read_in = (
@@ -277,11 +334,12 @@ class SequenceModel(nnx.Module):
         tokens: Int[Array, "B T"] | Float[Array, "B T I"],
         segment_ids: Int[Array, "B T"] | None = None,
         *,
+        domain: Int[Array, " B"] | None = None,
         mode: str = "eval",
         key: Array | None = None,
     ) -> Float[Array, "B T N"] | Float[Array, "B N"]:
-        """Returns the read-out of every token, or of the pooled sequence."""
-        call = Call(mode, key, segment_ids)
+        """Returns the read-out of every token, or of the pooled sequence; `domain`: of each example, where it chooses the experts."""
+        call = Call(mode, key, segment_ids, tokens=tokens, domain=domain)
         x = self._embed(tokens, call)
         x = self.blocks(x, xs={"index": jnp.arange(self.config.periods)}, remat=self.config.remat, call=call)
         if self.config.pool == "none":
@@ -299,7 +357,7 @@ class SequenceModel(nnx.Module):
         self, tokens: Int[Array, "B T"], state: dict[str, Any], segment_ids: Int[Array, "B T"] | None = None
     ) -> tuple[Float[Array, "B T N"], dict[str, Any]]:
         """Goes on from a state by several tokens in the parallel form; returns (read-outs, state)."""
-        call = Call(segment_ids=segment_ids, position=state["position"])
+        call = Call(segment_ids=segment_ids, position=state["position"], tokens=tokens)
         xs = {"index": jnp.arange(self.config.periods), "state": state["layers"]}
         x, layers = self.blocks.scan("extend", self._embed(tokens, call), xs, call)
         return self._read(x), {"layers": layers, "position": state["position"] + tokens.shape[1]}
@@ -308,7 +366,7 @@ class SequenceModel(nnx.Module):
         self, token: Int[Array, " B"], state: dict[str, Any], segment_ids: Int[Array, " B"] | None = None
     ) -> tuple[Float[Array, "B N"], dict[str, Any]]:
         """Goes on by one token; returns (read-out, state)."""
-        call = Call(segment_ids=segment_ids, position=state["position"])
+        call = Call(segment_ids=segment_ids, position=state["position"], tokens=token)
         xs = {"index": jnp.arange(self.config.periods), "state": state["layers"]}
         x, layers = self.blocks.scan("step", self._embed(token, call), xs, call)
         return self._read(x), {"layers": layers, "position": state["position"] + 1}
@@ -330,7 +388,7 @@ def _mamba(kind: str, vocab_size: int, size: tuple[int, int]) -> SequenceConfig:
     return SequenceConfig(vocab_size=vocab_size, length=2048, dim=size[0], depth=size[1], pattern=kind)
 
 
-def _small(pattern: str) -> SequenceConfig:
+def _small(pattern: str, ffn: str = "") -> SequenceConfig:
     """About 2 M parameters for a laptop: the mixers of Mamba's kind stand alone, the others take turns with a gated linear unit."""
     alone = pattern in ("mamba", "mamba2", "mamba3", "activator")
     return SequenceConfig(
@@ -339,7 +397,7 @@ def _small(pattern: str) -> SequenceConfig:
         dim=192,
         depth=6 if alone or len(pattern.split()) == 3 else 4,
         pattern=pattern,
-        ffn="none" if alone else "glu",
+        ffn=ffn or ("none" if alone else "glu"),
         mamba2=Mamba2(state=64, head_dim=32),
         mamba3=Mamba3(state=64, head_dim=32),
         gla=GatedLinearAttention(expand_k=1.0),
@@ -353,6 +411,7 @@ VARIANTS: dict[str, SequenceConfig] = {
     "sequence": SequenceConfig(),
     **{f"{kind}_small": _small(kind) for kind in SequenceConfig.specs()},
     "hybrid_small": _small("mamba2 mamba2 window"),
+    "moe_small": _small("attention", "glu moe"),
     **{f"mamba_{name}": _mamba("mamba", 50280, size) for name, size in _SIZES.items()},
     **{f"mamba2_{name}": _mamba("mamba2", 50288, size) for name, size in zip(_MAMBA2_NAMES, _SIZES.values(), strict=True)},
 }

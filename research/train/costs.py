@@ -24,7 +24,7 @@ def input_dtype(config: Any) -> jnp.dtype:
 def forward_flops(config: Any) -> int:
     """FLOPs of one example's forward pass, a multiply-add counted as two, over the naive forms of the ops."""
     if hasattr(config, "form"):
-        config = dataclasses.replace(config, form="naive")
+        config = dataclasses.replace(config, form=getattr(config, "counted_form", "naive"))
     shapes = abstract(config)
     image = jax.ShapeDtypeStruct((1, *config.input_shape()), input_dtype(config))
     run = lambda p, s, x: apply(config, p, s, x, mode="eval")[0]  # noqa: E731

@@ -235,7 +235,8 @@ class Programs:
             fn = jax.jit(self._calibrate(name), in_shardings=(params, stats, rep, batch), out_shardings=rep, donate_argnums=(2,))
         else:
             fn = jax.jit(self._evaluate(name), in_shardings=(params, rep, rep, batch), out_shardings=rep, donate_argnums=(2,))
-        program = fn.lower(*args).compile(compiler_options=self._effort(kind))
+        with jax.set_mesh(self.mesh):  # layers that cut their own work ask for it
+            program = fn.lower(*args).compile(compiler_options=self._effort(kind))
         with self._lock:
             self.compiled[key] = program
             self.seconds[key] = time.perf_counter() - start
