@@ -131,7 +131,7 @@ def test_shrinking_keeps_what_is_not_cut_derived():
         ({"pattern": "mamba gru"}, "names .'gru'.; valid: mamba, mamba2"),
         ({"pattern": ""}, "names no mixer"),
         ({"pattern": "mamba attention", "depth": 3}, "no multiple of the 2 layers"),
-        ({"ffn": "moe"}, "valid: none, mlp, glu, snnk, moe"),
+        ({"ffn": "glu tree"}, "valid: none, mlp, glu, snnk, moe"),
         ({"vocab_size": 0}, "both input_dim and outputs"),
         ({"mamba": {"stat": 3}}, "no field mamba.stat; valid: state"),
         ({"form": "fft"}, "fft"),
