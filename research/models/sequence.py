@@ -195,6 +195,10 @@ class SequenceConfig:
         """The form whose FLOPs are the nominal ones: naive, but for experts, of which a token visits some."""
         return f"naive, {grouped_matmul.OP}=ragged" if MIXTURE in self.ffn_kinds else "naive"
 
+    def layer_places(self) -> tuple[tuple[str, int], ...]:
+        """Where the arrays of each layer lie, in the order of the layers: (prefix of their names, index on their first axis)."""
+        return tuple((f"blocks/layer/layers/{j}", i) for i in range(self.periods) for j in range(len(self.period)))
+
     def spec(self, kind: str) -> Spec:
         """Returns the options of a kind of mixer, every size filled in."""
         return getattr(self, kind).resolve(self.dim)

@@ -112,6 +112,34 @@ def curves_plot(
     return _save(figure, path)
 
 
+def heat_maps(
+    path: str | os.PathLike, panels: Mapping[str, tuple[Sequence[float], Any]], *, title: str = "", ylabel: str = "", most: float = 2.0
+) -> Path:
+    """Draws a map for each panel, one below the other: steps from left to right, a row for each of the values at a step.
+
+    Args:
+      path: the PNG to write (atomically).
+      panels: label -> (steps [S], values [S, N]).
+      most: values from here on have the darkest colour; 0 is white.
+    """
+    figure, axes = _figure()
+    axes.remove()
+    figure.set_size_inches(7.2, max(2.2, 0.6 + 1.3 * len(panels)))
+    grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
+    mesh = None
+    for own, (label, (steps, values)) in zip(grid, panels.items(), strict=True):
+        edges = [1.5 * steps[0] - 0.5 * steps[-1] if len(steps) < 2 else 2 * steps[0] - steps[1], *steps]
+        rows = [n - 0.5 for n in range(values.shape[1] + 1)]
+        mesh = own.pcolormesh(edges, rows, values.T, cmap="Blues", vmin=0, vmax=most)
+        own.set_ylabel(label, fontsize=8)
+        own.tick_params(labelsize=8)
+        own.invert_yaxis()
+    grid[-1].set_xlabel("step")
+    grid[0].set_title(title, loc="left", fontsize=10)
+    figure.colorbar(mesh, ax=list(grid), label=ylabel, fraction=0.03)
+    return _save(figure, path)
+
+
 def bars_plot(
     path: str | os.PathLike, rows: Sequence[Row], group_key: str, series_key: str, value_key: str, floor_key: str, *, title: str = ""
 ) -> Path:

@@ -1,6 +1,6 @@
 """The run card: what a finished run leaves for people and machines, and the comparison of several runs.
 
-`write_report` writes report.json, report.md and pareto.png into a run's directory; `compare` joins several directories.
+`write_report` writes report.json, report.md and pareto.png (with mixtures of experts, experts.png too) into a run's directory; `compare` joins several directories.
 A report is a dict of plain values:
 
     {"metric": "accuracy", "subnets": [{"name", "value", "params", "flops", "latency_ms", "peak_memory_bytes"}, ...],
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import UserError
-from research.report import plots, tables
+from research.report import experts, plots, tables
 from research.report.machine import command_line
 
 SUBNET_COLUMNS = ("name", "value", "params", "flops", "latency_ms", "peak_memory_bytes")
@@ -64,6 +64,10 @@ def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
             higher_is_better=best_first,
         )
     )
+    loads = experts.loads(load_metrics(workdir))
+    if loads:
+        panels = {layer: (steps, load / np.maximum(load.mean(1, keepdims=True), 1e-20)) for layer, (steps, load) in loads.items()}
+        paths.append(plots.heat_maps(workdir / "experts.png", panels, title="Load of the experts", ylabel="load over the even one"))
     paths.append(_write(workdir / "report.md", _markdown(workdir, report, cost_key)))
     return paths
 
@@ -125,9 +129,19 @@ def _markdown(workdir: Path, report: Mapping[str, Any], cost_key: str) -> str:
         f"On the Pareto front ({plots.COST_LABELS[cost_key]}): "
         f"{', '.join(str(row['name']) for row in front) or 'none has both numbers'}.\n",
         f"![{report['metric']} against cost](pareto.png)\n",
+        *_experts(workdir),
         _next_steps(workdir, report, front),
     ]
     return "\n".join(sections)
+
+
+def _experts(workdir: Path) -> list[str]:
+    """The section on mixtures of experts; none where there is no mixture."""
+    rows = experts.summary(load_metrics(workdir))
+    if not rows:
+        return []
+    words = "Of the last logged batch; loads over the even one, entropy of the load in nats; dead: no token in the last quarter of the log."
+    return [f"## Experts\n\n{tables.markdown_table(rows, list(rows[0]))}", f"{words}\n", "![Load of the experts](experts.png)\n"]
 
 
 def _facts(report: Mapping[str, Any], environment: Mapping[str, Any]) -> str:

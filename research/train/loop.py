@@ -22,8 +22,10 @@ from research.nested import importance
 from research.nested.schemes import Draw
 from research.optim.build import state_bytes
 from research.report import machine
+from research.report.experts import summary
+from research.report.run_card import load_metrics, write_report
 from research.tasks.base import shown
-from research.train import costs
+from research.train import costs, experts
 from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator, place
 from research.train.finish import final_report
@@ -274,9 +276,11 @@ class Run:
         if step % log_every and step != self.total:
             return
         loss = float(np.mean([v["loss"] for _, v in host["losses"]]))
-        means = {k: float(np.mean([v[k] for _, v in host["losses"]])) for k in host["losses"][0][1] if k != "loss"}
+        means = {k: float(np.mean([v[k] for _, v in host["losses"]])) for k in host["losses"][0][1] if k not in ("loss", "experts")}
         record = {"loss": loss, **means, "lr": float(host["lr"]), "grad_norm": float(host["grad_norm"])}
         record |= {f"loss/{name}": float(v["loss"]) for name, v in host["losses"]}
+        for values in (v["experts"] for _, v in host["losses"] if "experts" in v):
+            record |= experts.records(self.setup.space.full, values)
         if not host["finite"]:
             record["skipped"] = 1
         self.rundir.metrics(step, record)
@@ -319,6 +323,7 @@ class Run:
         names = self.setup.order if final or self.config["eval"]["subnets"] == "all" else ["full"]
         results = self.evaluator(names, self.weights(), self.state.stats, "validation")
         record = {f"validation/{key}/{name}": value for name, metrics in results.items() for key, value in metrics.items()}
+        record |= experts.similarity_records(self.setup.space.full, self.weights(), self.state.stats)
         self.rundir.metrics(self.step, record)
         full = results["full"][self.setup.task.metric]
         self.evaluated, self.last_metric = self.step, full
@@ -370,6 +375,9 @@ class Run:
         digest = getattr(self.setup.splits["train"], "digest", None)
         if digest is not None:
             report["training_text_sha256"] = digest
+        for row in summary(load_metrics(self.rundir.path)):
+            if row["dead"] != "none":
+                self.reporter.say(f"experts of {row['layer']} that got no token in the last quarter of the log: {row['dead']}")
         self.reporter.say(
             f"{report['programs']} programs compiled in {report['compile_s']:.1f} s (at most {report['programs_bound']} allowed)"
         )
@@ -414,8 +422,6 @@ def train(config: dict[str, Any], workdir: str, reporter: Reporter) -> dict[str,
       UserError: a config, a folder or data that do not fit, a full disk, NaN.
       Preempted: SIGTERM came; the state is saved.
     """
-    from research.report.run_card import write_report
-
     run = Run(config, workdir, reporter)
     report = run.run()
     write_report(workdir, {**report, "full": "full", "title": config["model"]["name"]})

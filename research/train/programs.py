@@ -22,7 +22,7 @@ from research.modules.mesh import BATCH_AXES
 from research.modules.state import Abstract, Arrays, abstract, apply, initialize
 from research.nested.slicing import slice_like
 from research.nested.space import Space
-from research.train import sharding
+from research.train import experts, sharding
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 AUX_LOSS = "aux_loss"
@@ -166,7 +166,10 @@ class Programs:
             (_, (loss, outputs, new_stats)), new = jax.value_and_grad(loss_fn, has_aux=True)(params)
             grads = jax.tree.map(jnp.add, grads, new)
             out_stats = new_stats if name == "full" else stats
-            return grads, out_stats, {"loss": loss, **task.measure(outputs, batch)}, outputs if self._teaches(name) else jnp.zeros(())
+            metrics = {"loss": loss, **task.measure(outputs, batch)}
+            if name == "full":
+                metrics |= {"experts": experts.observed(new_stats)}
+            return grads, out_stats, metrics, outputs if self._teaches(name) else jnp.zeros(())
 
         return program
 

@@ -1,0 +1,94 @@
+"""Mixtures of experts through the whole loop: what is logged of them, the heat map, dead experts by name."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch import config as recipe
+from research.models.sequence import SequenceConfig
+from research.modules.state import abstract
+from research.report.experts import dead, summary
+from research.train.experts import labels, similarity
+from research.train.loop import train
+from tests.train.reporter import Lines
+
+LINE = "the cat sat on the mat; the dog sat on the log; "
+MODEL = {"name": "sequence", "pattern": "hgrn", "ffn": "glu moe", "dim": 16, "hgrn": {"taps": 3}, "form": "grouped_matmul=naive"}
+
+
+def run(folder, moe, depth):
+    (folder / "text.txt").write_text(LINE * 100)
+    config = recipe.load("tests/tiny_lm.py:all", {"data.dir": str(folder / "text.txt"), "train.duration": "20", "train.log_every": "2"})
+    config["model"] = {**MODEL, "depth": depth, "moe": moe}
+    config["nested"]["points"] = {}
+    lines = Lines()
+    train(config, str(folder / "run"), lines)
+    metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return folder / "run", lines, metrics
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("moe"), {"experts": 4, "active": 2}, 4)
+
+
+def test_every_logged_line_tells_the_load_of_every_layer(learnt):
+    _, _, metrics = learnt
+    rows = [m for m in metrics if "experts/layer1/load" in m]
+    assert [m["step"] for m in rows] == list(range(2, 21, 2))
+    for row in rows:
+        for layer in ("layer1", "layer3"):
+            load = np.array(row[f"experts/{layer}/load"])
+            assert load.shape == (4,) and abs(load.sum() - 2) < 1e-5
+            share = load / load.sum()
+            entropy = -(share * np.log(np.maximum(share, 1e-20))).sum()
+            assert abs(row[f"experts/{layer}/entropy"] - entropy) < 1e-5 and entropy <= math.log(4) + 1e-6
+            assert abs(row[f"experts/{layer}/max_load"] - load.max() / load.mean()) < 1e-5
+            assert row[f"experts/{layer}/dropped"] == 0 and row[f"experts/{layer}/router_z"] > 0
+    assert not any("layer0" in key for key in rows[0])
+    similar = [m["experts/layer3/similarity"] for m in metrics if "experts/layer3/similarity" in m]
+    assert similar and all(abs(s) < 0.2 for s in similar)
+
+
+def test_report_has_the_section_and_the_map(learnt):
+    workdir, lines, metrics = learnt
+    text = (workdir / "report.md").read_text()
+    assert "## Experts" in text and "experts.png" in text and (workdir / "experts.png").stat().st_size > 5000
+    assert [row["layer"] for row in summary(metrics)] == ["layer1", "layer3"]
+    assert {r["dead"] for r in summary(metrics)} == {"none"} and not any("got no token" in line for line in lines.said)
+
+
+def test_dead_experts_are_named(tmp_path):
+    """Twenty characters hashed to 24 experts leave some without any."""
+    _, lines, metrics = run(tmp_path, {"experts": 24, "router": "hash", "active": 1, "hidden": 8, "balance": 0.0}, 2)
+    told = [line for line in lines.said if "got no token" in line]
+    empty = [i for i, load in enumerate(metrics[-2]["experts/layer1/load"]) if not load]
+    assert len(told) == 1 and empty and told[0].endswith(", ".join(map(str, empty)))
+
+
+def test_dead_needs_the_whole_last_quarter():
+    load = np.ones((12, 3))
+    load[-3:, 1] = 0
+    load[-2:, 2] = 0
+    assert dead(load) == [1]
+    assert dead(load[-2:]) == []
+
+
+def test_similarity_of_copies_strangers_and_opposites():
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 30, 40)), jnp.float32)
+    assert abs(np.asarray(similarity({"up": jnp.repeat(kernel, 3, 1)})) - 1).max() < 1e-5
+    assert abs(np.asarray(similarity({"up": jnp.concatenate([kernel, -kernel], 1)})) + 1).max() < 1e-5
+    normal = jnp.asarray(np.random.default_rng(1).normal(size=(3, 30, 40)), jnp.float32)
+    unit = [k.ravel() / np.linalg.norm(k) for k in np.asarray(normal)]
+    mean = np.mean([unit[i] @ unit[j] for i in range(3) for j in range(3) if i != j])
+    assert abs(float(similarity({"down": normal})) - mean) < 1e-5
+
+
+def test_labels_follow_the_order_of_the_layers():
+    config = SequenceConfig(pattern="hgrn", ffn="moe glu", depth=6)
+    name = next(k for k in abstract(config).stats if k.endswith("/load"))
+    assert labels(config, name.removesuffix("/load"), abstract(config).stats[name].shape) == ["layer0", "layer2", "layer4"]
+    assert labels(object(), "router", (4,)) == ["router"]
