@@ -164,9 +164,10 @@ def _register_vit() -> None:
     tiny = dict(dim=32, depth=4, heads=4, head_dim=8, patch_size=4, image_size=16, num_classes=10)
     for name, config in vit.VARIANTS.items():
         kind, size = name.removesuffix("_patch16_224").split("_", 1)
-        paper = {"vit": "arXiv 2010.11929", "deit": "arXiv 2012.12877"}[kind]
-        source = {"vit": "github.com/google-research/vision_transformer", "deit": "github.com/facebookresearch/deit"}[kind]
-        register(Entry(name, config, paper, source, tiny, counts[size]))
+        papers = {"vit": "arXiv 2010.11929", "deit": "arXiv 2012.12877", "vmoe": "arXiv 2106.05974", "soft": "arXiv 2308.00951"}
+        source = {"vit": "google-research/vision_transformer", "deit": "facebookresearch/deit"}.get(kind, "google-research/vmoe")
+        mixed = dict(dense_blocks=min(config.dense_blocks, 2), moe=dict(experts=4, hidden=16)) if config.has_mixtures else {}
+        register(Entry(name, config, papers[kind], f"github.com/{source}", tiny | mixed, counts.get(size)))
 
 
 def _register_vim() -> None:

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from research.errors import UserError
-from research.models.forms import check_form
+from research.models.forms import check_form, counted_form
 from research.modules import elastic
 from research.modules.axes import Init
 from research.modules.dropout import dropout
@@ -192,8 +192,11 @@ class SequenceConfig:
 
     @property
     def counted_form(self) -> str:
-        """The form whose FLOPs are the nominal ones: naive, but for experts, of which a token visits some."""
-        return f"naive, {grouped_matmul.OP}=ragged" if MIXTURE in self.ffn_kinds else "naive"
+        return counted_form(MIXTURE in self.ffn_kinds)
+
+    @property
+    def counted_batch(self) -> int:
+        return self.moe.counted_batch if MIXTURE in self.ffn_kinds else 1
 
     def layer_places(self) -> tuple[tuple[str, int], ...]:
         """Where the arrays of each layer lie, in the order of the layers: (prefix of their names, index on their first axis)."""

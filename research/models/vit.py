@@ -2,6 +2,9 @@
 
 Pre-norm blocks, LN eps 1e-6, a class token, learnt positions. Smaller selves: `width` (channels), `heads`, `ffn`
 and `depth`; heads keep their size, so DeiT-B at width 0.5 has the shape of DeiT-S, and at 0.25 that of DeiT-Ti.
+
+Feed-forward parts may be mixtures of experts: V-MoE (Riquelme et al. 2021, arXiv 2106.05974) has one in every second block, or in
+the last few of these; with `moe.router` "soft" it is Soft MoE (Puigcerver et al. 2023, arXiv 2308.00951).
 """
 
 from collections.abc import Mapping
@@ -14,15 +17,17 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
-from research.models.forms import check_form
+from research.models.forms import check_form, counted_form
 from research.modules import elastic
 from research.modules.attention import Attention
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates, normal_02
+from research.modules.mixers.base import Call
 from research.modules.mlp import Mlp
+from research.modules.moe import FAMILIES, Moe, MoeFfn
 from research.modules.norms import LayerNorm
 from research.modules.state import Stack
-from research.ops import attention
+from research.ops import attention, grouped_matmul
 
 torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -31,8 +36,10 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class ViTConfig:
     """Description of one vision Transformer.
 
-    `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `kept_layers` holds, for a
-    sub-network, the indices of its blocks in the full model. `form`: of the attention op, see `research.ops.dispatch`.
+    `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `ffn` names the feed-forward parts of
+    consecutive blocks, "mlp" or "moe", and repeats ("mlp moe": every second block has a mixture with the options `moe`), after
+    `dense_blocks` with "mlp" alone. `kept_layers` holds, for a sub-network, the indices in the full model of the repetitions of
+    `ffn`, `kept_dense` those of the blocks before. `form`: of the ops, see `research.ops.dispatch`.
     """
 
     dim: int = 192
@@ -46,51 +53,108 @@ class ViTConfig:
     image_size: int = 224
     distilled: bool = False
     drop_path_rate: float = 0.0
+    ffn: str = "mlp"
+    dense_blocks: int = 0
+    moe: Moe = FAMILIES["v_moe"]
     kept_layers: tuple[int, ...] = ()
+    kept_dense: tuple[int, ...] = ()
     unroll: bool = False
     form: str = "auto"
     remat: str = "none"
 
     family: ClassVar[str] = "vit"
-    derived: ClassVar[dict[str, tuple[str, ...]]] = {"mlp_dim": ("dim",), "kept_layers": ("depth",)}
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {
+        "mlp_dim": ("dim",),
+        "kept_layers": ("depth", "ffn", "dense_blocks"),
+        "kept_dense": ("dense_blocks",),
+    }
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels; hidden units and, unless given, heads follow",
         "depth": "fraction of the blocks, or a whole number of them",
-        "ffn": "fraction of the hidden units of each feed-forward part",
+        "ffn": "fraction of the hidden units of each feed-forward part, or of each expert",
+        "experts": "fraction of the experts of every mixture, or a whole number of them",
+        "active": "fraction of the experts of a token, or a whole number of them",
         "heads": "fraction of the heads, or a whole number of them",
         "keep": "which blocks stay: first or even",
     }
 
     def __post_init__(self):
-        check_form("vit", self.form, {attention.OP: attention.FORMS})
+        ops = {attention.OP: attention.FORMS}
+        check_form("vit", self.form, ops | ({grouped_matmul.OP: grouped_matmul.FORMS} if self.has_mixtures else {}))
         if not self.mlp_dim:
             object.__setattr__(self, "mlp_dim", 4 * self.dim)
-        if not self.kept_layers:
-            object.__setattr__(self, "kept_layers", tuple(range(self.depth)))
         for name in ("dim", "depth", "heads", "head_dim", "mlp_dim", "patch_size", "image_size", "num_classes", "in_channels"):
             if getattr(self, name) < 1:
                 raise UserError(f"vit: {name}={getattr(self, name)}; valid: whole numbers from 1")
         if self.image_size % self.patch_size:
             valid = [p for p in range(2, self.image_size + 1) if self.image_size % p == 0]
             raise UserError(f"vit: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: {valid}")
-        if len(self.kept_layers) != self.depth:
-            raise UserError(f"vit: kept_layers={self.kept_layers} must have one entry for each of the {self.depth} blocks")
+        if not set(self.period) <= {"mlp", "moe"} or not self.period:
+            raise UserError(f"vit: ffn={self.ffn!r}; valid: mlp and moe, separated by spaces")
+        if self.has_mixtures:
+            if self.moe.router in ("hash", "domain"):
+                raise UserError(f"vit: moe.router={self.moe.router!r} is for tokens of a vocabulary or examples of a domain")
+            self.mixture  # noqa: B018 - says what does not fit
+        rest = self.depth - self.dense_blocks
+        if self.dense_blocks < 0 or rest < 1 or rest % len(self.period):
+            raise UserError(
+                f"vit: depth={self.depth} less dense_blocks={self.dense_blocks} is no multiple of the parts of ffn={self.ffn!r}"
+            )
+        if not self.kept_layers:
+            object.__setattr__(self, "kept_layers", tuple(range(self.periods)))
+        if not self.kept_dense:
+            object.__setattr__(self, "kept_dense", tuple(range(self.dense_blocks)))
+        if len(self.kept_layers) != self.periods or len(self.kept_dense) != self.dense_blocks:
+            kept = f"kept_layers={self.kept_layers}, kept_dense={self.kept_dense}"
+            raise UserError(f"vit: {kept} must have one entry for each of {self.periods} repetitions of ffn and {self.dense_blocks} blocks")
 
     @property
     def num_tokens(self) -> int:
         """Length of the sequence: patches, the class token and, if distilled, the distillation token."""
         return (self.image_size // self.patch_size) ** 2 + 1 + self.distilled
 
+    @property
+    def period(self) -> tuple[str, ...]:
+        """The feed-forward parts of one repetition."""
+        return tuple(self.ffn.split())
+
+    @property
+    def periods(self) -> int:
+        return (self.depth - self.dense_blocks) // len(self.period)
+
+    @property
+    def has_mixtures(self) -> bool:
+        return "moe" in self.period
+
+    @property
+    def mixture(self) -> Moe:
+        """The options of the mixtures of experts, every size filled in."""
+        return self.moe.resolve(self.mlp_dim)
+
+    @property
+    def counted_form(self) -> str:
+        return counted_form(self.has_mixtures)
+
+    @property
+    def counted_batch(self) -> int:
+        return self.moe.counted_batch if self.has_mixtures else 1
+
+    def layer_places(self) -> tuple[tuple[str, int], ...]:
+        """Where the arrays of each block lie, in their order: (prefix of their names, index on their first axis)."""
+        first = [("dense_blocks/layer", i) for i in range(self.dense_blocks)]
+        inner = [f"/blocks/{j}" for j in range(len(self.period))] if len(self.period) > 1 else [""]
+        return (*first, *((f"blocks/layer{part}", i) for i in range(self.periods) for part in inner))
+
     def build(self, init: Init) -> nnx.Module:
         return ViT(self, init)
 
     def kept(self) -> Mapping[str, tuple[int, ...]]:
-        return {"layers": self.kept_layers}
+        return {"layers": self.kept_layers, **({"dense/layers": self.kept_dense} if self.dense_blocks else {})}
 
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
 
-    def shrink(self, *, width=1.0, depth=1.0, ffn=1.0, heads=None, keep="first") -> "ViTConfig":
+    def shrink(self, *, width=1.0, depth=1.0, ffn=1.0, experts=None, active=None, heads=None, keep="first") -> "ViTConfig":
         """Returns the smaller self with these choices (see `elastic`).
 
         Raises:
@@ -98,34 +162,73 @@ class ViTConfig:
         """
         dim = elastic.scaled(self.dim, width, 8, "width")
         hidden = round(self.mlp_dim * dim / self.dim)
-        kept = elastic.kept_layers(self.kept_layers, elastic.depth_count(depth, self.depth, 1, "depth"), keep)
+        dense, kept = self._kept(depth, keep)
+        cut = self.mixture.shrink(dim / self.dim, ffn, experts, active) if self.has_mixtures else self.moe
         return replace(
             self,
             dim=dim,
             mlp_dim=elastic.scaled(hidden, ffn, 8, "ffn"),
             heads=elastic.depth_count(float(width) if heads is None else heads, self.heads, 1, "heads"),
-            depth=len(kept),
+            depth=len(dense) + len(kept) * len(self.period),
+            dense_blocks=len(dense),
+            moe=self.moe if self.has_mixtures and cut == self.mixture else cut,
             kept_layers=kept,
+            kept_dense=dense,
         )
+
+    def _kept(self, depth, keep: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Which blocks before the repetitions, and which repetitions, a smaller depth keeps: the same part of both."""
+        part, whole = len(self.period), self.depth - self.dense_blocks
+        if not self.dense_blocks:
+            return (), elastic.kept_layers(self.kept_layers, elastic.depth_count(depth, whole, part, "depth") // part, keep)
+        fraction = depth / self.depth if isinstance(depth, int) and not isinstance(depth, bool) else depth
+        dense = elastic.depth_count(fraction, self.dense_blocks, 1, "depth")
+        rest = elastic.depth_count(fraction, whole, part, "depth")
+        if isinstance(depth, int) and dense + rest != depth:
+            raise UserError(f"sub-network depth={depth} would keep {dense} of the dense blocks and {rest} of the rest; give a fraction")
+        return elastic.kept_layers(self.kept_dense, dense, keep), elastic.kept_layers(self.kept_layers, rest // part, keep)
 
 
 class Block(nnx.Module):
-    """x + attention(LN(x)), then x + MLP(LN(x)); each branch under drop path."""
+    """x + attention(LN(x)), then x + MLP(LN(x)), or a mixture of experts in its place; each branch under drop path."""
 
-    def __init__(self, config: ViTConfig, init: Init):
-        self.drop = config.drop_path_rate > 0
+    def __init__(self, config: ViTConfig, ffn: str, scope: str, init: Init):
+        self.drop, self.depth = config.drop_path_rate > 0, config.depth
         self.norm1 = LayerNorm(config.dim, "embed", init.child("norm1"))
-        self.attention = Attention(config.dim, config.heads, config.head_dim, "embed", "layer", init.child("attention"), form=config.form)
+        self.attention = Attention(config.dim, config.heads, config.head_dim, "embed", scope, init.child("attention"), form=config.form)
         self.norm2 = LayerNorm(config.dim, "embed", init.child("norm2"))
-        self.mlp = Mlp(config.dim, config.mlp_dim, ("embed", "layer/mlp"), init.child("mlp"))
+        axes = "embed", f"{scope}/mlp"
+        self.mlp = (
+            MoeFfn(config.mixture, config.dim, axes, scope, init.child("mlp"), config.form)
+            if ffn == "moe"
+            else Mlp(config.dim, config.mlp_dim, axes, init.child("mlp"))
+        )
+
+    def _feed_forward(self, x: Array, index: Array, mode: str, key: Array | None) -> Array:
+        if not isinstance(self.mlp, MoeFfn):
+            return self.mlp(x)
+        return self.mlp(x, Call(mode, None if key is None else jax.random.fold_in(key, 2 * self.depth + index)))
 
     def __call__(self, x: Float[Array, "B T D"], per_layer: dict, *, mode: str, key: Array | None) -> Float[Array, "B T D"]:
-        branches = (lambda x: self.attention(self.norm1(x)), lambda x: self.mlp(self.norm2(x)))
-        for j, branch in enumerate(branches):
+        feed_forward = lambda x: self._feed_forward(self.norm2(x), per_layer["index"], mode, key)  # noqa: E731
+        for j, branch in enumerate((lambda x: self.attention(self.norm1(x)), feed_forward)):
             y = branch(x)
             if self.drop and mode == "train" and key is not None:
                 y = drop_path(y, per_layer["rate"], jax.random.fold_in(key, 2 * per_layer["index"] + j))
             x = x + y
+        return x
+
+
+class Period(nnx.Module):
+    """The blocks of one repetition of the feed-forward parts."""
+
+    def __init__(self, config: ViTConfig, init: Init):
+        parts = enumerate(config.period)
+        self.blocks = nnx.List([Block(config, ffn, f"layer/block{j}", init.child(f"block{j}")) for j, ffn in parts])
+
+    def __call__(self, x: Float[Array, "B T D"], per_layer: dict, *, mode: str, key: Array | None) -> Float[Array, "B T D"]:
+        for j, block in enumerate(self.blocks):
+            x = block(x, {name: values[j] for name, values in per_layer.items()}, mode=mode, key=key)
         return x
 
 
@@ -147,7 +250,12 @@ class ViT(nnx.Module):
         self.cls_token = init.param("cls_token", (config.dim,), ("embed",), normal_02)
         self.dist_token = init.param("dist_token", (config.dim,), ("embed",), normal_02) if config.distilled else None
         self.positions = init.param("positions", (config.num_tokens, config.dim), ("tokens", "embed"), normal_02)
-        self.blocks = Stack(lambda sub: Block(config, sub), config.depth, "layers", init.child("blocks"), unroll=config.unroll)
+        dense = lambda sub: Block(config, "mlp", "dense/layer", sub)  # noqa: E731
+        first, unroll = config.dense_blocks, config.unroll
+        self.dense_blocks = Stack(dense, first, "dense/layers", init.child("dense_blocks"), unroll=unroll) if first else None
+        several = len(config.period) > 1
+        make = lambda sub: Period(config, sub) if several else Block(config, config.period[0], "layer", sub)  # noqa: E731
+        self.blocks = Stack(make, config.periods, "layers", init.child("blocks"), unroll=unroll)
         self.norm = LayerNorm(config.dim, "embed", init.child("norm"))
         self.head = Linear(config.dim, config.num_classes, ("embed", "classes"), init.child("head"))
         self.dist_head = Linear(config.dim, config.num_classes, ("embed", "classes"), init.child("dist_head")) if config.distilled else None
@@ -159,9 +267,15 @@ class ViT(nnx.Module):
         tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
         tokens = [jnp.broadcast_to(t[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])) for t in tokens]
         x = jnp.concatenate([*tokens, x], 1) + self.positions[...]
-        depth = self.config.depth
+        depth, first, several = self.config.depth, self.config.dense_blocks, len(self.config.period)
         per_layer = {"rate": jnp.asarray(drop_path_rates(self.config.drop_path_rate, depth), jnp.float32), "index": jnp.arange(depth)}
-        return self.norm(self.blocks(x, xs=per_layer, remat=self.config.remat, mode=mode, key=key))
+        if self.dense_blocks is not None:
+            xs = {name: values[:first] for name, values in per_layer.items()}
+            x = self.dense_blocks(x, xs=xs, remat=self.config.remat, mode=mode, key=key)
+        rest = {name: values[first:] for name, values in per_layer.items()}
+        if several > 1:
+            rest = {name: values.reshape(-1, several) for name, values in rest.items()}
+        return self.norm(self.blocks(x, xs=rest, remat=self.config.remat, mode=mode, key=key))
 
     def both_heads(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> tuple[Array, Array]:
         """Returns the logits (from the class token, from the distillation token) of a distilled model, for its two losses."""
@@ -189,5 +303,19 @@ VARIANTS = {
         f"deit_{size}_distilled_patch16_224": _variant(*SIZES[size], drop_path_rate=0.1, distilled=True)
         for size in ("tiny", "small", "base")
     },
+    **{
+        f"vmoe_{size}_patch{patch}_{kind}": _variant(
+            *shape, patch_size=patch, ffn="mlp moe", dense_blocks=shape[1] - last, moe=replace(FAMILIES["v_moe"], hidden=4 * shape[0])
+        )
+        for size, patch, shape, kind, last in (
+            ("small", 32, (512, 8, 8), "last2", 4),
+            ("base", 16, SIZES["base"], "last2", 4),
+            ("base", 16, SIZES["base"], "every2", 12),
+        )
+    },
+    "soft_moe_small_patch16": _variant(
+        *SIZES["small"], dense_blocks=6, ffn="moe", moe=replace(FAMILIES["soft"], experts=128, slots=1, hidden=1536)
+    ),
 }
-"""Names as in timm; DeiT's recipe trains with a drop-path rate of 0.1."""
+"""Names as in timm; DeiT's recipe trains with a drop-path rate of 0.1. V-MoE: 8 experts of full width, the last two of the odd blocks or
+all of them (its section 3 and appendix B)."""

@@ -20,13 +20,14 @@ from research.modules.axes import Init
 from research.modules.layers import normal_02, ones, zeros
 from research.modules.mesh import on_own_tokens
 from research.modules.mixers.base import Call
-from research.modules.mlp import Glu
+from research.modules.mlp import Glu, Mlp
 from research.ops import expert_dispatch, expert_routing
 from research.ops.precision import wide
 
 ROUTERS = ("top_k", "expert_choice", "soft", "hash", "domain")
-EXPERTS = {"glu": ("silu", True), "geglu": ("gelu", True), "mlp": ("gelu", False), "relu": ("relu", False)}
-"""Kind of expert -> (activation, whether it is gated)."""
+EXPERTS = {"glu": ("silu", True, False), "geglu": ("gelu", True, False), "mlp": ("gelu", False, True), "relu": ("relu", False, False)}
+"""Kind of expert -> (activation, whether it is gated, whether it has biases)."""
+SHARED = {"glu": Glu, "mlp": Mlp}
 BALANCE_OVER = ("first", "all", "mean")
 JITTER, NOISE, SECOND = 8, 9, 10
 """What the layer's key is folded with; its dropout folds smaller numbers."""
@@ -43,7 +44,7 @@ class Moe:
       experts: E, of which each token is sent to some.
       active: k, experts of a token; of expert choice, the mean number; of the router soft, 1.
       hidden: hidden units of each expert; 0: those of the dense part over (active + shared), so that active FLOPs are the dense one's.
-      expert: glu, geglu, mlp (GELU) or relu; without biases.
+      expert: glu, geglu, mlp (GELU, with biases) or relu.
       shared: experts that every token visits beside its own (DeepSeekMoE), as one of shared * hidden units.
       router: top_k; expert_choice and soft, which look at later tokens; hash of the token's id; domain, given with the example.
       score, renormalize, scale, expert_groups, kept_groups, group_score: see `research.ops.expert_routing.top_k_choice`.
@@ -97,7 +98,12 @@ class Moe:
 
     @property
     def gated(self) -> bool:
-        return EXPERTS.get(self.expert, ("", True))[1]
+        return EXPERTS.get(self.expert, ("", True, False))[1]
+
+    @property
+    def counted_batch(self) -> int:
+        """Examples over which FLOPs are counted: those of a group, whose places are rounded together."""
+        return max(1, self.group) if self.capacity != "none" or self.router == "expert_choice" else 1
 
     def resolve(self, ffn_dim: int) -> "Moe":
         """Returns the options with `hidden` filled in, from the hidden units of the dense part.
@@ -111,6 +117,7 @@ class Moe:
             self._require(name, getattr(self, name) >= 0, "whole numbers from 0")
         self._require("slots", self.slots >= 1, "whole numbers from 1")
         self._require("expert", self.expert in EXPERTS, ", ".join(EXPERTS))
+        self._require("expert", not self.shared or self.expert in SHARED, f"{' or '.join(SHARED)} with shared experts")
         self._require("router", self.router in ROUTERS, ", ".join(ROUTERS))
         self._require("balance_over", self.balance_over in BALANCE_OVER, ", ".join(BALANCE_OVER))
         self._require("capacity", self.capacity in ("none", *expert_routing.CAPACITIES), ", ".join(("none", *expert_routing.CAPACITIES)))
@@ -127,7 +134,7 @@ class Moe:
         if self.router == "top_k":
             self._require("active", self.active <= reach, f"1 to the {reach} experts that a token can reach (experts={self.experts})")
         hidden = self.hidden or max(8, round(ffn_dim / (self.active + self.shared) / 8) * 8)
-        return replace(self, hidden=hidden)
+        return replace(self, hidden=hidden, kept_groups=min(self.kept_groups, self.expert_groups))
 
     def _require(self, name: str, condition: bool, valid: str) -> None:
         if not condition:
@@ -165,21 +172,22 @@ FAMILIES: dict[str, Moe] = {
 class MoeFfn(nnx.Module):
     """y = sum over a token's experts of weight * expert(x), plus the shared experts.
 
-    D E parameters of the router and (2 or 3) D F of each expert. Router and statistics are in float32 whatever the rest is in.
+    D E parameters of the router and (2 or 3) D F of each expert, D + F more with biases. Router and statistics are in float32 whatever the rest is in.
     `axes` as in `Mlp`; `scope` names the axis of the experts.
     """
 
     def __init__(self, spec: Moe, channels: int, axes: tuple[str, str], scope: str, init: Init, form: str = "auto"):
         self.spec, self.form = spec, form
         count, experts = spec.experts, f"{scope}/experts"
-        self.activation, gated = EXPERTS[spec.expert]
+        self.activation, gated, biased = EXPERTS[spec.expert]
         inward = (count, channels, spec.hidden), (experts, *axes)
         self.up = init.param("up", *inward, normal_02)
         self.gate = init.param("gate", *inward, normal_02) if gated else None
         self.down = init.param("down", (count, spec.hidden, channels), (experts, *axes[::-1]), normal_02)
-        self.shared = (
-            Glu(channels, spec.shared * spec.hidden, (axes[0], f"{scope}/shared/mlp"), init.child("shared")) if spec.shared else None
-        )
+        self.up_bias = init.param("up_bias", (count, spec.hidden), (experts, axes[1]), zeros) if biased else None
+        self.down_bias = init.param("down_bias", (count, channels), (experts, axes[0]), zeros) if biased else None
+        around = channels, spec.shared * spec.hidden, (axes[0], f"{scope}/shared/mlp")
+        self.shared = SHARED[spec.expert](*around, init.child("shared")) if spec.shared else None
         routed = (channels, count), (axes[0], experts)
         learnt = spec.router in ("top_k", "expert_choice")
         self.router = init.param("router", *routed, normal_02, precise=True) if learnt else None
@@ -213,8 +221,8 @@ class MoeFfn(nnx.Module):
 
     @property
     def kernels(self) -> dict[str, Array]:
-        """The experts' kernels as the ops take them."""
-        arrays = {"up": self.up, "gate": self.gate, "down": self.down}
+        """The experts' kernels and biases as the ops take them."""
+        arrays = {name: getattr(self, name) for name in ("up", "gate", "down", "up_bias", "down_bias")}
         return {name: array[...] for name, array in arrays.items() if array is not None}
 
     # --- the router ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
     y[t] = sum_i weights[t, i] * ffn(x[t], kernels of experts[t, i])
 
 Kernels are {"up": [E, D, F], "down": [E, F, D]} and, for gated linear units, "gate": [E, D, F]: down(act(gate x) * up x) or
-down(act(up x)). An expert E (one beyond the last) stands for none. Activations take k rows per token, or E C rows, whatever E is.
+down(act(up x)); "up_bias" [E, F] and "down_bias" [E, D] are added where they are given. An expert E (one beyond the last) stands for none. Activations take k rows per token, or E C rows, whatever E is.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,15 +24,34 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _ffn(x: Array, kernels: Kernels, activation: str, product: Callable[[Array, Array], Array]) -> Array:
-    up = product(x, kernels["up"])
-    hidden = ACTIVATIONS[activation](product(x, kernels["gate"])) * up if "gate" in kernels else ACTIVATIONS[activation](up)
-    return product(hidden, kernels["down"])
+Affine = Callable[[Array, Array, Array | None], Array]
+"""(rows, kernels, biases or None) -> the products of rows with the kernel of their expert, plus its bias."""
+
+
+def _ffn(x: Array, kernels: Kernels, activation: str, affine: Affine) -> Array:
+    up = affine(x, kernels["up"], kernels.get("up_bias"))
+    hidden = ACTIVATIONS[activation](affine(x, kernels["gate"], None)) * up if "gate" in kernels else ACTIVATIONS[activation](up)
+    return affine(hidden, kernels["down"], kernels.get("down_bias"))
+
+
+def _in_rows(x: Float[Array, "E C I"], kernel: Float[Array, "E I O"], bias: Float[Array, "E O"] | None) -> Float[Array, "E C O"]:
+    y = jnp.matmul(x, kernel)
+    return y if bias is None else y + bias[:, None]
+
+
+def _grouped(counts: Int[Array, " E"], form: str) -> Affine:
+    def affine(x: Float[Array, "P I"], kernel: Float[Array, "E I O"], bias: Float[Array, "E O"] | None) -> Float[Array, "P O"]:
+        if bias is not None:  # as the kernel of a feature that is always 1: picking a bias for each row would have a scattered gradient
+            x = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], 1)
+            kernel = jnp.concatenate([kernel, bias[:, None]], 1)
+        return grouped_matmul(x, kernel, counts, form=form, partial=True)
+
+    return affine
 
 
 def _check(op: str, x: Array, kernels: Kernels, activation: str, **more) -> dict:
     checks.require(activation in ACTIVATIONS, op, "activation", repr(activation), ", ".join(ACTIVATIONS))
-    patterns = {"up": "E D F", "gate": "E D F", "down": "E F D"}
+    patterns = {"up": "E D F", "gate": "E D F", "down": "E F D", "up_bias": "E F", "down_bias": "E D"}
     arrays = {name: (kernels.get(name), patterns[name]) for name in patterns}
     return checks.shapes(op, x=(x, "E C D" if x.ndim == 3 else "T D"), **arrays, **more)
 
@@ -51,7 +70,7 @@ def every_expert(
       ValueError: when shapes do not fit or the activation is unknown.
     """
     _check("every_expert", x, kernels, activation, combine=(combine, "T E"))
-    outputs = _ffn(x[None], kernels, activation, jnp.matmul)
+    outputs = _ffn(x[None], kernels, activation, _in_rows)
     return jnp.einsum("te,etd->td", combine, outputs).astype(x.dtype)
 
 
@@ -95,7 +114,7 @@ def dropless(
         return lax.psum_scatter(y, axis, tiled=True)
     permutation, inverse, counts = sort_by_group(experts, num_experts + 1)
     rows = permute(x, permutation, inverse)
-    rows = _ffn(rows, kernels, activation, lambda a, kernel: grouped_matmul(a, kernel, counts[:num_experts], form=form, partial=True))
+    rows = _ffn(rows, kernels, activation, _grouped(counts[:num_experts], form))
     return _weighted(unpermute(rows, permutation, inverse), weights).astype(x.dtype)
 
 
@@ -138,7 +157,7 @@ def with_places(
         rows = lax.all_to_all(
             rows, axis, 0, 1, tiled=True
         )  # [E, C, D] of one device's tokens to [E / devices, devices C, D] of one's experts
-    rows = _ffn(rows, kernels, activation, jnp.matmul)
+    rows = _ffn(rows, kernels, activation, _in_rows)
     if axis is not None:
         rows = lax.all_to_all(rows, axis, 1, 0, tiled=True)
     rows = rows.reshape(num_slots, -1)
@@ -152,7 +171,7 @@ def in_slots(rows: Float[Array, "E C D"], kernels: Kernels, *, activation: str =
       ValueError: when shapes do not fit or the activation is unknown.
     """
     _check("in_slots", rows, kernels, activation)
-    return _ffn(rows, kernels, activation, jnp.matmul)
+    return _ffn(rows, kernels, activation, _in_rows)
 
 
 def chosen_by_experts(
@@ -168,5 +187,5 @@ def chosen_by_experts(
       ValueError: when shapes do not fit or the activation is unknown.
     """
     _check("chosen_by_experts", x, kernels, activation, tokens=(tokens, "E C"), weights=(weights, "E C"))
-    rows = _ffn(x[tokens], kernels, activation, jnp.matmul) * weights[..., None]
+    rows = _ffn(x[tokens], kernels, activation, _in_rows) * weights[..., None]
     return jnp.zeros((x.shape[0], rows.shape[-1]), rows.dtype).at[tokens].add(rows).astype(x.dtype)

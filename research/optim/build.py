@@ -13,8 +13,10 @@ from research.modules.axes import Axes, role
 from research.optim.rules import Rules, resolve
 
 NAMES = ("adamw", "lion", "muon", "sgd")
-NO_DECAY_1D: Rules = ((r"/a_log\|", 0.0), (r"\|[^,]*$", 0.0), (".*", 1.0))
-"""Default decay rule: vectors (biases, norms, scales) and logarithms of decay rates are not decayed."""
+NO_DECAY_1D: Rules = ((r"/a_log\|", 0.0), (r"bias\|[^|]*experts", 0.0), (r"\|[^,]*$", 0.0), (".*", 1.0))
+"""Default decay rule: vectors (biases, also those of experts, norms, scales) and logarithms of decay rates are not decayed."""
+STACKS = ("layers", "experts")
+"""Roles of axes along which matrices lie beside one another."""
 
 
 def _scale_by_tree(factors: Mapping[str, float]) -> optax.GradientTransformation:
@@ -38,13 +40,13 @@ MUON_RMS = 0.2  # root mean square of an update of Muon's, about that of AdamW's
 def matrix_axes(axes: Axes) -> optax.contrib.MuonDimensionNumbers | None:
     """Returns which axes of a parameter are inputs and which outputs of a matrix, for Muon; None where it is none.
 
-    Stacked layers are matrices of their own; the window of a dense convolution belongs to the inputs. Vectors, depthwise
+    Stacked layers and experts are matrices of their own; the window of a dense convolution belongs to the inputs. Vectors, depthwise
     kernels, position embeddings, scales per head and the arrays that touch images, classes or a vocabulary are not matrices
     between hidden features.
     """
     roles = [role(name) for name in axes]
-    places = [i for i, r in enumerate(roles) if r != "layers"]
-    if len(places) < 2 or {"kernel_h", "taps", "image", "classes", "tokens", "vocab", "input"} & set(roles):
+    places = [i for i, r in enumerate(roles) if r not in STACKS]
+    if len(places) < 2 or {"kernel_h", "taps", "image", "classes", "tokens", "vocab", "input", "slots"} & set(roles):
         return None
     if not {roles[i] for i in places} - {"heads", "head_dim", "groups", "state", "clusters", "features"}:
         return None

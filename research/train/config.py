@@ -75,6 +75,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "nan": "stop",  # stop or skip
                 "log_every": "2%",
                 "init_from": "",
+                "upcycle": {"noise": 0.0, "reinit": 0.0},  # of experts that start as a dense network's feed-forward parts
             },
             "eval": {
                 "every": "20%",

@@ -22,13 +22,17 @@ def input_dtype(config: Any) -> jnp.dtype:
 
 @functools.lru_cache(maxsize=1024)
 def forward_flops(config: Any) -> int:
-    """FLOPs of one example's forward pass, a multiply-add counted as two, over the naive forms of the ops."""
+    """FLOPs of one example's forward pass, a multiply-add counted as two, over the naive forms of the ops.
+
+    Where examples compete for places in groups (mixtures of experts), it is the mean over the examples of a group.
+    """
+    count = getattr(config, "counted_batch", 1)
     if hasattr(config, "form"):
         config = dataclasses.replace(config, form=getattr(config, "counted_form", "naive"))
     shapes = abstract(config)
-    image = jax.ShapeDtypeStruct((1, *config.input_shape()), input_dtype(config))
+    image = jax.ShapeDtypeStruct((count, *config.input_shape()), input_dtype(config))
     run = lambda p, s, x: apply(config, p, s, x, mode="eval")[0]  # noqa: E731
-    return flop_counter.count_flops(run, dict(shapes.params), dict(shapes.stats), image)
+    return flop_counter.count_flops(run, dict(shapes.params), dict(shapes.stats), image) // count
 
 
 def training_flops(config: Any) -> int:

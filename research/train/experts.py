@@ -12,10 +12,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from research.modules.moe import OBSERVED
-from research.modules.state import Arrays
+from research.modules.state import Abstract, Arrays
 
 LOAD, NUMBERS = "/load", "/observed"
 KERNELS = ("up", "gate", "down")
+
+
+def has_mixtures(shapes: Abstract) -> bool:
+    return any(name.endswith(LOAD) for name in shapes.stats)
 
 
 def observed(stats: Mapping[str, Array]) -> dict[str, Array]:

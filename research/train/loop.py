@@ -18,7 +18,7 @@ import numpy as np
 from research.data.tokenizer_files import save_tokenizer
 from research.errors import UserError
 from research.modules.state import abstract
-from research.nested import importance
+from research.nested import importance, upcycle
 from research.nested.schemes import Draw
 from research.optim.build import state_bytes
 from research.report import machine
@@ -146,12 +146,24 @@ class Run:
 
         config, params, stats = load_model(source, "full")
         full = abstract(self.setup.space.full)
+        if experts.has_mixtures(full) and not experts.has_mixtures(abstract(config)):
+            return self.programs.state_from(*self._upcycled(config, params, stats, source))
         for name, shape in full.params.items():
             if name not in params or params[name].shape != shape.shape:
                 raise UserError(f"train.init_from={source} does not fit this model at {name}; its model is {config.family}")
         if self.config["nested"]["sort_importance"]:
             params, stats = importance.sort_by_importance(params, stats, full)
         return self.programs.state_from(dict(params), dict(stats))
+
+    def _upcycled(self, config: Any, params: Any, stats: Any, source: str) -> tuple[Any, Any]:
+        model, key = self.setup.space.full, jax.random.key(self.config["seed"])
+        options = self.config["train"]["upcycle"]
+        made = upcycle.upcycle(config, params, stats, model, key, **options)
+        drawn = ", ".join(f"{name}={value}" for name, value in options.items() if value)
+        change = drawn or upcycle.changes_function(model.mixture)
+        told = f"which changes what it computes ({change})" if change else "which computes the same"
+        self.reporter.say(f"every expert starts as the dense part of {source}, {told}")
+        return made
 
     def _tick(self) -> None:
         if self.flag["set"]:

@@ -1,5 +1,6 @@
 """ViT and DeiT against a naive twin written head by head, in outputs and gradients; drop path, distillation, mistakes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,9 @@ import pytest
 from research.errors import UserError
 from research.models import registry
 from research.models.vit import ViTConfig
+from research.modules.moe import FAMILIES
 from research.modules.state import abstract, apply
+from research.train.costs import forward_flops
 from tests.models.twins import fast_jit, images, random_arrays
 
 CONFIG = ViTConfig(dim=24, depth=2, heads=3, head_dim=5, mlp_dim=40, patch_size=3, image_size=6, num_classes=7, distilled=True)
@@ -123,3 +126,65 @@ def test_bad_configs_are_refused_in_one_line(bad, message):
     with pytest.raises(UserError, match=message) as error:
         registry.model_config("vit_tiny_patch16_224", **bad)
     assert "\n" not in str(error.value)
+
+
+MIXED = dataclasses.replace(
+    CONFIG, distilled=False, depth=6, kept_layers=(), dense_blocks=2, ffn="mlp moe",
+    moe=dataclasses.replace(FAMILIES["v_moe"], experts=4, hidden=20, capacity="none"),
+)  # fmt: skip
+
+
+def test_mixtures_stand_in_every_second_block_of_the_last_ones():
+    """Blocks 3 and 5 have mixtures, all in their order: with a mixture's output at zero, its block is one without feed-forward part."""
+    params, stats = random_arrays(MIXED)
+    assert MIXED.layer_places() == (
+        ("dense_blocks/layer", 0), ("dense_blocks/layer", 1), ("blocks/layer/blocks/0", 0), ("blocks/layer/blocks/1", 0),
+        ("blocks/layer/blocks/0", 1), ("blocks/layer/blocks/1", 1),
+    )  # fmt: skip
+    assert params["blocks/layer/blocks/1/mlp/up"].shape == (2, 4, 24, 20) and "blocks/layer/blocks/0/mlp/up" not in params
+    silent = {k: jnp.zeros_like(v) if "blocks/1/mlp/down" in k else v for k, v in params.items()}
+    plain = dataclasses.replace(MIXED, ffn="mlp", dense_blocks=0, kept_layers=(), kept_dense=())
+    stacked = {}
+    for name, shape in abstract(plain).params.items():
+        suffix = name.removeprefix("blocks/layer/")
+        if suffix == name:
+            stacked[name] = silent[name]
+            continue
+        empty = jnp.zeros(shape.shape[1:])
+        stacked[name] = jnp.stack([silent[f"{p}/{suffix}"][i] if f"{p}/{suffix}" in silent else empty for p, i in MIXED.layer_places()])
+    image = images(MIXED, 2)
+    mixed = fast_jit(lambda x: apply(MIXED, silent, stats, x)[0])(image)
+    np.testing.assert_allclose(mixed, fast_jit(lambda x: apply(plain, stacked, {}, x)[0])(image), rtol=0, atol=1e-5)
+    heard = fast_jit(lambda x: apply(MIXED, params, stats, x)[0])(image)
+    assert np.abs(np.asarray(heard - mixed)).max() > 1e-3
+
+
+def test_smaller_selves_of_mixed_depths():
+    small = MIXED.shrink(depth=0.5, experts=2, active=1, ffn=0.5)
+    assert (small.depth, small.dense_blocks, small.kept_layers, small.kept_dense) == (3, 1, (0,), (0,))
+    assert (small.mixture.experts, small.mixture.active, small.mixture.hidden) == (2, 1, 8)
+    assert MIXED.shrink(depth=3).depth == 3
+    with pytest.raises(UserError, match="give a fraction"):
+        MIXED.shrink(depth=4)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"ffn": "glu"}, "valid: mlp and moe"),
+        ({"dense_blocks": 3}, "no multiple of the parts"),
+        ({"moe": dataclasses.replace(FAMILIES["v_moe"], active=9)}, "moe: active=9"),
+        ({"moe": FAMILIES["hash"]}, "tokens of a vocabulary"),
+    ],
+)
+def test_mixtures_that_do_not_fit_are_told(fields, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(MIXED, kept_layers=(), **fields)
+
+
+def test_flops_are_those_of_a_whole_group():
+    """Places are rounded up once for the tokens of a group, not for those of each image."""
+    moe = dataclasses.replace(FAMILIES["v_moe"], experts=4, hidden=20, eval_capacity_factor=0.0)
+    grouped, alone = (forward_flops(dataclasses.replace(MIXED, kept_layers=(), moe=dataclasses.replace(moe, group=g))) for g in (8, 1))
+    # A group of 8 images has 40 tokens: 21 places by the rule, 24 by its rounding; one image has 5 tokens: 3, rounded to 4.
+    assert alone - grouped == 2 * 2 * 4 * 24 * 20 * 2 * (4 * 8 - 24) // 8

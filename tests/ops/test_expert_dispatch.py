@@ -15,12 +15,14 @@ from tests.ops.compare import assert_agree
 TOKENS, WIDTH, HIDDEN = 37, 6, 5
 
 
-def draw(num_experts, gated=True, seed=0):
+def draw(num_experts, gated=True, seed=0, biased=False):
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     kernels = {"up": normal(num_experts, WIDTH, HIDDEN), "down": normal(num_experts, HIDDEN, WIDTH)}
     if gated:
         kernels["gate"] = normal(num_experts, WIDTH, HIDDEN)
+    if biased:
+        kernels |= {"up_bias": normal(num_experts, HIDDEN), "down_bias": normal(num_experts, WIDTH)}
     return normal(TOKENS, WIDTH), normal(TOKENS, num_experts), kernels, normal(TOKENS, WIDTH)
 
 
@@ -50,6 +52,33 @@ def test_dropless_is_the_weighted_sum(num_experts, k, form):
     def definition(x, logits, kernels):
         routed = router(logits, k)
         return every_expert(x, combine_matrix(routed.experts, routed.weights, num_experts), kernels)
+
+    assert_same(ours, definition, x, logits, kernels, dy=dy)
+
+
+@pytest.mark.parametrize("dispatch", ["blocks", "naive", "places", "experts"])
+def test_biases_are_of_the_expert(dispatch):
+    x, logits, kernels, dy = draw(5, gated=False, biased=True)
+
+    def ours(x, logits, kernels):
+        if dispatch == "experts":
+            slots = expert_choice(logits, 9)
+            return chosen_by_experts(x, slots.tokens, slots.weights, kernels, activation="gelu")
+        routed = router(logits, 2)
+        if dispatch == "places":
+            queue = places(routed.experts, 5)
+            return with_places(x, routed.experts, routed.weights, queue, TOKENS, kernels, activation="gelu")
+        return dropless(x, routed.experts, routed.weights, kernels, activation="gelu", form=dispatch)
+
+    def definition(x, logits, kernels):
+        routed = router(logits, 2)
+        combine = combine_matrix(routed.experts, routed.weights, 5)
+        if dispatch == "experts":
+            slots = expert_choice(logits, 9)
+            combine = (slots.weights[..., None] * jax.nn.one_hot(slots.tokens, TOKENS)).sum(1).T
+        outputs = [jax.nn.gelu(x @ kernels["up"][e] + kernels["up_bias"][e], approximate=False) for e in range(5)]
+        outputs = [y @ kernels["down"][e] + kernels["down_bias"][e] for e, y in enumerate(outputs)]
+        return sum(combine[:, e, None] * y for e, y in enumerate(outputs))
 
     assert_same(ours, definition, x, logits, kernels, dy=dy)
 

@@ -65,6 +65,7 @@ def test_sgd_is_optax_s():
         (("window_h", "window_w", "stage1/embed", "stage2/embed"), (0, 1, 2), (3,)),
         (("layers", "embed", "layer/heads", "layer/head_dim"), (1,), (2, 3)),
         (("layers", "layer/heads", "layer/head_dim", "embed"), (1, 2), (3,)),
+        (("layers", "layer/experts", "embed", "layer/mlp"), (2,), (3,)),
     ],
 )
 def test_muon_takes_the_matrices_of_the_axis_names(axes, inputs, outputs):
@@ -73,10 +74,27 @@ def test_muon_takes_the_matrices_of_the_axis_names(axes, inputs, outputs):
 
 @pytest.mark.parametrize(
     "axes",
-    [("stage1/embed",), ("layers", "embed"), ("kernel_h", "kernel_w", "stage1/embed"), ("stage2/embed", "classes"), ("tokens", "embed")],
+    [
+        ("stage1/embed",),
+        ("layers", "embed"),
+        ("kernel_h", "kernel_w", "stage1/embed"),
+        ("stage2/embed", "classes"),
+        ("tokens", "embed"),
+        ("embed", "layer/experts"),
+        ("layer/experts", "layer/mlp"),
+        ("embed", "layer/experts", "layer/slots"),
+    ],
 )
 def test_muon_leaves_what_is_no_hidden_matrix_to_adam(axes):
     assert matrix_axes(axes) is None
+
+
+def test_biases_of_experts_are_not_decayed():
+    axes = {"up": ("experts", "embed", "mlp"), "up_bias": ("experts", "mlp"), "router": ("embed", "experts")}
+    start = {k: jnp.ones([3] * len(v)) for k, v in axes.items()}
+    optimizer = make_optimizer({**BASE, "name": "sgd", "momentum": 0.0, "nesterov": False}, optax.constant_schedule(0.1), axes)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, start), optimizer.init(start), start)
+    assert not updates["up_bias"].any() and updates["up"].all() and updates["router"].all()
 
 
 def test_muon_orthogonalises_each_stacked_layer_and_is_adam_elsewhere():

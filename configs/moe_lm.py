@@ -1,0 +1,30 @@
+"""A language model whose feed-forward parts are mixtures of experts, against the dense one of the same active FLOPs.
+
+    make moe-lm
+    python -m launch.train --config=configs/moe_lm.py:moe --workdir=runs/moe_lm
+
+Argument: dense; moe (8 experts, of which a token visits 2, each half as wide as the dense part, nobody dropped); or a family of
+research/modules/moe.py, such as switch, gshard, deepseek, deepseek_v3 or hash, with 8 experts of that active width.
+"""
+
+from dataclasses import asdict, replace
+
+from research.errors import UserError
+from research.modules.moe import FAMILIES, Moe
+from research.train.config import text_config
+
+CAUSAL = [name for name, family in FAMILIES.items() if family.router in ("top_k", "hash")]
+
+
+def get_config(arg: str = "moe"):
+    arg = arg or "moe"
+    if arg not in ("dense", "moe", *CAUSAL):
+        raise UserError(f"configs/moe_lm.py:{arg} is unknown; valid: dense, moe, {', '.join(CAUSAL)}")
+    config = text_config(600, max_bytes=2_000_000)
+    config.model = {"name": "sequence", "pattern": "hgrn", "hgrn": {"taps": 4}, "dim": 160, "depth": 3, "ffn_dim": 320, "unroll": True}
+    config.model.ffn = "glu" if arg == "dense" else "moe"
+    if arg != "dense":
+        family = FAMILIES.get(arg, Moe(balance=0.01))
+        config.model.moe = asdict(replace(family, experts=8, active=min(family.active, 2), shared=min(family.shared, 1), expert_groups=1))
+    config.eval.every = "25%"
+    return config

@@ -1,0 +1,129 @@
+"""A dense network becomes a mixture of experts: every expert starts as the dense feed-forward part (sparse upcycling).
+
+Where the weights of a token's experts sum to 1 and nobody is dropped, the mixture computes what the dense network did: copies of one
+function, averaged. Experts drift apart by what the router sends them; `noise` and `reinit` make them differ at once, and give that up.
+
+Sources: Komatsuzaki et al. 2022 (arXiv 2212.05055), section 3; Drop-Upcycling, Nakamura et al. 2025 (arXiv 2502.19261), section 3.2.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from research.errors import UserError
+from research.modules.moe import Moe
+from research.modules.state import Arrays, abstract, initialize
+
+DENSE_NAMES = {
+    "up": ("up", "up/kernel"),
+    "gate": ("gate", "gate/kernel"),
+    "down": ("down", "down/kernel"),
+    "up_bias": ("up/bias",),
+    "down_bias": ("down/bias",),
+}
+"""Array of a mixture -> what the dense part calls it."""
+HIDDEN_AXIS = {"up": -1, "gate": -1, "down": -2, "up_bias": -1}
+SALT = 11
+
+
+def changes_function(moe: Moe) -> str:
+    """Returns why a mixture of equal experts does not compute what one of them does; "" where it does."""
+    if moe.router in ("expert_choice", "soft"):
+        return f"router={moe.router!r} gives a token weights that do not sum to 1, or mixes tokens"
+    if moe.capacity != "none":
+        return f"capacity={moe.capacity!r} may drop tokens"
+    if moe.router == "top_k" and not moe.renormalize:
+        return "renormalize=False: the weights of a token's experts do not sum to 1"
+    if moe.router == "top_k" and moe.scale != 1.0:
+        return f"scale={moe.scale}: the weights of a token's experts do not sum to 1"
+    return ""
+
+
+def upcycle(
+    dense: Any, params: Mapping[str, Array], stats: Mapping[str, Array], config: Any, key: Array, *, noise: float = 0.0, reinit: float = 0.0
+) -> tuple[Arrays, Arrays]:
+    """Returns (params, stats) of a network with mixtures of experts from those of the same network without.
+
+    Args:
+      dense: config of the dense network.
+      params, stats: its arrays.
+      config: the network with mixtures; its experts are as wide as the dense parts that they replace.
+      key: for the routers, which start from scratch, and for noise and reinit.
+      noise: standard deviation of normal noise on every expert's kernels, relative to that of the kernel.
+      reinit: part of the hidden units of each expert, drawn for each, whose weights are drawn anew with the mean and deviation of the
+        weights that they replace (Drop-Upcycling).
+
+    Raises:
+      UserError: the networks differ in more than mixtures, or experts are shared, of another width or of another kind.
+    """
+    if not 0 <= reinit <= 1 or noise < 0:
+        raise UserError(f"upcycling: noise={noise}, reinit={reinit}; valid: noise from 0, reinit from 0 to 1")
+    target = abstract(config)
+    mixtures = {name.removesuffix("/load") for name in target.stats if name.endswith("/load")}
+    layers, others = _by_layer(dense, params)
+    places = config.layer_places()
+    if len(places) != len(layers):
+        raise UserError(f"upcycling: the dense network has {len(layers)} layers, the mixture {len(places)}")
+    result: Arrays = {}
+    for name, shape in target.params.items():
+        part, _, tag = name.rpartition("/")
+        if part in mixtures and tag not in DENSE_NAMES:
+            continue  # the router's, drawn below
+        prefix = next((p for p, _ in places if name.startswith(p + "/")), None)
+        if prefix is None:
+            result[name] = _fitting(name, others.get(name), shape.shape)
+            continue
+        own = [layers[n] for n, (p, _) in sorted(enumerate(places), key=lambda place: place[1][1]) if p == prefix]
+        candidates = DENSE_NAMES[tag] if part in mixtures else (tag,)
+        suffixes = [f"{part}/{c}".removeprefix(prefix + "/") for c in candidates]
+        found = [next((layer[s] for s in suffixes if s in layer), None) for layer in own]
+        wanted = shape.shape[1:]
+        if part in mixtures:
+            copies = [_fitting(name, kernel, wanted[1:]) for kernel in found]
+            salted = jax.random.fold_in(jax.random.fold_in(key, SALT), sorted(mixtures).index(part))
+            result[name] = jnp.stack(
+                [_experts(c, tag, wanted[0], jax.random.fold_in(salted, n), noise, reinit) for n, c in enumerate(copies)]
+            )
+        else:
+            result[name] = jnp.stack([_fitting(name, array, wanted) for array in found])
+    drawn, fresh = initialize(config, key)
+    same = {k: v for k, v in stats.items() if k in fresh and fresh[k].shape == v.shape}
+    return {**drawn, **result}, {**fresh, **same}
+
+
+def _by_layer(config: Any, params: Mapping[str, Array]) -> tuple[list[dict[str, Array]], dict[str, Array]]:
+    """Returns (arrays of each layer by what follows the layer's prefix, arrays of no layer)."""
+    places = config.layer_places()
+    inside = lambda prefix: {k.removeprefix(prefix + "/"): v for k, v in params.items() if k.startswith(prefix + "/")}  # noqa: E731
+    layers = [{k: v[i] for k, v in inside(prefix).items()} for prefix, i in places]
+    prefixes = tuple({prefix + "/" for prefix, _ in places})
+    return layers, {k: v for k, v in params.items() if not k.startswith(prefixes)}
+
+
+def _fitting(name: str, array: Array | None, shape: tuple[int, ...]) -> Array:
+    if array is None or array.shape != shape:
+        found = "no such array" if array is None else f"one of {array.shape}"
+        raise UserError(
+            f"upcycling: {name} needs {shape}, the dense network has {found}; experts are of the kind and width of what they replace"
+        )
+    return jnp.asarray(array)
+
+
+def _experts(kernel: Float[Array, "*S"], tag: str, count: int, key: Array, noise: float, reinit: float) -> Float[Array, "E *S"]:
+    """Returns `count` copies, apart by `noise` and by units drawn anew; `key` is one for all kernels of a layer's experts."""
+    copies = jnp.broadcast_to(kernel, (count, *kernel.shape))
+    own = jax.random.fold_in(key, 1 + list(DENSE_NAMES).index(tag))
+    if noise and tag in HIDDEN_AXIS:
+        copies = copies + noise * kernel.std() * jax.random.normal(jax.random.fold_in(own, 0), copies.shape, copies.dtype)
+    if reinit and tag in HIDDEN_AXIS:
+        axis = HIDDEN_AXIS[tag]
+        hidden = kernel.shape[axis]
+        order = jnp.argsort(jax.random.uniform(key, (count, hidden)), axis=-1)
+        chosen = order < round(reinit * hidden)
+        chosen = chosen.reshape(count, *(hidden if i % kernel.ndim == axis % kernel.ndim else 1 for i in range(kernel.ndim)))
+        drawn = kernel.mean() + kernel.std() * jax.random.normal(jax.random.fold_in(own, 1), copies.shape, copies.dtype)
+        copies = jnp.where(chosen, drawn, copies)
+    return copies
