@@ -149,6 +149,11 @@ class Moe:
         return replace(self, experts=count, active=min(active, count), hidden=hidden)
 
 
+def _search(scores: Float[Array, "B *T E"], k: int) -> Array:
+    """`expert_routing.best`, a custom call on some platforms, on each device's own tokens."""
+    return on_own_tokens(lambda tokens, experts, axis: expert_routing.best(tokens[0], k), (scores,), {})
+
+
 FAMILIES: dict[str, Moe] = {
     "switch": Moe(active=1, expert="relu", renormalize=False, jitter=0.01, capacity="mesh", eval_capacity_factor=2.0, balance_over="first"),
     "gshard": Moe(expert="relu", capacity="mesh", eval_capacity_factor=2.0, random_second=True, balance_over="first"),
@@ -274,6 +279,7 @@ class MoeFfn(nnx.Module):
             expert_groups=spec.expert_groups,
             kept_groups=spec.kept_groups,
             group_score=spec.group_score,
+            search=_search,
         )
         if spec.random_second and call.mode == "train" and call.key is not None:
             choice = expert_routing.give_up_second(choice, jax.random.fold_in(call.key, SECOND))

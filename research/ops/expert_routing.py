@@ -22,6 +22,9 @@ SCORES: dict[str, Callable[[Array], Array]] = {"softmax": jax.nn.softmax, "sigmo
 GROUP_SCORES = ("top2", "max")
 
 
+Search = Callable[[Array, int], Array]
+
+
 class Choice(NamedTuple):
     """What a router decides.
 
@@ -47,6 +50,7 @@ def top_k_choice(
     expert_groups: int = 1,
     kept_groups: int = 1,
     group_score: str = "top2",
+    search: Search | None = None,
 ) -> Choice:
     """Every token takes its k best experts.
 
@@ -59,11 +63,12 @@ def top_k_choice(
       bias: is added to the scores for the choice alone; the weights do not see it, and it has no gradient (DeepSeek-V3, section 2.1.2).
       expert_groups, kept_groups: experts are chosen from the best `kept_groups` of so many equal groups of consecutive experts.
       group_score: what ranks a group, the sum of its two best scores ("top2", DeepSeek-V3) or its best ("max", DeepSeek-V2).
+      search: finds the indices of the k largest scores in `best`'s place: the same, on each device's own tokens.
 
     Raises:
       ValueError: k or the groups do not fit the experts, or an option is unknown.
     """
-    op = "top_k_choice"
+    op, search = "top_k_choice", search or best
     num_experts = logits.shape[-1]
     checks.require(score in SCORES, op, "score", repr(score), " or ".join(SCORES))
     checks.require(group_score in GROUP_SCORES, op, "group_score", repr(group_score), " or ".join(GROUP_SCORES))
@@ -75,19 +80,19 @@ def top_k_choice(
     scores = SCORES[score](wide(logits))
     ranked = lax.stop_gradient(scores if bias is None else scores + wide(bias))
     if kept_groups < expert_groups:
-        ranked = jnp.where(_in_best_groups(ranked, expert_groups, kept_groups, group_score), ranked, -jnp.inf)
-    experts = best(ranked, k)
+        ranked = jnp.where(_in_best_groups(ranked, expert_groups, kept_groups, group_score, search), ranked, -jnp.inf)
+    experts = search(ranked, k)
     weights = pick(scores, experts)
     if renormalize:
         weights = weights / (weights.sum(-1, keepdims=True) + (1e-20 if score == "sigmoid" else 0.0))
     return Choice(experts, weights * scale if scale != 1.0 else weights, scores)
 
 
-def _in_best_groups(scores: Float[Array, "*G T E"], groups: int, kept: int, group_score: str) -> Bool[Array, "*G T E"]:
+def _in_best_groups(scores: Float[Array, "*G T E"], groups: int, kept: int, group_score: str, search: Search) -> Bool[Array, "*G T E"]:
     grouped = scores.reshape(*scores.shape[:-1], groups, -1)
     size = grouped.shape[-1]
-    ranks = grouped.max(-1) if group_score == "max" else lax.top_k(grouped, min(2, size))[0].sum(-1)
-    chosen = jax.nn.one_hot(best(ranks, kept), groups, dtype=jnp.bool_).any(-2)
+    ranks = grouped.max(-1) if group_score == "max" else pick(grouped, search(grouped, min(2, size))).sum(-1)
+    chosen = jax.nn.one_hot(search(ranks, kept), groups, dtype=jnp.bool_).any(-2)
     return jnp.repeat(chosen, size, -1)
 
 

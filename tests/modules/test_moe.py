@@ -226,4 +226,5 @@ def test_on_eight_devices_it_is_the_same_and_experts_stay_where_they_are():
             assert kernels and all(shape.startswith("f32[8,") for shape in kernels), (name, kernels)
         else:
             assert not kernels, (name, kernels)
+        assert not [shape for shape in found["gathered"] if shape.startswith("f32[16,4,16]")], (name, "all logits are gathered")
         assert bool(found["all_to_all"]) == name.startswith("places"), name
