@@ -16,6 +16,9 @@ from research.interop.safetensors_io import CONFIG, WEIGHTS, replace_file, save_
 FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Where a folder may hold its weights, in the order in which they are looked for."""
 
+SHARD = 5_000_000_000
+"""Bytes that a file of weights holds at most, unless one array is larger."""
+
 
 def load(source: str, path: str | os.PathLike, **options: Any) -> tuple[Any, dict, dict, Any]:
     """Returns (config, params, stats, report) of a checkpoint on disk: `config.json` beside its weights.
@@ -68,7 +71,7 @@ def _read_state(path: str) -> dict[str, np.ndarray]:
 
 
 def save(target: str, folder: str | os.PathLike, config: Any, params: Mapping[str, Any]) -> None:
-    """Writes `folder/model.safetensors` and `folder/config.json`, which `from_pretrained` of transformers reads.
+    """Writes weights and `folder/config.json`, which `from_pretrained` of transformers reads; large models in files of 5 GB.
 
     The original Mamba code reads `pytorch_model.bin`:
     `torch.save(safetensors.torch.load_file("model.safetensors"), "pytorch_model.bin")`.
@@ -83,11 +86,36 @@ def save(target: str, folder: str | os.PathLike, config: Any, params: Mapping[st
         os.makedirs(folder, exist_ok=True)
     except OSError as e:
         raise UserError(f"cannot write the folder {folder}: {e.strerror}") from None
-    save_safetensors(os.path.join(folder, WEIGHTS), state, {"format": "pt"})
-    text = json.dumps(data, indent=2) + "\n"
+    _save_state(folder, state)
+    _write_json(os.path.join(folder, CONFIG), data)
+
+
+def _save_state(folder: str, state: Mapping[str, np.ndarray]) -> None:
+    whole, shards, room = os.path.join(folder, WEIGHTS), [[]], SHARD
+    for name, w in state.items():
+        if w.nbytes > room and shards[-1]:
+            shards.append([])
+            room = SHARD
+        shards[-1].append(name)
+        room -= w.nbytes
+    if len(shards) == 1:
+        save_safetensors(whole, state, {"format": "pt"})
+        return
+    places = {}
+    for i, names in enumerate(shards):
+        file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        save_safetensors(os.path.join(folder, file), {name: state[name] for name in names}, {"format": "pt"})
+        places |= dict.fromkeys(names, file)
+    _write_json(f"{whole}.index.json", {"metadata": {"total_size": sum(w.nbytes for w in state.values())}, "weight_map": places})
+    if os.path.exists(whole):
+        os.unlink(whole)  # of an earlier model; it would be read first
+
+
+def _write_json(path: str, content: Any) -> None:
+    text = json.dumps(content, indent=2) + "\n"
 
     def write(temp: str) -> None:
         with open(temp, "w", encoding="utf-8") as f:
             f.write(text)
 
-    replace_file(os.path.join(folder, CONFIG), write)
+    replace_file(path, write)

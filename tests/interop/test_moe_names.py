@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
-from research.interop import from_folder, to_folder
+from research.interop import folders, from_folder, to_folder
 from research.interop.array_tables import to_foreign_arrays
 from research.interop.moe_configs import config_from_foreign, config_to_foreign
 from research.interop.moe_names import entries, from_foreign, to_foreign
-from research.interop.safetensors_io import save_safetensors
+from research.interop.safetensors_io import load_safetensors, save_safetensors
 from research.models import registry
 from research.models.sequence import SequenceConfig
 from research.modules.mixers.attention import Attention
@@ -303,13 +303,26 @@ def test_a_smaller_self_goes_out_and_comes_back(random_arrays):
 
 
 @pytest.mark.parametrize("source", MODELS)
-def test_shards_and_whole_files(source, random_arrays, tmp_path):
+def test_shards_and_whole_files(source, random_arrays, tmp_path, monkeypatch):
     config = MODELS[source]
     params, _ = random_arrays(config)
     to_folder(source, tmp_path, config, params)
     _, arrays, stats, _ = from_folder(source, tmp_path)
     assert_same(arrays, params)
     assert all(not np.asarray(s).any() for s in stats.values())
+    monkeypatch.setattr(folders, "SHARD", 1000)
+    params = {name: w + 1 for name, w in params.items()}
+    to_folder(source, tmp_path, config, params)
+    sizes = [sum(w.nbytes for w in load_safetensors(file).values()) for file in tmp_path.glob("model-*.safetensors")]
+    assert len(sizes) > 8 and max(sizes) <= 1000 and not (tmp_path / "model.safetensors").exists()
+    assert_same(from_folder(source, tmp_path)[1], params)
+
+
+@pytest.mark.parametrize("source", MODELS)
+def test_shards_of_others(source, random_arrays, tmp_path):
+    config = MODELS[source]
+    params, _ = random_arrays(config)
+    to_folder(source, tmp_path, config, params)
     state = to_foreign(source, config, params)[1]
     (tmp_path / "model.safetensors").unlink()
     names = sorted(state)
@@ -353,8 +366,8 @@ def drawn(source, rng):
 
 @pytest.mark.parametrize("number", range(8))
 @pytest.mark.parametrize("source", ["hf-mixtral", "hf-qwen3-moe"])
-def test_transformers_agrees_in_both_directions(source, number, random_arrays, tmp_path):
-    """Logits, and gradients of all arrays for the first two; odd numbers save experts as transformers 5 holds them."""
+def test_transformers_agrees_in_both_directions(source, number, random_arrays, tmp_path, monkeypatch):
+    """Logits, and gradients of all arrays for the first two; odd numbers save experts as transformers 5 holds them, and shards."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     prefix = {"hf-mixtral": "Mixtral", "hf-qwen3-moe": "Qwen3Moe"}[source]
     theirs, settings = getattr(transformers, f"{prefix}ForCausalLM"), getattr(transformers, f"{prefix}Config")
@@ -394,6 +407,7 @@ def test_transformers_agrees_in_both_directions(source, number, random_arrays, t
         for name, grad in theirs_grads.items():
             close(ours[name], grad, least, name)
     params, _ = random_arrays(config, number)
+    monkeypatch.setattr(folders, "SHARD", 10_000 if number % 2 else folders.SHARD)
     to_folder(source, tmp_path / "ours", config, params)
     again, info = theirs.from_pretrained(tmp_path / "ours", output_loading_info=True, experts_implementation="eager")
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
