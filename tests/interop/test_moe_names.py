@@ -21,6 +21,7 @@ from research.modules.mixers.attention import Attention
 from research.modules.mixers.window import Window
 from research.modules.moe import Moe
 from research.modules.state import abstract, apply
+from research.train import costs
 from tests.models.twins import fast_jit
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[2] / "third_party" / "moe_language" / "golden.json").read_text())
@@ -176,6 +177,8 @@ def test_active_parameters_are_all_where_nothing_is_chosen():
     small = registry.entry("moe_small").config
     full, expert = abstract(small).num_params(), 3 * 192 * small.mixture.hidden
     assert registry.model_info("moe_small")["active_params"] == full - 2 * 6 * expert
+    assert costs.static_costs(small)["active_params"] == full - 2 * 6 * expert
+    assert "active_params" not in costs.static_costs(registry.entry("attention_small").config)
     soft = dataclasses.replace(small, pool="mean", moe=Moe(router="soft", active=1))
     assert registry.moe_language.active_params(soft) == abstract(soft).num_params()
     assert registry.model_info("mamba_130m")["active_params"] == 129_135_360
