@@ -2,7 +2,7 @@
 
     python -m launch.convert --source=unireplknet --weights=unireplknet_t_in1k_224_acc83.21.pth --out=DIR
 
-    python -m launch.convert --source=hf-mamba --weights=FOLDER --out=DIR     # also hf-mamba2, mamba-ssm
+    python -m launch.convert --source=hf-mamba --weights=FOLDER --out=DIR     # hf-mamba2, mamba-ssm, hf-mixtral, hf-qwen3-moe
 
 A FOLDER of language-model weights holds safetensors (or pytorch_model.bin) and config.json, any sizes; launch.export writes the
 same layouts. DIR gets model.safetensors, config.json and report.json (sizes, and the names that did not match). The weights may be
@@ -53,10 +53,14 @@ def main() -> None:
 def _registry_name(config) -> str | None:
     """The registry's name for a model of the same arrays, whatever its classes, images and drop path."""
     from research.models import registry
+    from research.modules.state import abstract
 
-    fields = ("vocab_size", "pattern", "dim", "depth") if config.family == "sequence" else ("depths", "dims", "kernels", "mlp_dims")
-    for name in registry.list_models(f"{config.family}*"):
-        if all(getattr(registry.entry(name).config, f, None) == getattr(config, f, None) for f in fields):
+    sequence = config.family == "sequence"
+    fields = ("vocab_size", "tied", "pattern", "ffn", "dim", "depth") if sequence else ("depths", "dims", "kernels", "mlp_dims")
+    for name in registry.list_models():
+        other = registry.entry(name).config
+        same = other.family == config.family and all(getattr(other, f, None) == getattr(config, f, None) for f in fields)
+        if same and (not sequence or abstract(other).num_params() == abstract(config).num_params()):
             return name
     return None
 

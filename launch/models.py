@@ -35,13 +35,14 @@ def main(pattern: str) -> int:
                 "params": info["params"],
                 "inference_params": inference["params"],
                 "flops": inference["flops"],
+                "active_params": info["active_params"],
                 "input": "x".join(map(str, info["input"])),
                 "elastic": " ".join(info["elastic"]),
                 "paper": info["paper"],
                 "source": info["source"],
             }
         )
-    print(tables.text_table(rows, ["name", "params", "inference_params", "flops", "input", "paper"]))
+    print(tables.text_table(rows, ["name", "params", "active_params", "inference_params", "flops", "input", "paper"]))
     if _CSV.value:
         tables.write_csv(_CSV.value, rows, command=command_line())
         print(f"written to {_CSV.value}")

@@ -8,8 +8,11 @@ from research.errors import UserError
 SOURCES = {"unireplknet": "research.interop.unireplknet_names"}
 """Name of a source -> module with `from_official(state dict, image_size=...) -> (config, params, stats, report)`."""
 
-FOLDERS = dict.fromkeys(("hf-mamba", "hf-mamba2", "mamba-ssm"), "research.interop.mamba_names")
-"""Sources whose weights have a config.json beside them -> module with `load_mamba(source, path)` and `save_mamba(target, folder, ...)`."""
+FOLDERS = {
+    **dict.fromkeys(("hf-mamba", "hf-mamba2", "mamba-ssm"), "research.interop.mamba_names"),
+    **dict.fromkeys(("hf-mixtral", "hf-qwen3-moe"), "research.interop.moe_names"),
+}
+"""Sources whose weights have a config.json beside them -> module with `config_from_foreign`, `from_foreign` and `to_foreign`."""
 
 
 def read_weights(path: str, key: str | None = None) -> dict[str, Any]:
@@ -33,13 +36,16 @@ def read_weights(path: str, key: str | None = None) -> dict[str, Any]:
     return pth.read_pth(path, key)
 
 
-def from_folder(source: str, path: str) -> tuple[Any, dict, dict, Any]:
+def from_folder(source: str, path: str, **options: Any) -> tuple[Any, dict, dict, Any]:
     """Returns (config, params, stats, report) of a folder (or a weights file with its config.json beside it) of one of FOLDERS.
+
+    Args:
+      options: see `research.interop.folders.load`.
 
     Raises:
       UserError: the folder cannot be read, or holds another architecture.
     """
-    return importlib.import_module(FOLDERS[source]).load_mamba(source, path)
+    return importlib.import_module("research.interop.folders").load(source, path, **options)
 
 
 def to_folder(target: str, folder: str, config: Any, params: dict) -> None:
@@ -48,7 +54,7 @@ def to_folder(target: str, folder: str, config: Any, params: dict) -> None:
     Raises:
       UserError: the layout cannot hold such a model.
     """
-    importlib.import_module(FOLDERS[target]).save_mamba(target, folder, config, params)
+    importlib.import_module("research.interop.folders").save(target, folder, config, params)
 
 
 def from_source(source: str, state: dict[str, Any], **kwargs) -> tuple[Any, dict, dict, Any]:

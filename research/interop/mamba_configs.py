@@ -4,13 +4,13 @@ What a foreign class can be and ours cannot is refused by the name of its field,
 only initialise, or say how to compute, are passed over.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from research.errors import UserError
+from research.interop.foreign_configs import check_object, check_source, need, no_place, reading
 from research.models.sequence import SequenceConfig
 from research.modules.mixers.mamba import Mamba
 from research.modules.mixers.mamba2 import Mamba2
@@ -39,24 +39,14 @@ def config_from_foreign(source: str, data: Mapping[str, Any], *, length: int = 2
     Raises:
       UserError: unknown source, another architecture, or an option that our models do not have, by name.
     """
-    check_source(source)
+    check_source(source, SOURCES)
+    check_object(source, data)
     _check_architecture(source, data)
-    try:
+    with reading(source):
         return _config_from_original(data, length) if source == "mamba-ssm" else _config_from_hf(source, data, length)
-    except KeyError as e:
-        raise UserError(f"{source}: the config has no field {e.args[0]!r}") from None
-    except (TypeError, ValueError) as e:
-        raise UserError(f"{source}: the config holds a field of a wrong type: {e}") from None
 
 
-def check_source(source: str) -> None:
-    if source not in SOURCES:
-        raise UserError(f"unknown source {source!r}; valid: {', '.join(SOURCES)}")
-
-
-def _check_architecture(source: str, data: Any) -> None:
-    if not isinstance(data, Mapping):
-        raise UserError(f"{source}: the config is a {type(data).__name__}, not an object of fields")
+def _check_architecture(source: str, data: Mapping[str, Any]) -> None:
     found, original = data.get("model_type"), "d_model" in data and "n_layer" in data
     wanted = "the original layout (d_model, n_layer, ...)" if source == "mamba-ssm" else f"model_type {source.removeprefix('hf-')!r}"
     if source == "mamba-ssm" and original and found is None:
@@ -68,15 +58,8 @@ def _check_architecture(source: str, data: Any) -> None:
     raise UserError(f"{source} needs a config of {wanted}, found {what}{f'; give --source={known}' if known else ''}")
 
 
-def _need(source: str, data: Mapping[str, Any], needs: Mapping[str, Any]) -> None:
-    for name, value in needs.items():
-        given = data.get(name, value)
-        if given != value and not (value == [] and not given):
-            raise UserError(f"{source}: {name}={json.dumps(given)} is a model that we do not have; valid: {json.dumps(value)}")
-
-
 def _config_from_hf(source: str, data: Mapping[str, Any], length: int) -> SequenceConfig:
-    _need(source, data, HF_NEEDS)
+    need(source, data, HF_NEEDS)
     data = {**HF_DEFAULTS[source], **data}
     dim, expand = int(data["hidden_size"]), data["expand"]
     sizes = {"state": int(data["state_size"]), "expand": float(expand), "taps": int(data["conv_kernel"])}
@@ -100,12 +83,12 @@ def _config_from_hf(source: str, data: Mapping[str, Any], length: int) -> Sequen
 
 def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfig:
     source = "mamba-ssm"
-    _need(source, data, SSM_NEEDS)
+    need(source, data, SSM_NEEDS)
     options = dict(data.get("ssm_cfg") or {})
     layer = options.pop("layer", "Mamba1")
     if layer not in SSM_LAYERS:
         raise UserError(f"{source}: ssm_cfg.layer={layer!r} is a mixer that is not read; valid: {', '.join(SSM_LAYERS)}")
-    _need(f"{source}: ssm_cfg", options, SSM_CFG_NEEDS)
+    need(f"{source}: ssm_cfg", options, SSM_CFG_NEEDS)
     own = {"dt_rank"} if layer == "Mamba1" else {"headdim", "ngroups", "dt_limit"}
     known = {"d_state", "d_conv", "expand", *own, *SSM_CFG_NEEDS, *SSM_CFG_INERT}
     if unknown := sorted(set(options) - known):
@@ -159,14 +142,12 @@ def config_to_foreign(target: str, config: SequenceConfig) -> dict[str, Any]:
     Raises:
       UserError: unknown target, or a model that the foreign class cannot be, by field.
     """
-    check_source(target)
+    check_source(target, SOURCES)
     kinds = set(config.kinds)
     valid = {"hf-mamba": ("mamba",), "hf-mamba2": ("mamba2",), "mamba-ssm": ("mamba", "mamba2")}[target]
     if len(kinds) > 1 or not kinds <= set(valid):
         raise UserError(f"{target} holds one kind of mixer in all layers ({' or '.join(valid)}); got pattern={config.pattern!r}")
-    for name, needed in {"ffn": "none", "pool": "none", "outputs": 0, "input_dim": 0}.items():
-        if getattr(config, name) != needed:
-            raise UserError(f"{target} has no place for {name}={getattr(config, name)!r}; valid: {needed!r}")
+    no_place(target, config, {"ffn": "none", "pool": "none", "outputs": 0, "input_dim": 0})
     spec: Any = config.spec(*kinds)
     inner = spec.inner if isinstance(spec, Mamba) else spec.heads * spec.head_dim
     expand = _expand(target, inner, config.dim)

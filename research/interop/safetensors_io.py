@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
 from research.errors import UserError
 from research.modules.state import Arrays, abstract
@@ -62,9 +61,31 @@ def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes arrays to a safetensors file, whole or not at all."""
-    host = {name: np.asarray(a, order="C") for name, a in arrays.items()}
-    replace_file(path, lambda temp: save_file(host, temp, dict(metadata or {})))
+    """Writes arrays to a safetensors file, whole or not at all, one after the other: beside them, memory for one is needed.
+
+    Raises:
+      UserError: the folder cannot be written.
+      TypeError: an array's dtype is none of DTYPES.
+    """
+    codes = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+    host = {name: np.asarray(a) for name, a in arrays.items()}
+    if wrong := [f"{name} is {a.dtype}" for name, a in host.items() if a.dtype not in codes]:
+        raise TypeError(f"safetensors holds {', '.join(DTYPES)}: {wrong[0]}")
+    names, header, at = sorted(host, key=lambda name: (-host[name].itemsize, name)), {}, 0  # wide ones first: all are aligned
+    for name in names:
+        a = host[name]
+        header[name] = {"dtype": codes[a.dtype], "shape": list(a.shape), "data_offsets": [at, at + a.nbytes]}
+        at += a.nbytes
+    text = json.dumps(({"__metadata__": dict(metadata)} if metadata else {}) | header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(temp: str) -> None:
+        with open(temp, "wb") as f:
+            f.write(struct.pack("<Q", len(text)) + text)
+            for name in names:
+                f.write(np.ascontiguousarray(host[name]).reshape(-1).view(np.uint8).data)
+
+    replace_file(path, write)
 
 
 def replace_file(path: str | os.PathLike, write: typing.Callable[[str], Any]) -> None:

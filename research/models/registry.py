@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from research.errors import UserError
-from research.models import resnet, sequence, unireplknet, vim, vit, vmamba
+from research.models import moe_language, resnet, sequence, unireplknet, vim, vit, vmamba
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _frozen(value: Any) -> Any:
 
 @functools.lru_cache
 def model_info(name: str) -> dict[str, Any]:
-    """Returns name, family, params, stats, input shape, paper and source of a named model; no arrays are made."""
+    """Returns name, family, params, those that a token meets, stats, input shape, paper and source of a named model; no arrays are made."""
     from research.modules.state import abstract
 
     e = entry(name)
@@ -117,6 +117,7 @@ def model_info(name: str) -> dict[str, Any]:
         "name": name,
         "family": e.config.family,
         "params": shapes.num_params(),
+        "active_params": moe_language.active_params(e.config),
         "stats": shapes.num_stats(),
         "input": e.config.input_shape(),
         "elastic": tuple(e.config.elastic),
@@ -199,13 +200,17 @@ def _register_sequence() -> None:
         "window": heads | dict(window=5),
         "routing": dict(heads=2, local_heads=1, head_dim=8, clusters=2, window=5, local_window=4),
     }
-    for name, config in sequence.VARIANTS.items():
+    published = sequence.PUBLISHED | moe_language.PUBLISHED
+    for name, config in (sequence.VARIANTS | moe_language.VARIANTS).items():
         kind = config.kinds[0]
-        paper, source, count = sequence.PUBLISHED.get(name, (sequence.PAPERS[kind], "this repository", None))
+        paper, source, count = published.get(name, (sequence.PAPERS[kind], "this repository", None))
         tiny: dict[str, Any] = dict(vocab_size=10, length=12, dim=16, depth=2 * len(config.period), ffn=config.ffn)
         if sequence.MIXTURE in config.ffn_kinds:
-            tiny["moe"] = dict(experts=4, hidden=16)
-        register(Entry(name, config, paper, source, tiny | {k: small[k] for k in set(config.kinds) & set(small)}, count))
+            tiny["moe"] = dict(experts=4, active=2, hidden=16)
+        tiny |= {k: small[k] for k in set(config.kinds) & set(small)}
+        if config.attention.kv_heads:
+            tiny["attention"] = dict(heads=4, kv_heads=2, head_dim=8)
+        register(Entry(name, config, paper, source, tiny, count))
 
 
 _register_unireplknet()

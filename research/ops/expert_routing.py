@@ -189,8 +189,10 @@ CAPACITIES: dict[str, Callable[[int, int, int, float], int]] = {
     "megablocks": lambda tokens, experts, k, factor: int(factor * k * tokens / experts),
     "tutel": lambda tokens, experts, k, factor: k * int(factor * math.ceil(tokens / experts)),
     "llm_random": lambda tokens, experts, k, factor: min(int(factor * k * tokens / experts), tokens),
+    "fixed": lambda tokens, experts, k, factor: int(factor),
 }
-"""Rule -> places per expert and group as its library computes them; `mesh` and `flaxformer` do not count k."""
+"""Rule -> places per expert and group as its library computes them; `mesh` and `flaxformer` do not count k, and `fixed` is the factor
+itself, whatever the tokens: `expert_capacity` of transformers' Switch."""
 
 
 def capacity(rule: str, tokens: int, experts: int, k: int, factor: float) -> int:

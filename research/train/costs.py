@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from research.models import registry
 from research.models.forms import on_cpu
+from research.models.moe_language import active_params
 from research.modules.state import Arrays, abstract, apply
 from research.report import flops as flop_counter
 from research.report import timing
@@ -41,9 +42,11 @@ def training_flops(config: Any) -> int:
 
 
 def static_costs(config: Any) -> dict[str, int]:
-    """Returns {"params", "flops"} of the inference form, without arrays."""
+    """Returns {"params", "flops"} of the inference form, without arrays; "state" of sequence models, "active_params" of mixtures."""
     small = registry.deployed(config)[0]
     costs = {"params": abstract(small).num_params(), "flops": forward_flops(small)}
+    active = active_params(small)
+    costs |= {"active_params": active} if active < costs["params"] else {}
     return costs | ({"state": state_size(small)} if hasattr(small, "kinds") else {})
 
 

@@ -8,8 +8,9 @@ import sys
 
 import numpy as np
 
-from research.interop.safetensors_io import load_folder
+from research.interop.safetensors_io import load_folder, load_safetensors, save_safetensors
 from research.interop.unireplknet_names import to_official
+from tests.interop.test_moe_names import fill
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "third_party" / "unireplknet"
@@ -53,3 +54,22 @@ def test_mistakes_are_one_line_with_exit_code_2(tmp_path):
     assert not (tmp_path / "o").exists()
     assert command("convert", "--wieghts=x").returncode == 2
     assert command("convert", "--helpshort").returncode == 0
+
+
+def test_a_mixture_of_experts_comes_in_writes_and_goes_out(tmp_path):
+    numbers = json.loads((ROOT / "third_party" / "moe_language" / "golden.json").read_text())["models"]["mixtral"]
+    state = {path: fill(path, shape, k).astype(np.float32) for k, (path, shape) in enumerate(numbers["shapes"].items())}
+    (tmp_path / "a").mkdir()
+    save_safetensors(tmp_path / "a" / "model.safetensors", state)
+    (tmp_path / "a" / "config.json").write_text(json.dumps(numbers["config"]))
+    done = command("convert", "--source=hf-mixtral", f"--weights={tmp_path}/a", f"--out={tmp_path}/b")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sequence: 3,048 parameters in training form, 41 arrays matched, 0 unused" in done.stdout
+    done = command("generate", f"--workdir={tmp_path}/b", "--prompt_ids=3", "--num_tokens=2", "--temperature=0", f"--out={tmp_path}/o.json")
+    assert done.returncode == 0, done.stderr
+    first = int(np.argmax(numbers["logits"][0]))
+    assert json.loads((tmp_path / "o.json").read_text())["texts"][0][0].split()[0] == str(first)
+    done = command("export", f"--workdir={tmp_path}/b", "--format=hf-mixtral", f"--out={tmp_path}/c")
+    assert (done.returncode, done.stderr) == (0, "")
+    again = load_safetensors(tmp_path / "c" / "model.safetensors")
+    assert again.keys() == state.keys() and all((again[name] == w).all() for name, w in state.items())

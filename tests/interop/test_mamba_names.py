@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from research.errors import UserError
+from research.interop import from_folder, to_folder
 from research.interop.mamba_configs import SOURCES, config_from_foreign, config_to_foreign
-from research.interop.mamba_names import from_foreign, load_mamba, save_mamba, to_foreign
+from research.interop.mamba_names import from_foreign, to_foreign
 from research.interop.safetensors_io import save_safetensors
 from research.models.sequence import SequenceConfig
 from research.modules.mixers.mamba import Mamba
@@ -136,7 +137,7 @@ def test_layers_of_longer_periods_keep_their_order(random_arrays):
 def test_files(layout, random_arrays, tmp_path):
     config = MODELS["mamba-ssm"]
     params, _ = random_arrays(config)
-    save_mamba("mamba-ssm", tmp_path, config, params)
+    to_folder("mamba-ssm", tmp_path, config, params)
     whole = tmp_path / "model.safetensors"
     path = whole if layout == "file" else tmp_path
     if layout in ("shards", "bin"):
@@ -155,7 +156,7 @@ def test_files(layout, random_arrays, tmp_path):
         tensors = [tensor(storage(key, w.size), 0, tuple(map(int, w.shape)), steps(w.shape)) for key, w in held.items()]
         storages = {key: np.ascontiguousarray(w).tobytes() for key, w in held.items()}
         write(tmp_path / "pytorch_model.bin", dict(zip(state, tensors, strict=True)), storages)
-    again, arrays, stats, report = load_mamba("mamba-ssm", path, length=8)
+    again, arrays, stats, report = from_folder("mamba-ssm", path, length=8)
     assert again.spec("mamba2") == config.spec("mamba2") and not stats and report.to_json()["matched"] == 38
     assert_same(arrays, params)
 
@@ -228,19 +229,19 @@ def test_models_that_have_no_foreign_class():
 
 def test_files_that_are_missing_or_damaged(tmp_path):
     with pytest.raises(UserError, match="holds no weights; one of model.safetensors, model.safetensors.index.json"):
-        load_mamba("hf-mamba", tmp_path)
+        from_folder("hf-mamba", tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"junk")
     with pytest.raises(UserError, match="cannot read .*config.json: No such file"):
-        load_mamba("hf-mamba", tmp_path)
+        from_folder("hf-mamba", tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json is not JSON"):
-        load_mamba("hf-mamba", tmp_path)
+        from_folder("hf-mamba", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(GOLDEN["models"]["hf-mamba"]["config"]))
     index = tmp_path / "model.safetensors.index.json"
     for places in ({"a": "../a.safetensors"}, [], {"a": 3}):
         index.write_text(json.dumps({"weight_map": places}))
         with pytest.raises(UserError, match="has no weight_map from arrays to files beside it"):
-            load_mamba("hf-mamba", index)
+            from_folder("hf-mamba", index)
 
 
 def drawn(source, rng):
@@ -276,7 +277,7 @@ def test_transformers_agrees_in_both_directions(source, number, random_arrays, t
             if name != "lm_head.weight" or not model.config.tie_word_embeddings:
                 p.add_(0.2 * torch.randn_like(p))
     model.save_pretrained(tmp_path / "theirs")
-    config, params, _, _ = load_mamba(source, tmp_path / "theirs")
+    config, params, _, _ = from_folder(source, tmp_path / "theirs")
     tokens = rng.integers(0, config.vocab_size, (2, 9))
     logits = lambda model: model(torch.tensor(tokens), use_cache=False).logits.detach().numpy()
     run = jax.jit(lambda p, x: apply(dataclasses.replace(config, form="auto" if number < 3 else "naive"), p, {}, x)[0])
@@ -284,7 +285,7 @@ def test_transformers_agrees_in_both_directions(source, number, random_arrays, t
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(run(params, jnp.asarray(tokens)), expected, rtol=0, atol=1e-4 * max(1, np.abs(expected).max()))
     params, _ = random_arrays(config, number)
-    save_mamba(source, tmp_path / "ours", config, params)
+    to_folder(source, tmp_path / "ours", config, params)
     again, info = theirs.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     expected = logits(again.eval())

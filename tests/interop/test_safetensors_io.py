@@ -40,6 +40,8 @@ def test_arrays_round_trip(tmp_path):
     io.save_safetensors(tmp_path / "b.safetensors", {"empty": np.zeros((0, 3), np.float32)})
     assert io.load_safetensors(tmp_path / "b.safetensors")["empty"].shape == (0, 3)
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "b.safetensors"]
+    with pytest.raises(TypeError, match="safetensors holds F64, .*: c is complex64"):
+        io.save_safetensors(tmp_path / "c.safetensors", {"c": np.zeros(3, np.complex64)})
 
 
 def test_reads_what_other_libraries_write(tmp_path):
@@ -126,7 +128,7 @@ def test_an_interrupted_save_leaves_no_mixture(model, folder, monkeypatch):
 
     config, params, stats = model
     before = (folder / "model.safetensors").read_bytes()
-    monkeypatch.setattr(io, "save_file", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(KeyboardInterrupt):
         io.save_folder(folder, config, params, stats)
     assert (folder / "model.safetensors").read_bytes() == before

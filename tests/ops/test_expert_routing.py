@@ -89,13 +89,17 @@ def test_places_are_those_of_a_queue(num_tokens, num_experts, k, order, by_prior
     "rule, first, second, third",
     [
         ("mesh", 80, 12, 4), ("flaxformer", 80, 12, 4), ("v_moe", 160, 28, 8), ("maxtext", 160, 25, 7),
-        ("megablocks", 160, 25, 7), ("tutel", 160, 26, 8), ("llm_random", 160, 25, 7),
+        ("megablocks", 160, 25, 7), ("tutel", 160, 26, 8), ("llm_random", 160, 25, 7), ("fixed", 1, 1, 1),
     ],
 )  # fmt: skip
 def test_capacity_is_that_of_each_library(rule, first, second, third):
     assert capacity(rule, 4096, 64, 2, 1.25) == first
     assert capacity(rule, 100, 8, 2, 1.0) == second
     assert capacity(rule, 10, 3, 2, 1.1) == third
+
+
+def test_fixed_capacity_is_its_factor():
+    assert capacity("fixed", 10, 3, 2, 64.0) == 64 and capacity("fixed", 1000, 3, 2, 64.0) == 64
 
 
 def test_losses_of_the_example():

@@ -1,6 +1,6 @@
 """Softmax attention to all tokens so far (Vaswani et al. 2017, section 3.2), grouped queries (Ainslie et al. 2023, arXiv 2305.13245), RoPE.
 
-Its state is a cache: memory and the cost of a step grow with the capacity.
+Queries and keys may be normalised head by head (Henry et al. 2020, arXiv 2010.04245; Qwen3, arXiv 2505.09388, section 2). Its state is a cache: memory and the cost of a step grow with the capacity.
 """
 
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from research.modules.axes import Init
 from research.modules.layers import normal_02
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.mixers.rotary import THETA, rotary
+from research.modules.norms import RMSNorm
 from research.ops import attention
 from research.ops.attention import softmax_attention
 
@@ -26,13 +27,16 @@ NOTHING = -1
 @dataclass(frozen=True)
 class Attention(Spec):
     """`kv_heads` 0: every head has keys and values of its own; else `kv_heads` groups of heads share them, and every smaller
-    self keeps all groups with fewer heads each. `head_dim` 0: dim / heads; heads keep their size in every smaller self."""
+    self keeps all groups with fewer heads each. `head_dim` 0: dim / heads; heads keep their size in every smaller self. `qk_norm`:
+    queries and keys go through an RMSNorm over the features of a head, each with one scale for all heads, before RoPE."""
 
     heads: int = 8
     kv_heads: int = 0
     head_dim: int = 0
     rotary: bool = True
     theta: float = THETA
+    qk_norm: bool = False
+    qk_norm_eps: float = 1e-6
 
     kind: ClassVar[str] = "attention"
     bounded: ClassVar[bool] = True
@@ -74,7 +78,7 @@ def _divisors(n: int) -> list[int]:
 
 
 class AttentionMixer(nnx.Module):
-    """out(attention(q, k, v)) without biases: 2 D H K + 2 D G K parameters, G = H unless grouped.
+    """out(attention(q, k, v)) without biases: 2 D H K + 2 D G K parameters, G = H unless grouped, and 2 K scales with `qk_norm`.
 
     State: `k` and `v` [B, S, G, K], keys after RoPE, and `ids` [B, S], the documents of the tokens. A call writes its tokens
     from `call.position` on; what lies behind the last token written is not read, so a caller may go back by a smaller position.
@@ -92,6 +96,8 @@ class AttentionMixer(nnx.Module):
         self.key = init.param("key", (dim, kv, size), ("embed", kv_axis, matched), normal_02)
         self.value = init.param("value", (dim, kv, size), ("embed", kv_axis, carried), normal_02)
         self.out = init.param("out", (*many, size, dim), (*many_axes, carried, "embed"), normal_02)
+        norm = lambda tag: RMSNorm(size, matched, init.child(tag), eps=spec.qk_norm_eps) if spec.qk_norm else None  # noqa: E731
+        self.query_norm, self.key_norm = norm("query_norm"), norm("key_norm")
 
     def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
         query, key, value = self.project(x, call.position + jnp.arange(x.shape[1]))
@@ -111,10 +117,12 @@ class AttentionMixer(nnx.Module):
         return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "ids": jnp.full((batch, capacity), NOTHING, jnp.int32)}
 
     def project(self, x: Float[Array, "B T D"], positions: Int[Array, " T"]) -> tuple[Array, Array, Array]:
-        """Returns queries [B, T, H, K], keys and values [B, T, G, K], with positions turned in."""
+        """Returns queries [B, T, H, K], keys and values [B, T, G, K], normalised where asked for and with positions turned in."""
         size = self.spec.head_dim
         kernels = fused(x, self.query, self.key, self.value, form=self.form)
         query, key, value = (y.reshape(*x.shape[:-1], -1, size) for y in kernels)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if self.spec.rotary:
             query, key = (rotary(y, positions, self.spec.theta) for y in (query, key))
         return query, key, value

@@ -18,9 +18,12 @@ from tests.ops.compare import assert_agree, draw
 GROUPED = Attention(heads=4, kv_heads=2, head_dim=6)
 
 
+NORMED = replace(GROUPED, qk_norm=True, qk_norm_eps=0.1)
+
+
 @pytest.mark.parametrize("length", [1, 65])
 def test_all_forms_compute_the_same(length):
-    check_forms(GROUPED, 16, length, naive=length == 65)
+    check_forms(NORMED if length == 65 else GROUPED, 16, length, naive=length == 65)
 
 
 def twin(weights, spec, x, window=None):
@@ -29,6 +32,9 @@ def twin(weights, spec, x, window=None):
     dim, groups, size = len(w["query"]), spec.kv_heads or spec.heads, spec.head_dim
     q = (x @ w["query"].reshape(dim, -1)).reshape(-1, spec.heads, size)
     k, v = (np.einsum("td,dgk->tgk", x, w[name]) for name in ("key", "value"))
+    if spec.qk_norm:
+        norm = lambda y, scale: scale * y / np.sqrt(np.square(y).mean(-1, keepdims=True) + spec.qk_norm_eps)
+        q, k = norm(q, w["query_norm/scale"]), norm(k, w["key_norm/scale"])
     if spec.rotary:
         q, k = (turned(y, np.arange(len(x)), spec.theta) for y in (q, k))
     out = np.zeros((len(x), spec.heads, size))
@@ -42,9 +48,13 @@ def twin(weights, spec, x, window=None):
     return out.reshape(len(x), -1) @ w["out"].reshape(-1, dim)
 
 
-@pytest.mark.parametrize("spec", [replace(GROUPED, theta=50.0), Attention(heads=2, rotary=False)], ids=["grouped, rotary", "plain"])
+@pytest.mark.parametrize(
+    "spec", [replace(GROUPED, theta=50.0), Attention(heads=2, rotary=False), NORMED], ids=["grouped, rotary", "plain", "normalised"]
+)
 def test_attention_is_its_definition(spec):
     mixer, x = Functions(spec, 12, 9), draw((1, 9, 12), 3)
+    params, stats = mixer.weights
+    mixer.weights = {k: 1 + 0.5 * draw(v.shape, len(k)) if k.endswith("scale") else v for k, v in params.items()}, stats
     expected = twin(mixer.weights[0], mixer.spec, x[0].astype(np.float64))
     assert_agree(mixer.call(mixer.weights, x)[0][0], expected.astype(np.float32), 1e-5)
 
@@ -79,11 +89,14 @@ def test_counts_of_parameters():
     assert num_params(Attention(heads=8), 512) == 4 * 512**2
     assert num_params(Attention(heads=8, kv_heads=2), 512) == 2 * 512**2 + 2 * 512 * 128
     assert num_params(Attention(heads=3, head_dim=10, kv_heads=1), 32) == 2 * 32 * 30 + 2 * 32 * 10
+    assert num_params(Attention(heads=8, qk_norm=True), 512) == 4 * 512**2 + 2 * 64
 
 
 def test_smaller_selves_keep_groups_and_sizes_of_heads():
     small = check_shrink(Attention(heads=8, kv_heads=2), 32, 16, cut=("embed", "layer/heads"))
     assert (small.heads, small.kv_heads, small.head_dim) == (4, 2, 4)
+    small = check_shrink(Attention(heads=8, kv_heads=2, qk_norm=True), 32, 16, cut=("embed", "layer/heads"))
+    assert small.qk_norm and small.head_dim == 4
     small = check_shrink(Attention(heads=4), 32, 32, width=1.0, heads=3, cut=("layer/heads",))
     assert (small.heads, small.kv_heads, small.head_dim) == (3, 0, 8)
     with pytest.raises(UserError, match="heads=3 is outside its space; valid: multiples of 2 up to 8"):

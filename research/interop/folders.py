@@ -1,0 +1,121 @@
+"""Foreign language models as folders: `config.json` beside weights in one file or in several with an index."""
+
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from research.errors import UserError
+from research.interop import FOLDERS, read_weights
+from research.interop.foreign_configs import check_source
+from research.interop.safetensors_io import CONFIG, WEIGHTS, replace_file, save_safetensors
+
+FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Where a folder may hold its weights, in the order in which they are looked for."""
+
+SHARD = 5_000_000_000
+"""Bytes that a file of weights holds at most, unless one array is larger."""
+
+
+def load(source: str, path: str | os.PathLike, **options: Any) -> tuple[Any, dict, dict, Any]:
+    """Returns (config, params, stats, report) of a checkpoint on disk: `config.json` beside its weights.
+
+    Args:
+      source: one of FOLDERS.
+      path: the folder, or the file of weights in it: safetensors or pytorch_model.bin, or the index of several of either.
+      options: of the source's `config_from_foreign`, such as `length`.
+
+    Raises:
+      UserError: as the source's `from_foreign`, or files that are missing or damaged.
+    """
+    check_source(source, tuple(FOLDERS))
+    names = importlib.import_module(FOLDERS[source])
+    path = os.fspath(path)
+    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    if path == folder:
+        present = [name for name in FILES if os.path.isfile(os.path.join(folder, name))]
+        if not present:
+            raise UserError(f"{folder} holds no weights; one of {', '.join(FILES)} is looked for")
+        path = os.path.join(folder, present[0])
+    data = _read_json(os.path.join(folder, CONFIG))
+    names.config_from_foreign(source, data, **options)  # before the weights, which may be large
+    return names.from_foreign(source, data, _read_state(path), **options)
+
+
+def _read_json(path: str) -> Any:
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path} is not JSON: {str(e)[:100]}") from None
+
+
+def _read_state(path: str) -> dict[str, np.ndarray]:
+    if not path.endswith(".index.json"):
+        return read_weights(path)
+    index = _read_json(path)
+    places = index.get("weight_map") if isinstance(index, Mapping) else None
+    if not isinstance(places, Mapping) or not all(isinstance(name, str) and name == os.path.basename(name) for name in places.values()):
+        raise UserError(f"{path} has no weight_map from arrays to files beside it")
+    state: dict[str, np.ndarray] = {}
+    for name in sorted(set(places.values())):
+        state |= read_weights(os.path.join(os.path.dirname(path), name))
+    if absent := sorted(set(places) - set(state)):
+        raise UserError(f"{path} names arrays that its files do not hold: {', '.join(absent[:3])}")
+    return state
+
+
+def save(target: str, folder: str | os.PathLike, config: Any, params: Mapping[str, Any]) -> None:
+    """Writes weights and `folder/config.json`, which `from_pretrained` of transformers reads; large models in files of 5 GB.
+
+    The original Mamba code reads `pytorch_model.bin`:
+    `torch.save(safetensors.torch.load_file("model.safetensors"), "pytorch_model.bin")`.
+
+    Raises:
+      UserError: as the target's `to_foreign`, or the folder cannot be written.
+    """
+    check_source(target, tuple(FOLDERS))
+    data, state = importlib.import_module(FOLDERS[target]).to_foreign(target, config, params)
+    folder = os.fspath(folder)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot write the folder {folder}: {e.strerror}") from None
+    _save_state(folder, state)
+    _write_json(os.path.join(folder, CONFIG), data)
+
+
+def _save_state(folder: str, state: Mapping[str, np.ndarray]) -> None:
+    whole, shards, room = os.path.join(folder, WEIGHTS), [[]], SHARD
+    for name, w in state.items():
+        if w.nbytes > room and shards[-1]:
+            shards.append([])
+            room = SHARD
+        shards[-1].append(name)
+        room -= w.nbytes
+    if len(shards) == 1:
+        save_safetensors(whole, state, {"format": "pt"})
+        return
+    places = {}
+    for i, names in enumerate(shards):
+        file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        save_safetensors(os.path.join(folder, file), {name: state[name] for name in names}, {"format": "pt"})
+        places |= dict.fromkeys(names, file)
+    _write_json(f"{whole}.index.json", {"metadata": {"total_size": sum(w.nbytes for w in state.values())}, "weight_map": places})
+    if os.path.exists(whole):
+        os.unlink(whole)  # of an earlier model; it would be read first
+
+
+def _write_json(path: str, content: Any) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+
+    def write(temp: str) -> None:
+        with open(temp, "w", encoding="utf-8") as f:
+            f.write(text)
+
+    replace_file(path, write)
