@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
-from research.models.sequence import MIXTURE, SequenceConfig
+from research.models.sequence import SequenceConfig
 from research.modules.axes import role
 from research.modules.mixers.attention import Attention
 from research.modules.moe import FAMILIES
@@ -53,8 +53,9 @@ def active_params(config: Any) -> int:
     The embedding counts whole, as is usual; so do soft mixtures, whose tokens are spread over all experts.
     """
     full = abstract(config)
-    if MIXTURE not in getattr(config, "ffn_kinds", ()) or config.moe.router == "soft":
+    if not any(name.endswith("/load") for name in full.stats) or config.moe.router == "soft":
         return full.num_params()
     idle = 1 - config.moe.active / config.moe.experts
-    experts = [math.prod(s.shape) for name, s in full.params.items() if {"experts", "mlp"} <= set(map(role, full.axes[name]))]
+    first = {name: next(r for r in map(role, full.axes[name]) if r != "layers") for name in full.params if full.axes[name]}
+    experts = [math.prod(s.shape) for name, s in full.params.items() if first.get(name) == "experts"]
     return full.num_params() - round(idle * sum(experts))

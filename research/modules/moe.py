@@ -362,20 +362,30 @@ class MoeFfn(nnx.Module):
         spec, num_tokens = self.spec, x.shape[1]
         logits, noisy, _ = self._logits(x, call)
         capacity = min(num_tokens, max(1, round(spec.active * num_tokens / spec.experts)))
-        slots = expert_routing.expert_choice(noisy, capacity)
+        y, taken = on_own_tokens(functools.partial(self._taken, capacity), (x, noisy), self.kernels)
         if call.mode == "train":
             self.aux_loss[...] = spec.z * expert_routing.z_loss(logits)
-            taken = jax.nn.one_hot(slots.tokens, num_tokens).sum((1, 2))
-            self._observe(jnp.full(spec.experts, capacity / num_tokens), expert_routing.z_loss(logits), slots.scores.max(-1).mean())
+            confidence = jax.nn.softmax(noisy).max(-1).mean()
+            self._observe(jnp.full(spec.experts, capacity / num_tokens), expert_routing.z_loss(logits), confidence)
             self._set_observed("dropped", (taken == 0).mean(dtype=jnp.float32))
-        run = lambda x, tokens, weights: expert_dispatch.chosen_by_experts(  # noqa: E731
-            x, tokens, weights, self.kernels, activation=self.activation
-        )
-        return jax.vmap(run)(x, slots.tokens, slots.weights)
+        return y
+
+    def _taken(self, capacity: int, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> tuple[Array, Array]:
+        """Returns the output of expert choice, and how many experts took each token."""
+        x, logits = tokens
+        slots = expert_routing.expert_choice(logits, capacity)
+        taken = jax.nn.one_hot(slots.tokens, x.shape[1]).sum((1, 2))
+        y = expert_dispatch.chosen_by_experts(x, slots.tokens, slots.weights, kernels, activation=self.activation, axis=axis)
+        return y, taken
 
     def _soft(self, x: Float[Array, "G T D"]) -> Float[Array, "G T D"]:
-        count, per_expert = self.slots.shape[1:]
-        dispatch, combine = expert_routing.soft_slots(x, self.slots[...].reshape(x.shape[-1], -1), self.slot_scale[...])
-        rows = jnp.einsum("gts,gtd->sgd", dispatch.astype(x.dtype), x).reshape(count, per_expert * x.shape[0], -1)
-        rows = expert_dispatch.in_slots(rows, self.kernels, activation=self.activation).reshape(count * per_expert, x.shape[0], -1)
+        slots = self.slots[...].reshape(x.shape[-1], -1)
+        dispatch, combine = expert_routing.soft_slots(x, slots, self.slot_scale[...])
+        return on_own_tokens(self._mixed, (x, dispatch, combine), self.kernels)
+
+    def _mixed(self, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> Array:
+        x, dispatch, combine = tokens
+        count, slots, groups = self.spec.experts, self.spec.slots, x.shape[0]
+        rows = jnp.einsum("gts,gtd->sgd", dispatch.astype(x.dtype), x).reshape(count, slots * groups, -1)
+        rows = expert_dispatch.in_slots(rows, kernels, activation=self.activation, axis=axis).reshape(count * slots, groups, -1)
         return jnp.einsum("gts,sgd->gtd", combine.astype(x.dtype), rows)

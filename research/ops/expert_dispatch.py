@@ -153,39 +153,51 @@ def with_places(
     pairs = jnp.arange(experts.size, dtype=jnp.int32)
     pair_in_slot = jnp.full(num_slots, experts.size, jnp.int32).at[slot_of_pair].set(pairs, mode="drop", unique_indices=True)
     rows = permute(x, pair_in_slot, slot_of_pair, partial=True).reshape(num_experts, capacity, -1)
-    if axis is not None:
-        rows = lax.all_to_all(
-            rows, axis, 0, 1, tiled=True
-        )  # [E, C, D] of one device's tokens to [E / devices, devices C, D] of one's experts
-    rows = _ffn(rows, kernels, activation, _in_rows)
-    if axis is not None:
-        rows = lax.all_to_all(rows, axis, 1, 0, tiled=True)
-    rows = rows.reshape(num_slots, -1)
+    rows = in_slots(rows, kernels, activation=activation, axis=axis).reshape(num_slots, -1)
     return _weighted(unpermute(rows, pair_in_slot, slot_of_pair, partial=True), weights).astype(x.dtype)
 
 
-def in_slots(rows: Float[Array, "E C D"], kernels: Kernels, *, activation: str = "silu") -> Float[Array, "E C D"]:
+def in_slots(rows: Float[Array, "E C D"], kernels: Kernels, *, activation: str = "silu", axis: str | None = None) -> Float[Array, "E C D"]:
     """Returns ffn_e of the rows of each expert e: what soft slots and expert choice compute once their rows are gathered.
+
+    Args:
+      rows, kernels, activation: as in `dropless`, C rows for each expert.
+      axis: mesh axis over which the experts lie, inside a `shard_map`: `rows` are of this device's tokens, for all experts, and are
+        exchanged all to all, there and back.
 
     Raises:
       ValueError: when shapes do not fit or the activation is unknown.
     """
+    if axis is not None:  # [E, C, D] of one device's tokens to [E / devices, devices C, D] of one's experts
+        rows = lax.all_to_all(rows, axis, 0, 1, tiled=True)
     _check("in_slots", rows, kernels, activation)
-    return _ffn(rows, kernels, activation, _in_rows)
+    rows = _ffn(rows, kernels, activation, _in_rows)
+    return rows if axis is None else lax.all_to_all(rows, axis, 1, 0, tiled=True)
 
 
 def chosen_by_experts(
-    x: Float[Array, "T D"], tokens: Int[Array, "E C"], weights: Float[Array, "E C"], kernels: Kernels, *, activation: str = "silu"
-) -> Float[Array, "T D"]:
-    """Every expert computes the tokens that it took; a token gets the weighted sum of those that took it, zero from none.
+    x: Float[Array, "G T D"],
+    tokens: Int[Array, "G E C"],
+    weights: Float[Array, "G E C"],
+    kernels: Kernels,
+    *,
+    activation: str = "silu",
+    axis: str | None = None,
+) -> Float[Array, "G T D"]:
+    """Every expert computes the tokens that it took of each group; a token gets the weighted sum of those that took it, zero from none.
 
     Args:
-      x, kernels, activation: as in `dropless`.
-      tokens, weights: of each expert, from `research.ops.expert_routing.expert_choice`.
+      x, kernels, activation: as in `dropless`, in groups.
+      tokens, weights: of each group and expert, from `research.ops.expert_routing.expert_choice`.
+      axis: as in `in_slots`.
 
     Raises:
       ValueError: when shapes do not fit or the activation is unknown.
     """
-    _check("chosen_by_experts", x, kernels, activation, tokens=(tokens, "E C"), weights=(weights, "E C"))
-    rows = _ffn(x[tokens], kernels, activation, _in_rows) * weights[..., None]
-    return jnp.zeros((x.shape[0], rows.shape[-1]), rows.dtype).at[tokens].add(rows).astype(x.dtype)
+    checks.shapes("chosen_by_experts", x=(x, "G T D"), tokens=(tokens, "G E C"), weights=(weights, "G E C"))
+    groups, experts, places = tokens.shape
+    rows = jax.vmap(lambda x, tokens: x[tokens])(x, tokens)
+    rows = in_slots(rows.swapaxes(0, 1).reshape(experts, groups * places, -1), kernels, activation=activation, axis=axis)
+    rows = rows.reshape(experts, groups, places, -1).swapaxes(0, 1) * weights[..., None]
+    add = lambda tokens, rows: jnp.zeros((x.shape[1], rows.shape[-1]), rows.dtype).at[tokens].add(rows)  # noqa: E731
+    return jax.vmap(add)(tokens, rows).astype(x.dtype)

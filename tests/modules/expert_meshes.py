@@ -23,6 +23,8 @@ def main() -> None:
     kinds = {
         "dropless": Moe(experts=16, hidden=24),
         "places": Moe(experts=16, hidden=24, capacity="megablocks", capacity_factor=0.75),
+        "expert_choice": Moe(experts=16, hidden=24, router="expert_choice", balance=0.0),
+        "soft": Moe(experts=16, hidden=24, router="soft", active=1, balance=0.0),
     }
     x = np.random.default_rng(0).normal(size=(16, 4, 32)).astype(np.float32)
     results = {}

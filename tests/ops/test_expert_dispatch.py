@@ -63,7 +63,7 @@ def test_biases_are_of_the_expert(dispatch):
     def ours(x, logits, kernels):
         if dispatch == "experts":
             slots = expert_choice(logits, 9)
-            return chosen_by_experts(x, slots.tokens, slots.weights, kernels, activation="gelu")
+            return chosen_by_experts(x[None], slots.tokens[None], slots.weights[None], kernels, activation="gelu")[0]
         routed = router(logits, 2)
         if dispatch == "places":
             queue = places(routed.experts, 5)
@@ -170,7 +170,9 @@ def test_no_expert_is_nobody(dispatch):
 
 
 def test_chosen_by_experts_is_the_weighted_sum():
+    """Of two groups, one the other with its tokens and logits turned round."""
     x, logits, kernels, dy = draw(4)
+    both = lambda a: jnp.stack([a, a[::-1] + 0.1])  # noqa: E731
 
     def ours(x, logits, kernels):
         slots = expert_choice(logits, 9)
@@ -178,10 +180,11 @@ def test_chosen_by_experts_is_the_weighted_sum():
 
     def definition(x, logits, kernels):
         slots = expert_choice(logits, 9)
-        chosen = jax.nn.one_hot(slots.tokens, TOKENS)  # [E, C, T]
-        return every_expert(x, jnp.einsum("ect,ec->te", chosen, slots.weights), kernels)
+        chosen = jax.nn.one_hot(slots.tokens, TOKENS)  # [G, E, C, T]
+        combine = jnp.einsum("gect,gec->gte", chosen, slots.weights)
+        return jnp.stack([every_expert(x[g], combine[g], kernels) for g in range(2)])
 
-    assert_same(ours, definition, x, logits, kernels, dy=dy)
+    assert_same(ours, definition, both(x), both(logits), kernels, dy=both(dy))
 
 
 def test_equal_experts_with_weights_of_sum_one_are_the_dense_ffn():
