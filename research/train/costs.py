@@ -37,10 +37,10 @@ def training_flops(config: Any) -> int:
 
 
 def static_costs(config: Any) -> dict[str, int]:
-    """Returns {"params", "flops"} of the inference form, without arrays."""
+    """Returns {"params", "flops"} of the inference form, and "state" of models that go on token by token; without arrays."""
     small = registry.deployed(config)[0]
     costs = {"params": abstract(small).num_params(), "flops": forward_flops(small)}
-    return costs | ({"state": state_size(small)} if hasattr(small, "kinds") else {})
+    return costs | ({"state": state_size(small)} if getattr(small, "streams", False) else {})
 
 
 def state_size(config: Any) -> int:
