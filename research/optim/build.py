@@ -38,13 +38,14 @@ MUON_RMS = 0.2  # root mean square of an update of Muon's, about that of AdamW's
 def matrix_axes(axes: Axes) -> optax.contrib.MuonDimensionNumbers | None:
     """Returns which axes of a parameter are inputs and which outputs of a matrix, for Muon; None where it is none.
 
-    Stacked layers are matrices of their own; the window of a dense convolution belongs to the inputs. Vectors, depthwise
-    kernels, position embeddings, scales per head and the arrays that touch images, classes or a vocabulary are not matrices
+    Stacked layers and experts are matrices of their own; the window of a dense convolution belongs to the inputs. Vectors, depthwise
+    kernels, position embeddings, scales per head and the arrays that touch images, classes, domains or a vocabulary are not matrices
     between hidden features.
     """
     roles = [role(name) for name in axes]
-    places = [i for i, r in enumerate(roles) if r != "layers"]
-    if len(places) < 2 or {"kernel_h", "taps", "image", "classes", "tokens", "vocab", "input"} & set(roles):
+    apart = {"layers", "experts"} if "mlp" in roles else {"layers"}
+    places = [i for i, r in enumerate(roles) if r not in apart]
+    if len(places) < 2 or {"kernel_h", "taps", "image", "classes", "domains", "tokens", "vocab", "input"} & set(roles):
         return None
     if not {roles[i] for i in places} - {"heads", "head_dim", "groups", "state", "clusters", "features"}:
         return None

@@ -65,6 +65,8 @@ def test_sgd_is_optax_s():
         (("window_h", "window_w", "stage1/embed", "stage2/embed"), (0, 1, 2), (3,)),
         (("layers", "embed", "layer/heads", "layer/head_dim"), (1,), (2, 3)),
         (("layers", "layer/heads", "layer/head_dim", "embed"), (1, 2), (3,)),
+        (("layers", "layer/experts", "embed", "layer/mlp"), (2,), (3,)),
+        (("layers", "embed", "layer/experts"), (1,), (2,)),
     ],
 )
 def test_muon_takes_the_matrices_of_the_axis_names(axes, inputs, outputs):
@@ -73,7 +75,14 @@ def test_muon_takes_the_matrices_of_the_axis_names(axes, inputs, outputs):
 
 @pytest.mark.parametrize(
     "axes",
-    [("stage1/embed",), ("layers", "embed"), ("kernel_h", "kernel_w", "stage1/embed"), ("stage2/embed", "classes"), ("tokens", "embed")],
+    [
+        ("stage1/embed",),
+        ("layers", "embed"),
+        ("kernel_h", "kernel_w", "stage1/embed"),
+        ("stage2/embed", "classes"),
+        ("tokens", "embed"),
+        ("domains", "embed"),
+    ],
 )
 def test_muon_leaves_what_is_no_hidden_matrix_to_adam(axes):
     assert matrix_axes(axes) is None
