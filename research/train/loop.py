@@ -17,6 +17,7 @@ import numpy as np
 
 from research.data.tokenizer_files import save_tokenizer
 from research.errors import UserError
+from research.models.encoder import EncoderConfig
 from research.modules.state import abstract
 from research.nested import importance
 from research.nested.schemes import Draw
@@ -112,7 +113,7 @@ class Run:
             say=reporter.say,
         )
         self.evaluator = Evaluator(self.setup, self.programs, tick=self._tick)
-        self.flops = {name: costs.training_flops(c) for name, c in self.setup.space.configs.items()}
+        self.flops = {name: self.setup.passes * costs.training_flops(c) for name, c in self.setup.space.configs.items()}
         self.gemm = machine.gemm_rate()  # measured now, before compiling threads share the cores
         self.flag = {"set": False}
         self.saved = -1
@@ -143,7 +144,10 @@ class Run:
         from research.train.extraction import load_model
 
         config, params, stats = load_model(source, "full")
-        full = abstract(self.setup.space.full)
+        target = self.setup.space.full
+        full = abstract(target)
+        if isinstance(target, EncoderConfig) and isinstance(config, EncoderConfig) and target != config:
+            params, stats = target.extended(config, params)
         for name, shape in full.params.items():
             if name not in params or params[name].shape != shape.shape:
                 raise UserError(f"train.init_from={source} does not fit this model at {name}; its model is {config.family}")
