@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
 .PHONY: help quickstart quickstart-seeds lm-quickstart test test-slow check format lock fashion fashion-fast overhead bench bench-peers tune versus mqar probes
-.PHONY: selective-copying in-context in-context-boolean wide-deep hybrid clean
+.PHONY: selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-peers   ops and models beside PyTorch and transformers, in an environment of their own (UNIREPLKNET=PATH of the official file)"
 	@echo "make versus        tiny Shakespeare beside nanoGPT (NANOGPT=PATH of a checkout, SHAKESPEARE=FOLDER of the text)"
 	@echo "make mqar          which mixers recall, by size of their state; make selective-copying, in-context, in-context-boolean, wide-deep, hybrid"
+	@echo "make domain-encoder  sentence encoders for five domains, with experts and without, on pairs of Python's standard library"
 	@echo "make probes        of these, recall and selective copying within an hour (51 minutes on two cores)"
 	@echo "make tune          measure the table that chooses the ops' forms on a CPU"
 	@echo "make lock          renew requirements.lock (needs uv)"
@@ -120,6 +121,14 @@ wide-deep: $(STAMP)
 
 hybrid: $(STAMP)
 	$(PY) -m launch.sweep --jobs=2 --config=configs/hybrid.py --grid="model.pattern=mamba2 mamba2 window;mamba2;window" --workdir=runs/hybrid --out=results/hybrid --x=params
+
+DOMAIN_SEEDS ?= 0,1,2
+comma := ,
+domain-encoder: $(STAMP)
+	$(PY) -m launch.sweep --jobs=2 --config=configs/domain_encoder.py --grid=arg=dense,domain --grid=seed=$(DOMAIN_SEEDS) --workdir=runs/domain_encoder --out=results/domain_encoder --x=params
+	for run in $(foreach seed,$(subst $(comma), ,$(DOMAIN_SEEDS)),dense_$(seed) domain_$(seed)); do \
+	  $(PY) -m launch.embed --workdir=runs/domain_encoder/$$run --out=results/domain_encoder/$$run.csv || exit 1; \
+	done
 
 tune: $(STAMP)
 	for op in depthwise_conv2d depthwise_conv1d softmax_attention; do $(PY) -m launch.bench --tune=$$op || exit 1; done

@@ -98,6 +98,7 @@ def recipes():
         "wide_deep": ("8",),
         "mamba_130m": ("mamba2", "shrunken"),
         "pixel_sequences": ("fashion",),
+        "domain_encoder": ("dense",),
     }.items():
         yield from (f"configs/{name}.py:{arg}" for arg in args)
 
@@ -113,6 +114,7 @@ FIELDS = {
     "synthetic": _images(64, 3, 10),
     "tiny_shakespeare": {"vocab_size": 65},
     "stdlib_text": {"vocab_size": 256},
+    "stdlib_pairs": {"vocab_size": 8192, "length": 32, "domains": 5},
     "token_file": {},
     "probe:mqar": {"vocab_size": 256},
     "probe:selective_copying": {"vocab_size": 16},

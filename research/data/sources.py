@@ -51,7 +51,7 @@ def load_splits(
 
     Args:
       name: one of `digits`, `fashion_mnist`, `mnist`, `idx`, `arrays`, `tfds:NAME` (images); `stdlib_text`, `text`, `tiny_shakespeare`,
-        `token_file`, `tfds_text:NAME`, `probe:KIND` (tokens); `in_context:TASK` (vectors).
+        `token_file`, `tfds_text:NAME`, `probe:KIND` (tokens); `in_context:TASK` (vectors); `stdlib_pairs`, `text_pairs` (pairs of texts).
       data_dir: where the files lie, for the data sets that are read from files.
       validation_fraction: of images, the part of the training data held out for validation, stratified by class; 0 for none.
         The other data sets have splits of their own.
@@ -84,6 +84,8 @@ def load_splits(
 _ELSEWHERE = {
     "tfds:": ("tfds_source", "load_tfds", "any TFDS set of images in array_record form"),
     "stdlib_text": ("stdlib_text", "load_stdlib_text", ""),
+    "stdlib_pairs": ("stdlib_pairs", "load_stdlib_pairs", ""),
+    "text_pairs": ("text_pairs", "load_text_pairs", ""),
     "text": ("text", "load_text", ""),
     "tiny_shakespeare": ("text", "load_tiny_shakespeare", ""),
     "token_file": ("token_files", "load_token_file", ""),

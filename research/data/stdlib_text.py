@@ -29,7 +29,7 @@ def manifest() -> dict[str, Any]:
       sorted by relative path.
     """
     files = []
-    for path, data in _read_files().items():
+    for path, data in read_files().items():
         files.append({"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "split": path_split(path, _SPLIT)})
     lines = "".join(f"{file['sha256']}  {file['path']}\n" for file in files)
     digest = hashlib.sha256(lines.encode()).hexdigest()
@@ -65,7 +65,7 @@ def load_stdlib_text(
     if max_bytes is not None and max_bytes < 1:
         raise UserError(f"stdlib_text: max_bytes={max_bytes} must be at least 1.")
     splits = {split: {} for split in SPLITS}
-    for path, data in _read_files().items():
+    for path, data in read_files().items():
         splits[path_split(path, _SPLIT)][path] = data
     if max_bytes is not None:
         first, second = split_bounds(_SPLIT)
@@ -75,7 +75,7 @@ def load_stdlib_text(
     return text_sources("stdlib_text", texts, length=length, tokenizer=tokenizer, documents=True, shift=shift, seed=seed)
 
 
-def _read_files() -> dict[str, bytes]:
+def read_files() -> dict[str, bytes]:
     """The contents of the files by relative path, sorted."""
     root = pathlib.Path(sysconfig.get_paths()["stdlib"])
     found = {}

@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from research.errors import UserError
-from research.models import moe_language, resnet, sequence, unireplknet, vim, vit, vmamba
+from research.models import encoder, moe_language, resnet, sequence, unireplknet, vim, vit, vmamba
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,9 +213,16 @@ def _register_sequence() -> None:
         register(Entry(name, config, paper, source, tiny, count))
 
 
+def _register_encoder() -> None:
+    tiny = dict(vocab_size=10, length=12, dim=16, depth=2, outputs=10, domains=3, attention=dict(heads=2, head_dim=8))
+    for name, config in encoder.VARIANTS.items():
+        register(Entry(name, config, encoder.PAPER, "this repository", tiny))
+
+
 _register_unireplknet()
 _register_resnet()
 _register_vit()
 _register_sequence()
+_register_encoder()
 _register_vim()
 _register_vmamba()

@@ -147,6 +147,8 @@ class SequenceConfig:
             if self.pool == "none" and self.mixture.router not in Moe.causal_routers:
                 valid = ", ".join(Moe.causal_routers)
                 raise UserError(f"sequence: moe.router={self.moe.router!r} looks at later tokens; valid where pool=none: {valid}")
+        if self.pool == "none" and (later := [k for k in kinds if not getattr(self.spec(k), "causal", True)]):
+            raise UserError(f"sequence: {later[0]}.causal=False looks at later tokens; valid where pool=none: True")
         if not self.kept_layers:
             object.__setattr__(self, "kept_layers", tuple(range(self.periods)))
         if len(self.kept_layers) != self.periods:
@@ -184,6 +186,11 @@ class SequenceConfig:
     @property
     def vector_tokens(self) -> bool:
         return not self.vocab_size
+
+    @property
+    def streams(self) -> bool:
+        """Whether a state can carry the model on, token by token: no mixer sees later tokens."""
+        return all(getattr(self.spec(kind), "causal", True) for kind in self.kinds)
 
     @property
     def mixture(self) -> Moe:

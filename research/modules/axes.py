@@ -45,6 +45,7 @@ ROLES = {
     "features": "random features of a kernel",
     "clusters": "centroids of routing attention",
     "experts": "experts of a mixture",
+    "domains": "domains that a text may come from",
     "slots": "soft slots of one expert",
     "observed": "numbers that a layer reports of itself",
     "directions": "ways in which a mixer walks over an image",

@@ -41,6 +41,7 @@ CUTS = {
     "clusters": "leading",
     "directions": "whole",
     "experts": "leading",
+    "domains": "whole",
     "slots": "whole",
     "observed": "whole",
 }

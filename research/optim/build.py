@@ -41,12 +41,12 @@ def matrix_axes(axes: Axes) -> optax.contrib.MuonDimensionNumbers | None:
     """Returns which axes of a parameter are inputs and which outputs of a matrix, for Muon; None where it is none.
 
     Stacked layers and experts are matrices of their own; the window of a dense convolution belongs to the inputs. Vectors, depthwise
-    kernels, position embeddings, scales per head and the arrays that touch images, classes or a vocabulary are not matrices
+    kernels, position embeddings, scales per head and the arrays that touch images, classes, domains or a vocabulary are not matrices
     between hidden features.
     """
     roles = [role(name) for name in axes]
     places = [i for i, r in enumerate(roles) if r not in STACKS]
-    if len(places) < 2 or {"kernel_h", "taps", "image", "classes", "tokens", "vocab", "input", "slots"} & set(roles):
+    if len(places) < 2 or {"kernel_h", "taps", "image", "classes", "domains", "tokens", "vocab", "input", "slots"} & set(roles):
         return None
     if not {roles[i] for i in places} - {"heads", "head_dim", "groups", "state", "clusters", "features"}:
         return None

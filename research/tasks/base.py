@@ -13,7 +13,7 @@ class Task(Protocol):
     Attributes:
       metric: name of the number that ranks networks, a key of what `summarize` returns.
       higher_is_better: whether a larger one is better.
-      unit: what one example holds and speed is counted in, "images" or "tokens".
+      unit: what one example holds and speed is counted in, "images", "pairs" or "tokens".
     """
 
     metric: str

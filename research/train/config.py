@@ -25,6 +25,10 @@ NINE_NETWORKS = {
 """The sub-networks of the small recipes, beside "full": w75 = 75 % of the channels, d50 = half of the blocks, f50 = half of the hidden units."""
 
 
+CONTRASTIVE = {"loss": "mnr_plus", "temperature": 1.0, "normalize": False}
+"""Of pairs of texts: mnr or mnr_plus, what products are divided by, whether vectors are scaled to length 1 before them."""
+
+
 def base_config() -> ml_collections.ConfigDict:
     """Returns every field of a run with its default."""
     return ml_collections.ConfigDict(
@@ -39,7 +43,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "augment": {},
                 "options": {},
             },
-            "task": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "switch": 0.5, "metric": ""},
+            "task": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "switch": 0.5, "metric": "", "contrastive": dict(CONTRASTIVE)},
             "nested": {
                 "scheme": "full",  # full, random, sorted, sandwich, all
                 "count": 4,

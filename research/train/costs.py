@@ -42,12 +42,12 @@ def training_flops(config: Any) -> int:
 
 
 def static_costs(config: Any) -> dict[str, int]:
-    """Returns {"params", "flops"} of the inference form, without arrays; "state" of sequence models, "active_params" of mixtures."""
+    """Returns {"params", "flops"} of the inference form, without arrays; "active_params" of mixtures, "state" of models that go on token by token."""
     small = registry.deployed(config)[0]
     costs = {"params": abstract(small).num_params(), "flops": forward_flops(small)}
     active = active_params(small)
     costs |= {"active_params": active} if active < costs["params"] else {}
-    return costs | ({"state": state_size(small)} if hasattr(small, "kinds") else {})
+    return costs | ({"state": state_size(small)} if getattr(small, "streams", False) else {})
 
 
 def state_size(config: Any) -> int:

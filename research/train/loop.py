@@ -17,6 +17,7 @@ import numpy as np
 
 from research.data.tokenizer_files import save_tokenizer
 from research.errors import UserError
+from research.models.encoder import EncoderConfig
 from research.modules.state import abstract
 from research.nested import importance, upcycle
 from research.nested.schemes import Draw
@@ -114,7 +115,7 @@ class Run:
             say=reporter.say,
         )
         self.evaluator = Evaluator(self.setup, self.programs, tick=self._tick)
-        self.flops = {name: costs.training_flops(c) for name, c in self.setup.space.configs.items()}
+        self.flops = {name: self.setup.passes * costs.training_flops(c) for name, c in self.setup.space.configs.items()}
         self.gemm = machine.gemm_rate()  # measured now, before compiling threads share the cores
         self.flag = {"set": False}
         self.saved = -1
@@ -145,8 +146,11 @@ class Run:
         from research.train.extraction import load_model
 
         config, params, stats = load_model(source, "full")
-        full = abstract(self.setup.space.full)
-        if experts.has_mixtures(full) and not experts.has_mixtures(abstract(config)):
+        target = self.setup.space.full
+        full = abstract(target)
+        if isinstance(target, EncoderConfig) and isinstance(config, EncoderConfig) and target != config:
+            params, stats = target.extended(config, params)
+        elif experts.has_mixtures(full) and not experts.has_mixtures(abstract(config)):
             return self.programs.state_from(*self._upcycled(config, params, stats, source))
         for name, shape in full.params.items():
             if name not in params or params[name].shape != shape.shape:

@@ -23,6 +23,7 @@ from research.optim.build import make_optimizer
 from research.optim.schedules import make_schedule
 from research.tasks.base import Task
 from research.tasks.classification import Classification
+from research.tasks.contrastive import Contrastive
 from research.tasks.in_context import InContextLearning
 from research.tasks.language import LanguageModelling
 from research.train import sharding
@@ -31,12 +32,14 @@ from research.train.programs import Programs
 
 
 def model_fields(source: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the sizes of a model that the data decide: of images, of a vocabulary and its windows, or of vectors."""
+    """Returns the sizes of a model that the data decide: of images, of a vocabulary and its windows, of domains, or of vectors."""
     if "image" in sample:
         _, height, width, channels = sample["image"].shape
         if height != width:
             raise UserError(f"images of {height}x{width} are not square; set data.augment.pad_to")
         return {"image_size": height, "in_channels": channels, "num_classes": int(source.num_classes)}
+    if "pairs" in sample:
+        return {"vocab_size": int(source.vocab_size), "length": sample["pairs"].shape[2], "domains": len(source.domains)}
     if "tokens" in sample:
         return {"vocab_size": int(source.vocab_size), "length": sample["tokens"].shape[1]}
     sizes = {"vocab_size": 0, "input_dim": sample["vectors"].shape[2], "length": sample["vectors"].shape[1]}
@@ -52,7 +55,7 @@ def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndar
     fields = dict(config["model"])
     name, subnet = fields.pop("name"), fields.pop("subnet", "")
     given = model_fields(source, sample)
-    kind = next(k for k in ("image", "tokens", "vectors") if k in sample)
+    kind = next(k for k in ("image", "tokens", "pairs", "vectors") if k in sample)
     known = {f.name for f in dataclasses.fields(registry.entry(name).config)}
     if not known.issuperset(given):
         raise UserError(f"model {name} does not take {kind}, which data set {config['data']['name']} gives; choose another of the two")
@@ -61,10 +64,11 @@ def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndar
     if config["train"]["remat"] != "none":
         fields.setdefault("remat", config["train"]["remat"])
     model = registry.model_config(name, **fields)
-    if sample[kind].shape[1:] != model.input_shape():
+    shape = sample[kind].shape[2 if kind == "pairs" else 1 :]
+    if shape != model.input_shape():
         wrong = [f for f in given if f in config["model"]]
         raise UserError(
-            f"model {name} takes {kind} of {model.input_shape()}, the data gives {sample[kind].shape[1:]}; remove model.{', model.'.join(wrong)}"
+            f"model {name} takes {kind} of {model.input_shape()}, the data gives {shape}; remove model.{', model.'.join(wrong)}"
         )
     return shrink(model, parse_choices(subnet)) if subnet else model
 
@@ -72,7 +76,10 @@ def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndar
 def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[str, np.ndarray]) -> Task:
     """Returns the task that belongs to the data's kind of examples."""
     fields = dict(config["task"])
-    metric = fields.pop("metric")
+    metric, contrastive = fields.pop("metric"), fields.pop("contrastive")
+    if "pairs" in sample:
+        _check_pairs(model, source)
+        return Contrastive(contrastive["loss"], contrastive["temperature"], contrastive["normalize"])
     if "label" in sample:
         examples = "image" if "image" in sample else "vectors"
         return Classification(num_classes=model.num_classes if examples == "image" else model.outputs, examples=examples, **fields)
@@ -81,6 +88,16 @@ def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[s
             raise UserError(f"model.vocab_size={model.vocab_size} is less than the {source.vocab_size} tokens of the data")
         return LanguageModelling(tuple(source.token_bytes or ()), metric or "loss")
     return InContextLearning(source.points, source.binary, source.variance, source.scored_from)
+
+
+def _check_pairs(model: Any, source: Any) -> None:
+    if model.vocab_size < source.vocab_size:
+        raise UserError(f"model.vocab_size={model.vocab_size} is less than the {source.vocab_size} tokens of the data")
+    if model.domains < len(source.domains):
+        raise UserError(
+            f"{source.name} has texts of domain {model.domains} ({source.domains[model.domains]}) that no expert has; "
+            f"valid with model.domains={model.domains}: 0..{model.domains - 1}"
+        )
 
 
 @dataclass
@@ -98,7 +115,12 @@ class Setup:
     @property
     def units(self) -> int:
         """How many of the task's units an example holds."""
-        return 1 if self.task.unit == "images" else self.sample["tokens" if "tokens" in self.sample else "vectors"].shape[1]
+        return 1 if self.task.unit != "tokens" else self.sample["tokens" if "tokens" in self.sample else "vectors"].shape[1]
+
+    @property
+    def passes(self) -> int:
+        """How many inputs of the model an example holds."""
+        return 2 if "pairs" in self.sample else 1
 
     def batch_shapes(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a batch of `size` examples."""

@@ -47,6 +47,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("features", None),
     ("clusters", None),
     ("directions", None),
+    ("domains", None),
     ("slots", None),
     ("observed", None),
 )

@@ -26,6 +26,7 @@ COMMANDS = [
     "sweep",
     "versus",
     "in_context",
+    "embed",
 ]
 
 

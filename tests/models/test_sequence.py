@@ -135,6 +135,11 @@ def test_shrinking_keeps_what_is_not_cut_derived():
         ({"vocab_size": 0}, "both input_dim and outputs"),
         ({"mamba": {"stat": 3}}, "no field mamba.stat; valid: state"),
         ({"form": "fft"}, "fft"),
+        (
+            {"pattern": "attention", "attention": {"causal": False}},
+            "attention.causal=False looks at later tokens; valid where pool=none: True",
+        ),
+        ({"pattern": "window", "window": {"causal": False}}, "window: causal=False; valid: True"),
     ],
 )
 def test_bad_configs(fields, message):

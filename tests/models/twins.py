@@ -53,9 +53,14 @@ def images(config, batch: int = 3, seed: int = 7, dtype=np.float32):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, *config.input_shape())), dtype)
 
 
+def beside(config, batch: int) -> dict:
+    """Returns what a model is told beside its input: an encoder, the domains of its sentences."""
+    return {"domain": jnp.arange(batch) % config.domains} if hasattr(config, "domains") else {}
+
+
 def loss_and_logits(config, params, stats, x, mode: str = "train"):
     """Returns (a scalar that every logit counts in, differently; the logits)."""
-    logits, _ = apply(config, params, stats, x, mode=mode, key=jax.random.key(3))
+    logits, _ = apply(config, params, stats, x, mode=mode, key=jax.random.key(3), **beside(config, len(x)))
     weights = jnp.cos(jnp.arange(logits.size, dtype=logits.dtype)).reshape(logits.shape)
     return (weights * logits).sum() + (logits**2).mean(), logits
 

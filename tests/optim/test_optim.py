@@ -83,6 +83,7 @@ def test_muon_takes_the_matrices_of_the_axis_names(axes, inputs, outputs):
         ("embed", "layer/experts"),
         ("layer/experts", "layer/mlp"),
         ("embed", "layer/experts", "layer/slots"),
+        ("domains", "embed"),
     ],
 )
 def test_muon_leaves_what_is_no_hidden_matrix_to_adam(axes):

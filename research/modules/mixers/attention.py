@@ -28,7 +28,8 @@ NOTHING = -1
 class Attention(Spec):
     """`kv_heads` 0: every head has keys and values of its own; else `kv_heads` groups of heads share them, and every smaller
     self keeps all groups with fewer heads each. `head_dim` 0: dim / heads; heads keep their size in every smaller self. `qk_norm`:
-    queries and keys go through an RMSNorm over the features of a head, each with one scale for all heads, before RoPE."""
+    queries and keys go through an RMSNorm over the features of a head, each with one scale for all heads, before RoPE. `causal`
+    False: tokens see those after them too, as an encoder's do; such a layer has no state."""
 
     heads: int = 8
     kv_heads: int = 0
@@ -37,6 +38,7 @@ class Attention(Spec):
     theta: float = THETA
     qk_norm: bool = False
     qk_norm_eps: float = 1e-6
+    causal: bool = True
 
     kind: ClassVar[str] = "attention"
     bounded: ClassVar[bool] = True
@@ -100,11 +102,13 @@ class AttentionMixer(nnx.Module):
         self.query_norm, self.key_norm = norm("query_norm"), norm("key_norm")
 
     def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+        if state is not None:
+            self._require_state()
         query, key, value = self.project(x, call.position + jnp.arange(x.shape[1]))
         cached = None if state is None else state["ids"]
         new = {"k": key, "v": value, "ids": documents(call.segment_ids, cached, call.position, x.shape[:2])}
         if state is None or (isinstance(call.position, int) and call.position == 0):
-            y = softmax_attention(query, key, value, causal=True, segment_ids=call.segment_ids, form=self.form)
+            y = softmax_attention(query, key, value, causal=self.spec.causal, segment_ids=call.segment_ids, form=self.form)
             return self.merge(y), new if state is None else write(state, new, 0)
         state = write(state, new, call.position)
         return self.merge(self._read(query, new["ids"], state, call.position)), state
@@ -113,8 +117,14 @@ class AttentionMixer(nnx.Module):
         return one_token(self, x, call, state)
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
+        self._require_state()
         shape = (batch, capacity, self.key.shape[-2], self.spec.head_dim)
         return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "ids": jnp.full((batch, capacity), NOTHING, jnp.int32)}
+
+    def _require_state(self) -> None:
+        self.spec.require(
+            self.spec.causal, "causal=False sees later tokens, so it cannot go on from a state, token by token; set causal=True"
+        )
 
     def project(self, x: Float[Array, "B T D"], positions: Int[Array, " T"]) -> tuple[Array, Array, Array]:
         """Returns queries [B, T, H, K], keys and values [B, T, G, K], normalised where asked for and with positions turned in."""

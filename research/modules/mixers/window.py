@@ -28,6 +28,7 @@ class Window(Attention):
 
     def resolve(self, dim: int) -> "Window":
         self.require(self.window >= 1, f"window={self.window}; valid: whole numbers from 1")
+        self.require(self.causal, "causal=False; valid: True, the window ends at the token itself")
         return super().resolve(dim)
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "WindowMixer":

@@ -40,16 +40,19 @@ def twin(weights, spec, x, window=None):
     out = np.zeros((len(x), spec.heads, size))
     for t in range(len(x)):
         first = 0 if window is None else max(t - window + 1, 0)
+        last = t + 1 if spec.causal else len(x)
         for h in range(spec.heads):
             g = h // (spec.heads // groups)
-            logits = k[first : t + 1, g] @ q[t, h] / np.sqrt(size)
+            logits = k[first:last, g] @ q[t, h] / np.sqrt(size)
             p = np.exp(logits - logits.max())
-            out[t, h] = p @ v[first : t + 1, g] / p.sum()
+            out[t, h] = p @ v[first:last, g] / p.sum()
     return out.reshape(len(x), -1) @ w["out"].reshape(-1, dim)
 
 
 @pytest.mark.parametrize(
-    "spec", [replace(GROUPED, theta=50.0), Attention(heads=2, rotary=False), NORMED], ids=["grouped, rotary", "plain", "normalised"]
+    "spec",
+    [replace(GROUPED, theta=50.0), Attention(heads=2, rotary=False), NORMED, replace(GROUPED, causal=False)],
+    ids=["grouped, rotary", "plain", "normalised", "both ways"],
 )
 def test_attention_is_its_definition(spec):
     mixer, x = Functions(spec, 12, 9), draw((1, 9, 12), 3)
@@ -126,3 +129,11 @@ def test_leading_heads_of_each_group_are_the_smaller_self():
 def test_sizes_that_do_not_fit(spec, message):
     with pytest.raises(UserError, match=message):
         spec.resolve(16)
+
+
+def test_attention_both_ways_has_no_state():
+    mixer, x = Functions(replace(GROUPED, causal=False), 16, 8), draw((1, 4, 16), 7)
+    state = Functions(GROUPED, 16, 8).start(1, 8)
+    for go_on in (lambda: mixer.module.init_state(1, 8), lambda: mixer.call(mixer.weights, x, None, state, 0)):
+        with pytest.raises(UserError, match="mixer attention: causal=False sees later tokens"):
+            go_on()

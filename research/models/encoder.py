@@ -1,0 +1,206 @@
+"""Sentence encoders that are told the domain of a text: the domain picks the expert of every layer (enforced routing).
+
+After "Mixture of experts for text embeddings with enforced routing" (arXiv 2401.15713): attention, embeddings and norms are
+shared, each feed-forward part is one expert a domain, and a token of the domain stands at position 0 in place of whatever the
+sentence holds there. The sentence's vector is the mean over its real tokens, through LayerNorm, Linear, tanh, Linear. An
+encoder that is trained with dense feed-forward parts extends to experts without a change of its function: `copy_into_experts`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from research.errors import UserError
+from research.models.sequence import MIXTURE, Period, SequenceConfig
+from research.modules.axes import Init, role
+from research.modules.dropout import dropout
+from research.modules.embedding import Embedding
+from research.modules.layers import Linear, normal_02
+from research.modules.mixers.attention import Attention
+from research.modules.mixers.base import Call
+from research.modules.moe import Moe
+from research.modules.norms import LayerNorm, RMSNorm
+from research.modules.state import Abstract, Arrays, Stack, abstract
+
+
+@dataclass(frozen=True)
+class EncoderConfig(SequenceConfig):
+    """Description of one encoder; fields as in `SequenceConfig`, but for:
+
+    Attributes:
+      domains: how many domains there are: tokens of position 0 and, with router="domain", experts of each mixture.
+      outputs: numbers of the sentence's vector; 0: dim.
+      moe: its `experts` 0 stands for one a domain.
+    """
+
+    domains: int = 1
+    pattern: str = "attention"
+    pool: str = "mean"
+    ffn: str = MIXTURE
+    attention: Attention = Attention(causal=False)
+    moe: Moe = Moe(experts=0, active=1, router="domain", balance=0.0)
+
+    family: ClassVar[str] = "encoder"
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {**SequenceConfig.derived, "outputs": ("dim",)}
+    elastic: ClassVar[dict[str, str]] = {k: v for k, v in SequenceConfig.elastic.items() if k not in ("experts", "active")}
+
+    def __post_init__(self):
+        if self.domains < 1:
+            raise UserError(f"encoder: domains={self.domains}; valid: whole numbers from 1")
+        if self.pool != "mean" or self.vector_tokens:
+            raise UserError(f"encoder: pool={self.pool!r}, vocab_size={self.vocab_size}; valid: pool=mean over tokens of a vocabulary")
+        super().__post_init__()
+        if not self.outputs:
+            object.__setattr__(self, "outputs", self.dim)
+        if MIXTURE in self.ffn_kinds and self.moe.router == "domain" and self.mixture.experts != self.domains:
+            raise UserError(
+                f"encoder: moe.experts={self.moe.experts} for domains={self.domains}: each domain has one expert; "
+                f"valid: {self.domains}, or 0 for as many as there are"
+            )
+
+    @property
+    def mixture(self) -> Moe:
+        return replace(self.moe, experts=self.moe.experts or self.domains).resolve(self.ffn_dim)
+
+    @property
+    def streams(self) -> bool:
+        return False
+
+    def build(self, init: Init) -> nnx.Module:
+        return EncoderModel(self, init)
+
+    def check_domain(self, domain: np.ndarray | Array, where: str) -> None:
+        """Raises UserError for a label of a domain that the model does not have; `where` says whose it is."""
+        wrong = np.asarray(domain)[(np.asarray(domain) < 0) | (np.asarray(domain) >= self.domains)]
+        if wrong.size:
+            raise UserError(f"{where}: domain label {wrong.flat[0]} that no expert has; valid: 0..{self.domains - 1}")
+
+    def extended(self, config: "EncoderConfig", params: Arrays) -> tuple[Arrays, Arrays]:
+        """Returns (params, stats) of this model that make it the function of another, smaller one; see `copy_into_experts`."""
+        shapes = abstract(self)
+        return copy_into_experts(params, abstract(config), shapes), {k: jnp.zeros(s.shape, s.dtype) for k, s in shapes.stats.items()}
+
+
+class Pooler(nnx.Module):
+    """Mean over the real tokens, LayerNorm, Linear, tanh, Linear: D D + D N + 3 D + N parameters."""
+
+    def __init__(self, channels: int, outputs: int, init: Init):
+        self.norm = LayerNorm(channels, "embed", init.child("norm"))
+        self.hidden = Linear(channels, channels, ("embed", "pooler/mlp"), init.child("hidden"))
+        self.out = Linear(channels, outputs, ("pooler/mlp", "classes"), init.child("out"))
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B N"]:
+        return self.out(jnp.tanh(self.hidden(self.norm(masked_mean(x, mask)))))
+
+
+def masked_mean(x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+    """Returns the mean over the tokens where `mask` is true; zeros where it nowhere is."""
+    weights = mask.astype(x.dtype)[..., None]
+    return (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
+
+
+class EncoderModel(nnx.Module):
+    """The network: tokens and their domain in, one vector a sentence out."""
+
+    def __init__(self, config: EncoderConfig, init: Init):
+        self.config = config
+        init = replace(init, branches=config.periods * sum(1 if ffn == "none" else 2 for _, ffn in config.period))
+        self.embedding = Embedding(config.vocab_size, config.dim, init.child("embedding"))
+        self.domain_tokens = init.param("domain_tokens", (config.domains, config.dim), ("domains", "embed"), equal_rows)
+        self.blocks = Stack(lambda sub: Period(config, sub), config.periods, "layers", init.child("blocks"), unroll=config.unroll)
+        self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
+        self.pooler = Pooler(config.dim, config.outputs, init.child("pooler"))
+
+    def embed(self, tokens: Int[Array, "B T"], domain: Int[Array, " B"]) -> Float[Array, "B T D"]:
+        """Returns the embedded tokens, the domain's own at position 0."""
+        first = self.domain_tokens[...][domain][:, None]
+        return jnp.concatenate([first, self.embedding(tokens[:, 1:])], 1)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        domain: Int[Array, " B"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
+        *,
+        mode: str = "eval",
+        key: Array | None = None,
+    ) -> Float[Array, "B N"]:
+        """Returns the vectors of the sentences.
+
+        Args:
+          tokens: ids; what stands at position 0 is not read.
+          domain: of each sentence; None: the first. Labels that are known here are checked, those inside a compiled program
+            where the data are set up.
+          mask: which tokens are real; padding is seen by no other token and does not count in the mean. None: all are.
+
+        Raises:
+          UserError: a domain that no expert has.
+        """
+        domain = jnp.zeros(len(tokens), jnp.int32) if domain is None else domain
+        if not isinstance(domain, jax.core.Tracer):
+            self.config.check_domain(domain, "encoder")
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool).at[:, 0].set(True)
+        call = Call(mode, key, mask.astype(jnp.int32), tokens=tokens, domain=domain)
+        x = self.embed(tokens, domain)
+        if self.config.dropout and mode == "train" and key is not None:
+            x = dropout(x, self.config.dropout, jax.random.fold_in(key, 2**20))
+        x = self.blocks(x, xs={"index": jnp.arange(self.config.periods)}, remat=self.config.remat, call=call)
+        return self.pooler(self.norm(x), mask)
+
+
+def equal_rows(key: Array, shape, dtype=jnp.float32) -> Array:
+    """Initialises every domain's token alike, N(0, 0.02): domains differ by what they learn."""
+    return jnp.broadcast_to(normal_02(key, (1, *shape[1:]), dtype), shape)
+
+
+def copy_into_experts(params: Arrays, source: Abstract, target: Abstract) -> Arrays:
+    """Returns params with which an encoder of several domains is, for each of them, the function of the one that it comes from.
+
+    Every expert becomes a copy of the one feed-forward part, every domain's token a copy of the one token
+    (arXiv 2401.15713, extension of a pretrained encoder); everything else is taken over.
+
+    Args:
+      params: of the source: the same model with dense feed-forward parts of the experts' kind or with one expert, and with one
+        domain's token or as many as the target has.
+      source, target: shapes of the two models.
+
+    Raises:
+      UserError: the target is not the source with experts.
+    """
+    out = {}
+    for name, shape in target.params.items():
+        axes, held = target.axes[name], source.axes.get(name)
+        if held is None or name not in params:
+            raise UserError(f"the encoder to start from has no {name}; valid: the same model with dense parts of the experts' kind")
+        x = params[name]
+        for i, axis in enumerate(axes):
+            if role(axis) == "experts" and len(held) == len(axes) - 1:
+                x = jnp.expand_dims(x, i)
+            if role(axis) in ("experts", "domains") and x.shape[i] == 1:
+                x = jnp.repeat(x, shape.shape[i], i)
+        if x.shape != shape.shape:
+            raise UserError(f"the encoder to start from does not fit at {name}: {params[name].shape} cannot become {shape.shape}")
+        out[name] = x
+    if left := sorted(set(params) - set(out)):
+        raise UserError(f"the encoder to start from has {left[0]}, which this one has no place for (experts have no biases: use ffn=glu)")
+    return out
+
+
+def _small(ffn: str, domains: int) -> EncoderConfig:
+    """1.6 M active parameters for two cores, half of them embeddings; short sentences of 8,192 words."""
+    return EncoderConfig(vocab_size=8192, length=64, dim=128, depth=2, ffn=ffn, domains=domains, attention=Attention(heads=4, causal=False))
+
+
+VARIANTS: dict[str, EncoderConfig] = {
+    "encoder": EncoderConfig(),
+    "encoder_small": _small("glu", 5),
+    "domain_encoder_small": _small(MIXTURE, 5),
+}
+"""Of a size for two cores, dense and with experts of five domains, and "encoder", to set the fields of."""
+
+PAPER = "arXiv 2401.15713"

@@ -1,0 +1,131 @@
+"""Contrastive learning of sentence vectors: each text is to find the one that belongs to it among the batch's others.
+
+A batch is {"pairs": [B, 2, T] int32, "lengths": [B, 2] int32, "domain": [B] int32}; the model gives one vector a text, two a pair.
+Losses and the swap of the two texts follow arXiv 2401.15713; `mnr` is the multiple-negatives ranking loss of Henderson et al. 2017
+(arXiv 1705.00652, section 4.4). Accuracy is that of retrieval among the B texts of a batch: it depends on B and, in evaluation,
+on which pairs share a batch, which is fixed. What needs all pairs at once is in `research.search.embedding`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from research.errors import UserError
+from research.ops.precision import wide
+from research.tasks.base import Batch
+
+LOSSES = ("mnr", "mnr_plus")
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """The task.
+
+    Attributes:
+      loss_name: mnr, the cross entropy of the rows of A B^T alone, or mnr_plus, see `mnr_plus`.
+      temperature: what the products are divided by.
+      normalize: vectors are scaled to length 1 before their products; without, products are raw as in the paper.
+    """
+
+    loss_name: str = "mnr_plus"
+    temperature: float = 1.0
+    normalize: bool = False
+
+    metric = "accuracy"
+    higher_is_better = True
+    unit = "pairs"
+
+    def __post_init__(self):
+        if self.loss_name not in LOSSES:
+            raise UserError(f"task.contrastive.loss={self.loss_name!r}; valid: {', '.join(LOSSES)}")
+        if not self.temperature > 0:
+            raise UserError(f"task.contrastive.temperature={self.temperature}; valid: numbers above 0")
+
+    def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], None]:
+        """The two texts of a pair change places with probability 1/2."""
+        swap = jax.random.bernoulli(key, 0.5, (len(batch["domain"]),))
+        turned = {
+            name: jnp.where(swap.reshape(-1, *(1,) * (batch[name].ndim - 1)), batch[name][:, ::-1], batch[name])
+            for name in ("pairs", "lengths")
+        }
+        return self.inputs({**batch, **turned}), None
+
+    def inputs(self, batch: Batch) -> tuple[Array, ...]:
+        """Returns tokens [2 B, T], domains [2 B] and the mask of real tokens [2 B, T], the texts of a pair next to each other."""
+        tokens = batch["pairs"].reshape(-1, batch["pairs"].shape[-1])
+        mask = jnp.arange(tokens.shape[1]) < batch["lengths"].reshape(-1, 1)
+        return tokens, jnp.repeat(batch["domain"], 2), mask
+
+    def sides(self, outputs: Float[Array, "2B D"]) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
+        """Returns the vectors of first and of second texts, ready for products."""
+        pairs = wide(outputs).reshape(-1, 2, outputs.shape[-1])
+        pairs = unit(pairs) if self.normalize else pairs
+        return pairs[:, 0], pairs[:, 1]
+
+    def loss(self, outputs: Float[Array, "2B D"], target: None = None) -> Float[Array, ""]:
+        """Mean cross entropy in nats."""
+        a, b = self.sides(outputs)
+        return (mnr if self.loss_name == "mnr" else mnr_plus)(a, b, self.temperature)
+
+    def distill(self, outputs: Float[Array, "2B D"], teacher: Float[Array, "2B N"], target: Any = None) -> Float[Array, ""]:
+        """Mean cross entropy of the rows of A B^T to the teacher's distribution; no gradient reaches the teacher."""
+        (a, b), (c, d) = self.sides(outputs), self.sides(jax.lax.stop_gradient(teacher))
+        return -(jax.nn.softmax(c @ d.T / self.temperature) * jax.nn.log_softmax(a @ b.T / self.temperature)).sum(-1).mean()
+
+    def measure(self, outputs: Float[Array, "2B D"], batch: Batch) -> dict[str, Float[Array, ""]]:
+        a, b = self.sides(outputs)
+        return {"accuracy": ((a @ b.T).argmax(-1) == jnp.arange(len(a))).mean()}
+
+    def zero_sums(self) -> dict[str, float]:
+        return dict.fromkeys(("correct", "nll", "count", "positive", "negative", "negatives"), 0.0)
+
+    def sums(self, outputs: Float[Array, "2B D"], batch: Batch) -> dict[str, Array]:
+        a, b = self.sides(outputs)
+        real = batch.get("mask", jnp.ones(len(a), a.dtype)).astype(a.dtype)
+        logits = jnp.where(real > 0, a @ b.T / self.temperature, jnp.finfo(a.dtype).min)  # filler is no candidate
+        right = jnp.eye(len(a), dtype=a.dtype)
+        nll = -(jax.nn.log_softmax(logits) * right).sum(-1)
+        cosine, both = unit(a) @ unit(b).T, real[:, None] * real
+        return {
+            "correct": ((logits.argmax(-1) == jnp.arange(len(a))) * real).sum(),
+            "nll": (nll * real).sum(),
+            "count": real.sum(),
+            "positive": (cosine * right * both).sum(),
+            "negative": (cosine * (1 - right) * both).sum(),
+            "negatives": ((1 - right) * both).sum(),
+        }
+
+    def summarize(self, sums: dict[str, Any]) -> dict[str, float]:
+        """Returns accuracy@1 and mnr loss among the texts of a batch, mean cosine of pairs that belong together and of others."""
+        count, others = max(float(sums["count"]), 1.0), max(float(sums["negatives"]), 1.0)
+        out = {"accuracy": float(sums["correct"]) / count, "loss": float(sums["nll"]) / count}
+        return out | {"positive": float(sums["positive"]) / count, "negative": float(sums["negative"]) / others}
+
+
+def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Returns vectors of length 1; zeros stay zeros."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
+
+
+def cross_entropy(logits: Float[Array, "B N"], target: Int[Array, " B"]) -> Float[Array, ""]:
+    """Mean cross entropy of rows, in nats."""
+    return -(jax.nn.log_softmax(logits) * jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)).sum(-1).mean()
+
+
+def mnr(a: Float[Array, "B D"], b: Float[Array, "B D"], temperature: float = 1.0) -> Float[Array, ""]:
+    """Multiple negatives ranking: each first text's cross entropy over all second texts, its own being the right one."""
+    return cross_entropy(a @ b.T / temperature, jnp.arange(len(a)))
+
+
+def mnr_plus(a: Float[Array, "B D"], b: Float[Array, "B D"], temperature: float = 1.0) -> Float[Array, ""]:
+    """Half the cross entropy of the rows and half that of the columns of A B^T, with targets that the batch itself gives.
+
+    The target of a row is the largest entry of that row of P = softmax((A A^T + B B^T) / 2), the target of a column that
+    of the column of P (arXiv 2401.15713, released code). Where no vector is long beside its neighbours both are the pair itself.
+    """
+    alike = jax.lax.stop_gradient(jax.nn.softmax((a @ a.T + b @ b.T) / 2))
+    products = a @ b.T / temperature
+    return (cross_entropy(products, alike.argmax(1)) + cross_entropy(products.T, alike.argmax(0))) / 2
