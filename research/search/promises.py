@@ -24,7 +24,7 @@ def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "smallest_flops": float(max(least)),
         "networks": float(min(len(r["subnets"]) for r in reports)),
         "wall_s": float(max(r["wall_s"] for r in reports)),
-    }
+    } | {name: float(max(r[name] for r in reports)) for name in ("dead_experts",) if name in reports[0]}
 
 
 def by_network(reports: Sequence[Mapping[str, Any]], seeds: Sequence[str]) -> list[dict[str, Any]]:

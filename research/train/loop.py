@@ -23,7 +23,7 @@ from research.nested import importance, upcycle
 from research.nested.schemes import Draw
 from research.optim.build import state_bytes
 from research.report import machine
-from research.report.experts import summary
+from research.report.experts import dead, loads
 from research.report.run_card import load_metrics, write_report
 from research.tasks.base import shown
 from research.train import costs, experts
@@ -391,9 +391,12 @@ class Run:
         digest = getattr(self.setup.splits["train"], "digest", None)
         if digest is not None:
             report["training_text_sha256"] = digest
-        for row in summary(load_metrics(self.rundir.path)):
-            if row["dead"] != "none":
-                self.reporter.say(f"experts of {row['layer']} that got no token in the last quarter of the log: {row['dead']}")
+        layers = {layer: dead(load) for layer, (_, load) in loads(load_metrics(self.rundir.path)).items()}
+        for layer, names in layers.items():
+            if names:
+                self.reporter.say(f"experts of {layer} that got no token in the last quarter of the log: {', '.join(map(str, names))}")
+        if layers:
+            report["dead_experts"] = sum(map(len, layers.values()))
         self.reporter.say(
             f"{report['programs']} programs compiled in {report['compile_s']:.1f} s (at most {report['programs_bound']} allowed)"
         )

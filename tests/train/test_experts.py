@@ -58,14 +58,16 @@ def test_report_has_the_section_and_the_map(learnt):
     text = (workdir / "report.md").read_text()
     assert "## Experts" in text and "experts.png" in text and (workdir / "experts.png").stat().st_size > 5000
     assert [row["layer"] for row in summary(metrics)] == ["layer1", "layer3"]
+    assert json.loads((workdir / "report.json").read_text())["dead_experts"] == 0
     assert {r["dead"] for r in summary(metrics)} == {"none"} and not any("got no token" in line for line in lines.said)
 
 
 def test_dead_experts_are_named(tmp_path):
     """Twenty characters hashed to 24 experts leave some without any."""
-    _, lines, metrics = run(tmp_path, {"experts": 24, "router": "hash", "active": 1, "hidden": 8, "balance": 0.0}, 2)
+    workdir, lines, metrics = run(tmp_path, {"experts": 24, "router": "hash", "active": 1, "hidden": 8, "balance": 0.0}, 2)
     told = [line for line in lines.said if "got no token" in line]
     empty = [i for i, load in enumerate(metrics[-2]["experts/layer1/load"]) if not load]
+    assert json.loads((workdir / "report.json").read_text())["dead_experts"] == len(empty)
     assert len(told) == 1 and empty and told[0].endswith(", ".join(map(str, empty)))
 
 
