@@ -20,6 +20,7 @@ ALLOWED = {
     "nested": {"modules", "models"},
     "tasks": {"ops"},
     "decode": {"models", "modules", "ops"},
+    "control": {"modules", "ops"},
     "data": set(),
     "optim": {"modules"},
     "report": set(),

@@ -47,6 +47,7 @@ ROLES = {
     "experts": "experts of a mixture",
     "slots": "soft slots of one expert",
     "observed": "numbers that a layer reports of itself",
+    "actions": "numbers of one action of a policy",
     "directions": "ways in which a mixer walks over an image",
 }
 
