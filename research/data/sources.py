@@ -50,7 +50,7 @@ def load_splits(
     """The splits 'train', 'validation' and 'test' of a named data set.
 
     Args:
-      name: one of `digits`, `fashion_mnist`, `mnist`, `idx`, `arrays`, `tfds:NAME` (images); `stdlib_text`, `text`, `tiny_shakespeare`,
+      name: one of `digits`, `fashion_mnist`, `mnist`, `idx`, `arrays`, `tfds:NAME` (images); `counting` (images and densities); `stdlib_text`, `text`, `tiny_shakespeare`,
         `token_file`, `tfds_text:NAME`, `probe:KIND` (tokens); `in_context:TASK` (vectors).
       data_dir: where the files lie, for the data sets that are read from files.
       validation_fraction: of images, the part of the training data held out for validation, stratified by class; 0 for none.
@@ -89,6 +89,7 @@ _ELSEWHERE = {
     "token_file": ("token_files", "load_token_file", ""),
     "tfds_text:": ("text", "load_tfds_text", "any TFDS set of texts"),
     "probe:": ("probes", "load_probe", "a synthetic probe"),
+    "counting": ("counting", "load_counting", "digits scattered on a canvas, with density maps"),
     "in_context:": ("in_context", "load_in_context", "functions learnt in context"),
 }
 """Name, or prefix before a name -> module of this room, loader, what it is; all but the first give their splits ready."""

@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from research.errors import UserError
-from research.models import resnet, sequence, unireplknet, vim, vit, vmamba
+from research.models import hmode, resnet, sequence, unireplknet, vim, vit, vmamba
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +207,15 @@ def _register_sequence() -> None:
         register(Entry(name, config, paper, source, tiny | {k: small[k] for k in set(config.kinds) & set(small)}, count))
 
 
+def _register_hmode() -> None:
+    tiny = dict(dims=(4, 8, 8, 12, 16), depths=(1, 2, 1, 1, 2), head_dim=8, image_size=32)
+    register(Entry("hmode", hmode.VARIANTS["hmode"], "arXiv 2208.02894", "this repository", tiny))
+
+
 _register_unireplknet()
 _register_resnet()
 _register_vit()
 _register_sequence()
 _register_vim()
 _register_vmamba()
+_register_hmode()

@@ -39,7 +39,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "augment": {},
                 "options": {},
             },
-            "task": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "switch": 0.5, "metric": ""},
+            "task": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "switch": 0.5, "metric": "", "local_counting": 0.0},
             "nested": {
                 "scheme": "full",  # full, random, sorted, sandwich, all
                 "count": 4,
