@@ -111,6 +111,7 @@ def _images(size, channels, classes):
 FIELDS = {
     "digits": _images(8, 1, 10),
     "fashion_mnist": _images(28, 1, 10),
+    "handwriting": _images(28, 1, 10),
     "counting": {"image_size": 64, "in_channels": 1},
     "tfds:imagenet2012": _images(224, 3, 1000),
     "synthetic": _images(64, 3, 10),
@@ -158,7 +159,7 @@ def test_recipe_builds_under_eval_shape(text, monkeypatch):
     [
         t
         for t in recipes()
-        if recipe.load(str(ROOT / t), {})["data"]["name"].startswith(("probe:", "in_context:", "digits", "counting"))
+        if recipe.load(str(ROOT / t), {})["data"]["name"].startswith(("probe:", "in_context:", "digits", "counting", "handwriting"))
     ],
 )
 def test_recipe_s_data_model_and_task_fit(text, monkeypatch):

@@ -50,7 +50,7 @@ def load_splits(
     """The splits 'train', 'validation' and 'test' of a named data set.
 
     Args:
-      name: one of `digits`, `fashion_mnist`, `mnist`, `idx`, `arrays`, `tfds:NAME` (images); `counting` (images and densities); `stdlib_text`, `text`, `tiny_shakespeare`,
+      name: one of `digits`, `handwriting`, `fashion_mnist`, `mnist`, `idx`, `arrays`, `tfds:NAME` (images); `counting` (images and densities); `stdlib_text`, `text`, `tiny_shakespeare`,
         `token_file`, `tfds_text:NAME`, `probe:KIND` (tokens); `in_context:TASK` (vectors).
       data_dir: where the files lie, for the data sets that are read from files.
       validation_fraction: of images, the part of the training data held out for validation, stratified by class; 0 for none.
@@ -152,6 +152,13 @@ def _idx_sources(name: str, folder: pathlib.Path, num_classes: int | None) -> tu
     return arrays_to_sources(name, arrays["train"], arrays["test"], num_classes)
 
 
+def _load_handwriting(*, user: int = -1, data_dir: str | None = None) -> tuple[AnySource, AnySource]:
+    """Digits of simulated writers."""
+    from research.data.handwriting import load_handwriting
+
+    return load_handwriting(user=user)
+
+
 def _load_arrays(
     *, train: tuple, test: tuple, num_classes: int | None = None, data_dir: str | None = None
 ) -> tuple[ArraySource, ArraySource]:
@@ -191,6 +198,7 @@ _LOADERS = {
     "fashion_mnist": _load_fashion_mnist,
     "mnist": _load_mnist,
     "idx": _load_idx,
+    "handwriting": _load_handwriting,
     "synthetic": _load_synthetic,
     "arrays": _load_arrays,
 }

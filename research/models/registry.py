@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from research.errors import UserError
-from research.models import hmode, resnet, sequence, unireplknet, vim, vit, vmamba
+from research.models import hmode, lenet, resnet, sequence, unireplknet, vim, vit, vmamba
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +212,11 @@ def _register_hmode() -> None:
     register(Entry("hmode", hmode.VARIANTS["hmode"], "arXiv 2208.02894", "this repository", tiny))
 
 
+def _register_lenet() -> None:
+    tiny = dict(maps=(4, 6), hidden=(12, 8))
+    register(Entry("lenet5", lenet.VARIANTS["lenet5"], "LeCun et al. 1998", "this repository", tiny, 61_706))
+
+
 _register_unireplknet()
 _register_resnet()
 _register_vit()
@@ -219,3 +224,4 @@ _register_sequence()
 _register_vim()
 _register_vmamba()
 _register_hmode()
+_register_lenet()

@@ -24,6 +24,7 @@ POINTS = {
     "vim_tiny_patch16_224": {"width": 0.5, "depth": 3, "state": 0.5, "keep": "even"},
     "vmamba_tiny_s1l8": {"width": 0.5, "depth": (1, 2), "ffn": 0.5, "keep": "even"},
     "hmode": {"width": 0.5},
+    "lenet5": {"width": 0.5},
     "hybrid_small": {"width": 0.5, "depth": 0.5, "ffn": 0.5, "state": 0.5, "heads": 1},
     "gla_small": {"width": 0.5, "depth": 0.5, "ffn": 0.5, "heads": 1},
 }
