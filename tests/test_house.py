@@ -20,6 +20,7 @@ ALLOWED = {
     "nested": {"modules", "models"},
     "tasks": {"ops"},
     "decode": {"models", "modules", "ops"},
+    "control": {"modules", "ops"},
     "data": set(),
     "optim": {"modules"},
     "report": set(),
@@ -89,6 +90,7 @@ def recipes():
     yield "configs/imagenet_unireplknet_t.py:sorted"
     yield "configs/imagenet_unireplknet_t.py:shrunken"
     yield "configs/fashion_unireplknet_sorted.py:alone=w50_d50"
+    yield "configs/counting.py:local"
     for name, args in {
         "shakespeare": ("quick", "large"),
         "mqar": ("128", "published"),
@@ -110,6 +112,8 @@ def _images(size, channels, classes):
 FIELDS = {
     "digits": _images(8, 1, 10),
     "fashion_mnist": _images(28, 1, 10),
+    "handwriting": _images(28, 1, 10),
+    "counting": {"image_size": 64, "in_channels": 1},
     "tfds:imagenet2012": _images(224, 3, 1000),
     "synthetic": _images(64, 3, 10),
     "tiny_shakespeare": {"vocab_size": 65},
@@ -153,7 +157,12 @@ def test_recipe_builds_under_eval_shape(text, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", [t for t in recipes() if recipe.load(str(ROOT / t), {})["data"]["name"].startswith(("probe:", "in_context:", "digits"))]
+    "text",
+    [
+        t
+        for t in recipes()
+        if recipe.load(str(ROOT / t), {})["data"]["name"].startswith(("probe:", "in_context:", "digits", "counting", "handwriting"))
+    ],
 )
 def test_recipe_s_data_model_and_task_fit(text, monkeypatch):
     """Where the data need no files, all of a run is set up but its programs."""

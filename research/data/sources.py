@@ -50,8 +50,9 @@ def load_splits(
     """The splits 'train', 'validation' and 'test' of a named data set.
 
     Args:
-      name: one of `digits`, `fashion_mnist`, `mnist`, `idx`, `arrays`, `tfds:NAME` (images); `stdlib_text`, `text`, `tiny_shakespeare`,
-        `token_file`, `tfds_text:NAME`, `probe:KIND` (tokens); `in_context:TASK` (vectors); `stdlib_pairs`, `text_pairs` (pairs of texts).
+      name: one of `digits`, `handwriting`, `fashion_mnist`, `mnist`, `idx`, `arrays`, `tfds:NAME` (images); `counting` (images and
+        densities); `stdlib_text`, `text`, `tiny_shakespeare`, `token_file`, `tfds_text:NAME`, `probe:KIND` (tokens); `in_context:TASK`
+        (vectors); `stdlib_pairs`, `text_pairs` (pairs of texts).
       data_dir: where the files lie, for the data sets that are read from files.
       validation_fraction: of images, the part of the training data held out for validation, stratified by class; 0 for none.
         The other data sets have splits of their own.
@@ -91,6 +92,7 @@ _ELSEWHERE = {
     "token_file": ("token_files", "load_token_file", ""),
     "tfds_text:": ("text", "load_tfds_text", "any TFDS set of texts"),
     "probe:": ("probes", "load_probe", "a synthetic probe"),
+    "counting": ("counting", "load_counting", "digits scattered on a canvas, with density maps"),
     "in_context:": ("in_context", "load_in_context", "functions learnt in context"),
 }
 """Name, or prefix before a name -> module of this room, loader, what it is; all but the first give their splits ready."""
@@ -153,6 +155,13 @@ def _idx_sources(name: str, folder: pathlib.Path, num_classes: int | None) -> tu
     return arrays_to_sources(name, arrays["train"], arrays["test"], num_classes)
 
 
+def _load_handwriting(*, user: int = -1, data_dir: str | None = None) -> tuple[AnySource, AnySource]:
+    """Digits of simulated writers."""
+    from research.data.handwriting import load_handwriting
+
+    return load_handwriting(user=user)
+
+
 def _load_arrays(
     *, train: tuple, test: tuple, num_classes: int | None = None, data_dir: str | None = None
 ) -> tuple[ArraySource, ArraySource]:
@@ -192,6 +201,7 @@ _LOADERS = {
     "fashion_mnist": _load_fashion_mnist,
     "mnist": _load_mnist,
     "idx": _load_idx,
+    "handwriting": _load_handwriting,
     "synthetic": _load_synthetic,
     "arrays": _load_arrays,
 }

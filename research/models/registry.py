@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from research.errors import UserError
-from research.models import encoder, moe_language, resnet, sequence, unireplknet, vim, vit, vmamba
+from research.models import encoder, hmode, lenet, moe_language, resnet, sequence, unireplknet, vim, vit, vmamba
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +219,16 @@ def _register_encoder() -> None:
         register(Entry(name, config, encoder.PAPER, "this repository", tiny))
 
 
+def _register_hmode() -> None:
+    tiny = dict(dims=(4, 8, 8, 12, 16), depths=(1, 2, 1, 1, 2), head_dim=8, image_size=32)
+    register(Entry("hmode", hmode.VARIANTS["hmode"], "arXiv 2208.02894", "this repository", tiny))
+
+
+def _register_lenet() -> None:
+    tiny = dict(maps=(4, 6), hidden=(12, 8))
+    register(Entry("lenet5", lenet.VARIANTS["lenet5"], "LeCun et al. 1998", "this repository", tiny, 61_706))
+
+
 _register_unireplknet()
 _register_resnet()
 _register_vit()
@@ -226,3 +236,5 @@ _register_sequence()
 _register_encoder()
 _register_vim()
 _register_vmamba()
+_register_hmode()
+_register_lenet()

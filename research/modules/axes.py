@@ -48,6 +48,7 @@ ROLES = {
     "domains": "domains that a text may come from",
     "slots": "soft slots of one expert",
     "observed": "numbers that a layer reports of itself",
+    "actions": "numbers of one action of a policy",
     "directions": "ways in which a mixer walks over an image",
 }
 

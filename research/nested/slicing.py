@@ -43,6 +43,7 @@ CUTS = {
     "experts": "leading",
     "domains": "whole",
     "slots": "whole",
+    "actions": "whole",
     "observed": "whole",
 }
 """Role -> how the smaller self is cut: leading slice, centre crop, the kept layers, or not at all."""

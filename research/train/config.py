@@ -43,7 +43,15 @@ def base_config() -> ml_collections.ConfigDict:
                 "augment": {},
                 "options": {},
             },
-            "task": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "switch": 0.5, "metric": "", "contrastive": dict(CONTRASTIVE)},
+            "task": {
+                "label_smoothing": 0.0,
+                "mixup": 0.0,
+                "cutmix": 0.0,
+                "switch": 0.5,
+                "metric": "",
+                "contrastive": dict(CONTRASTIVE),
+                "local_counting": 0.0,
+            },
             "nested": {
                 "scheme": "full",  # full, random, sorted, sandwich, all
                 "count": 4,

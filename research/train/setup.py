@@ -24,6 +24,7 @@ from research.optim.schedules import make_schedule
 from research.tasks.base import Task
 from research.tasks.classification import Classification
 from research.tasks.contrastive import Contrastive
+from research.tasks.density import DensityCounting
 from research.tasks.in_context import InContextLearning
 from research.tasks.language import LanguageModelling
 from research.train import sharding
@@ -37,7 +38,8 @@ def model_fields(source: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any
         _, height, width, channels = sample["image"].shape
         if height != width:
             raise UserError(f"images of {height}x{width} are not square; set data.augment.pad_to")
-        return {"image_size": height, "in_channels": channels, "num_classes": int(source.num_classes)}
+        sizes = {"image_size": height, "in_channels": channels}
+        return sizes if "density" in sample else {**sizes, "num_classes": int(source.num_classes)}
     if "pairs" in sample:
         return {"vocab_size": int(source.vocab_size), "length": sample["pairs"].shape[2], "domains": len(source.domains)}
     if "tokens" in sample:
@@ -56,6 +58,11 @@ def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndar
     name, subnet = fields.pop("name"), fields.pop("subnet", "")
     given = model_fields(source, sample)
     kind = next(k for k in ("image", "tokens", "pairs", "vectors") if k in sample)
+    counts = getattr(registry.entry(name).config, "predicts", "") == "density"
+    if counts != ("density" in sample):
+        wanted = "density maps" if "density" in sample else "labels, tokens or vectors"
+        fits = "hmode" if "density" in sample else "another, or data set counting"
+        raise UserError(f"model {name} does not predict {wanted}, which data set {config['data']['name']} asks for; choose {fits}")
     known = {f.name for f in dataclasses.fields(registry.entry(name).config)}
     if not known.issuperset(given):
         raise UserError(f"model {name} does not take {kind}, which data set {config['data']['name']} gives; choose another of the two")
@@ -76,10 +83,12 @@ def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndar
 def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[str, np.ndarray]) -> Task:
     """Returns the task that belongs to the data's kind of examples."""
     fields = dict(config["task"])
-    metric, contrastive = fields.pop("metric"), fields.pop("contrastive")
+    metric, contrastive, local = fields.pop("metric"), fields.pop("contrastive"), fields.pop("local_counting")
     if "pairs" in sample:
         _check_pairs(model, source)
         return Contrastive(contrastive["loss"], contrastive["temperature"], contrastive["normalize"])
+    if "density" in sample:
+        return DensityCounting(source.mean_count, local)
     if "label" in sample:
         examples = "image" if "image" in sample else "vectors"
         return Classification(num_classes=model.num_classes if examples == "image" else model.outputs, examples=examples, **fields)
@@ -178,7 +187,9 @@ def make_setup(config: dict[str, Any]) -> Setup:
     )
     source = splits["train"]
     block = source.gather(np.arange(1))
-    transform = make_augment(data["augment"]) if "image" in block else pipeline.Plain()
+    if "density" in block and data["augment"]:
+        raise UserError("data.augment would move images without their density maps; leave it empty (data.options.fresh draws new images)")
+    transform = make_augment(data["augment"]) if "image" in block and "density" not in block else pipeline.Plain()
     sample = transform.evaluate(block)
     model = make_model(config, source, sample)
     space = make_space(model, config["nested"]["points"])

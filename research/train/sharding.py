@@ -49,6 +49,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("directions", None),
     ("domains", None),
     ("slots", None),
+    ("actions", None),
     ("observed", None),
 )
 """Role -> mesh axis, in order of preference; None replicates. A role without a rule is an error."""

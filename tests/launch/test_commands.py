@@ -26,6 +26,8 @@ COMMANDS = [
     "sweep",
     "versus",
     "in_context",
+    "control",
+    "customise",
     "embed",
 ]
 
@@ -55,6 +57,9 @@ def test_mistakes_of_flags(tmp_path):
     assert "near: configs/quickstart.py" in one_line(run("launch.train", "--config=configs/quikstart.py", f"--workdir={tmp_path}"))
     assert "holds no run" in one_line(run("launch.evaluate", f"--workdir={tmp_path}"))
     assert "STATE from 1, e.g. 64x16" in one_line(run("launch.train", "--config=configs/mqar.py:64x0", f"--workdir={tmp_path}"))
+    assert "unknown task 'maze'; valid: bandit" in one_line(run("launch.control", "--task=maze"))
+    assert "--seeds=a; valid: whole numbers" in one_line(run("launch.control", "--seeds=a"))
+    assert "holds no run" in one_line(run("launch.customise", f"--workdir={tmp_path}"))
     assert "no model matches" in one_line(run("launch.models", "resnext*"))
 
 
@@ -70,6 +75,8 @@ def test_mistakes_of_flags(tmp_path):
         ("data.name=fashion_mist", "fashion_mnist"),
         ("data.name=idx", "data_dir"),
         ("model.name=unireplknet_z", "unknown model 'unireplknet_z'; near: unireplknet"),
+        ("data.name=counting", "data.augment would move images without their density maps"),
+        ("model.name=hmode", "model hmode does not predict labels, tokens or vectors, which data set digits asks for"),
         ("model.dept=3", "has no field 'dept'; near: depths"),
         ("model.stem_strides=(8,8)", "images of 8 pixels are smaller than the total stride"),
         ("nested.points.w50=width=1.5", "width=1.5 is outside its space"),
@@ -88,6 +95,13 @@ def test_mistakes_of_a_config(override, words, tmp_path):
     with pytest.raises(UserError) as error:
         make_programs(make_setup(recipe.load("configs/quickstart.py", {field: value, **extra})))
     assert words in str(error.value) and str(error.value).count("\n") <= 1
+
+
+def test_a_model_of_labels_does_not_count():
+    from research.train.setup import make_setup
+
+    with pytest.raises(UserError, match="lenet5 does not predict density maps, which data set counting asks for; choose hmode"):
+        make_setup(recipe.load("configs/customise.py", {"data.name": "counting"}))
 
 
 def test_overrides_reach_fields_of_all_types():

@@ -1,0 +1,66 @@
+"""Trains soft actor-critic with a mixture of experts on a toy control task, over seeds, and sets estimators side by side.
+
+    python -m launch.control --task=detour --experts=1,2,4 --estimator=frequency,gumbel,score --seeds=0,1,2 --out=results/control/detour
+
+Each of the numbers of experts is run with each estimator (one expert once: there all are plain SAC). Writes control.csv, a row per
+seed, and control.md, means over seeds.
+"""
+
+import itertools
+import time
+from pathlib import Path
+
+from absl import flags
+
+from launch import common
+
+_TASK = flags.DEFINE_string("task", "bandit", "Toy task: bandit, detour or pendulum.")
+_EXPERTS = flags.DEFINE_list("experts", ["1", "2"], "Numbers of primitives of the policy; 1 is plain SAC.")
+_ESTIMATOR = flags.DEFINE_list("estimator", ["frequency"], "Gradients of the router: frequency, frequency_best, gumbel, score.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, trained side by side.")
+_STEPS = flags.DEFINE_integer("steps", 5000, "Environment steps of each seed, one update each.", lower_bound=10)
+_OUT = flags.DEFINE_string("out", None, "Folder for control.csv and control.md; default: nothing is written.")
+
+
+def _numbers(name: str, texts: list[str]) -> list[int]:
+    from research.errors import UserError
+
+    if not texts or not all(text.isdigit() for text in texts):
+        raise UserError(f"--{name}={','.join(texts)}; valid: whole numbers joined by commas, e.g. --{name}=1,2")
+    return [int(text) for text in texts]
+
+
+def main() -> int:
+    experts, seeds = _numbers("experts", _EXPERTS.value), _numbers("seeds", _SEEDS.value)
+
+    from research.control import runs
+    from research.control.environments import environment
+    from research.control.sac import Sac
+    from research.report import machine, tables
+
+    task = environment(_TASK.value)
+    configs = {
+        (k, estimator if k > 1 else "-"): Sac(experts=k, estimator=estimator)
+        for k, estimator in itertools.product(experts, _ESTIMATOR.value)
+    }
+    rows = []
+    for (k, estimator), config in configs.items():
+        start, curve = time.perf_counter(), []
+        for evaluation, _ in runs.train(config, task, seeds, _STEPS.value):
+            curve.append(evaluation)
+            returns = " ".join(f"{value:.2f}" for value in evaluation.returns)
+            print(f"{_TASK.value}, {k} experts, {estimator}: step {evaluation.steps}/{_STEPS.value}  returns {returns}", flush=True)
+        rows += runs.summary(_TASK.value, k, estimator, seeds, curve, time.perf_counter() - start)
+    shown = runs.over_seeds(rows)
+    print(tables.text_table(shown, list(shown[0])))
+    if _OUT.value:
+        out = Path(_OUT.value)
+        tables.write_csv(out / "control.csv", rows, command=machine.command_line())
+        text = f"Made by `{machine.command_line()}`.\n\n{tables.markdown_table(shown, list(shown[0]))}"
+        (out / "control.md").write_text(text, encoding="utf-8")
+        print(f"written to {out}/control.csv, .md")
+    return 0
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,170 @@
+"""Customisation after training (arXiv 1811.00056): a local expert and a gate learnt on a user's few images, the network itself frozen.
+
+The global expert's features are computed once. The local expert is trained on the user's images, those that the global expert gets
+wrong weighing more; then the gate, on the question whether the local expert is right where the global one is wrong. Images of
+everybody (a replay) teach the gate to leave them alone: without them it sends everything to the local expert.
+"""
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from research.errors import UserError
+from research.models.customised import GLOBAL, CustomisedConfig
+from research.modules.state import Arrays, apply, initialize
+
+
+class Images(NamedTuple):
+    """Labelled images, prepared for the network."""
+
+    image: Float[Array, "B H W C"]
+    label: Int[Array, " B"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How local expert and gate are trained: AdamW over all images at once, the rate falling along a cosine.
+
+    Attributes:
+      steps: updates of each of the two.
+      lr: peak learning rate.
+      weight_decay: of both.
+      mistake_weight: weight of the images that the global expert gets wrong, in the local expert's loss; of others 1.
+    """
+
+    steps: int = 800
+    lr: float = 0.02
+    weight_decay: float = 0.01
+    mistake_weight: float = 4.0
+
+
+def checksum(params: Mapping[str, Array]) -> str:
+    """Returns SHA-256 over names and bytes of arrays, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(params[name]).tobytes())
+    return digest.hexdigest()
+
+
+def global_part(params: Mapping[str, Array]) -> Arrays:
+    """Returns the global expert's arrays out of a customised network's."""
+    return {name.removeprefix(GLOBAL): array for name, array in params.items() if name.startswith(GLOBAL)}
+
+
+def gate_labels(right_local: Bool[Array, " B"], right_global: Bool[Array, " B"]) -> Float[Array, " B"]:
+    """Returns 1 where the local expert is right and the global one wrong, else 0."""
+    return (right_local & ~right_global).astype(jnp.float32)
+
+
+def _fit(loss: Any, params: Arrays, schedule: Schedule) -> Arrays:
+    """Minimises `loss(params)` by full-batch AdamW."""
+    optimizer = optax.adamw(optax.cosine_decay_schedule(schedule.lr, schedule.steps), weight_decay=schedule.weight_decay)
+
+    def body(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(body, (params, optimizer.init(params)), length=schedule.steps)[0][0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def train_experts(config: CustomisedConfig, expert: Arrays, user: Images, replay: Images, key: Array, schedule: Schedule) -> Arrays:
+    """Returns the parameters of the customised network; those of the global expert are `expert`, untouched.
+
+    Args:
+      config: of the customised network.
+      expert: parameters of the global expert.
+      user: the user's images.
+      replay: images of everybody.
+      key: of the initial parameters.
+      schedule: of the training.
+    """
+    fresh = initialize(config, key)[0]
+    frozen = {GLOBAL + name: array for name, array in expert.items()}
+    run = lambda params, method, x: apply(config, {**frozen, **params}, {}, x, method=method)[0]  # noqa: E731
+    local = {name: array for name, array in fresh.items() if name.startswith(("down/", "up/"))}
+    gate = {name: array for name, array in fresh.items() if name.startswith("gate")}
+    idle = {**local, **gate}
+    embed = lambda images: apply(config.expert, expert, {}, images.image, method="embed")[0]  # noqa: E731
+    mine, others = embed(user), embed(replay)
+    right = apply(config.expert, expert, {}, mine, method="classify")[0].argmax(-1) == user.label
+    weights = jnp.where(right, 1.0, schedule.mistake_weight)
+
+    def local_loss(params):
+        log_p = jax.nn.log_softmax(run({**idle, **params}, "local", mine))
+        return -(weights * jnp.take_along_axis(log_p, user.label[:, None], 1)[:, 0]).sum() / weights.sum()
+
+    local = _fit(local_loss, local, schedule)
+    right_local = run({**gate, **local}, "local", mine).argmax(-1) == user.label
+    wanted = jnp.concatenate([gate_labels(right_local, right), jnp.zeros(len(others))])
+    features = jnp.concatenate([mine, others])
+    # The user's images count as much as the replay, however many of it there are.
+    share = jnp.concatenate([jnp.full(len(mine), 0.5 / len(mine)), jnp.full(len(others), 0.5 / len(others))])
+
+    def gate_loss(params):
+        logits = run({**local, **params}, "gate", features)
+        return (share * (jax.nn.softplus(logits) - wanted * logits)).sum()
+
+    return {**frozen, **local, **_fit(gate_loss, gate, schedule)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def measure(config: CustomisedConfig, params: Arrays, images: Images) -> dict[str, Array]:
+    """Returns accuracies of the global expert ("before") and of the customised network ("after"), and the share that the local one answers."""
+    expert = global_part(params)
+    features = apply(config.expert, expert, {}, images.image, method="embed")[0]
+    right = lambda logits: (logits.argmax(-1) == images.label).mean()  # noqa: E731
+    gate = jax.nn.sigmoid(apply(config, params, {}, features, method="gate")[0])
+    return {
+        "before": right(apply(config.expert, expert, {}, images.image)[0]),
+        "after": right(apply(config, params, {}, images.image)[0]),
+        "local_answers": (gate > config.threshold).mean(),
+    }
+
+
+def overheads(config: CustomisedConfig, macs: int, expert_macs: int) -> dict[str, float]:
+    """Returns parameters and multiply-adds of local expert and gate over those of the global expert.
+
+    Raises:
+      UserError: the multiply-adds exceed the budget (parameters are checked by the config).
+    """
+    share = macs / expert_macs - 1
+    if share > config.budget:
+        raise UserError(
+            f"customised: local expert and gate add {100 * share:.2f} % multiply-adds, more than the budget of {100 * config.budget:g} %; "
+            f"lower rank={config.rank} or hidden={config.hidden}"
+        )
+    return {"params_overhead": config.overhead, "macs_overhead": share}
+
+
+def save_experts(path: Path, params: Arrays) -> None:
+    """Writes local expert and gate with the checksum of the global expert that they belong to, as .npz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = {name: np.asarray(array) for name, array in params.items() if not name.startswith(GLOBAL)}
+    np.savez(path, belongs_to=np.array(checksum(global_part(params))), **own)
+
+
+def load_experts(path: Path, expert: Arrays) -> Arrays:
+    """Returns the customised network's parameters from a file of `save_experts` and the global expert's.
+
+    Raises:
+      UserError: no such file, or it belongs to another global expert.
+    """
+    if not path.is_file():
+        raise UserError(f"no local expert at {path}; make it by python -m launch.customise")
+    with np.load(path) as data:
+        if str(data["belongs_to"]) != checksum(expert):
+            raise UserError(f"{path} belongs to another global expert; customise this one by python -m launch.customise")
+        own = {name: jnp.asarray(data[name]) for name in data.files if name != "belongs_to"}
+    return {**{GLOBAL + name: array for name, array in expert.items()}, **own}
