@@ -3,7 +3,7 @@
 After "Mixture of experts for text embeddings with enforced routing" (arXiv 2401.15713): attention, embeddings and norms are
 shared, each feed-forward part is one expert a domain, and a token of the domain stands at position 0 in place of whatever the
 sentence holds there. The sentence's vector is the mean over its real tokens, through LayerNorm, Linear, tanh, Linear. An
-encoder that is trained with dense feed-forward parts extends to experts without a change of its function: `copy_into_experts`.
+encoder that is trained with dense feed-forward parts extends to experts without a change of its function (`research.nested.upcycle`).
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.models.sequence import MIXTURE, Period, SequenceConfig
-from research.modules.axes import Init, role
+from research.modules.axes import Init
 from research.modules.dropout import dropout
 from research.modules.embedding import Embedding
 from research.modules.layers import Linear, normal_02
@@ -25,7 +25,7 @@ from research.modules.mixers.attention import Attention
 from research.modules.mixers.base import Call
 from research.modules.moe import Moe
 from research.modules.norms import LayerNorm, RMSNorm
-from research.modules.state import Abstract, Arrays, Stack, abstract
+from research.modules.state import Stack
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,6 @@ class EncoderConfig(SequenceConfig):
         wrong = np.asarray(domain)[(np.asarray(domain) < 0) | (np.asarray(domain) >= self.domains)]
         if wrong.size:
             raise UserError(f"{where}: domain label {wrong.flat[0]} that no expert has; valid: 0..{self.domains - 1}")
-
-    def extended(self, config: "EncoderConfig", params: Arrays) -> tuple[Arrays, Arrays]:
-        """Returns (params, stats) of this model that make it the function of another, smaller one; see `copy_into_experts`."""
-        shapes = abstract(self)
-        return copy_into_experts(params, abstract(config), shapes), {k: jnp.zeros(s.shape, s.dtype) for k, s in shapes.stats.items()}
 
 
 class Pooler(nnx.Module):
@@ -156,39 +151,6 @@ class EncoderModel(nnx.Module):
 def equal_rows(key: Array, shape, dtype=jnp.float32) -> Array:
     """Initialises every domain's token alike, N(0, 0.02): domains differ by what they learn."""
     return jnp.broadcast_to(normal_02(key, (1, *shape[1:]), dtype), shape)
-
-
-def copy_into_experts(params: Arrays, source: Abstract, target: Abstract) -> Arrays:
-    """Returns params with which an encoder of several domains is, for each of them, the function of the one that it comes from.
-
-    Every expert becomes a copy of the one feed-forward part, every domain's token a copy of the one token
-    (arXiv 2401.15713, extension of a pretrained encoder); everything else is taken over.
-
-    Args:
-      params: of the source: the same model with dense feed-forward parts of the experts' kind or with one expert, and with one
-        domain's token or as many as the target has.
-      source, target: shapes of the two models.
-
-    Raises:
-      UserError: the target is not the source with experts.
-    """
-    out = {}
-    for name, shape in target.params.items():
-        axes, held = target.axes[name], source.axes.get(name)
-        if held is None or name not in params:
-            raise UserError(f"the encoder to start from has no {name}; valid: the same model with dense parts of the experts' kind")
-        x = params[name]
-        for i, axis in enumerate(axes):
-            if role(axis) == "experts" and len(held) == len(axes) - 1:
-                x = jnp.expand_dims(x, i)
-            if role(axis) in ("experts", "domains") and x.shape[i] == 1:
-                x = jnp.repeat(x, shape.shape[i], i)
-        if x.shape != shape.shape:
-            raise UserError(f"the encoder to start from does not fit at {name}: {params[name].shape} cannot become {shape.shape}")
-        out[name] = x
-    if left := sorted(set(params) - set(out)):
-        raise UserError(f"the encoder to start from has {left[0]}, which this one has no place for (experts have no biases: use ffn=glu)")
-    return out
 
 
 def _small(ffn: str, domains: int) -> EncoderConfig:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from research.errors import UserError
+from research.modules.axes import Axes, role
 from research.modules.moe import Moe
 from research.modules.state import Arrays, abstract, initialize
 
@@ -26,6 +27,7 @@ DENSE_NAMES = {
 }
 """Array of a mixture -> what the dense part calls it."""
 HIDDEN_AXIS = {"up": -1, "gate": -1, "down": -2, "up_bias": -1}
+COPIED = ("experts", "domains")
 SALT = 11
 
 
@@ -48,7 +50,8 @@ def upcycle(
     """Returns (params, stats) of a network with mixtures of experts from those of the same network without.
 
     Args:
-      dense: config of the dense network.
+      dense: config of the dense network, or of one whose mixtures have a single expert. Of an encoder with one domain, every
+        domain's token becomes a copy of its token too (arXiv 2401.15713, extension of a pretrained encoder).
       params, stats: its arrays.
       config: the network with mixtures; its experts are as wide as the dense parts that they replace.
       key: for the routers, which start from scratch, and for noise and reinit.
@@ -62,33 +65,36 @@ def upcycle(
     if not 0 <= reinit <= 1 or noise < 0:
         raise UserError(f"upcycling: noise={noise}, reinit={reinit}; valid: noise from 0, reinit from 0 to 1")
     target = abstract(config)
-    mixtures = {name.removesuffix("/load") for name in target.stats if name.endswith("/load")}
+    mixtures = sorted(name.removesuffix("/load") for name in target.stats if name.endswith("/load"))
     layers, others = _by_layer(dense, params)
     places = config.layer_places()
     if len(places) != len(layers):
         raise UserError(f"upcycling: the dense network has {len(layers)} layers, the mixture {len(places)}")
     result: Arrays = {}
+    taken: set[tuple[int, str]] = set()
     for name, shape in target.params.items():
         part, _, tag = name.rpartition("/")
         if part in mixtures and tag not in DENSE_NAMES:
             continue  # the router's, drawn below
         prefix = next((p for p, _ in places if name.startswith(p + "/")), None)
         if prefix is None:
-            result[name] = _fitting(name, others.get(name), shape.shape)
+            result[name] = _fitting(name, others.get(name), shape.shape, target.axes[name])
             continue
-        own = [layers[n] for n, (p, _) in sorted(enumerate(places), key=lambda place: place[1][1]) if p == prefix]
-        candidates = DENSE_NAMES[tag] if part in mixtures else (tag,)
-        suffixes = [f"{part}/{c}".removeprefix(prefix + "/") for c in candidates]
-        found = [next((layer[s] for s in suffixes if s in layer), None) for layer in own]
-        wanted = shape.shape[1:]
-        if part in mixtures:
-            copies = [_fitting(name, kernel, wanted[1:]) for kernel in found]
-            salted = jax.random.fold_in(jax.random.fold_in(key, SALT), sorted(mixtures).index(part))
-            result[name] = jnp.stack(
-                [_experts(c, tag, wanted[0], jax.random.fold_in(salted, n), noise, reinit) for n, c in enumerate(copies)]
-            )
-        else:
-            result[name] = jnp.stack([_fitting(name, array, wanted) for array in found])
+        names = (tag, *DENSE_NAMES[tag]) if part in mixtures else (tag,)
+        suffixes = [f"{part}/{n}".removeprefix(prefix + "/") for n in names]
+        salted = jax.random.fold_in(jax.random.fold_in(key, SALT), mixtures.index(part)) if part in mixtures else key
+        rows = []
+        for n in sorted((n for n, (p, _) in enumerate(places) if p == prefix), key=lambda n: places[n][1]):
+            found = next((s for s in suffixes if s in layers[n]), "")
+            taken.add((n, found))
+            row = _fitting(name, layers[n].get(found), shape.shape[1:], target.axes[name][1:])
+            rows.append(_apart(row, tag, jax.random.fold_in(salted, n), noise, reinit) if part in mixtures else row)
+        result[name] = jnp.stack(rows)
+    left = [s for n, layer in enumerate(layers) for s in layer if (n, s) not in taken] + sorted(set(others) - set(result))
+    if left:
+        raise UserError(
+            f"upcycling: the dense network has {left[0]}, for which the mixture has no place; experts are of the kind of what they replace"
+        )
     drawn, fresh = initialize(config, key)
     same = {k: v for k, v in stats.items() if k in fresh and fresh[k].shape == v.shape}
     return {**drawn, **result}, {**fresh, **same}
@@ -103,27 +109,36 @@ def _by_layer(config: Any, params: Mapping[str, Array]) -> tuple[list[dict[str, 
     return layers, {k: v for k, v in params.items() if not k.startswith(prefixes)}
 
 
-def _fitting(name: str, array: Array | None, shape: tuple[int, ...]) -> Array:
+def _fitting(name: str, array: Array | None, shape: tuple[int, ...], axes: Axes) -> Array:
+    """Returns the array in `shape`: along axes of experts and domains by copies, where it has one of them or no such axis."""
+    found = "no such array" if array is None else f"one of {array.shape}"
+    if array is not None:
+        array = jnp.asarray(array)
+        several = [i for i, axis in enumerate(axes) if role(axis) in COPIED]
+        if array.ndim == len(shape) - len(several):
+            array = jnp.expand_dims(array, several)
+        for i in several:
+            array = jnp.repeat(array, shape[i], i) if array.ndim == len(shape) and array.shape[i] == 1 else array
     if array is None or array.shape != shape:
-        found = "no such array" if array is None else f"one of {array.shape}"
         raise UserError(
             f"upcycling: {name} needs {shape}, the dense network has {found}; experts are of the kind and width of what they replace"
         )
-    return jnp.asarray(array)
+    return array
 
 
-def _experts(kernel: Float[Array, "*S"], tag: str, count: int, key: Array, noise: float, reinit: float) -> Float[Array, "E *S"]:
-    """Returns `count` copies, apart by `noise` and by units drawn anew; `key` is one for all kernels of a layer's experts."""
-    copies = jnp.broadcast_to(kernel, (count, *kernel.shape))
+def _apart(copies: Float[Array, "E *S"], tag: str, key: Array, noise: float, reinit: float) -> Float[Array, "E *S"]:
+    """Returns the copies apart by `noise` and by units drawn anew; `key` is one for all kernels of a layer's experts."""
+    if tag not in HIDDEN_AXIS or not (noise or reinit):
+        return copies
     own = jax.random.fold_in(key, 1 + list(DENSE_NAMES).index(tag))
-    if noise and tag in HIDDEN_AXIS:
-        copies = copies + noise * kernel.std() * jax.random.normal(jax.random.fold_in(own, 0), copies.shape, copies.dtype)
-    if reinit and tag in HIDDEN_AXIS:
-        axis = HIDDEN_AXIS[tag]
-        hidden = kernel.shape[axis]
+    std, mean, axis = copies.std(), copies.mean(), copies.ndim + HIDDEN_AXIS[tag]
+    if noise:
+        copies = copies + noise * std * jax.random.normal(jax.random.fold_in(own, 0), copies.shape, copies.dtype)
+    if reinit:
+        count, hidden = copies.shape[0], copies.shape[axis]
         order = jnp.argsort(jax.random.uniform(key, (count, hidden)), axis=-1)
-        chosen = order < round(reinit * hidden)
-        chosen = chosen.reshape(count, *(hidden if i % kernel.ndim == axis % kernel.ndim else 1 for i in range(kernel.ndim)))
-        drawn = kernel.mean() + kernel.std() * jax.random.normal(jax.random.fold_in(own, 1), copies.shape, copies.dtype)
+        shape = [size if i in (0, axis) else 1 for i, size in enumerate(copies.shape)]
+        chosen = (order < round(reinit * hidden)).reshape(shape)
+        drawn = mean + std * jax.random.normal(jax.random.fold_in(own, 1), copies.shape, copies.dtype)
         copies = jnp.where(chosen, drawn, copies)
     return copies

@@ -17,7 +17,6 @@ import numpy as np
 
 from research.data.tokenizer_files import save_tokenizer
 from research.errors import UserError
-from research.models.encoder import EncoderConfig
 from research.modules.state import abstract
 from research.nested import importance, upcycle
 from research.nested.schemes import Draw
@@ -146,11 +145,9 @@ class Run:
         from research.train.extraction import load_model
 
         config, params, stats = load_model(source, "full")
-        target = self.setup.space.full
-        full = abstract(target)
-        if isinstance(target, EncoderConfig) and isinstance(config, EncoderConfig) and target != config:
-            params, stats = target.extended(config, params)
-        elif experts.has_mixtures(full) and not experts.has_mixtures(abstract(config)):
+        full = abstract(self.setup.space.full)
+        equal = {k: v.shape for k, v in params.items()} == {k: v.shape for k, v in full.params.items()}
+        if experts.has_mixtures(full) and not equal and hasattr(config, "layer_places"):
             return self.programs.state_from(*self._upcycled(config, params, stats, source))
         for name, shape in full.params.items():
             if name not in params or params[name].shape != shape.shape:
@@ -161,6 +158,8 @@ class Run:
 
     def _upcycled(self, config: Any, params: Any, stats: Any, source: str) -> tuple[Any, Any]:
         model, key = self.setup.space.full, jax.random.key(self.config["seed"])
+        if config.family != model.family:
+            raise UserError(f"train.init_from={source} does not fit this model: its model is {config.family}, not {model.family}")
         options = self.config["train"]["upcycle"]
         made = upcycle.upcycle(config, params, stats, model, key, **options)
         drawn = ", ".join(f"{name}={value}" for name, value in options.items() if value)

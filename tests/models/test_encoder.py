@@ -9,9 +9,10 @@ import pytest
 
 from research.errors import UserError
 from research.models import registry
-from research.models.encoder import EncoderConfig, copy_into_experts, masked_mean
+from research.models.encoder import EncoderConfig, masked_mean
 from research.modules.moe import Moe
 from research.modules.state import abstract, apply, initialize
+from research.nested.upcycle import upcycle
 from research.train.costs import forward_flops, static_costs
 from tests.models.twins import fast_jit, random_arrays, twin
 
@@ -44,11 +45,15 @@ def dense(domains: int):
     return config, arrays(config)
 
 
+def extend(base, params, config):
+    return upcycle(base, params, {}, config, jax.random.key(0))
+
+
 def test_extended_encoder_is_the_dense_one_for_every_domain():
     """Check 32 of the method: copies of one feed-forward part under tokens that are alike are the base, whatever the domain."""
     base, params = dense(1)
     config = tiny()
-    extended, stats = config.extended(base, params)
+    extended, stats = extend(base, params, config)
     assert {k: v.shape for k, v in extended.items()} == {k: s.shape for k, s in abstract(config).params.items()}
     assert set(stats) == set(abstract(config).stats)
     whole = run(base, params, TOKENS[:1])
@@ -58,13 +63,13 @@ def test_extended_encoder_is_the_dense_one_for_every_domain():
 
 def test_extension_takes_tokens_of_several_domains_and_single_experts():
     base, params = dense(5)
-    extended = copy_into_experts(params, abstract(base), abstract(tiny()))
+    extended, _ = extend(base, params, tiny())
     expected = run(base, params, TOKENS, DOMAIN)
     assert np.ptp(expected[:, 0]) > 0.1
     np.testing.assert_allclose(run(tiny(), extended, TOKENS, DOMAIN), expected, rtol=1e-5, atol=1e-6)
     one = tiny(domains=1)
     params = arrays(one)
-    extended = copy_into_experts(params, abstract(one), abstract(tiny()))
+    extended, _ = extend(one, params, tiny())
     np.testing.assert_allclose(run(tiny(), extended, TOKENS, DOMAIN), run(one, params, TOKENS), rtol=1e-5, atol=1e-6)
 
 
@@ -135,9 +140,9 @@ def test_counts_and_costs():
     # ModernBERT-base: 22 gated parts of 2,654,208 without biases.
     modern = dict(vocab_size=50368, dim=768, depth=22, ffn_dim=1152, moe=Moe(0, 1, expert="geglu", router="domain"))
     assert added(**modern) == 4 * 22 * 2_654_208 + 4 * 768
-    # BERT-base: the paper's 226,676,736 less the biases, which our experts do not have, and four tokens more.
+    # BERT-base: the paper's 226,676,736, and four tokens more.
     bert = dict(vocab_size=30522, dim=768, depth=12, ffn_dim=3072, moe=Moe(0, 1, expert="mlp", router="domain"))
-    assert added(**bert) - 4 * 768 + 4 * 12 * (3072 + 768) == 226_676_736
+    assert added(**bert) - 4 * 768 == 226_676_736
     dense_costs, domain_costs = (static_costs(registry.entry(n).config) for n in ("encoder_small", "domain_encoder_small"))
     assert dense_costs["flops"] == domain_costs["flops"] > 0 and domain_costs["params"] > 1.5 * dense_costs["params"]
     assert "state" not in domain_costs
@@ -177,11 +182,13 @@ def test_a_domain_that_no_expert_has(label):
 
 def test_extensions_that_do_not_fit():
     base, params = dense(1)
-    with pytest.raises(UserError, match="does not fit at embedding/table"):
-        tiny(vocab_size=11).extended(base, params)
-    with pytest.raises(UserError, match="has no blocks/layer/layers/0/ffn/down; valid: the same model with dense parts"):
+    with pytest.raises(UserError, match=r"embedding/table needs \(11, 16\)"):
+        extend(base, params, tiny(vocab_size=11))
+    with pytest.raises(UserError, match="ffn/gate needs .*no such array"):
         mlp = tiny("encoder_small", domains=1, ffn="mlp")
-        tiny(moe={"expert": "mlp"}).extended(mlp, arrays(mlp))
-    with pytest.raises(UserError, match="domain_tokens: .3, 16. cannot become"):
+        extend(mlp, arrays(mlp), tiny())
+    with pytest.raises(UserError, match=r"ffn/gate, for which the mixture has no place"):
+        extend(base, params, tiny(moe={"expert": "relu"}))
+    with pytest.raises(UserError, match=r"domain_tokens needs \(5, 16\), the dense network has one of \(3, 16\)"):
         three, params = dense(3)
-        tiny().extended(three, params)
+        extend(three, params, tiny())

@@ -8,8 +8,7 @@ import pytest
 
 from launch import config as recipe
 from research.errors import UserError
-from research.models.encoder import copy_into_experts
-from research.modules.state import abstract
+from research.nested.upcycle import upcycle
 from research.search import embedding
 from research.train import loop
 from research.train.extraction import load_model
@@ -56,7 +55,7 @@ def test_domain_run_starts_as_the_dense_one(dense, fields, tmp_path):
     _, state, _ = run._start()
     base, params, stats = load_model(dense[0])
     target = run.setup.space.full
-    expected = copy_into_experts(params, abstract(base), abstract(target))
+    expected, _ = upcycle(base, params, stats, target, jax.random.key(0))
     for name, value in expected.items():
         np.testing.assert_array_equal(state.params[name], value, err_msg=name)
     source = run.setup.splits["test"]
