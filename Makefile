@@ -122,7 +122,7 @@ hybrid: $(STAMP)
 	$(PY) -m launch.sweep --jobs=2 --config=configs/hybrid.py --grid="model.pattern=mamba2 mamba2 window;mamba2;window" --workdir=runs/hybrid --out=results/hybrid --x=params
 
 tune: $(STAMP)
-	for op in depthwise_conv2d depthwise_conv1d softmax_attention; do $(PY) -m launch.bench --tune=$$op || exit 1; done
+	for op in depthwise_conv2d depthwise_conv1d softmax_attention routed_conv; do $(PY) -m launch.bench --tune=$$op || exit 1; done
 
 lock:
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock

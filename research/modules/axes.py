@@ -46,6 +46,7 @@ ROLES = {
     "clusters": "centroids of routing attention",
     "experts": "experts of a mixture",
     "slots": "soft slots of one expert",
+    "router": "channels of the router of images, which smaller selves keep whole",
     "observed": "numbers that a layer reports of itself",
     "directions": "ways in which a mixer walks over an image",
 }

@@ -42,6 +42,7 @@ CUTS = {
     "directions": "whole",
     "experts": "leading",
     "slots": "whole",
+    "router": "whole",
     "observed": "whole",
 }
 """Role -> how the smaller self is cut: leading slice, centre crop, the kept layers, or not at all."""

@@ -48,6 +48,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("clusters", None),
     ("directions", None),
     ("slots", None),
+    ("router", None),
     ("observed", None),
 )
 """Role -> mesh axis, in order of preference; None replicates. A role without a rule is an error."""
