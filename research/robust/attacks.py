@@ -92,7 +92,6 @@ def apgd(
 
     Source: Croce and Hein 2020, arXiv 2003.01690, algorithm 1 (momentum .75, rho .75).
     """
-    wide = lambda per_example: per_example.reshape(-1, *(1,) * (x.ndim - 1))  # noqa: E731
 
     def evaluate(attacked):
         def total(attacked):
@@ -103,45 +102,22 @@ def apgd(
         gradient, (values, fooled) = jax.grad(total, has_aux=True)(attacked)
         return gradient, values, fooled
 
-    def ascend(point, gradient, size):
-        return project(point + wide(size) * jnp.sign(gradient), x, epsilon)
-
-    def step(state, at):
-        k, halve, window = at
-        forward = ascend(state["x"], state["gradient"], state["size"])
-        momentum = jnp.where(k == 0, 1.0, 0.75)
-        moved = state["x"] + momentum * (forward - state["x"]) + (1 - momentum) * (state["x"] - state["before"])
-        moved = project(moved, x, epsilon)
-        gradient, values, fooled = evaluate(moved)
-        better = values > state["best_value"]
-        new = {
-            "before": state["x"],
-            "best": jnp.where(wide(better), moved, state["best"]),
-            "best_gradient": jnp.where(wide(better), gradient, state["best_gradient"]),
-            "best_value": jnp.where(better, values, state["best_value"]),
-            "found": jnp.where(wide(fooled), moved, state["found"]),
-            "fooled": state["fooled"] | fooled,
-        }
-        rises = state["rises"] + (values > state["value"])
-        # Two signs of stalling: few steps rose, or neither the step size nor the best value has changed since the last checkpoint.
-        stuck = ~state["halved"] & (new["best_value"] <= state["checked_value"])
-        stall = halve & ((rises < 0.75 * window) | stuck)
-        new |= {
-            "x": jnp.where(wide(stall), new["best"], moved),
-            "gradient": jnp.where(wide(stall), new["best_gradient"], gradient),
-            "value": jnp.where(stall, new["best_value"], values),
-            "size": jnp.where(stall, state["size"] / 2, state["size"]),
-            "rises": jnp.where(halve, 0, rises),
-            "halved": jnp.where(halve, stall, state["halved"]),
-            "checked_value": jnp.where(halve, new["best_value"], state["checked_value"]),
-        }
-        return new, None
-
     draw = jax.random.uniform(key, x.shape, minval=-1.0, maxval=1.0)
     draw = draw / jnp.abs(draw).max(tuple(range(1, x.ndim)), keepdims=True)
     start = project(x + (epsilon * draw).astype(x.dtype), x, epsilon)
-    gradient, values, fooled = evaluate(start)
-    state = {
+    step = lambda state, at: (_advance(state, at, evaluate, x, epsilon), None)  # noqa: E731
+    state, _ = jax.lax.scan(step, _initial(start, *evaluate(start), epsilon), _schedule(steps))
+    return jax.lax.stop_gradient(_where(state["fooled"], state["found"], state["best"]))
+
+
+def _where(condition: Bool[Array, " B"], yes: Images, no: Images) -> Images:
+    """Chooses among whole images."""
+    return jnp.where(condition.reshape(-1, *(1,) * (yes.ndim - 1)), yes, no)
+
+
+def _initial(start: Array, gradient: Array, values: Array, fooled: Array, epsilon: float) -> dict[str, Array]:
+    """What APGD knows of each image: points with their gradients, values of the loss, and what happened since the last checkpoint."""
+    return {
         "x": start,
         "before": start,
         "gradient": gradient,
@@ -151,13 +127,43 @@ def apgd(
         "best_value": values,
         "found": start,
         "fooled": fooled,
-        "size": jnp.full(len(x), 2 * epsilon, x.dtype),
-        "rises": jnp.zeros(len(x), jnp.int32),
-        "halved": jnp.ones(len(x), bool),
+        "size": jnp.full(len(start), 2 * epsilon, start.dtype),
+        "rises": jnp.zeros(len(start), jnp.int32),
+        "halved": jnp.ones(len(start), bool),
         "checked_value": values,
     }
-    state, _ = jax.lax.scan(step, state, _schedule(steps))
-    return jax.lax.stop_gradient(jnp.where(wide(state["fooled"]), state["found"], state["best"]))
+
+
+def _advance(state: dict[str, Array], at: tuple[Array, Array, Array], evaluate: Callable, x: Images, epsilon: float) -> dict[str, Array]:
+    """One step; `at` is its index, whether a checkpoint ends it, and how many steps that one looks back on."""
+    k, halve, window = at
+    point, size = state["x"], state["size"].reshape(-1, *(1,) * (x.ndim - 1))
+    forward = project(point + size * jnp.sign(state["gradient"]), x, epsilon)
+    momentum = jnp.where(k == 0, 1.0, 0.75).astype(x.dtype)
+    moved = project(point + momentum * (forward - point) + (1 - momentum) * (point - state["before"]), x, epsilon)
+    gradient, values, fooled = evaluate(moved)
+    better = values > state["best_value"]
+    best = {
+        "before": point,
+        "best": _where(better, moved, state["best"]),
+        "best_gradient": _where(better, gradient, state["best_gradient"]),
+        "best_value": jnp.where(better, values, state["best_value"]),
+        "found": _where(fooled, moved, state["found"]),
+        "fooled": state["fooled"] | fooled,
+    }
+    rises = state["rises"] + (values > state["value"])
+    # Two signs of stalling: few steps rose, or neither the step size nor the best value has changed since the last checkpoint.
+    stuck = ~state["halved"] & (best["best_value"] <= state["checked_value"])
+    stall = halve & ((rises < 0.75 * window) | stuck)
+    return best | {
+        "x": _where(stall, best["best"], moved),
+        "gradient": _where(stall, best["best_gradient"], gradient),
+        "value": jnp.where(stall, best["best_value"], values),
+        "size": jnp.where(stall, state["size"] / 2, state["size"]),
+        "rises": jnp.where(halve, 0, rises),
+        "halved": jnp.where(halve, stall, state["halved"]),
+        "checked_value": jnp.where(halve, best["best_value"], state["checked_value"]),
+    }
 
 
 def _schedule(steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -189,7 +195,7 @@ def worst(f: Model, x: Images, label: Int[Array, " B"], key: Array, attacks: Seq
     chosen, fooled = x, jnp.zeros(len(x), bool)
     for i, attack in enumerate(attacks):
         attacked = attack(jax.random.fold_in(key, i))
-        chosen = jnp.where(fooled.reshape(-1, *(1,) * (x.ndim - 1)), chosen, attacked)
+        chosen = _where(fooled, chosen, attacked)
         fooled = fooled | (f(attacked).argmax(-1) != label)
     return chosen
 
