@@ -39,7 +39,22 @@ def base_config() -> ml_collections.ConfigDict:
                 "augment": {},
                 "options": {},
             },
-            "task": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "switch": 0.5, "metric": ""},
+            "task": {
+                "label_smoothing": 0.0,
+                "mixup": 0.0,
+                "cutmix": 0.0,
+                "switch": 0.5,
+                "metric": "",
+                "robust": {  # see research/tasks/robust.py
+                    "method": "none",  # none, pgd, trades, alternate
+                    "epsilon": 8 / 255,
+                    "steps": 2,
+                    "step_size": 5 / 255,
+                    "beta": 6.0,
+                    "alpha": 6.0,
+                    "eval_steps": 0,
+                },
+            },
             "nested": {
                 "scheme": "full",  # full, random, sorted, sandwich, all
                 "count": 4,
@@ -89,6 +104,10 @@ def base_config() -> ml_collections.ConfigDict:
                 "latency": True,
                 "latency_batches": (1, 32),
                 "test": True,
+                "attacks": (),  # pgdN, apgd_ce, apgd_dlr, apgd_t, apgd: columns of the final report
+                "attack_examples": 1000,
+                "attack_epsilon": 0.0,  # 0: that of task.robust
+                "attack_steps": 100,  # of each APGD
                 "sample": "",  # launch.train ends with a text that the language model writes from here
             },
             "expect": {},
