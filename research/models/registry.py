@@ -145,7 +145,7 @@ def _register_unireplknet() -> None:
 
 ADVMOE = ("arXiv 2308.10110", "github.com/OPTML-Group/Robust-MoE-CNN")
 ROUTER_COUNT = 269_202
-TINY_ROUTER = {"experts": 3, "router_dims": (4, 6), "router_depths": (1, 2)}
+TINY_ROUTER = {"experts": 3, "router_dims": (4, 6), "router_depths": (1, 2), "form": "all"}
 
 
 def _register_resnet() -> None:

@@ -32,7 +32,8 @@ def routed_conv(
       experts: the expert of each image, from 0 to E - 1.
       stride: of both axes.
       form: "auto" (by platform and, on a CPU, by shape), "cpu", "all" (one convolution with all E * O outputs, E times the work; that
-        of accelerators), "grouped" (windows of the images, sorted by expert, times the matrix of theirs) or "naive" (image by image).
+        of accelerators), "windows" (the same as a matrix product of the windows: XLA's convolution is slow on maps of a few pixels),
+        "grouped" (windows of the images, sorted by expert, times the matrix of theirs) or "naive" (image by image).
 
     Returns:
       Images of ceil(H / stride) x ceil(W / stride). Differentiable in x and kernel; "grouped" once and in reverse.
@@ -43,8 +44,6 @@ def routed_conv(
     form = dispatch.resolve(form, OP, tuple(FORMS))
     sizes = checks.shapes(OP, x=(x, "B H W I"), kernel=(kernel, "K L I E O"), experts=(experts, "B"))
     checks.require(sizes["K"] % 2 == sizes["L"] % 2 == 1, OP, "kernel", f"of windows {sizes['K']}x{sizes['L']}", "odd sides")
-    if sizes["E"] == 1 and form in ("auto", "cpu"):
-        return _convolve(x, kernel[..., 0, :], stride)
     if form in FORMS:
         return FORMS[form](x, kernel, experts, stride=stride)
     pixels = -(-sizes["H"] // stride) * -(-sizes["W"] // stride)
@@ -71,7 +70,19 @@ def naive(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
 def all_experts(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
     """All groups of every image, then the choice among them."""
     *window, num_experts, width = kernel.shape
-    y = _convolve(x, kernel.reshape(*window, num_experts * width), stride)
+    return _select(_convolve(x, kernel.reshape(*window, num_experts * width), stride), experts, num_experts)
+
+
+def by_windows(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
+    """All groups of every image as one matrix product, then the choice among them."""
+    *_, num_experts, width = kernel.shape
+    rows = windows(x, kernel.shape[:2], stride)
+    return _select(rows @ kernel.reshape(rows.shape[-1], num_experts * width), experts, num_experts)
+
+
+def _select(y: Float[Array, "B h w E*O"], experts: Array, num_experts: int) -> Float[Array, "B h w O"]:
+    """The group of each image's expert; of groups that are not chosen nothing counts, be it NaN."""
+    width = y.shape[-1] // num_experts
     chosen = y[..., :width]
     for expert in range(1, num_experts):
         mine = (experts == expert)[:, None, None, None]
@@ -99,5 +110,5 @@ def windows(x: Float[Array, "B H W I"], sides: tuple[int, int], stride: int) -> 
     return jnp.concatenate(taps, axis=-1)
 
 
-FORMS = {"naive": naive, "all": all_experts, "grouped": grouped}
+FORMS = {"naive": naive, "all": all_experts, "windows": by_windows, "grouped": grouped}
 """Name -> form; each is `form(x, kernel, experts, stride=)`."""
