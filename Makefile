@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
 .PHONY: help quickstart quickstart-seeds lm-quickstart test test-slow check format lock fashion fashion-fast overhead bench bench-peers tune versus mqar probes
-.PHONY: selective-copying in-context in-context-boolean wide-deep hybrid clean
+.PHONY: selective-copying in-context in-context-boolean wide-deep hybrid advmoe clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
@@ -22,6 +22,7 @@ help:
 	@echo "make versus        tiny Shakespeare beside nanoGPT (NANOGPT=PATH of a checkout, SHAKESPEARE=FOLDER of the text)"
 	@echo "make mqar          which mixers recall, by size of their state; make selective-copying, in-context, in-context-boolean, wide-deep, hybrid"
 	@echo "make probes        of these, recall and selective copying within an hour (51 minutes on two cores)"
+	@echo "make advmoe        mixtures of convolutions under attack: alternation beside joint training and dense networks, three seeds"
 	@echo "make tune          measure the table that chooses the ops' forms on a CPU"
 	@echo "make lock          renew requirements.lock (needs uv)"
 
@@ -120,6 +121,9 @@ wide-deep: $(STAMP)
 
 hybrid: $(STAMP)
 	$(PY) -m launch.sweep --jobs=2 --config=configs/hybrid.py --grid="model.pattern=mamba2 mamba2 window;mamba2;window" --workdir=runs/hybrid --out=results/hybrid --x=params
+
+advmoe: $(STAMP)
+	$(PY) -m launch.sweep --jobs=2 --config=configs/fashion_advmoe.py --grid=arg=dense,small,joint,alternate --grid=seed=0,1,2 --workdir=runs/advmoe --out=results/advmoe --x=flops
 
 tune: $(STAMP)
 	for op in depthwise_conv2d depthwise_conv1d softmax_attention routed_conv; do $(PY) -m launch.bench --tune=$$op || exit 1; done

@@ -143,7 +143,8 @@ def main(overrides: dict[str, str]) -> int:
         report = run_card.read_report(workdir)
         full = report["subnets"][0]
         costs = {key: full[key] for key in ("params", "state", "flops") if key in full}
-        rows.append({**point, **costs, "value": full["value"], "updates": report["updates"], "wall_s": report["wall_s"]})
+        more = {key: full[key] for key in full if key.startswith("robust_") or key in ("accuracy", "clean_accuracy")}
+        rows.append({**point, **costs, "value": full["value"], **more, "updates": report["updates"], "wall_s": report["wall_s"]})
         groups.setdefault(point[grid[0][0]], []).append(workdir)
     summary = f"{len(rows)} runs, {time.monotonic() - start:.0f} s in all"
     print(f"\n{report['metric']} of {summary}")

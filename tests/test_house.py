@@ -99,6 +99,8 @@ def recipes():
         "wide_deep": ("8",),
         "mamba_130m": ("mamba2", "shrunken"),
         "pixel_sequences": ("fashion",),
+        "fashion_advmoe": ("dense", "small", "joint"),
+        "cifar10_advmoe": ("vgg16", "wrn28_10", "dense"),
     }.items():
         yield from (f"configs/{name}.py:{arg}" for arg in args)
 
@@ -110,6 +112,7 @@ def _images(size, channels, classes):
 FIELDS = {
     "digits": _images(8, 1, 10),
     "fashion_mnist": _images(28, 1, 10),
+    "tfds:cifar10": _images(32, 3, 10),
     "tfds:imagenet2012": _images(224, 3, 1000),
     "synthetic": _images(64, 3, 10),
     "tiny_shakespeare": {"vocab_size": 65},

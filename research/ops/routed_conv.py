@@ -6,6 +6,7 @@ The kernels of all experts are one ordinary kernel with E groups of output chann
 import functools
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -32,7 +33,7 @@ def routed_conv(
       experts: the expert of each image, from 0 to E - 1.
       stride: of both axes.
       form: "auto" (by platform and, on a CPU, by shape), "cpu", "all" (one convolution with all E * O outputs, E times the work; that
-        of accelerators), "windows" (the same as a matrix product of the windows: XLA's convolution is slow on maps of a few pixels),
+        of accelerators), "matrix" (the same as one matrix over the whole map, for maps of a few pixels, where XLA's convolution is slow),
         "grouped" (windows of the images, sorted by expert, times the matrix of theirs) or "naive" (image by image).
 
     Returns:
@@ -73,11 +74,25 @@ def all_experts(x: Array, kernel: Array, experts: Array, *, stride: int) -> Arra
     return _select(_convolve(x, kernel.reshape(*window, num_experts * width), stride), experts, num_experts)
 
 
-def by_windows(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
-    """All groups of every image as one matrix product, then the choice among them."""
-    *_, num_experts, width = kernel.shape
-    rows = windows(x, kernel.shape[:2], stride)
-    return _select(rows @ kernel.reshape(rows.shape[-1], num_experts * width), experts, num_experts)
+def as_matrix(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
+    """All groups as one matrix from all input pixels to all output pixels, then the choice among them."""
+    tall, wide, inputs, num_experts, width = kernel.shape
+    taps, (height, length) = _taps(x.shape[1:3], (tall, wide), stride)
+    flat = kernel.reshape(tall * wide, inputs, num_experts * width)
+    matrix = jnp.einsum("pqt,tio->piqo", taps.astype(kernel.dtype), flat).reshape(x[0].size, -1)
+    y = x.reshape(len(x), -1) @ matrix
+    return _select(y.reshape(len(x), height, length, -1), experts, num_experts)
+
+
+def _taps(size: tuple[int, int], sides: tuple[int, int], stride: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Which tap t of the window leads from input pixel p to output pixel q, 1 or 0 as [p, q, t]; and the size of the output."""
+    along = []
+    for length, side in zip(size, sides):
+        source = stride * np.arange(-(-length // stride))[:, None] + np.arange(side) - side // 2
+        along.append((source == np.arange(length)[:, None, None]).astype(np.float32))
+    rows, columns = along
+    both = np.einsum("aik,bjl->abijkl", rows, columns)
+    return both.reshape(size[0] * size[1], -1, sides[0] * sides[1]), (rows.shape[1], columns.shape[1])
 
 
 def _select(y: Float[Array, "B h w E*O"], experts: Array, num_experts: int) -> Float[Array, "B h w O"]:
@@ -110,5 +125,5 @@ def windows(x: Float[Array, "B H W I"], sides: tuple[int, int], stride: int) -> 
     return jnp.concatenate(taps, axis=-1)
 
 
-FORMS = {"naive": naive, "all": all_experts, "windows": by_windows, "grouped": grouped}
+FORMS = {"naive": naive, "all": all_experts, "matrix": as_matrix, "grouped": grouped}
 """Name -> form; each is `form(x, kernel, experts, stride=)`."""

@@ -203,6 +203,8 @@ def worst(f: Model, x: Images, label: Int[Array, " B"], key: Array, attacks: Seq
 # --- by name ---------------------------------------------------------------------------------------------------------------
 
 NAMES = ("pgdN", "apgd_ce", "apgd_dlr", "apgd_t", "apgd")
+PARTS = {"apgd": ("apgd_ce", "apgd_dlr")}
+"""Ensemble -> the attacks whose worst case it is."""
 
 
 def check_attacks(names: Sequence[str], where: str) -> None:

@@ -24,6 +24,7 @@ def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "smallest_flops": float(max(least)),
         "networks": float(min(len(r["subnets"]) for r in reports)),
         "wall_s": float(max(r["wall_s"] for r in reports)),
+        **{key: float(np.mean([n[key] for n in full])) for key in full[0] if key.startswith("robust_") or key.endswith("accuracy")},
     }
 
 

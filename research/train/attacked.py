@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool
 
 from research.modules.state import Arrays, apply
-from research.robust.attacks import is_correct
+from research.robust.attacks import PARTS, is_correct
 from research.train.evaluation import Evaluator, place
 
 CLEAN = "clean"
@@ -39,18 +38,21 @@ def robust_accuracies(
       steps: of each APGD.
     """
     programs, batches = evaluator.programs, _first(evaluator, split, examples)
+    counted = np.concatenate([np.asarray(batch["mask"]) for batch in batches]) > 0
     out: dict[str, dict[str, float]] = {}
     for name, stats in statistics.items():
         params = programs.sliced(name, weights)
-        out[name] = {}
-        for attack in (CLEAN, *attacks):
+        right: dict[str, np.ndarray] = {}
+        for attack in dict.fromkeys((CLEAN, *(part for wanted in attacks for part in PARTS.get(wanted, (wanted,))))):
             run = jax.jit(functools.partial(_right, programs.compute(name), attack, epsilon, steps))
-            right = count = 0.0
+            found = []
             for i, batch in enumerate(batches):
                 evaluator.tick()
-                right += float(run(params, stats, batch, jax.random.fold_in(jax.random.key(0), i)))
-                count += float(batch["mask"].sum())
-            out[name][attack] = right / count
+                found.append(np.asarray(run(params, stats, batch, jax.random.fold_in(jax.random.key(0), i))))
+            right[attack] = np.concatenate(found)[counted]
+        # The worst case of several attacks needs no attack of its own.
+        worst = {attack: np.all([right[part] for part in PARTS.get(attack, (attack,))], axis=0) for attack in (CLEAN, *attacks)}
+        out[name] = {attack: float(values.mean()) for attack, values in worst.items()}
     return out
 
 
@@ -74,12 +76,10 @@ def _first(evaluator: Evaluator, split: str, examples: int) -> list[dict[str, ja
 
 def _right(
     config: Any, attack: str, epsilon: float, steps: int, params: Arrays, stats: Arrays, batch: dict[str, Array], key: Array
-) -> Float[Array, ""]:
-    """How many of the images that count are classified rightly, under an attack or as they are."""
+) -> Bool[Array, " B"]:
+    """Which images are classified rightly, under an attack or as they are."""
     model = lambda x: apply(config, params, stats, x, mode="eval")[0]  # noqa: E731
     image, label = batch["image"], batch["label"]
     if attack == CLEAN:
-        right = model(image).argmax(-1) == label
-    else:
-        right = is_correct(attack, model, image, label, key, epsilon=epsilon, steps=steps)
-    return jnp.sum(right * batch["mask"])
+        return model(image).argmax(-1) == label
+    return is_correct(attack, model, image, label, key, epsilon=epsilon, steps=steps)
