@@ -171,7 +171,8 @@ def _register_vgg_and_wide_resnet() -> None:
     }  # fmt: skip
     origins = {"vgg": ("arXiv 1409.1556", ADVMOE[1]), "wide_resnet": ("arXiv 1605.07146", "github.com/szagoruyko/wide-residual-networks")}
     shapes = {"vgg": dict(depths=(2, 2, 3), hidden=8), "wide_resnet": dict(depths=(2, 3, 2), stem_dim=8)}
-    for name, config in {**vgg.VARIANTS, **wide_resnet.VARIANTS}.items():
+    variants: dict[str, Any] = {**vgg.VARIANTS, **wide_resnet.VARIANTS}
+    for name, config in variants.items():
         tiny: dict[str, Any] = {"dims": (8, 12, 16), "num_classes": 10, "image_size": 8, **shapes[config.family]}
         routed = bool(config.experts)
         origin = ADVMOE if routed else origins[config.family]

@@ -106,7 +106,8 @@ def apgd(
     draw = draw / jnp.abs(draw).max(tuple(range(1, x.ndim)), keepdims=True)
     start = project(x + (epsilon * draw).astype(x.dtype), x, epsilon)
     step = lambda state, at: (_advance(state, at, evaluate, x, epsilon), None)  # noqa: E731
-    state, _ = jax.lax.scan(step, _initial(start, *evaluate(start), epsilon), _schedule(steps))
+    gradient, values, fooled = evaluate(start)
+    state, _ = jax.lax.scan(step, _initial(start, gradient, values, fooled, epsilon), _schedule(steps))
     return jax.lax.stop_gradient(_where(state["fooled"], state["found"], state["best"]))
 
 
@@ -227,7 +228,7 @@ def attack(name: str, f: Model, x: Images, label: Int[Array, " B"], key: Array, 
         return pgd(loss, x, key, epsilon=epsilon, steps=int(name[3:]), step_size=epsilon / 4)
     if name == "apgd_t":
         return apgd_targeted(f, x, label, key, epsilon=epsilon, steps=steps)
-    losses = {"apgd_ce": [cross_entropy], "apgd_dlr": [dlr], "apgd": [cross_entropy, dlr]}[name]
+    losses: dict[str, list[Callable]] = {"apgd_ce": [cross_entropy], "apgd_dlr": [dlr], "apgd": [cross_entropy, dlr]}[name]
     run = lambda loss: lambda k: apgd(f, x, label, k, epsilon=epsilon, steps=steps, loss=loss)  # noqa: E731
     return worst(f, x, label, key, [run(loss) for loss in losses])
 

@@ -71,7 +71,7 @@ class RobustClassification(Classification):
             )
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> str:  # type: ignore[override]
         return "robust_accuracy" if self.eval_steps else "accuracy"
 
     @property

@@ -236,5 +236,6 @@ def _optimizer(setup: Setup, schedule: Any, axes: Mapping[str, Any]) -> Any:
     optim = setup.config["optim"]
     if len(setup.phases) == 1:
         return make_optimizer(optim, schedule, axes)
-    groups = {phase: {k: v for k, v in axes.items() if setup.task.trains(phase, k)} for phase in setup.phases}
+    task: Any = setup.task
+    groups = {phase: {k: v for k, v in axes.items() if task.trains(phase, k)} for phase in setup.phases}
     return alternating({phase: (make_optimizer(optim, schedule, group), list(group)) for phase, group in groups.items()})
