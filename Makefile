@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
 .PHONY: help quickstart quickstart-seeds lm-quickstart test test-slow check format lock fashion fashion-fast overhead bench bench-peers tune versus mqar probes
-.PHONY: selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder clean
+.PHONY: selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder advmoe moe-lm fashion-vmoe clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
@@ -23,6 +23,8 @@ help:
 	@echo "make mqar          which mixers recall, by size of their state; make selective-copying, in-context, in-context-boolean, wide-deep, hybrid"
 	@echo "make domain-encoder  sentence encoders for five domains, with experts and without, on pairs of Python's standard library"
 	@echo "make probes        of these, recall and selective copying within an hour (51 minutes on two cores)"
+	@echo "make moe-lm        a language model with mixtures of experts beside the dense one of the same active FLOPs; make fashion-vmoe on images"
+	@echo "make advmoe        mixtures of convolutions under attack: alternation beside joint training and dense networks, three seeds"
 	@echo "make tune          measure the table that chooses the ops' forms on a CPU"
 	@echo "make lock          renew requirements.lock (needs uv)"
 
@@ -129,9 +131,17 @@ domain-encoder: $(STAMP)
 	for run in $(foreach seed,$(subst $(comma), ,$(DOMAIN_SEEDS)),dense_$(seed) domain_$(seed)); do \
 	  $(PY) -m launch.embed --workdir=runs/domain_encoder/$$run --out=results/domain_encoder/$$run.csv || exit 1; \
 	done
+moe-lm: $(STAMP)
+	$(PY) -m launch.sweep --jobs=2 --config=configs/moe_lm.py --grid=arg=dense,moe --grid=seed=0,1,2 --workdir=runs/moe_lm --out=results/moe_lm --x=params
+
+fashion-vmoe: $(STAMP)
+	$(PY) -m launch.sweep --jobs=2 --config=configs/fashion_vmoe.py --grid=arg=dense,moe --grid=seed=0,1,2 --workdir=runs/fashion_vmoe --out=results/fashion_vmoe --x=params
+
+advmoe: $(STAMP)
+	$(PY) -m launch.sweep --jobs=2 --config=configs/fashion_advmoe.py --grid=arg=dense,small,joint,alternate --grid=seed=0,1,2 --workdir=runs/advmoe --out=results/advmoe --x=flops
 
 tune: $(STAMP)
-	for op in depthwise_conv2d depthwise_conv1d softmax_attention; do $(PY) -m launch.bench --tune=$$op || exit 1; done
+	for op in depthwise_conv2d depthwise_conv1d softmax_attention routed_conv; do $(PY) -m launch.bench --tune=$$op || exit 1; done
 
 lock:
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock

@@ -46,6 +46,26 @@ def axes(texts: list[str]) -> list[tuple[str, list[str]]]:
     return out
 
 
+def over_seeds(rows: list[dict]) -> list[dict]:
+    """Returns a row for the runs that differ in nothing but the seed: means, and "+- KEY", the largest distance; [] without seeds."""
+    groups: dict[tuple, list[dict]] = {}
+    fields = [field for field, _ in axes(_GRID.value) if field != "seed"]
+    for row in rows:
+        groups.setdefault(tuple(row[field] for field in fields), []).append(row)
+    if "seed" not in rows[0]:
+        return []
+    out = []
+    for place, group in groups.items():
+        mean = dict(zip(fields, place, strict=True)) | {"seeds": len(group)}
+        for key in (key for key in group[0] if key not in (*fields, "seed", "updates")):
+            values = [float(row[key]) for row in group]
+            mean[key] = sum(values) / len(values)
+            if key not in ("params", "flops", "state", "wall_s"):
+                mean[f"+- {key}"] = max(abs(value - mean[key]) for value in values)
+        out.append(mean)
+    return out
+
+
 def _arguments(overrides: dict[str, str], point: dict[str, str]) -> tuple[str, dict[str, str]]:
     """Returns --config and the fields to set for one combination."""
     fields = {field: value for field, value in point.items() if field != "arg"}
@@ -143,16 +163,22 @@ def main(overrides: dict[str, str]) -> int:
         report = run_card.read_report(workdir)
         full = report["subnets"][0]
         costs = {key: full[key] for key in ("params", "state", "flops") if key in full}
-        rows.append({**point, **costs, "value": full["value"], "updates": report["updates"], "wall_s": report["wall_s"]})
+        more = {key: full[key] for key in full if key.startswith("robust_") or key in ("accuracy", "clean_accuracy")}
+        rows.append({**point, **costs, "value": full["value"], **more, "updates": report["updates"], "wall_s": report["wall_s"]})
         groups.setdefault(point[grid[0][0]], []).append(workdir)
+    means = over_seeds(rows)
     summary = f"{len(rows)} runs, {time.monotonic() - start:.0f} s in all"
     print(f"\n{report['metric']} of {summary}")
     print(tables.text_table(rows, list(rows[0])))
+    if means:
+        print(tables.text_table(means, list(means[0])))
     out = Path(_OUT.value or _WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
     command = machine.command_line()
     tables.write_csv(out / "sweep.csv", rows, command=command)
     text = f'Made by `{command}`: {summary}, {report["metric"]} as "value".\n\n{tables.markdown_table(rows, list(rows[0]))}'
+    if means:
+        text += f"\nMeans over the seeds, and the largest distance from them.\n\n{tables.markdown_table(means, list(means[0]))}"
     (out / "sweep.md").write_text(text, encoding="utf-8")
     drawn = run_card.against(groups, _X.value, out=out)
     print(f"table: {out}/sweep.md, plot: {drawn['plots'][0]}")

@@ -18,14 +18,15 @@ ALLOWED = {
     "modules": {"ops"},
     "models": {"modules", "ops"},
     "nested": {"modules", "models"},
-    "tasks": {"ops"},
+    "robust": {"ops"},
+    "tasks": {"ops", "robust"},
     "decode": {"models", "modules", "ops"},
     "control": {"modules", "ops"},
     "data": set(),
     "optim": {"modules"},
     "report": set(),
     "interop": {"models", "modules", "ops"},
-    "train": {"decode", "nested", "tasks", "data", "optim", "models", "modules", "report", "interop"},
+    "train": {"decode", "nested", "tasks", "robust", "data", "optim", "models", "modules", "report", "interop"},
     "bench": {"decode", "ops", "modules", "models", "nested", "tasks", "data", "optim", "report", "train"},
     "search": {"tasks", "train", "nested", "models", "modules", "report"},
 }
@@ -101,6 +102,10 @@ def recipes():
         "mamba_130m": ("mamba2", "shrunken"),
         "pixel_sequences": ("fashion",),
         "domain_encoder": ("dense",),
+        "moe_lm": ("dense", "switch", "deepseek_v3", "hash"),
+        "fashion_vmoe": ("dense", "soft"),
+        "fashion_advmoe": ("dense", "small", "joint"),
+        "cifar10_advmoe": ("vgg16", "wrn28_10", "dense"),
     }.items():
         yield from (f"configs/{name}.py:{arg}" for arg in args)
 
@@ -114,6 +119,7 @@ FIELDS = {
     "fashion_mnist": _images(28, 1, 10),
     "handwriting": _images(28, 1, 10),
     "counting": {"image_size": 64, "in_channels": 1},
+    "tfds:cifar10": _images(32, 3, 10),
     "tfds:imagenet2012": _images(224, 3, 1000),
     "synthetic": _images(64, 3, 10),
     "tiny_shakespeare": {"vocab_size": 65},

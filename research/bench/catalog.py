@@ -24,6 +24,7 @@ OPS = {
     "sliding_window_attention": ("attention_cases", "softmax attention to the 256 tokens before"),
     "routing_attention": ("attention_cases", "softmax attention inside clusters of tokens"),
     "grouped_matmul": ("grouped_cases", "matrix products of sorted, ragged groups"),
+    "routed_conv": ("routed_cases", "convolutions with an expert for each image, 2 and 8 experts"),
 }
 """Op to the file of its cases and a line about it."""
 

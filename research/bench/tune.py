@@ -18,6 +18,7 @@ TUNERS = {
     "depthwise_conv2d": ("tune_depthwise", "cases"),
     "depthwise_conv1d": ("tune_depthwise", "cases_1d"),
     "softmax_attention": ("tune_attention", "cases"),
+    "routed_conv": ("tune_routed", "cases"),
 }
 """Op to the file and the name of its tuner."""
 COLUMNS = ("op", "direction", "at", "form", "ms")

@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 from research.errors import UserError
-from research.models import encoder, hmode, lenet, moe_language, resnet, sequence, unireplknet, vim, vit, vmamba
+from research.models import encoder, hmode, lenet, moe_language, resnet, sequence, unireplknet, vgg, vim, vit, vmamba, wide_resnet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +144,11 @@ def _register_unireplknet() -> None:
         register(Entry(f"unireplknet_{size}", config, "arXiv 2311.15599", "github.com/AILab-CVC/UniRepLKNet", tiny, counts[size]))
 
 
+ADVMOE = ("arXiv 2308.10110", "github.com/OPTML-Group/Robust-MoE-CNN")
+ROUTER_COUNT = 269_202
+TINY_ROUTER = {"experts": 3, "router_dims": (4, 6), "router_depths": (1, 2), "form": "all"}
+
+
 def _register_resnet() -> None:
     counts = {
         "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160,
@@ -154,7 +159,25 @@ def _register_resnet() -> None:
         depths = (2, 3, 1, 2)[: len(config.depths)]
         dims = (width, 3 * width // 2, 2 * width, 3 * width)[: len(depths)]
         tiny = dict(dims=dims, depths=depths, num_classes=10, image_size=16 if config.stem == "small" else 32)
+        if config.experts:
+            register(Entry(name, config, *ADVMOE, {**tiny, **TINY_ROUTER, "stem_dim": 12}, 5_565_450 + ROUTER_COUNT))
+            continue
         register(Entry(name, config, "arXiv 1512.03385", "github.com/pytorch/vision", tiny, counts.get(name)))
+
+
+def _register_vgg_and_wide_resnet() -> None:
+    counts = {
+        "vgg16": 15_311_818, "advmoe_vgg16": 7_690_218 + ROUTER_COUNT,
+        "wrn28_10": 36_479_194, "advmoe_wrn28_10": 18_239_602 + ROUTER_COUNT,
+    }  # fmt: skip
+    origins = {"vgg": ("arXiv 1409.1556", ADVMOE[1]), "wide_resnet": ("arXiv 1605.07146", "github.com/szagoruyko/wide-residual-networks")}
+    shapes = {"vgg": dict(depths=(2, 2, 3), hidden=8), "wide_resnet": dict(depths=(2, 3, 2), stem_dim=8)}
+    variants: dict[str, Any] = {**vgg.VARIANTS, **wide_resnet.VARIANTS}
+    for name, config in variants.items():
+        tiny: dict[str, Any] = {"dims": (8, 12, 16), "num_classes": 10, "image_size": 8, **shapes[config.family]}
+        routed = bool(config.experts)
+        origin = ADVMOE if routed else origins[config.family]
+        register(Entry(name, config, *origin, tiny | (TINY_ROUTER if routed else {}), counts[name]))
 
 
 def _register_vit() -> None:
@@ -231,6 +254,7 @@ def _register_lenet() -> None:
 
 _register_unireplknet()
 _register_resnet()
+_register_vgg_and_wide_resnet()
 _register_vit()
 _register_sequence()
 _register_encoder()

@@ -2,7 +2,8 @@
 
 Its smaller selves: `width` (stage and inner channels), `inner` (channels inside the blocks) and `depth` per stage,
 where the first block of a stage, which may stride and project, always stays. `stem` "small" is for CIFAR-sized images,
-"medium" halves them at once, for little compute.
+"medium" halves them at once, for little compute. With `experts` the convolutions of the blocks are mixtures, an expert for
+each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
 """
 
 from collections.abc import Mapping
@@ -15,10 +16,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
+from research.models.routing import EXPERTS_SHRINK, ROUTER, check_routing, shrunk_experts
 from research.modules import elastic
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, ones, zeros
 from research.modules.norms import BatchNorm
+from research.modules.routed_conv import ImageRouter, Route, RoutedConv, RoutedNetwork
 from research.modules.state import Stack
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -35,7 +38,9 @@ class ResNetConfig:
 
     `dims` are the output channels of the stages; `inner_dims` those inside its blocks, () for dims / 4 in a
     bottleneck and dims in a basic block; `stem_dim` 0 stands for inner_dims[0]. `zero_init` starts the last norm
-    of each block at zero. `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full model.
+    of each block at zero. `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full model. `experts`
+    is the number of pathways (0: an ordinary network), `router_dims` and `router_depths` size the router that chooses among them,
+    `form` is that of the routed convolutions (see `research.ops.routed_conv`).
     """
 
     block: str = "basic"
@@ -49,10 +54,15 @@ class ResNetConfig:
     image_size: int = 224
     zero_init: bool = False
     kept_layers: tuple[tuple[int, ...], ...] = ()
+    experts: int = 0
+    router_dims: tuple[int, ...] = (16, 32, 64)
+    router_depths: tuple[int, ...] = (3, 3, 3)
+    form: str = "auto"
     unroll: bool = False
     remat: str = "none"
 
     family: ClassVar[str] = "resnet"
+    router: ClassVar[str] = ROUTER
     derived: ClassVar[dict[str, tuple[str, ...]]] = {
         "inner_dims": ("dims", "block"),
         "stem_dim": ("dims", "block", "inner_dims"),
@@ -62,10 +72,12 @@ class ResNetConfig:
         "width": "fraction of the channels of every stage, inner ones included",
         "depth": "fraction of the blocks of each stage, or whole numbers joined by ':'; the first block stays",
         "inner": "fraction of the channels inside the blocks",
+        "experts": EXPERTS_SHRINK,
         "keep": "which blocks stay: first or even",
     }
 
     def __post_init__(self):
+        check_routing(self)
         if self.block not in EXPANSION:
             raise UserError(f"resnet: unknown block {self.block!r}; valid: {', '.join(EXPANSION)}")
         if self.stem not in STEMS:
@@ -83,8 +95,6 @@ class ResNetConfig:
             raise UserError(f"resnet: {bad[0]} among depths, channels or classes; valid: whole numbers from 1")
         if any(len(k) != d or k[0] != 0 for k, d in zip(self.kept_layers, self.depths, strict=True)):
             raise UserError(f"resnet: kept_layers={self.kept_layers} must start with 0 and have {self.depths} entries")
-        if self.block == "basic" and self.stem_dim != self.dims[0]:
-            raise UserError(f"resnet: stem_dim={self.stem_dim} must be {self.dims[0]}, the channels of stage 1, when blocks are basic")
         _, stem_stride, pool = STEMS[self.stem]
         stride = stem_stride * pool * 2 ** (len(self.depths) - 1)
         if self.image_size < stride:
@@ -101,7 +111,7 @@ class ResNetConfig:
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
 
-    def shrink(self, *, width=1.0, depth=1.0, inner=1.0, keep="first") -> "ResNetConfig":
+    def shrink(self, *, width=1.0, depth=1.0, inner=1.0, experts=1.0, keep="first") -> "ResNetConfig":
         """Returns the smaller self with these choices (see `elastic`).
 
         Raises:
@@ -119,18 +129,40 @@ class ResNetConfig:
             for blocks, choice in zip(self.kept_layers, elastic.per_stage(depth, stages, "depth"), strict=True)
         )
         stem_dim = elastic.scaled(self.stem_dim, widths[0], 4, "width")
-        return replace(self, dims=dims, inner_dims=inner_dims, stem_dim=stem_dim, depths=tuple(map(len, kept)), kept_layers=kept)
+        small = replace(self, dims=dims, inner_dims=inner_dims, stem_dim=stem_dim, depths=tuple(map(len, kept)), kept_layers=kept)
+        if stem_axis(small) != stem_axis(self):
+            raise UserError(
+                f"sub-network width={width} gives stem and stage 1 equally many channels ({stem_dim}), which the full network projects; "
+                "valid: a larger width"
+            )
+        return replace(small, experts=shrunk_experts(self.experts, experts))
 
 
 class ConvNorm(nnx.Module):
-    """Convolution without bias, then batch norm."""
+    """Convolution without bias, of each image's expert where `experts` > 0, then batch norm, which the experts share."""
 
-    def __init__(self, n_in: int, n_out: int, size: int, axes: tuple[str, str], init: Init, *, stride: int = 1, scale_init=ones):
-        self.conv = Conv(n_in, n_out, size, axes, init.child("conv"), stride=stride, bias=False, kernel_init=kaiming)
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        size: int,
+        axes: tuple[str, str],
+        init: Init,
+        *,
+        stride: int = 1,
+        scale_init=ones,
+        experts: int = 0,
+        form: str = "auto",
+    ):
+        self.routed, child = experts > 0, init.child("conv")
+        if self.routed:
+            self.conv: nnx.Module = RoutedConv(n_in, n_out, size, experts, axes, child, stride=stride, form=form)
+        else:
+            self.conv = Conv(n_in, n_out, size, axes, child, stride=stride, bias=False, kernel_init=kaiming)
         self.norm = BatchNorm(n_out, axes[1], init.child("norm"), scale_init=scale_init)
 
-    def __call__(self, x: Float[Array, "B H W I"], mode: str) -> Float[Array, "B h w O"]:
-        return self.norm(self.conv(x), mode=mode)
+    def __call__(self, x: Float[Array, "B H W I"], mode: str, route: Route | None = None) -> Float[Array, "B h w O"]:
+        return self.norm(self.conv(x, route) if self.routed else self.conv(x), mode=mode)
 
 
 class Block(nnx.Module):
@@ -150,19 +182,23 @@ class Block(nnx.Module):
         else:
             middle = (width, width, 3, (first, second), stride)
             sizes = [(n_in, width, 1, (source, first), 1), middle, (width, n_out, 1, (second, embed), 1)]
+        routed = {"experts": config.experts, "form": config.form}
         self.convs = nnx.List(
             [
-                ConvNorm(*size, init.child(f"conv{i}"), stride=s, scale_init=last if i == len(sizes) - 1 else ones)
+                ConvNorm(*size, init.child(f"conv{i}"), stride=s, scale_init=last if i == len(sizes) - 1 else ones, **routed)
                 for i, (*size, s) in enumerate(sizes)
             ]
         )
-        self.shortcut = None if source == embed else ConvNorm(n_in, n_out, 1, (source, embed), init.child("shortcut"), stride=stride)
+        # The released networks route the projections of ImageNet's sizes and not those of CIFAR's.
+        routed = routed if config.stem == "imagenet" else {}
+        project = lambda: ConvNorm(n_in, n_out, 1, (source, embed), init.child("shortcut"), stride=stride, **routed)  # noqa: E731
+        self.shortcut = None if source == embed else project()
 
-    def __call__(self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str) -> Float[Array, "B h w O"]:
+    def __call__(self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str, route: Route | None = None) -> Float[Array, "B h w O"]:
         y = x
         for i, conv in enumerate(self.convs):
-            y = conv(jax.nn.relu(y) if i else y, mode)
-        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, mode)))
+            y = conv(jax.nn.relu(y) if i else y, mode, route)
+        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, mode, route)))
 
 
 class Stage(nnx.Module):
@@ -177,14 +213,14 @@ class Stage(nnx.Module):
         make = lambda sub: Block(config, stage, config.dims[stage], embed, f"{scope}/layer", sub)  # noqa: E731
         self.blocks = Stack(make, rest, f"{scope}/layers", init.child("blocks"), unroll=config.unroll) if rest else None
 
-    def __call__(self, x: Float[Array, "B H W I"], mode: str) -> Float[Array, "B h w O"]:
-        x = self.block0(x, mode=mode)
-        return x if self.blocks is None else self.blocks(x, remat=self.remat, mode=mode)
+    def __call__(self, x: Float[Array, "B H W I"], mode: str, route: Route | None) -> Float[Array, "B h w O"]:
+        x = self.block0(x, mode=mode, route=route)
+        return x if self.blocks is None else self.blocks(x, remat=self.remat, mode=mode, route=route)
 
 
 def stem_axis(config: ResNetConfig) -> str:
-    """Name of the stem's output channels: basic blocks add them to stage 1 as they are, bottlenecks project them."""
-    return "stage1/embed" if config.block == "basic" else "stem"
+    """Name of the stem's output channels: basic blocks add them to stage 1 as they are, unless stage 1 has another width."""
+    return "stage1/embed" if config.block == "basic" and config.stem_dim == config.dims[0] else "stem"
 
 
 def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
@@ -193,7 +229,7 @@ def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     return jax.lax.reduce_window(x, np.array(-np.inf, x.dtype), jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
-class ResNet(nnx.Module):
+class ResNet(RoutedNetwork):
     """The network; `mode` is "train", "eval" or "calibrate" (see `research.modules.norms`); no `key` is needed."""
 
     def __init__(self, config: ResNetConfig, init: Init):
@@ -203,17 +239,21 @@ class ResNet(nnx.Module):
         self.stages = nnx.List([Stage(config, i, init.child(f"stage{i}")) for i in range(len(config.depths))])
         axes = (f"stage{len(config.dims)}/embed", "classes")
         self.head = Linear(config.dims[-1], config.num_classes, axes, init.child("head"), kernel_init=torch_default)
+        router = (config.in_channels, config.router_dims, config.router_depths, config.experts)
+        self.router = ImageRouter(*router, init.child("router")) if config.experts > 1 else None
 
-    def features(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> list[Array]:
-        """Returns the outputs of the stem and of every stage, in order."""
+    def features(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, route: Route | None = None
+    ) -> list[Array]:
+        """Returns the outputs of the stem and of every stage, in order; mixtures need the route."""
         x = jax.nn.relu(self.stem(x, mode))
         outs = [max_pool(x) if STEMS[self.config.stem][2] == 2 else x]
         for stage in self.stages:
-            outs.append(stage(outs[-1], mode))
+            outs.append(stage(outs[-1], mode, route))
         return outs
 
-    def __call__(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B N"]:
-        return self.head(self.features(x, mode=mode, key=key)[-1].mean((1, 2)))
+    def classify(self, x: Float[Array, "B H W C"], route: Route | None, mode: str) -> Float[Array, "B N"]:
+        return self.head(self.features(x, mode=mode, route=route)[-1].mean((1, 2)))
 
 
 def _variant(block: str, depths: tuple[int, ...], width: int = 64, **more) -> ResNetConfig:
@@ -232,5 +272,7 @@ VARIANTS = {
     "resnet18_cifar": _variant("basic", (2, 2, 2, 2), **_CIFAR),
     "resnet20_cifar": _variant("basic", (3, 3, 3), 16, **_CIFAR),
     "resnet56_cifar": _variant("basic", (9, 9, 9), 16, **_CIFAR),
+    "advmoe_resnet18": _variant("basic", (2, 2, 2, 2), 32, stem_dim=64, experts=2, **_CIFAR),
 }
-"""Table 1 and section 4.2 of the paper; the CIFAR nets project where they change width (option B)."""
+"""Table 1 and section 4.2 of the paper; the CIFAR nets project where they change width (option B). The last is AdvMoE's: two pathways
+of half the width behind a stem of the whole."""

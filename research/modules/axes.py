@@ -47,6 +47,7 @@ ROLES = {
     "experts": "experts of a mixture",
     "domains": "domains that a text may come from",
     "slots": "soft slots of one expert",
+    "router": "channels of the router of images, which smaller selves keep whole",
     "observed": "numbers that a layer reports of itself",
     "actions": "numbers of one action of a policy",
     "directions": "ways in which a mixer walks over an image",

@@ -44,6 +44,7 @@ CUTS = {
     "domains": "whole",
     "slots": "whole",
     "actions": "whole",
+    "router": "whole",
     "observed": "whole",
 }
 """Role -> how the smaller self is cut: leading slice, centre crop, the kept layers, or not at all."""

@@ -1,7 +1,7 @@
 """Builds the optax chain: clip, direction (Lion, AdamW, SGD, Muon or any optax optimizer), decay, learning rate."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -111,6 +111,30 @@ def make_optimizer(config: Mapping[str, Any], schedule: optax.Schedule, axes: Ma
         parts.append(_scale_by_tree(rates))
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts)
+
+
+def alternating(parts: Mapping[str, tuple[optax.GradientTransformation, Sequence[str]]]) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer of phases, each with an optimizer and parameters of its own.
+
+    `update(grads, state, params, phase=NAME)` returns the updates of that phase's parameters alone; the state of the others stays as it
+    is. Schedules count the updates of their own phase.
+
+    Args:
+      parts: phase -> (optimizer, names of its parameters).
+    """
+
+    def pick(arrays, names):
+        return {name: arrays[name] for name in names}
+
+    def init(params):
+        return {phase: optimizer.init(pick(params, names)) for phase, (optimizer, names) in parts.items()}
+
+    def update(grads, state, params=None, *, phase):
+        optimizer, names = parts[phase]
+        updates, own = optimizer.update(pick(grads, names), state[phase], pick(params, names))
+        return updates, {**state, phase: own}
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def state_bytes(opt_state: Any) -> int:

@@ -24,7 +24,9 @@ def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "smallest_flops": float(max(least)),
         "networks": float(min(len(r["subnets"]) for r in reports)),
         "wall_s": float(max(r["wall_s"] for r in reports)),
-    } | {name: float(max(r[name] for r in reports)) for name in ("dead_experts",) if name in reports[0]}
+        **{key: float(np.mean([n[key] for n in full])) for key in full[0] if key.startswith("robust_") or key.endswith("accuracy")},
+        **{name: float(max(r[name] for r in reports)) for name in ("dead_experts",) if name in reports[0]},
+    }
 
 
 def by_network(reports: Sequence[Mapping[str, Any]], seeds: Sequence[str]) -> list[dict[str, Any]]:

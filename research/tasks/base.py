@@ -10,6 +10,9 @@ Batch = dict[str, Array]
 class Task(Protocol):
     """One task. Everything is a pure function, traced into the run's programs.
 
+    A task whose loss is more than one of a single pass has `objective`, `examine`, `phases` and `trains` as well, see
+    `research.tasks.robust`; `work` says how many passes through the model an example is, where that is not one.
+
     Attributes:
       metric: name of the number that ranks networks, a key of what `summarize` returns.
       higher_is_better: whether a larger one is better.
@@ -53,6 +56,11 @@ class Task(Protocol):
         ...
 
 
+def phases(task: Any) -> tuple[str, ...]:
+    """Returns the phases of a round of updates; tasks without `phases` have one."""
+    return getattr(task, "phases", ("all",))
+
+
 def shown(task: Any, value: float) -> str:
     """Returns the task's metric for people: fractions in percent, the rest as it is."""
-    return f"{100 * value:.2f} %" if task.metric == "accuracy" else f"{value:.4f}"
+    return f"{100 * value:.2f} %" if task.metric.endswith("accuracy") else f"{value:.4f}"

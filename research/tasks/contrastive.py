@@ -37,6 +37,7 @@ class Contrastive:
     metric = "accuracy"
     higher_is_better = True
     unit = "pairs"
+    work = 2  # texts of an example
 
     def __post_init__(self):
         if self.loss_name not in LOSSES:

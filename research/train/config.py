@@ -51,6 +51,15 @@ def base_config() -> ml_collections.ConfigDict:
                 "metric": "",
                 "contrastive": dict(CONTRASTIVE),
                 "local_counting": 0.0,
+                "robust": {  # see research/tasks/robust.py
+                    "method": "none",  # none, pgd, trades, alternate
+                    "epsilon": 8 / 255,
+                    "steps": 2,
+                    "step_size": 5 / 255,
+                    "beta": 6.0,
+                    "alpha": 6.0,
+                    "eval_steps": 0,
+                },
             },
             "nested": {
                 "scheme": "full",  # full, random, sorted, sandwich, all
@@ -102,6 +111,10 @@ def base_config() -> ml_collections.ConfigDict:
                 "latency": True,
                 "latency_batches": (1, 32),
                 "test": True,
+                "attacks": (),  # pgdN, apgd_ce, apgd_dlr, apgd_t, apgd: columns of the final report
+                "attack_examples": 1000,
+                "attack_epsilon": 0.0,  # 0: that of task.robust
+                "attack_steps": 100,  # of each APGD
                 "sample": "",  # launch.train ends with a text that the language model writes from here
             },
             "expect": {},

@@ -6,7 +6,7 @@ import re
 from research.errors import UserError
 
 
-def to_steps(value: int | float | str, *, batch_size: int, num_examples: int, total: int | None, field: str) -> int:
+def to_steps(value: int | float | str, *, batch_size: int, num_examples: int, total: int | None, field: str, phases: int = 1) -> int:
     """Converts a duration to a number of updates.
 
     Args:
@@ -15,6 +15,7 @@ def to_steps(value: int | float | str, *, batch_size: int, num_examples: int, to
       num_examples: examples per epoch.
       total: updates of the whole run, for percentages.
       field: config field, for the message.
+      phases: updates that every batch of examples gets.
 
     Raises:
       UserError: a text that is no duration, or a percentage of an unknown whole.
@@ -28,4 +29,5 @@ def to_steps(value: int | float | str, *, batch_size: int, num_examples: int, to
     if unit == "%" and total is None:
         raise UserError(f"{field}={value!r}: a percentage needs the length of the run; write updates, 'ep' or 'ex'")
     steps = {"ep": number * num_examples / batch_size, "ex": number / batch_size, "%": number / 100 * (total or 0)}[unit]
-    return max(1, math.ceil(steps - 1e-9)) if number else 0
+    steps = max(1, math.ceil(steps - 1e-9)) if number else 0
+    return steps if unit == "%" else steps * phases

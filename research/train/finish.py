@@ -1,6 +1,6 @@
 """The end of a run: every network evaluated with statistics of its own, the test split read once, costs measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 from research.modules.state import Arrays
 from research.nested.slicing import slice_like
 from research.train import costs
+from research.train.attack_checks import attack_epsilon
+from research.train.attacked import columns, robust_accuracies
 from research.train.evaluation import Evaluator
 from research.train.extraction import save_statistics
 from research.train.programs import Programs
@@ -29,14 +31,24 @@ def final_report(setup: Setup, programs: Programs, evaluator: Evaluator, weights
     split = "test" if setup.config["report"]["test"] and len(setup.splits["test"]) else "validation"
     results = evaluator.run(statistics, weights, split) if split == "test" else validation
     save_statistics(folder, setup.total, statistics)
-    seconds = programs.seconds
+    attacks, seconds = setup.config["report"].get("attacks", ()), programs.seconds
+    robust = _attacked(setup, evaluator, weights, statistics, attacks, split) if attacks else {}
     return {
         "metric": f"{split} {setup.task.metric}",
-        "subnets": _rows(setup, programs, weights, statistics, results, validation),
+        "subnets": [row | robust.get(row["name"], {}) for row in _rows(setup, programs, weights, statistics, results, validation)],
         "compile_s": sum(seconds.values()),
         "programs": len(seconds),
         "programs_bound": programs.bound(),
     }
+
+
+def _attacked(
+    setup: Setup, evaluator: Evaluator, weights: Arrays, statistics: Mapping[str, Arrays], attacks: Sequence[str], split: str
+) -> dict[str, dict[str, float]]:
+    report = setup.config["report"]
+    sizes = {"epsilon": attack_epsilon(setup.config), "examples": report["attack_examples"], "steps": report["attack_steps"]}
+    found = robust_accuracies(evaluator, weights, statistics, attacks, split, **sizes)
+    return {name: columns(accuracies) for name, accuracies in found.items()}
 
 
 def _rows(
@@ -52,5 +64,6 @@ def _rows(
     rows = []
     for name in setup.order:
         row = {"name": name, "value": results[name][metric], f"validation_{metric}": validation[name][metric]}
+        row |= {key: value for key, value in results[name].items() if key.startswith("expert_") or (key == "accuracy" != metric)}
         rows.append(row | costs.static_costs(space.configs[name]) | dict(measured.get(name, {})))
     return rows

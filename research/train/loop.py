@@ -114,7 +114,8 @@ class Run:
             say=reporter.say,
         )
         self.evaluator = Evaluator(self.setup, self.programs, tick=self._tick)
-        self.flops = {name: self.setup.passes * costs.training_flops(c) for name, c in self.setup.space.configs.items()}
+        work = getattr(self.setup.task, "work", 1)  # of an update, in plain ones
+        self.flops = {name: work * costs.training_flops(c) for name, c in self.setup.space.configs.items()}
         self.gemm = machine.gemm_rate()  # measured now, before compiling threads share the cores
         self.flag = {"set": False}
         self.saved = -1
@@ -244,7 +245,7 @@ class Run:
         """One update: a gradient program per drawn sub-network, then the update program."""
         nested, accumulate = self.config["nested"], self.config["train"]["accumulate"]
         share = 1.0 / accumulate / (len(draws) if nested["reduce"] == "mean" else 1)
-        state, losses, flops = self.state, [], 0.0
+        state, losses, flops, phase = self.state, [], 0.0, self.setup.phase(self.step)
         placed: dict[tuple[int, int], Any] = {}
         teachers: dict[tuple[int, int], Any] = {}
         for order, draw in enumerate(draws):
@@ -255,7 +256,7 @@ class Run:
                 clock = np.array([self.step, slot, order * accumulate + micro], np.uint32)
                 teacher = teachers.get((slot, slots)) if draw.distill else np.float32(0)
                 args = (state.params, state.stats, grads, placed[slot, slots], clock, np.float32(share), teacher)
-                program = self.programs.get("gradient", draw.name, *args, distill=draw.distill)
+                program = self.programs.get("gradient", draw.name, *args, distill=draw.distill, phase=phase)
                 self._tick_compile()
                 grads, stats, metrics, outputs = program(*args)
                 if draw.name == "full":
@@ -264,7 +265,7 @@ class Run:
                 losses.append((draw.name, metrics))
             examples = self.config["data"]["batch_size"] / draw.parts
             flops += self.flops[draw.name] * examples
-        program = self.programs.get("update", "", state, grads, np.int32(self.step))
+        program = self.programs.get("update", "", state, grads, np.int32(self.step), phase=phase)
         self.state, grads, metrics = program(state, grads, np.int32(self.step))
         self.spent_flops += flops
         return grads, {"losses": losses, "flops": flops, **metrics}
@@ -288,7 +289,7 @@ class Run:
                 self._not_finite(step, name, "loss")
         if not host["finite"] and self.config["train"]["nan"] == "stop":
             self._not_finite(step, ",".join(sorted({n for n, _ in host["losses"]})), "gradient")
-        if step % log_every and step != self.total:
+        if step % log_every >= len(self.setup.phases) and step != self.total:  # a line for each phase of a round
             return
         loss = float(np.mean([v["loss"] for _, v in host["losses"]]))
         means = {k: float(np.mean([v[k] for _, v in host["losses"]])) for k in host["losses"][0][1] if k not in ("loss", "experts")}
@@ -312,7 +313,8 @@ class Run:
         unit = self.setup.task.unit
         timing = {f"{unit}_per_s": rate, "mfu": mfu, "wall_s": self.clock.wall(), "step_ms": 1e3 * seconds / max(since, 1)}
         self.rundir.timings(step, timing)
-        measured = f"acc {record['accuracy']:.3f}  " if "accuracy" in record else ""
+        headings = {"accuracy": "acc", "robust_accuracy": "robust"}
+        measured = "".join(f"{text} {record[key]:.3f}  " for key, text in headings.items() if key in record)
         text = (
             f"loss {record['loss']:.4f}  {measured}lr {record['lr']:.2e}  {rate:,.0f} {unit}/s  "
             f"MFU {100 * mfu:.1f} %  ETA {int(eta) // 60}:{int(eta) % 60:02d}"
@@ -415,9 +417,10 @@ class Run:
             batch = self.setup.batch_shapes(size)
             teacher = self.programs.outputs(batch) if distill else np.float32(0)
             args = (params, stats, params, batch, np.zeros(3, np.uint32), np.float32(0), teacher)
-            self.programs.prefetch("gradient", name, *args, distill=distill)
-            if i == 0:
-                self.programs.prefetch("update", "", self.programs.state_shapes, params, np.int32(0))
+            for phase in {self.setup.phase(n): None for n in range(len(self.setup.phases))}:
+                self.programs.prefetch("gradient", name, *args, distill=distill, phase=phase)
+                if i == 0:
+                    self.programs.prefetch("update", "", self.programs.state_shapes, params, np.int32(0), phase=phase)
         self.evaluator.prefetch(self.setup.order, params)
 
 

@@ -65,7 +65,8 @@ def _bare_inputs(run: Run, batch: dict[str, np.ndarray], draws: tuple[Draw, ...]
             teacher = np.zeros(shape.shape, shape.dtype) if draw.distill else np.float32(0)
             teacher = jax.device_put(teacher, programs.batch_sharding if draw.distill else programs.replicated)
             args = (run.state.params, run.state.stats, programs.full.params, placed, clock, np.float32(1), teacher)
-            out.append((programs.get("gradient", draw.name, *args, distill=draw.distill), placed, clock, teacher))
+            phase = run.setup.phase(run.step)
+            out.append((programs.get("gradient", draw.name, *args, distill=draw.distill, phase=phase), placed, clock, teacher))
     return out
 
 
@@ -73,6 +74,6 @@ def _bare_update(run: Run, inputs: list[tuple[Any, ...]], grads: Any) -> Any:
     share = np.float32(1.0 / len(inputs))
     for program, placed, clock, teacher in inputs:
         grads, _, _, _ = program(run.state.params, run.state.stats, grads, placed, clock, share, teacher)
-    program = run.programs.get("update", "", run.state, grads, np.int32(run.step))
+    program = run.programs.get("update", "", run.state, grads, np.int32(run.step), phase=run.setup.phase(run.step))
     run.state, grads, _ = program(run.state, grads, np.int32(run.step))
     return grads

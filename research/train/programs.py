@@ -1,5 +1,6 @@
 """The compiled programs of a run: one gradient program per sub-network, one update program, and for evaluation one
-recalibration and one evaluation program per sub-network. All are compiled ahead of time, in background threads.
+recalibration and one evaluation program per sub-network. A task whose updates have phases has the first two once for each phase.
+All are compiled ahead of time, in background threads.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from research.modules.mesh import BATCH_AXES
 from research.modules.state import Abstract, Arrays, abstract, apply, initialize
 from research.nested.slicing import slice_like
 from research.nested.space import Space
+from research.tasks.base import phases
 from research.train import experts, sharding
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -112,7 +114,7 @@ class Programs:
         """Returns the gradient buffer, zeros with the layout of the parameters."""
         return {k: jax.device_put(np.zeros(s.shape, s.dtype), self.param_shardings[k]) for k, s in self.full.params.items()}
 
-    def _compute(self, name: str) -> Any:
+    def compute(self, name: str) -> Any:
         """The config to run with: on a CPU mesh the ops' forms are chosen for it."""
         config = self.space.configs[name]
         return dataclasses.replace(config, form=on_cpu(config.form)) if self._on_cpu and hasattr(config, "form") else config
@@ -144,8 +146,11 @@ class Programs:
         run = lambda p, s, b: apply(self.space.full, p, s, *self.task.inputs(b), mode="eval")[0]  # noqa: E731
         return jax.eval_shape(run, params, stats, batch)
 
-    def _gradient(self, name: str, distill: bool) -> Callable:
-        config, share, task = self._compute(name), self.config["nested"]["distill"], self.task
+    def _gradient(self, name: str, distill: bool, phase: str) -> Callable:
+        config, share, task = self.compute(name), self.config["nested"]["distill"], self.task
+
+        if hasattr(task, "objective"):
+            return self._objective(name, phase)
 
         def program(params, stats, grads, batch, clock, scale, teacher):
             step_key = jax.random.fold_in(jax.random.key(self.seed), clock[0])
@@ -173,12 +178,53 @@ class Programs:
 
         return program
 
-    def _update(self) -> Callable:
+    def _objective(self, name: str, phase: str) -> Callable:
+        """The gradient program of a task that runs the model itself; parameters of other phases get the gradient zero."""
+        config, task = self.compute(name), self.task
+        phase = phase or phases(task)[0]
+
+        def program(params, stats, grads, batch, clock, scale, teacher):
+            del teacher
+            step_key = jax.random.fold_in(jax.random.key(self.seed), clock[0])
+            mix_key, drop_key, attack_key = (
+                jax.random.fold_in(jax.random.fold_in(step_key, i), clock[place]) for i, place in ((0, 1), (1, 2), (2, 2))
+            )
+            (image,), target = task.prepare(batch, mix_key)
+
+            def loss_fn(params):
+                params = {k: v if task.trains(phase, k) else jax.lax.stop_gradient(v) for k, v in params.items()}
+                moved = {"stats": self.sliced(name, stats)}
+                arrays = self._cast(self.sliced(name, params))
+
+                def train(x, method="__call__"):
+                    more = {"mode": "train", "key": drop_key, "method": method}
+                    outputs, moved["stats"] = apply(config, arrays, moved["stats"], *self._cast_inputs((x,)), **more)
+                    return outputs
+
+                frozen = self._frozen(name, jax.lax.stop_gradient(self.sliced(name, params)), self.sliced(name, stats))
+                loss, metrics = task.objective(train, frozen, image, target, attack_key, phase)
+                extra = sum(v.sum() for k, v in moved["stats"].items() if k.endswith(AUX_LOSS))
+                return (loss + extra) * scale, (loss, metrics, moved["stats"])
+
+            (_, (loss, metrics, new_stats)), new = jax.value_and_grad(loss_fn, has_aux=True)(params)
+            grads = jax.tree.map(jnp.add, grads, new)
+            return grads, new_stats if name == "full" else stats, {"loss": loss, **metrics}, jnp.zeros(())
+
+        return program
+
+    def _frozen(self, name: str, params: Arrays, stats: Arrays) -> Callable:
+        """The model of these arrays as attacks see it: a function of (x, method, mode) that moves no statistics."""
+        config, params = self.compute(name), self._cast(params)
+        run = lambda x, mode, method: apply(config, params, stats, *self._cast_inputs((x,)), mode=mode, method=method)[0]  # noqa: E731
+        return lambda x, method="__call__", mode="eval": run(x, mode, method)
+
+    def _update(self, phase: str) -> Callable:
         decay, skip = self.config["train"]["ema"], self.config["train"]["nan"] == "skip"
+        more, count = {"phase": phase} if phase else {}, len(phases(self.task))
 
         def program(state: State, grads: Arrays, step: Array):
-            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, **more)
+            params = {**state.params, **optax.apply_updates({k: state.params[k] for k in updates}, updates)}
             ema = state.ema
             if decay:
                 rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
@@ -188,13 +234,13 @@ class Programs:
             finite = jnp.isfinite(norm)
             if skip:
                 new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-            metrics = {"grad_norm": norm, "lr": self.schedule(step), "finite": finite}
+            metrics = {"grad_norm": norm, "lr": self.schedule(step // count), "finite": finite}
             return new, jax.tree.map(jnp.zeros_like, grads), metrics
 
         return program
 
     def _calibrate(self, name: str) -> Callable:
-        config = self._compute(name)
+        config = self.compute(name)
 
         def program(params, stats, total, batch):
             sub, start = self._cast(self.sliced(name, params)), self.sliced(name, stats)
@@ -204,14 +250,18 @@ class Programs:
         return program
 
     def _evaluate(self, name: str) -> Callable:
-        config = self._compute(name)
+        config = self.compute(name)
+
+        def examined(params, stats, sums, batch):
+            frozen = self._frozen(name, self.sliced(name, params), stats)
+            return jax.tree.map(jnp.add, sums, self.task.examine(frozen, batch))
 
         def program(params, stats, sums, batch):
             sub = self._cast(self.sliced(name, params))
             outputs, _ = apply(config, sub, stats, *self._cast_inputs(self.task.inputs(batch)), mode="eval")
             return jax.tree.map(jnp.add, sums, self.task.sums(outputs, batch))
 
-        return program
+        return examined if hasattr(self.task, "examine") else program
 
     # -- compiling ---------------------------------------------------------------------------------------------
 
@@ -222,14 +272,14 @@ class Programs:
         params, stats = self.param_shardings, self.stat_shardings
         if kind == "gradient":
             fn = jax.jit(
-                self._gradient(name, key[2]),
+                self._gradient(name, key[2], key[3]),
                 in_shardings=(params, stats, params, batch, rep, rep, batch if key[2] else rep),
                 out_shardings=(params, stats, rep, batch if self._teaches(name) else rep),
                 donate_argnums=(2,),
             )
         elif kind == "update":
             fn = jax.jit(
-                self._update(),
+                self._update(key[2]),
                 in_shardings=(self.state_shardings, params, rep),
                 out_shardings=(self.state_shardings, params, rep),
                 donate_argnums=(0, 1),
@@ -250,31 +300,34 @@ class Programs:
         rarely = self.calls.get(kind, self.FEW + 1) <= self.FEW
         return {"xla_backend_optimization_level": 0} if self._on_cpu and rarely else None
 
-    def prefetch(self, kind: str, name: str, *args: Any, distill: bool = False) -> None:
+    def prefetch(self, kind: str, name: str, *args: Any, distill: bool = False, phase: str = "") -> None:
         """Starts compiling a program for arguments of these shapes, if it is not at hand yet."""
-        key = self._key(kind, name, distill)
+        key = self._key(kind, name, distill, phase)
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), args)
         with self._lock:
             if key not in self._futures:
                 self._futures[key] = self._pool.submit(self._build, key, shapes)
 
-    def get(self, kind: str, name: str, *args: Any, distill: bool = False) -> Any:
+    def get(self, kind: str, name: str, *args: Any, distill: bool = False, phase: str = "") -> Any:
         """Returns a compiled program, waiting for it when needed."""
-        ready = self.compiled.get(self._key(kind, name, distill))
+        key = self._key(kind, name, distill, phase)
+        ready = self.compiled.get(key)
         if ready is not None:
             return ready
-        self.prefetch(kind, name, *args, distill=distill)
-        future = self._futures[self._key(kind, name, distill)]
+        self.prefetch(kind, name, *args, distill=distill, phase=phase)
+        future = self._futures[key]
         while not future.done():
             time.sleep(0.01)  # a plain result() would hold back signals
         return future.result()
 
-    def _key(self, kind: str, name: str, distill: bool) -> tuple:
-        return (kind, self._canonical.get(name, name), distill) if kind == "gradient" else (kind, self._canonical.get(name, name))
+    def _key(self, kind: str, name: str, distill: bool, phase: str) -> tuple:
+        more = {"gradient": (distill, phase), "update": (phase,)}.get(kind, ())
+        return (kind, self._canonical.get(name, name), *more)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def bound(self) -> int:
-        """The most programs that a run may compile: three per distinct sub-network, and the update."""
-        return 3 * len(set(self._canonical.values())) + 1
+        """The most programs that a run may compile: three per distinct sub-network, and the update; gradient and update in each phase."""
+        count = len(phases(self.task))
+        return (2 + count) * len(set(self._canonical.values())) + count

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,15 +20,17 @@ from research.modules.mesh import BATCH_AXES
 from research.modules.state import abstract
 from research.nested import schemes
 from research.nested.space import Space, make_space, parse_choices, shrink
-from research.optim.build import make_optimizer
+from research.optim.build import alternating, make_optimizer
 from research.optim.schedules import make_schedule
-from research.tasks.base import Task
+from research.tasks.base import Task, phases
 from research.tasks.classification import Classification
 from research.tasks.contrastive import Contrastive
 from research.tasks.density import DensityCounting
 from research.tasks.in_context import InContextLearning
 from research.tasks.language import LanguageModelling
+from research.tasks.robust import RobustClassification
 from research.train import sharding
+from research.train.attack_checks import check_pixels, check_report
 from research.train.durations import to_steps
 from research.train.programs import Programs
 
@@ -84,6 +87,13 @@ def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[s
     """Returns the task that belongs to the data's kind of examples."""
     fields = dict(config["task"])
     metric, contrastive, local = fields.pop("metric"), fields.pop("contrastive"), fields.pop("local_counting")
+    robust = fields.pop("robust")
+    if robust["method"] != "none":
+        check_pixels(config, sample)
+        if config["nested"]["scheme"] == "sandwich":
+            raise UserError("nested.scheme='sandwich' teaches by outputs, robust training has none; valid: full, random, sorted, all")
+        routing = {"experts": getattr(model, "experts", 0), "router": getattr(model, "router", "")}
+        return RobustClassification(num_classes=model.num_classes, **fields, **robust, **routing)
     if "pairs" in sample:
         _check_pairs(model, source)
         return Contrastive(contrastive["loss"], contrastive["temperature"], contrastive["normalize"])
@@ -122,14 +132,18 @@ class Setup:
     total: int
 
     @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases of a round of updates."""
+        return phases(self.task)
+
+    def phase(self, step: int) -> str:
+        """Returns the phase of an update, "" where there is only one."""
+        return self.phases[step % len(self.phases)] if len(self.phases) > 1 else ""
+
+    @property
     def units(self) -> int:
         """How many of the task's units an example holds."""
         return 1 if self.task.unit != "tokens" else self.sample["tokens" if "tokens" in self.sample else "vectors"].shape[1]
-
-    @property
-    def passes(self) -> int:
-        """How many inputs of the model an example holds."""
-        return 2 if "pairs" in self.sample else 1
 
     def batch_shapes(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a batch of `size` examples."""
@@ -150,25 +164,30 @@ class Setup:
             num_examples=len(self.splits["train"]),
             total=self.total,
             field=f"{section}.{field}",
+            phases=len(self.phases),
         )
 
     def draw(self, step: int) -> tuple[schemes.Draw, ...]:
         """Returns the sub-networks of an update."""
         nested = self.config["nested"]
-        return schemes.draw(nested["scheme"], self.order, nested["count"], self.config["seed"], step)
+        return schemes.draw(nested["scheme"], self.order, nested["count"], self.config["seed"], step // len(self.phases))
 
     def batches(self, start: int) -> Any:
-        """Returns the iterator of this process's training batches from update `start` on."""
-        return pipeline.train_batches(
+        """Returns the iterator of this process's training batches from update `start` on; the phases of a round share theirs."""
+        count = len(self.phases)
+        batches = pipeline.train_batches(
             self.splits["train"],
             batch_size=self.config["data"]["batch_size"],
             seed=self.config["seed"],
             augment=self.transform,
-            start_step=start,
-            num_steps=self.total,
+            start_step=start // count,
+            num_steps=-(-self.total // count),
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )
+        if count == 1:
+            return batches
+        return itertools.islice((batch for batch in batches for _ in range(count)), start % count, None)
 
 
 def make_setup(config: dict[str, Any]) -> Setup:
@@ -193,12 +212,14 @@ def make_setup(config: dict[str, Any]) -> Setup:
     sample = transform.evaluate(block)
     model = make_model(config, source, sample)
     space = make_space(model, config["nested"]["points"])
-    total = to_steps(
-        config["train"]["duration"], batch_size=data["batch_size"], num_examples=len(source), total=None, field="train.duration"
-    )
-    if total < 1:
-        raise UserError(f"train.duration={config['train']['duration']!r} is no update at all")
     task = make_task(config, model, source, sample)
+    check_report(config, sample)
+    duration, count = config["train"]["duration"], len(phases(task))
+    size = data["batch_size"]
+    total = to_steps(duration, batch_size=size, num_examples=len(source), total=None, field="train.duration", phases=count)
+    if total < 1:
+        raise UserError(f"train.duration={duration!r} is no update at all")
+    total = -(-total // count) * count  # whole rounds
     setup = Setup(config, splits, transform, sample, task, space, total)
     _check_batch(config, setup)
     return setup
@@ -223,16 +244,27 @@ def make_programs(setup: Setup) -> Programs:
         if size % shards:
             raise UserError(f"{field}: {size} examples at a time do not divide over {' x '.join(BATCH_AXES)} = {shards} devices")
     optim = config["optim"]
+    rounds = len(setup.phases)
     schedule = make_schedule(
         optim["schedule"],
         peak=optim["lr"],
-        total=setup.total,
-        warmup=setup.steps("optim", "warmup"),
+        total=setup.total // rounds,
+        warmup=setup.steps("optim", "warmup") // rounds,
         final=optim["final_lr"],
         order=optim["order"],
     )
     full = abstract(setup.space.full)
-    optimizer = make_optimizer(optim, schedule, {k: full.axes[k] for k in full.params})
+    optimizer = _optimizer(setup, schedule, {k: full.axes[k] for k in full.params})
     largest = max(len(setup.splits["validation"]), len(setup.splits["test"]))
     calls = {"calibrate": config["eval"]["calibrate_batches"], "evaluate": -(-largest // config["eval"]["batch_size"])}
     return Programs(setup.task, setup.space, optimizer, schedule, mesh, config["seed"], config, calls)
+
+
+def _optimizer(setup: Setup, schedule: Any, axes: Mapping[str, Any]) -> Any:
+    """One optimizer, or one for the parameters of each phase."""
+    optim = setup.config["optim"]
+    if len(setup.phases) == 1:
+        return make_optimizer(optim, schedule, axes)
+    task: Any = setup.task
+    groups = {phase: {k: v for k, v in axes.items() if task.trains(phase, k)} for phase in setup.phases}
+    return alternating({phase: (make_optimizer(optim, schedule, group), list(group)) for phase, group in groups.items()})

@@ -50,6 +50,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("domains", None),
     ("slots", None),
     ("actions", None),
+    ("router", None),
     ("observed", None),
 )
 """Role -> mesh axis, in order of preference; None replicates. A role without a rule is an error."""

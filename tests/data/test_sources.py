@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from research.data import idx
 from research.data.source import ArraySource, keyed_permutation
-from research.data.sources import load_splits, stratified_split
+from research.data.sources import load_splits, reduced, stratified_split
 from research.errors import UserError
 
 
@@ -140,3 +140,26 @@ def test_real_fashion_mnist():
     # The published mean of the training pixels is 0.2860.
     total = splits["train"].images.sum(dtype=np.int64) + splits["validation"].images.sum(dtype=np.int64)
     assert total / (60000 * 784 * 255) == pytest.approx(0.2860, abs=5e-5)
+
+
+def test_images_can_be_averaged_and_training_examples_cut(tmp_path):
+    rng = np.random.default_rng(0)
+    train, test = (ArraySource(f"a/{n}", rng.integers(0, 256, (n, 6, 4, 1), dtype=np.uint8), np.arange(n) % 3, 3) for n in (20, 5))
+    small, held = reduced(train, test, 2, 8)
+    assert small.image_shape == held.image_shape == (3, 2, 1) and len(small) == 8 and len(held) == 5
+    expected = np.round(test.images.astype(np.float64).reshape(5, 3, 2, 2, 2).mean((2, 4)))
+    np.testing.assert_array_equal(held.images[..., 0], expected)
+    again, more = reduced(train, test, 2, 8)[0], reduced(train, test, 2, 12)[0]
+    np.testing.assert_array_equal(again.images, small.images)
+    rows = lambda s: {image.tobytes() for image in s.images}
+    assert rows(small) < rows(more) < rows(reduced(train, test, 2, 0)[0])
+    assert reduced(train, test, 1, 0) == (train, test)
+
+
+@pytest.mark.parametrize(
+    "average, examples, message", [(4, 0, "average=4 does not divide images of 6x4"), (0, 0, "average=0"), (1, 21, "there are 20")]
+)
+def test_reductions_that_do_not_fit(average, examples, message):
+    source = ArraySource("a", np.zeros((20, 6, 4, 1), np.uint8), np.zeros(20, np.int32), 1)
+    with pytest.raises(UserError, match=message):
+        reduced(source, source, average, examples)

@@ -128,6 +128,14 @@ def test_coupling_and_shapes():
     assert [o.shape[1:] for o in outs] == [(56, 56, 64), (56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048)]
 
 
+def test_a_stem_of_its_own_width_is_projected_and_stays_so():
+    config = registry.model_config("resnet18_cifar", dims=(8, 16, 32, 64), stem_dim=12)
+    assert abstract(config).axes["stages/0/block0/shortcut/conv/kernel"][2:] == ("stem", "stage1/embed")
+    assert config.shrink(width=0.9).stem_dim == 12
+    with pytest.raises(UserError, match=r"width=0.1 gives stem and stage 1 equally many channels \(4\)"):
+        config.shrink(width=0.1)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -136,7 +144,10 @@ def test_coupling_and_shapes():
         ({"depths": (1, 1, 1)}, "need one entry per stage"),
         ({"depths": (1, 0, 1, 1)}, "valid: whole numbers from 1"),
         ({"image_size": 16}, "smaller than the total stride 32; use stem='small'"),
-        ({"stem_dim": 32}, "stem_dim=32 must be 64"),
+        ({"experts": -1}, "experts=-1; valid: 0 "),
+        ({"router_dims": (8, 16)}, "need one whole number from 1 per stage"),
+        ({"router_dims": (8, 4, 16)}, "must not fall"),
+        ({"form": "fast"}, "routed_conv: form is 'fast'"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(bad, message):

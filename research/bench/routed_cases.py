@@ -1,0 +1,42 @@
+"""Convolutions with an expert for each image, beside one convolution of the same FLOPs for all images."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+
+from research.bench.case import BOTH, FORWARD, Case, directed, fast, normal, op_case, program
+from research.ops import routed_conv
+
+BATCH = 64
+SHAPES = ((16, 32, 2), (8, 64, 2), (8, 16, 8))
+"""Side of a map, channels in and out of one expert, experts."""
+
+
+def cases(name: str, peers: dict[str, str]) -> list[Case]:
+    return [_case(*shape, direction) for shape in SHAPES for direction in (FORWARD, BOTH)]
+
+
+def _case(side: int, width: int, experts: int, direction: str) -> Case:
+    form = lambda choice: functools.partial(routed_conv.routed_conv, form=choice)  # noqa: E731
+
+    def draw():
+        kernel = normal(2, (3, 3, width, experts, width)) / (3 * width**0.5)
+        return normal(1, (BATCH, side, side, width)), kernel, jnp.arange(BATCH) % experts
+
+    def dense(*inputs):
+        *first, kernel, chosen = inputs
+        run = lambda x, kernel: routed_conv.routed_conv(x, kernel, jnp.zeros_like(chosen), form="all")  # noqa: E731
+        return program(directed(run, direction, 2))(*first, kernel[..., :1, :])
+
+    case = op_case(
+        "routed_conv",
+        f"{experts} experts {BATCH}x{side}x{side}x{width}",
+        direction,
+        2 * BATCH * side**2 * 9 * width**2,
+        draw,
+        {"ours": form("auto"), "naive": form("naive")},
+        forms={name: form(name) for name in fast(routed_conv.FORMS) if name != "matrix"},
+        differentiated=2,
+    )
+    return dataclasses.replace(case, contenders={**case.contenders, "dense": dense})

@@ -1,0 +1,170 @@
+"""VGG with batch norm (Simonyan and Zisserman 2014, arXiv 1409.1556) in the form for CIFAR-sized images of the AdvMoE release.
+
+Convolutions have no bias, no pooling follows the last stage, the head averages to 2x2 pixels and has three layers. Its smaller
+selves: `width` and `depth` per stage, where the first convolution of a stage stays. With `experts` all convolutions but the first
+are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from research.errors import UserError
+from research.models.resnet import ConvNorm
+from research.models.routing import EXPERTS_SHRINK, ROUTER, check_routing, shrunk_experts
+from research.modules import elastic
+from research.modules.axes import Init
+from research.modules.layers import Conv, Linear
+from research.modules.routed_conv import ImageRouter, Route, RoutedNetwork, normal_01
+from research.modules.state import Stack
+
+GRID = 2  # side of the map that the head reads
+
+
+@dataclass(frozen=True)
+class VGGConfig:
+    """Description of one VGG: VGG-16 has `depths` (2, 2, 3, 3, 3); `hidden` units in both hidden layers of the head.
+
+    The other fields are as in `ResNetConfig`; `kept_layers` counts the convolutions of a stage.
+    """
+
+    depths: tuple[int, ...] = (2, 2, 3, 3, 3)
+    dims: tuple[int, ...] = (64, 128, 256, 512, 512)
+    hidden: int = 256
+    num_classes: int = 10
+    in_channels: int = 3
+    image_size: int = 32
+    kept_layers: tuple[tuple[int, ...], ...] = ()
+    experts: int = 0
+    router_dims: tuple[int, ...] = (16, 32, 64)
+    router_depths: tuple[int, ...] = (3, 3, 3)
+    form: str = "auto"
+    unroll: bool = False
+    remat: str = "none"
+
+    family: ClassVar[str] = "vgg"
+    router: ClassVar[str] = ROUTER
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {"kept_layers": ("depths",)}
+    elastic: ClassVar[dict[str, str]] = {
+        "width": "fraction of the channels of every stage",
+        "depth": "fraction of the convolutions of each stage, or whole numbers joined by ':'; the first stays",
+        "ffn": "fraction of the hidden units of the head",
+        "experts": EXPERTS_SHRINK,
+        "keep": "which convolutions stay: first or even",
+    }
+
+    def __post_init__(self):
+        check_routing(self)
+        if not self.kept_layers:
+            object.__setattr__(self, "kept_layers", tuple(tuple(range(d)) for d in self.depths))
+        if not len(self.depths) == len(self.dims) == len(self.kept_layers) > 0:
+            raise UserError("vgg: depths, dims and kept_layers need one entry per stage")
+        bad = [n for n in (*self.depths, *self.dims, self.hidden, self.num_classes, self.in_channels) if n < 1]
+        if bad:
+            raise UserError(f"vgg: {bad[0]} among depths, channels, hidden units or classes; valid: whole numbers from 1")
+        if any(len(k) != d or k[0] != 0 for k, d in zip(self.kept_layers, self.depths, strict=True)):
+            raise UserError(f"vgg: kept_layers={self.kept_layers} must start with 0 and have {self.depths} entries")
+        least = 2 ** (len(self.depths) - 1)
+        if self.image_size < least:
+            raise UserError(f"vgg: images of {self.image_size} pixels vanish under {len(self.depths) - 1} poolings; valid: {least} or more")
+
+    def build(self, init: Init) -> nnx.Module:
+        return VGG(self, init)
+
+    def kept(self) -> Mapping[str, tuple[int, ...]]:
+        return {f"stage{i + 1}/layers": kept[1:] for i, kept in enumerate(self.kept_layers)}
+
+    def input_shape(self) -> tuple[int, int, int]:
+        return (self.image_size, self.image_size, self.in_channels)
+
+    def shrink(self, *, width=1.0, depth=1.0, ffn=1.0, experts=1.0, keep="first") -> "VGGConfig":
+        """Returns the smaller self with these choices (see `elastic`).
+
+        Raises:
+          UserError: a choice lies outside the space.
+        """
+        stages = len(self.depths)
+        dims = tuple(elastic.scaled(d, w, 4, "width") for d, w in zip(self.dims, elastic.per_stage(width, stages, "width"), strict=True))
+        kept = tuple(
+            elastic.kept_layers(convs, elastic.depth_count(choice, len(convs), 1, "depth"), keep)
+            for convs, choice in zip(self.kept_layers, elastic.per_stage(depth, stages, "depth"), strict=True)
+        )
+        hidden, count = elastic.scaled(self.hidden, ffn, 4, "ffn"), shrunk_experts(self.experts, experts)
+        return replace(self, dims=dims, depths=tuple(map(len, kept)), kept_layers=kept, hidden=hidden, experts=count)
+
+
+class Layer(nnx.Module):
+    """relu(norm(conv(x)))."""
+
+    def __init__(self, config: VGGConfig, stage: int, n_in: int, source: str, init: Init, *, experts: int):
+        embed = f"stage{stage + 1}/embed"
+        self.conv = ConvNorm(n_in, config.dims[stage], 3, (source, embed), init, experts=experts, form=config.form)
+
+    def __call__(self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str, route: Route | None) -> Float[Array, "B H W O"]:
+        return jax.nn.relu(self.conv(x, mode, route))
+
+
+class Stage(nnx.Module):
+    """The first convolution, which changes the width, then the equal ones."""
+
+    def __init__(self, config: VGGConfig, stage: int, init: Init):
+        embed, experts = f"stage{stage + 1}/embed", config.experts
+        n_in, source = (config.dims[stage - 1], f"stage{stage}/embed") if stage else (config.in_channels, "image")
+        self.remat = config.remat
+        self.first = Layer(config, stage, n_in, source, init.child("first"), experts=experts if stage else 0)
+        rest = config.depths[stage] - 1
+        make = lambda sub: Layer(config, stage, config.dims[stage], embed, sub, experts=experts)  # noqa: E731
+        self.rest = Stack(make, rest, f"stage{stage + 1}/layers", init.child("rest"), unroll=config.unroll) if rest else None
+
+    def __call__(self, x: Float[Array, "B H W I"], mode: str, route: Route | None) -> Float[Array, "B H W O"]:
+        x = self.first(x, mode=mode, route=route)
+        return x if self.rest is None else self.rest(x, remat=self.remat, mode=mode, route=route)
+
+
+def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """Maximum over 2x2 windows of stride 2; a last odd row or column is left out."""
+    return jax.lax.reduce_window(x, np.array(-np.inf, x.dtype), jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+
+def adaptive_mean(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B S S C"]:
+    """Averages to size x size pixels: the i-th of a side of H reads rows floor(i H / size) to ceil((i + 1) H / size), as PyTorch's does."""
+    for axis in (1, 2):
+        length = x.shape[axis]
+        ends = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+        x = jnp.stack([jax.lax.slice_in_dim(x, start, end, axis=axis).mean(axis) for start, end in ends], axis)
+    return x
+
+
+class VGG(RoutedNetwork):
+    """The network; `mode` is "train", "eval" or "calibrate" (see `research.modules.norms`); no `key` is needed."""
+
+    def __init__(self, config: VGGConfig, init: Init):
+        self.config = config
+        self.stages = nnx.List([Stage(config, i, init.child(f"stage{i}")) for i in range(len(config.depths))])
+        embed, hidden = f"stage{len(config.dims)}/embed", config.hidden
+        # A convolution over all GRID x GRID pixels is the linear layer on the flattened map, with its axes kept apart.
+        axes = (embed, "first/mlp")
+        self.flat = Conv(config.dims[-1], hidden, GRID, axes, init.child("flat"), padding=0, kernel_init=normal_01)
+        self.middle = Linear(hidden, hidden, ("first/mlp", "second/mlp"), init.child("middle"), kernel_init=normal_01)
+        self.head = Linear(hidden, config.num_classes, ("second/mlp", "classes"), init.child("head"), kernel_init=normal_01)
+        router = (config.in_channels, config.router_dims, config.router_depths, config.experts)
+        self.router = ImageRouter(*router, init.child("router")) if config.experts > 1 else None
+
+    def classify(self, x: Float[Array, "B H W C"], route: Route | None, mode: str) -> Float[Array, "B N"]:
+        for i, stage in enumerate(self.stages):
+            x = stage(max_pool(x) if i else x, mode, route)
+        x = jax.nn.relu(self.flat(adaptive_mean(x, GRID))[:, 0, 0])
+        return self.head(jax.nn.relu(self.middle(x)))
+
+
+VARIANTS = {
+    "vgg16": VGGConfig(),
+    "advmoe_vgg16": VGGConfig(dims=(32, 64, 128, 256, 256), experts=2),
+}
+"""VGG-16 (configuration D) for CIFAR, and AdvMoE's: two pathways of half the width."""

@@ -1,0 +1,181 @@
+"""Wide ResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146): pre-activation blocks of two 3x3 convolutions for CIFAR-sized images.
+
+Its smaller selves: `width`, `inner` and `depth` per stage, where the first block of a stage stays. With `experts` the convolutions
+of the blocks, projections included, are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from research.errors import UserError
+from research.models.routing import EXPERTS_SHRINK, ROUTER, check_routing, shrunk_experts
+from research.modules import elastic
+from research.modules.axes import Init
+from research.modules.layers import Conv, Linear
+from research.modules.norms import BatchNorm
+from research.modules.routed_conv import ImageRouter, Route, RoutedConv, RoutedNetwork, kaiming, normal_01
+from research.modules.state import Stack
+
+
+@dataclass(frozen=True)
+class WideResNetConfig:
+    """Description of one Wide ResNet: WRN-28-10 has `depths` (4, 4, 4) and `dims` 16 x 10 x (1, 2, 4).
+
+    `inner_dims` are the channels between the two convolutions of a block, () for dims; the other fields are as in `ResNetConfig`.
+    """
+
+    depths: tuple[int, ...] = (4, 4, 4)
+    dims: tuple[int, ...] = (160, 320, 640)
+    inner_dims: tuple[int, ...] = ()
+    stem_dim: int = 16
+    num_classes: int = 10
+    in_channels: int = 3
+    image_size: int = 32
+    kept_layers: tuple[tuple[int, ...], ...] = ()
+    experts: int = 0
+    router_dims: tuple[int, ...] = (16, 32, 64)
+    router_depths: tuple[int, ...] = (3, 3, 3)
+    form: str = "auto"
+    unroll: bool = False
+    remat: str = "none"
+
+    family: ClassVar[str] = "wide_resnet"
+    router: ClassVar[str] = ROUTER
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {"inner_dims": ("dims",), "kept_layers": ("depths",)}
+    elastic: ClassVar[dict[str, str]] = {
+        "width": "fraction of the channels of every stage, inner ones included",
+        "depth": "fraction of the blocks of each stage, or whole numbers joined by ':'; the first block stays",
+        "inner": "fraction of the channels inside the blocks",
+        "experts": EXPERTS_SHRINK,
+        "keep": "which blocks stay: first or even",
+    }
+
+    def __post_init__(self):
+        check_routing(self)
+        if not self.inner_dims:
+            object.__setattr__(self, "inner_dims", self.dims)
+        if not self.kept_layers:
+            object.__setattr__(self, "kept_layers", tuple(tuple(range(d)) for d in self.depths))
+        if not len(self.depths) == len(self.dims) == len(self.inner_dims) == len(self.kept_layers) > 0:
+            raise UserError("wide_resnet: depths, dims, inner_dims and kept_layers need one entry per stage")
+        bad = [n for n in (*self.depths, *self.dims, *self.inner_dims, self.stem_dim, self.num_classes, self.in_channels) if n < 1]
+        if bad:
+            raise UserError(f"wide_resnet: {bad[0]} among depths, channels or classes; valid: whole numbers from 1")
+        if any(len(k) != d or k[0] != 0 for k, d in zip(self.kept_layers, self.depths, strict=True)):
+            raise UserError(f"wide_resnet: kept_layers={self.kept_layers} must start with 0 and have {self.depths} entries")
+        stride = 2 ** (len(self.depths) - 1)
+        if self.image_size < stride:
+            raise UserError(f"wide_resnet: images of {self.image_size} pixels are smaller than the total stride {stride}")
+
+    def build(self, init: Init) -> nnx.Module:
+        return WideResNet(self, init)
+
+    def kept(self) -> Mapping[str, tuple[int, ...]]:
+        return {f"stage{i + 1}/layers": kept[1:] for i, kept in enumerate(self.kept_layers)}
+
+    def input_shape(self) -> tuple[int, int, int]:
+        return (self.image_size, self.image_size, self.in_channels)
+
+    def shrink(self, *, width=1.0, depth=1.0, inner=1.0, experts=1.0, keep="first") -> "WideResNetConfig":
+        """Returns the smaller self with these choices (see `elastic`); the stem follows the width of stage 1.
+
+        Raises:
+          UserError: a choice lies outside the space.
+        """
+        stages = len(self.depths)
+        widths = elastic.per_stage(width, stages, "width")
+        inners = elastic.per_stage(inner, stages, "inner")
+        dims = tuple(elastic.scaled(d, w, 4, "width") for d, w in zip(self.dims, widths, strict=True))
+        inner_dims = tuple(
+            elastic.scaled(elastic.scaled(d, w, 4, "width"), f, 4, "inner") for d, w, f in zip(self.inner_dims, widths, inners, strict=True)
+        )
+        kept = tuple(
+            elastic.kept_layers(blocks, elastic.depth_count(choice, len(blocks), 1, "depth"), keep)
+            for blocks, choice in zip(self.kept_layers, elastic.per_stage(depth, stages, "depth"), strict=True)
+        )
+        return replace(
+            self,
+            dims=dims,
+            inner_dims=inner_dims,
+            stem_dim=elastic.scaled(self.stem_dim, widths[0], 4, "width"),
+            depths=tuple(map(len, kept)),
+            kept_layers=kept,
+            experts=shrunk_experts(self.experts, experts),
+        )
+
+
+def _conv(config: WideResNetConfig, n_in: int, n_out: int, size: int, axes: tuple[str, str], init: Init, stride: int = 1) -> nnx.Module:
+    if config.experts:
+        return RoutedConv(n_in, n_out, size, config.experts, axes, init, stride=stride, form=config.form)
+    return Conv(n_in, n_out, size, axes, init, stride=stride, bias=False, kernel_init=kaiming)
+
+
+def _run(conv: Any, x: Array, route: Route | None) -> Array:
+    return conv(x, route) if isinstance(conv, RoutedConv) else conv(x)
+
+
+class Block(nnx.Module):
+    """x + conv(relu(norm(conv(relu(norm(x)))))); where the shape changes the shortcut projects relu(norm(x)) instead."""
+
+    def __init__(self, config: WideResNetConfig, stage: int, n_in: int, source: str, scope: str, init: Init, *, stride: int = 1):
+        width, n_out, embed, inner = config.inner_dims[stage], config.dims[stage], f"stage{stage + 1}/embed", f"{scope}/bottleneck"
+        self.first_norm = BatchNorm(n_in, source, init.child("norm0"))
+        self.first = _conv(config, n_in, width, 3, (source, inner), init.child("conv0"), stride)
+        self.second_norm = BatchNorm(width, inner, init.child("norm1"))
+        self.second = _conv(config, width, n_out, 3, (inner, embed), init.child("conv1"))
+        self.shortcut = None if source == embed else _conv(config, n_in, n_out, 1, (source, embed), init.child("shortcut"), stride)
+
+    def __call__(self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str, route: Route | None) -> Float[Array, "B h w O"]:
+        active = jax.nn.relu(self.first_norm(x, mode=mode))
+        y = jax.nn.relu(self.second_norm(_run(self.first, active, route), mode=mode))
+        return _run(self.second, y, route) + (x if self.shortcut is None else _run(self.shortcut, active, route))
+
+
+class Stage(nnx.Module):
+    """The first block, which projects and may stride, then the equal ones."""
+
+    def __init__(self, config: WideResNetConfig, stage: int, init: Init):
+        scope, embed = f"stage{stage + 1}", f"stage{stage + 1}/embed"
+        n_in, source = (config.stem_dim, "stem") if stage == 0 else (config.dims[stage - 1], f"stage{stage}/embed")
+        self.remat = config.remat
+        self.block0 = Block(config, stage, n_in, source, f"{scope}/block0", init.child("block0"), stride=1 if stage == 0 else 2)
+        rest = config.depths[stage] - 1
+        make = lambda sub: Block(config, stage, config.dims[stage], embed, f"{scope}/layer", sub)  # noqa: E731
+        self.blocks = Stack(make, rest, f"{scope}/layers", init.child("blocks"), unroll=config.unroll) if rest else None
+
+    def __call__(self, x: Float[Array, "B H W I"], mode: str, route: Route | None) -> Float[Array, "B h w O"]:
+        x = self.block0(x, mode=mode, route=route)
+        return x if self.blocks is None else self.blocks(x, remat=self.remat, mode=mode, route=route)
+
+
+class WideResNet(RoutedNetwork):
+    """The network; `mode` is "train", "eval" or "calibrate" (see `research.modules.norms`); no `key` is needed."""
+
+    def __init__(self, config: WideResNetConfig, init: Init):
+        self.config = config
+        stem = ("image", "stem")
+        self.stem = Conv(config.in_channels, config.stem_dim, 3, stem, init.child("stem"), bias=False, kernel_init=kaiming)
+        self.stages = nnx.List([Stage(config, i, init.child(f"stage{i}")) for i in range(len(config.depths))])
+        embed = f"stage{len(config.dims)}/embed"
+        self.norm = BatchNorm(config.dims[-1], embed, init.child("norm"))
+        self.head = Linear(config.dims[-1], config.num_classes, (embed, "classes"), init.child("head"), kernel_init=normal_01)
+        router = (config.in_channels, config.router_dims, config.router_depths, config.experts)
+        self.router = ImageRouter(*router, init.child("router")) if config.experts > 1 else None
+
+    def classify(self, x: Float[Array, "B H W C"], route: Route | None, mode: str) -> Float[Array, "B N"]:
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x, mode, route)
+        return self.head(jax.nn.relu(self.norm(x, mode=mode)).mean((1, 2)))
+
+
+VARIANTS = {
+    "wrn28_10": WideResNetConfig(),
+    "advmoe_wrn28_10": WideResNetConfig(dims=(80, 160, 320), stem_dim=8, experts=2),
+}
+"""WRN-28-10 for CIFAR (section 3), and AdvMoE's: two pathways of half the width, the stem halved too."""

@@ -1,0 +1,1 @@
+"""Adversarial attacks and the losses of robust training: pure functions of `logits = f(x)`."""
