@@ -9,7 +9,7 @@ parameters at once) or alternate (AdvMoE, arXiv 2308.10110: experts and router i
 inference but for the router. Images are averaged to 14x14; 10,000 train for 6 epochs, which alternate passes through in two updates a batch.
 
 Hardware: two CPU cores. Data: `dataset-fashion-mnist` of Debian, or any folder with the four IDX files. The value of a run is its clean
-accuracy on the test images; the columns robust_* are accuracies on the first 1,000 of them under PGD-20 and 20 steps of APGD, all of the last
+accuracy on the test images; the columns robust_* are accuracies on the first 1,000 of them under PGD-20 and 10 steps of APGD, all of the last
 checkpoint: nothing is chosen by them. No number is promised yet.
 """
 
@@ -41,6 +41,6 @@ def get_config(arg: str = "alternate"):
     config.eval.update({"every": "0", "calibrate_batches": 0})
     config.checkpoint.update({"every": "50%", "keep_best": False})
     config.report.update(
-        {"latency": False, "attacks": ("pgd20", "apgd_ce", "apgd_dlr", "apgd"), "attack_examples": 1000, "attack_steps": 20}
+        {"latency": False, "attacks": ("pgd20", "apgd_ce", "apgd_dlr", "apgd"), "attack_examples": 1000, "attack_steps": 10}
     )
     return config

@@ -67,6 +67,15 @@ def test_linear_model_of_two_classes_is_attacked_to_the_optimum(loss):
     np.testing.assert_allclose(margin(by_pgd), least, rtol=1e-4)
 
 
+def test_apgd_s_steps_shrink_until_it_stands_on_an_optimum_inside_the_ball():
+    x, label = jnp.full((3, 4), 0.5), jnp.zeros(3, int)
+    goal = x + EPSILON * jnp.asarray([[0.3, -0.7, 0.1, 0.5], [0.9, 0.2, -0.4, 0.0], [0.0, 0.6, -0.6, 0.25]])
+    shift = 10 * jax.nn.one_hot(label, 4)  # so that no image is ever misclassified
+    distance = lambda logits, _: -jnp.square(logits - shift - goal).sum(-1)
+    attacked = attacks.apgd(lambda x: x + shift, x, label, KEY, epsilon=EPSILON, steps=100, loss=distance)
+    np.testing.assert_allclose(attacked, goal, atol=0.03 * EPSILON)
+
+
 def test_apgd_is_at_least_as_strong_as_pgd_with_as_many_steps_on_a_trained_network():
     f, x, label = digits()
     robust = {}
@@ -107,6 +116,14 @@ def test_no_gradient_reaches_what_made_the_attack():
         return attacks.pgd(lambda z: losses.cross_entropy(scale * z[:, :10], label), x, KEY, epsilon=EPSILON, steps=2, step_size=0.1).sum()
 
     assert float(jax.grad(through)(1.0)) == 0.0
+
+
+def test_worst_case_keeps_the_first_result_that_fools_and_else_the_last():
+    x, label = jnp.zeros((3, 2)), jnp.zeros(3, int)
+    first = jnp.asarray([[0.0, 1.0], [0.1, 0.0], [0.1, 0.0]])
+    second = jnp.asarray([[0.2, 0.0], [0.0, 2.0], [0.2, 0.0]])
+    chosen = attacks.worst(lambda x: x, x, label, KEY, [lambda _: first, lambda _: second])
+    np.testing.assert_array_equal(chosen, jnp.stack([first[0], second[1], second[2]]))
 
 
 def test_unknown_attack():
