@@ -66,6 +66,10 @@ def over_seeds(rows: list[dict]) -> list[dict]:
     return out
 
 
+def _columns(rows: list[dict]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
 def _arguments(overrides: dict[str, str], point: dict[str, str]) -> tuple[str, dict[str, str]]:
     """Returns --config and the fields to set for one combination."""
     fields = {field: value for field, value in point.items() if field != "arg"}
@@ -163,22 +167,23 @@ def main(overrides: dict[str, str]) -> int:
         report = run_card.read_report(workdir)
         full = report["subnets"][0]
         costs = {key: full[key] for key in ("params", "state", "flops") if key in full}
-        more = {key: full[key] for key in full if key.startswith("robust_") or key in ("accuracy", "clean_accuracy")}
+        more = {key: full[key] for key in full if key.startswith(("validation_", "robust_")) or key in ("accuracy", "clean_accuracy")}
+        more |= {key: report[key] for key in ("dead_experts",) if key in report}
         rows.append({**point, **costs, "value": full["value"], **more, "updates": report["updates"], "wall_s": report["wall_s"]})
         groups.setdefault(point[grid[0][0]], []).append(workdir)
     means = over_seeds(rows)
     summary = f"{len(rows)} runs, {time.monotonic() - start:.0f} s in all"
     print(f"\n{report['metric']} of {summary}")
-    print(tables.text_table(rows, list(rows[0])))
+    print(tables.text_table(rows, _columns(rows)))
     if means:
-        print(tables.text_table(means, list(means[0])))
+        print(tables.text_table(means, _columns(means)))
     out = Path(_OUT.value or _WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
     command = machine.command_line()
     tables.write_csv(out / "sweep.csv", rows, command=command)
-    text = f'Made by `{command}`: {summary}, {report["metric"]} as "value".\n\n{tables.markdown_table(rows, list(rows[0]))}'
+    text = f'Made by `{command}`: {summary}, {report["metric"]} as "value".\n\n{tables.markdown_table(rows, _columns(rows))}'
     if means:
-        text += f"\nMeans over the seeds, and the largest distance from them.\n\n{tables.markdown_table(means, list(means[0]))}"
+        text += f"\nMeans over the seeds, and the largest distance from them.\n\n{tables.markdown_table(means, _columns(means))}"
     (out / "sweep.md").write_text(text, encoding="utf-8")
     drawn = run_card.against(groups, _X.value, out=out)
     print(f"table: {out}/sweep.md, plot: {drawn['plots'][0]}")
