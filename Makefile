@@ -68,7 +68,7 @@ overhead: $(STAMP)
 	$(PY) -m launch.bench --config=configs/quickstart.py --csv=results/overhead/quickstart.csv
 	$(PY) -m launch.bench --config=configs/fashion_fast.py --csv=results/overhead/fashion_fast.csv
 
-SUITES := selective_scan length attention grouped context decoding
+SUITES := selective_scan length attention grouped moe context decoding
 bench: $(STAMP)
 	@failed=; for suite in $(SUITES); do \
 	  $(PY) -m launch.bench --suite=$$suite --csv=results/bench/$$suite.csv --plot=results/bench/$$suite.png || failed="$$failed $$suite"; \
