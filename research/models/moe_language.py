@@ -53,9 +53,9 @@ def active_params(config: Any) -> int:
     The embedding counts whole, as is usual; so do soft mixtures, whose tokens are spread over all experts.
     """
     full = abstract(config)
-    if not any(name.endswith("/load") for name in full.stats) or config.moe.router == "soft":
+    if not any(name.endswith("/load") for name in full.stats) or config.mixture.router == "soft":
         return full.num_params()
-    idle = 1 - config.moe.active / config.moe.experts
+    idle = 1 - config.mixture.active / config.mixture.experts
     first = {name: next(r for r in map(role, full.axes[name]) if r != "layers") for name in full.params if full.axes[name]}
     experts = [math.prod(s.shape) for name, s in full.params.items() if first.get(name) == "experts"]
     return full.num_params() - round(idle * sum(experts))

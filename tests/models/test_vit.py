@@ -119,7 +119,7 @@ def test_shapes_of_the_parameters():
     [
         ({"image_size": 225}, r"image_size=225 is no multiple of patch_size=16; valid patch sizes: \[3, 5, 9"),
         ({"heads": 0}, "heads=0; valid: whole numbers from 1"),
-        ({"kept_layers": (0, 1)}, "one entry for each of the 12 blocks"),
+        ({"kept_layers": (0, 1)}, "one entry for each of 12 repetitions"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(bad, message):

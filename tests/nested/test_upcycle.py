@@ -100,7 +100,7 @@ def test_noise_and_reinit_make_experts_differ(options):
 @pytest.mark.parametrize(
     "change, told",
     [
-        (dict(moe=Moe(experts=3, hidden=16)), r"needs \(16, 16\)"),
+        (dict(moe=Moe(experts=3, hidden=16)), r"needs \(3, 16, 16\)"),
         (dict(moe=Moe(experts=3, hidden=24, shared=1)), "shared"),
         (dict(moe=Moe(experts=3, hidden=24), depth=2), "4 layers, the mixture 2"),
         (dict(moe=dataclasses.replace(FAMILIES["soft"], hidden=24, router="top_k", expert="mlp")), "down_bias"),
