@@ -218,7 +218,7 @@ def test_on_eight_devices_it_is_the_same_and_experts_stay_where_they_are():
     done = subprocess.run([sys.executable, "-m", "tests.modules.expert_meshes"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout.splitlines()[-1])
-    assert len(results) == 20
+    assert len(results) == 14
     for name, found in results.items():
         assert found["deviation"] < 1e-5 and "expert" in found["split"], name
         kernels = [shape for shape in found["gathered"] if "32,24" in shape or "24,32" in shape]
