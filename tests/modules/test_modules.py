@@ -24,7 +24,7 @@ def test_roles_and_stacks_of_names():
 
 
 def test_arrays_need_known_names_one_per_axis():
-    with pytest.raises(ValueError, match=r"unknown axis role in \['width'\]; valid roles: \['angles', 'bottleneck'"):
+    with pytest.raises(ValueError, match=r"unknown axis role in \['width'\]; valid roles: \['actions', 'angles'"):
         INIT.param("kernel", (3, 4), ("embed", "width"), zeros)
     with pytest.raises(ValueError, match="2 axes need as many names"):
         INIT.param("kernel", (3, 4), ("embed",), zeros)
