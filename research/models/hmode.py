@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from research.errors import UserError
 from research.modules import elastic
 from research.modules.axes import Init
-from research.modules.layers import Conv, zeros
+from research.modules.layers import Conv, kaiming, zeros
 from research.modules.norms import BatchNorm
 from research.ops.density_gates import importance_variation, mix_pairs, nearest, upsample
 from research.ops.pooling import max_pool_2x2
@@ -27,7 +27,6 @@ from research.ops.pooling import max_pool_2x2
 STRIDE = 4
 """Of the maps before they are brought to the input's resolution: that of the third stage."""
 
-kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 he = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 

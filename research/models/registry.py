@@ -4,10 +4,13 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
+import math
 from typing import Any
 
 from research.errors import UserError
-from research.models import encoder, hmode, lenet, moe_language, resnet, sequence, unireplknet, vgg, vim, vit, vmamba, wide_resnet
+from research.models import encoder, hmode, lenet, resnet, sequence, sequence_variants, unireplknet, vgg, vim, vit, vmamba, wide_resnet
+from research.modules.axes import role
+from research.modules.state import abstract
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,18 +109,34 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
 
 
+def active_params(config: Any) -> int:
+    """Parameters of a model that one token, or image, meets: of a mixture's experts those that it is sent to, of everything else all.
+
+    The embedding counts whole, as is usual; so do soft mixtures, whose tokens are spread over all experts.
+    """
+    full = abstract(config)
+    roles = {name: [role(axis) for axis in full.axes[name]] for name in full.params}
+    if getattr(config, "router", "") and config.experts > 1:  # one expert of every routed convolution
+        of_experts = [name for name, own in roles.items() if "experts" in own and not name.startswith(config.router)]
+        idle = 1 - 1 / config.experts
+    elif any(name.endswith("/load") for name in full.stats) and config.mixture.router != "soft":
+        of_experts = [name for name, own in roles.items() if [r for r in own if r != "layers"][:1] == ["experts"]]
+        idle = 1 - config.mixture.active / config.mixture.experts
+    else:
+        return full.num_params()
+    return full.num_params() - round(idle * sum(math.prod(full.params[name].shape) for name in of_experts))
+
+
 @functools.lru_cache
 def model_info(name: str) -> dict[str, Any]:
     """Returns name, family, params, those that a token meets, stats, input shape, paper and source of a named model; no arrays are made."""
-    from research.modules.state import abstract
-
     e = entry(name)
     shapes = abstract(e.config)
     return {
         "name": name,
         "family": e.config.family,
         "params": shapes.num_params(),
-        "active_params": moe_language.active_params(e.config),
+        "active_params": active_params(e.config),
         "stats": shapes.num_stats(),
         "input": e.config.input_shape(),
         "elastic": tuple(e.config.elastic),
@@ -223,10 +242,9 @@ def _register_sequence() -> None:
         "window": heads | dict(window=5),
         "routing": dict(heads=2, local_heads=1, head_dim=8, clusters=2, window=5, local_window=4),
     }
-    published = sequence.PUBLISHED | moe_language.PUBLISHED
-    for name, config in (sequence.VARIANTS | moe_language.VARIANTS).items():
+    for name, config in sequence_variants.VARIANTS.items():
         kind = config.kinds[0]
-        paper, source, count = published.get(name, (sequence.PAPERS[kind], "this repository", None))
+        paper, source, count = sequence_variants.PUBLISHED.get(name, (sequence_variants.PAPERS[kind], "this repository", None))
         tiny: dict[str, Any] = dict(vocab_size=10, length=12, dim=16, depth=2 * len(config.period), ffn=config.ffn)
         if sequence.MIXTURE in config.ffn_kinds:
             tiny["moe"] = dict(experts=4, active=2, hidden=16)

@@ -17,18 +17,17 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.models.routing import EXPERTS_SHRINK, ROUTER, check_routing, shrunk_experts
-from research.modules import elastic
+from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules.axes import Init
-from research.modules.layers import Conv, Linear, ones, zeros
+from research.modules.layers import Linear, ones, zeros
 from research.modules.norms import BatchNorm
-from research.modules.routed_conv import ImageRouter, Route, RoutedConv, RoutedNetwork
+from research.modules.routed_conv import ImageRouter, Route, RoutedNetwork, convolution, convolve
 from research.modules.state import Stack
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
 STEMS = {"imagenet": (7, 2, 2), "medium": (5, 2, 1), "small": (3, 1, 1)}
 """Stem -> (kernel size, stride, stride of the max-pool behind it, 1 = none)."""
 
-kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -86,27 +85,16 @@ class ResNetConfig:
             object.__setattr__(self, "inner_dims", tuple(d // EXPANSION[self.block] for d in self.dims))
         if not self.stem_dim:
             object.__setattr__(self, "stem_dim", self.dims[0] if self.block == "basic" else self.inner_dims[0])
-        if not self.kept_layers:
-            object.__setattr__(self, "kept_layers", tuple(tuple(range(d)) for d in self.depths))
-        if not len(self.depths) == len(self.dims) == len(self.inner_dims) == len(self.kept_layers):
-            raise UserError("resnet: depths, dims, inner_dims and kept_layers need one entry per stage")
-        bad = [n for n in (*self.depths, *self.dims, *self.inner_dims, self.num_classes, self.in_channels) if n < 1]
-        if bad:
-            raise UserError(f"resnet: {bad[0]} among depths, channels or classes; valid: whole numbers from 1")
-        if any(len(k) != d or k[0] != 0 for k, d in zip(self.kept_layers, self.depths, strict=True)):
-            raise UserError(f"resnet: kept_layers={self.kept_layers} must start with 0 and have {self.depths} entries")
+        check_stages(self, ("dims", "inner_dims"), (self.num_classes, self.in_channels))
         _, stem_stride, pool = STEMS[self.stem]
         stride = stem_stride * pool * 2 ** (len(self.depths) - 1)
-        if self.image_size < stride:
-            raise UserError(
-                f"resnet: images of {self.image_size} pixels are smaller than the total stride {stride}; use stem='small' or larger images"
-            )
+        check_image(self, stride, "stem='small' or larger images")
 
     def build(self, init: Init) -> nnx.Module:
         return ResNet(self, init)
 
     def kept(self) -> Mapping[str, tuple[int, ...]]:
-        return {f"stage{i + 1}/layers": kept[1:] for i, kept in enumerate(self.kept_layers)}
+        return kept_after_first(self)
 
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
@@ -117,18 +105,9 @@ class ResNetConfig:
         Raises:
           UserError: a choice lies outside the space.
         """
-        stages = len(self.depths)
-        widths = elastic.per_stage(width, stages, "width")
-        dims = tuple(elastic.scaled(d, w, 4, "width") for d, w in zip(self.dims, widths, strict=True))
-        inner_dims = tuple(
-            elastic.scaled(elastic.scaled(d, w, 4, "width"), f, 4, "inner")
-            for d, w, f in zip(self.inner_dims, widths, elastic.per_stage(inner, stages, "inner"), strict=True)
-        )
-        kept = tuple(
-            elastic.kept_layers(blocks, elastic.depth_count(choice, len(blocks), 1, "depth"), keep)
-            for blocks, choice in zip(self.kept_layers, elastic.per_stage(depth, stages, "depth"), strict=True)
-        )
-        stem_dim = elastic.scaled(self.stem_dim, widths[0], 4, "width")
+        dims, kept = shrunk_dims(self.dims, width), shrunk_depths(self.kept_layers, depth, keep)
+        inner_dims = shrunk_dims(shrunk_dims(self.inner_dims, width), inner, "inner")
+        stem_dim = shrunk_dims((self.stem_dim, *self.dims[1:]), width)[0]
         small = replace(self, dims=dims, inner_dims=inner_dims, stem_dim=stem_dim, depths=tuple(map(len, kept)), kept_layers=kept)
         if stem_axis(small) != stem_axis(self):
             raise UserError(
@@ -154,15 +133,11 @@ class ConvNorm(nnx.Module):
         experts: int = 0,
         form: str = "auto",
     ):
-        self.routed, child = experts > 0, init.child("conv")
-        if self.routed:
-            self.conv: nnx.Module = RoutedConv(n_in, n_out, size, experts, axes, child, stride=stride, form=form)
-        else:
-            self.conv = Conv(n_in, n_out, size, axes, child, stride=stride, bias=False, kernel_init=kaiming)
+        self.conv = convolution(n_in, n_out, size, axes, init.child("conv"), stride=stride, experts=experts, form=form)
         self.norm = BatchNorm(n_out, axes[1], init.child("norm"), scale_init=scale_init)
 
     def __call__(self, x: Float[Array, "B H W I"], mode: str, route: Route | None = None) -> Float[Array, "B h w O"]:
-        return self.norm(self.conv(x, route) if self.routed else self.conv(x), mode=mode)
+        return self.norm(convolve(self.conv, x, route), mode=mode)
 
 
 class Block(nnx.Module):

@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.errors import UserError
 from research.models.resnet import ConvNorm
 from research.models.routing import EXPERTS_SHRINK, ROUTER, check_routing, shrunk_experts
+from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules import elastic
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear
@@ -61,24 +61,14 @@ class VGGConfig:
 
     def __post_init__(self):
         check_routing(self)
-        if not self.kept_layers:
-            object.__setattr__(self, "kept_layers", tuple(tuple(range(d)) for d in self.depths))
-        if not len(self.depths) == len(self.dims) == len(self.kept_layers) > 0:
-            raise UserError("vgg: depths, dims and kept_layers need one entry per stage")
-        bad = [n for n in (*self.depths, *self.dims, self.hidden, self.num_classes, self.in_channels) if n < 1]
-        if bad:
-            raise UserError(f"vgg: {bad[0]} among depths, channels, hidden units or classes; valid: whole numbers from 1")
-        if any(len(k) != d or k[0] != 0 for k, d in zip(self.kept_layers, self.depths, strict=True)):
-            raise UserError(f"vgg: kept_layers={self.kept_layers} must start with 0 and have {self.depths} entries")
-        least = 2 ** (len(self.depths) - 1)
-        if self.image_size < least:
-            raise UserError(f"vgg: images of {self.image_size} pixels vanish under {len(self.depths) - 1} poolings; valid: {least} or more")
+        check_stages(self, ("dims",), (self.hidden, self.num_classes, self.in_channels))
+        check_image(self, 2 ** (len(self.depths) - 1), "larger images or fewer stages")
 
     def build(self, init: Init) -> nnx.Module:
         return VGG(self, init)
 
     def kept(self) -> Mapping[str, tuple[int, ...]]:
-        return {f"stage{i + 1}/layers": kept[1:] for i, kept in enumerate(self.kept_layers)}
+        return kept_after_first(self)
 
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
@@ -89,12 +79,7 @@ class VGGConfig:
         Raises:
           UserError: a choice lies outside the space.
         """
-        stages = len(self.depths)
-        dims = tuple(elastic.scaled(d, w, 4, "width") for d, w in zip(self.dims, elastic.per_stage(width, stages, "width"), strict=True))
-        kept = tuple(
-            elastic.kept_layers(convs, elastic.depth_count(choice, len(convs), 1, "depth"), keep)
-            for convs, choice in zip(self.kept_layers, elastic.per_stage(depth, stages, "depth"), strict=True)
-        )
+        dims, kept = shrunk_dims(self.dims, width), shrunk_depths(self.kept_layers, depth, keep)
         hidden, count = elastic.scaled(self.hidden, ffn, 4, "ffn"), shrunk_experts(self.experts, experts)
         return replace(self, dims=dims, depths=tuple(map(len, kept)), kept_layers=kept, hidden=hidden, experts=count)
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.models.forms import check_form
-from research.modules import elastic
+from research.models.stages import check_image, check_stages, shrunk_depths, shrunk_dims
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates
 from research.modules.mlp import Mlp
@@ -75,26 +75,14 @@ class VMambaConfig:
             "inner_dims": tuple(round(self.ssm_ratio * d) for d in self.dims),
             "ranks": tuple(-(-d // 16) for d in self.dims),
             "mlp_dims": tuple(4 * d for d in self.dims),
-            "kept_layers": tuple(tuple(range(d)) for d in self.depths),
         }
         for name, value in defaults.items():
             object.__setattr__(self, name, getattr(self, name) or value)
-        if len({len(getattr(self, name)) for name in ("depths", "dims", *defaults)}) != 1:
-            raise UserError("vmamba: depths, dims, inner_dims, ranks, mlp_dims and kept_layers need one entry per stage")
-        sizes = (*self.depths, *self.dims, *self.inner_dims, *self.ranks, *self.mlp_dims)
-        bad = [n for n in (*sizes, self.state, self.num_classes, self.in_channels, *self.stem_strides) if n < 1]
-        if bad:
-            raise UserError(f"vmamba: {bad[0]} among depths, channels, state, strides or classes; valid: whole numbers from 1")
+        check_stages(self, ("dims", *defaults), (self.state, self.num_classes, self.in_channels, *self.stem_strides), first_stays=False)
         if self.dims[0] < 2:
             raise UserError(f"vmamba: dims={self.dims} leave no channel for the stem, which has half of the first stage's")
-        if any(len(k) != d for k, d in zip(self.kept_layers, self.depths, strict=True)):
-            raise UserError(f"vmamba: kept_layers={self.kept_layers} must have {self.depths} entries")
         stride = self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.depths) - 1)
-        if self.image_size < stride:
-            raise UserError(
-                f"vmamba: images of {self.image_size} pixels are smaller than the total stride {stride}; "
-                "use stem_strides=(1, 1) or larger images"
-            )
+        check_image(self, stride, "stem_strides=(1, 1) or larger images")
 
     def build(self, init: Init) -> nnx.Module:
         return VMamba(self, init)
@@ -111,19 +99,14 @@ class VMambaConfig:
         Raises:
           UserError: a choice lies outside the space.
         """
-        stages = len(self.depths)
-        dims = tuple(elastic.scaled(d, w, 4, "width") for d, w in zip(self.dims, elastic.per_stage(width, stages, "width"), strict=True))
+        dims, kept = shrunk_dims(self.dims, width), shrunk_depths(self.kept_layers, depth, keep)
         hidden = _follow(self.mlp_dims, self.dims, dims)
-        kept = tuple(
-            elastic.kept_layers(blocks, elastic.depth_count(choice, len(blocks), 1, "depth"), keep)
-            for blocks, choice in zip(self.kept_layers, elastic.per_stage(depth, stages, "depth"), strict=True)
-        )
         return replace(
             self,
             dims=dims,
             inner_dims=_follow(self.inner_dims, self.dims, dims),
             ranks=tuple(-(-r * small // full) for r, full, small in zip(self.ranks, self.dims, dims, strict=True)),
-            mlp_dims=tuple(elastic.scaled(m, f, 4, "ffn") for m, f in zip(hidden, elastic.per_stage(ffn, stages, "ffn"), strict=True)),
+            mlp_dims=shrunk_dims(hidden, ffn, "ffn"),
             depths=tuple(map(len, kept)),
             kept_layers=kept,
         )

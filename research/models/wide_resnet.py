@@ -4,21 +4,21 @@ Its smaller selves: `width`, `inner` and `depth` per stage, where the first bloc
 of the blocks, projections included, are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.errors import UserError
 from research.models.routing import EXPERTS_SHRINK, ROUTER, check_routing, shrunk_experts
-from research.modules import elastic
+from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules.axes import Init
-from research.modules.layers import Conv, Linear
+from research.modules.layers import Conv, Linear, kaiming
 from research.modules.norms import BatchNorm
-from research.modules.routed_conv import ImageRouter, Route, RoutedConv, RoutedNetwork, kaiming, normal_01
+from research.modules.routed_conv import ImageRouter, Route, RoutedNetwork, convolution, convolve, normal_01
 from research.modules.state import Stack
 
 
@@ -59,24 +59,14 @@ class WideResNetConfig:
         check_routing(self)
         if not self.inner_dims:
             object.__setattr__(self, "inner_dims", self.dims)
-        if not self.kept_layers:
-            object.__setattr__(self, "kept_layers", tuple(tuple(range(d)) for d in self.depths))
-        if not len(self.depths) == len(self.dims) == len(self.inner_dims) == len(self.kept_layers) > 0:
-            raise UserError("wide_resnet: depths, dims, inner_dims and kept_layers need one entry per stage")
-        bad = [n for n in (*self.depths, *self.dims, *self.inner_dims, self.stem_dim, self.num_classes, self.in_channels) if n < 1]
-        if bad:
-            raise UserError(f"wide_resnet: {bad[0]} among depths, channels or classes; valid: whole numbers from 1")
-        if any(len(k) != d or k[0] != 0 for k, d in zip(self.kept_layers, self.depths, strict=True)):
-            raise UserError(f"wide_resnet: kept_layers={self.kept_layers} must start with 0 and have {self.depths} entries")
-        stride = 2 ** (len(self.depths) - 1)
-        if self.image_size < stride:
-            raise UserError(f"wide_resnet: images of {self.image_size} pixels are smaller than the total stride {stride}")
+        check_stages(self, ("dims", "inner_dims"), (self.stem_dim, self.num_classes, self.in_channels))
+        check_image(self, 2 ** (len(self.depths) - 1), "larger images or fewer stages")
 
     def build(self, init: Init) -> nnx.Module:
         return WideResNet(self, init)
 
     def kept(self) -> Mapping[str, tuple[int, ...]]:
-        return {f"stage{i + 1}/layers": kept[1:] for i, kept in enumerate(self.kept_layers)}
+        return kept_after_first(self)
 
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
@@ -87,36 +77,16 @@ class WideResNetConfig:
         Raises:
           UserError: a choice lies outside the space.
         """
-        stages = len(self.depths)
-        widths = elastic.per_stage(width, stages, "width")
-        inners = elastic.per_stage(inner, stages, "inner")
-        dims = tuple(elastic.scaled(d, w, 4, "width") for d, w in zip(self.dims, widths, strict=True))
-        inner_dims = tuple(
-            elastic.scaled(elastic.scaled(d, w, 4, "width"), f, 4, "inner") for d, w, f in zip(self.inner_dims, widths, inners, strict=True)
-        )
-        kept = tuple(
-            elastic.kept_layers(blocks, elastic.depth_count(choice, len(blocks), 1, "depth"), keep)
-            for blocks, choice in zip(self.kept_layers, elastic.per_stage(depth, stages, "depth"), strict=True)
-        )
+        kept = shrunk_depths(self.kept_layers, depth, keep)
         return replace(
             self,
-            dims=dims,
-            inner_dims=inner_dims,
-            stem_dim=elastic.scaled(self.stem_dim, widths[0], 4, "width"),
+            dims=shrunk_dims(self.dims, width),
+            inner_dims=shrunk_dims(shrunk_dims(self.inner_dims, width), inner, "inner"),
+            stem_dim=shrunk_dims((self.stem_dim, *self.dims[1:]), width)[0],
             depths=tuple(map(len, kept)),
             kept_layers=kept,
             experts=shrunk_experts(self.experts, experts),
         )
-
-
-def _conv(config: WideResNetConfig, n_in: int, n_out: int, size: int, axes: tuple[str, str], init: Init, stride: int = 1) -> nnx.Module:
-    if config.experts:
-        return RoutedConv(n_in, n_out, size, config.experts, axes, init, stride=stride, form=config.form)
-    return Conv(n_in, n_out, size, axes, init, stride=stride, bias=False, kernel_init=kaiming)
-
-
-def _run(conv: Any, x: Array, route: Route | None) -> Array:
-    return conv(x, route) if isinstance(conv, RoutedConv) else conv(x)
 
 
 class Block(nnx.Module):
@@ -125,15 +95,16 @@ class Block(nnx.Module):
     def __init__(self, config: WideResNetConfig, stage: int, n_in: int, source: str, scope: str, init: Init, *, stride: int = 1):
         width, n_out, embed, inner = config.inner_dims[stage], config.dims[stage], f"stage{stage + 1}/embed", f"{scope}/bottleneck"
         self.first_norm = BatchNorm(n_in, source, init.child("norm0"))
-        self.first = _conv(config, n_in, width, 3, (source, inner), init.child("conv0"), stride)
+        conv = functools.partial(convolution, experts=config.experts, form=config.form)
+        self.first = conv(n_in, width, 3, (source, inner), init.child("conv0"), stride=stride)
         self.second_norm = BatchNorm(width, inner, init.child("norm1"))
-        self.second = _conv(config, width, n_out, 3, (inner, embed), init.child("conv1"))
-        self.shortcut = None if source == embed else _conv(config, n_in, n_out, 1, (source, embed), init.child("shortcut"), stride)
+        self.second = conv(width, n_out, 3, (inner, embed), init.child("conv1"))
+        self.shortcut = None if source == embed else conv(n_in, n_out, 1, (source, embed), init.child("shortcut"), stride=stride)
 
     def __call__(self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str, route: Route | None) -> Float[Array, "B h w O"]:
         active = jax.nn.relu(self.first_norm(x, mode=mode))
-        y = jax.nn.relu(self.second_norm(_run(self.first, active, route), mode=mode))
-        return _run(self.second, y, route) + (x if self.shortcut is None else _run(self.shortcut, active, route))
+        y = jax.nn.relu(self.second_norm(convolve(self.first, active, route), mode=mode))
+        return convolve(self.second, y, route) + (x if self.shortcut is None else convolve(self.shortcut, active, route))
 
 
 class Stage(nnx.Module):

@@ -15,6 +15,7 @@ from research.modules.axes import Init, Initializer
 from research.ops import depthwise
 
 normal_02 = jax.nn.initializers.normal(0.02)
+kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 zeros = jax.nn.initializers.zeros
 ones = jax.nn.initializers.ones
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from research.modules.axes import Init
-from research.modules.layers import Conv, Linear
+from research.modules.layers import Conv, Linear, kaiming
 from research.modules.mesh import on_own_tokens
 from research.modules.norms import BatchNorm
 from research.ops.precision import wide
@@ -21,7 +21,6 @@ from research.ops.routed_conv import routed_conv
 EXPERTS = "experts"
 """Name of the axis of experts: equal in all layers of a network, whose experts of one index form a pathway."""
 
-kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 normal_01 = jax.nn.initializers.normal(0.01)
 grouped_kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal", in_axis=-3, out_axis=(-2, -1))
 
@@ -63,9 +62,23 @@ class RoutedConv(nnx.Module):
 
     def _convolve(self, images: tuple[Array, Array], kernel: Array, axis: str | None) -> Array:
         x, experts = images
-        if axis is not None:
+        if axis is not None:  # the kernels are less to send than the maps that would go to them
             kernel = jax.lax.all_gather(kernel, axis, tiled=True)
         return routed_conv(x, jnp.moveaxis(kernel, 0, 3), experts, stride=self.stride, form=self.form)
+
+
+def convolution(
+    n_in: int, n_out: int, size: int, axes: tuple[str, str], init: Init, *, stride: int = 1, experts: int = 0, form: str = "auto"
+) -> Conv | RoutedConv:
+    """Returns a convolution without bias: of each image's expert where `experts` > 0, else an ordinary one."""
+    if experts:
+        return RoutedConv(n_in, n_out, size, experts, axes, init, stride=stride, form=form)
+    return Conv(n_in, n_out, size, axes, init, stride=stride, bias=False, kernel_init=kaiming)
+
+
+def convolve(conv: Conv | RoutedConv, x: Float[Array, "B H W I"], route: Route | None) -> Float[Array, "B h w O"]:
+    """Runs what `convolution` made."""
+    return conv(x, route) if isinstance(conv, RoutedConv) else conv(x)
 
 
 class RouterBlock(nnx.Module):

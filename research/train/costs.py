@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from research.models import registry
 from research.models.forms import on_cpu
-from research.models.moe_language import active_params
 from research.modules.state import Arrays, abstract, apply
 from research.report import flops as flop_counter
 from research.report import timing
@@ -45,7 +44,7 @@ def static_costs(config: Any) -> dict[str, int]:
     """Returns {"params", "flops"} of the inference form, without arrays; "active_params" of mixtures, "state" of models that go on token by token."""
     small = registry.deployed(config)[0]
     costs = {"params": abstract(small).num_params(), "flops": forward_flops(small)}
-    active = active_params(small)
+    active = registry.active_params(small)
     costs |= {"active_params": active} if active < costs["params"] else {}
     return costs | ({"state": state_size(small)} if getattr(small, "streams", False) else {})
 

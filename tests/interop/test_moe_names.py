@@ -180,7 +180,7 @@ def test_active_parameters_are_all_where_nothing_is_chosen():
     assert costs.static_costs(small)["active_params"] == full - 2 * 6 * expert
     assert "active_params" not in costs.static_costs(registry.entry("attention_small").config)
     soft = dataclasses.replace(small, pool="mean", moe=Moe(router="soft", active=1))
-    assert registry.moe_language.active_params(soft) == abstract(soft).num_params()
+    assert registry.active_params(soft) == abstract(soft).num_params()
     assert registry.model_info("mamba_130m")["active_params"] == 129_135_360
 
 

@@ -31,6 +31,12 @@ def test_parameter_count_is_the_published_one(name):
         assert abstract(entry.config).num_params() == entry.counts
 
 
+def test_an_image_meets_one_pathway_and_the_router():
+    """The published counts of AdvMoE: 2,809,866 on a path, 269,202 in the router, 5,565,450 in all pathways."""
+    info = registry.model_info("advmoe_resnet18")
+    assert (info["params"], info["active_params"]) == (5_565_450 + 269_202, 2_809_866 + 269_202)
+
+
 def test_most_models_have_a_published_count():
     own = [n for n in NAMES if registry.entry(n).source == "this repository"]
     rest = [n for n in NAMES if registry.entry(n).counts is None and n not in own and not n.startswith(("vmoe_", "soft_moe_"))]

@@ -210,7 +210,7 @@ def test_smaller_selves():
     ("bad", "message"),
     [
         ({"image_size": 16}, "images of 16 pixels are smaller than the total stride 32; use stem_strides"),
-        ({"state": 0}, "vmamba: 0 among depths, channels, state, strides or classes"),
+        ({"state": 0}, "vmamba: 0 among depths, channels, classes and the like"),
         ({"dims": (96, 192)}, "need one entry per stage"),
         ({"dims": (1, 2, 4, 8)}, "leave no channel for the stem"),
         ({"kept_layers": ((0,), (0, 1), (0,), (0, 1))}, r"must have \(2, 2, 8, 2\) entries"),
