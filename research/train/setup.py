@@ -16,6 +16,7 @@ from research.data.augment import make_augment
 from research.data.sources import load_splits
 from research.errors import UserError
 from research.models import registry
+from research.modules.axes import role
 from research.modules.mesh import BATCH_AXES
 from research.modules.state import abstract
 from research.nested import schemes
@@ -232,6 +233,20 @@ def _check_batch(config: dict[str, Any], setup: Setup) -> None:
         raise UserError(f"data.batch_size={size} does not divide into {parts} parts (nested.count x train.accumulate)")
 
 
+def check_experts(space: Space, devices: int) -> None:
+    """Raises UserError when the experts of a network of the space do not divide over the devices of the mesh axis of experts."""
+    for network, model in space.configs.items():
+        shapes = abstract(model)
+        for name, axes in shapes.axes.items():
+            sizes = {**shapes.params, **shapes.stats}[name].shape
+            for axis, size in zip(axes, sizes, strict=True):
+                if role(axis) == "experts" and size % devices:
+                    raise UserError(
+                        f"mesh.expert={devices}: the {size} experts of network {network} do not divide over so many devices; "
+                        f"valid: divisors of {size}, or a multiple of {devices} experts"
+                    )
+
+
 def make_programs(setup: Setup) -> Programs:
     """Builds optimizer, mesh and programs (nothing is compiled yet)."""
     config = setup.config
@@ -243,6 +258,7 @@ def make_programs(setup: Setup) -> Programs:
     for field, size in (("data.batch_size", config["data"]["batch_size"] // parts), ("eval.batch_size", config["eval"]["batch_size"])):
         if size % shards:
             raise UserError(f"{field}: {size} examples at a time do not divide over {' x '.join(BATCH_AXES)} = {shards} devices")
+    check_experts(setup.space, mesh.shape["expert"])
     optim = config["optim"]
     rounds = len(setup.phases)
     schedule = make_schedule(

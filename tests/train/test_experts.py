@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from launch import config as recipe
+from research.errors import UserError
 from research.models.sequence import SequenceConfig
+from research.modules.moe import Moe
 from research.modules.state import abstract
+from research.nested.space import make_space
 from research.report.experts import dead, summary
 from research.train.experts import labels, similarity
 from research.train.loop import train
+from research.train.setup import check_experts
 from tests.train.reporter import Lines
 
 LINE = "the cat sat on the mat; the dog sat on the log; "
@@ -94,3 +98,14 @@ def test_labels_follow_the_order_of_the_layers():
     name = next(k for k in abstract(config).stats if k.endswith("/load"))
     assert labels(config, name.removesuffix("/load"), abstract(config).stats[name].shape) == ["layer0", "layer2", "layer4"]
     assert labels(object(), "router", (4,)) == ["router"]
+
+
+def test_experts_that_do_not_divide_over_the_mesh_are_told():
+    space = make_space(SequenceConfig(pattern="hgrn", ffn="moe", moe=Moe(experts=8)), {"few": "experts=6"})
+    check_experts(space, 1)
+    check_experts(space, 2)
+    with pytest.raises(
+        UserError, match="mesh.expert=4: the 6 experts of network few do not divide .* valid: divisors of 6, or a multiple of 4"
+    ):
+        check_experts(space, 4)
+    check_experts(make_space(SequenceConfig(pattern="hgrn"), {}), 4)
