@@ -8,7 +8,6 @@ seed, and control.md, means over seeds.
 
 import itertools
 import time
-from pathlib import Path
 
 from absl import flags
 
@@ -54,11 +53,8 @@ def main() -> int:
     shown = runs.over_seeds(rows)
     print(tables.text_table(shown, list(shown[0])))
     if _OUT.value:
-        out = Path(_OUT.value)
-        tables.write_csv(out / "control.csv", rows, command=machine.command_line())
-        text = f"Made by `{machine.command_line()}`.\n\n{tables.markdown_table(shown, list(shown[0]))}"
-        (out / "control.md").write_text(text, encoding="utf-8")
-        print(f"written to {out}/control.csv, .md")
+        tables.write_both(_OUT.value, "control", rows, shown, machine.command_line())
+        print(f"written to {_OUT.value}/control.csv, .md")
     return 0
 
 

@@ -83,10 +83,8 @@ def main() -> int:
     rows.append({"user": "mean", **means, "global_expert": rows[0]["global_expert"]})
     shown = [{k: f"{100 * v:.2f} %" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     print(tables.text_table(shown, list(rows[0])))
-    out = Path(_OUT.value or _WORKDIR.value)
-    tables.write_csv(out / "customise.csv", rows, command=machine.command_line())
-    text = f"Made by `{machine.command_line()}`; users are simulated.\n\n{tables.markdown_table(shown, list(rows[0]))}"
-    (out / "customise.md").write_text(text, encoding="utf-8")
+    out = _OUT.value or _WORKDIR.value
+    tables.write_both(out, "customise", rows, shown, machine.command_line(), "users are simulated")
     print(f"written to {out}/customise.csv, .md; experts in {_WORKDIR.value}/customised")
     return 0
 

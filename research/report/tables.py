@@ -135,6 +135,14 @@ def write_csv(
     return path
 
 
+def write_both(folder: str | os.PathLike, name: str, rows: Iterable[Row], shown: Iterable[Row], command: str, note: str = "") -> None:
+    """Writes rows as NAME.csv, and what is shown of them as a table under "Made by COMMAND" and a note in NAME.md."""
+    write_csv(Path(folder) / f"{name}.csv", rows, command)
+    shown = list(shown)
+    text = f"Made by `{command}`{f'; {note}' if note else ''}.\n\n{markdown_table(shown, list(shown[0]))}"
+    (Path(folder) / f"{name}.md").write_text(text, encoding="utf-8")
+
+
 def read_csv(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Rows of a CSV, comment lines before the header skipped; cells as int, float, None where empty, else str."""
     with open(path, newline="", encoding="utf-8") as file:

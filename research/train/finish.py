@@ -64,6 +64,10 @@ def _rows(
     rows = []
     for name in setup.order:
         row = {"name": name, "value": results[name][metric], f"validation_{metric}": validation[name][metric]}
-        row |= {key: value for key, value in results[name].items() if key.startswith("expert_") or (key == "accuracy" != metric)}
+        row |= {
+            key: value
+            for key, value in results[name].items()
+            if key.startswith("expert_") or key.endswith("_of_mean") or (key == "accuracy" != metric)
+        }
         rows.append(row | costs.static_costs(space.configs[name]) | dict(measured.get(name, {})))
     return rows

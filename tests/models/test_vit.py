@@ -155,6 +155,12 @@ def test_mixtures_stand_in_every_second_block_of_the_last_ones():
     image = images(MIXED, 2)
     mixed = fast_jit(lambda x: apply(MIXED, silent, stats, x)[0])(image)
     np.testing.assert_allclose(mixed, fast_jit(lambda x: apply(plain, stacked, {}, x)[0])(image), rtol=0, atol=1e-5)
+    # The same branches drop, at the same rates, under the same key.
+    deep = [dataclasses.replace(config, drop_path_rate=0.6) for config in (MIXED, plain)]
+    run = lambda config, arrays, s: fast_jit(lambda x, key: apply(config, arrays, s, x, mode="train", key=key)[0])(image, jax.random.key(2))  # noqa: E731
+    dropped = run(deep[0], silent, stats)
+    np.testing.assert_allclose(dropped, run(deep[1], stacked, {}), rtol=0, atol=1e-5)
+    assert np.abs(np.asarray(dropped - mixed)).max() > 1e-3
     heard = fast_jit(lambda x: apply(MIXED, params, stats, x)[0])(image)
     assert np.abs(np.asarray(heard - mixed)).max() > 1e-3
 
