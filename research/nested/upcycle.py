@@ -90,14 +90,18 @@ def upcycle(
             row = _fitting(name, layers[n].get(found), shape.shape[1:], target.axes[name][1:])
             rows.append(_apart(row, tag, jax.random.fold_in(salted, n), noise, reinit) if part in mixtures else row)
         result[name] = jnp.stack(rows)
+    _check_all_taken(layers, others, taken, result)
+    drawn, fresh = initialize(config, key)
+    same = {k: v for k, v in stats.items() if k in fresh and fresh[k].shape == v.shape}
+    return {**drawn, **result}, {**fresh, **same}
+
+
+def _check_all_taken(layers: list[dict[str, Array]], others: dict[str, Array], taken: set[tuple[int, str]], result: Arrays) -> None:
     left = [s for n, layer in enumerate(layers) for s in layer if (n, s) not in taken] + sorted(set(others) - set(result))
     if left:
         raise UserError(
             f"upcycling: the dense network has {left[0]}, for which the mixture has no place; experts are of the kind of what they replace"
         )
-    drawn, fresh = initialize(config, key)
-    same = {k: v for k, v in stats.items() if k in fresh and fresh[k].shape == v.shape}
-    return {**drawn, **result}, {**fresh, **same}
 
 
 def _by_layer(config: Any, params: Mapping[str, Array]) -> tuple[list[dict[str, Array]], dict[str, Array]]:
