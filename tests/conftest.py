@@ -1,6 +1,12 @@
-"""Tests run in a process set up as the commands set theirs up: the same allocator, the same compiler flags, the same bits."""
+"""Tests run in a process set up as the commands set theirs up, but compile faster and keep what they compiled.
+
+Compiling is most of their time. LLVM's expensive passes make the code faster, not other; programs of all processes of a
+run, and of the runs after it, are kept in .pytest_cache/xla by JAX, by their text, flags and versions.
+"""
 
 import gc
+import os
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +15,16 @@ from research.process import set_allocator, set_dispatch, set_xla_flags
 set_allocator()
 set_dispatch()
 set_xla_flags()
+FAST_COMPILE = "--xla_llvm_disable_expensive_passes=true"
+if FAST_COMPILE.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent.parent / ".pytest_cache/xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+for name, value in CACHE.items():
+    os.environ.setdefault(name, value)
 
 
 @pytest.fixture(autouse=True, scope="module")
