@@ -35,3 +35,12 @@ def no_leftovers():
 
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks the tests of slow.txt as slow: they are run by `make test-slow`."""
+    listed = {line for line in Path(__file__).with_name("slow.txt").read_text().splitlines() if not line.startswith("#")}
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
