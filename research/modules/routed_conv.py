@@ -32,9 +32,15 @@ class Route(NamedTuple):
     gate: Float[Array, " B"]
 
 
-def choose(scores: Float[Array, "B E"]) -> Route:
-    """Returns the route of the highest scores (of equal ones the first); the gate is 1, its gradient that of the score chosen."""
+def choose(scores: Float[Array, "B E"], mode: str) -> Route:
+    """Returns the route of the highest scores (of equal ones the first); the gate is 1, in training its gradient is that of the score chosen.
+
+    In eval mode the gradient is that of the function, to which a score adds nothing but at a tie: an attack that followed the gate
+    would climb what no output depends on, and networks trained against it learn to hide behind the gate.
+    """
     experts = scores.argmax(-1)
+    if mode != "train":
+        return Route(experts, jnp.ones(len(scores), scores.dtype))
     chosen = (scores * jax.nn.one_hot(experts, scores.shape[-1], dtype=scores.dtype)).sum(-1)
     return Route(experts, 1 + (chosen - jax.lax.stop_gradient(chosen)))
 
@@ -142,11 +148,11 @@ class RoutedNetwork(nnx.Module):
     ) -> tuple[Float[Array, "B N"], Float[Array, "B E"]]:
         """Returns (logits, scores of the router)."""
         scores = self.scores(x, mode=mode, key=key)
-        return self.classify(x, choose(scores), mode), scores
+        return self.classify(x, choose(scores, mode), mode), scores
 
     def on_path(self, x: Float[Array, "B H W C"], scores: Float[Array, "B E"], *, mode: str = "eval") -> Float[Array, "B N"]:
         """Returns the logits under given scores."""
-        return self.classify(x, choose(scores), mode)
+        return self.classify(x, choose(scores, mode), mode)
 
     def __call__(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B N"]:
         if self.router is None:

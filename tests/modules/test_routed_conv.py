@@ -21,21 +21,23 @@ PLAIN = {"advmoe_resnet18": "resnet18_cifar", "advmoe_vgg16": "vgg16", "advmoe_w
 
 def test_gate_is_exactly_one_and_passes_the_gradient_of_the_chosen_score():
     scores = jnp.asarray([[0.3, -700.0, 0.1], [1e-3, 320.5, 2.0], [5.0, 5.0, 5.0]])
-    route = choose(scores)
+    route = choose(scores, "train")
     np.testing.assert_array_equal(route.experts, [0, 1, 0])
     np.testing.assert_array_equal(route.gate, 1.0)
     weights = jnp.asarray([2.0, 3.0, 4.0])
-    grad = jax.grad(lambda s: (choose(s).gate * weights).sum())(scores)
+    grad = jax.grad(lambda s: (choose(s, "train").gate * weights).sum())(scores)
     np.testing.assert_array_equal(grad, [[2, 0, 0], [0, 3, 0], [4, 0, 0]])
+    np.testing.assert_array_equal(choose(scores, "eval").gate, 1.0)
+    np.testing.assert_array_equal(jax.grad(lambda s: (choose(s, "eval").gate * weights).sum())(scores), 0.0)
 
 
 def test_score_gradient_of_a_layer_is_the_sum_of_cotangent_times_output_and_zero_elsewhere():
     layer = RoutedConv(3, 4, 3, 2, ("stage1/embed", "stage2/embed"), Init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (5, 6, 6, 3))
     scores = jax.random.normal(jax.random.key(2), (5, 2))
-    y = layer(x, choose(scores))
+    y = layer(x, choose(scores, "train"))
     cotangent = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
-    grad = jax.grad(lambda s: (layer(x, choose(s)) * cotangent).sum())(scores)
+    grad = jax.grad(lambda s: (layer(x, choose(s, "train")) * cotangent).sum())(scores)
     chosen = np.asarray(scores.argmax(-1))
     np.testing.assert_allclose(grad[np.arange(5), chosen], (cotangent * y).sum((1, 2, 3)), rtol=1e-4)
     np.testing.assert_array_equal(grad[np.arange(5), 1 - chosen], 0)
@@ -48,7 +50,7 @@ def test_one_hot_scores_select_a_group_of_the_one_convolution_bit_for_bit():
     x, kernel = jax.random.normal(jax.random.key(1), (5, 6, 6, 3)), layer.kernel[...]
     whole = jax.lax.conv_general_dilated(x, kernel.reshape(3, 3, 3, 12), (2, 2), ((1, 1), (1, 1)), dimension_numbers=NUMBERS)
     for expert in range(3):
-        y = layer(x, choose(jnp.tile(jax.nn.one_hot(expert, 3), (5, 1))))
+        y = layer(x, choose(jnp.tile(jax.nn.one_hot(expert, 3), (5, 1)), "train"))
         np.testing.assert_array_equal(y, whole[..., 4 * expert : 4 * expert + 4])
 
 
@@ -76,6 +78,18 @@ def test_one_hot_scores_give_the_plain_network_with_that_group_s_weights(name):
         routed = fast_jit(lambda p, s, x, z: apply(config, p, s, x, z, method="on_path", mode="eval")[0])(params, stats, x, scores)
         alone = fast_jit(lambda p, s, x: apply(plain, p, s, x, mode="eval")[0])(group(config, params, expert), own, x)
         np.testing.assert_allclose(routed, alone, rtol=1e-5, atol=1e-5 * np.abs(alone).max())
+
+
+def test_an_attack_sees_the_gradient_of_the_pathway_and_training_that_of_the_gate_too():
+    """In eval mode no gradient of x goes through scores, on which the output does not depend; through the gate it hid weak networks."""
+    config = twin("advmoe_resnet18")
+    params, stats = random_arrays(config)
+    x = images(config, 4)
+    total = lambda method, mode: lambda x, *more: apply(config, params, stats, x, *more, method=method, mode=mode)[0].sum()  # noqa: E731
+    scores = apply(config, params, stats, x, method="scores", mode="eval")[0]
+    along = jax.grad(total("on_path", "eval"))(x, scores)
+    np.testing.assert_array_equal(jax.grad(total("__call__", "eval"))(x), along)
+    assert not np.allclose(jax.grad(total("__call__", "train"))(x), jax.grad(total("on_path", "train"))(x, scores), rtol=0.1)
 
 
 @pytest.mark.parametrize("name", NAMES)
