@@ -47,7 +47,7 @@ test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -n 2 -m slow
+	$(PY) -m pytest -n 2 --dist loadfile -m slow
 
 check: $(STAMP)
 	$(PY) -m ruff check .

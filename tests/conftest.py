@@ -1,7 +1,7 @@
 """Tests run in a process set up as the commands set theirs up, but compile faster and keep what they compiled.
 
-Compiling is most of their time. LLVM's expensive passes make the code faster, not other; programs of all processes of a
-run, and of the runs after it, are kept in .pytest_cache/xla by JAX, by their text, flags and versions.
+Compiling is most of their time. Without LLVM's expensive passes code is slower and may differ in the last bits, in all processes
+alike. JAX keeps programs in .pytest_cache/xla by their text, flags and versions, for all processes of a run and for later runs.
 """
 
 import gc

@@ -186,8 +186,8 @@ def test_recipe_docstrings_hold_command_and_hardware():
 
 
 def test_tests_listed_as_slow_exist():
-    lines = [line for line in Path("tests/slow.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [line for line in (ROOT / "tests/slow.txt").read_text().splitlines() if not line.startswith("#")]
     assert lines == sorted(set(lines))
     for line in lines:
         file, name = line.split("[")[0].split("::")
-        assert f"def {name}(" in Path(file).read_text(), line
+        assert f"def {name}(" in (ROOT / file).read_text(), line
