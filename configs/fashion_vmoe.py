@@ -15,7 +15,7 @@ from research.errors import UserError
 from research.modules.moe import FAMILIES
 from research.train.config import base_config
 
-DIM, HIDDEN, TOKENS = 96, 384, 17
+DIM, HIDDEN = 96, 384
 MIXTURES = {
     "moe": replace(FAMILIES["v_moe"], hidden=HIDDEN // 2, priority=True, eval_capacity_factor=0.0),
     "soft": replace(FAMILIES["soft"], hidden=HIDDEN, slots=2),
