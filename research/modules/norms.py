@@ -31,7 +31,7 @@ class BatchNorm(nnx.Module):
         self.var = init.stat("var", (channels,), (axis,), ones)
 
     def __call__(self, x: Float[Array, "B *S C"], *, mode: str) -> Float[Array, "B *S C"]:
-        if mode == "eval":
+        if mode not in ("train", "calibrate"):
             factor, offset = self.affine()
             return (x * factor + offset).astype(x.dtype)
         y, mean, var = batch_norm.batch_norm(x, self.scale[...], self.bias[...], self.eps)

@@ -25,6 +25,10 @@ normal_01 = jax.nn.initializers.normal(0.01)
 grouped_kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal", in_axis=-3, out_axis=(-2, -1))
 
 
+THROUGH_GATE = "through_gate"
+"""Mode of attacks that follow the straight-through gate, as those of the released code do; running statistics are as in eval mode."""
+
+
 class Route(NamedTuple):
     """The expert of each image, and the factor 1 through which its score gets a gradient."""
 
@@ -35,11 +39,12 @@ class Route(NamedTuple):
 def choose(scores: Float[Array, "B E"], mode: str) -> Route:
     """Returns the route of the highest scores (of equal ones the first); the gate is 1, in training its gradient is that of the score chosen.
 
-    In eval mode the gradient is that of the function, to which a score adds nothing but at a tie: an attack that followed the gate
-    would climb what no output depends on, and networks trained against it learn to hide behind the gate.
+    In eval mode the gradient is that of the function, to which a score adds nothing but at a tie: an attack that follows the gate
+    climbs what no output depends on, and networks trained against it learn to hide behind the gate. That is what mode "through_gate"
+    is for: eval mode in all else.
     """
     experts = scores.argmax(-1)
-    if mode != "train":
+    if mode not in ("train", THROUGH_GATE):
         return Route(experts, jnp.ones(len(scores), scores.dtype))
     chosen = (scores * jax.nn.one_hot(experts, scores.shape[-1], dtype=scores.dtype)).sum(-1)
     return Route(experts, 1 + (chosen - jax.lax.stop_gradient(chosen)))

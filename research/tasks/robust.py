@@ -38,6 +38,8 @@ class RobustClassification(Classification):
       epsilon, steps, step_size: of the attack in training, in units of the range of a pixel.
       beta: weight of the KL divergence.
       alpha: of alternate, weight of the router's cross entropy towards y mod n, which balances the load without a loss of its own.
+      through_gate: in training, attacks on a mixture follow its router's straight-through gate too (the released code), instead of the
+        gradient of the function; evaluations never do.
       eval_steps: PGD steps of an evaluation, of size epsilon / 4; 0: there the images are not attacked.
       experts: pathways of the model, 0 or 1 where nothing routes.
       router: what the names of the router's parameters start with.
@@ -49,6 +51,7 @@ class RobustClassification(Classification):
     step_size: float = 5 / 255
     beta: float = 6.0
     alpha: float = 6.0
+    through_gate: bool = False
     eval_steps: int = 0
     experts: int = 0
     router: str = ""
@@ -131,15 +134,16 @@ class RobustClassification(Classification):
     def _attack(self, frozen: Run, image: Array, target: Array, key: Array) -> Array:
         """The attack of the method: of alternate also on the router, whose clean scores are those of training mode."""
         how = {"epsilon": self.epsilon, "steps": self.steps, "step_size": self.step_size}
+        mode = "through_gate" if self.through_gate else "eval"
         if self.method == "pgd":
-            return pgd(lambda attacked: cross_entropy(frozen(attacked), target), image, key, **how)
+            return pgd(lambda attacked: cross_entropy(frozen(attacked, mode=mode), target), image, key, **how)
         clean, _ = self._outputs(frozen, image)
         if self.method == "trades":
-            return pgd(lambda attacked: kl_logits(clean, frozen(attacked)), image, key, noise=NOISE, **how)
+            return pgd(lambda attacked: kl_logits(clean, frozen(attacked, mode=mode)), image, key, noise=NOISE, **how)
         clean_scores = frozen(image, "scores", mode="train")
 
         def divergence(attacked):
-            logits, scores = frozen(attacked, "with_scores")
+            logits, scores = frozen(attacked, "with_scores", mode=mode)
             return kl_logits(clean, logits) + kl_logits(clean_scores, scores)
 
         return pgd(divergence, image, key, noise=NOISE, **how)

@@ -58,6 +58,7 @@ def base_config() -> ml_collections.ConfigDict:
                     "step_size": 5 / 255,
                     "beta": 6.0,
                     "alpha": 6.0,
+                    "through_gate": False,
                     "eval_steps": 0,
                 },
             },
@@ -259,6 +260,18 @@ def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 RESUMABLE = ("mesh", "train.log_every", "checkpoint", "report", "expect", "eval.batch_size")
 """Fields that may differ when a run goes on in its workdir: they do not change the numbers."""
+
+
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config in which fields that an older version did not have yet are there, with their defaults."""
+
+    def fill(given: dict[str, Any], known: dict[str, Any], prefix: str) -> dict[str, Any]:
+        if prefix.removesuffix(".") in FREE:
+            return given
+        inner = {k: fill(given[k], v, f"{prefix}{k}.") if isinstance(v, dict) else given[k] for k, v in known.items() if k in given}
+        return {**known, **given, **inner}
+
+    return fill(config, resolved(base_config()), "")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

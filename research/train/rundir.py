@@ -50,7 +50,7 @@ class RunDir:
             raise UserError(f"cannot create workdir {workdir}: {error.strerror}; choose another --workdir") from None
         existing = self.path / "config.json"
         if existing.exists():
-            changed = run_config.differences(read_config(self.path), config)
+            changed = run_config.differences(run_config.with_defaults(read_config(self.path)), config)
             if changed:
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
                 raise UserError(f"{workdir} holds a run of another config ({changed[0]}{more}); use another --workdir")

@@ -9,7 +9,7 @@ import pytest
 
 from research.models import registry
 from research.modules.axes import Init
-from research.modules.routed_conv import ImageRouter, Route, RoutedConv, choose
+from research.modules.routed_conv import THROUGH_GATE, ImageRouter, Route, RoutedConv, choose
 from research.modules.state import abstract, apply, merge, split
 from research.ops.routed_conv import NUMBERS
 from research.train.costs import forward_flops
@@ -90,6 +90,17 @@ def test_an_attack_sees_the_gradient_of_the_pathway_and_training_that_of_the_gat
     along = jax.grad(total("on_path", "eval"))(x, scores)
     np.testing.assert_array_equal(jax.grad(total("__call__", "eval"))(x), along)
     assert not np.allclose(jax.grad(total("__call__", "train"))(x), jax.grad(total("on_path", "train"))(x, scores), rtol=0.1)
+
+
+def test_through_gate_is_eval_mode_but_for_the_gradient_of_the_gate():
+    config = twin("advmoe_resnet18")
+    params, stats = random_arrays(config)
+    x = images(config, 4)
+    outputs, moved = apply(config, params, stats, x, mode=THROUGH_GATE)
+    np.testing.assert_array_equal(outputs, apply(config, params, stats, x, mode="eval")[0])
+    assert all(np.array_equal(moved[name], stats[name]) for name in stats)
+    gradients = {m: jax.grad(lambda x, m=m: apply(config, params, stats, x, mode=m)[0].sum())(x) for m in ("eval", THROUGH_GATE)}
+    assert not np.allclose(gradients["eval"], gradients[THROUGH_GATE], rtol=0.1)
 
 
 @pytest.mark.parametrize("name", NAMES)

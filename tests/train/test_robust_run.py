@@ -138,3 +138,20 @@ def test_mistakes_are_told_in_a_line_before_anything_runs(changes, message):
     with pytest.raises(UserError, match=message) as error:
         make_setup(tiny(**changes))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("arg", ["trades", "alternate"])
+def test_attacks_of_training_follow_the_gate_where_the_config_asks_for_it(arg):
+    """Only the attacks do: what is evaluated, and clean outputs, are of eval mode."""
+    setup = make_setup(tiny(arg, task__robust__through_gate=True))
+    modes = []
+
+    def frozen(x, method="__call__", mode="eval"):
+        modes.append((method, mode))
+        logits, scores = (x.sum((1, 2, 3))[:, None] * np.arange(1.0, n + 1) for n in (10, 2))
+        return {"__call__": logits, "scores": scores, "with_scores": (logits, scores)}[method]
+
+    image = np.full((2, 8, 8, 1), 0.5, np.float32)
+    setup.task._attack(frozen, image, np.eye(10)[:2], jax.random.key(0))
+    attacked = "with_scores" if arg == "alternate" else "__call__"
+    assert (attacked, "through_gate") in modes and ("with_scores", "eval") in modes
