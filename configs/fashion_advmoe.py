@@ -24,8 +24,8 @@ METHODS = {
     "joint": ({"name": "advmoe_resnet18", "dims": WIDTHS["path"], "stem_dim": 16, "experts": 2, **ROUTER}, "trades"),
     "alternate": ({"name": "advmoe_resnet18", "dims": WIDTHS["path"], "stem_dim": 16, "experts": 2, **ROUTER}, "alternate"),
 }
-GATE = "_gate"
-METHODS |= {name + GATE: METHODS[name] for name in ("joint", "alternate")}
+METHODS |= {"joint_gate": METHODS["joint"], "released": METHODS["alternate"]}
+RELEASED = {"joint_gate": {"through_gate": True}, "released": {"through_gate": True, "shared_attack": True}}
 
 
 def get_config(arg: str = "alternate"):
@@ -36,7 +36,7 @@ def get_config(arg: str = "alternate"):
     config.data.update({"name": "fashion_mnist", "batch_size": 128, "validation_fraction": 500 / 10_500})
     config.data.options = {"average": 2, "train_examples": 10_500}
     config.data.augment = {"crop_padding": 1, "flip": True}
-    config.task.robust.update({"method": method, "epsilon": 0.05, "steps": 2, "step_size": 0.03, "through_gate": arg.endswith(GATE)})
+    config.task.robust.update({"method": method, "epsilon": 0.05, "steps": 2, "step_size": 0.03, **RELEASED.get(arg, {})})
     config.optim.update({"name": "sgd", "lr": 0.1, "nesterov": False, "weight_decay": 5e-4, "warmup": "5%"})
     config.train.update({"duration": "6ep", "log_every": "2%"})
     # Running statistics, a mean over clean and attacked batches, are those that the training's attacks see.

@@ -38,6 +38,8 @@ class RobustClassification(Classification):
       epsilon, steps, step_size: of the attack in training, in units of the range of a pixel.
       beta: weight of the KL divergence.
       alpha: of alternate, weight of the router's cross entropy towards y mod n, which balances the load without a loss of its own.
+      shared_attack: of alternate, both phases attack the sum of the two divergences (the released code); else each attacks the one that its
+        own loss holds, the experts' outputs or the router's scores (the paper's two levels).
       through_gate: in training, attacks on a mixture follow its router's straight-through gate too (the released code), instead of the
         gradient of the function; evaluations never do.
       eval_steps: PGD steps of an evaluation, of size epsilon / 4; 0: there the images are not attacked.
@@ -51,6 +53,7 @@ class RobustClassification(Classification):
     step_size: float = 5 / 255
     beta: float = 6.0
     alpha: float = 6.0
+    shared_attack: bool = False
     through_gate: bool = False
     eval_steps: int = 0
     experts: int = 0
@@ -92,7 +95,10 @@ class RobustClassification(Classification):
         attack = 2 * self.steps
         if self.method == "pgd":
             return (attack + 3) / 3
-        return ((attack + 1) + 6 / len(self.phases)) / 3  # the router's own step costs next to nothing
+        attack += 1  # the clean pass
+        if self.method == "alternate" and not self.shared_attack:
+            attack /= 2  # the router's part, its own attack included, costs next to nothing
+        return (attack + 6 / len(self.phases)) / 3
 
     def trains(self, phase: str, name: str) -> bool:
         """Whether a phase moves the parameter of this name."""
@@ -112,7 +118,7 @@ class RobustClassification(Classification):
           key: of the attack.
           phase: one of `phases`.
         """
-        attacked = self._attack(frozen, image, target, key)
+        attacked = self._attack(frozen, image, target, key, phase)
         if phase == "router":
             return self._router_objective(train, image, attacked, target)
         if self.method == "pgd":
@@ -131,8 +137,8 @@ class RobustClassification(Classification):
         loss = self.alpha * cross_entropy(clean, labels).mean() + self.beta * kl_logits(clean, scores).mean()
         return loss, {"loss_router": loss, "router_accuracy": (clean.argmax(-1) == labels).mean(), **self._shares(clean)}
 
-    def _attack(self, frozen: Run, image: Array, target: Array, key: Array) -> Array:
-        """The attack of the method: of alternate also on the router, whose clean scores are those of training mode."""
+    def _attack(self, frozen: Run, image: Array, target: Array, key: Array, phase: str) -> Array:
+        """The attack of the method; the router's clean scores are those of training mode."""
         how = {"epsilon": self.epsilon, "steps": self.steps, "step_size": self.step_size}
         mode = "through_gate" if self.through_gate else "eval"
         if self.method == "pgd":
@@ -144,7 +150,8 @@ class RobustClassification(Classification):
 
         def divergence(attacked):
             logits, scores = frozen(attacked, "with_scores", mode=mode)
-            return kl_logits(clean, logits) + kl_logits(clean_scores, scores)
+            of_outputs, of_scores = kl_logits(clean, logits), kl_logits(clean_scores, scores)
+            return of_outputs + of_scores if self.shared_attack else {"experts": of_outputs, "router": of_scores}[phase]
 
         return pgd(divergence, image, key, noise=NOISE, **how)
 

@@ -58,6 +58,7 @@ def base_config() -> ml_collections.ConfigDict:
                     "step_size": 5 / 255,
                     "beta": 6.0,
                     "alpha": 6.0,
+                    "shared_attack": False,
                     "through_gate": False,
                     "eval_steps": 0,
                 },

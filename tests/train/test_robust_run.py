@@ -152,6 +152,22 @@ def test_attacks_of_training_follow_the_gate_where_the_config_asks_for_it(arg):
         return {"__call__": logits, "scores": scores, "with_scores": (logits, scores)}[method]
 
     image = np.full((2, 8, 8, 1), 0.5, np.float32)
-    setup.task._attack(frozen, image, np.eye(10)[:2], jax.random.key(0))
+    setup.task._attack(frozen, image, np.eye(10)[:2], jax.random.key(0), "experts")
     attacked = "with_scores" if arg == "alternate" else "__call__"
     assert (attacked, "through_gate") in modes and ("with_scores", "eval") in modes
+
+
+def test_each_phase_attacks_what_its_own_loss_holds_or_both_the_sum():
+    """An attack on scores that do not depend on the image leaves it where it started; one on outputs that do moves it."""
+    image = np.full((2, 8, 8, 1), 0.5, np.float32)
+
+    def frozen(x, method="__call__", mode="eval"):
+        logits, scores = x.sum((1, 2, 3))[:, None] * np.arange(1.0, 11), np.ones((2, 2))
+        return {"__call__": logits, "scores": scores, "with_scores": (logits, scores)}[method]
+
+    def moved(phase, shared):
+        task = make_setup(tiny(task__robust__shared_attack=shared)).task
+        return float(np.abs(task._attack(frozen, image, np.eye(10)[:2], jax.random.key(0), phase) - image).max())
+
+    assert moved("router", False) < 0.01 and moved("experts", False) > 0.05
+    assert moved("router", True) > 0.05 and moved("experts", True) > 0.05
