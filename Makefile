@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
 .PHONY: help quickstart quickstart-seeds lm-quickstart test test-slow check format lock fashion fashion-fast overhead bench bench-peers tune versus mqar probes
-.PHONY: selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder advmoe advmoe-released moe-lm fashion-vmoe clean
+.PHONY: selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder advmoe moe-lm fashion-vmoe clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
@@ -24,7 +24,7 @@ help:
 	@echo "make domain-encoder  sentence encoders for five domains, with experts and without, on pairs of Python's standard library"
 	@echo "make probes        of these, recall and selective copying within an hour (51 minutes on two cores)"
 	@echo "make moe-lm        a language model with mixtures of experts beside the dense one of the same active FLOPs; make fashion-vmoe on images"
-	@echo "make advmoe        mixtures of convolutions under attack: alternation beside joint training and dense networks, three seeds; make advmoe-released adds the released code's attacks"
+	@echo "make advmoe        mixtures of convolutions under attack: alternation beside joint training and dense networks, three seeds"
 	@echo "make tune          measure the table that chooses the ops' forms on a CPU"
 	@echo "make lock          renew requirements.lock (needs uv)"
 
@@ -139,9 +139,6 @@ fashion-vmoe: $(STAMP)
 
 advmoe: $(STAMP)
 	$(PY) -m launch.sweep --jobs=2 --config=configs/fashion_advmoe.py --grid=arg=dense,small,joint,alternate --grid=seed=0,1,2 --workdir=runs/advmoe --out=results/advmoe --x=flops
-
-advmoe-released: $(STAMP)
-	$(PY) -m launch.sweep --jobs=2 --config=configs/fashion_advmoe.py --grid=arg=dense,small,joint,alternate,joint_gate,released --grid=seed=0,1,2 --workdir=runs/advmoe --out=results/advmoe_released --x=flops
 
 tune: $(STAMP)
 	for op in depthwise_conv2d depthwise_conv1d softmax_attention routed_conv; do $(PY) -m launch.bench --tune=$$op || exit 1; done
