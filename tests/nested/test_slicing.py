@@ -133,7 +133,12 @@ def test_perturbing_what_lies_outside_changes_no_bit(name):
             np.testing.assert_array_equal(value, expected[path], err_msg=f"{part} {path}")
 
 
-@pytest.mark.parametrize("name", registry.list_models())
+ONE_EACH = {registry.entry(name).config.family: name for name in reversed(registry.list_models())}.values()
+ONE_FIRST = [name if name in ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in registry.list_models()]
+"""Every model; all but one of each family are slow."""
+
+
+@pytest.mark.parametrize("name", ONE_FIRST)
 def test_nested_choices_hold_nested_indices(name):
     """theta(m) is a subset of theta(m') for m <= m', on the real sizes, and the largest holds everything."""
     full = registry.entry(name).config
