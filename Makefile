@@ -5,14 +5,15 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help quickstart quickstart-seeds lm-quickstart test test-slow check format lock fashion fashion-fast overhead bench bench-peers tune versus mqar probes
-.PHONY: selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder advmoe moe-lm fashion-vmoe clean
+.PHONY: help install quickstart quickstart-seeds lm-quickstart test test-slow faults fuzz check format lock fashion fashion-fast overhead bench bench-peers tune
+.PHONY: versus mqar probes selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder advmoe moe-lm fashion-vmoe clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
 	@echo "make quickstart-seeds  the same over three seeds, judged by its promises"
 	@echo "make lm-quickstart train a language model on the text of Python's standard library and let it write"
 	@echo "make test          run the tests; make test-slow runs the slow ones"
+	@echo "make faults        kills, damaged files, full disks and the like, on runs of seconds; make fuzz mutates configs and weight files"
 	@echo "make check         lint, format and types"
 	@echo "make fashion       the Fashion-MNIST comparison of the README (about 40 minutes)"
 	@echo "make fashion-fast  the best single network in 300 s"
@@ -34,6 +35,9 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PY) -m pip install --quiet --requirement requirements.lock
 	@touch $(STAMP)
 
+install: $(STAMP)
+	test -z "$(EXTRAS)" || $(PY) -m pip install --quiet --constraint requirements.lock ".[$(EXTRAS)]"
+
 quickstart: $(STAMP)
 	$(PY) -m launch.train --config=configs/quickstart.py --workdir=$(RUN)
 
@@ -45,6 +49,12 @@ lm-quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+
+faults: $(STAMP)
+	$(PY) -m tests.faults.campaign --kills=50 --out=results/faults
+
+fuzz: $(STAMP)
+	$(PY) -m tests.faults.fuzz --configs=500 --weights=200
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -m slow

@@ -1,10 +1,12 @@
 """What every command shares: flags with useful help, the process set up for speed, mistakes told in one line."""
 
+import contextlib
 import difflib
 import logging as stdlib_logging
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import flags, logging
@@ -52,6 +54,13 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
         print("interrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
         code = 130
     sys.exit(code or 0)
+
+
+def pin(process: subprocess.Popen, cores: Sequence[int]) -> None:
+    """Keeps a process to some cores, where the system can."""
+    if cores and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(process.pid, cores)
 
 
 def _leave(code: int) -> NoReturn:

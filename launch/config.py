@@ -89,13 +89,23 @@ def _set(config: Any, field: str, text: str) -> None:
     if old is not None and hasattr(old, "items"):
         raise UserError(f"{where}.{name} is a group of fields ({', '.join(old)}); set one of them")
     wrong = UserError(f"{where}.{name}={text!r} is not of type {type(old).__name__} (as in {old!r})")
-    if old is not None and not free and type(value) is not type(old) and not isinstance(old, tuple | list):
+    if old is not None and not _same_kind(value, old, free):
         raise wrong
+    if old is None and not free and isinstance(value, dict | list | tuple):
+        raise UserError(f"{where}.{name}={text!r} is no single value")
     try:
         with node.unlocked():
             node[name] = tuple(value) if isinstance(old, tuple) and isinstance(value, list | tuple) else value
     except TypeError:
         raise wrong from None
+
+
+def _same_kind(value: Any, old: Any, free: bool) -> bool:
+    """Whether a field that holds `old` may become `value`; where a reader of its own checks the field, numbers of any type may."""
+    if isinstance(old, tuple | list):
+        return isinstance(value, tuple | list) or not free
+    numbers = free and isinstance(old, int | float) and not isinstance(old, bool)
+    return isinstance(value, int | float) if numbers else type(value) is type(old)
 
 
 def _unknown(where: str, name: str, node: Any) -> None:

@@ -8,7 +8,6 @@ network's value, state size and time, lies in OUT as sweep.md and sweep.csv; `--
 launch.report), a line for each value of the first field.
 """
 
-import contextlib
 import itertools
 import os
 import signal
@@ -113,8 +112,7 @@ class _Jobs:
     def _wait(self, process: subprocess.Popen, cores: list[int]) -> int:
         self.running.add(process)
         if self.pinned:
-            with contextlib.suppress(ProcessLookupError):  # it has ended already
-                os.sched_setaffinity(process.pid, cores)
+            common.pin(process, cores)
         try:
             return process.wait()
         finally:
@@ -124,7 +122,7 @@ class _Jobs:
 def main(overrides: dict[str, str]) -> int:
     from launch import config as recipe
     from research.errors import UserError
-    from research.train.config import differences, with_defaults
+    from research.train.config import differences
     from research.train.rundir import read_config
 
     if not _CONFIG.value or not _WORKDIR.value or not _GRID.value:
@@ -141,7 +139,7 @@ def main(overrides: dict[str, str]) -> int:
     os.makedirs(_WORKDIR.value, exist_ok=True)
     workdirs = [os.path.join(_WORKDIR.value, "_".join(value.replace(" ", "-") for value in point.values())) for point in points]
     for workdir, config in zip(workdirs, configs, strict=True):
-        if run_card.read_report(workdir) is not None and (changed := differences(with_defaults(read_config(workdir)), config)):
+        if run_card.read_report(workdir) is not None and (changed := differences(read_config(workdir), config)):
             raise UserError(f"{workdir} holds a finished run of another config ({changed[0]}); give another --workdir, or delete it")
     jobs, start = _Jobs(_JOBS.value), time.monotonic()
 

@@ -35,3 +35,16 @@ class Terminal:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class Silent:
+    """The Reporter of processes beside the one that prints."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

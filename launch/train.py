@@ -4,7 +4,8 @@
     python -m launch.train --config=configs/quickstart.py --workdir=runs/small --config.train.duration=20ep --config.seed=1
 
 Any field of the recipe is set by --config.FIELD=VALUE. The directory ends with report.md, report.json and pareto.png.
-Exit code 0: finished; 2: a mistake, told in one line; 75: stopped by SIGTERM, saved, start again to go on.
+On several machines every process runs this command with --distributed, or --processes, --process and --coordinator; launch.local,
+launch.slurm, launch.tpu and launch.jobset write those. Exit code 0: finished; 2: a mistake, told in one line; 75: stopped by SIGTERM, saved, start again to go on.
 """
 
 import os
@@ -12,10 +13,11 @@ import sys
 
 from absl import flags
 
-from launch import common
+from launch import common, processes
 
 _CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:ARG, for instance configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made when missing, resumed when not.")
+_CACHE = flags.DEFINE_string("compilation_cache", "", "Folder in which compiled programs are kept for later starts.")
 
 
 def _write_sample(workdir: str, prompt: str) -> None:
@@ -33,25 +35,32 @@ def _write_sample(workdir: str, prompt: str) -> None:
 
 def main(overrides: dict[str, str]) -> int:
     from launch import config as recipe
-    from launch.terminal import Terminal
+    from launch.terminal import Silent, Terminal
     from research.errors import UserError
 
     if not _CONFIG.value or not _WORKDIR.value:
         raise UserError("--config and --workdir are needed, e.g. --config=configs/quickstart.py --workdir=runs/quickstart")
     config = recipe.load(_CONFIG.value, overrides)
+    if _CACHE.value:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.value
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    prints = processes.connect()
 
     from research.report.tables import text_table
     from research.train.loop import Preempted, train
 
-    terminal = Terminal()
+    terminal = Terminal() if prints else Silent()
     try:
         report = train(config, _WORKDIR.value, terminal)
     except Preempted as stop:
-        print(f"stopped by SIGTERM at step {stop.step}; the state is saved, start the same command again to go on", flush=True)
+        if prints:
+            print(f"stopped by SIGTERM at step {stop.step}; the state is saved, start the same command again to go on", flush=True)
         sys.stdout.flush()
         os._exit(common.STOPPED)  # compiling threads must not hold the process
     finally:
         terminal.close()
+    if not prints:
+        return 0
     columns = [
         k for k in ("name", "value", "params", "flops", "latency_ms", "latency_ms_32", "peak_memory_bytes") if k in report["subnets"][0]
     ]

@@ -48,6 +48,9 @@ def set_dispatch() -> None:
 
 YNN_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 YNN_KINDS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+NO_PROMOTION = "--xla_disable_hlo_passes"
+PROMOTION = "all-reduce-promotion"
+"""A pass of XLA:CPU that ends the process at a bfloat16 sum over devices whose code is in part its own and in part the partitioner's."""
 KNOWN_JAXLIBS = ("0.10.", "0.11.")
 """XLA ends the process at a flag that it does not know: only releases that have this one get it."""
 
@@ -62,5 +65,9 @@ def set_xla_flags() -> None:
     from importlib import metadata  # here: it takes as long to import as everything else in this file
 
     flags = os.environ.get("XLA_FLAGS", "")
-    if YNN_FLAG not in flags and metadata.version("jaxlib").startswith(KNOWN_JAXLIBS):
-        os.environ["XLA_FLAGS"] = f"{flags} {YNN_FLAG}={YNN_KINDS}".strip()
+    if not metadata.version("jaxlib").startswith(KNOWN_JAXLIBS):
+        return
+    for flag, value in ((YNN_FLAG, YNN_KINDS), (NO_PROMOTION, PROMOTION)):
+        if flag not in flags:
+            flags = f"{flags} {flag}={value}".strip()
+    os.environ["XLA_FLAGS"] = flags

@@ -7,6 +7,7 @@ read, after which images of different shapes are resized and cropped to one.
 import dataclasses
 import io
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from research.errors import UserError
 DEFAULT_DIR = "~/tensorflow_datasets"
 # The members of the MNIST family, as TFDS names them: (version, classes).
 IDX_FAMILY = {"mnist": ("3.0.1", 10), "fashion_mnist": ("3.0.1", 10), "kmnist": ("3.0.1", 10)}
+_NAME = re.compile(r"[A-Za-z]\w*(/[A-Za-z0-9_+-][\w.+-]*)?(:\d+\.\d+\.\d+)?")
 _IN_MEMORY_BYTES = 1 << 29
 _BLOCK = 1024
 
@@ -65,7 +67,15 @@ class TfdsSource:
 
 
 def open_builder(name: str, data_dir: str | None):
-    """The read-only builder of a prepared data set ('NAME', 'NAME/CONFIG' or 'NAME:VERSION')."""
+    """The read-only builder of a prepared data set ('NAME', 'NAME/CONFIG' or 'NAME:VERSION').
+
+    Raises:
+      UserError: it is not there, in another form, or its name or its description lead out of its folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"tfds:{name[:80]} is no name of a data set; valid: NAME, NAME/CONFIG or NAME:VERSION, of letters, digits, '_', '-' and '.'"
+        )
     import tensorflow_datasets as tfds
 
     folder = pathlib.Path(data_dir or DEFAULT_DIR).expanduser()
@@ -81,7 +91,23 @@ def open_builder(name: str, data_dir: str | None):
             f"tfds:{name} under {folder} is in {builder.info.file_format.value} form, which has no random access. "
             f"Prepare it in array_record form: python -m launch.prepare --dataset=tfds:{name} --data_dir=OTHER_DIR."
         )
+    _check_files(builder, name)
     return builder
+
+
+def _check_files(builder: Any, name: str) -> None:
+    """Raises UserError when a split, by the description that came with the data, names files outside of the data set's folder."""
+    folder = pathlib.Path(builder.data_dir).resolve()
+    for split, info in builder.info.splits.items():
+        try:
+            files = [pathlib.Path(file).resolve() for file in info.filepaths]
+        except Exception as error:
+            raise UserError(
+                f"tfds:{name}: the description of split {split!r} cannot be read ({type(error).__name__}); prepare it anew"
+            ) from error
+        outside = [file for file in files if folder not in file.parents]
+        if outside:
+            raise UserError(f"tfds:{name}: split {split!r} names files outside of {folder}; its dataset_info.json is not to be trusted")
 
 
 def load_tfds(

@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def read_pth(path: str | os.PathLike, key: str | None = None) -> dict[str, np.nd
             return _materialise(archive, entries, described)
     except _Refused as e:
         raise UserError(f"{path}: {e}") from None
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as e:
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError, struct.error) as e:
         raise UserError(f"{path}: damaged or cut short ({e}); fetch or save it again") from None
 
 

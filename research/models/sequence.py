@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from research.errors import UserError
 from research.models.forms import check_form, counted_form
-from research.modules import elastic
+from research.modules import context, elastic
 from research.modules.axes import Init
 from research.modules.dropout import dropout
 from research.modules.embedding import Embedding
@@ -271,7 +271,12 @@ class Layer(nnx.Module):
         y = self.ffn(self.ffn_norm(x), call) if isinstance(self.ffn, MoeFfn) else self.ffn(self.ffn_norm(x))
         return self._add(x, y, call, 1)
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state=None) -> tuple[Float[Array, "B T D"], Any]:
+    def __call__(self, x: Float[Array, "B T D"], call: Call) -> Float[Array, "B T D"]:
+        """From the start of the sequences."""
+        return self._feed_forward(self._add(x, context.mix(self.mixer, self.norm(x), call), call, 0), call)
+
+    def extend(self, x: Float[Array, "B T D"], call: Call, state) -> tuple[Float[Array, "B T D"], Any]:
+        """From a state."""
         y, state = self.mixer(self.norm(x), call, state)
         return self._feed_forward(self._add(x, y, call, 0), call), state
 
@@ -296,13 +301,13 @@ class Period(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], per_period: Mapping[str, Any], call: Call) -> Float[Array, "B T D"]:
         for _, layer, own in self._calls(per_period, call):
-            x, _ = layer(x, own)
+            x = layer(x, own)
         return x
 
     def extend(self, x: Float[Array, "B T D"], per_period: Mapping[str, Any], call: Call):
         states = []
         for j, layer, own in self._calls(per_period, call):
-            x, state = layer(x, own, per_period["state"][j])
+            x, state = layer.extend(x, own, per_period["state"][j])
             states.append(state)
         return x, states
 

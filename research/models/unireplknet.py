@@ -79,6 +79,8 @@ class UniRepLKNetConfig:
                 raise UserError(f"unireplknet: kernel size {bad[0]} in stage {i + 1}; valid: 0, 3, 5, 7, 9, 11, 13, 15, 17")
         if any(d % 4 for d in self.dims):
             raise UserError(f"unireplknet: channels {self.dims} must be multiples of 4")
+        if len(self.stem_strides) != 2 or not all(isinstance(s, int) and s >= 1 for s in self.stem_strides):
+            raise UserError(f"unireplknet: stem_strides={self.stem_strides}; valid: two whole numbers from 1")
         stride = self.stem_strides[0] * self.stem_strides[1] * 2 ** (stages - 1)
         if self.image_size < stride:
             raise UserError(

@@ -13,7 +13,13 @@ from jax.sharding import PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor", "expert", "context")
 BATCH_AXES = ("data", "fsdp", "expert")
-EXPERT_AXIS = "expert"
+EXPERT_AXIS, CONTEXT_AXIS = "expert", "context"
+
+
+def own_sizes(names: tuple[str, ...]) -> dict[str, int]:
+    """Returns axis -> devices along it, of the mesh that the program is traced under; 1 without a mesh and where the code is a device's own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: 1 if mesh.empty or name in mesh.manual_axes else mesh.shape.get(name, 1) for name in names}
 
 
 def on_own_tokens(function: Callable[..., Any], tokens: tuple[Any, ...], experts: Any) -> Any:
@@ -29,14 +35,13 @@ def on_own_tokens(function: Callable[..., Any], tokens: tuple[Any, ...], experts
     Returns:
       What the function returns, of all tokens. Without a mesh, or where the tokens do not divide, the function sees all of both.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = {name: mesh.shape.get(name, 1) for name in BATCH_AXES} if not mesh.empty else {}
+    sizes = own_sizes(BATCH_AXES)
     devices = math.prod(sizes.values())
     leading = {array.shape[0] for array in jax.tree.leaves(tokens)}
     if devices == 1 or any(size % devices for size in leading):
         return function(tokens, experts, None)
     axis = EXPERT_AXIS if sizes[EXPERT_AXIS] > 1 else None
-    names = tuple(name for name in BATCH_AXES if sizes[name] > 1)
+    names = tuple(name for name, size in sizes.items() if size > 1)
     run = jax.shard_map(
         lambda tokens, experts: function(tokens, experts, axis),
         in_specs=(PartitionSpec(names), PartitionSpec(axis)),

@@ -38,13 +38,15 @@ def robust_accuracies(
       steps: of each APGD.
     """
     programs, batches = evaluator.programs, _first(evaluator, split, examples)
-    counted = np.concatenate([np.asarray(batch["mask"]) for batch in batches]) > 0
+    whole = programs.replicated
+    is_counted = jax.jit(lambda mask: mask > 0, out_shardings=whole)
+    counted = np.concatenate([np.asarray(is_counted(batch["mask"])) for batch in batches])
     out: dict[str, dict[str, float]] = {}
     for name, stats in statistics.items():
-        params = programs.sliced(name, weights)
+        params = jax.jit(functools.partial(programs.sliced, name))(weights)
         right: dict[str, np.ndarray] = {}
         for attack in dict.fromkeys((CLEAN, *(part for wanted in attacks for part in PARTS.get(wanted, (wanted,))))):
-            run = jax.jit(functools.partial(_right, programs.compute(name), attack, epsilon, steps))
+            run = jax.jit(functools.partial(_right, programs.compute(name), attack, epsilon, steps), out_shardings=whole)
             found = []
             for i, batch in enumerate(batches):
                 evaluator.tick()
@@ -63,12 +65,12 @@ def columns(accuracies: Mapping[str, float]) -> dict[str, float]:
 
 def _first(evaluator: Evaluator, split: str, examples: int) -> list[dict[str, jax.Array]]:
     """The batches that hold the first examples of a split; what they hold beyond has mask 0."""
-    batches, seen = [], 0
+    (index, count), batches, seen = evaluator.programs.share, [], 0
     for batch in evaluator.batches(split):
         size = len(batch["label"])
-        mask = np.asarray(batch["mask"]) * (np.arange(size) < examples - seen)
+        mask = np.asarray(batch["mask"]) * (index * size + np.arange(size) < examples - seen)
         batches.append(place({**batch, "mask": mask.astype(np.float32)}, evaluator.programs))
-        seen += size
+        seen += count * size
         if seen >= examples:
             break
     return batches

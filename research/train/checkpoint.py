@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from research.errors import UserError
+from research.train import processes
 
 MANIFEST = "nestax_manifest.json"
 
@@ -85,7 +86,9 @@ class Checkpoints:
 
         self.folder, self._say, self._ocp = Path(folder).absolute(), say, ocp
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._reject_invalid()
+        if processes.is_first():
+            self._reject_invalid()
+        processes.barrier("checkpoints are verified")
         policies = [ocp.checkpoint_managers.LatestN(max(keep_last, 1))]
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
@@ -138,7 +141,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             folder = self.folder / str(step)
-            if folder.is_dir():
+            if folder.is_dir() and processes.is_first():
                 write_manifest(folder)
         except BaseException as error:  # handed to the thread that calls wait()
             self._failure = error

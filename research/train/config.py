@@ -42,6 +42,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "batch_size": 128,
                 "augment": {},
                 "options": {},
+                "stall_s": 600.0,  # a batch that takes longer ends the run; 0: wait for ever
             },
             "task": {
                 "label_smoothing": 0.0,
@@ -70,6 +71,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "reduce": "mean",  # mean or sum of the sub-networks' losses
                 "distill": 1.0,  # share of the teacher's term for sub-networks that learn from the full one
                 "sort_importance": False,  # permute channels by importance before the first step (needs init_from)
+                "spread": False,  # sorted: networks on different devices in one program, instead of one after the other on all
                 "tensor_shards": 1,  # parts from each of which a leading slice is taken
             },
             "optim": {
@@ -97,6 +99,8 @@ def base_config() -> ml_collections.ConfigDict:
                 "ema": 0.0,
                 "nan": "stop",  # stop or skip
                 "log_every": "2%",
+                "norms": False,  # log norms of gradients and parameters by the roles of their axes
+                "profile": "",  # START:COUNT, updates whose profiler trace goes to WORKDIR/profile
                 "init_from": "",
                 "upcycle": {"noise": 0.0, "reinit": 0.0},  # of experts that start as a dense network's feed-forward parts
             },
@@ -108,7 +112,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "stop_at": None,  # end the run when the full network's validation metric is this good
             },
             "checkpoint": {"every": "25%", "keep_last": 2, "keep_every": 0, "keep_best": True},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1, "min_size": 2**14},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1, "across": "data", "min_size": 2**14},
             "report": {
                 "latency": True,
                 "latency_batches": (1, 32),
@@ -259,7 +263,7 @@ def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict(), default=list))
 
 
-RESUMABLE = ("mesh", "train.log_every", "checkpoint", "report", "expect", "eval.batch_size")
+RESUMABLE = ("mesh", "data.stall_s", "train.log_every", "train.norms", "train.profile", "checkpoint", "report", "expect", "eval.batch_size")
 """Fields that may differ when a run goes on in its workdir: they do not change the numbers."""
 
 

@@ -4,6 +4,7 @@ After many-in-one training running moments belong to no network in particular: b
 its own, the averages of the moments of the same training batches (Once-for-All; universally slimmable networks).
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from research.data import pipeline
 from research.errors import UserError
 from research.modules.state import Arrays
+from research.train.processes import place_rows, place_whole
 from research.train.programs import Programs
 from research.train.setup import Setup
 
@@ -20,19 +22,16 @@ from research.train.setup import Setup
 def place(batch: dict[str, np.ndarray], programs: Programs) -> dict[str, jax.Array]:
     """Puts this process's part of a batch on its devices."""
     wanted = {k: v for k, v in batch.items() if k != "index"}
-    if jax.process_count() == 1:
-        return jax.device_put(wanted, programs.batch_sharding)  # less host time than the general call
-    return {k: jax.make_array_from_process_local_data(programs.batch_sharding, v) for k, v in wanted.items()}
+    return place_rows(wanted, programs.batch_sharding, programs.share[1])
 
 
-def calibration_batches(setup: Setup, count: int) -> list[dict[str, np.ndarray]]:
-    """Returns the first `count` training batches of epoch 0, prepared as for evaluation."""
+def calibration_batches(setup: Setup, count: int, share: tuple[int, int] = (0, 1)) -> list[dict[str, np.ndarray]]:
+    """Returns the first `count` training batches of epoch 0, prepared as for evaluation; of each the share (index, count)."""
     source, size = setup.splits["train"], setup.config["data"]["batch_size"]
-    local, index = size // jax.process_count(), jax.process_index()
     batches = []
     for step in range(min(count, max(len(source) // size, 1))):
-        indices, _ = pipeline.batch_indices(len(source), step, batch_size=size, seed=0, shard_index=index, shard_count=jax.process_count())
-        batches.append(setup.transform.evaluate(source.gather(indices[:local])))
+        indices, _ = pipeline.batch_indices(len(source), step, batch_size=size, seed=0, shard_index=share[0], shard_count=share[1])
+        batches.append(setup.transform.evaluate(source.gather(indices)))
     return batches
 
 
@@ -50,11 +49,14 @@ class Evaluator:
     def _calibration_batches(self) -> list[dict[str, jax.Array]]:
         if self._calibration is None:
             count = self.setup.config["eval"]["calibrate_batches"]
-            self._calibration = [place(b, self.programs) for b in calibration_batches(self.setup, count)]
+            self._calibration = [place(b, self.programs) for b in calibration_batches(self.setup, count, self.programs.share)]
         return self._calibration
 
     def _zeros(self, shapes: Any) -> Any:
-        return jax.tree.map(lambda s: jax.device_put(np.zeros(s.shape, s.dtype), self.programs.replicated), shapes)
+        return self._everywhere(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes))
+
+    def _everywhere(self, tree: Any) -> Any:
+        return place_whole(tree, self.programs.replicated)
 
     def needs_calibration(self, name: str) -> bool:
         return bool(self.programs.small(name).stats) and self.setup.config["eval"]["calibrate_batches"] > 0
@@ -65,8 +67,8 @@ class Evaluator:
         if not shapes:
             return {}
         if not self.needs_calibration(name):
-            sliced = self.programs.sliced(name, stats)
-            return jax.device_put(sliced, self.programs.replicated)
+            sliced = functools.partial(self.programs.sliced, name)
+            return jax.jit(sliced, out_shardings=self.programs.replicated)(stats)
         total = self._zeros(shapes)
         batches = self._calibration_batches()
         program = self.programs.get("calibrate", name, params, stats, total, batches[0])
@@ -74,15 +76,15 @@ class Evaluator:
             self.tick()
             total = program(params, stats, total, batch)
         host = {k: np.asarray(v) / np.asarray(len(batches), v.dtype) for k, v in jax.device_get(total).items()}
-        return {k: jax.device_put(v, self.programs.replicated) for k, v in host.items()}
+        return self._everywhere(host)
 
     def batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
         return pipeline.eval_batches(
             self.setup.splits[split],
             batch_size=self.setup.config["eval"]["batch_size"],
             prepare=self.setup.transform.evaluate,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
+            shard_index=self.programs.share[0],
+            shard_count=self.programs.share[1],
         )
 
     def _zero_sums(self) -> dict[str, np.ndarray]:
@@ -103,7 +105,7 @@ class Evaluator:
             valid = [name for name, source in self.setup.splits.items() if len(source)]
             raise UserError(f"{self.setup.config['data']['name']} has no {split} split; valid: {', '.join(valid)}")
         zero = self._zero_sums()
-        sums = {name: jax.device_put(zero, self.programs.replicated) for name in statistics}
+        sums = {name: self._everywhere(zero) for name in statistics}
         for batch in self.batches(split):
             placed = place(batch, self.programs)
             for name in statistics:

@@ -13,6 +13,7 @@ from research.errors import UserError
 from research.interop import safetensors_io
 from research.modules.state import Arrays, abstract
 from research.nested.slicing import extract
+from research.train import processes
 from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator
 from research.train.programs import Programs
@@ -23,7 +24,9 @@ STATISTICS = "statistics"
 
 
 def save_statistics(workdir: str | os.PathLike, step: int, statistics: dict[str, Arrays]) -> None:
-    """Writes each network's own statistics beside the checkpoints, as `statistics/STEP/NAME.npz`."""
+    """Writes each network's own statistics beside the checkpoints, as `statistics/STEP/NAME.npz`; of several processes the first one."""
+    if not processes.is_first():
+        return
     folder = Path(workdir) / STATISTICS / str(step)
     folder.mkdir(parents=True, exist_ok=True)
     for name, stats in statistics.items():

@@ -7,6 +7,7 @@ any point and started again it ends with the same bits and the same `metrics.jso
 import contextlib
 import signal
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +26,11 @@ from research.report import machine
 from research.report.experts import dead, loads
 from research.report.run_card import load_metrics, write_report
 from research.tasks.base import shown
-from research.train import costs, experts
+from research.train import costs, experts, processes, spread, watch
 from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator, place
 from research.train.finish import final_report
+from research.train.processes import place_whole
 from research.train.programs import Programs, State
 from research.train.rundir import RunDir, write_json
 from research.train.setup import Setup, make_programs, make_setup
@@ -56,8 +58,11 @@ class NotFinite(UserError):
 
 @contextlib.contextmanager
 def _sigterm_flag() -> Iterator[dict[str, bool]]:
-    """Turns SIGTERM into a flag for the time of a run (only possible in the main thread)."""
+    """Turns SIGTERM into a flag for the time of a run (only possible in the main thread); of several processes JAX tells all."""
     flag = {"set": False}
+    if jax.process_count() > 1:
+        yield flag
+        return
     try:
         old = signal.signal(signal.SIGTERM, lambda *_: flag.update(set=True))
     except ValueError:
@@ -103,7 +108,8 @@ class Run:
         self.setup: Setup = make_setup(config)
         self.programs: Programs = make_programs(self.setup)
         self.total = self.setup.total
-        self.rundir = RunDir(workdir, config, machine.environment())
+        self.rundir = RunDir(workdir, config, machine.environment(), writes=processes.is_first())
+        processes.barrier("the run's folder is there")
         keep = config["checkpoint"]
         self.checkpoints = Checkpoints(
             Path(workdir) / "checkpoints",
@@ -118,7 +124,9 @@ class Run:
         self.flops = {name: work * costs.training_flops(c) for name, c in self.setup.space.configs.items()}
         self.gemm = machine.gemm_rate()  # measured now, before compiling threads share the cores
         self.flag = {"set": False}
-        self.saved = -1
+        self.parts = watch.Breakdown()
+        self.profile = watch.Profile(config["train"]["profile"], Path(workdir) / "profile")
+        self.step, self.saved = 0, -1
         self.reached = self.ended = False
         self.evaluated = -1  # the last step whose evaluation is done
         self.last_metric: float | None = None  # what it gave, in this process
@@ -129,15 +137,15 @@ class Run:
 
     def _start(self) -> tuple[int, State, Clock]:
         """Restores the newest valid checkpoint, or makes the initial state."""
-        steps = self.checkpoints.steps()
-        if steps:
-            state, run = self.checkpoints.restore(steps[-1], self.programs.state_shapes, self.programs.state_shardings)
-            self.reporter.say(f"resumed from step {steps[-1]}")
-            self.saved = steps[-1]
+        newest = processes.agree(max(self.checkpoints.steps(), default=0))
+        if newest:
+            state, run = self.checkpoints.restore(newest, self.programs.state_shapes, self.programs.state_shardings)
+            self.reporter.say(f"resumed from step {newest}")
+            self.saved = newest
             self.spent_flops = run["flops"]
-            self.ended = run.get("ended", steps[-1] == self.total)
-            self.evaluated, self.reached = run.get("evaluated", steps[-1]), run.get("reached", False)
-            return steps[-1], state, Clock(before=run["wall_s"])
+            self.ended = run.get("ended", newest == self.total)
+            self.evaluated, self.reached = run.get("evaluated", newest), run.get("reached", False)
+            return newest, state, Clock(before=run["wall_s"])
         if self.config["train"]["init_from"]:
             return 0, self._initial_from(self.config["train"]["init_from"]), Clock()
         return 0, self.programs.init_state(), Clock()
@@ -173,6 +181,12 @@ class Run:
         if self.flag["set"]:
             raise Preempted(self.step)
 
+    def _tick_step(self) -> None:
+        """Between updates: several processes stop where all of them have come to."""
+        if jax.process_count() > 1 and processes.told_to_stop(self.step):
+            raise Preempted(self.step)
+        self._tick()
+
     # -- the loop ----------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
@@ -184,8 +198,18 @@ class Run:
         """
         with _sigterm_flag() as self.flag:
             try:
-                return self._run()
+                report = self._run()
+                self._status("finished")
+                return report
+            except Preempted:
+                self._status("stopped")
+                raise
+            except UserError as error:
+                with contextlib.suppress(OSError):
+                    self._status("failed", error=str(error))
+                raise
             finally:
+                self.profile.close()
                 self.programs.close()
                 self.rundir.close()
 
@@ -193,16 +217,17 @@ class Run:
         self.step, self.state, self.clock = self._start()
         self._announce()
         self.rundir.cut_back(self.step)
-        write_json(self.rundir.path / "layout.json", self._layout())
         tokenizer = getattr(self.setup.splits["train"], "tokenizer", None)
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, self.rundir.path)
+        if self.rundir.writes:
+            write_json(self.rundir.path / "layout.json", self._layout())
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, self.rundir.path)
         eval_every, save_every = self.setup.steps("eval", "every"), self.setup.steps("checkpoint", "every")
         log_every = max(self.setup.steps("train", "log_every"), 1)
         due = lambda every: every and self.step and self.step % every == 0  # noqa: E731
         self._prefetch()
         grads, pending = self.programs.zero_grads(), None
-        batches = self.setup.batches(self.step)
+        batches = self.setup.batches(self.step, self.programs.share)
         try:
             while self.step < self.total and not self.ended and not self.reached:
                 if due(eval_every) and self.step != self.evaluated:
@@ -218,11 +243,16 @@ class Run:
                     pending = None
                     with self.clock.pause():
                         self._save()
-                self._tick()
-                batch = next(batches)
+                self._tick_step()
+                self.profile.before(self.step, self.state)
+                with self.parts.of("data"):
+                    batch = self._next(batches)
                 draws = self.setup.draw(self.step)
-                grads, metrics = self.update(batch, draws, grads)
+                with self.parts.of("dispatch"):
+                    grads, metrics = self.update(batch, draws, grads)
                 self.step += 1
+                if self.step == self.first + 1:
+                    self.reporter.say(self.programs.memory())
                 previous, pending = pending, (self.step, draws, metrics)
                 self._read(previous, log_every)
             self._read(pending, log_every)
@@ -241,11 +271,38 @@ class Run:
             self.checkpoints.close()
             raise Preempted(self.step) from None
 
+    def _next(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The next batch; a source that fails or stalls ends the run in one line."""
+        name, limit = self.config["data"]["name"], self.config["data"]["stall_s"]
+        try:
+            with watch.deadline(limit):
+                return next(batches)
+        except UserError:
+            raise
+        except watch.Late:
+            raise UserError(f"data {name} gave no batch for step {self.step} in {limit:g} s (data.stall_s); {self._safe()}") from None
+        except Exception as error:
+            kept = self.rundir.path / "error.txt"
+            kept.write_text(traceback.format_exc())
+            first = (str(error).strip().splitlines() or ["no message"])[0][:200]
+            raise UserError(
+                f"data {name} failed at step {self.step}: {type(error).__name__}: {first} (all of it in {kept}); {self._safe()}"
+            ) from None
+
+    def _safe(self) -> str:
+        """What a run that ends here goes on from; waits for a save that is under way."""
+        with contextlib.suppress(UserError):
+            self.checkpoints.wait()
+        steps = self.checkpoints.steps()
+        return f"last good checkpoint: step {steps[-1]} in {self.checkpoints.folder}" if steps else "no checkpoint was written yet"
+
     def update(self, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any) -> tuple[Any, dict[str, Any]]:
         """One update: a gradient program per drawn sub-network, then the update program."""
         nested, accumulate = self.config["nested"], self.config["train"]["accumulate"]
         share = 1.0 / accumulate / (len(draws) if nested["reduce"] == "mean" else 1)
         state, losses, flops, phase = self.state, [], 0.0, self.setup.phase(self.step)
+        if nested["spread"]:
+            return self._update_spread(batch, draws, grads)
         placed: dict[tuple[int, int], Any] = {}
         teachers: dict[tuple[int, int], Any] = {}
         for order, draw in enumerate(draws):
@@ -256,7 +313,7 @@ class Run:
                 clock = np.array([self.step, slot, order * accumulate + micro], np.uint32)
                 teacher = teachers.get((slot, slots)) if draw.distill else np.float32(0)
                 args = (state.params, state.stats, grads, placed[slot, slots], clock, np.float32(share), teacher)
-                program = self.programs.get("gradient", draw.name, *args, distill=draw.distill, phase=phase)
+                program = self._program("gradient", draw.name, *args, distill=draw.distill, phase=phase)
                 self._tick_compile()
                 grads, stats, metrics, outputs = program(*args)
                 if draw.name == "full":
@@ -265,10 +322,36 @@ class Run:
                 losses.append((draw.name, metrics))
             examples = self.config["data"]["batch_size"] / draw.parts
             flops += self.flops[draw.name] * examples
-        program = self.programs.get("update", "", state, grads, np.int32(self.step), phase=phase)
+        return self._apply(state, grads, losses, flops, phase)
+
+    def _apply(self, state: State, grads: Any, losses: Any, flops: float, phase: str) -> tuple[Any, dict[str, Any]]:
+        program = self._program("update", "", state, grads, np.int32(self.step), phase=phase)
         self.state, grads, metrics = program(state, grads, np.int32(self.step))
         self.spent_flops += flops
         return grads, {"losses": losses, "flops": flops, **metrics}
+
+    def _update_spread(self, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any) -> tuple[Any, dict[str, Any]]:
+        """One update whose networks are trained at the same time, each on its own devices."""
+        programs, state = self.programs, self.state
+        devices = np.arange(programs.mesh.size, dtype=np.uint32)
+        clock = np.stack([np.full_like(devices, self.step), devices, devices], 1)
+        placed = place(batch, programs)
+        clock, places = (place_whole(a, programs.batch_sharding) for a in (clock, programs.spread_places(draws)))
+        args = (state.params, state.stats, grads, placed, clock, places)
+        program = self._program("spread", "full", *args)
+        self._tick_compile()
+        grads, metrics = program(*args)
+        flops = sum(self.flops[draw.name] for draw in draws) * self.config["data"]["batch_size"] / len(draws)
+        return self._apply(state, grads, metrics, flops, "")
+
+    def _program(self, kind: str, name: str, *args: Any, **which: Any) -> Any:
+        """A compiled program; told where training waits for one that was not compiled ahead."""
+        began = time.perf_counter()
+        program = self.programs.get(kind, name, *args, **which)
+        seconds = time.perf_counter() - began
+        if seconds > 1 and self.step > self.first + len(self.setup.phases):
+            self.reporter.say(f"step {self.step}: waited {seconds:.1f} s while the {kind} program of {name or 'all'} was compiled")
+        return program
 
     def _tick_compile(self) -> None:
         """A stop while the first programs compile, before any step is done, has nothing to save."""
@@ -281,8 +364,11 @@ class Run:
         """Reads the metrics of a finished update: stops at NaN, writes a line when one is due."""
         if pending is None:
             return
-        step, _, metrics = pending
-        host = jax.device_get(metrics)
+        step, draws, metrics = pending
+        with self.parts.of("wait"):
+            host = jax.device_get(metrics)
+        if self.config["nested"]["spread"]:
+            host["losses"] = spread.per_network(host["losses"], draws)
         self.interval_flops += float(host["flops"])
         for name, values in host["losses"]:
             if not np.isfinite(values["loss"]) and self.config["train"]["nan"] == "stop":
@@ -295,6 +381,7 @@ class Run:
         means = {k: float(np.mean([v[k] for _, v in host["losses"]])) for k in host["losses"][0][1] if k not in ("loss", "experts")}
         record = {"loss": loss, **means, "lr": float(host["lr"]), "grad_norm": float(host["grad_norm"])}
         record |= {f"loss/{name}": float(v["loss"]) for name, v in host["losses"]}
+        record |= {f"norm/{name}": float(value) for name, value in host.get("norms", {}).items()}
         for values in (v["experts"] for _, v in host["losses"] if "experts" in v):
             record |= experts.records(self.setup.space.full, values)
         if not host["finite"]:
@@ -312,7 +399,11 @@ class Run:
         eta = (self.total - step) * seconds / max(since, 1)
         unit = self.setup.task.unit
         timing = {f"{unit}_per_s": rate, "mfu": mfu, "wall_s": self.clock.wall(), "step_ms": 1e3 * seconds / max(since, 1)}
-        self.rundir.timings(step, timing)
+        parts = self.parts.lap(since)
+        self.rundir.timings(step, timing | parts)
+        for line in watch.stragglers(parts["data_ms"] + parts["dispatch_ms"]):
+            self.reporter.say(f"step {step}: {line}")
+        self._status("training", loss=record["loss"], eta_s=round(eta), **timing)
         headings = {"accuracy": "acc", "robust_accuracy": "robust"}
         measured = "".join(f"{text} {record[key]:.3f}  " for key, text in headings.items() if key in record)
         text = (
@@ -322,12 +413,8 @@ class Run:
         self.reporter.progress(step, self.total, text)
 
     def _not_finite(self, step: int, name: str, what: str) -> None:
-        with contextlib.suppress(UserError):
-            self.checkpoints.wait()
-        steps = self.checkpoints.steps()
-        good = f"last good checkpoint: step {steps[-1]} in {self.checkpoints.folder}" if steps else "no checkpoint was written yet"
         raise NotFinite(
-            f"{what} is not finite at step {step}, sub-network {name}; {good}. Lower optim.lr, set optim.clip_norm, or train.nan=skip"
+            f"{what} is not finite at step {step}, sub-network {name}; {self._safe()}. Lower optim.lr, set optim.clip_norm, or train.nan=skip"
         )
 
     # -- evaluation and saving ---------------------------------------------------------------------------------
@@ -336,7 +423,11 @@ class Run:
         """The parameters that are evaluated: their EMA when it is on."""
         return self.state.params if self.state.ema is None else self.state.ema
 
+    def _status(self, state: str, **more: Any) -> None:
+        self.rundir.status(watch.status(state, self.step, self.total, checkpoint=max(self.saved, 0), **more))
+
     def _evaluate(self, final: bool = False) -> None:
+        self._status("evaluating")
         names = self.setup.order if final or self.config["eval"]["subnets"] == "all" else ["full"]
         results = self.evaluator(names, self.weights(), self.state.stats, "validation")
         record = {f"validation/{key}/{name}": value for name, metrics in results.items() for key, value in metrics.items()}
@@ -350,6 +441,7 @@ class Run:
         self.reporter.say(f"step {self.step}: validation {task.metric} of the full network {shown(task, full)}")
 
     def _save(self) -> None:
+        self._status("saving")
         metric = self.last_metric if self.evaluated == self.step else None
         run = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.spent_flops, "ended": self.ended}
         run |= {"evaluated": self.evaluated, "reached": self.reached}
@@ -412,6 +504,12 @@ class Run:
             for step in range(self.step, min(self.total, self.step + 50)):
                 for draw in self.setup.draw(step):
                     seen.setdefault((draw.name, draw.distill), draw.parts)
+        if config["nested"]["spread"]:
+            batch, devices = self.setup.batch_shapes(config["data"]["batch_size"]), self.programs.mesh.size
+            clock, places = np.zeros((devices, 3), np.uint32), np.zeros(devices, np.int32)
+            self.programs.prefetch("spread", "full", params, stats, params, batch, clock, places)
+            self.programs.prefetch("update", "", self.programs.state_shapes, params, np.int32(0), phase="")
+            seen = {}
         for i, ((name, distill), parts) in enumerate(seen.items()):
             size = config["data"]["batch_size"] // parts // config["train"]["accumulate"]
             batch = self.setup.batch_shapes(size)
@@ -445,5 +543,7 @@ def train(config: dict[str, Any], workdir: str, reporter: Reporter) -> dict[str,
     """
     run = Run(config, workdir, reporter)
     report = run.run()
-    write_report(workdir, {**report, "full": "full", "title": config["model"]["name"]})
+    if processes.is_first():
+        write_report(workdir, {**report, "full": "full", "title": config["model"]["name"]})
+    processes.barrier("the report is written")
     return report

@@ -11,13 +11,15 @@ from research.train.evaluation import place
 from research.train.loop import Clock, Reporter, Run, part_of
 
 WARM_UP = 20
+SAVES, BETWEEN_SAVES = 9, 5
 
 
 def loop_overhead(config: dict[str, Any], steps: int, workdir: str, reporter: Reporter) -> tuple[list[dict[str, Any]], float]:
     """Times `steps` updates of the loop and as many bare ones, in turns.
 
     An update of the loop takes the batch from the pipeline, places it, runs the gradient programs and the update program, and
-    reads the metrics of the update before. The bare one runs the same programs on the same batch, already in place.
+    reads the metrics of the update before. The bare one runs the same programs on the same batch, already in place. Then some
+    checkpoints are saved, a few updates apart: how long the loop waits before it may go on.
 
     Returns:
       (a row for each with median and 95th percentile in ms, median over neighbouring pairs of loop / bare - 1).
@@ -43,11 +45,21 @@ def loop_overhead(config: dict[str, Any], steps: int, workdir: str, reporter: Re
         if i >= WARM_UP:
             looped.append(1e3 * (middle - start))
             bare.append(1e3 * (time.perf_counter() - again))
+    blocked = []
+    for _ in range(SAVES):
+        start = time.perf_counter()
+        run._save()
+        blocked.append(1e3 * (time.perf_counter() - start))
+        for _ in range(BETWEEN_SAVES):
+            grads, _ = run.update(next(batches), run.setup.draw(run.step), grads)
+            run.step += 1
+        jax.block_until_ready(run.state.params)
+    run.checkpoints.close()
     run.programs.close()
     run.rundir.close()
     rows = [
         {"what": what, "median_ms": float(np.median(times)), "p95_ms": float(np.percentile(times, 95))}
-        for what, times in (("bare jitted step", bare), ("update of the loop", looped))
+        for what, times in (("bare jitted step", bare), ("update of the loop", looped), ("blocked by a save", blocked))
     ]
     # Neighbours run the same sub-networks, so their ratio is free of the draw.
     return rows, float(np.median(np.array(looped) / np.array(bare))) - 1

@@ -4,9 +4,11 @@ All are compiled ahead of time, in background threads.
 """
 
 import dataclasses
+import functools
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +21,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from research.models.forms import on_cpu
+from research.modules.axes import role
 from research.modules.mesh import BATCH_AXES
 from research.modules.state import Abstract, Arrays, abstract, apply, initialize
+from research.nested.schemes import Draw
 from research.nested.slicing import slice_like
 from research.nested.space import Space
 from research.tasks.base import phases
-from research.train import experts, sharding
+from research.train import experts, sharding, spread
+from research.train.processes import batch_share
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 AUX_LOSS = "aux_loss"
@@ -68,6 +73,7 @@ class Programs:
     def __post_init__(self):
         self.full: Abstract = abstract(self.space.full)
         self._on_cpu = all(d.platform == "cpu" for d in self.mesh.devices.flat)
+        self.share = batch_share(self.mesh)  # (index, count): which part of every batch this process holds
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.batch_sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
         shapes = {**self.full.params, **self.full.stats}
@@ -111,8 +117,12 @@ class Programs:
         return jax.jit(self._fresh, out_shardings=self.state_shardings)(params, stats)
 
     def zero_grads(self) -> Arrays:
-        """Returns the gradient buffer, zeros with the layout of the parameters."""
-        return {k: jax.device_put(np.zeros(s.shape, s.dtype), self.param_shardings[k]) for k, s in self.full.params.items()}
+        """Returns the gradient buffer, zeros with the layout of the parameters; no process ever holds all of it."""
+
+        def zeros(shape: Any, sharding: NamedSharding) -> Array:
+            return jax.make_array_from_callback(shape.shape, sharding, lambda index: np.zeros(_size(index, shape.shape), shape.dtype))
+
+        return {k: zeros(s, self.param_shardings[k]) for k, s in self.full.params.items()}
 
     def compute(self, name: str) -> Any:
         """The config to run with: on a CPU mesh the ops' forms are chosen for it."""
@@ -235,9 +245,19 @@ class Programs:
             if skip:
                 new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
             metrics = {"grad_norm": norm, "lr": self.schedule(step // count), "finite": finite}
+            if self.config["train"]["norms"]:
+                metrics["norms"] = {f"grad/{k}": v for k, v in self._norms(grads).items()}
+                metrics["norms"] |= {f"param/{k}": v for k, v in self._norms(new.params).items()}
             return new, jax.tree.map(jnp.zeros_like, grads), metrics
 
         return program
+
+    def _norms(self, arrays: Arrays) -> dict[str, Array]:
+        """Returns the norm of all arrays whose axes have the same roles, by these, e.g. "embed*mlp"."""
+        groups: dict[str, list[Array]] = {}
+        for name, array in arrays.items():
+            groups.setdefault("*".join(role(axis) for axis in self.full.axes[name]) or "scalar", []).append(array)
+        return {roles: optax.global_norm(group) for roles, group in groups.items()}
 
     def _calibrate(self, name: str) -> Callable:
         config = self.compute(name)
@@ -270,7 +290,17 @@ class Programs:
         kind, name = key[0], key[1]
         rep, batch = self.replicated, self.batch_sharding
         params, stats = self.param_shardings, self.stat_shardings
-        if kind == "gradient":
+        if kind == "spread":
+            every = [self._gradient(n, False, "") for n in key[2]]
+            nested, devices = self.config["nested"], self.mesh.size
+            share = (1 if nested["reduce"] == "mean" else nested["count"]) / devices
+            fn = jax.jit(
+                spread.program(every, self.mesh, share),
+                in_shardings=(params, stats, params, batch, batch, batch),
+                out_shardings=(params, rep),
+                donate_argnums=(2,),
+            )
+        elif kind == "gradient":
             fn = jax.jit(
                 self._gradient(name, key[2], key[3]),
                 in_shardings=(params, stats, params, batch, rep, rep, batch if key[2] else rep),
@@ -321,8 +351,32 @@ class Programs:
         return future.result()
 
     def _key(self, kind: str, name: str, distill: bool, phase: str) -> tuple:
-        more = {"gradient": (distill, phase), "update": (phase,)}.get(kind, ())
+        more = {"gradient": (distill, phase), "update": (phase,), "spread": (self.spread_order,)}.get(kind, ())
         return (kind, self._canonical.get(name, name), *more)
+
+    def memory(self) -> str:
+        """Returns a line on the memory of a device: what the state takes, and the largest program beside it."""
+        sizes = {}
+        for (kind, name, *_), compiled in list(self.compiled.items()):
+            if (found := compiled.memory_analysis()) is not None:
+                sizes[f"{kind} {name}".strip()] = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+        state = sum(
+            math.prod(p.shard_shape(s.shape)) * jnp.dtype(s.dtype).itemsize
+            for s, p in zip(jax.tree.leaves(self.state_shapes), jax.tree.leaves(self.state_shardings), strict=True)
+        )
+        largest = max(sizes, key=lambda k: sizes[k], default="")
+        more = f", the {largest} program {sizes[largest] / 2**20:,.1f} MiB beside it" if largest else ""
+        return f"memory of a device: state {state / 2**20:,.1f} MiB{more}"
+
+    @functools.cached_property
+    def spread_order(self) -> tuple[str, ...]:
+        """The networks of the one program in which devices train different ones."""
+        return tuple(dict.fromkeys(self._canonical.values()))
+
+    def spread_places(self, draws: Sequence[Draw]) -> np.ndarray:
+        """Returns for each device the place of its network in `spread_order`; consecutive devices hold the rows of one part of the batch."""
+        names = [self.spread_order.index(self._canonical[draw.name]) for draw in draws]
+        return np.repeat(np.array(names, np.int32), self.mesh.size // len(draws))
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -331,3 +385,8 @@ class Programs:
         """The most programs that a run may compile: three per distinct sub-network, and the update; gradient and update in each phase."""
         count = len(phases(self.task))
         return (2 + count) * len(set(self._canonical.values())) + count
+
+
+def _size(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of what an index cuts out of an array of `shape`."""
+    return tuple(len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True))

@@ -21,7 +21,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-    """Returns the resolved config of a run.
+    """Returns the resolved config of a run; fields that are newer than the run have their defaults.
 
     Raises:
       UserError: the folder holds no run.
@@ -30,27 +30,62 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a training run")
     try:
-        return json.loads(path.read_text())
+        return run_config.with_defaults(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged ({error}); restore it from environment.json's command or start anew") from None
 
 
+def _lock(folder: Path) -> Any:
+    """Returns an open file that holds the folder's lock, which the system frees when the process ends in any way.
+
+    Raises:
+      UserError: another process trains here.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return None
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise UserError(f"{folder} is in use by process {holder}, which trains there; wait for it, or use another --workdir") from None
+    except OSError:  # a file system without locks
+        return file
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
 class RunDir:
-    """One run's folder.
+    """One run's folder; of several processes one writes, the others have objects that do nothing.
+
+    Args:
+      writes: whether this process is the one that writes.
 
     Raises:
       UserError: the folder holds a run of another config, or cannot be written.
     """
 
-    def __init__(self, workdir: str | os.PathLike, config: dict[str, Any], environment: dict[str, Any]):
-        self.path = Path(workdir)
+    def __init__(self, workdir: str | os.PathLike, config: dict[str, Any], environment: dict[str, Any], writes: bool = True):
+        self.path, self.writes = Path(workdir), writes
+        self._files: dict[str, Any] = {}
+        self._board: Any = None
+        self._lock: Any = None
+        if not writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot create workdir {workdir}: {error.strerror}; choose another --workdir") from None
+        self._lock = _lock(self.path)
         existing = self.path / "config.json"
         if existing.exists():
-            changed = run_config.differences(run_config.with_defaults(read_config(self.path)), config)
+            changed = run_config.differences(read_config(self.path), config)
             if changed:
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
                 raise UserError(f"{workdir} holds a run of another config ({changed[0]}{more}); use another --workdir")
@@ -60,14 +95,12 @@ class RunDir:
                 raise UserError(f"{workdir} has checkpoints but no config.json; use another --workdir")
         write_json(existing, config)
         write_json(self.path / "environment.json", environment)
-        self._files: dict[str, Any] = {}
-        self._board: Any = None
 
     def cut_back(self, step: int) -> None:
         """Drops lines of later steps than `step` (they are about to be made again) and half-written last lines."""
         for name in ("metrics.jsonl", "timings.jsonl"):
             path = self.path / name
-            if not path.exists():
+            if not self.writes or not path.exists():
                 continue
             kept = []
             for line in path.read_text().splitlines():
@@ -82,6 +115,8 @@ class RunDir:
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl and to the TensorBoard events."""
+        if not self.writes:
+            return
         self._append("metrics.jsonl", {"step": step, **values})
         if self._board is None:
             from tensorboardX import SummaryWriter
@@ -93,7 +128,13 @@ class RunDir:
 
     def timings(self, step: int, values: dict[str, Any]) -> None:
         """Appends one line to timings.jsonl."""
-        self._append("timings.jsonl", {"step": step, **values})
+        if self.writes:
+            self._append("timings.jsonl", {"step": step, **values})
+
+    def status(self, values: dict[str, Any]) -> None:
+        """Renews status.json, which tells a watcher where the run is."""
+        if self.writes:
+            write_json(self.path / "status.json", values)
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         if name not in self._files:
@@ -108,3 +149,6 @@ class RunDir:
         if self._board is not None:
             self._board.close()
             self._board = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None

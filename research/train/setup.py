@@ -30,7 +30,7 @@ from research.tasks.density import DensityCounting
 from research.tasks.in_context import InContextLearning
 from research.tasks.language import LanguageModelling
 from research.tasks.robust import RobustClassification
-from research.train import sharding
+from research.train import sharding, spread
 from research.train.attack_checks import check_pixels, check_report
 from research.train.durations import to_steps
 from research.train.programs import Programs
@@ -173,8 +173,20 @@ class Setup:
         nested = self.config["nested"]
         return schemes.draw(nested["scheme"], self.order, nested["count"], self.config["seed"], step // len(self.phases))
 
-    def batches(self, start: int) -> Any:
-        """Returns the iterator of this process's training batches from update `start` on; the phases of a round share theirs."""
+    @functools.cached_property
+    def parts(self) -> int:
+        """Parts of a batch that are trained on one after the other: of sub-networks with parts of their own, and accumulated ones."""
+        if self.config["nested"]["spread"]:
+            return 1
+        return max(d.parts for d in self.draw(0)) * self.config["train"]["accumulate"]
+
+    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Any:
+        """Returns the iterator of training batches from update `start` on; the phases of a round share theirs.
+
+        Args:
+          start: the first update.
+          share: (index, count): the index-th of count shares of each batch.
+        """
         count = len(self.phases)
         batches = pipeline.train_batches(
             self.splits["train"],
@@ -183,8 +195,9 @@ class Setup:
             augment=self.transform,
             start_step=start // count,
             num_steps=-(-self.total // count),
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
+            shard_index=share[0],
+            shard_count=share[1],
+            parts=self.parts,
         )
         if count == 1:
             return batches
@@ -227,10 +240,9 @@ def make_setup(config: dict[str, Any]) -> Setup:
 
 
 def _check_batch(config: dict[str, Any], setup: Setup) -> None:
-    size, accumulate = config["data"]["batch_size"], config["train"]["accumulate"]
-    parts = max(d.parts for d in setup.draw(0)) * accumulate
-    if size % parts:
-        raise UserError(f"data.batch_size={size} does not divide into {parts} parts (nested.count x train.accumulate)")
+    size = config["data"]["batch_size"]
+    if size % setup.parts:
+        raise UserError(f"data.batch_size={size} does not divide into {setup.parts} parts (nested.count x train.accumulate)")
 
 
 def check_experts(space: Space, devices: int) -> None:
@@ -252,13 +264,15 @@ def make_programs(setup: Setup) -> Programs:
     config = setup.config
     mesh_config = dict(config["mesh"])
     mesh_config.pop("min_size")
-    mesh = sharding.make_mesh(mesh_config)
+    across = mesh_config.pop("across")
+    mesh = sharding.make_mesh(mesh_config, across=across)
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    parts = max(d.parts for d in setup.draw(0)) * config["train"]["accumulate"]
-    for field, size in (("data.batch_size", config["data"]["batch_size"] // parts), ("eval.batch_size", config["eval"]["batch_size"])):
+    part = config["data"]["batch_size"] // setup.parts
+    for field, size in (("data.batch_size", part), ("eval.batch_size", config["eval"]["batch_size"])):
         if size % shards:
             raise UserError(f"{field}: {size} examples at a time do not divide over {' x '.join(BATCH_AXES)} = {shards} devices")
     check_experts(setup.space, mesh.shape["expert"])
+    spread.check(config, mesh)
     optim = config["optim"]
     rounds = len(setup.phases)
     schedule = make_schedule(

@@ -59,23 +59,55 @@ MIN_SIZE = 2**14
 """Arrays of fewer elements are replicated: a collective would cost more than they do."""
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None, across: str = "data") -> Mesh:
     """Builds the mesh; one of the sizes may be -1 (what remains). One device is a mesh of ones.
 
+    Args:
+      sizes: axis -> devices along it; 1 where it is left out.
+      devices: by default all of the run's.
+      across: the axis that goes from slice to slice where there are several, over the slow network.
+
     Raises:
-      UserError: unknown axis, or sizes that do not multiply to the number of devices.
+      UserError: unknown axis, sizes that do not multiply to the number of devices, or slices that do not divide `across`.
     """
     devices = list(jax.devices() if devices is None else devices)
     unknown = sorted(set(sizes) - set(MESH_AXES))
     if unknown:
         raise UserError(f"unknown mesh axis {unknown[0]!r}; valid: {', '.join(MESH_AXES)}")
     shape = [int(sizes.get(name, 1)) for name in MESH_AXES]
+    for name, size in zip(MESH_AXES, shape, strict=True):
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{name}={size}; valid: whole numbers from 1, or -1 for what remains")
     fixed = math.prod(s for s in shape if s != -1)
     shape = [len(devices) // fixed if s == -1 else s for s in shape]
     if math.prod(shape) != len(devices) or min(shape) < 1:
         wanted = " x ".join(f"{n}={s}" for n, s in zip(MESH_AXES, shape, strict=True) if s != 1) or "1"
         raise UserError(f"mesh {wanted} does not fit {len(devices)} devices; the sizes must multiply to it (one may be -1)")
-    return Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return Mesh(arrange(devices, shape, across), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def arrange(devices: Sequence[Any], shape: Sequence[int], across: str = "data") -> np.ndarray:
+    """Returns the devices in the shape of a mesh: near ones along every axis but `across`, whose outer part counts the slices.
+
+    On TPUs JAX lays axes along the links of the chips; elsewhere the devices come in their order.
+
+    Raises:
+      UserError: `across` is no axis, or the slices do not divide it.
+    """
+    from jax.experimental import mesh_utils
+
+    if across not in MESH_AXES:
+        raise UserError(f"mesh.across={across!r}; valid: {', '.join(MESH_AXES)}")
+    slices, place = len({getattr(d, "slice_index", 0) for d in devices}), MESH_AXES.index(across)
+    if slices > 1:
+        if shape[place] % slices:
+            raise UserError(f"mesh.{across}={shape[place]} does not divide over {slices} slices; choose a multiple, or another mesh.across")
+        outer = [slices if i == place else 1 for i in range(len(shape))]
+        inner = [size // many for size, many in zip(shape, outer, strict=True)]
+        return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    if devices[0].platform == "tpu":
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return np.array(devices).reshape(shape)
 
 
 def partition_spec(axes: Axes, shape: Sequence[int], mesh: Mesh, min_size: int = MIN_SIZE) -> tuple[PartitionSpec, list[str]]:

@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -159,3 +161,23 @@ def test_command_errors_are_one_line_and_exit_2(arguments, word, tmp_path):
     result = command(*arguments, f"--data_dir={tmp_path}")
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode == 2 and word in line and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc", "a/../../b", "/etc/passwd", "", "local_fixed/..", "local fixed", "x" * 400 + "/", "local_fixed:1"]
+)
+def test_names_that_lead_elsewhere_are_refused(name, data_dir):
+    with pytest.raises(UserError, match="is no name of a data set; valid: NAME"):
+        load_splits(f"tfds:{name}", data_dir=data_dir)
+
+
+def test_a_description_that_names_files_elsewhere_is_refused(data_dir, tmp_path):
+    folder = tmp_path / "local_fixed"
+    shutil.copytree(os.path.join(data_dir, "local_fixed"), folder)
+    (info,) = folder.rglob("dataset_info.json")
+    described = json.loads(info.read_text())
+    for split in described["splits"]:
+        split["filepathTemplate"] = "../../../../secret-{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    info.write_text(json.dumps(described))
+    with pytest.raises(UserError, match="names files outside of|cannot be read"):
+        load_splits("tfds:local_fixed", data_dir=str(tmp_path))

@@ -58,15 +58,15 @@ def test_xla_flags_are_added_once_and_a_users_setting_stays(monkeypatch):
     import importlib.metadata
     import os
 
-    from research.process import YNN_FLAG, YNN_KINDS, set_xla_flags
+    from research.process import NO_PROMOTION, PROMOTION, YNN_FLAG, YNN_KINDS, set_xla_flags
 
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
     set_xla_flags()
     set_xla_flags()
-    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=x {YNN_FLAG}={YNN_KINDS}"
-    monkeypatch.setenv("XLA_FLAGS", f"{YNN_FLAG}=")
+    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=x {YNN_FLAG}={YNN_KINDS} {NO_PROMOTION}={PROMOTION}"
+    monkeypatch.setenv("XLA_FLAGS", f"{YNN_FLAG}= {NO_PROMOTION}=x")
     set_xla_flags()
-    assert os.environ["XLA_FLAGS"] == f"{YNN_FLAG}="
+    assert os.environ["XLA_FLAGS"] == f"{YNN_FLAG}= {NO_PROMOTION}=x"
     monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9.9")
     set_xla_flags()

@@ -2,7 +2,7 @@
 
 Run as a process of its own: `python -m tests.train.meshes OUT_FOLDER DEVICES MESH [MESH ...]` with MESH such as
 data=2,fsdp=4. A>B is stopped by SIGTERM after an update on mesh A and goes on from its checkpoint on mesh B; a mesh with
-"sequence:" before it is for the tiny hybrid sequence model.
+"sequence:" before it is for the tiny hybrid sequence model, with "spread:" one that trains two networks of it at the same time.
 """
 
 import contextlib
@@ -36,18 +36,20 @@ def main(out: str, meshes: list[str]) -> None:
     results = {}
     for name in meshes:
         kind, _, mesh = name.rpartition(":")
-        text = "tests/tiny_lm.py:probe" if kind == "sequence" else "tests/tiny.py:all"
+        text = "tests/tiny_lm.py:probe" if kind else "tests/tiny.py:all"
         overrides = {
             "train.duration": "3",
             "eval.every": "0",
             "mesh.data": "1",
             "mesh.min_size": "1",
             "data.batch_size": "32",
-            "eval.batch_size": "120" if kind != "sequence" else "64",
+            "eval.batch_size": "64" if kind else "120",
             "optim.name": "adamw",
             "optim.warmup": "0",
             "optim.lr": "1e-3",
         }
+        if kind == "spread":
+            overrides |= {"nested.scheme": "sorted", "nested.count": "2", "nested.spread": str(jax.device_count() > 1), "seed": "9"}
         *before, last = mesh.split(">")
         folder = f"{out}/{kind}{mesh.replace('>', '_')}"
         for first in before:

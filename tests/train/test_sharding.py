@@ -113,6 +113,61 @@ def test_a_hybrid_sequence_model_is_the_same_on_eight_devices(tmp_path):
     assert max(many["split"].values()) == 4 and set(one["split"].values()) == {1}
 
 
+@pytest.mark.slow
+def test_a_sequence_cut_over_devices_trains_as_a_whole(tmp_path):
+    """Mamba-2, gated linear attention and attention with the mesh axis `context`, alone and with others."""
+    meshes = ["sequence:context=8", "sequence:data=2,context=4", "sequence:fsdp=2,tensor=2,context=2"]
+    results = run_on({1: ["sequence:data=1"], 8: meshes}, tmp_path)
+    for name in meshes:
+        np.testing.assert_allclose(results[name]["losses"], results["sequence:data=1"]["losses"], rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_networks_on_different_devices_give_the_numbers_of_one_after_the_other(tmp_path):
+    results = run_on({1: ["spread:data=1"], 8: ["spread:data=8"]}, tmp_path)
+    one, many = results["spread:data=1"], results["spread:data=8"]
+    assert len(one["losses"]) == 6
+    np.testing.assert_allclose(many["losses"], one["losses"], rtol=2e-5)
+
+
+def test_spreading_that_does_not_fit_is_refused():
+    from launch import config as recipe
+    from research.train import spread
+
+    config = recipe.load("tests/tiny.py:sorted", {"nested.spread": "True", "nested.count": "2"})
+    spread.check(config, mesh(data=8))
+    with pytest.raises(UserError, match=r"divides 8 devices among nested.count=3"):
+        spread.check({**config, "nested": {**config["nested"], "count": 3}}, mesh(data=8))
+    with pytest.raises(UserError, match=r"set mesh.fsdp=1"):
+        spread.check(config, mesh(data=4, fsdp=2))
+    with pytest.raises(UserError, match=r"nested.scheme='all' does not; valid: sorted"):
+        spread.check({**config, "nested": {**config["nested"], "scheme": "all"}}, mesh(data=8))
+
+
+class Chip:
+    """A device as JAX's mesh utilities see it."""
+
+    def __init__(self, number, slices):
+        self.id, self.slice_index, self.process_index = number, number * slices // 16, number // 4
+        self.platform, self.device_kind = "gpu", "chip"
+
+    def __repr__(self):
+        return f"{self.slice_index}:{self.id}"
+
+
+def test_slices_lie_along_one_axis():
+    devices = [Chip(i, 2) for i in range(16)]
+    grid = sharding.arrange(devices, (4, 2, 2, 1, 1))
+    slices = np.vectorize(lambda d: d.slice_index)(grid)
+    assert (slices[:2] == slices[0, 0, 0, 0, 0]).all() and (slices[2:] == 1 - slices[0, 0, 0, 0, 0]).all()
+    along_fsdp = np.vectorize(lambda d: d.slice_index)(sharding.arrange(devices, (4, 4, 1, 1, 1), "fsdp"))
+    assert (along_fsdp[:, :2] == along_fsdp[0, 0]).all() and (along_fsdp[:, 2:] != along_fsdp[0, 0]).all()
+    with pytest.raises(UserError, match=r"mesh.data=1 does not divide over 2 slices"):
+        sharding.arrange(devices, (1, 16, 1, 1, 1))
+    with pytest.raises(UserError, match=r"mesh.across='layers'; valid: data"):
+        sharding.arrange(devices, (16, 1, 1, 1, 1), "layers")
+
+
 def test_a_checkpoint_is_restored_on_another_mesh(results):
     moved, one = results[MOVED], results["data=1"]
     assert 0 < moved["resumed_at"] < 3

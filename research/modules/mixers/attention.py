@@ -113,6 +113,19 @@ class AttentionMixer(nnx.Module):
         state = write(state, new, call.position)
         return self.merge(self._read(query, new["ids"], state, call.position)), state
 
+    def gathered(self, x: Float[Array, "B T D"], call: Call, axis: str) -> Float[Array, "B T D"]:
+        """Attention of a stretch that starts at `call.position` to the keys and values of all stretches, gathered over a mesh axis."""
+        query, key, value = self.project(x, call.position + jnp.arange(x.shape[1]))
+        key, value = (lax.all_gather(y, axis, axis=1, tiled=True) for y in (key, value))
+        places = jnp.arange(key.shape[1])
+        mask = places <= call.position + jnp.arange(x.shape[1])[:, None] if self.spec.causal else None
+        if call.segment_ids is not None:
+            ids = lax.all_gather(call.segment_ids, axis, axis=1, tiled=True)
+            same = call.segment_ids[:, :, None] == ids[:, None]
+            mask = same if mask is None else mask & same
+        mask = mask if mask is None or mask.ndim == 2 else mask[:, None]
+        return self.merge(softmax_attention(query, key, value, mask=mask, form=self.form))
+
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
         return one_token(self, x, call, state)
 

@@ -50,6 +50,8 @@ class Spec:
     """Options of one kind of mixer; subclasses add fields, `kind` and `build`."""
 
     kind: ClassVar[str] = ""
+    carries: ClassVar[bool] = True
+    """False: the mixer sees a sequence as a whole, so that devices cannot hold stretches of it."""
     bounded: ClassVar[bool] = False
     """True: the mixer does not reach beyond the model's `length`."""
     ops: ClassVar[dict[str, tuple[str, ...]]] = {}

@@ -63,6 +63,7 @@ def count_heads(spec: Any, dim: int) -> int:
       UserError: expand * dim is no multiple of head_dim, or the groups do not divide the heads.
     """
     inner = round(spec.expand * dim)
+    spec.require(spec.head_dim >= 1 and inner >= 1, f"head_dim={spec.head_dim}, expand={spec.expand}; valid: whole numbers from 1, above 0")
     whole = spec.heads or not inner % spec.head_dim
     spec.require(whole, f"head_dim={spec.head_dim} does not divide {inner} inner channels ({spec.expand} * {dim})")
     heads = spec.heads or inner // spec.head_dim

@@ -50,6 +50,7 @@ class Routing(Spec):
     rotary: bool = True
     theta: float = THETA
 
+    carries: ClassVar[bool] = False
     kind: ClassVar[str] = "routing"
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {

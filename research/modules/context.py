@@ -1,0 +1,83 @@
+"""Sequences cut over the mesh axis `context`: every device holds a stretch of every sequence.
+
+Mixers that remember the past in a state hand it on: device i takes a part of the batch once device i - 1 has passed its state for that
+part, so that all devices work after i steps (a pipeline over parts of the batch). Mixers that read all tokens gather what they read.
+Everything else of a network is token by token, and left to XLA's partitioner.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from research.modules.mesh import BATCH_AXES, CONTEXT_AXIS, own_sizes
+from research.modules.mixers.base import Call
+from research.modules.state import merge, split
+
+
+def mix(mixer: Any, x: Float[Array, "B T D"], call: Call) -> Float[Array, "B T D"]:
+    """Returns `mixer(x, call)[0]` from the start of the sequences, each device of the mesh on its own rows and its stretch of them.
+
+    Without a mesh, where neither rows nor tokens divide over it, or where the mixer keeps statistics of all tokens, it sees whole sequences.
+    """
+    sizes = own_sizes((*BATCH_AXES, CONTEXT_AXIS))
+    batch = tuple(name for name in BATCH_AXES if sizes[name] > 1)
+    rows, devices = math.prod(sizes[name] for name in batch), sizes[CONTEXT_AXIS]
+    batch = batch if x.shape[0] % rows == 0 else ()
+    cut = devices > 1 and x.shape[1] % devices == 0 and mixer.spec.carries
+    graphdef, params, stats, _ = split(mixer)
+    if stats or not (batch or cut):
+        return mixer(x, call, None)[0]
+    tokens = PartitionSpec(batch or None, CONTEXT_AXIS if cut else None)
+    operands = (params, x, *(() if call.segment_ids is None else (call.segment_ids,)))
+
+    def own_part(params, x, *ids):
+        own, here = merge(graphdef, params, {}), replace(call, segment_ids=ids[0] if ids else None)
+        if not cut:
+            return own(x, here, None)[0]
+        here = replace(here, position=lax.axis_index(CONTEXT_AXIS) * x.shape[1])
+        return own.gathered(x, here, CONTEXT_AXIS) if hasattr(own, "gathered") else _handed_on(own, x, here, devices)
+
+    run = jax.shard_map(
+        own_part,
+        in_specs=(PartitionSpec(), *([tokens] * (len(operands) - 1))),
+        out_specs=tokens,
+        axis_names={*batch, *((CONTEXT_AXIS,) if cut else ())},
+        check_vma=False,
+    )
+    return run(*operands)
+
+
+def _handed_on(mixer: Any, x: Float[Array, "B T D"], call: Call, devices: int) -> Float[Array, "B T D"]:
+    """The pipeline: at step t device i works on part t - i, with the state that device i - 1 had after that part.
+
+    A row whose stretch begins another document than the one before ended with starts afresh.
+    """
+    size, length, dim = x.shape
+    parts = max(n for n in range(1, min(2 * devices, size) + 1) if size % n == 0)
+    index = lax.axis_index(CONTEXT_AXIS)
+    cut = lambda a: None if a is None else a.reshape(parts, size // parts, *a.shape[1:])  # noqa: E731
+    pieces, ids = cut(x), cut(call.segment_ids)
+    start = mixer.init_state(size // parts, devices * length, x.dtype)
+    to_the_right = [(i, i + 1) for i in range(devices - 1)]
+
+    def step(carry, t):
+        state, last = carry
+        part = jnp.clip(t - index, 0, parts - 1)
+        take = lambda a: None if a is None else lax.dynamic_index_in_dim(a, part, keepdims=False)  # noqa: E731
+        own_ids = take(ids)
+        fresh = jnp.full((size // parts,), index == 0) if own_ids is None else (index == 0) | (own_ids[:, 0] != last)
+        mine = jax.tree.map(lambda new, old: jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old), start, state)
+        y, after = mixer(take(pieces), replace(call, segment_ids=own_ids), mine)
+        after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, start)
+        ended = last if own_ids is None else own_ids[:, -1]
+        return jax.tree.map(lambda a: lax.ppermute(a, CONTEXT_AXIS, to_the_right), (after, ended)), y
+
+    carry = start, jnp.zeros((size // parts,), jnp.int32 if ids is None else ids.dtype)
+    _, ys = lax.scan(step, carry, jnp.arange(parts + devices - 1))
+    return lax.dynamic_slice_in_dim(ys, index, parts, 0).reshape(size, length, dim)

@@ -1,0 +1,177 @@
+"""What a run would need on a mesh that need not exist: bytes a device, collectives of an update, and a floor of its time.
+
+Everything is lowered and compiled for simulated CPU devices; no array is made. Bytes of parameters, statistics, optimizer and gradients are
+exact: those that the compiled programs take. Activations are an estimate of ours, what the backward pass keeps of the forward one; the CPU
+compiler's own temporaries stand beside it, which differ: they hold the backward pass's workspace and every copy that this backend makes, and
+it keeps bfloat16 products in float32. For the same reason the collectives of a bfloat16 run appear in float32, twice the bytes of a chip's.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from research.modules.mesh import BATCH_AXES
+from research.modules.state import apply
+from research.report.collectives import Collective, collectives
+from research.report.roofline import Prediction, predict
+from research.train import costs
+from research.train.programs import Programs
+from research.train.setup import Setup, make_programs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found; bytes are of one device.
+
+    Attributes:
+      devices: of the mesh.
+      bytes: "parameters", "statistics", "optimizer", "ema", "gradients", "batch".
+      activations: estimate for one micro-batch.
+      temporaries: program -> what the CPU compiler sets aside.
+      arguments: program -> (bytes that the compiled program takes, bytes of the arrays by our own count; the rest, some numbers such as the
+        step's, XLA leaves out where they are not used).
+      collectives: program -> those of one run.
+      runs: program -> how often an update runs it.
+      flops: of an update, all devices together.
+      traffic: bytes that one device reads and writes in an update, at least.
+    """
+
+    devices: int
+    bytes: Mapping[str, int]
+    activations: int
+    temporaries: Mapping[str, int]
+    arguments: Mapping[str, tuple[int, int]]
+    collectives: Mapping[str, list[Collective]]
+    runs: Mapping[str, int]
+    flops: float
+    traffic: float
+
+    @property
+    def total(self) -> int:
+        return sum(self.bytes.values()) + self.activations
+
+    def sent(self, slow_axes: tuple[str, ...] = ()) -> dict[bool, float]:
+        """Returns bytes that one device sends in an update, by whether they cross one of `slow_axes` (the network between slices)."""
+        out = {False: 0.0, True: 0.0}
+        for program, found in self.collectives.items():
+            for c in found:
+                out[bool(set(c.axes) & set(slow_axes))] += c.sent * c.times * self.runs[program]
+        return out
+
+    def prediction(self, chip: str, slow_axes: tuple[str, ...] = ()) -> Prediction:
+        """Returns the floor of an update's time on a chip."""
+        return predict(chip, flops=self.flops / self.devices, memory_bytes=self.traffic, sent=self.sent(slow_axes))
+
+
+def plan(setup: Setup) -> Plan:
+    """Plans the updates of a run of the full network on the mesh of its config, over all (simulated) devices."""
+    programs = make_programs(setup)
+    try:
+        return _plan(setup, programs)
+    finally:
+        programs.close()
+
+
+def _plan(setup: Setup, programs: Programs) -> Plan:
+    config, shapes, shardings = setup.config, programs.state_shapes, programs.state_shardings
+    micro = config["data"]["batch_size"] // setup.parts
+    batch = setup.batch_shapes(micro)
+    params, stats = dict(programs.full.params), dict(programs.full.stats)
+    clock, scale, teacher, step = np.zeros(3, np.uint32), np.float32(0), np.float32(0), np.int32(0)
+    phase = setup.phase(0)
+    gradient = programs.get("gradient", "full", params, stats, params, batch, clock, scale, teacher, phase=phase)
+    update = programs.get("update", "", shapes, params, step, phase=phase)
+    held = {
+        "parameters": device_bytes(shapes.params, shardings.params),
+        "statistics": device_bytes(shapes.stats, shardings.stats),
+        "optimizer": device_bytes(shapes.opt_state, shardings.opt_state),
+        "ema": device_bytes(shapes.ema, shardings.ema) if shapes.ema is not None else 0,
+        "gradients": device_bytes(params, programs.param_shardings),
+        "batch": device_bytes(batch, jax.tree.map(lambda _: programs.batch_sharding, batch)),
+    }
+    state = held["parameters"] + held["statistics"] + held["optimizer"] + held["ema"]
+    taken = {
+        "gradient": held["parameters"]
+        + held["statistics"]
+        + held["gradients"]
+        + held["batch"]
+        + clock.nbytes
+        + scale.nbytes
+        + teacher.nbytes,
+        "update": state + held["gradients"],
+    }
+    compiled = {"gradient": gradient, "update": update}
+    memory = {name: program.memory_analysis() for name, program in compiled.items()}
+    activations = activation_bytes(setup, programs, micro)
+    width = 2 if config["train"]["precision"] == "bfloat16" else 4
+    weights = sum(math.prod(s.shape) for s in params.values())
+    # The step reads the weights for the forward and the backward pass and reads and writes gradients, the update reads and writes the state;
+    # activations are written once and read once.
+    per_run = 2 * weights * width / _shards(programs) + 2 * held["gradients"] + 2 * activations
+    return Plan(
+        devices=programs.mesh.size,
+        bytes=held,
+        activations=activations,
+        temporaries={name: m.temp_size_in_bytes for name, m in memory.items()},
+        arguments={name: (m.argument_size_in_bytes, taken[name]) for name, m in memory.items()},
+        collectives={name: collectives(program.as_text(), programs.mesh) for name, program in compiled.items()},
+        runs={"gradient": setup.parts, "update": 1},
+        flops=float(costs.training_flops(setup.space.full)) * getattr(setup.task, "work", 1) * config["data"]["batch_size"],
+        traffic=per_run * setup.parts + 2 * state + 2 * held["gradients"],
+    )
+
+
+def _shards(programs: Programs) -> int:
+    """Parts in which the products' weights stay cut while they are used; those cut over fsdp are gathered first."""
+    return programs.mesh.shape["tensor"] * programs.mesh.shape["expert"]
+
+
+def device_bytes(shapes: Any, shardings: Any) -> int:
+    """Returns the bytes of one device's part of arrays."""
+    sizes = jax.tree.map(lambda s, p: math.prod(p.shard_shape(s.shape)) * jnp.dtype(s.dtype).itemsize, shapes, shardings)
+    return sum(jax.tree.leaves(sizes))
+
+
+def activation_bytes(setup: Setup, programs: Programs, micro: int) -> int:
+    """Returns about how many bytes the backward pass keeps of the forward one, on one device.
+
+    These are the residuals of JAX's linearization, under the run's remat policy, of one micro-batch; what is a parameter itself is not among them.
+    Those of a batch are divided over the devices that divide the batch.
+    """
+    config, task = programs.space.full, setup.task
+    batch = setup.batch_shapes(micro)
+
+    def residuals(params, stats, batch, key):
+        inputs, target = task.prepare(batch, key)
+
+        def loss(params):
+            outputs, _ = apply(config, programs._cast(params), stats, *programs._cast_inputs(inputs), mode="train", key=key)
+            return task.loss(outputs, target)
+
+        return jax.vjp(loss, params)[1]
+
+    if hasattr(task, "objective"):
+        return 0
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    traced = jax.make_jaxpr(residuals)(dict(programs.full.params), dict(programs.full.stats), batch, key).jaxpr
+    given = set(traced.invars)
+    kept = {var for var in traced.outvars if hasattr(var, "count") or not hasattr(var, "val")}
+    total = 0
+    for var in kept - given:
+        shape, dtype = var.aval.shape, var.aval.dtype
+        size = math.prod(shape) * (np.dtype(dtype).itemsize if np.issubdtype(dtype, np.generic) else 8)
+        total += size // _batch_shards(shape, micro, programs)
+    return total
+
+
+def _batch_shards(shape: tuple[int, ...], micro: int, programs: Programs) -> int:
+    """Devices over which an array with an axis of the batch (or of its tokens) is divided."""
+    spec = PartitionSpec(BATCH_AXES)
+    shards = math.prod(programs.mesh.shape[axis] for axis in spec[0])
+    return shards if any(size and size % micro == 0 for size in shape) else 1

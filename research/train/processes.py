@@ -1,0 +1,85 @@
+"""Several processes as one run: what is agreed on, who writes, and which rows of a batch are whose.
+
+All processes run the same loop on the same numbers. The first one alone writes the run's files; checkpoints are written by
+all together (orbax). With one process nothing here costs anything.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from research.errors import UserError
+from research.modules.mesh import BATCH_AXES
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def agree(value: int) -> int:
+    """Returns the first process's value, everywhere."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def told_to_stop(step: int) -> bool:
+    """Whether some process got SIGTERM and this is the step that all of them reach: there they save and stop. Call at every step."""
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Returns (index, count): this process holds the index-th of count equal parts of every batch.
+
+    Processes whose devices hold the same rows (a tensor axis that spans them) have the same index.
+
+    Raises:
+      UserError: the rows of this process's devices are not such a part.
+    """
+    if jax.process_count() == 1:
+        return 0, 1
+    size = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    places = sharding.addressable_devices_indices_map((size,)).values()
+    rows = sorted({index[0].indices(size)[0] for index in places if index is not None})
+    if rows != list(range(rows[0], rows[0] + len(rows))) or size % len(rows) or rows[0] % len(rows):
+        raise UserError(
+            f"the mesh gives process {jax.process_index()} the rows {rows} of {size}: no equal part of the batch; reorder its axes"
+        )
+    return rows[0] // len(rows), size // len(rows)
+
+
+def place_rows(batch: Mapping[str, np.ndarray], sharding: Sharding, count: int) -> dict[str, jax.Array]:
+    """Puts this process's part, one of `count`, of every array of a batch on its devices."""
+    if jax.process_count() == 1:
+        return jax.device_put(dict(batch), sharding)  # less host time than the general call
+    put = jax.make_array_from_process_local_data
+    return {k: put(sharding, v, (count * v.shape[0], *v.shape[1:])) for k, v in batch.items()}
+
+
+def place_whole(tree: Any, sharding: Sharding) -> Any:
+    """Puts arrays that every process has in full where they belong."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(value: Any) -> jax.Array:
+        host = np.asarray(value)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)

@@ -1,0 +1,117 @@
+"""What a run tells of itself while it runs: where its time goes, a live status file, a profiler trace, who is slow."""
+
+import contextlib
+import datetime
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.errors import UserError
+
+SLOW = 1.5
+"""A process whose own time a step is this many times the median of all is a straggler."""
+PARTS = ("data", "dispatch", "wait")
+
+
+class Breakdown:
+    """Seconds of a step's parts since the last log line: waiting for data, handing programs to the device, waiting for its numbers."""
+
+    def __init__(self):
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    @contextlib.contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - began
+
+    def lap(self, steps: int) -> dict[str, float]:
+        """Returns "PART_ms" -> milliseconds a step since the last lap."""
+        out = {f"{part}_ms": 1e3 * seconds / max(steps, 1) for part, seconds in self.seconds.items()}
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        return out
+
+
+def stragglers(own_ms: float) -> list[str]:
+    """Returns a line for each process whose own time a step is far above the median's. All processes must call it."""
+    if jax.process_count() == 1:
+        return []
+    from jax.experimental import multihost_utils
+
+    every = np.asarray(multihost_utils.process_allgather(np.float32(own_ms))).reshape(-1)
+    median = float(np.median(every))
+    slow = [(i, ms) for i, ms in enumerate(every) if ms > SLOW * median and ms > median + 5]
+    return [f"process {i} is slow: {ms:.0f} ms a step for data and host work, the median {median:.0f} ms" for i, ms in slow]
+
+
+class Profile:
+    """A profiler trace of some updates, for TensorBoard or Perfetto, in the run's folder.
+
+    Args:
+      text: "START:COUNT", the first update and how many; "" for none.
+      folder: where the trace goes.
+
+    Raises:
+      UserError: the text is not of this form.
+    """
+
+    def __init__(self, text: str, folder: Path):
+        self.folder, self.on = folder, False
+        self.first = self.last = -1
+        if text:
+            start, _, count = text.partition(":")
+            if not (start.isdigit() and (count or "1").isdigit() and int(count or 1)):
+                raise UserError(f"train.profile={text!r}; valid: START:COUNT, e.g. 20:5 for five updates from update 20 on")
+            self.first, self.last = int(start), int(start) + int(count or 1)
+
+    def before(self, step: int, state: Any) -> None:
+        """Starts or ends the trace, as update `step` is about to run."""
+        if self.on and step >= self.last:
+            jax.block_until_ready(state)
+            self.close()
+        elif not self.on and self.first <= step < self.last:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self.folder))
+            self.on = True
+
+    def close(self) -> None:
+        if self.on:
+            jax.profiler.stop_trace()
+            self.on = False
+            self.first = self.last = -1
+
+
+def status(state: str, step: int, total: int, **more: Any) -> dict[str, Any]:
+    """Returns what status.json holds: the state (starting, training, evaluating, saving, finished, stopped, failed), step, total, time, pid."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"state": state, "step": step, "total": total, "time": now, "pid": os.getpid(), **more}
+
+
+class Late(Exception):
+    """A deadline has passed."""
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raises Late in the main thread when the body takes longer; 0: never, and not in other threads."""
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_):
+        raise Late
+
+    old = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)

@@ -1,0 +1,44 @@
+"""Runs `launch.train` with an accident built in: `python -m tests.faults.run ACCIDENT STEP FLAGS...`.
+
+clock: the time of day jumps back by a day, then ahead by two, at every reading. raises, stalls, nan: the batch of update STEP does.
+"""
+
+import itertools
+import runpy
+import sys
+import time
+
+import numpy as np
+
+
+def clock(step: int) -> None:
+    real, jumps = time.time, itertools.cycle((-86400.0, 172800.0))
+    time.time = lambda: real() + next(jumps)
+
+
+def broken(accident: str, step: int) -> None:
+    from research.data import pipeline
+
+    load = pipeline._load
+
+    def faulty(*args):
+        batch = load(*args)
+        if int(args[-1]) != step:
+            return batch
+        if accident == "raises":
+            raise OSError(5, "Input/output error", "shard-00007.array_record")
+        if accident == "stalls":
+            time.sleep(3600)
+        return {k: np.full_like(v, np.nan) if v.dtype.kind == "f" else v for k, v in batch.items()}
+
+    pipeline._load = faulty
+
+
+if __name__ == "__main__":
+    accident, step = sys.argv[1], int(sys.argv[2])
+    if accident == "clock":
+        clock(step)
+    else:
+        broken(accident, step)
+    sys.argv = ["launch/train.py", *sys.argv[3:]]
+    runpy.run_module("launch.train", run_name="__main__")
