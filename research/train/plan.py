@@ -97,13 +97,7 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
     }
     state = held["parameters"] + held["statistics"] + held["optimizer"] + held["ema"]
     taken = {
-        "gradient": held["parameters"]
-        + held["statistics"]
-        + held["gradients"]
-        + held["batch"]
-        + clock.nbytes
-        + scale.nbytes
-        + teacher.nbytes,
+        "gradient": held["parameters"] + held["statistics"] + held["gradients"] + held["batch"],
         "update": state + held["gradients"],
     }
     compiled = {"gradient": gradient, "update": update}
