@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from research.train.checkpoint import MANIFEST
+from tests.train.test_processes import processes_with
 
 LIMIT_S = 240
 FLAGS = ["--config=tests/tiny.py", "--config.train.duration=300", "--config.train.log_every=10", "--config.checkpoint.every=10"]
@@ -327,8 +328,7 @@ def lost_process(c: Campaign) -> list[Outcome]:
         parent = c.begin(workdir, module=module)
         c.wait_for(parent, workdir, 20)
         if number == signal.SIGKILL:
-            found = subprocess.run(["pgrep", "-f", f"workdir={workdir}.*--process=1"], capture_output=True, text=True).stdout.split()
-            os.kill(int(found[-1]), number)
+            os.kill(next(pid for pid, words in processes_with(f"--workdir={workdir}") if "--process=1" in words), number)
         else:
             parent.send_signal(number)
         begun = time.time()

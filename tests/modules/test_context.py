@@ -4,9 +4,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-
-from research.models.sequence import SequenceConfig
 from tests.train.test_sharding import FAST
 
 QUICK = ("gla", "attention")
@@ -32,10 +29,3 @@ def test_stretches_of_packed_sequences_give_the_whole_s_numbers():
     results = deviations("--packed_only", *QUICK)
     check(results)
     assert all(found["passed_on"] for name, found in results.items() if name.startswith("gla"))
-
-
-@pytest.mark.slow
-def test_every_mixer_on_stretches_gives_the_whole_s_numbers():
-    results = deviations(*SequenceConfig.specs())
-    check(results)
-    assert {name.split()[0] for name in results} == set(SequenceConfig.specs())

@@ -32,11 +32,6 @@ def test_a_family_has_the_stored_collectives():
         assert found == stored[family]
 
 
-@pytest.mark.slow
-def test_every_family_has_the_stored_collectives():
-    assert collectives_of() == json.loads(STORED.read_text())
-
-
 FAMILIES = sorted(json.loads(STORED.read_text()))
 STILL = pytest.mark.xfail(strict=True, reason="issue 6: still gathers a batch")
 
