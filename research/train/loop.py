@@ -9,7 +9,6 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,14 +18,13 @@ import numpy as np
 from research.data.tokenizer_files import save_tokenizer
 from research.errors import UserError
 from research.modules.state import abstract
-from research.nested import importance, upcycle
 from research.nested.schemes import Draw
 from research.optim.build import state_bytes
 from research.report import machine
 from research.report.experts import dead, loads
 from research.report.run_card import load_metrics, write_report
 from research.tasks.base import shown
-from research.train import costs, experts, processes, spread, watch
+from research.train import costs, experts, initial, processes, spread, watch
 from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator, place
 from research.train.finish import final_report
@@ -34,6 +32,7 @@ from research.train.processes import place_whole
 from research.train.programs import Programs, State
 from research.train.rundir import RunDir, write_json
 from research.train.setup import Setup, make_programs, make_setup
+from research.train.watch import Clock
 
 
 class Reporter(Protocol):
@@ -72,32 +71,6 @@ def _sigterm_flag() -> Iterator[dict[str, bool]]:
         yield flag
     finally:
         signal.signal(signal.SIGTERM, old)
-
-
-@dataclass
-class Clock:
-    """Wall time of a run over all its starts, and what was spent in steps since the last log line."""
-
-    before: float = 0.0
-    start: float = field(default_factory=time.perf_counter)
-    mark: float = field(default_factory=time.perf_counter)
-    paused: float = 0.0
-
-    def wall(self) -> float:
-        return self.before + time.perf_counter() - self.start
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leaves evaluation and saving out of the step's time."""
-        began = time.perf_counter()
-        yield
-        self.paused += time.perf_counter() - began
-
-    def lap(self) -> float:
-        """Seconds since the last lap, pauses left out."""
-        now = time.perf_counter()
-        seconds, self.mark, self.paused = now - self.mark - self.paused, now, 0.0
-        return max(seconds, 1e-9)
 
 
 class Run:
@@ -147,35 +120,8 @@ class Run:
             self.evaluated, self.reached = run.get("evaluated", newest), run.get("reached", False)
             return newest, state, Clock(before=run["wall_s"])
         if self.config["train"]["init_from"]:
-            return 0, self._initial_from(self.config["train"]["init_from"]), Clock()
+            return 0, self.programs.state_from(*initial.arrays(self.setup, self.config, self.reporter.say)), Clock()
         return 0, self.programs.init_state(), Clock()
-
-    def _initial_from(self, source: str) -> State:
-        from research.train.extraction import load_model
-
-        config, params, stats = load_model(source, "full")
-        full = abstract(self.setup.space.full)
-        equal = {k: v.shape for k, v in params.items()} == {k: v.shape for k, v in full.params.items()}
-        if experts.has_mixtures(full) and not equal and hasattr(config, "layer_places"):
-            return self.programs.state_from(*self._upcycled(config, params, stats, source))
-        for name, shape in full.params.items():
-            if name not in params or params[name].shape != shape.shape:
-                raise UserError(f"train.init_from={source} does not fit this model at {name}; its model is {config.family}")
-        if self.config["nested"]["sort_importance"]:
-            params, stats = importance.sort_by_importance(params, stats, full)
-        return self.programs.state_from(dict(params), dict(stats))
-
-    def _upcycled(self, config: Any, params: Any, stats: Any, source: str) -> tuple[Any, Any]:
-        model, key = self.setup.space.full, jax.random.key(self.config["seed"])
-        if config.family != model.family:
-            raise UserError(f"train.init_from={source} does not fit this model: its model is {config.family}, not {model.family}")
-        options = self.config["train"]["upcycle"]
-        made = upcycle.upcycle(config, params, stats, model, key, **options)
-        drawn = ", ".join(f"{name}={value}" for name, value in options.items() if value)
-        change = drawn or upcycle.changes_function(model.mixture)
-        told = f"which changes what it computes ({change})" if change else "which computes the same"
-        self.reporter.say(f"every expert starts as the dense part of {source}, {told}")
-        return made
 
     def _tick(self) -> None:
         if self.flag["set"]:

@@ -155,7 +155,7 @@ def activation_bytes(setup: Setup, programs: Programs, micro: int) -> int:
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = jax.make_jaxpr(residuals)(dict(programs.full.params), dict(programs.full.stats), batch, key).jaxpr
     given = set(traced.invars)
-    kept = {var for var in traced.outvars if hasattr(var, "count") or not hasattr(var, "val")}
+    kept = {var for var in traced.outvars if not hasattr(var, "val")}  # constants have one
     total = 0
     for var in kept - given:
         shape, dtype = var.aval.shape, var.aval.dtype

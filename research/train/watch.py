@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,32 @@ from research.errors import UserError
 SLOW = 1.5
 """A process whose own time a step is this many times the median of all is a straggler."""
 PARTS = ("data", "dispatch", "wait")
+
+
+@dataclass
+class Clock:
+    """Wall time of a run over all its starts, and what was spent in steps since the last log line."""
+
+    before: float = 0.0
+    start: float = field(default_factory=time.perf_counter)
+    mark: float = field(default_factory=time.perf_counter)
+    paused: float = 0.0
+
+    def wall(self) -> float:
+        return self.before + time.perf_counter() - self.start
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves evaluation and saving out of the step's time."""
+        began = time.perf_counter()
+        yield
+        self.paused += time.perf_counter() - began
+
+    def lap(self) -> float:
+        """Seconds since the last lap, pauses left out."""
+        now = time.perf_counter()
+        seconds, self.mark, self.paused = now - self.mark - self.paused, now, 0.0
+        return max(seconds, 1e-9)
 
 
 class Breakdown:

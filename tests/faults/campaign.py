@@ -243,35 +243,36 @@ def damaged(c: Campaign) -> list[Outcome]:
     return outcomes
 
 
-def full_disk(c: Campaign) -> Outcome:
-    """A file system of a few MB that fills up in the middle of the run."""
-    mount = c.root / "small_disk"
-    mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(mount)], capture_output=True, text=True)
+def on_its_own_disk(name: str, folder: Path, options: str, accident: Callable[[], str]) -> Outcome:
+    """Makes an accident while a file system in memory is mounted at a folder; where that is not allowed, it is not made."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
     if done.returncode:
-        return Outcome("full disk", 0, 0, f"not made here: {done.stderr.strip()[:80]}")
+        return Outcome(name, 0, 0, f"not made here: {done.stderr.strip()[:80]}")
     try:
-        workdir = mount / "run"
-        said = c.error(c.train(workdir, "--config.checkpoint.keep_every=10"))
-        kept = max(whole_steps(workdir), default=0)
-        shutil.copytree(workdir, c.root / "more_room")
+        return Outcome(name, 1, 1, accident())
     finally:
-        subprocess.run(["umount", "-l", str(mount)], check=False)
-    c.go_on(c.root / "more_room", kept or None, "--config.checkpoint.keep_every=10")
-    return Outcome("full disk", 1, 1, said)
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def full_disk(c: Campaign) -> Outcome:
+    """A file system of less than 2 MB that fills up in the middle of the run."""
+    workdir, kept = c.root / "small_disk" / "run", "--config.checkpoint.keep_every=10"
+
+    def fill() -> str:
+        said = c.error(c.train(workdir, kept))
+        shutil.copytree(workdir, c.root / "more_room")
+        return said
+
+    outcome = on_its_own_disk("full disk", workdir.parent, "size=1600k", fill)
+    if outcome.times:
+        c.go_on(c.root / "more_room", max(whole_steps(c.root / "more_room"), default=None), kept)
+    return outcome
 
 
 def read_only(c: Campaign) -> Outcome:
     workdir = c.root / "read_only"
-    workdir.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(workdir)], capture_output=True, text=True)
-    if done.returncode:
-        return Outcome("read-only workdir", 0, 0, f"not made here: {done.stderr.strip()[:80]}")
-    try:
-        said = c.error(c.train(workdir))
-    finally:
-        subprocess.run(["umount", "-l", str(workdir)], check=False)
-    return Outcome("read-only workdir", 1, 1, said)
+    return on_its_own_disk("read-only workdir", workdir, "ro", lambda: c.error(c.train(workdir)))
 
 
 def clock(c: Campaign) -> Outcome:

@@ -12,7 +12,7 @@ import pytest
 
 from launch import config as recipe
 from research.errors import UserError
-from research.train import loop
+from research.train import initial, loop
 from research.train.checkpoint import MANIFEST
 from research.train.extraction import Trained
 from tests.train.reporter import Lines
@@ -199,7 +199,7 @@ def test_importance_sorting_starts_from_a_run_and_keeps_its_function(whole, tmp_
     _, _, stats = source.model("full")
     config = tiny(train__init_from=str(reference), nested__sort_importance=True, train__duration=1, optim__warmup=0)
     run = loop.Run(config, str(tmp_path / "sorted"), Lines())
-    state = run._initial_from(str(reference))
+    state = run.programs.state_from(*initial.arrays(run.setup, config, print))
     image = next(iter(source.evaluator.batches("test")))["image"]
     before = apply(source.setup.space.full, source.weights, stats, image)[0]
     after = apply(source.setup.space.full, state.params, state.stats, image)[0]
