@@ -31,7 +31,7 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
     set_allocator()
     set_dispatch()
     set_xla_flags()
-    sys.excepthook = _excepthook
+    sys.unraisablehook = _unraisable
     # Libraries' warnings are not the user's concern, and what they log as an error they also raise: it is told once, by us.
     logging.set_verbosity(logging.FATAL)
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
@@ -70,10 +70,10 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _excepthook(kind, error, trace) -> None:
+def _unraisable(error) -> None:
     """Leaves out what tensorstore's threads print when their writes end after a failed save has closed its event loop."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+    if not (error.exc_type is RuntimeError and str(error.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(error)
 
 
 def _help() -> str:

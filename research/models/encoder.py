@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.models.sequence import MIXTURE, Period, SequenceConfig
+from research.modules import mesh
 from research.modules.axes import Init
 from research.modules.dropout import dropout
 from research.modules.embedding import Embedding
@@ -113,8 +114,8 @@ class EncoderModel(nnx.Module):
 
     def embed(self, tokens: Int[Array, "B T"], domain: Int[Array, " B"]) -> Float[Array, "B T D"]:
         """Returns the embedded tokens, the domain's own at position 0."""
-        first = self.domain_tokens[...][domain][:, None]
-        return jnp.concatenate([first, self.embedding(tokens[:, 1:])], 1)
+        first = mesh.on_own_rows(lambda domain, tokens, _: tokens[domain][:, None], domain, self.domain_tokens[...])
+        return mesh.by_rows(jnp.concatenate([first, self.embedding(tokens[:, 1:])], 1))
 
     def __call__(
         self,

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.models.forms import check_form
-from research.modules import elastic
+from research.modules import elastic, mesh
 from research.modules.axes import Init
 from research.modules.bimamba import BiMamba
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates, normal_02
@@ -135,7 +135,7 @@ class Block(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "B T D"], per_layer: dict, *, mode: str, key: Array | None) -> Float[Array, "B T D"]:
-        y = self.mixer(self.norm(x).astype(self.mixer.out[...].dtype))
+        y = mesh.module_on_own_rows(self.mixer, self.norm(x).astype(self.mixer.out[...].dtype))
         if self.drop and mode == "train" and key is not None:
             y = drop_path(y, per_layer["rate"], jax.random.fold_in(key, per_layer["index"]))
         return x + y
@@ -162,7 +162,7 @@ class Vim(nnx.Module):
         dtype, middle, depth = x.dtype, self.config.cls_position, self.config.depth
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         token = jnp.broadcast_to(self.cls_token[...].astype(dtype), (x.shape[0], 1, x.shape[-1]))
-        x = precision.wide(jnp.concatenate([x[:, :middle], token, x[:, middle:]], 1) + self.positions[...])
+        x = mesh.by_rows(precision.wide(jnp.concatenate([x[:, :middle], token, x[:, middle:]], 1) + self.positions[...]))
         per_layer = {"rate": jnp.asarray(drop_path_rates(self.config.drop_path_rate, depth), jnp.float32), "index": jnp.arange(depth)}
         return self.norm(self.blocks(x, xs=per_layer, remat=self.config.remat, mode=mode, key=key)).astype(dtype)
 

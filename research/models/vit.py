@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.models.forms import check_form, counted_form
-from research.modules import elastic
+from research.modules import elastic, mesh
 from research.modules.attention import Attention
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates, normal_02
@@ -266,7 +266,7 @@ class ViT(nnx.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
         tokens = [jnp.broadcast_to(t[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])) for t in tokens]
-        x = jnp.concatenate([*tokens, x], 1) + self.positions[...]
+        x = mesh.by_rows(jnp.concatenate([*tokens, x], 1) + self.positions[...])
         depth, first, several = self.config.depth, self.config.dense_blocks, len(self.config.period)
         per_layer = {"rate": jnp.asarray(drop_path_rates(self.config.drop_path_rate, depth), jnp.float32), "index": jnp.arange(depth)}
         if self.dense_blocks is not None:

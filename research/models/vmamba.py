@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from research.errors import UserError
 from research.models.forms import check_form
 from research.models.stages import check_image, check_stages, shrunk_depths, shrunk_dims
+from research.modules import mesh
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates
 from research.modules.mlp import Mlp
@@ -131,7 +132,7 @@ class Block(nnx.Module):
         self.mlp = Mlp(dim, config.mlp_dims[stage], (embed, f"{scope}/mlp"), init.child("mlp"))
 
     def __call__(self, x: Float[Array, "B H W D"], per_layer: dict, *, mode: str, key: Array | None) -> Float[Array, "B H W D"]:
-        branches = (lambda x: self.mixer(self.norm1(x)), lambda x: self.mlp(self.norm2(x)))
+        branches = (lambda x: mesh.module_on_own_rows(self.mixer, self.norm1(x)), lambda x: self.mlp(self.norm2(x)))
         for j, branch in enumerate(branches):
             y = branch(x)
             if self.drop and mode == "train" and key is not None:

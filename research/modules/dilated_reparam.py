@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from research.modules import mesh
 from research.modules.axes import Init
 from research.modules.layers import DepthwiseConv
 from research.modules.norms import BatchNorm
@@ -57,10 +58,16 @@ class DilatedReparam(nnx.Module):
                 outs = depthwise.depthwise_conv2d_multi(x, kernels, dilations, form="naive")
                 return sum(y * f for y, f in zip(outs, factors, strict=True)).astype(x.dtype) + offsets.sum(0).astype(x.dtype)
             kernel = reparam_conv.merged_kernel(kernels, dilations, factors)
-            return depthwise.depthwise_conv2d(x, kernel, form=self.form) + offsets.sum(0).astype(x.dtype)
+            convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, form=self.form)  # noqa: E731
+            return mesh.on_own_rows(convolve, x, kernel) + offsets.sum(0).astype(x.dtype)
         scales = jnp.stack([norm.scale[...] for norm in norms])
         biases = jnp.stack([norm.bias[...] for norm in norms])
-        y, mean, var = reparam_conv.reparam_conv(x, kernels, dilations, scales, biases, self.large_norm.eps, form=self.form)
+
+        def train(x, whole, axes):
+            kernels, scales, biases = whole
+            return reparam_conv.reparam_conv(x, kernels, dilations, scales, biases, self.large_norm.eps, form=self.form, axis_name=axes)
+
+        y, mean, var = mesh.on_own_rows(train, x, (kernels, scales, biases), results=(True, False, False))
         for i, norm in enumerate(norms):
             norm.observe(mean[i], var[i], mode)
         return y

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from research.modules.axes import Init
 from research.modules.layers import normal_02
+from research.modules.mesh import on_own_rows
 
 SMALL = 512
 """Entries up to which the product with one-hot rows costs less than the scattered sum of the gradient."""
@@ -18,7 +19,10 @@ class Embedding(nnx.Module):
         self.table = init.param("table", (vocab_size, channels), ("vocab", "embed"), normal_02)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        table = self.table[...]
+        return on_own_rows(lambda tokens, table, _: self._read(tokens, table), tokens, self.table[...])
+
+    @staticmethod
+    def _read(tokens: Int[Array, "*B"], table: Float[Array, "N D"]) -> Float[Array, "*B D"]:
         if table.shape[0] > SMALL:
             return table[tokens]
         return jax.nn.one_hot(tokens, table.shape[0], dtype=table.dtype) @ table

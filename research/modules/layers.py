@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from research.modules import mesh
 from research.modules.axes import Init, Initializer
 from research.ops import depthwise
 
@@ -30,7 +31,7 @@ class Linear(nnx.Module):
         self.bias = init.param("bias", (n_out,), axes[1:], zeros) if bias else None
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        y = x @ self.kernel[...]
+        y = mesh.on_own_rows(lambda x, kernel, _: x @ kernel, mesh.input_of(self.kernel, x), self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -56,11 +57,12 @@ class Conv(nnx.Module):
         self.bias = init.param("bias", (n_out,), axes[1:], zeros) if bias else None
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        p = self.padding
-        y = jax.lax.conv_general_dilated(
-            x, self.kernel[...], (self.stride, self.stride), ((p, p), (p, p)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        y = mesh.on_own_rows(lambda x, kernel, _: self._convolved(x, kernel), mesh.input_of(self.kernel, x), self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
+
+    def _convolved(self, x: Float[Array, "B H W I"], kernel: Float[Array, "K K I O"]) -> Float[Array, "B h w O"]:
+        strides, padding = (self.stride, self.stride), ((self.padding, self.padding),) * 2
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 class DepthwiseConv(nnx.Module):
@@ -72,7 +74,8 @@ class DepthwiseConv(nnx.Module):
         self.bias = init.param("bias", (channels,), (axis,), zeros) if bias else None
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        y = depthwise.depthwise_conv2d(x, self.kernel[...], dilation=self.dilation, form=self.form)
+        convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, dilation=self.dilation, form=self.form)  # noqa: E731
+        y = mesh.on_own_rows(convolve, x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, kaiming
-from research.modules.mesh import on_own_tokens
+from research.modules.mesh import TENSOR_AXIS, input_of, on_own_tokens, own_sizes
 from research.modules.norms import BatchNorm
 from research.ops.precision import wide
 from research.ops.routed_conv import routed_conv
@@ -68,14 +68,15 @@ class RoutedConv(nnx.Module):
         """Without a route all images meet the first expert."""
         if route is None:
             return routed_conv(x, self.kernel[..., :1, :], jnp.zeros(len(x), jnp.int32), stride=self.stride, form=self.form)
-        y = on_own_tokens(self._convolve, (x, route.experts), jnp.moveaxis(self.kernel[...], 3, 0))
+        y = on_own_tokens(self._convolve, (input_of(self.kernel, x), route.experts), jnp.moveaxis(self.kernel[...], 3, 0))
         return y * route.gate[:, None, None, None].astype(y.dtype)
 
     def _convolve(self, images: tuple[Array, Array], kernel: Array, axis: str | None) -> Array:
         x, experts = images
         if axis is not None:  # the kernels are less to send than the maps that would go to them
             kernel = jax.lax.all_gather(kernel, axis, tiled=True)
-        return routed_conv(x, jnp.moveaxis(kernel, 0, 3), experts, stride=self.stride, form=self.form)
+        form = "each" if own_sizes((TENSOR_AXIS,))[TENSOR_AXIS] > 1 else self.form
+        return routed_conv(x, jnp.moveaxis(kernel, 0, 3), experts, stride=self.stride, form=form)
 
 
 def convolution(

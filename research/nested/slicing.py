@@ -111,13 +111,18 @@ def slice_like(arrays: Mapping[str, Array], full: Abstract, small: Abstract, sha
 def _cut(x: Array, axes: Sequence[str], shape: Sequence[int], full: Abstract, small: Abstract, shards: Mapping[str, int]) -> Array:
     for i, (name, size) in enumerate(zip(axes, shape, strict=True)):
         parts = shards.get(role(name), 1)
-        if parts > 1 and CUTS[role(name)] == "leading" and x.shape[i] % parts == size % parts == 0 and size < x.shape[i]:
+        if cut_in_parts(name, x.shape[i], size, parts):
             before, after = x.shape[:i], x.shape[i + 1 :]
             x = x.reshape(*before, parts, x.shape[i] // parts, *after)
             x = jax.lax.slice_in_dim(x, 0, size // parts, 1, i + 1).reshape(*before, size, *after)
         else:
             x = _take(x, i, axis_indices(name, x.shape[i], size, full.kept.get(name), small.kept.get(name)))
     return x
+
+
+def cut_in_parts(axis: str, full: int, small: int, parts: int) -> bool:
+    """Whether `slice_like` cuts an axis in each of its parts, so that none of them needs anything of another."""
+    return parts > 1 and CUTS[role(axis)] == "leading" and full % parts == small % parts == 0 and small < full
 
 
 def extract(

@@ -31,6 +31,7 @@ def reparam_conv(
     eps: float,
     *,
     form: str = "auto",
+    axis_name: tuple[str, ...] = (),
 ) -> Result:
     """Returns sum_n BN_n(depthwise(x, kernel_n, dilation_n)) under the moments of the batch.
 
@@ -43,13 +44,14 @@ def reparam_conv(
       eps: added to the variances.
       form: "auto" (by platform and shape), "cpu" (by shape), "moments", or a form of `depthwise_conv2d` for explicit branches; or a
         list for several ops, as `dispatch.resolve` takes it.
+      axis_name: mesh axes over which devices hold other rows, under `jax.shard_map`: the moments are those of all.
 
     Returns:
       (sum, mean of each branch, biased variance of each branch); no gradient flows through the moments.
     """
     own = dispatch.resolve(form, OP, FORMS)
     inner = own if own in depthwise.FORMS else "auto" if form == "moments" else form
-    options = dict(dilations=dilations, eps=eps, form=inner)
+    options = dict(dilations=dilations, eps=eps, form=inner, axis_name=axis_name)
     explicit, by_moments = functools.partial(_explicit, **options), functools.partial(_by_moments, **options)
     args = (x, tuple(kernels), scales, biases)
     if own in ("auto", "cpu") and x.shape[1] * x.shape[2] <= MOMENTS_PIXELS:
@@ -66,22 +68,24 @@ def merged_kernel(kernels: Sequence[Array], dilations: Sequence[int], factors: F
     return jnp.einsum("nhwc,nc->hwc", jnp.stack(windows), factors.astype(windows[0].dtype), precision=lax.Precision.HIGHEST)
 
 
-def _explicit(x, kernels, scales, biases, *, dilations, eps, form) -> Result:
+def _explicit(x, kernels, scales, biases, *, dilations, eps, form, axis_name) -> Result:
     outs = depthwise.depthwise_conv2d_multi(x, kernels, dilations, form=form)
-    normed = [batch_norm.batch_norm(y, s, b, eps) for y, s, b in zip(outs, scales, biases, strict=True)]
+    normed = [batch_norm.batch_norm(y, s, b, eps, axis_name) for y, s, b in zip(outs, scales, biases, strict=True)]
     total = sum((y for y, _, _ in normed[1:]), normed[0][0])
     return total, jnp.stack([m for _, m, _ in normed]), jnp.stack([v for _, _, v in normed])
 
 
-def _by_moments(x, kernels, scales, biases, *, dilations, eps, form) -> Result:
-    mean, var = branch_moments(x, kernels, dilations)
+def _by_moments(x, kernels, scales, biases, *, dilations, eps, form, axis_name) -> Result:
+    mean, var = branch_moments(x, kernels, dilations, axis_name)
     factors = scales * lax.rsqrt(var + eps)
     y = depthwise.depthwise_conv2d(x, merged_kernel(kernels, dilations, factors).astype(x.dtype), form=form)
     offset = (biases - mean * factors).sum(0)
     return (y + offset).astype(x.dtype), mean, var
 
 
-def branch_moments(x: Float[Array, "B H W C"], kernels: Sequence[Array], dilations: Sequence[int]) -> tuple[Array, Array]:
+def branch_moments(
+    x: Float[Array, "B H W C"], kernels: Sequence[Array], dilations: Sequence[int], axis_name: tuple[str, ...] = ()
+) -> tuple[Array, Array]:
     """Returns (mean [N, C], biased variance [N, C]) of each branch's output, from the moments of the input."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     batch, height, width, channels = x.shape
@@ -92,9 +96,10 @@ def branch_moments(x: Float[Array, "B H W C"], kernels: Sequence[Array], dilatio
     pixels, count = height * width, len(kernels)
     matrices = depthwise_toeplitz.matrices(windows, window, extent, extent).reshape(channels, count * pixels, pixels)
     # Moments about the input's mean at each pixel, so that the variance is no difference of large numbers.
-    centre = x_cm.mean(1)
+    centre = batch_norm.over_devices(x_cm.mean(1), axis_name)
     x_cm = x_cm - centre[:, None, :]
     gram = jnp.einsum("cbi,cbj->cij", x_cm, x_cm, precision=lax.Precision.HIGHEST) / batch
+    gram = batch_norm.over_devices(gram, axis_name)
     at_pixel = jnp.einsum("cpi,ci->cp", matrices, centre, precision=lax.Precision.HIGHEST).reshape(channels, count, pixels)
     mean = at_pixel.mean(-1)
     half = jnp.einsum("cpi,cij->cpj", matrices, gram, precision=lax.Precision.HIGHEST)

@@ -4,6 +4,7 @@ The kernels of all experts are one ordinary kernel with E groups of output chann
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +75,11 @@ def all_experts(x: Array, kernel: Array, experts: Array, *, stride: int) -> Arra
     return _select(_convolve(x, kernel.reshape(*window, num_experts * width), stride), experts, num_experts)
 
 
+def each_expert(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
+    """One convolution for each expert, then the choice among them."""
+    return _choose([_convolve(x, kernel[..., expert, :], stride) for expert in range(kernel.shape[3])], experts)
+
+
 def as_matrix(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
     """All groups as one matrix from all input pixels to all output pixels, then the choice among them."""
     tall, wide, inputs, num_experts, width = kernel.shape
@@ -98,10 +104,13 @@ def _taps(size: tuple[int, int], sides: tuple[int, int], stride: int) -> tuple[n
 def _select(y: Float[Array, "B h w E*O"], experts: Array, num_experts: int) -> Float[Array, "B h w O"]:
     """The group of each image's expert; of groups that are not chosen nothing counts, be it NaN."""
     width = y.shape[-1] // num_experts
-    chosen = y[..., :width]
-    for expert in range(1, num_experts):
-        mine = (experts == expert)[:, None, None, None]
-        chosen = jnp.where(mine, y[..., expert * width : (expert + 1) * width], chosen)
+    return _choose([y[..., expert * width : (expert + 1) * width] for expert in range(num_experts)], experts)
+
+
+def _choose(outputs: Sequence[Array], experts: Array) -> Array:
+    chosen = outputs[0]
+    for expert, y in enumerate(outputs[1:], 1):
+        chosen = jnp.where((experts == expert)[:, None, None, None], y, chosen)
     return chosen
 
 
@@ -125,5 +134,5 @@ def windows(x: Float[Array, "B H W I"], sides: tuple[int, int], stride: int) -> 
     return jnp.concatenate(taps, axis=-1)
 
 
-FORMS = {"naive": naive, "all": all_experts, "matrix": as_matrix, "grouped": grouped}
+FORMS = {"naive": naive, "all": all_experts, "each": each_expert, "matrix": as_matrix, "grouped": grouped}
 """Name -> form; each is `form(x, kernel, experts, stride=)`."""

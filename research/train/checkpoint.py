@@ -4,12 +4,14 @@ Orbax alone restores flipped bits silently and takes an empty step folder for th
 manifest does not exist: it is moved to `checkpoints/rejected/` with a message, and the one before is used.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from research.errors import UserError
 from research.train import processes
 
 MANIFEST = "nestax_manifest.json"
+PATIENCE_S = 120
+"""Seconds after which a save that timed out is believed to have: orbax asks the time of day, which may jump."""
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -103,6 +107,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "run"))
         self._sealing: threading.Thread | None = None
+        self._began = 0.0
         self._failure: BaseException | None = None
 
     def _reject_invalid(self) -> None:
@@ -132,10 +137,19 @@ class Checkpoints:
         self.wait()
         args = self._ocp.args
         items = args.Composite(state=args.StandardSave(state), run=args.JsonSave(run))
-        with self._disk_errors(step):
+        self._began = time.monotonic()
+        with self._disk_errors(step), self._late():
             self._manager.save(step, args=items, metrics=None if metric is None else {"metric": metric}, force=True)
         self._sealing = threading.Thread(target=self._seal, args=(step,), name="seal")
         self._sealing.start()
+
+    @contextlib.contextmanager
+    def _late(self) -> Iterator[None]:
+        """Keeps what `wait` is to judge."""
+        try:
+            yield
+        except TimeoutError as error:
+            self._failure = error
 
     def _seal(self, step: int) -> None:
         try:
@@ -146,8 +160,8 @@ class Checkpoints:
         except BaseException as error:  # handed to the thread that calls wait()
             self._failure = error
 
-    def wait(self) -> None:
-        """Waits until the last save is on disk with its manifest.
+    def wait(self) -> bool:
+        """Waits until the last save is on disk with its manifest; False where it is not, because the clock jumped meanwhile.
 
         Raises:
           UserError: it could not be written.
@@ -157,8 +171,12 @@ class Checkpoints:
             self._sealing = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            if isinstance(failure, TimeoutError) and time.monotonic() - self._began < PATIENCE_S:
+                self._say("a checkpoint was given up, because the clock jumped while it was written; the next one counts")
+                return False
             with self._disk_errors(None):
                 raise failure
+        return True
 
     def _disk_errors(self, step: int | None) -> "_DiskErrors":
         return _DiskErrors(self, step)
@@ -183,10 +201,20 @@ class Checkpoints:
         return self._manager.best_step()
 
     def close(self) -> None:
+        """Waits for the last save and ends.
+
+        Raises:
+          UserError: it could not be written.
+        """
         try:
             self.wait()
         finally:
             self._manager.close()
+
+    def abandon(self) -> None:
+        """Ends a save that is under way, well or not, where a run ends for another reason: its threads must not outlive the interpreter."""
+        with contextlib.suppress(Exception):
+            self.close()
 
 
 class _DiskErrors:

@@ -34,6 +34,9 @@ from research.train.rundir import RunDir, write_json
 from research.train.setup import Setup, make_programs, make_setup
 from research.train.watch import Clock
 
+SAVES = 9
+"""How often the last save is tried while the clock jumps."""
+
 
 class Reporter(Protocol):
     """Where a run tells a human what it does."""
@@ -155,6 +158,7 @@ class Run:
                     self._status("failed", error=str(error))
                 raise
             finally:
+                self.checkpoints.abandon()
                 self.profile.close()
                 self.programs.close()
                 self.rundir.close()
@@ -207,13 +211,13 @@ class Run:
                 self._evaluate(final=True)
                 self.ended = True
                 if self.saved != self.step:  # SIGTERM came after the last update: the state is there
-                    self._save()
+                    self._save_surely()
             self.checkpoints.close()
             return self._finish()
         except Preempted:
             self._read(pending, log_every)
             if self.saved != self.step and self.step:
-                self._save()
+                self._save_surely()
             self.checkpoints.close()
             raise Preempted(self.step) from None
 
@@ -393,6 +397,14 @@ class Run:
         run |= {"evaluated": self.evaluated, "reached": self.reached}
         self.checkpoints.save(self.step, self.state, run, metric)
         self.saved = self.step
+
+    def _save_surely(self) -> None:
+        """The last save of a process: there is no next one that would make up for it."""
+        for _ in range(SAVES):
+            self._save()
+            if self.checkpoints.wait():
+                return
+        raise UserError(f"the state could not be saved in {SAVES} tries, because the clock keeps jumping; {self._safe()}")
 
     # -- before and after --------------------------------------------------------------------------------------
 

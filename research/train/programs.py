@@ -136,7 +136,9 @@ class Programs:
 
     def sliced(self, name: str, arrays: Arrays) -> Arrays:
         """Returns the slices of full-size arrays that sub-network `name` is made of."""
-        return slice_like(arrays, self.full, self.small(name), self.shards)
+        small = self.small(name)
+        whole = sharding.whole_where_cut(arrays, {**self.param_shardings, **self.stat_shardings}, self.full, small, self.shards)
+        return slice_like(whole, self.full, small, self.shards)
 
     def _cast(self, arrays: Arrays) -> Arrays:
         dtype = DTYPES[self.config["train"]["precision"]]

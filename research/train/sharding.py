@@ -14,16 +14,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from research.errors import UserError
 from research.modules.axes import Axes, role
-from research.modules.mesh import MESH_AXES
+from research.modules.mesh import MESH_AXES, TENSOR_AXIS, TENSOR_ROLES, laid_out
+from research.modules.state import Abstract
+from research.nested.slicing import cut_in_parts
 
 RULES: tuple[tuple[str, str | None], ...] = (
     ("experts", "expert"),
-    ("mlp", "tensor"),
-    ("heads", "tensor"),
-    ("bottleneck", "tensor"),
-    ("inner", "tensor"),
-    ("classes", "tensor"),
-    ("vocab", "tensor"),
+    *((role, TENSOR_AXIS) for role in TENSOR_ROLES),
     ("embed", "fsdp"),
     ("mlp", "fsdp"),
     ("bottleneck", "fsdp"),
@@ -163,6 +160,31 @@ def like_params(tree: Any, shapes: Mapping[str, Any], shardings: Mapping[str, Na
         return replicated
 
     return jax.tree_util.tree_map_with_path(choose, tree)
+
+
+def whole_where_cut(
+    arrays: Mapping[str, Any], shardings: Mapping[str, NamedSharding], full: Abstract, small: Abstract, shards: Mapping[str, int]
+) -> dict[str, Any]:
+    """Gathers, inside a program, the axes of weights along which a smaller network is about to be cut from them.
+
+    A slice of a sharded axis would move weights from device to device; a whole axis is cut where it is. Axes that are cut in as many
+    parts as they have shards need nothing, see `research.nested.slicing.slice_like`.
+    """
+    targets, out = {**small.params, **small.stats}, dict(arrays)
+    for name, x in arrays.items():
+        spec = shardings[name].spec
+        if name not in targets or not any(spec):
+            continue
+        axes, shape, sizes = full.axes[name], targets[name].shape, shardings[name].mesh.shape
+
+        def stays(i: int, where: str, axes=axes, shape=shape, x=x, sizes=sizes) -> bool:
+            parts = shards.get(role(axes[i]), 1)
+            return shape[i] == x.shape[i] or (parts % sizes[where] == 0 and cut_in_parts(axes[i], x.shape[i], shape[i], parts))
+
+        wanted = [where if where is None or stays(i, where) else None for i, where in enumerate(spec)]
+        if wanted != list(spec):
+            out[name] = laid_out(x, *wanted)
+    return out
 
 
 def dump(shardings: Mapping[str, NamedSharding]) -> dict[str, str]:

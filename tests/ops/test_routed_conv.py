@@ -62,7 +62,7 @@ def test_lowers_for_accelerators():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"form": "fast"}, "form is 'fast'; expected one of auto, cpu, naive, all, matrix, grouped"),
+        ({"form": "fast"}, "form is 'fast'; expected one of auto, cpu, naive, all, each, matrix, grouped"),
         ({"experts": jnp.zeros(5, jnp.int32)}, r"experts has shape \(5,\)"),
         ({"kernel": jnp.zeros((2, 2, 3, 3, 2))}, "windows 2x2; expected odd sides"),
     ],

@@ -12,7 +12,7 @@ import jax
 
 STORED = Path(__file__).parent / "collectives.json"
 MESHES = {"data=2,fsdp=4": dict(data=2, fsdp=4), "data=4,tensor=2": dict(data=4, tensor=2)}
-BATCH = 24
+BATCH = 56
 
 
 def smaller(config):
@@ -38,7 +38,7 @@ def found_in(config, small, sizes):
     from research.modules.state import abstract
     from research.nested.slicing import slice_like
     from research.report.collectives import collectives
-    from research.train.sharding import layout, make_mesh
+    from research.train.sharding import layout, make_mesh, whole_where_cut
     from tests.models import twins
 
     full = abstract(config)
@@ -49,7 +49,9 @@ def found_in(config, small, sizes):
     batch = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
     def loss(params, stats, x):
-        cut = lambda arrays: slice_like(arrays, full, abstract(small), shards)  # noqa: E731
+        def cut(arrays):
+            return slice_like(whole_where_cut(arrays, places, full, abstract(small), shards), full, abstract(small), shards)
+
         return twins.loss(small, cut(params), cut(stats), x)
 
     x = jax.eval_shape(lambda: twins.images(config, BATCH))
