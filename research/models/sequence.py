@@ -254,7 +254,7 @@ class Layer(nnx.Module):
     """x + mixer(norm(x)), then x + ffn(norm(x)) where there is one."""
 
     def __init__(self, config: SequenceConfig, kind: str, ffn: str, scope: str, init: Init):
-        self.rate = config.dropout
+        self.rate, self.carries = config.dropout, config.spec(kind).carries
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
         self.mixer = config.spec(kind).build(config.dim, config.length, scope, init.child("mixer"), config.form)
         self.ffn_norm = None if ffn == "none" else RMSNorm(config.dim, "embed", init.child("ffn_norm"), eps=config.norm_eps)
@@ -273,7 +273,7 @@ class Layer(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], call: Call) -> Float[Array, "B T D"]:
         """From the start of the sequences."""
-        return self._feed_forward(self._add(x, context.mix(self.mixer, self.norm(x), call), call, 0), call)
+        return self._feed_forward(self._add(x, context.mix(self.mixer, self.norm(x), call, self.carries), call, 0), call)
 
     def extend(self, x: Float[Array, "B T D"], call: Call, state) -> tuple[Float[Array, "B T D"], Any]:
         """From a state."""

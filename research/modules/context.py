@@ -20,8 +20,14 @@ from research.modules.mixers.base import Call
 from research.modules.state import merge, split
 
 
-def mix(mixer: Any, x: Float[Array, "B T D"], call: Call) -> Float[Array, "B T D"]:
+def mix(mixer: Any, x: Float[Array, "B T D"], call: Call, carries: bool) -> Float[Array, "B T D"]:
     """Returns `mixer(x, call)[0]` from the start of the sequences, each device of the mesh on its own rows and its stretch of them.
+
+    Args:
+      mixer: of one layer.
+      x: whole sequences.
+      call: as for the mixer.
+      carries: whether its state is all that later tokens need of earlier ones, see `research.modules.mixers.base.Spec`.
 
     Without a mesh, where neither rows nor tokens divide over it, or where the mixer keeps statistics of all tokens, it sees whole sequences.
     """
@@ -29,7 +35,7 @@ def mix(mixer: Any, x: Float[Array, "B T D"], call: Call) -> Float[Array, "B T D
     batch = tuple(name for name in BATCH_AXES if sizes[name] > 1)
     rows, devices = math.prod(sizes[name] for name in batch), sizes[CONTEXT_AXIS]
     batch = batch if x.shape[0] % rows == 0 else ()
-    cut = devices > 1 and x.shape[1] % devices == 0 and mixer.spec.carries
+    cut = devices > 1 and x.shape[1] % devices == 0 and carries
     graphdef, params, stats, _ = split(mixer)
     if stats or not (batch or cut):
         return mixer(x, call, None)[0]

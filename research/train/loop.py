@@ -7,7 +7,6 @@ any point and started again it ends with the same bits and the same `metrics.jso
 import contextlib
 import signal
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,11 +23,10 @@ from research.report import machine
 from research.report.experts import dead, loads
 from research.report.run_card import load_metrics, write_report
 from research.tasks.base import shown
-from research.train import costs, experts, initial, processes, spread, watch
+from research.train import ahead, costs, experts, initial, processes, records, spread, watch
 from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator, place
 from research.train.finish import final_report
-from research.train.processes import place_whole
 from research.train.programs import Programs, State
 from research.train.rundir import RunDir, write_json
 from research.train.setup import Setup, make_programs, make_setup
@@ -175,7 +173,7 @@ class Run:
         eval_every, save_every = self.setup.steps("eval", "every"), self.setup.steps("checkpoint", "every")
         log_every = max(self.setup.steps("train", "log_every"), 1)
         due = lambda every: every and self.step and self.step % every == 0  # noqa: E731
-        self._prefetch()
+        ahead.compile_ahead(self.config, self.setup, self.programs, self.evaluator, self.step)
         grads, pending = self.programs.zero_grads(), None
         batches = self.setup.batches(self.step, self.programs.share)
         try:
@@ -223,21 +221,11 @@ class Run:
 
     def _next(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The next batch; a source that fails or stalls ends the run in one line."""
-        name, limit = self.config["data"]["name"], self.config["data"]["stall_s"]
+        data = self.config["data"]
         try:
-            with watch.deadline(limit):
-                return next(batches)
-        except UserError:
-            raise
-        except watch.Late:
-            raise UserError(f"data {name} gave no batch for step {self.step} in {limit:g} s (data.stall_s); {self._safe()}") from None
-        except Exception as error:
-            kept = self.rundir.path / "error.txt"
-            kept.write_text(traceback.format_exc())
-            first = (str(error).strip().splitlines() or ["no message"])[0][:200]
-            raise UserError(
-                f"data {name} failed at step {self.step}: {type(error).__name__}: {first} (all of it in {kept}); {self._safe()}"
-            ) from None
+            return watch.timely(batches, self.step, data["stall_s"], self.rundir.path / "error.txt")
+        except watch.DataLost as lost:
+            raise UserError(f"data {data['name']} {lost}; {self._safe()}") from None
 
     def _safe(self) -> str:
         """What a run that ends here goes on from; waits for a save that is under way."""
@@ -282,12 +270,9 @@ class Run:
 
     def _update_spread(self, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any) -> tuple[Any, dict[str, Any]]:
         """One update whose networks are trained at the same time, each on its own devices."""
-        programs, state = self.programs, self.state
-        devices = np.arange(programs.mesh.size, dtype=np.uint32)
-        clock = np.stack([np.full_like(devices, self.step), devices, devices], 1)
-        placed = place(batch, programs)
-        clock, places = (place_whole(a, programs.batch_sharding) for a in (clock, programs.spread_places(draws)))
-        args = (state.params, state.stats, grads, placed, clock, places)
+        state, programs = self.state, self.programs
+        clock, places = spread.places(programs, self.step, draws)
+        args = (state.params, state.stats, grads, place(batch, programs), clock, places)
         program = self._program("spread", "full", *args)
         self._tick_compile()
         grads, metrics = program(*args)
@@ -327,15 +312,7 @@ class Run:
             self._not_finite(step, ",".join(sorted({n for n, _ in host["losses"]})), "gradient")
         if step % log_every >= len(self.setup.phases) and step != self.total:  # a line for each phase of a round
             return
-        loss = float(np.mean([v["loss"] for _, v in host["losses"]]))
-        means = {k: float(np.mean([v[k] for _, v in host["losses"]])) for k in host["losses"][0][1] if k not in ("loss", "experts")}
-        record = {"loss": loss, **means, "lr": float(host["lr"]), "grad_norm": float(host["grad_norm"])}
-        record |= {f"loss/{name}": float(v["loss"]) for name, v in host["losses"]}
-        record |= {f"norm/{name}": float(value) for name, value in host.get("norms", {}).items()}
-        for values in (v["experts"] for _, v in host["losses"] if "experts" in v):
-            record |= experts.records(self.setup.space.full, values)
-        if not host["finite"]:
-            record["skipped"] = 1
+        record = records.of_update(host, self.setup.space.full)
         self.rundir.metrics(step, record)
         self._log_speed(step, record)
 
@@ -354,12 +331,7 @@ class Run:
         for line in watch.stragglers(parts["data_ms"] + parts["dispatch_ms"]):
             self.reporter.say(f"step {step}: {line}")
         self._status("training", loss=record["loss"], eta_s=round(eta), **timing)
-        headings = {"accuracy": "acc", "robust_accuracy": "robust"}
-        measured = "".join(f"{text} {record[key]:.3f}  " for key, text in headings.items() if key in record)
-        text = (
-            f"loss {record['loss']:.4f}  {measured}lr {record['lr']:.2e}  {rate:,.0f} {unit}/s  "
-            f"MFU {100 * mfu:.1f} %  ETA {int(eta) // 60}:{int(eta) % 60:02d}"
-        )
+        text = records.progress(record, rate, unit, mfu, eta)
         self.reporter.progress(step, self.total, text)
 
     def _not_finite(self, step: int, name: str, what: str) -> None:
@@ -452,32 +424,6 @@ class Run:
             f"{report['programs']} programs compiled in {report['compile_s']:.1f} s (at most {report['programs_bound']} allowed)"
         )
         return report
-
-    def _prefetch(self) -> None:
-        """Starts compiling every program that the run will surely use, in the order of need."""
-        config = self.config
-        params, stats = dict(self.programs.full.params), dict(self.programs.full.stats)
-        seen: dict[tuple[str, bool], int] = {}
-        if self.step < self.total:
-            for step in range(self.step, min(self.total, self.step + 50)):
-                for draw in self.setup.draw(step):
-                    seen.setdefault((draw.name, draw.distill), draw.parts)
-        if config["nested"]["spread"]:
-            batch, devices = self.setup.batch_shapes(config["data"]["batch_size"]), self.programs.mesh.size
-            clock, places = np.zeros((devices, 3), np.uint32), np.zeros(devices, np.int32)
-            self.programs.prefetch("spread", "full", params, stats, params, batch, clock, places)
-            self.programs.prefetch("update", "", self.programs.state_shapes, params, np.int32(0), phase="")
-            seen = {}
-        for i, ((name, distill), parts) in enumerate(seen.items()):
-            size = config["data"]["batch_size"] // parts // config["train"]["accumulate"]
-            batch = self.setup.batch_shapes(size)
-            teacher = self.programs.outputs(batch) if distill else np.float32(0)
-            args = (params, stats, params, batch, np.zeros(3, np.uint32), np.float32(0), teacher)
-            for phase in {self.setup.phase(n): None for n in range(len(self.setup.phases))}:
-                self.programs.prefetch("gradient", name, *args, distill=distill, phase=phase)
-                if i == 0:
-                    self.programs.prefetch("update", "", self.programs.state_shapes, params, np.int32(0), phase=phase)
-        self.evaluator.prefetch(self.setup.order, params)
 
 
 def part_of(batch: dict[str, np.ndarray], slot: int, slots: int) -> dict[str, np.ndarray]:

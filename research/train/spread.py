@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research.errors import UserError
 from research.modules.mesh import BATCH_AXES
 from research.nested.schemes import Draw
+from research.train.processes import place_whole
 
 
 def check(config: dict[str, Any], mesh: Any) -> None:
@@ -70,6 +71,13 @@ def program(branches: Sequence[Callable], mesh: Any, share: float) -> Callable:
         return jax.tree.map(jnp.add, grads, new), metrics
 
     return whole
+
+
+def places(programs: Any, step: int, draws: Sequence[Draw]) -> tuple[jax.Array, jax.Array]:
+    """Returns (clock [D, 3] of every device, the place [D] of its network), on the devices of `Programs`."""
+    devices = np.arange(programs.mesh.size, dtype=np.uint32)
+    clock = np.stack([np.full_like(devices, step), devices, devices], 1)
+    return place_whole(clock, programs.batch_sharding), place_whole(programs.spread_places(draws), programs.batch_sharding)
 
 
 def per_network(metrics: Mapping[str, np.ndarray], draws: Sequence[Draw]) -> list[tuple[str, dict[str, np.ndarray]]]:

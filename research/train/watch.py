@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,36 @@ class Breakdown:
         out = {f"{part}_ms": 1e3 * seconds / max(steps, 1) for part, seconds in self.seconds.items()}
         self.seconds = dict.fromkeys(PARTS, 0.0)
         return out
+
+
+class DataLost(Exception):
+    """A source of data failed or stalled."""
+
+
+def timely(batches: Iterator[Any], step: int, limit: float, kept: Path) -> Any:
+    """Returns the next batch.
+
+    Args:
+      batches: the source.
+      step: whose batch it is.
+      limit: seconds that it may take; 0 for any number.
+      kept: file for the traceback of a source that fails.
+
+    Raises:
+      DataLost: it failed, or took longer.
+      UserError: as the source raises it.
+    """
+    try:
+        with deadline(limit):
+            return next(batches)
+    except UserError:
+        raise
+    except Late:
+        raise DataLost(f"gave no batch for step {step} in {limit:g} s (data.stall_s)") from None
+    except Exception as error:
+        kept.write_text(traceback.format_exc())
+        first = (str(error).strip().splitlines() or ["no message"])[0][:200]
+        raise DataLost(f"failed at step {step}: {type(error).__name__}: {first} (all of it in {kept})") from None
 
 
 def stragglers(own_ms: float) -> list[str]:

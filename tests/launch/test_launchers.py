@@ -1,11 +1,14 @@
 """What the launchers of clusters render, checked by the engines' own readers where these are installed; and their mistakes."""
 
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 import yaml
+
+from tests.launch import jobset_schema
 
 RECIPE = ["--config=configs/quickstart.py", "--config.seed=7"]
 SLURM = ["slurm", "--nodes=2", "--gpus_per_node=8", "--partition=long run", "--workdir=runs/pod", *RECIPE]
@@ -69,7 +72,10 @@ def test_the_hosts_loop_ends_at_success_and_at_mistakes_and_gives_up(tmp_path):
 
 @pytest.mark.parametrize("arguments", [TPU_PODS, GPU_PODS])
 def test_jobset_manifest(arguments):
+    """With JOBSET_CRD, the path of JobSet's CRD, and jsonschema at hand the engine's own schema is asked too."""
     manifest = yaml.safe_load(render(arguments))
+    if "JOBSET_CRD" in os.environ:
+        assert not jobset_schema.mistakes(os.environ["JOBSET_CRD"], manifest)
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (replicated,) = manifest["spec"]["replicatedJobs"]
     job, pod = replicated["template"]["spec"], replicated["template"]["spec"]["template"]["spec"]

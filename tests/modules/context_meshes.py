@@ -1,6 +1,6 @@
 """Every mixer over sequences that are cut over 8 simulated devices, and whole; prints deviations and collectives as JSON.
 
-Run as a process of its own: `python -m tests.modules.context_meshes [--packed_only] [KIND ...]`.
+Run as a process of its own: `python -m tests.modules.context_meshes [--packed_only] [KIND ...]`, of all kinds without one.
 """
 
 import dataclasses
@@ -16,8 +16,10 @@ def config_of(kind: str):
 
     spec = SequenceConfig().spec(kind)
     small = {"heads": 2, "state": 4}
+    if kind == "routing":
+        small |= {"local_heads": 1, "clusters": 2}
     if kind.startswith("mamba"):
-        small = {"head_dim": 8, "state": 4}
+        small = {"head_dim": 8, "state": 4, "angles": 2}
     fields = {k: v for k, v in small.items() if hasattr(spec, k)}
     return SequenceConfig(
         vocab_size=16, dim=16, depth=2, length=32, pattern=kind, ffn="mlp", ffn_dim=16, **{kind: dataclasses.replace(spec, **fields)}
@@ -28,6 +30,7 @@ def main(kinds: list[str], packed_only: bool) -> None:
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
+    from research.models.sequence import SequenceConfig
     from research.modules.mesh import BATCH_AXES
     from research.modules.state import apply, initialize
     from research.report.collectives import collectives
@@ -40,7 +43,7 @@ def main(kinds: list[str], packed_only: bool) -> None:
     if not packed_only:
         ways += [("", None, dict(context=8)), ("", None, dict(data=2, context=4))]
     results = {}
-    for kind in kinds:
+    for kind in kinds or [kind for kind, spec in SequenceConfig.specs().items() if getattr(spec, "causal", True)]:
         config = config_of(kind)
         params, stats = jax.jit(lambda key, c=config: initialize(c, key))(jax.random.key(0))
 
@@ -64,6 +67,7 @@ def main(kinds: list[str], packed_only: bool) -> None:
                 "passed_on": sum(c.kind == "collective-permute" for c in found),
                 "gathered": [f"{c.shapes} over {'+'.join(c.axes)}" for c in found if c.kind == "all-gather"],
             }
+        print(kind, file=sys.stderr, flush=True)
     print(json.dumps(results))
 
 

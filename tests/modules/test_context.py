@@ -4,6 +4,9 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from research.models.sequence import SequenceConfig
 from tests.train.test_sharding import FAST
 
 QUICK = ("gla", "attention")
@@ -29,3 +32,12 @@ def test_stretches_of_packed_sequences_give_the_whole_s_numbers():
     results = deviations("--packed_only", *QUICK)
     check(results)
     assert all(found["passed_on"] for name, found in results.items() if name.startswith("gla"))
+
+
+@pytest.mark.slow
+def test_every_mixer_over_cut_sequences_gives_the_whole_s_numbers():
+    results = deviations()
+    assert {name.split(" ")[0] for name in results} == {
+        kind for kind, spec in SequenceConfig.specs().items() if getattr(spec, "causal", True)
+    }
+    check(results)

@@ -32,8 +32,9 @@ def test_shares_of_a_part_make_it_up(parts, count):
 
 
 def run(workdir, *more, module="launch.train"):
+    flags = [] if any(word.startswith("--config=") for word in more) else FLAGS
     done = subprocess.run(
-        [sys.executable, "-m", module, *FLAGS, f"--workdir={workdir}", *more], capture_output=True, text=True, timeout=600, env=FAST
+        [sys.executable, "-m", module, *flags, f"--workdir={workdir}", *more], capture_output=True, text=True, timeout=600, env=FAST
     )
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-1500:]
     return done.stdout
@@ -86,4 +87,43 @@ def test_two_processes_give_the_numbers_of_one_which_goes_on_from_their_checkpoi
     assert "error: process 1 of 2 was killed by SIGKILL" in output.strip().splitlines()[-1]
     output = run(workdir)
     assert "resumed from step" in output
+    np.testing.assert_allclose(losses(workdir), losses(one), rtol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, devices, sizes", [(4, 1, "data=4"), (2, 2, "fsdp=4"), (4, 2, "data=2,fsdp=2,tensor=2")])
+def test_processes_with_meshes_across_them_give_the_numbers_of_one(count, devices, sizes, one, tmp_path):
+    """Weights cut over devices of several processes; then the same run's last checkpoint is read by one process."""
+    workdir = tmp_path / "run"
+    mesh = [f"--config.mesh.{size}" for size in ("data=1," + sizes if "data" not in sizes else sizes).split(",")] + [
+        "--config.mesh.min_size=1"
+    ]
+    output = run(workdir, f"--processes={count}", f"--devices={devices}", *mesh, module="launch.local")
+    np.testing.assert_allclose(losses(workdir), losses(one), rtol=2e-5)
+    assert "of the 2 networks" in output
+
+
+@pytest.mark.slow
+def test_experts_over_two_processes(tmp_path):
+    flags = ["--config=tests/tiny_lm.py:moe", "--config.train.duration=3", "--config.eval.every=0", "--config.mesh.min_size=1"]
+    flags += ["--config.data.batch_size=16"]
+    run(tmp_path / "one", *flags)
+    run(tmp_path / "two", "--processes=2", "--devices=2", *flags, "--config.mesh.data=1", "--config.mesh.expert=4", module="launch.local")
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_processes_agree_on_the_step_at_which_sigterm_stops_them(one, tmp_path):
+    workdir = tmp_path / "two"
+    command = [sys.executable, "-m", "launch.local", "--processes=2", *FLAGS, f"--workdir={workdir}"]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=FAST)
+    metrics = workdir / "metrics.jsonl"
+    while parent.poll() is None and not (metrics.exists() and '"loss"' in metrics.read_text()):
+        time.sleep(0.02)
+    parent.send_signal(signal.SIGTERM)
+    output = parent.communicate(timeout=120)[0]
+    assert parent.returncode == 75 and "Traceback" not in output, output[-1000:]
+    stopped = int(output.split("stopped by SIGTERM at step ")[1].split(";")[0])
+    assert (workdir / "checkpoints" / str(stopped) / "nestax_manifest.json").exists()
+    run(workdir, "--processes=2", module="launch.local")
     np.testing.assert_allclose(losses(workdir), losses(one), rtol=2e-5)

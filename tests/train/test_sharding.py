@@ -101,6 +101,7 @@ def test_parameters_on_eight_devices_in_one_way(tmp_path):
     for name in PURE:
         np.testing.assert_allclose(results[name]["losses"], results["data=1"]["losses"], rtol=2e-5)
         assert results[name]["split"][UP] == results[name]["split"][f"mu:{UP}"] == (1 if name == "data=8" else 8)
+        assert_same_parameters(results[name], results["data=1"])
 
 
 @pytest.mark.slow
@@ -120,6 +121,14 @@ def test_a_sequence_cut_over_devices_trains_as_a_whole(tmp_path):
     results = run_on({1: ["sequence:data=1"], 8: meshes}, tmp_path)
     for name in meshes:
         np.testing.assert_allclose(results[name]["losses"], results["sequence:data=1"]["losses"], rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_experts_on_eight_devices_train_as_on_one(tmp_path):
+    meshes = ["moe:data=2,expert=4", "moe:fsdp=2,tensor=2,expert=2"]
+    results = run_on({1: ["moe:data=1"], 8: meshes}, tmp_path)
+    for name in meshes:
+        np.testing.assert_allclose(results[name]["losses"], results["moe:data=1"]["losses"], rtol=2e-5)
 
 
 @pytest.mark.slow
@@ -172,6 +181,14 @@ def test_a_checkpoint_is_restored_on_another_mesh(results):
     moved, one = results[MOVED], results["data=1"]
     assert 0 < moved["resumed_at"] < 3
     np.testing.assert_allclose(moved["losses"], one["losses"], rtol=2e-5)
+    assert_same_parameters(moved, one)
+
+
+def assert_same_parameters(found, expected):
+    found, expected = np.load(found["params"]), np.load(expected["params"])
+    assert set(found.files) == set(expected.files)
+    for name in expected.files:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6, rtol=2e-5, err_msg=name)
 
 
 def test_arrays_lie_where_the_rules_say(results):

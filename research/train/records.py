@@ -1,0 +1,39 @@
+"""What a run tells of an update: the line of metrics.jsonl, and the line that the terminal shows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from research.train import experts
+
+HEADINGS = {"accuracy": "acc", "robust_accuracy": "robust"}
+
+
+def of_update(host: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Returns the numbers of an update: means over its sub-networks, the loss of each, norms, and the load of experts.
+
+    Args:
+      host: metrics of an update, on the host: "losses" as (sub-network, its numbers), "lr", "grad_norm", "finite", maybe "norms".
+      config: of the full network.
+    """
+    losses = host["losses"]
+    record: dict[str, Any] = {"loss": float(np.mean([v["loss"] for _, v in losses]))}
+    record |= {k: float(np.mean([v[k] for _, v in losses])) for k in losses[0][1] if k not in ("loss", "experts")}
+    record |= {"lr": float(host["lr"]), "grad_norm": float(host["grad_norm"])}
+    record |= {f"loss/{name}": float(v["loss"]) for name, v in losses}
+    record |= {f"norm/{name}": float(value) for name, value in host.get("norms", {}).items()}
+    for values in (v["experts"] for _, v in losses if "experts" in v):
+        record |= experts.records(config, values)
+    if not host["finite"]:
+        record["skipped"] = 1
+    return record
+
+
+def progress(record: Mapping[str, float], rate: float, unit: str, mfu: float, eta: float) -> str:
+    """Returns the line of the terminal; `rate` in `unit` a second, `mfu` as a fraction, `eta` in seconds."""
+    measured = "".join(f"{text} {record[key]:.3f}  " for key, text in HEADINGS.items() if key in record)
+    return (
+        f"loss {record['loss']:.4f}  {measured}lr {record['lr']:.2e}  {rate:,.0f} {unit}/s  "
+        f"MFU {100 * mfu:.1f} %  ETA {int(eta) // 60}:{int(eta) % 60:02d}"
+    )
