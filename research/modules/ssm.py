@@ -4,6 +4,7 @@ Gu and Dao 2023 (arXiv 2312.00752), section 3 and the released code, whose initi
 released projections is a kernel of its own here, so that channels, state and rank are axes with names.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from research.modules.axes import Init, Initializer
 from research.modules.layers import ones
+from research.modules.mesh import TENSOR_AXIS, own_sizes
 from research.ops.depthwise_1d import causal_conv1d, causal_conv1d_step
 from research.ops.precision import wide
 from research.ops.selective_scan import selective_scan, selective_scan_step
@@ -89,6 +91,29 @@ def short_conv(x, kernel, bias, segment_ids=None, state=None, *, activation: boo
     y, state = causal_conv1d(x, kernel.astype(x.dtype), state, segment_ids=segment_ids, form=form)
     y = y if bias is None else y + bias
     return (jax.nn.silu(y) if activation else y), state
+
+
+def short_convs(
+    xs: Sequence[Float[Array, "B T C"]],
+    convs: Sequence[ShortConv],
+    segment_ids: Int[Array, "B T"] | None = None,
+    state: Float[Array, "B S C"] | None = None,
+    *,
+    form: str = "auto",
+) -> tuple[list[Float[Array, "B T C"]], Float[Array, "B S C"]]:
+    """Several convolutions, each of an input of its own; returns (outputs, state of all their channels side by side).
+
+    They are one convolution of all channels, but where channels are cut over devices: side by side they would be cut elsewhere.
+    """
+    kernels, biases = zip(*(conv.flat() for conv in convs), strict=True)
+    cuts = list(itertools.accumulate(x.shape[-1] for x in xs))[:-1]
+    if own_sizes((TENSOR_AXIS,))[TENSOR_AXIS] > 1:
+        states = [None] * len(xs) if state is None else jnp.split(state, cuts, -1)
+        each = [short_conv(*one, form=form) for one in zip(xs, kernels, biases, [segment_ids] * len(xs), states, strict=True)]
+        return [y for y, _ in each], jnp.concatenate([after for _, after in each], -1)
+    bias = None if biases[0] is None else jnp.concatenate(biases)
+    y, state = short_conv(jnp.concatenate(xs, -1), jnp.concatenate(kernels, -1), bias, segment_ids, state, form=form)
+    return jnp.split(y, cuts, -1), state
 
 
 def short_conv_step(x, kernel, bias, state, *, activation: bool = True):

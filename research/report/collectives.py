@@ -23,6 +23,7 @@ _OP = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=\{(\{[^=]*?\})\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{(\{[^=]*?\})\}")
 
 
@@ -147,7 +148,13 @@ def _runs(hlo: str) -> Mapping[str, int]:
 
 
 def _groups(line: str) -> list[list[int]]:
-    """Returns the groups of devices of a line, explicit or as XLA's iota form; of a permute the pairs."""
+    """Returns the groups of devices of a line, explicit, in XLA's iota form or by the axes of a mesh; of a permute the pairs.
+
+    Raises:
+      ValueError: groups in a form that is not known.
+    """
+    if mesh := _MESH.search(line):
+        return _groups_of_mesh(*mesh.groups())
     if iota := _IOTA.search(line):
         count, size, dims, order = iota.groups()
         ids = np.arange(int(count) * int(size)).reshape([int(d) for d in dims.split(",")])
@@ -156,8 +163,31 @@ def _groups(line: str) -> list[list[int]]:
         return ids.reshape(int(count), int(size)).tolist()
     match = _GROUPS.search(line) or _PAIRS.search(line)
     if match is None:
+        if "replica_groups={}" not in line and "replica_groups=" in line:
+            raise ValueError(f"groups of an unknown form: {line.strip()[:300]}")
         return []
     return [[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match.group(1))]
+
+
+def _groups_of_mesh(axes: str, dims: str | None, order: str | None, over: str) -> list[list[int]]:
+    """Groups of mesh['a'=4,'b'=2] {'a'}, maybe with an order of devices; of an axis 'a':(2)2 the part of 2 behind the first 2 takes part."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
+    ids = np.arange(math.prod(sizes.values()))
+    if dims:
+        ids = ids.reshape([int(d) for d in dims.split(",")])
+        ids = ids.transpose([int(i) for i in order.split(",")]) if order else ids
+    shape: list[int] = []
+    takes_part: list[bool] = []
+    wanted = {name: (int(before or 1), int(size or 0)) for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over)}
+    for name, size in sizes.items():
+        before, part = wanted.get(name, (size, 1))
+        part = part or size
+        shape += [before, part, size // before // part]
+        takes_part += [False, name in wanted, False]
+    ids = ids.reshape(shape)
+    kept = [i for i, part in enumerate(takes_part) if not part]
+    joined = [i for i, part in enumerate(takes_part) if part]
+    return ids.transpose(kept + joined).reshape(-1, math.prod(shape[i] for i in joined)).tolist()
 
 
 def _bytes(dtype: str, sizes: str) -> int:

@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from research.errors import UserError
-from research.report.collectives import axes_of, by_axes, collectives, summary
+from research.report.collectives import _groups, axes_of, by_axes, collectives, summary
 from research.report.roofline import CHIPS, predict
 
 MESH = AbstractMesh((2, 4), ("data", "tensor"))
@@ -78,3 +78,23 @@ def test_prediction_takes_the_longest_part():
     with pytest.raises(UserError, match="unknown chip 'tpu_v9'; valid: tpu_v5e"):
         predict("tpu_v9", flops=1, memory_bytes=1, sent={})
     assert all(c.source for c in CHIPS.values())
+
+
+@pytest.mark.parametrize(
+    "text, groups",
+    [
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+    ],
+)
+def test_groups_by_the_axes_of_a_mesh(text, groups):
+    assert (
+        _groups(f"%g = f32[8] all-gather(%x), channel_id=1, replica_groups={text}, dimensions={{0}}, use_global_device_ids=true") == groups
+    )
+
+
+def test_groups_of_an_unknown_form_are_not_taken_for_all():
+    with pytest.raises(ValueError, match="unknown form"):
+        _groups("%g = f32[8] all-gather(%x), replica_groups=torus(3), dimensions={0}")

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from research.errors import UserError
 from research.modules.axes import Init
+from research.modules.mesh import TENSOR_AXIS, own_sizes
 
 State = dict[str, Array]
 
@@ -92,11 +93,11 @@ class Mixer(Protocol):
 def fused(x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto") -> tuple[Float[Array, "*B C"], ...]:
     """Products of one input with several kernels [D, ...], each with all outputs on one axis.
 
-    On one CPU it is a single product, which is quicker, and the outputs are parts of one array; elsewhere the kernels
-    stay apart, since each may be sharded along axes of its own.
+    On one CPU it is a single product, which is quicker, and the outputs are parts of one array; elsewhere, and where heads are
+    cut over devices, the kernels stay apart, since each may be sharded along axes of its own.
     """
     flat = [kernel[...].reshape(x.shape[-1], -1) for kernel in kernels]
-    if "cpu" not in form:
+    if "cpu" not in form or own_sizes((TENSOR_AXIS,))[TENSOR_AXIS] > 1:
         return tuple(x @ kernel for kernel in flat)
     sizes = [kernel.shape[1] for kernel in flat]
     cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]

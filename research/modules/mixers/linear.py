@@ -4,6 +4,7 @@ In this family `state` is the size of a head's keys and `head_dim` that of its v
 Features of keys may be cut (role state), those of values are whole. Functions take x [B, T, ...], or [B, ...] in a step.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -16,7 +17,7 @@ from research.modules import elastic
 from research.modules.axes import Init
 from research.modules.layers import normal_02
 from research.modules.mixers.base import Call, Spec, State, fused
-from research.modules.ssm import ShortConv, short_conv, short_conv_step
+from research.modules.ssm import ShortConv, short_conv_step, short_convs
 from research.ops.linear_attention import linear_attention, linear_attention_step
 
 
@@ -75,14 +76,13 @@ def convolve(
 ) -> tuple[list[Float[Array, "*B H K"]], Float[Array, "B S C"]]:
     """Short convolutions without bias, each of one x over all its heads, as one convolution of all channels; returns (outputs, state)."""
     lead = xs[0].shape[:-2]
-    x = jnp.concatenate([x.reshape(*lead, -1) for x in xs], -1)
-    kernel = jnp.concatenate([conv.flat()[0] for conv in convs], -1)
+    flat = [x.reshape(*lead, -1) for x in xs]
     if len(lead) == 1:
-        y, state = short_conv_step(x, kernel, None, state)
+        kernel = jnp.concatenate([conv.flat()[0] for conv in convs], -1)
+        y, state = short_conv_step(jnp.concatenate(flat, -1), kernel, None, state)
+        parts = jnp.split(y, list(itertools.accumulate(x.shape[-1] for x in flat))[:-1], -1)
     else:
-        y, state = short_conv(x, kernel, None, call.segment_ids, state, form=convs[0].form)
-    sizes = [x.shape[-2] * x.shape[-1] for x in xs]
-    parts = jnp.split(y, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)], -1)
+        parts, state = short_convs(flat, convs, call.segment_ids, state, form=convs[0].form)
     return [part.reshape(x.shape) for part, x in zip(parts, xs, strict=True)], state
 
 

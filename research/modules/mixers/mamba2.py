@@ -15,7 +15,7 @@ from research.modules.axes import Init
 from research.modules.layers import ones
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.norms import RMSNorm
-from research.modules.ssm import ShortConv, dt_bias_init, short_conv, short_conv_step, torch_linear
+from research.modules.ssm import ShortConv, dt_bias_init, short_conv_step, short_convs, torch_linear
 from research.ops import depthwise_1d, linear_attention
 from research.ops.precision import wide
 from research.ops.ssd import ssd, ssd_step
@@ -107,21 +107,19 @@ class Mamba2Mixer(nnx.Module):
         fan_in = spec.heads * spec.head_dim * init.branches
         self.out = init.param("out", (*self.inner, dim), (*inner, "embed"), torch_linear(fan_in))
 
-    def _conv(self) -> tuple[Array, Array]:
-        """Kernel and bias of the three convolutions side by side."""
-        kernels, biases = zip(*(conv.flat() for conv in (self.conv_x, self.conv_b, self.conv_c)), strict=True)
-        return jnp.concatenate(kernels, -1), jnp.concatenate(biases)
+    @property
+    def _convs(self) -> tuple[ShortConv, ShortConv, ShortConv]:
+        return self.conv_x, self.conv_b, self.conv_c
 
-    def _project(self, x: Float[Array, "*B D"]) -> tuple[Array, Array, Array]:
-        """Returns (z, [x B C] before the convolution, dt before its bias)."""
+    def _project(self, x: Float[Array, "*B D"]) -> tuple[Array, tuple[Array, Array, Array], Array]:
+        """Returns (z, (x, B, C) before the convolutions, dt before its bias)."""
         z, x, b, c, dt = fused(x, self.z, self.x, self.b, self.c, self.dt, form=self.form)
-        return z, jnp.concatenate([x, b, c], -1), dt
+        return z, (x, b, c), dt
 
-    def _operands(self, xbc: Float[Array, "*B C"], dt: Float[Array, "*B H"]) -> tuple[Array, ...]:
-        """Arguments of `ssd` from the convolution's outputs."""
+    def _operands(self, xbc: Sequence[Float[Array, "*B C"]], dt: Float[Array, "*B H"]) -> tuple[Array, ...]:
+        """Arguments of `ssd` from the convolutions' outputs."""
         spec, lead = self.spec, dt.shape[:-1]
-        maps = spec.groups * spec.state
-        x, b, c = jnp.split(xbc, (xbc.shape[-1] - 2 * maps, xbc.shape[-1] - maps), -1)
+        x, b, c = xbc
         delta = jax.nn.softplus(wide(dt) + self.dt_bias[...].reshape(-1))
         if spec.dt_limit:
             delta = jnp.clip(delta, *spec.dt_limit)
@@ -136,13 +134,16 @@ class Mamba2Mixer(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
         state = state or {}
         z, xbc, dt = self._project(x)
-        xbc, conv = short_conv(xbc, *self._conv(), call.segment_ids, state.get("conv"), form=self.form)
+        xbc, conv = short_convs(xbc, self._convs, call.segment_ids, state.get("conv"), form=self.form)
         y, ssm = ssd(*self._operands(xbc, dt), initial_state=state.get("ssm"), segment_ids=call.segment_ids, form=self.form)
         return self._gated_out(y, z), {"conv": conv, "ssm": ssm}
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
         z, xbc, dt = self._project(x)
-        xbc, conv = short_conv_step(xbc, *self._conv(), state["conv"])
+        kernels, biases = zip(*(conv.flat() for conv in self._convs), strict=True)
+        y, conv = short_conv_step(jnp.concatenate(xbc, -1), jnp.concatenate(kernels, -1), jnp.concatenate(biases), state["conv"])
+        maps = self.spec.groups * self.spec.state
+        xbc = jnp.split(y, (y.shape[-1] - 2 * maps, y.shape[-1] - maps), -1)
         y, ssm = ssd_step(*self._operands(xbc, dt), state=state["ssm"])
         return self._gated_out(y, z), {"conv": conv, "ssm": ssm}
 
