@@ -78,8 +78,6 @@ def _vector_scores(x, y, parts):
     what the first one writes decays to it, and both exponents are at most 0. Each pair of tokens meets at one such border.
     """
     size, width = x.shape[-2:]
-    shape = (*x.shape[:-2], size, size)
-    x, y, *parts = (a.reshape(-1, size, width) for a in (x, y, *parts))
     itself = jnp.matmul(x * y, jnp.ones((width, 1), x.dtype), precision=lax.Precision.HIGHEST)
     scores = np.eye(size, dtype=x.dtype) * spread(itself, -1, size)
     half = 1
@@ -87,13 +85,13 @@ def _vector_scores(x, y, parts):
         factor = jnp.exp(_distance_to_border(parts, half))
         scores = scores + lower_left_of_pairs(size, half) * _inner(x * factor, y * factor)
         half *= 2
-    return scores.reshape(shape)
+    return scores
 
 
 def _distance_to_border(parts, half):
-    """Sums of log decays [N, c, K] from the border of a token's pair of blocks to the token, or from the token to the border."""
-    count, size, width = parts[0].shape
-    pairs = [part.reshape(count, size // (2 * half), 2 * half, width) for part in parts]
-    after = sum(pair - spread(pair[:, :, half - 1 : half], -2, 2 * half) for pair in pairs)
+    """Sums of log decays [..., c, K] from the border of a token's pair of blocks to the token, or from the token to the border."""
+    *lead, size, width = parts[0].shape
+    pairs = [part.reshape(*lead, size // (2 * half), 2 * half, width) for part in parts]
+    after = sum(pair - spread(pair[..., half - 1 : half, :], -2, 2 * half) for pair in pairs)
     sign = np.where(np.arange(2 * half) < half, -1, 1).astype(after.dtype)[:, None]
-    return (after * sign).reshape(count, size, width)
+    return (after * sign).reshape(*lead, size, width)

@@ -103,7 +103,11 @@ def stragglers(own_ms: float) -> list[str]:
         return []
     from jax.experimental import multihost_utils
 
-    every = np.asarray(multihost_utils.process_allgather(np.float32(own_ms))).reshape(-1)
+    return slow_ones(np.asarray(multihost_utils.process_allgather(np.float32(own_ms))).reshape(-1))
+
+
+def slow_ones(every: np.ndarray) -> list[str]:
+    """Returns a line for each of the processes whose ms a step are `SLOW` times their median, and 5 ms above it."""
     median = float(np.median(every))
     slow = [(i, ms) for i, ms in enumerate(every) if ms > SLOW * median and ms > median + 5]
     return [f"process {i} is slow: {ms:.0f} ms a step for data and host work, the median {median:.0f} ms" for i, ms in slow]

@@ -2,7 +2,7 @@
 
 Run as a process of its own: `python -m tests.train.meshes OUT_FOLDER DEVICES MESH [MESH ...]` with MESH such as
 data=2,fsdp=4. A>B is stopped by SIGTERM after an update on mesh A and goes on from its checkpoint on mesh B; a mesh with
-"sequence:" before it is for the tiny hybrid sequence model, with "moe:" for one with mixtures of experts, with "spread:" one that trains
+"sequence:" before it is for the tiny hybrid sequence model, with "bf16:" in bfloat16, with "moe:" for one with mixtures of experts, with "spread:" one that trains
 two networks at the same time. The final parameters are written to OUT_FOLDER/NAME.npz.
 """
 
@@ -51,6 +51,8 @@ def main(out: str, meshes: list[str]) -> None:
             "optim.lr": "1e-2",
             "optim.eps": "1e-2",  # a bias before a norm has the gradient zero, and rounding of it is not to be divided by itself
         }
+        if kind == "bf16":
+            overrides["train.precision"] = "bfloat16"
         if kind == "spread":
             overrides |= {"nested.scheme": "sorted", "nested.count": "2", "nested.spread": str(jax.device_count() > 1), "seed": "9"}
         *before, last = mesh.split(">")

@@ -124,6 +124,13 @@ def test_a_sequence_cut_over_devices_trains_as_a_whole(tmp_path):
 
 
 @pytest.mark.slow
+def test_bfloat16_on_eight_devices_is_that_of_one_but_for_rounding(tmp_path):
+    name = "bf16:fsdp=2,tensor=2,context=2"
+    results = run_on({1: ["bf16:data=1"], 8: [name]}, tmp_path)
+    np.testing.assert_allclose(results[name]["losses"], results["bf16:data=1"]["losses"], rtol=5e-3)
+
+
+@pytest.mark.slow
 def test_experts_on_eight_devices_train_as_on_one(tmp_path):
     meshes = ["moe:data=2,expert=4", "moe:fsdp=2,tensor=2,expert=2"]
     results = run_on({1: ["moe:data=1"], 8: meshes}, tmp_path)

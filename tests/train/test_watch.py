@@ -115,3 +115,22 @@ def test_deadline():
 
 def test_stragglers_of_one_process_are_none():
     assert watch.stragglers(100.0) == []
+
+
+def test_stragglers_are_far_above_the_median():
+    assert watch.slow_ones(np.array([10.0, 11, 12, 40])) == ["process 3 is slow: 40 ms a step for data and host work, the median 12 ms"]
+    assert watch.slow_ones(np.array([10.0, 100])) != []
+    assert watch.slow_ones(np.array([1.0, 1, 5])) == [], "a few ms are noise"
+
+
+def test_waiting_for_a_program_in_the_middle_of_a_run_is_told(tmp_path, monkeypatch):
+    lines = Lines()
+    run = loop.Run(tiny(), str(tmp_path / "run"), lines)
+    monkeypatch.setattr(type(run.programs), "get", lambda *_, **__: time.sleep(1.1))
+    run.first, run.step = 0, 1
+    run._program("gradient", "w50")
+    assert not lines.said, "the first programs are waited for by all"
+    run.step = 5
+    run._program("gradient", "w50")
+    run.rundir.close()
+    assert len(lines.said) == 1 and lines.said[0].endswith("while the gradient program of w50 was compiled")
