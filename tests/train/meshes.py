@@ -15,6 +15,8 @@ import sys
 import jax
 import numpy as np
 
+from research.process import set_xla_flags
+
 
 def main(out: str, meshes: list[str]) -> None:
     from launch import config as recipe
@@ -83,5 +85,6 @@ def _mu(opt_state):
 
 
 if __name__ == "__main__":
+    set_xla_flags()  # as the commands do
     jax.config.update("jax_num_cpu_devices", int(sys.argv[2]))
     main(sys.argv[1], sys.argv[3:])
