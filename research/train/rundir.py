@@ -76,6 +76,8 @@ class RunDir:
         self._files: dict[str, Any] = {}
         self._board: Any = None
         self._lock: Any = None
+        if "://" in str(workdir):
+            raise UserError(f"workdir {workdir} is an address, not a folder; mount the bucket or volume and give the folder")
         if not writes:
             return
         try:

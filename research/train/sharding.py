@@ -76,9 +76,9 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None, ac
         if size < 1 and size != -1:
             raise UserError(f"mesh.{name}={size}; valid: whole numbers from 1, or -1 for what remains")
     fixed = math.prod(s for s in shape if s != -1)
+    wanted = " x ".join(f"{n}={s}" for n, s in zip(MESH_AXES, shape, strict=True) if s != 1) or "1"
     shape = [len(devices) // fixed if s == -1 else s for s in shape]
     if math.prod(shape) != len(devices) or min(shape) < 1:
-        wanted = " x ".join(f"{n}={s}" for n, s in zip(MESH_AXES, shape, strict=True) if s != 1) or "1"
         raise UserError(f"mesh {wanted} does not fit {len(devices)} devices; the sizes must multiply to it (one may be -1)")
     return Mesh(arrange(devices, shape, across), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 

@@ -68,6 +68,11 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path):
     RunDir(tmp_path / "run", config, {}).close()
 
 
+def test_an_address_is_no_folder():
+    with pytest.raises(UserError, match="gs://bucket/run is an address, not a folder; mount"):
+        RunDir("gs://bucket/run", tiny(), {})
+
+
 def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
     silent = RunDir(tmp_path / "run", {}, {}, writes=False)
     silent.metrics(1, {"loss": 1.0})
