@@ -5,7 +5,6 @@ part, so that all devices work after i steps (a pipeline over parts of the batch
 Everything else of a network is token by token, and left to XLA's partitioner.
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from research.modules.mesh import BATCH_AXES, CONTEXT_AXIS, own_sizes
+from research.modules.mesh import CONTEXT_AXIS, own_rows, own_size
 from research.modules.mixers.base import Call
 from research.modules.state import merge, split
 
@@ -31,10 +30,7 @@ def mix(mixer: Any, x: Float[Array, "B T D"], call: Call, carries: bool) -> Floa
 
     Without a mesh, where neither rows nor tokens divide over it, or where the mixer keeps statistics of all tokens, it sees whole sequences.
     """
-    sizes = own_sizes((*BATCH_AXES, CONTEXT_AXIS))
-    batch = tuple(name for name in BATCH_AXES if sizes[name] > 1)
-    rows, devices = math.prod(sizes[name] for name in batch), sizes[CONTEXT_AXIS]
-    batch = batch if x.shape[0] % rows == 0 else ()
+    batch, devices = own_rows(x), own_size(CONTEXT_AXIS)
     cut = devices > 1 and x.shape[1] % devices == 0 and carries
     graphdef, params, stats, _ = split(mixer)
     if stats or not (batch or cut):

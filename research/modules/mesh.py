@@ -27,6 +27,11 @@ def own_sizes(names: tuple[str, ...]) -> dict[str, int]:
     return {name: 1 if mesh.empty or name in mesh.manual_axes else mesh.shape.get(name, 1) for name in names}
 
 
+def own_size(name: str) -> int:
+    """Returns how many devices an axis of the mesh has, as `own_sizes` tells it."""
+    return own_sizes((name,))[name]
+
+
 def laid_out(x: Any, *spec: Any) -> Any:
     """Returns x with this layout, one entry an axis as in `PartitionSpec`, where the program is traced for several devices."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -54,7 +59,7 @@ def input_of(kernel: Any, x: Any) -> Any:
 
     Left to itself the partitioner cuts such a product in other ways, and moves results and gradients to where they belong.
     """
-    parts = own_sizes((TENSOR_AXIS,))[TENSOR_AXIS]
+    parts = own_size(TENSOR_AXIS)
     shape = kernel[...].shape
     if parts == 1 or tensor_axis(kernel.axes[-len(shape) :], shape, parts) != len(shape) - 1:
         return x

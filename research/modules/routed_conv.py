@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, kaiming
-from research.modules.mesh import TENSOR_AXIS, input_of, on_own_tokens, own_sizes
+from research.modules.mesh import TENSOR_AXIS, input_of, on_own_tokens, own_size
 from research.modules.norms import BatchNorm
 from research.ops.precision import wide
 from research.ops.routed_conv import routed_conv
@@ -75,7 +75,7 @@ class RoutedConv(nnx.Module):
         x, experts = images
         if axis is not None:  # the kernels are less to send than the maps that would go to them
             kernel = jax.lax.all_gather(kernel, axis, tiled=True)
-        form = "each" if own_sizes((TENSOR_AXIS,))[TENSOR_AXIS] > 1 else self.form
+        form = "each" if own_size(TENSOR_AXIS) > 1 else self.form
         return routed_conv(x, jnp.moveaxis(kernel, 0, 3), experts, stride=self.stride, form=form)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from research.modules.axes import Init, Initializer
 from research.modules.layers import ones
-from research.modules.mesh import TENSOR_AXIS, own_sizes
+from research.modules.mesh import TENSOR_AXIS, own_size
 from research.ops.depthwise_1d import causal_conv1d, causal_conv1d_step
 from research.ops.precision import wide
 from research.ops.selective_scan import selective_scan, selective_scan_step
@@ -107,7 +107,7 @@ def short_convs(
     """
     kernels, biases = zip(*(conv.flat() for conv in convs), strict=True)
     cuts = list(itertools.accumulate(x.shape[-1] for x in xs))[:-1]
-    if own_sizes((TENSOR_AXIS,))[TENSOR_AXIS] > 1:
+    if own_size(TENSOR_AXIS) > 1:
         states = [None] * len(xs) if state is None else jnp.split(state, cuts, -1)
         each = [short_conv(*one, form=form) for one in zip(xs, kernels, biases, [segment_ids] * len(xs), states, strict=True)]
         return [y for y, _ in each], jnp.concatenate([after for _, after in each], -1)

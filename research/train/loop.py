@@ -5,7 +5,6 @@ any point and started again it ends with the same bits and the same `metrics.jso
 """
 
 import contextlib
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,24 +53,6 @@ class Preempted(Exception):
 
 class NotFinite(UserError):
     """The loss became NaN or Inf."""
-
-
-@contextlib.contextmanager
-def _sigterm_flag() -> Iterator[dict[str, bool]]:
-    """Turns SIGTERM into a flag for the time of a run (only possible in the main thread); of several processes JAX tells all."""
-    flag = {"set": False}
-    if jax.process_count() > 1:
-        yield flag
-        return
-    try:
-        old = signal.signal(signal.SIGTERM, lambda *_: flag.update(set=True))
-    except ValueError:
-        yield flag
-        return
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 class Run:
@@ -143,7 +124,7 @@ class Run:
           Preempted: SIGTERM came; the state is saved.
           UserError: NaN, a full disk, or a config that does not fit.
         """
-        with _sigterm_flag() as self.flag:
+        with processes.sigterm_flag() as self.flag:
             try:
                 report = self._run()
                 self._status("finished")
@@ -346,7 +327,7 @@ class Run:
         return self.state.params if self.state.ema is None else self.state.ema
 
     def _status(self, state: str, **more: Any) -> None:
-        self.rundir.status(watch.status(state, self.step, self.total, checkpoint=max(self.saved, 0), **more))
+        self.rundir.status(watch.status(state, self.step, self.total, checkpoint=max(self.checkpoints.steps(), default=0), **more))
 
     def _evaluate(self, final: bool = False) -> None:
         self._status("evaluating")

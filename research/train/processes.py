@@ -4,7 +4,9 @@ All processes run the same loop on the same numbers. The first one alone writes 
 all together (orbax). With one process nothing here costs anything.
 """
 
-from collections.abc import Mapping
+import contextlib
+import signal
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -35,6 +37,24 @@ def agree(value: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+@contextlib.contextmanager
+def sigterm_flag() -> Iterator[dict[str, bool]]:
+    """Turns SIGTERM into a flag for the time of a run (only possible in the main thread); of several processes JAX tells all, see `told_to_stop`."""
+    flag = {"set": False}
+    if jax.process_count() > 1:
+        yield flag
+        return
+    try:
+        old = signal.signal(signal.SIGTERM, lambda *_: flag.update(set=True))
+    except ValueError:
+        yield flag
+        return
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def told_to_stop(step: int) -> bool:

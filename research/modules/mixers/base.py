@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from research.errors import UserError
 from research.modules.axes import Init
-from research.modules.mesh import TENSOR_AXIS, own_sizes
+from research.modules.mesh import TENSOR_AXIS, own_size
 
 State = dict[str, Array]
 
@@ -97,7 +97,7 @@ def fused(x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto") -
     cut over devices, the kernels stay apart, since each may be sharded along axes of its own.
     """
     flat = [kernel[...].reshape(x.shape[-1], -1) for kernel in kernels]
-    if "cpu" not in form or own_sizes((TENSOR_AXIS,))[TENSOR_AXIS] > 1:
+    if "cpu" not in form or own_size(TENSOR_AXIS) > 1:
         return tuple(x @ kernel for kernel in flat)
     sizes = [kernel.shape[1] for kernel in flat]
     cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
