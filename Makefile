@@ -77,6 +77,7 @@ fashion-fast: $(STAMP)
 overhead: $(STAMP)
 	$(PY) -m launch.bench --config=configs/quickstart.py --csv=results/overhead/quickstart.csv
 	$(PY) -m launch.bench --config=configs/fashion_fast.py --csv=results/overhead/fashion_fast.csv
+	$(PY) -m launch.bench --config=configs/fashion_unireplknet_sorted.py --steps=60 --csv=results/overhead/fashion_sorted.csv
 
 SUITES := selective_scan length attention grouped moe context decoding
 bench: $(STAMP)

@@ -191,13 +191,21 @@ def _loop_overhead(overrides: dict[str, str]) -> int:
     from research.report import tables
     from research.report.machine import command_line
     from research.train.overhead import loop_overhead
+    from research.train.setup import make_setup
 
+    every = make_setup(recipe.load(_CONFIG.value, overrides)).steps("checkpoint", "every")
     config = recipe.load(_CONFIG.value, {**overrides, "train.duration": str(2 * _STEPS.value + 200), "optim.warmup": "0"})
     with tempfile.TemporaryDirectory() as workdir:
         rows, added = loop_overhead(config, _STEPS.value, workdir, _Quiet())
     print(tables.text_table(rows, ["what", "median_ms", "p95_ms"]))
     print(f"the loop adds {100 * added:.1f} % at the median of {_STEPS.value} neighbouring pairs")
-    print(f"a save blocks it for {rows[2]['median_ms'] / rows[1]['median_ms']:.2f} updates")
+    blocked = rows[2]["median_ms"] / rows[1]["median_ms"]
+    rhythm = (
+        f"one every {every} updates, as the recipe asks, adds {100 * blocked / every:.2f} %"
+        if every
+        else "the recipe saves at its end only"
+    )
+    print(f"a save blocks it for {blocked:.2f} updates; {rhythm}")
     if _CSV.value:
         tables.write_csv(_CSV.value, [{**row, "added_percent": 100 * added} for row in rows], command=command_line())
     return 0
