@@ -105,15 +105,29 @@ def short_convs(
 
     They are one convolution of all channels, but where channels are cut over devices: side by side they would be cut elsewhere.
     """
-    kernels, biases = zip(*(conv.flat() for conv in convs), strict=True)
-    cuts = list(itertools.accumulate(x.shape[-1] for x in xs))[:-1]
     if own_size(TENSOR_AXIS) > 1:
-        states = [None] * len(xs) if state is None else jnp.split(state, cuts, -1)
-        each = [short_conv(*one, form=form) for one in zip(xs, kernels, biases, [segment_ids] * len(xs), states, strict=True)]
+        states = [None] * len(xs) if state is None else jnp.split(state, _cuts(xs), -1)
+        each = [short_conv(x, *conv.flat(), segment_ids, before, form=form) for x, conv, before in zip(xs, convs, states, strict=True)]
         return [y for y, _ in each], jnp.concatenate([after for _, after in each], -1)
-    bias = None if biases[0] is None else jnp.concatenate(biases)
-    y, state = short_conv(jnp.concatenate(xs, -1), jnp.concatenate(kernels, -1), bias, segment_ids, state, form=form)
-    return jnp.split(y, cuts, -1), state
+    y, state = short_conv(jnp.concatenate(xs, -1), *_side_by_side(convs), segment_ids, state, form=form)
+    return jnp.split(y, _cuts(xs), -1), state
+
+
+def short_convs_step(xs: Sequence[Float[Array, "B C"]], convs: Sequence[ShortConv], state: Float[Array, "B S C"]):
+    """One step of `short_convs`."""
+    y, state = short_conv_step(jnp.concatenate(xs, -1), *_side_by_side(convs), state)
+    return jnp.split(y, _cuts(xs), -1), state
+
+
+def _cuts(xs: Sequence[Array]) -> list[int]:
+    """Where the channels of one input end and those of the next begin."""
+    return list(itertools.accumulate(x.shape[-1] for x in xs))[:-1]
+
+
+def _side_by_side(convs: Sequence[ShortConv]) -> tuple[Float[Array, "K C"], Float[Array, " C"] | None]:
+    """Kernel and bias of several convolutions as one; all have a bias or none has."""
+    kernels, biases = zip(*(conv.flat() for conv in convs), strict=True)
+    return jnp.concatenate(kernels, -1), None if biases[0] is None else jnp.concatenate(biases)
 
 
 def short_conv_step(x, kernel, bias, state, *, activation: bool = True):

@@ -4,7 +4,6 @@ In this family `state` is the size of a head's keys and `head_dim` that of its v
 Features of keys may be cut (role state), those of values are whole. Functions take x [B, T, ...], or [B, ...] in a step.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -17,7 +16,7 @@ from research.modules import elastic
 from research.modules.axes import Init
 from research.modules.layers import normal_02
 from research.modules.mixers.base import Call, Spec, State, fused
-from research.modules.ssm import ShortConv, short_conv_step, short_convs
+from research.modules.ssm import ShortConv, short_convs, short_convs_step
 from research.ops.linear_attention import linear_attention, linear_attention_step
 
 
@@ -78,9 +77,7 @@ def convolve(
     lead = xs[0].shape[:-2]
     flat = [x.reshape(*lead, -1) for x in xs]
     if len(lead) == 1:
-        kernel = jnp.concatenate([conv.flat()[0] for conv in convs], -1)
-        y, state = short_conv_step(jnp.concatenate(flat, -1), kernel, None, state)
-        parts = jnp.split(y, list(itertools.accumulate(x.shape[-1] for x in flat))[:-1], -1)
+        parts, state = short_convs_step(flat, convs, state)
     else:
         parts, state = short_convs(flat, convs, call.segment_ids, state, form=convs[0].form)
     return [part.reshape(x.shape) for part, x in zip(parts, xs, strict=True)], state

@@ -15,7 +15,7 @@ from research.modules.axes import Init
 from research.modules.layers import ones
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.norms import RMSNorm
-from research.modules.ssm import ShortConv, dt_bias_init, short_conv_step, short_convs, torch_linear
+from research.modules.ssm import ShortConv, dt_bias_init, short_convs, short_convs_step, torch_linear
 from research.ops import depthwise_1d, linear_attention
 from research.ops.precision import wide
 from research.ops.ssd import ssd, ssd_step
@@ -140,10 +140,7 @@ class Mamba2Mixer(nnx.Module):
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
         z, xbc, dt = self._project(x)
-        kernels, biases = zip(*(conv.flat() for conv in self._convs), strict=True)
-        y, conv = short_conv_step(jnp.concatenate(xbc, -1), jnp.concatenate(kernels, -1), jnp.concatenate(biases), state["conv"])
-        maps = self.spec.groups * self.spec.state
-        xbc = jnp.split(y, (y.shape[-1] - 2 * maps, y.shape[-1] - maps), -1)
+        xbc, conv = short_convs_step(xbc, self._convs, state["conv"])
         y, ssm = ssd_step(*self._operands(xbc, dt), state=state["ssm"])
         return self._gated_out(y, z), {"conv": conv, "ssm": ssm}
 
