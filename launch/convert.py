@@ -16,6 +16,7 @@ from absl import flags
 
 from launch import common
 from research import interop
+from research.files import write_text
 
 _SOURCE = flags.DEFINE_enum("source", None, [*interop.SOURCES, *interop.FOLDERS], "Whose names the weights carry.", required=True)
 _WEIGHTS = flags.DEFINE_string(
@@ -41,7 +42,7 @@ def main() -> None:
     count = sum(p.size for p in params.values())
     full = {"name": name, **origin, "config": model, "params": count, "stats": sum(s.size for s in stats.values()), **report.to_json()}
     text = json.dumps(full, indent=2) + "\n"
-    safetensors_io.replace_file(os.path.join(_OUT.value, "report.json"), lambda temp: _write(temp, text))
+    write_text(os.path.join(_OUT.value, "report.json"), text)
     form = "deployed" if getattr(config, "deploy", False) else "training"
     print(
         f"{name}: {count:,} parameters in {form} form, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}"
@@ -63,11 +64,6 @@ def _registry_name(config) -> str | None:
         if same and (not sequence or abstract(other).num_params() == abstract(config).num_params()):
             return name
     return None
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as f:
-        f.write(text)
 
 
 if __name__ == "__main__":

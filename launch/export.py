@@ -16,6 +16,7 @@ from absl import flags
 
 from launch import common
 from research import interop
+from research.files import replace_file
 
 _FORMATS = ("safetensors", "stablehlo", "onnx", *interop.FOLDERS)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, or folder with model.safetensors and config.json.", required=True)
@@ -49,7 +50,7 @@ def main() -> None:
         interop.to_folder(_FORMAT.value, out, config, params)
     else:
         data = _program(_FORMAT.value)(config, params, stats, batch=_BATCH.value)
-        safetensors_io.replace_file(out, lambda temp: _write(temp, data))
+        replace_file(out, lambda temp: _write(temp, data))
     print(f"{config.family}: {count:,} parameters written to {out} as {_FORMAT.value}")
 
 

@@ -88,7 +88,7 @@ def main() -> int:
     if _OUT.value:
         from pathlib import Path
 
-        from research.train.rundir import write_json
+        from research.files import write_json
 
         content = {"prompts": _PROMPT.value or _PROMPT_IDS.value, "texts": texts, "scores": result.scores, **result.speed}
         write_json(Path(_OUT.value), content)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from research.errors import UserError
+from research.files import write_text
 from research.interop import FOLDERS, read_weights
 from research.interop.foreign_configs import check_source
-from research.interop.safetensors_io import CONFIG, WEIGHTS, replace_file, save_safetensors
+from research.interop.safetensors_io import CONFIG, WEIGHTS, save_safetensors
 
 FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Where a folder may hold its weights, in the order in which they are looked for."""
@@ -87,7 +88,7 @@ def save(target: str, folder: str | os.PathLike, config: Any, params: Mapping[st
     except OSError as e:
         raise UserError(f"cannot write the folder {folder}: {e.strerror}") from None
     _save_state(folder, state)
-    _write_json(os.path.join(folder, CONFIG), data)
+    write_text(os.path.join(folder, CONFIG), json.dumps(data, indent=2) + "\n")
 
 
 def _save_state(folder: str, state: Mapping[str, np.ndarray]) -> None:
@@ -106,16 +107,7 @@ def _save_state(folder: str, state: Mapping[str, np.ndarray]) -> None:
         file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         save_safetensors(os.path.join(folder, file), {name: state[name] for name in names}, {"format": "pt"})
         places |= dict.fromkeys(names, file)
-    _write_json(f"{whole}.index.json", {"metadata": {"total_size": sum(w.nbytes for w in state.values())}, "weight_map": places})
+    index = {"metadata": {"total_size": sum(w.nbytes for w in state.values())}, "weight_map": places}
+    write_text(f"{whole}.index.json", json.dumps(index, indent=2) + "\n")
     if os.path.exists(whole):
         os.unlink(whole)  # of an earlier model; it would be read first
-
-
-def _write_json(path: str, content: Any) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-
-    def write(temp: str) -> None:
-        with open(temp, "w", encoding="utf-8") as f:
-            f.write(text)
-
-    replace_file(path, write)

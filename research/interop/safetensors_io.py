@@ -5,7 +5,6 @@ import difflib
 import json
 import os
 import struct
-import tempfile
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import safetensors
 
 from research.errors import UserError
+from research.files import replace_file, write_text
 from research.modules.state import Arrays, abstract
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -86,31 +86,6 @@ def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any], metadat
                 f.write(np.ascontiguousarray(host[name]).reshape(-1).view(np.uint8).data)
 
     replace_file(path, write)
-
-
-def replace_file(path: str | os.PathLike, write: typing.Callable[[str], Any]) -> None:
-    """Calls `write(temporary path)` and moves the result to `path` in one step.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
-    path = os.path.abspath(os.fspath(path))
-    try:
-        handle, temp = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
-        os.close(handle)
-        try:
-            write(temp)
-            with open(temp, "rb+") as f:
-                os.fsync(f.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temp, 0o666 & ~umask)
-            os.replace(temp, path)
-        finally:
-            if os.path.exists(temp):
-                os.unlink(temp)
-    except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror}") from None
 
 
 def families() -> dict[str, type]:
@@ -188,12 +163,7 @@ def save_folder(
         raise UserError(f"cannot write the folder {folder}: {e.strerror}") from None
     arrays = {f"params/{k}": v for k, v in params.items()} | {f"stats/{k}": v for k, v in stats.items()}
     save_safetensors(os.path.join(folder, WEIGHTS), arrays, {"format": "nestax", "model": json.dumps(model)})
-    replace_file(os.path.join(folder, CONFIG), lambda temp: _write_text(temp, text))
-
-
-def _write_text(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as f:
-        f.write(text)
+    write_text(os.path.join(folder, CONFIG), text)
 
 
 def is_model_folder(folder: str | os.PathLike) -> bool:

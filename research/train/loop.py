@@ -15,6 +15,7 @@ import numpy as np
 
 from research.data.tokenizer_files import save_tokenizer
 from research.errors import UserError
+from research.files import write_json
 from research.modules.state import abstract
 from research.nested.schemes import Draw
 from research.optim.build import state_bytes
@@ -27,7 +28,7 @@ from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator, place
 from research.train.finish import final_report
 from research.train.programs import Programs, State
-from research.train.rundir import RunDir, write_json
+from research.train.rundir import RunDir
 from research.train.setup import Setup, make_programs, make_setup
 from research.train.watch import Clock
 

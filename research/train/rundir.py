@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import UserError
+from research.files import write_json
 from research.train import config as run_config
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, path)
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:

@@ -1,0 +1,265 @@
+"""How files are read and written: damaged ones are told in a line, outputs are whole or not there, links are not followed when writing.
+
+Standard library only. Whatever reads a file that somebody else may have touched, or writes one that somebody may read, goes through here.
+"""
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from research.errors import UserError
+
+PathLike = str | os.PathLike
+LARGEST_TEXT = 2**30
+"""Bytes of the largest text file that is read whole."""
+RUN_FILES = (
+    "config.json",
+    "environment.json",
+    "layout.json",
+    "status.json",
+    "lock",
+    "metrics.jsonl",
+    "timings.jsonl",
+    "tokenizer.json",
+    "report.json",
+    "report.md",
+    "pareto.png",
+)
+RUN_FOLDERS = ("checkpoints", "statistics", "tensorboard", "profile")
+"""What a run owns in its directory."""
+
+
+def printable(text: Any, limit: int = 80) -> str:
+    """Returns foreign text for a message: control characters escaped, at most `limit` characters."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text)[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: PathLike, remedy: str = "") -> str:
+    """Returns a file's text, which must be UTF-8.
+
+    Args:
+      remedy: what the user can do, added to the message.
+
+    Raises:
+      UserError: no regular file, not readable, too large, or not UTF-8.
+    """
+    path, more = Path(path), f"; {remedy}" if remedy else ""
+    try:
+        if not path.is_file():
+            raise UserError(f"{path} is {'not a regular file' if path.exists() else 'missing'}{more}")
+        if path.stat().st_size > LARGEST_TEXT:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than {LARGEST_TEXT:,}{more}")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: byte {error.start} is no UTF-8{more}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that holds NUL
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}{more}") from None
+
+
+def parse_json(text: str, where: str, keys: Sequence[str] = (), remedy: str = "") -> Any:
+    """Returns what a JSON text holds.
+
+    Args:
+      where: what the message calls the text.
+      keys: keys that it must have, as an object; () takes any value.
+      remedy: as `read_text`.
+
+    Raises:
+      UserError: it is no JSON, nested too deeply, no object or without one of the keys.
+    """
+    more = f"; {remedy}" if remedy else ""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where} is damaged: it is nested too deeply{more}") from None
+    except ValueError as error:
+        raise UserError(f"{where} is damaged: {printable(error)}{more}") from None
+    if keys and not isinstance(value, dict):
+        raise UserError(f"{where} is damaged: it holds a {type(value).__name__}, not an object{more}")
+    if absent := [key for key in keys if key not in value]:
+        raise UserError(f"{where} is damaged: {absent[0]!r} is missing{more}")
+    return value
+
+
+def read_json(path: PathLike, keys: Sequence[str] = (), remedy: str = "") -> Any:
+    """Returns what a JSON file holds; arguments and errors as `read_text` and `parse_json`."""
+    return parse_json(read_text(path, remedy), str(path), keys, remedy)
+
+
+def read_json_lines(path: PathLike, keys: Sequence[str] = ()) -> tuple[list[dict[str, Any]], int]:
+    """Returns (the objects of a file of one JSON object a line, the number of lines that are none).
+
+    A last line without its end, cut by a kill, is left out and not counted. No file: no lines.
+
+    Args:
+      keys: keys that a line must have to count as whole.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    path, rows, damaged = Path(path), [], 0
+    if not path.exists():
+        return [], 0
+    try:
+        lines = path.read_bytes().split(b"\n") if path.is_file() else None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if lines is None:
+        raise UserError(f"{path} is not a regular file")
+    for line in lines[:-1]:
+        try:
+            row = parse_json(line.decode(), "line", keys)
+        except (UserError, UnicodeDecodeError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged += 1
+    return rows, damaged
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+def replace_file(path: PathLike, write: Callable[[str], Any]) -> None:
+    """Calls `write(temporary path)` and moves the result to `path` in one step; a link at `path` is replaced, not followed.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    path = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(os.fspath(path)))), os.path.basename(path))
+    try:
+        handle, temp = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
+        os.close(handle)
+        try:
+            write(temp)
+            with open(temp, "rb+") as f:
+                os.fsync(f.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temp, 0o666 & ~umask)
+            os.replace(temp, path)
+        finally:
+            if os.path.exists(temp):
+                os.unlink(temp)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Writes a text file as UTF-8, whole or not at all; errors as `replace_file`."""
+
+    def write(temp: str) -> None:
+        with open(temp, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+
+    replace_file(path, write)
+
+
+def strict_json(value: Any) -> Any:
+    """Returns a value with null in place of NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: strict_json(inner) for key, inner in value.items()}
+    return [strict_json(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def dump_json(value: Any, **options: Any) -> str:
+    """Returns a value as JSON that every parser reads, keys sorted."""
+    return json.dumps(strict_json(value), sort_keys=True, allow_nan=False, **options)
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes JSON, whole or not at all: a reader sees the old file or the new one; errors as `replace_file`."""
+    write_text(path, dump_json(value, indent=2) + "\n")
+
+
+def open_for_append(path: PathLike) -> IO[str]:
+    """Opens a text file for appending, made when missing.
+
+    Raises:
+      UserError: a link lies there, which writing would follow, or it cannot be opened.
+    """
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666), "a", encoding="utf-8")
+    except OSError as error:
+        if os.path.islink(path):
+            raise UserError(f"{path} is a link, which is not written through; remove it") from None
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def whole_folder(folder: PathLike, last: str, replaces: Sequence[str] = ()) -> Iterator[Path]:
+    """Yields a folder to write files into, which then appear in `folder` together; where the body fails, `folder` stays as it was.
+
+    A kill in the middle of the moves leaves `folder` without the file `last`, never with files of two writings that look whole:
+    readers must refuse a folder without it.
+
+    Args:
+      folder: made when missing; other files in it stay.
+      last: name of the file that says that the folder is whole.
+      replaces: patterns of names that an earlier writing may have left, which are removed.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing.", dir=target) as temp:
+            yield Path(temp)
+            written = sorted(path for path in Path(temp).iterdir() if path.name != last)
+            (target / last).unlink(missing_ok=True)
+            for path in (p for pattern in replaces for p in target.glob(pattern)):
+                path.unlink()
+            for path in [*written, Path(temp) / last]:
+                os.replace(path, target / path.name)
+    except OSError as error:
+        raise UserError(f"cannot write the folder {folder}: {error.strerror}") from None
+
+
+def check_output(out: PathLike, *reads: PathLike, flag: str = "--out") -> None:
+    """Refuses an output that would overwrite what is read, or a run; links are resolved first.
+
+    A new folder inside a run's directory is fine (runs/x/w50), the folders and files that the run itself owns are not.
+
+    Args:
+      out: the file or folder that a command is about to write.
+      reads: files and folders that it reads.
+      flag: what the message calls the output.
+
+    Raises:
+      UserError: `out` is one of `reads`, a folder that holds a run, or lies in what a run owns.
+    """
+    real = Path(os.path.realpath(out))
+    for read in reads:
+        source = Path(os.path.realpath(read))
+        if real == source or (source.is_file() and real == source.parent) or (real in source.parents and _holds_model(real)):
+            raise UserError(f"{flag}={out} is what is read ({read}) or holds it, and would be overwritten; give another one")
+        if source.is_dir() and real.parent == source and real.is_file():
+            raise UserError(f"{flag}={out} is a file of what is read ({read}) and would be overwritten; give another one")
+    if is_run(real):
+        raise UserError(f"{flag}={out} is the directory of a run, whose files would be overwritten; give another one")
+    for parent in real.parents:
+        own = real.relative_to(parent).parts
+        if is_run(parent) and own[0] in (*RUN_FILES, *RUN_FOLDERS):
+            raise UserError(f"{flag}={out} is part of the run in {parent}, which would be damaged; give another one")
+
+
+def is_run(folder: PathLike) -> bool:
+    """Whether a folder is the directory of a run."""
+    return (Path(folder) / "config.json").is_file() and (Path(folder) / "checkpoints").is_dir()
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or is_run(folder)
