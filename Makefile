@@ -69,7 +69,7 @@ format: $(STAMP)
 	$(PY) -m ruff format .
 
 fashion: $(STAMP)
-	$(PY) -m launch.compare --config=configs/fashion_unireplknet_sorted.py --workdir=runs/fashion --out=results/fashion
+	$(PY) -m launch.compare --config=configs/fashion_unireplknet_sandwich.py --workdir=runs/fashion --out=results/fashion
 
 fashion-fast: $(STAMP)
 	$(PY) -m launch.reproduce --config=configs/fashion_fast.py --workdir=runs/fashion_fast --out=results/fashion_fast
@@ -77,7 +77,7 @@ fashion-fast: $(STAMP)
 overhead: $(STAMP)
 	$(PY) -m launch.bench --config=configs/quickstart.py --csv=results/overhead/quickstart.csv
 	$(PY) -m launch.bench --config=configs/fashion_fast.py --csv=results/overhead/fashion_fast.csv
-	$(PY) -m launch.bench --config=configs/fashion_unireplknet_sorted.py --steps=60 --csv=results/overhead/fashion_sorted.csv
+	$(PY) -m launch.bench --config=configs/fashion_unireplknet_sandwich.py --steps=60 --csv=results/overhead/fashion_sandwich.csv
 
 SUITES := selective_scan length attention grouped moe context decoding
 bench: $(STAMP)

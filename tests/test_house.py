@@ -88,9 +88,9 @@ def test_heavy_imports_come_after_the_flags(path):
 def recipes():
     for path in sorted((ROOT / "configs").glob("*.py")):
         yield f"configs/{path.name}"
-    yield "configs/imagenet_unireplknet_t.py:sorted"
+    yield "configs/imagenet_unireplknet_t.py:sandwich"
     yield "configs/imagenet_unireplknet_t.py:shrunken"
-    yield "configs/fashion_unireplknet_sorted.py:alone=w50_d50"
+    yield "configs/fashion_unireplknet_sandwich.py:alone=w50_d50"
     yield "configs/counting.py:local"
     for name, args in {
         "shakespeare": ("quick", "large"),

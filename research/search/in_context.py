@@ -10,7 +10,7 @@ from research.tasks import in_context_baselines as baselines
 
 
 def errors(
-    model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, prompts: int, batch: int = 500, ridge: float = 1.0
+    model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, prompts: int, batch: int = 500
 ) -> dict[str, np.ndarray]:
     """Returns name -> metric after 0, 1, ..., points - 1 examples, of the model and of each baseline on the same prompts.
 
@@ -20,14 +20,13 @@ def errors(
       task: the in-context task, whose metric it is.
       prompts: how many, the first of the source.
       batch: prompts at a time.
-      ridge: penalty of ridge regression.
     """
     config, params, stats = model
     run = jax.jit(lambda p, s, v: task.predictions(apply(config, p, s, v)[0]))
     block = source.gather(np.arange(prompts))
     vectors, y = block["vectors"], block["targets"]
     x = vectors[:, ::2]
-    # Steps and rates are chosen on other prompts than those that are compared.
+    # Penalties and rates are chosen on other prompts than those that are compared.
     other = source.gather(np.arange(prompts, min(prompts + 500, len(source))))
     held_out = other["vectors"][:, ::2], other["targets"]
     predicted = {"model": np.concatenate([run(params, stats, vectors[i : i + batch]) for i in range(0, prompts, batch)])}
@@ -37,7 +36,7 @@ def errors(
         predicted["least squares"] = baselines.least_squares(x, y)
     else:
         predicted["least squares"] = baselines.least_squares(x, y)
-        predicted["ridge"] = baselines.ridge(x, y, penalty=ridge)
+        predicted["ridge"] = baselines.tuned_ridge(x, y, baselines.best_penalties(*held_out))
         for steps in (1, 10):
             # Against each prompt's own curvature: a step that suits the average prompt diverges on some.
             factors = baselines.best_factors(*held_out, 1 / baselines.curvature(held_out[0]), steps=steps)

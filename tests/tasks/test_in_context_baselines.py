@@ -171,3 +171,15 @@ def test_boolean_lines():
     assert accuracy(baselines.least_squares(x, y), y) > 0.77 and accuracy(baselines.averaging(x, y), y) > 0.73
     x, y = prompts("parity", 300)
     assert abs(accuracy(baselines.least_squares(x, y), y) - 0.5) < 0.05
+
+
+def test_a_penalty_is_chosen_for_each_number_of_examples():
+    """Without noise the least one is best from D examples on; with noise of variance 1 and weights N(0, I) that of Bayes, 1."""
+    x, y = prompts("linear", 400, dims=4, points=9)
+    clean = baselines.best_penalties(x, y)
+    assert (clean[4:] == 1e-6).all()
+    noisy = baselines.best_penalties(x, y + np.random.default_rng(0).normal(size=y.shape), grid=(0.01, 1.0, 100.0))
+    assert (noisy[2:] == 1.0).all()
+    tuned = baselines.tuned_ridge(x, y, clean)
+    for i, penalty in enumerate(clean):
+        np.testing.assert_array_equal(tuned[:, i], baselines.ridge(x, y, penalty=float(penalty))[:, i])

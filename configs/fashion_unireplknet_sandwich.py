@@ -1,8 +1,8 @@
-"""Nine UniRepLKNets in one on Fashion-MNIST, and the same networks trained alone for comparison.
+"""Nine UniRepLKNets in one on Fashion-MNIST by the sandwich rule (arXiv 1903.05134), and the same networks trained alone for comparison.
 
-    python -m launch.train --config=configs/fashion_unireplknet_sorted.py --workdir=runs/fashion/sorted
-    python -m launch.train --config=configs/fashion_unireplknet_sorted.py:alone=w50 --workdir=runs/fashion/alone_w50
-    python -m launch.compare --config=configs/fashion_unireplknet_sorted.py --workdir=runs/fashion    # both, with the table
+    python -m launch.train --config=configs/fashion_unireplknet_sandwich.py --workdir=runs/fashion/together
+    python -m launch.train --config=configs/fashion_unireplknet_sandwich.py:alone=w50 --workdir=runs/fashion/alone_w50
+    python -m launch.compare --config=configs/fashion_unireplknet_sandwich.py --workdir=runs/fashion    # both, with the table
 
 Hardware: two CPU cores, 18 minutes for the nine in one, about as much for the nine alone. Data: `dataset-fashion-mnist` of
 Debian, or any folder with the four IDX files; 54,000 training, 6,000 validation and 10,000 test images. Number to expect:

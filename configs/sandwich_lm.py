@@ -1,7 +1,7 @@
-"""A sorted language model: four networks in one, and the small ones draft for the full one (self-speculative decoding).
+"""Four language models in one by the sandwich rule (arXiv 1903.05134), and the small ones draft for the full one (self-speculative decoding).
 
-    python -m launch.train --config=configs/sorted_lm.py --workdir=runs/sorted_lm
-    python -m launch.generate --workdir=runs/sorted_lm --prompt="def " --draft=w50_d50 --temperature=0
+    python -m launch.train --config=configs/sandwich_lm.py --workdir=runs/sandwich_lm
+    python -m launch.generate --workdir=runs/sandwich_lm --prompt="def " --draft=w50_d50 --temperature=0
 
 Hardware: two CPU cores, 360 s with compiling. Number to expect: 1.79 bits per byte for the full network. Data: the text of Python's standard library, bytes.
 """
