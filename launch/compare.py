@@ -16,7 +16,7 @@ from absl import flags
 from launch import common
 
 _CONFIG = flags.DEFINE_string("config", None, "Recipe FILE.py that takes alone=NAME.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory under which the runs lie: sorted, alone_NAME.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory under which the runs lie: together, alone_NAME.")
 _OUT = flags.DEFINE_string("out", None, "Folder for compare.csv, compare.md and compare.png.")
 
 
@@ -43,7 +43,7 @@ def main(overrides: dict[str, str]) -> int:
     from research.search.comparison import alone_updates, join
     from research.train.setup import make_setup
 
-    together = os.path.join(_WORKDIR.value, "sorted")
+    together = os.path.join(_WORKDIR.value, "together")
     if run_card.read_report(together) is None:
         _train(_CONFIG.value, together, overrides)
     setup = make_setup(recipe.load(_CONFIG.value, overrides))
