@@ -9,9 +9,7 @@ from research.modules.state import Arrays, apply
 from research.tasks import in_context_baselines as baselines
 
 
-def errors(
-    model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, prompts: int, batch: int = 500
-) -> dict[str, np.ndarray]:
+def errors(model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, prompts: int, batch: int = 500) -> dict[str, np.ndarray]:
     """Returns name -> metric after 0, 1, ..., points - 1 examples, of the model and of each baseline on the same prompts.
 
     Args:
