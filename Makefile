@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
 .PHONY: help install quickstart quickstart-seeds lm-quickstart test test-slow faults fuzz check format lock fashion fashion-fast overhead bench bench-peers tune
-.PHONY: versus mqar probes selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder advmoe moe-lm fashion-vmoe clean
+.PHONY: versus mqar probes selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder advmoe moe-lm fashion-vmoe conditions clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
@@ -26,6 +26,7 @@ help:
 	@echo "make probes        of these, recall and selective copying within an hour (51 minutes on two cores)"
 	@echo "make moe-lm        a language model with mixtures of experts beside the dense one of the same active FLOPs; make fashion-vmoe on images"
 	@echo "make advmoe        mixtures of convolutions under attack: alternation beside joint training and dense networks, three seeds"
+	@echo "make conditions    seeds, updates, FLOPs, wall time and choices behind every result (FASHION_MNIST=FOLDER of its files, where not installed)"
 	@echo "make tune          measure the table that chooses the ops' forms on a CPU"
 	@echo "make lock          renew requirements.lock (needs uv)"
 
@@ -150,6 +151,9 @@ fashion-vmoe: $(STAMP)
 
 advmoe: $(STAMP)
 	$(PY) -m launch.sweep --jobs=2 --config=configs/fashion_advmoe.py --grid=arg=dense,small,joint,alternate --grid=seed=0,1,2 --workdir=runs/advmoe --out=results/advmoe --x=flops
+
+conditions: $(STAMP)
+	$(PY) -m tests.documents.conditions $(FASHION_MNIST)
 
 tune: $(STAMP)
 	for op in depthwise_conv2d depthwise_conv1d softmax_attention routed_conv; do $(PY) -m launch.bench --tune=$$op || exit 1; done

@@ -1,0 +1,30 @@
+"""What the documents say of how results were made follows from the recipes as they are."""
+
+import pytest
+
+from research.report.tables import read_csv
+from tests.documents.conditions import RESULTS, ROOT, facts, wall
+
+ROWS = {row["result"]: row for row in read_csv(ROOT / "results/conditions.csv")}
+
+
+def test_every_trained_result_is_listed():
+    """A folder of results is of trained networks, or of measurements of time and faults."""
+    folders = {str(path.parent.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.md")} - {".", "bench", "faults"}
+    told = {result.folder for result in RESULTS} | {"control/bandit", "control/detour", "shakespeare", "shakespeare/large"}
+    assert folders == told and set(ROWS) == {result.folder for result in RESULTS}
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: result.folder)
+def test_wall_times_and_choices_are_those_of_the_files(result):
+    assert str(ROWS[result.folder]["wall_s"]) == wall(result)
+    assert (ROWS[result.folder]["seeds"], ROWS[result.folder]["chosen"]) == (result.seeds, result.chosen)
+
+
+@pytest.mark.parametrize("result", [r for r in RESULTS if "fashion" not in " ".join(r.recipes)], ids=lambda result: result.folder)
+def test_updates_and_flops_follow_from_the_recipes(result):
+    expected = {key: str(ROWS[result.folder][key]) for key in ("updates", "examples")}
+    found = facts(result)
+    assert {key: found[key] for key in expected} == expected
+    told = [float(value) for value in str(ROWS[result.folder]["train_flops"]).split("; ")]
+    assert [float(value) for value in found["train_flops"].split("; ")] == pytest.approx(told)
