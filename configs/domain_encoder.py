@@ -7,8 +7,8 @@
 Arguments: dense (one feed-forward part for all), domain (one a domain, arXiv 2401.15713; the default). Both read the domain's token at position
 0 and cost the same FLOPs a text. The pairs are docstrings and the bodies of their functions in Python's standard library, 4,400 to
 train on. From pretrained dense weights instead: --config.train.init_from=runs/domain_encoder/dense_0.
-The paper's loss takes raw products of vectors, which fits encoders that are pretrained; from scratch the longest vectors become
-everybody's target, so here vectors have length 1 and products are divided by 0.05.
+The paper's loss, mnr_plus, takes raw products of vectors, which fits encoders that are pretrained; from scratch the longest vectors become
+everybody's target, so here vectors have length 1, products are divided by 0.05 and the loss is the symmetric one, each text's target its own pair.
 Hardware: two CPU cores, one for each of two runs, 150 to 230 s of a core each with compiling. Numbers to expect (means of three seeds and
 largest distance from them, results/domain_encoder): accuracy@1 among the 64 texts of an evaluation batch 0.489 +- 0.004 dense and 0.477 +-
 0.014 domain, no dead expert; judged by launch.embed, F1 0.774 +- 0.015 and 0.782 +- 0.011, ROC-AUC 0.857 +- 0.010 and 0.855 +- 0.008, TF-IDF
@@ -30,7 +30,7 @@ def get_config(arg: str = "domain"):
     config.model = {"name": MODELS[arg], "unroll": True, "dropout": 0.1}
     config.data.update({"name": "stdlib_pairs", "batch_size": 64})
     config.data.options = {"length": 32, "vocab_size": 8192}
-    config.task.contrastive.update({"loss": "mnr_plus", "normalize": True, "temperature": 0.05})
+    config.task.contrastive.update({"loss": "symmetric", "normalize": True, "temperature": 0.05})
     config.optim.update(MUON)
     config.train.update({"duration": "4ep", "log_every": "5%"})
     config.eval.update({"every": "25%", "batch_size": 64, "calibrate_batches": 0})

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from research.control.environments import Environment
 from research.control.sac import Learner, Sac, Transition, act, make_learner, policy, update
 from research.errors import UserError
+from research.seeds import key as key_of
 
 RARELY = {"xla_backend_optimization_level": 1}
 """Compiler options of programs that run a few times only."""
@@ -49,9 +50,9 @@ class Evaluation:
     used: Float[np.ndarray, " S"]
 
 
-def start(config: Sac, environment: Environment, seed: Int[Array, ""]) -> Run:
-    """Returns a run that has not begun."""
-    key, learner_key, state_key = jax.random.split(jax.random.key(seed), 3)
+def start(config: Sac, environment: Environment, key: Array) -> Run:
+    """Returns a run that has not begun; `key` is that of its seed."""
+    key, learner_key, state_key = jax.random.split(key, 3)
     o, a = jnp.zeros((config.capacity, environment.observations)), jnp.zeros((config.capacity, environment.actions))
     number = jnp.zeros(config.capacity)
     memory = Memory(Transition(o, a, number, o, number), jnp.zeros((), jnp.int32))
@@ -119,7 +120,7 @@ def train(
       episodes: episodes of an evaluation.
 
     Raises:
-      UserError: fewer steps than evaluations.
+      UserError: fewer steps than evaluations, or a seed out of range.
     """
     if not 1 <= evaluations <= steps:
         raise UserError(f"steps={steps} must be at least evaluations={evaluations}, and that at least 1")
@@ -136,7 +137,8 @@ def train(
         returns = jax.vmap(functools.partial(episode_return, config, environment, run.learner))(keys)
         return returns.mean(), jnp.exp(entropy)
 
-    runs = jax.jit(jax.vmap(functools.partial(start, config, environment)), compiler_options=RARELY)(jnp.asarray(seeds))
+    keys = jnp.stack([key_of(seed) for seed in seeds])
+    runs = jax.jit(jax.vmap(functools.partial(start, config, environment)), compiler_options=RARELY)(keys)
     runs = jax.jit(jax.vmap(functools.partial(scan, config.warmup, False)), compiler_options=RARELY)(runs)
     length = steps // evaluations
     learn = jax.jit(jax.vmap(functools.partial(scan, length, True)), donate_argnums=0)

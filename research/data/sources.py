@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from research import seeds
 from research.data import idx
 from research.data.source import AnySource, ArraySource, arrays_to_sources, keyed_permutation
 from research.errors import UserError
@@ -61,12 +62,13 @@ def load_splits(
       **options: options of that data set; an unknown one is an error that lists the valid ones.
 
     Raises:
-      UserError: unknown name or option, missing or damaged files, or a fraction outside [0, 1).
+      UserError: unknown name or option, missing or damaged files, or a fraction outside [0, 1), or a seed out of range.
     """
     if not 0 <= validation_fraction < 1:
         raise UserError(f"validation_fraction={validation_fraction} is not in [0, 1): give the part of the training data to hold out.")
     loader, positional, ready = _find_loader(name)
     _check_options(name, loader, options)
+    seeds.check(seed, "data.options.seed")
     takes = inspect.signature(loader).parameters
     place = {key: value for key, value in {"data_dir": data_dir, "seed": seed}.items() if key in takes and key not in options}
     if ready:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from research import seeds
 from research.decode import beam, models, speculative
 from research.decode.generate import StopStrings, generate, stream
 from research.errors import UserError
@@ -147,7 +148,7 @@ def write(
     compiled = time.perf_counter()
     logits, state = jax.block_until_ready(bound.extend(bound.state(), tokens, ids))
     prefill = time.perf_counter() - compiled
-    options = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=jax.random.key(request.seed))
+    options = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=seeds.key(request.seed))
     ready = lambda *_: (logits, state)  # noqa: E731
     stoppers = [StopStrings(list(stops)) for _ in prompts]
     columns: list[Any] = []
@@ -187,7 +188,7 @@ def speculate(full: Model, draft: Model, prompt: Int[np.ndarray, " t"], request:
     configs = [_chosen(full[0]), _chosen(draft[0])]
     for config in configs:
         models.check(config, length)
-    key = jax.random.key(request.seed)
+    key = seeds.key(request.seed)
     sampling = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=key)
 
     def run(arrays, tokens):

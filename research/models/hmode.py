@@ -3,8 +3,8 @@
 A VGG-16-BN encoder (Simonyan and Zisserman 2015, arXiv 1409.1556) at strides 1 to 16, three decoders that add one skip each, and a
 density map from each decoder. Gates at every pixel mix the maps in pairs, and a second gate, which sees only where the attention mask
 finds objects, mixes the three mixtures. All seven maps are supervised. Gating is soft: nothing is dropped, every expert runs.
-Our choices where the paper is silent: batch norm in the encoder only, half-pixel bilinear upsampling, the last layer of a density
-head starts non-negative so that no expert starts dead behind its ReLU. Smaller selves: `width`.
+Our choice where the paper is silent: the last layer of a density head starts non-negative, so that no expert starts dead behind its
+ReLU. As in the released code, batch norm stands in the encoder only and bilinear upsampling aligns corners. Smaller selves: `width`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from research import seeds
 from research.models import registry
 from research.modules.state import Arrays, apply, initialize
 from research.nested.slicing import extract
@@ -35,7 +36,7 @@ def create_model(name: str, *, seed: int = 0, **overrides) -> Model:
     """Returns a named model with freshly drawn weights: `create_model("unireplknet_t", num_classes=10)`.
 
     Raises:
-      UserError: unknown model or field, or a value that the model refuses.
+      UserError: unknown model or field, a value that the model refuses, or a seed out of range.
     """
     config = registry.model_config(name, **overrides)
-    return Model(config, *jax.jit(functools.partial(initialize, config))(jax.random.key(seed)))
+    return Model(config, *jax.jit(functools.partial(initialize, config))(seeds.key(seed)))

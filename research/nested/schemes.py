@@ -25,7 +25,7 @@ class Draw:
 
 
 def _generator(seed: int, step: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, step]))
+    return np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
 
 
 def _full(names, count, seed, step):

@@ -37,11 +37,16 @@ def nearest(x: Float[Array, "B h w *C"], times: int) -> Float[Array, "B H W *C"]
 
 
 def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
-    """Doubles height and width bilinearly: new pixels lie at a quarter and three quarters of the old; edges repeat."""
+    """Doubles height and width bilinearly with aligned corners: the first and the last pixels of an axis keep their places and values.
+
+    New pixel i of 2 n lies at i (n - 1) / (2 n - 1) of the old ones: pixel 2 k lies k / (2 n - 1) before the old k, pixel 2 k + 1 lies
+    (n - 1 - k) / (2 n - 1) after it.
+    """
     for axis in (1, 2):
         size = x.shape[axis]
         take = lambda a, b, axis=axis, x=x: jnp.take(x, jnp.arange(a, b).clip(0, x.shape[axis] - 1), axis=axis)  # noqa: E731
-        before, after = take(-1, size - 1), take(1, size + 1)
-        pairs = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
-        x = pairs.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
+        weights = jnp.arange(size, dtype=x.dtype).reshape(-1, *(1,) * (3 - axis)) / (2 * size - 1)
+        even = x + weights * (take(-1, size - 1) - x)
+        odd = x + jnp.flip(weights, 0) * (take(1, size + 1) - x)
+        x = jnp.stack([even, odd], axis + 1).reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
     return x

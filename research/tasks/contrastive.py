@@ -17,7 +17,7 @@ from research.errors import UserError
 from research.ops.precision import wide
 from research.tasks.base import Batch
 
-LOSSES = ("mnr", "mnr_plus")
+LOSSES = ("mnr", "symmetric", "mnr_plus")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Contrastive:
     """The task.
 
     Attributes:
-      loss_name: mnr, the cross entropy of the rows of A B^T alone, or mnr_plus, see `mnr_plus`.
+      loss_name: mnr, the cross entropy of the rows of A B^T alone; symmetric, the mean of that of the rows and that of the columns (as
+        CLIP, arXiv 2103.00020); or `mnr_plus`, whose targets come from the vectors' lengths and so need raw products.
       temperature: what the products are divided by.
       normalize: vectors are scaled to length 1 before their products; without, products are raw as in the paper.
     """
@@ -42,6 +43,11 @@ class Contrastive:
     def __post_init__(self):
         if self.loss_name not in LOSSES:
             raise UserError(f"task.contrastive.loss={self.loss_name!r}; valid: {', '.join(LOSSES)}")
+        if self.loss_name == "mnr_plus" and self.normalize:
+            raise UserError(
+                "task.contrastive.loss='mnr_plus' takes its targets from the lengths of the vectors, which task.contrastive.normalize=True "
+                "makes equal: every row's target is then its own pair; valid with vectors of length 1: symmetric, mnr"
+            )
         if not self.temperature > 0:
             raise UserError(f"task.contrastive.temperature={self.temperature}; valid: numbers above 0")
 
@@ -69,7 +75,7 @@ class Contrastive:
     def loss(self, outputs: Float[Array, "2B D"], target: None = None) -> Float[Array, ""]:
         """Mean cross entropy in nats."""
         a, b = self.sides(outputs)
-        return (mnr if self.loss_name == "mnr" else mnr_plus)(a, b, self.temperature)
+        return {"mnr": mnr, "symmetric": symmetric, "mnr_plus": mnr_plus}[self.loss_name](a, b, self.temperature)
 
     def distill(self, outputs: Float[Array, "2B D"], teacher: Float[Array, "2B N"], target: Any = None) -> Float[Array, ""]:
         """Mean cross entropy of the rows of A B^T to the teacher's distribution; no gradient reaches the teacher."""
@@ -121,11 +127,17 @@ def mnr(a: Float[Array, "B D"], b: Float[Array, "B D"], temperature: float = 1.0
     return cross_entropy(a @ b.T / temperature, jnp.arange(len(a)))
 
 
+def symmetric(a: Float[Array, "B D"], b: Float[Array, "B D"], temperature: float = 1.0) -> Float[Array, ""]:
+    """Half the `mnr` of the first texts and half that of the second ones."""
+    return (mnr(a, b, temperature) + mnr(b, a, temperature)) / 2
+
+
 def mnr_plus(a: Float[Array, "B D"], b: Float[Array, "B D"], temperature: float = 1.0) -> Float[Array, ""]:
     """Half the cross entropy of the rows and half that of the columns of A B^T, with targets that the batch itself gives.
 
     The target of a row is the largest entry of that row of P = softmax((A A^T + B B^T) / 2), the target of a column that
-    of the column of P (arXiv 2401.15713, released code). Where no vector is long beside its neighbours both are the pair itself.
+    of the column of P (arXiv 2401.15713, released code). Of vectors of one length a row's target is always its own pair, and a column's is too
+    unless a near copy with fewer neighbours takes its place: `symmetric` is what remains.
     """
     alike = jax.lax.stop_gradient(jax.nn.softmax((a @ a.T + b @ b.T) / 2))
     products = a @ b.T / temperature

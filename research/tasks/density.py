@@ -21,7 +21,7 @@ WEIGHTS = (1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 4.0)
 PRESENT = 1e-5 * SCALE
 """Scaled density above which a pixel belongs to an object."""
 HARD = 9
-"""Regions that the relative local counting loss looks at."""
+"""Regions that the relative local counting loss looks at, in each map."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class DensityCounting:
         return (batch["image"],)
 
     def loss(self, outputs: Float[Array, "B H W 8"], target: Float[Array, "B H W"]) -> Float[Array, ""]:
-        """Weighted squared errors of the maps, summed over pixels, and the mask's cross entropy, per image."""
+        """Weighted squared errors of the maps and the mask's cross entropy, both summed over pixels, per image."""
         maps, mask = wide(outputs[..., :7]), wide(outputs[..., 7])
         loss = density_loss(maps, target[..., None]) + mask_loss(mask, (target > PRESENT).astype(mask.dtype))
-        return loss + self.local * local_counting_loss(maps[..., 6], target) if self.local else loss
+        return loss + self.local * local_counting_loss(maps, target) if self.local else loss
 
     def distill(self, outputs: Float[Array, "B H W 8"], teacher: Float[Array, "B H W 8"], target: Any = None) -> Float[Array, ""]:
         """The same errors towards another network's maps and mask; no gradient reaches it."""
@@ -89,31 +89,36 @@ def density_loss(maps: Float[Array, "B H W 7"], target: Float[Array, "B H W #7"]
 
 
 def mask_loss(logits: Float[Array, "B H W"], target: Float[Array, "B H W"]) -> Float[Array, ""]:
-    """Mean cross entropy in nats between the attention mask and where objects are."""
-    return (jax.nn.softplus(logits) - target * logits).mean()
+    """Cross entropy in nats between the attention mask and where objects are, summed over pixels, per image (released code)."""
+    return (jax.nn.softplus(logits) - target * logits).sum() / len(logits)
 
 
-def local_counting_loss(density: Float[Array, "B H W"], target: Float[Array, "B H W"], side: int = 16) -> Float[Array, ""]:
-    """Counts of the hardest regions of `side` x `side` pixels, and their order, per image.
+def local_counting_loss(maps: Float[Array, "B H W 7"], target: Float[Array, "B H W"], side: int = 16) -> Float[Array, ""]:
+    """The order of the counts in the hardest regions of `side` x `side` pixels, in each map, weighted by WEIGHTS, per image.
 
-    Of the nine regions of largest squared error, sorted by true count, descending, every third makes a triple of predictions (p0, p1,
-    p2). With d1 = p0 - p1 and d2 = p0 - p2 the loss adds relu(-d1) + relu(-d2) + relu(d1 - d2), and the nine squared errors.
-    Images of fewer than nine regions use whole triples of those they have.
+    Of the nine regions of largest summed squared error of a map's pixels, sorted by true count, descending, every third makes a triple of
+    predictions (p0, p1, p2). With d1 = p0 - p1 and d2 = p0 - p2 the loss adds relu(-d1) + relu(-d2) + relu(d1 - d2), and the errors of
+    the nine regions, through which the released code sends no gradient. Images of fewer than nine regions use whole triples of those they have.
 
     Raises:
       ValueError: an image has fewer than three regions.
     """
+    losses = jax.vmap(lambda density: _local_losses(density, target, side), -1)(maps)
+    return (losses * jnp.asarray(WEIGHTS, maps.dtype)).sum() / len(maps)
+
+
+def _local_losses(density: Float[Array, "B H W"], target: Float[Array, "B H W"], side: int) -> Float[Array, ""]:
+    """The local counting loss of one map, summed over images."""
     batch, height, width = density.shape
     rows, columns = height // side, width // side
     hard = min(HARD, rows * columns) // 3 * 3
     if not hard:
         raise ValueError(f"images of {height}x{width} have fewer than three regions of {side}x{side} pixels")
     pool = lambda x: x[:, : rows * side, : columns * side].reshape(batch, rows, side, columns, side).sum((2, 4)).reshape(batch, -1)  # noqa: E731
-    predicted, true = pool(density), pool(target)
-    errors, index = jax.lax.top_k(jnp.square(predicted - true), hard)
+    errors, index = jax.lax.top_k(jax.lax.stop_gradient(pool(jnp.square(density - target))), hard)
     pick = lambda x, i: jnp.take_along_axis(x, i, 1)  # noqa: E731
-    order = jnp.argsort(-pick(true, index), 1, stable=True)
-    p0, p1, p2 = jnp.split(pick(pick(predicted, index), order), 3, 1)
+    order = jnp.argsort(-pick(pool(target), index), 1, stable=True)
+    p0, p1, p2 = jnp.split(pick(pick(pool(density), index), order), 3, 1)
     d1, d2 = p0 - p1, p0 - p2
     ranks = jax.nn.relu(-d1) + jax.nn.relu(-d2) + jax.nn.relu(d1 - d2)
-    return (ranks.sum() + errors.sum()) / batch
+    return ranks.sum() + errors.sum()

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from research import seeds
 from research.errors import UserError
 
 NINE_NETWORKS = {
@@ -26,7 +27,7 @@ NINE_NETWORKS = {
 
 
 CONTRASTIVE = {"loss": "mnr_plus", "temperature": 1.0, "normalize": False}
-"""Of pairs of texts: mnr or mnr_plus, what products are divided by, whether vectors are scaled to length 1 before them."""
+"""Of pairs of texts: mnr, symmetric or mnr_plus, what products are divided by, whether vectors are scaled to length 1 before them."""
 
 
 def base_config() -> ml_collections.ConfigDict:
@@ -234,6 +235,7 @@ FREE = ("model", "data.augment", "data.options", "nested.points", "expect")
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for an unknown field or a value outside its few choices."""
     _compare(config.to_dict(), base_config().to_dict(), "")
+    seeds.check(config.seed, "config.seed")
     for field, valid in {
         "nested.reduce": ("mean", "sum"),
         "train.nan": ("stop", "skip"),

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
+from research import seeds
 from research.errors import UserError
 from research.modules.state import Arrays, abstract
 from research.nested import importance, upcycle
@@ -43,7 +42,7 @@ def _upcycled(setup: Setup, config: dict[str, Any], given: Any, params: Arrays, 
     model, source, options = setup.space.full, config["train"]["init_from"], config["train"]["upcycle"]
     if given.family != model.family:
         raise UserError(f"train.init_from={source} does not fit this model: its model is {given.family}, not {model.family}")
-    made = upcycle.upcycle(given, params, stats, model, jax.random.key(config["seed"]), **options)
+    made = upcycle.upcycle(given, params, stats, model, seeds.key(config["seed"]), **options)
     drawn = ", ".join(f"{name}={value}" for name, value in options.items() if value)
     change = drawn or upcycle.changes_function(model.mixture)
     told = f"which changes what it computes ({change})" if change else "which computes the same"

@@ -20,6 +20,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from research import seeds
 from research.models.forms import on_cpu
 from research.modules.axes import role
 from research.modules.mesh import BATCH_AXES
@@ -107,7 +108,7 @@ class Programs:
 
     def init_state(self) -> State:
         """Draws the initial state, each array where it belongs."""
-        key = jax.random.key(self.seed)
+        key = seeds.key(self.seed)
         lowered = jax.jit(self._init, out_shardings=self.state_shardings).lower(key)
         # It runs once: on a CPU the compiler's effort costs more than it saves.
         return lowered.compile(compiler_options={"xla_backend_optimization_level": 1} if self._on_cpu else None)(key)
@@ -165,7 +166,7 @@ class Programs:
             return self._objective(name, phase)
 
         def program(params, stats, grads, batch, clock, scale, teacher):
-            step_key = jax.random.fold_in(jax.random.key(self.seed), clock[0])
+            step_key = jax.random.fold_in(seeds.key(self.seed), clock[0])
             mix_key = jax.random.fold_in(jax.random.fold_in(step_key, 0), clock[1])
             drop_key = jax.random.fold_in(jax.random.fold_in(step_key, 1), clock[2])
             inputs, target = task.prepare(batch, mix_key)
@@ -197,7 +198,7 @@ class Programs:
 
         def program(params, stats, grads, batch, clock, scale, teacher):
             del teacher
-            step_key = jax.random.fold_in(jax.random.key(self.seed), clock[0])
+            step_key = jax.random.fold_in(seeds.key(self.seed), clock[0])
             mix_key, drop_key, attack_key = (
                 jax.random.fold_in(jax.random.fold_in(step_key, i), clock[place]) for i, place in ((0, 1), (1, 2), (2, 2))
             )

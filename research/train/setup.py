@@ -215,8 +215,7 @@ def make_setup(config: dict[str, Any]) -> Setup:
         data["name"],
         data_dir=data["dir"] or None,
         validation_fraction=data["validation_fraction"],
-        seed=0,
-        **data["options"],
+        **{"seed": 0, **data["options"]},
     )
     source = splits["train"]
     block = source.gather(np.arange(1))

@@ -141,7 +141,7 @@ def test_training_the_best_primitive_alone_lets_one_take_over():
 
 def test_memory_is_a_ring():
     environment = Bandit()
-    run = fast_jit(functools.partial(runs.start, Sac(experts=1, **SMALL), environment))(0)
+    run = fast_jit(functools.partial(runs.start, Sac(experts=1, **SMALL), environment))(jax.random.key(0))
     one = lambda i: Transition(jnp.ones(1) * i, jnp.zeros(1), jnp.asarray(i, jnp.float32), jnp.zeros(1), jnp.array(1.0))
     fill = fast_jit(lambda memory, rewards: jax.lax.scan(lambda m, i: (runs.remember(m, one(i)), None), memory, rewards)[0])
     memory = fill(run.memory, jnp.arange(70))

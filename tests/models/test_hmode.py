@@ -86,9 +86,15 @@ def test_training_states_the_importance_loss_and_evaluation_leaves_it():
     np.testing.assert_allclose(after["aux_loss"], expected, rtol=1e-3)
 
 
-def test_upsampling_is_half_pixel_bilinear_and_nearest_repeats():
+def test_upsampling_aligns_corners_and_nearest_repeats():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5, 4)), jnp.float32)
-    np.testing.assert_allclose(density_gates.upsample(x), jax.image.resize(x, (2, 6, 10, 4), "bilinear"), atol=1e-6)
+    rows, columns = (np.arange(2 * n) * (n - 1) / (2 * n - 1) for n in (3, 5))
+    line = lambda places, n, v: np.interp(places, np.arange(n), v)  # noqa: E731
+    tall = np.apply_along_axis(lambda v: line(rows, 3, v), 1, np.asarray(x))
+    expected = np.apply_along_axis(lambda v: line(columns, 5, v), 2, tall)
+    np.testing.assert_allclose(density_gates.upsample(x), expected, atol=1e-6)
+    np.testing.assert_array_equal(density_gates.upsample(x)[:, ::5, ::9], x[:, ::2, ::4])
+    np.testing.assert_array_equal(density_gates.upsample(x[:, :1, :1]), jnp.tile(x[:, :1, :1], (1, 2, 2, 1)))
     np.testing.assert_array_equal(density_gates.nearest(x, 2), np.repeat(np.repeat(x, 2, 1), 2, 2))
 
 

@@ -38,16 +38,21 @@ def test_mnr_plus_by_hand():
     np.testing.assert_allclose(mnr_plus(jnp.asarray(A), jnp.asarray(B)), expected, rtol=1e-5)
 
 
-def test_targets_of_mnr_plus_are_the_longest_vectors_or_with_unit_vectors_the_pair_itself():
+def test_targets_of_mnr_plus_are_the_longest_vectors():
     a = jnp.array([[1.0, 0.0], [3.0, 0.0]])
     products = np.array([[1.0, 3.0], [3.0, 9.0]])  # of a and b = a; the first row's target is the second text
     p = np.exp(products) / np.exp(products).sum(1, keepdims=True)
     assert list(p.argmax(1)) == [1, 1] and list(p.argmax(0)) == [0, 1]
     expected = (nll(products, [1, 1]).mean() + nll(products.T, [0, 1]).mean()) / 2
     np.testing.assert_allclose(mnr_plus(a, a), expected, rtol=1e-5)
-    plus, rows = (Contrastive(name, 0.1, True) for name in ("mnr_plus", "mnr"))
-    turned = OUT.reshape(5, 2, 4)[:, ::-1].reshape(10, 4)
-    np.testing.assert_allclose(plus.loss(jnp.asarray(OUT)), (rows.loss(jnp.asarray(OUT)) + rows.loss(jnp.asarray(turned))) / 2, rtol=1e-5)
+
+
+def test_symmetric_takes_both_directions_and_mnr_plus_is_refused_for_unit_vectors():
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (A, B))
+    expected = (nll(a @ b.T / 0.1, np.arange(5)).mean() + nll(b @ a.T / 0.1, np.arange(5)).mean()) / 2
+    np.testing.assert_allclose(Contrastive("symmetric", 0.1, True).loss(jnp.asarray(OUT)), expected, rtol=1e-5)
+    with pytest.raises(UserError, match=r"lengths of the vectors, which .*normalize=True.*valid with vectors of length 1: symmetric, mnr"):
+        Contrastive("mnr_plus", 0.1, True)
 
 
 def test_normalised_products_do_not_know_lengths_and_raw_ones_do():
@@ -85,7 +90,7 @@ def test_metrics_leave_filler_out_as_question_and_as_candidate():
 
 
 def test_filler_that_is_all_zeros_is_finite():
-    task = Contrastive("mnr_plus", 0.05, True)
+    task = Contrastive("symmetric", 0.05, True)
     grad = jax.grad(lambda out: task.loss(out))(jnp.zeros((6, 4)))
     sums = task.sums(jnp.zeros((6, 4)), batch(3, mask=jnp.array([1.0, 0.0, 0.0])))
     assert np.isfinite(grad).all() and all(np.isfinite(v) for v in sums.values())
@@ -98,7 +103,7 @@ def test_distilling_from_oneself_moves_nothing():
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"), [(("npair",), "loss='npair'; valid: mnr, mnr_plus"), (("mnr", 0.0), "temperature=0.0; valid")]
+    ("fields", "message"), [(("npair",), "loss='npair'; valid: mnr, symmetric, mnr_plus"), (("mnr", 0.0), "temperature=0.0; valid")]
 )
 def test_bad_options(fields, message):
     with pytest.raises(UserError, match=message):

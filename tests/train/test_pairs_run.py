@@ -74,5 +74,5 @@ def test_what_does_not_fit_is_told_at_set_up(fields):
         make_setup(load("domain", fields, **{"model.name": "attention_small"}))
     with pytest.raises(UserError, match="model.vocab_size=30 is less than the 40 tokens"):
         make_setup(load("domain", fields, **{"model.vocab_size": "30"}))
-    with pytest.raises(UserError, match="task.contrastive.loss='triplet'; valid: mnr, mnr_plus"):
+    with pytest.raises(UserError, match="task.contrastive.loss='triplet'; valid: mnr, symmetric, mnr_plus"):
         make_setup(load("domain", fields, **{"task.contrastive.loss": "triplet"}))
