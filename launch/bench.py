@@ -27,10 +27,10 @@ _LIST = flags.DEFINE_bool("list", False, "Print ops, models, suites, tunable ops
 _SHAPES = flags.DEFINE_string("shapes", "", "Only cases whose name, shape and direction hold this text.")
 _FORMS = flags.DEFINE_bool("forms", False, "Time every form of the op by name as well.")
 _PEER = flags.DEFINE_list("peer", [], "Peers to time beside ours: NAME or NAME:PATH, separated by commas.")
-_PLOT = flags.DEFINE_string("plot", None, "PNG file to write: times by contender, with the floors.")
-_CONFIG = flags.DEFINE_string("config", None, "Recipe whose training loop is measured against its bare step.")
+_PLOT = common.path_flag("plot", None, "PNG file to write: times by contender, with the floors.")
+_CONFIG = common.path_flag("config", None, "Recipe whose training loop is measured against its bare step.")
 _STEPS = flags.DEFINE_integer("steps", 100, "With --config: updates of each kind to time.", lower_bound=3)
-_CSV = flags.DEFINE_string("csv", None, "CSV file to write beside the table, and a page of Markdown with the same name.")
+_CSV = common.path_flag("csv", None, "CSV file to write beside the table, and a page of Markdown with the same name.")
 
 COLUMNS = {
     "contender": "contender", "median_ms": "median", "p5_ms": "p5", "p95_ms": "p95", "repeats": "calls", "compile_s": "compile",

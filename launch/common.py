@@ -2,17 +2,23 @@
 
 import contextlib
 import difflib
+import errno
 import logging as stdlib_logging
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags, logging
 
+from launch.streams import set_streams
 from research.errors import UserError
+from research.files import printable, user_path
 from research.process import set_allocator, set_dispatch, set_xla_flags
+
+flags.disclaim_key_flags()  # what `path_flag` defines belongs to the command that calls it
 
 USER_ERROR = 2  # exit code of a user's mistake
 STOPPED = 75  # exit code of a run that SIGTERM stopped and that can go on (EX_TEMPFAIL)
@@ -22,12 +28,31 @@ OVERRIDES: dict[str, str] = {}
 """The `--config.field=value` arguments, for commands that take a recipe."""
 
 
+class _PathParser(flags.ArgumentParser[str]):
+    """A path; a leading ~ is the home folder."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument: Any) -> str:
+        try:
+            return os.fspath(user_path(argument)) if argument.startswith("~") else argument  # an address has two slashes
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+
+def path_flag(name: str, default: str | None, help: str, **options: Any) -> flags.FlagHolder:
+    """Defines a flag that is the path of a file or folder; `~` in it is the home folder, also behind `--name=`."""
+    return flags.DEFINE(_PathParser(), name, default, help, serializer=flags.ArgumentSerializer(), **options)
+
+
 def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | None = None) -> None:
     """Parses the flags, calls `main()` and exits with its code; never returns.
 
-    A UserError is printed as `error: ...` on stderr with exit code 2; so are full disks and unknown flags. Any other
-    exception keeps its traceback.
+    A UserError is printed as `error: ...` on stderr with exit code 2; so are unknown flags, what the system refuses (full disks,
+    missing rights, too many open files) and memory that does not suffice. Any other exception keeps its traceback. Where nobody
+    reads what is printed any more (`| head`), the command still does its work to the end.
     """
+    set_streams()
     set_allocator()
     set_dispatch()
     set_xla_flags()
@@ -48,7 +73,12 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
         print(f"error: {error}", file=sys.stderr)
         _leave(USER_ERROR)
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or 'a file of the run'}; nothing that was there is lost", file=sys.stderr)
+        print(f"error: {_refused_by_system(error)}", file=sys.stderr)
+        _leave(USER_ERROR)
+    except Exception as error:
+        if (short := _out_of_memory(error)) is None:
+            raise
+        print(f"error: {short}", file=sys.stderr)
         _leave(USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
@@ -63,10 +93,52 @@ def pin(process: subprocess.Popen, cores: Sequence[int]) -> None:
             os.sched_setaffinity(process.pid, cores)
 
 
+REMEDIES = {
+    errno.ENOSPC: "free space there, or give another place",
+    errno.EDQUOT: "free some of your quota there, or give another place",
+    errno.EFBIG: "files may not become as large here: raise the limit (ulimit -f), or use a file system without it",
+    errno.EMFILE: "this process may not open more files: raise the limit (ulimit -n 4096)",
+    errno.ENFILE: "this machine may not open more files: end other programs",
+    errno.EACCES: "get the right to it, or give another place",
+    errno.EPERM: "get the right to it, or give another place",
+    errno.EROFS: "give a place that can be written",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOTDIR: "a part of this path is a file, where a folder is needed",
+    errno.ENOENT: "it, or the folder it lies in, is missing",
+    errno.ENOMEM: "end other programs, or give the command less to do",
+}
+"""What a user can do about what the system refused."""
+
+
+def _refused_by_system(error: OSError) -> str:
+    """The cause, the file and what to do; a file that the system did not name is told by the line of ours that used it."""
+    place = error.filename if error.filename is not None else _place(error)
+    name = printable(os.fsdecode(place) if isinstance(place, bytes | str) else place, 300)
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{error.strerror or printable(error, 300)}: {name}{f'; {remedy}' if remedy else ''}; what was whole before is whole still"
+
+
+def _place(error: BaseException) -> str:
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(root + os.sep)]
+    return f"at {os.path.relpath(own[-1].filename, root)}:{own[-1].lineno}" if own else "an unnamed file"
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """The line for memory that did not suffice, on the host or on a device; None for any other error."""
+    told = str(error).strip().splitlines() or [""]
+    if isinstance(error, MemoryError):
+        return f"out of memory{f': {printable(told[0], 200)}' if told[0] else ''}; give smaller batches, a smaller model or a machine with more"
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told[0]:  # what JAX raises for every backend
+        return f"out of memory on the device: {printable(told[0], 200)}; give smaller batches, a smaller model or more devices"
+    return None
+
+
 def _leave(code: int) -> NoReturn:
     """Ends the process at once: after a full disk, writers that close at exit would meet it again, with a traceback each."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 
@@ -90,6 +162,6 @@ def _parse(argv: list[str]) -> None:
         near = difflib.get_close_matches(error.flagname, names, n=3, cutoff=0.5) or names
         raise UserError(f"unknown flag --{error.flagname}; near: {', '.join('--' + n for n in near)} (see --helpshort)") from None
     except flags.Error as error:
-        raise UserError(str(error).replace("\n", " ").strip()) from None
+        raise UserError(printable(str(error).replace("\n", " ").strip(), 400)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value (see --helpshort)")

@@ -11,13 +11,11 @@ import os
 import subprocess
 import sys
 
-from absl import flags
-
 from launch import common
 
-_CONFIG = flags.DEFINE_string("config", None, "Recipe FILE.py that takes alone=NAME.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory under which the runs lie: together, alone_NAME.")
-_OUT = flags.DEFINE_string("out", None, "Folder for compare.csv, compare.md and compare.png.")
+_CONFIG = common.path_flag("config", None, "Recipe FILE.py that takes alone=NAME.")
+_WORKDIR = common.path_flag("workdir", None, "Directory under which the runs lie: together, alone_NAME.")
+_OUT = common.path_flag("out", None, "Folder for compare.csv, compare.md and compare.png.")
 
 
 def _train(config: str, workdir: str, overrides: dict[str, str]) -> None:

@@ -2,12 +2,15 @@
 
 import ast
 import difflib
+import re
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from research.errors import UserError
+from research.files import user_path
 from research.train.config import FREE, check, resolved
 
 PREFIX = "--config."
@@ -40,7 +43,7 @@ def load(text: str, overrides: dict[str, str]) -> dict[str, Any]:
 
 def load_recipe(text: str) -> Any:
     """Calls `get_config(arg)` of `FILE.py[:arg]`."""
-    path, _, arg = text.partition(":")
+    path, arg = split_recipe(text)
     if not Path(path).is_file():
         near = difflib.get_close_matches(path, [str(p) for p in sorted(Path("configs").glob("*.py"))], n=3, cutoff=0.3)
         raise UserError(f"no config file {path}; near: {', '.join(near) or 'none (run from the root of the repository)'}")
@@ -54,6 +57,22 @@ def load_recipe(text: str) -> Any:
     except Exception as error:
         place = next((f"line {t.lineno}" for t in reversed(_frames(error)) if t.filename == path), "get_config")
         raise UserError(f"{path}, {place}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+
+
+def split_recipe(text: str) -> tuple[str, str]:
+    """Returns (file, argument) of `FILE.py[:ARG]`; neither a colon in a folder's name nor one in the argument is taken for the border."""
+    whole = str(user_path(text)) if text.startswith("~") else text
+    if Path(whole).is_file():
+        return whole, ""
+    borders = [at + len(".py") for at in range(len(whole)) if whole.startswith(".py:", at)]
+    files = [at for at in borders if Path(whole[:at]).is_file()]
+    border = files[0] if files else borders[-1] if borders else whole.find(":")
+    return (whole, "") if border < 0 else (whole[:border], whole[border + 1 :])
+
+
+def split_recipes(texts: Sequence[str]) -> list[str]:
+    """Returns the recipes of a flag that is repeated or separated by commas; a comma before what is no `FILE.py` belongs to an argument."""
+    return [part for text in texts for part in re.split(r",(?=[^,:]*\.py(?:[,:]|$))", text)]
 
 
 def _frames(error: BaseException) -> list[Any]:

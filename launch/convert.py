@@ -19,10 +19,10 @@ from research import interop
 from research.files import write_text
 
 _SOURCE = flags.DEFINE_enum("source", None, [*interop.SOURCES, *interop.FOLDERS], "Whose names the weights carry.", required=True)
-_WEIGHTS = flags.DEFINE_string(
+_WEIGHTS = common.path_flag(
     "weights", None, "File with the weights, .pth or .safetensors; for language models their folder.", required=True
 )
-_OUT = flags.DEFINE_string("out", None, "Folder for the result.", required=True)
+_OUT = common.path_flag("out", None, "Folder for the result.", required=True)
 _ENTRY = flags.DEFINE_string("entry", None, "Entry of a .pth that holds the state dict, such as model_ema; found by itself if not given.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, which weights do not tell.", lower_bound=1)
 

@@ -19,9 +19,9 @@ from research import interop
 from research.files import replace_file
 
 _FORMATS = ("safetensors", "stablehlo", "onnx", *interop.FOLDERS)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, or folder with model.safetensors and config.json.", required=True)
+_WORKDIR = common.path_flag("workdir", None, "Run directory, or folder with model.safetensors and config.json.", required=True)
 _FORMAT = flags.DEFINE_enum("format", None, _FORMATS, "What to write: a folder (safetensors) or a file.", required=True)
-_OUT = flags.DEFINE_string("out", None, "File to write; a folder for safetensors.", required=True)
+_OUT = common.path_flag("out", None, "File to write; a folder for safetensors.", required=True)
 _SUBNET = flags.DEFINE_string("subnet", "full", "Which sub-network: a name of the run, or choices such as width=0.5,depth=0.5.")
 _DEPLOY = flags.DEFINE_bool("deploy", False, "Merge re-parameterised branches and norms first (UniRepLKNet).")
 _BATCH = flags.DEFINE_integer("batch", None, "Fixed number of examples for stablehlo and onnx; left open if not given.", lower_bound=1)

@@ -8,9 +8,9 @@ from absl import flags
 
 from launch import common
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run.")
+_WORKDIR = common.path_flag("workdir", None, "Directory of a run.")
 _SUBNET = flags.DEFINE_string("subnet", "full", "A name, or choices such as width=0.5,depth=0.5.")
-_OUT = flags.DEFINE_string("out", None, "Folder for the stand-alone network.")
+_OUT = common.path_flag("out", None, "Folder for the stand-alone network.")
 _DEPLOY = flags.DEFINE_bool("deploy", False, "Merge re-parameterised branches and batch norms.")
 _CHECK = flags.DEFINE_bool("check", True, "Compare its outputs with the in-place sub-network's on validation images.")
 

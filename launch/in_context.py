@@ -15,9 +15,9 @@ from absl import flags
 
 from launch import common
 
-_CONFIG = flags.DEFINE_string("config", None, "Recipe over an in_context: data set.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
-_OUT = flags.DEFINE_string("out", None, "Folder for the table and the plot; default --workdir.")
+_CONFIG = common.path_flag("config", None, "Recipe over an in_context: data set.")
+_WORKDIR = common.path_flag("workdir", None, "Directory of the run.")
+_OUT = common.path_flag("out", None, "Folder for the table and the plot; default --workdir.")
 _PROMPTS = flags.DEFINE_integer("prompts", 2000, "Prompts to compare on.", lower_bound=1)
 
 

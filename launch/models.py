@@ -6,11 +6,9 @@ python -m launch.models "unireplknet*" --csv=models.csv
 
 import sys
 
-from absl import flags
-
 from launch import common
 
-_CSV = flags.DEFINE_string("csv", None, "CSV file to write beside the table.")
+_CSV = common.path_flag("csv", None, "CSV file to write beside the table.")
 
 
 def main(pattern: str) -> int:

@@ -11,11 +11,12 @@ $NESTAX_DATA/NAME, or ~/.cache/nestax/NAME, or --data_dir. The data sets digits 
 
 import pathlib
 import shutil
-import sys
 
-from absl import app, flags
+from absl import flags
 
+from launch import common
 from research.errors import UserError
+from research.files import user_path
 
 _DATASET = flags.DEFINE_string("dataset", None, "What to prepare: fashion_mnist, mnist, or tfds:NAME for any TFDS data set.")
 _FROM = flags.DEFINE_string("from", None, "Folder with files that are already on disk; nothing is downloaded that lies there.")
@@ -29,7 +30,7 @@ def prepare(dataset: str | None, source: str | None, data_dir: str | None) -> st
     """Prepares the data set and returns a sentence that says where it lies."""
     if not dataset:
         raise UserError(f"--dataset is missing. Valid: {', '.join(_IDX_NAMES)}, tfds:NAME.")
-    folder = pathlib.Path(source).expanduser() if source else None
+    folder = user_path(source) if source else None
     if folder is not None and not folder.is_dir():
         raise UserError(f"--from={source} is not a folder.")
     if dataset in _READY:
@@ -48,7 +49,7 @@ def _prepare_idx(name: str, folder: pathlib.Path | None, data_dir: str | None) -
         place = idx.find_folder(name, data_dir)
         return f"{name} lies in {place}: {_counts(idx.read_folder(place))}."
     counts = _counts(idx.read_folder(folder))
-    target = pathlib.Path(data_dir).expanduser() if data_dir else idx.usual_folders(name)[0]
+    target = user_path(data_dir) if data_dir else idx.usual_folders(name)[0]
     target.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
         for kind in ("images", "labels"):
@@ -81,7 +82,7 @@ def _download_and_prepare(name: str, folder: pathlib.Path | None, data_dir: str 
 
     from research.data.tfds_source import DEFAULT_DIR
 
-    root = pathlib.Path(data_dir or DEFAULT_DIR).expanduser()
+    root = user_path(data_dir or DEFAULT_DIR)
     try:
         builder = tfds.builder(name, data_dir=str(root), file_format="array_record")
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder) if folder else None))
@@ -100,29 +101,10 @@ def _download_and_prepare(name: str, folder: pathlib.Path | None, data_dir: str 
     return pathlib.Path(builder.data_dir)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        _fail(f"Unexpected argument {argv[1]!r}; write --dataset=NAME.")
-    try:
-        print(prepare(_DATASET.value, _FROM.value, _DATA_DIR.value))
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}.")
-
-
-def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """absl ends --helpshort with 1; help that was asked for is a success."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except SystemExit:
-        sys.exit(0 if any(word.lstrip("-").startswith("help") for word in argv[1:]) else 2)
+def main() -> int:
+    print(prepare(_DATASET.value, _FROM.value, _DATA_DIR.value))
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    common.run(main)

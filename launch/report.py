@@ -9,29 +9,42 @@ runs in one column.
 """
 
 import glob
+import os
+from collections.abc import Sequence
 
 from absl import flags
 
 from launch import common
+from research.files import printable, user_path
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directories of runs, separated by commas; LABEL=PATTERN joins several as one.")
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir", [], "Directories of runs, repeatable or separated by commas; LABEL=PATTERN joins several as one."
+)
 _X = flags.DEFINE_string(
     "x", None, "Draw the full networks against this: state, params, flops, or a field of the recipe such as data.options.length."
 )
-_OUT = flags.DEFINE_string("out", None, "Folder for compare.md, compare.csv, compare.png and curves.png.")
+_OUT = common.path_flag("out", None, "Folder for compare.md, compare.csv, compare.png and curves.png.")
 
 
-def _runs(text: str) -> dict[str, list[str]]:
+def _runs(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Returns label -> directories; what is there as a whole is not split, be it at commas, equals signs or brackets."""
     from research.errors import UserError
 
     runs: dict[str, list[str]] = {}
-    for part in text.split(","):
-        label, _, pattern = part.rpartition("=")
-        found = sorted(glob.glob(pattern))
-        if not found:
-            raise UserError(f"--workdir: no directory matches {pattern!r}")
-        runs.setdefault(label or pattern, []).extend(found)
+    for text in texts:
+        whole = _found(text) or _found(text.partition("=")[2])
+        for part in [text] if whole else text.split(","):
+            label, _, pattern = part.partition("=")
+            found, name = (_found(part), part) if _found(part) else (_found(pattern), label)
+            if not found:
+                raise UserError(f"--workdir: no directory matches {printable(pattern or part)}")
+            runs.setdefault(name, []).extend(found)
     return runs
+
+
+def _found(pattern: str) -> list[str]:
+    path = str(user_path(pattern)) if pattern else ""
+    return [path] if os.path.isdir(path) else sorted(glob.glob(path))
 
 
 def main() -> int:

@@ -17,9 +17,9 @@ from absl import flags
 
 from launch import common
 
-_CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:ARG.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory under which each seed gets its own run.")
-_OUT = flags.DEFINE_string(
+_CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
+_WORKDIR = common.path_flag("workdir", None, "Directory under which each seed gets its own run.")
+_OUT = common.path_flag(
     "out", None, "Folder for tables.md, promises.csv, seeds.csv, networks.csv and the first seed's pareto.png; default --workdir."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run.")

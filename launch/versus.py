@@ -20,9 +20,11 @@ from absl import flags
 from launch import common
 
 _PEER = flags.DEFINE_string("peer", None, "nanogpt:PATH, PATH a checkout of nanoGPT; its Python needs PyTorch.")
-_CONFIGS = flags.DEFINE_list("configs", ["configs/shakespeare.py"], "Recipes of ours: FILE.py or FILE.py:ARG.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/versus", "Directory under which each of ours gets its own run.")
-_OUT = flags.DEFINE_string("out", None, "Folder for versus.csv and versus.md.")
+_CONFIGS = flags.DEFINE_multi_string(
+    "configs", ["configs/shakespeare.py"], "Recipes of ours: FILE.py or FILE.py:ARG; repeatable, or with commas."
+)
+_WORKDIR = common.path_flag("workdir", "runs/versus", "Directory under which each of ours gets its own run.")
+_OUT = common.path_flag("out", None, "Folder for versus.csv and versus.md.")
 
 
 def _train(config: str, workdir: str, overrides: dict[str, str]) -> float:
@@ -40,6 +42,7 @@ def _train(config: str, workdir: str, overrides: dict[str, str]) -> float:
 def main(overrides: dict[str, str]) -> int:
     from launch import config as recipe
     from research.errors import UserError
+    from research.files import user_path
 
     kind, _, checkout = (_PEER.value or "").partition(":")
     if kind != "nanogpt" or not checkout:
@@ -52,8 +55,9 @@ def main(overrides: dict[str, str]) -> int:
     from research.train.carried import carried_metrics
     from research.train.extraction import Trained
 
+    checkout = str(user_path(checkout))
     nanogpt.check(checkout)
-    configs = {text: recipe.load(text, overrides) for text in _CONFIGS.value}
+    configs = {text: recipe.load(text, overrides) for text in recipe.split_recipes(_CONFIGS.value)}
     if wrong := [text for text, config in configs.items() if config["data"]["name"] != "tiny_shakespeare"]:
         raise UserError(f"{wrong[0]} is no recipe over tiny_shakespeare, which nanoGPT is compared on")
     data = next(iter(configs.values()))["data"]

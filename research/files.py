@@ -40,6 +40,29 @@ def printable(text: Any, limit: int = 80) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
 
 
+def user_path(path: PathLike) -> Path:
+    """Returns a path as a user writes it, with a leading `~` or `~name` as that home folder.
+
+    Raises:
+      UserError: nobody knows where that home is, as in a container without a user name: a folder called `~` is never made.
+    """
+    text = os.fspath(path)
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text and not os.path.lexists(text):
+        raise UserError(f"{printable(text)}: the home folder is not known; set HOME, give the whole path, or ./{printable(text)}")
+    return Path(expanded)
+
+
+def check_regular(path: PathLike, remedy: str = "") -> None:
+    """Raises UserError unless a path leads to a regular file, links resolved: reading a pipe or a device may never end."""
+    more = f"; {remedy}" if remedy else ""
+    try:
+        if not Path(path).is_file():
+            raise UserError(f"{printable(path, 300)} is {'not a regular file' if os.path.lexists(path) else 'missing'}{more}")
+    except (OSError, ValueError) as error:  # ValueError: a name that holds NUL
+        raise UserError(f"cannot read {printable(path, 300)}: {getattr(error, 'strerror', None) or error}{more}") from None
+
+
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 

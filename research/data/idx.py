@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from research.errors import UserError
+from research.files import user_path
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMS = 4
@@ -75,7 +76,7 @@ def find_file(folder: pathlib.Path, split: str, kind: str) -> pathlib.Path:
 
 def read_folder(folder: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The pairs (images, labels) of 'train' and 'test' in a folder with the four IDX files."""
-    folder = pathlib.Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}: give one that holds the four IDX files.")
     result = {}
@@ -95,15 +96,17 @@ def read_folder(folder: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.nda
 def usual_folders(name: str) -> list[pathlib.Path]:
     """Where the IDX folder of a data set is looked for, first to last; `prepare` puts it into the first."""
     folder = name.replace("_", "-")
-    places = [pathlib.Path.home() / ".cache/nestax" / folder, pathlib.Path("/usr/share/datasets") / folder]
+    home = os.path.expanduser("~")
+    own = [pathlib.Path(home, ".cache/nestax", folder)] if os.path.isabs(home) else []  # a container may know no home
+    places = [*own, pathlib.Path("/usr/share/datasets") / folder]
     root = os.environ.get("NESTAX_DATA")
-    return [pathlib.Path(root).expanduser() / folder, *places] if root else places
+    return [user_path(root) / folder, *places] if root else places
 
 
 def find_folder(name: str, data_dir: str | None) -> pathlib.Path:
     """`data_dir` if given, else the first of the usual folders of the data set that exists."""
     if data_dir is not None:
-        return pathlib.Path(data_dir).expanduser()
+        return user_path(data_dir)
     places = usual_folders(name)
     for place in places:
         if place.is_dir():

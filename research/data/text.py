@@ -17,6 +17,7 @@ from research.data.splits import SPLITS, contiguous_split, path_split, split_bou
 from research.data.tokenizers import make_tokenizer
 from research.data.tokens import TokenSource, check_trainable
 from research.errors import UserError
+from research.files import user_path
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _SHAKESPEARE_FILES = ("tinyshakespeare.txt", "input.txt")
@@ -90,7 +91,7 @@ def load_text(
     """
     if data_dir is None:
         raise UserError("Data set 'text' needs data_dir: a text file, or a folder of text files.")
-    path = pathlib.Path(data_dir).expanduser()
+    path = user_path(data_dir)
     options = dict(length=length, tokenizer=tokenizer, shift=shift, seed=seed)
     if path.is_file():
         text = read_utf8(path)
@@ -205,13 +206,13 @@ def _list_files(folder: pathlib.Path, pattern: str) -> list[str]:
 def _find_shakespeare(data_dir: str | os.PathLike | None) -> str:
     usual = ["data", os.environ.get("NESTAX_DATA"), *idx.usual_folders("tiny_shakespeare")]
     folders = [data_dir] if data_dir else usual  # a place that was given is not replaced by another in silence
-    places = [pathlib.Path(folder).expanduser() for folder in folders if folder]
+    places = [user_path(folder) for folder in folders if folder]
     for place in places:
         for path in [place, *(place / name for name in _SHAKESPEARE_FILES)]:
             if path.is_file():
                 return _checked_shakespeare(str(path), read_utf8(path) or "")
     prepared = [data_dir or tfds_source.DEFAULT_DIR]
-    for folder in (pathlib.Path(folder).expanduser() for folder in prepared):
+    for folder in map(user_path, prepared):
         if (folder / "tiny_shakespeare").is_dir():
             builder = tfds_source.open_builder("tiny_shakespeare", str(folder))
             # TFDS cuts the same text into 90 %, 5 % and 5 %, one example each.

@@ -21,6 +21,7 @@ from research.data.source import keyed_permutation
 from research.data.splits import SPLITS
 from research.data.text import read_utf8
 from research.errors import UserError
+from research.files import user_path
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_]+")
 _ORDER_STREAM = 0x7A15
@@ -127,7 +128,7 @@ def load_text_pairs(*, data_dir: str | os.PathLike | None = None, length: int = 
     """
     if data_dir is None:
         raise UserError("Data set 'text_pairs' needs data_dir: a folder with train.jsonl, validation.jsonl and test.jsonl.")
-    folder = pathlib.Path(data_dir).expanduser()
+    folder = user_path(data_dir)
     if not (folder / "train.jsonl").is_file():
         raise UserError(f"There is no {folder / 'train.jsonl'}.")
     rows = {split: _read_lines(folder / f"{split}.jsonl") for split in SPLITS}

@@ -17,6 +17,7 @@ from research.data import idx
 from research.data.augment import resize_box
 from research.data.source import Source, arrays_to_sources
 from research.errors import UserError
+from research.files import user_path
 
 DEFAULT_DIR = "~/tensorflow_datasets"
 # The members of the MNIST family, as TFDS names them: (version, classes).
@@ -78,7 +79,7 @@ def open_builder(name: str, data_dir: str | None):
         )
     import tensorflow_datasets as tfds
 
-    folder = pathlib.Path(data_dir or DEFAULT_DIR).expanduser()
+    folder = user_path(data_dir or DEFAULT_DIR)
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
     except Exception as error:
@@ -222,6 +223,6 @@ def write_idx_as_tfds(name: str, folder: pathlib.Path, data_dir: str | None) -> 
     }
     with tfds.core.registered.skip_registration():
         builder_class = type(name, (tfds.core.GeneratorBasedBuilder,), members)
-    builder = builder_class(data_dir=str(pathlib.Path(data_dir or DEFAULT_DIR).expanduser()), file_format="array_record")
+    builder = builder_class(data_dir=str(user_path(data_dir or DEFAULT_DIR)), file_format="array_record")
     builder.download_and_prepare()
     return pathlib.Path(builder.data_dir)

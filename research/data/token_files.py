@@ -12,6 +12,7 @@ from research.data.splits import contiguous_split
 from research.data.tokenizers import IntegerTokenizer, Tokenizer, tokenizer_from_json
 from research.data.tokens import TOKEN_DTYPES, TokenSource, check_trainable
 from research.errors import UserError
+from research.files import user_path
 
 _SUFFIXES = (".bin", ".npy")
 _STEMS = {"train": "train", "validation": "val", "test": "test"}
@@ -93,7 +94,7 @@ def load_token_file(
     """
     if data_dir is None:
         raise UserError("Data set 'token_file' needs data_dir: a folder with train.bin and val.bin (or .npy), or one such file.")
-    path = pathlib.Path(data_dir).expanduser()
+    path = user_path(data_dir)
     meta = _read_meta(path / "meta.json" if path.is_dir() else path.with_name("meta.json"))
     tokenizer = _tokenizer(path, meta, vocab_size)
     dtype = _agreed(path, "dtype", dtype, meta.get("dtype")) or "uint16"
