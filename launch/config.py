@@ -1,6 +1,5 @@
 """Reads `--config=configs/NAME.py[:arg]` and its `--config.any.field=value` overrides."""
 
-import ast
 import difflib
 import re
 import runpy
@@ -12,6 +11,8 @@ from typing import Any
 from research.errors import UserError
 from research.files import user_path
 from research.train.config import FREE, check, resolved
+from research.train.fields import FIELDS
+from research.values import fit, parse
 
 PREFIX = "--config."
 
@@ -94,37 +95,28 @@ def _set(config: Any, field: str, text: str) -> None:
     free = any(f"{where}.".startswith(f"config.{section}.") for section in FREE)
     if name not in node and not free:
         _unknown(where, name, node)
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
     old = node.get(name, None)
-    if isinstance(old, bool) and text.lower() in ("true", "false"):
-        value = text.lower() == "true"
-    elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    elif isinstance(old, str) and not isinstance(value, str):
-        value = text
     if old is not None and hasattr(old, "items"):
         raise UserError(f"{where}.{name} is a group of fields ({', '.join(old)}); set one of them")
-    wrong = UserError(f"{where}.{name}={text!r} is not of type {type(old).__name__} (as in {old!r})")
-    if old is not None and not _same_kind(value, old, free):
-        raise wrong
-    if old is None and not free and isinstance(value, dict | list | tuple):
-        raise UserError(f"{where}.{name}={text!r} is no single value")
+    known = FIELDS.get(field)
+    if known is not None:
+        value = fit(parse(text, known.kind), known.kind, f"{where}.{name}", known.rule)
+    else:
+        value = _as_old(text, old, f"{where}.{name}", free)
     try:
-        with node.unlocked():
-            node[name] = tuple(value) if isinstance(old, tuple) and isinstance(value, list | tuple) else value
-    except TypeError:
-        raise wrong from None
+        with node.unlocked(), node.ignore_type():
+            node[name] = value
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}.{name}={text!r}: {error}") from None
 
 
-def _same_kind(value: Any, old: Any, free: bool) -> bool:
-    """Whether a field that holds `old` may become `value`; where a reader of its own checks the field, numbers of any type may."""
-    if isinstance(old, tuple | list):
-        return isinstance(value, tuple | list) or not free
-    numbers = free and isinstance(old, int | float) and not isinstance(old, bool)
-    return isinstance(value, int | float) if numbers else type(value) is type(old)
+def _as_old(text: str, old: Any, where: str, free: bool) -> Any:
+    """Returns a text as a value of the type that the field has; in free sub-trees, whose readers judge, only texts and booleans stay such."""
+    if old is None or (free and not isinstance(old, str | bool)):
+        return parse(text, Any)
+    kind = tuple if isinstance(old, tuple | list) else type(old)
+    value = parse(text, kind)
+    return value if free and not isinstance(value, str) else fit(value, kind, where)
 
 
 def _unknown(where: str, name: str, node: Any) -> None:

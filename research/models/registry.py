@@ -5,12 +5,14 @@ import difflib
 import fnmatch
 import functools
 import math
+import typing
 from typing import Any
 
 from research.errors import UserError
 from research.models import encoder, hmode, lenet, resnet, sequence, sequence_variants, unireplknet, vgg, vim, vit, vmamba, wide_resnet
 from research.modules.axes import role
 from research.modules.state import abstract
+from research.values import fit, not_negative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,22 +76,25 @@ def model_config(name: str, **overrides) -> Any:
     return replaced(config, name, overrides)
 
 
-def replaced(config: Any, name: str, fields: dict[str, Any]) -> Any:
+def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model.") -> Any:
     """Returns the dataclass with some fields replaced; a dictionary replaces fields of a dataclass inside.
 
     Raises:
-      UserError: a field that the inner dataclass does not have.
+      UserError: a field that the inner dataclass does not have, or a value of another type than its annotation.
     """
-    values = {}
+    values, kinds = {}, typing.get_type_hints(type(config))
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for field, value in fields.items():
         inner = getattr(config, field)
-        if dataclasses.is_dataclass(inner) and isinstance(value, dict):
+        if dataclasses.is_dataclass(inner) and not isinstance(value, type(inner)):
+            value = fit(value, dict, f"{where}{field}")
             valid = [f.name for f in dataclasses.fields(inner)]
             unknown = sorted(set(value) - set(valid))
             if unknown:
                 raise UserError(f"model {name} has no field {field}.{unknown[0]}; valid: {', '.join(valid)}")
-            value = replaced(inner, name, value)
-        values[field] = _frozen(value)
+            values[field] = replaced(inner, name, value, f"{where}{field}.")
+        else:
+            values[field] = fit(value, kinds[field], f"{where}{field}", not_negative(defaults[field], kinds[field]))
     return dataclasses.replace(config, **values)
 
 
@@ -103,10 +108,6 @@ def deployed(config: Any, params: dict | None = None, stats: dict | None = None)
     if params is None:
         return dataclasses.replace(config, deploy=True), {}, {}
     return unireplknet.merge_reparam(config, params, stats or {})
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def active_params(config: Any) -> int:

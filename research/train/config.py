@@ -10,8 +10,9 @@ from typing import Any
 
 import ml_collections
 
-from research import seeds
 from research.errors import UserError
+from research.train.fields import FIELDS
+from research.values import Rule, fit
 
 NINE_NETWORKS = {
     "w75": "width=0.75",
@@ -230,34 +231,51 @@ def in_context_config(task: str, size: str, updates: int, options: Mapping[str, 
 
 FREE = ("model", "data.augment", "data.options", "nested.points", "expect")
 """Sub-trees whose fields are checked by whoever reads them."""
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,79}"
+"""Names of sub-networks, which are names of files too."""
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for an unknown field or a value outside its few choices."""
-    _compare(config.to_dict(), base_config().to_dict(), "")
-    seeds.check(config.seed, "config.seed")
-    for field, valid in {
-        "nested.reduce": ("mean", "sum"),
-        "train.nan": ("stop", "skip"),
-        "train.precision": ("float32", "bfloat16"),
-    }.items():
-        section, name = field.split(".")
-        value = config[section][name]
-        if value not in valid:
-            raise UserError(f"config.{field}={value!r}; valid: {', '.join(valid)}")
-    for section, name in (("data", "batch_size"), ("train", "accumulate"), ("nested", "count"), ("eval", "batch_size")):
-        if config[section][name] < 1:
-            raise UserError(f"config.{section}.{name}={config[section][name]}; it must be at least 1")
+    """Judges every field by its type, range and choices (research/train/fields.py).
+
+    Raises:
+      UserError: an unknown or missing field, or a value that is none of its field's.
+    """
+    given = config.to_dict()
+    _compare(given, base_config().to_dict(), "")
+    for name, field in FIELDS.items():
+        fit(value_of(given, name), field.kind, f"config.{name}", field.rule)
+    for name in FREE:
+        fit(value_of(given, name), dict, f"config.{name}")
+    fit(given["model"].get("name"), str, "config.model.name")
+    for name, choices in given["nested"]["points"].items():
+        fit(name, str, "a name in config.nested.points", Rule(pattern=NAME, says="of letters, digits and _ . + = -"))
+        fit(choices, str | dict, f"config.nested.points.{name}")
+    for name, bound in given["expect"].items():
+        fit(bound, float | tuple[float | None, float | None], f"config.expect.{name}")
+
+
+def value_of(config: Mapping[str, Any], name: str) -> Any:
+    """Returns the value of a dotted field."""
+    value: Any = config
+    for key in name.split("."):
+        value = value[key]
+    return value
 
 
 def _compare(given: dict[str, Any], known: dict[str, Any], prefix: str) -> None:
     for key, value in given.items():
         name = prefix + key
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.4) or sorted(known)
+            near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.4) or sorted(known)
             raise UserError(f"unknown config field {name!r}; near: {', '.join(prefix + n for n in near)}")
-        if isinstance(value, dict) and name not in FREE:
-            _compare(value, known[key], name + ".")
+        if isinstance(known[key], dict) and name not in FREE:
+            _compare(fit(value, dict, f"config.{name}"), known[key], name + ".")
+    if missing := [key for key in known if key not in given]:
+        section = prefix.rstrip(".")
+        raise UserError(
+            f"config.{prefix}{missing[0]} is missing; change a group by config.{section}.update(...), which keeps its other fields"
+        )
 
 
 def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""Every field of a run's config: its type, its range or choices, and what it says in one line.
+
+What a sub-tree of `FREE` (research/train/config.py) holds is typed by whoever reads it, the section `optim` by `research.optim`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from research.values import ANYTHING, COUNT, DIGITS, SHARE, SIZE, WEIGHT, Rule
+
+_DURATION = rf"\s*(\d{{1,{DIGITS}}}(\.\d{{1,{DIGITS}}})?\s*(ep|ex|)|(100|\d{{1,2}})(\.\d{{1,{DIGITS}}})?\s*%)\s*"
+DURATION = Rule(least=0, pattern=_DURATION, says="a duration: 500 (updates), '10ep', '50000ex' or '5%' of the run")
+PROFILE = Rule(pattern=rf"(\d{{1,{DIGITS}}}(:0*[1-9]\d{{0,{DIGITS}}})?)?", says="START:COUNT, e.g. 20:5 for five updates from update 20 on")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field: the annotation of its type (see `research.values.fit`), what it says, and the rule that its values keep."""
+
+    kind: Any
+    meaning: str
+    rule: Rule = ANYTHING
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule(choices=choices)
+
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(int, "keys every random draw of the run", Rule(least=0, most=2**64 - 1, says="a whole number from 0 to 2^64 - 1")),
+    "data.name": Field(str, "data set, see research/data/sources.py"),
+    "data.dir": Field(str, "where its files lie"),
+    "data.validation_fraction": Field(float, "part of the training images held out for validation", Rule(least=0, below=1)),
+    "data.batch_size": Field(int, "examples of an update", SIZE),
+    "data.stall_s": Field(float, "seconds that a batch may take before the run ends; 0: for ever", COUNT),
+    "task.label_smoothing": Field(float, "share of a target that is spread over all classes", Rule(least=0, below=1)),
+    "task.mixup": Field(float, "alpha of mixup's Beta distribution; 0: off", WEIGHT),
+    "task.cutmix": Field(float, "alpha of cutmix's Beta distribution; 0: off", WEIGHT),
+    "task.switch": Field(float, "where both are on, the probability of cutmix", SHARE),
+    "task.metric": Field(str, "the number that ranks networks; '': the task's own choice"),
+    "task.contrastive.loss": Field(str, "loss of pairs of texts", _one_of("mnr", "symmetric", "mnr_plus")),
+    "task.contrastive.temperature": Field(float, "what products of vectors are divided by", Rule(above=0)),
+    "task.contrastive.normalize": Field(bool, "vectors are scaled to length 1 before their products"),
+    "task.local_counting": Field(float, "weight of the relative local counting loss", WEIGHT),
+    "task.robust.method": Field(str, "robust training, see research/tasks/robust.py", _one_of("none", "pgd", "trades", "alternate")),
+    "task.robust.epsilon": Field(float, "radius of the attacks, the range of a pixel being 1", Rule(above=0, most=1)),
+    "task.robust.steps": Field(int, "steps of an attack in training", SIZE),
+    "task.robust.step_size": Field(float, "size of such a step", Rule(above=0)),
+    "task.robust.beta": Field(float, "weight of the KL divergence", WEIGHT),
+    "task.robust.alpha": Field(float, "weight of the router's cross entropy", WEIGHT),
+    "task.robust.shared_attack": Field(bool, "both phases attack the sum of the divergences"),
+    "task.robust.through_gate": Field(bool, "attacks in training follow the router's straight-through gate"),
+    "task.robust.eval_steps": Field(int, "PGD steps of an evaluation; 0: images are not attacked", COUNT),
+    "nested.scheme": Field(str, "which networks an update trains", _one_of("full", "random", "sorted", "sandwich", "all")),
+    "nested.count": Field(int, "networks of an update, of sorted and sandwich", SIZE),
+    "nested.reduce": Field(str, "how the losses of an update's networks are joined", _one_of("mean", "sum")),
+    "nested.distill": Field(float, "share of the teacher's term for networks that learn from the full one", SHARE),
+    "nested.sort_importance": Field(bool, "channels are permuted by importance before the first update"),
+    "nested.spread": Field(bool, "of sorted: networks on different devices in one program"),
+    "nested.tensor_shards": Field(int, "parts from each of which a leading slice is taken", SIZE),
+    "train.duration": Field(str | int, "length of the run", DURATION),
+    "train.accumulate": Field(int, "parts of a batch that are trained on one after the other", SIZE),
+    "train.precision": Field(str, "type of activations", _one_of("float32", "bfloat16")),
+    "train.remat": Field(str, "what is computed again in the backward pass", _one_of("none", "full", "dots", "dots_no_batch")),
+    "train.ema": Field(float, "decay of the moving average of the parameters; 0: none", Rule(least=0, below=1)),
+    "train.nan": Field(str, "what happens at a loss that is not finite", _one_of("stop", "skip")),
+    "train.log_every": Field(str | int, "between lines of metrics", DURATION),
+    "train.norms": Field(bool, "norms of gradients and parameters are logged by role"),
+    "train.profile": Field(str, "updates whose profiler trace is kept", PROFILE),
+    "train.init_from": Field(str, "run or folder whose network the run starts from"),
+    "train.upcycle.noise": Field(float, "relative noise on experts that start as a dense part", WEIGHT),
+    "train.upcycle.reinit": Field(float, "share of their hidden units that is drawn afresh", SHARE),
+    "eval.every": Field(str | int, "between evaluations; 0: at the end", DURATION),
+    "eval.subnets": Field(str, "which networks are evaluated on the way", _one_of("full", "all")),
+    "eval.batch_size": Field(int, "examples at a time", SIZE),
+    "eval.calibrate_batches": Field(int, "training batches that give a network its statistics; 0: slices of the full one's", COUNT),
+    "eval.stop_at": Field(float | None, "the run ends when the full network's validation metric is this good"),
+    "checkpoint.every": Field(str | int, "between checkpoints; 0: at the end", DURATION),
+    "checkpoint.keep_last": Field(int, "newest checkpoints that stay", SIZE),
+    "checkpoint.keep_every": Field(int, "checkpoints at multiples of this step stay; 0: none more", COUNT),
+    "checkpoint.keep_best": Field(bool, "the one of the best validation metric stays"),
+    **{
+        f"mesh.{axis}": Field(int, f"devices along the axis {axis}; -1: all that are left", Rule(least=-1, says="from 1, or -1"))
+        for axis in ("data", "fsdp", "tensor", "expert", "context")
+    },
+    "mesh.across": Field(str, "the axis that goes from slice to slice", _one_of("data", "fsdp", "tensor", "expert", "context")),
+    "mesh.min_size": Field(int, "smallest number of entries of an array that is laid over devices", COUNT),
+    "report.latency": Field(bool, "the report measures latencies and peak memory"),
+    "report.latency_batches": Field(tuple[int, ...], "batch sizes at which", SIZE),
+    "report.test": Field(bool, "the report is of the test split, else of the validation split"),
+    "report.attacks": Field(tuple[str, ...], "columns of the report: pgdN, apgd_ce, apgd_dlr, apgd_t, apgd"),
+    "report.attack_examples": Field(int, "images that are attacked", SIZE),
+    "report.attack_epsilon": Field(float, "radius of these attacks; 0: that of task.robust", SHARE),
+    "report.attack_steps": Field(int, "steps of each APGD", SIZE),
+    "report.sample": Field(str, "text from which a language model goes on at the end"),
+}  # fmt: skip
+"""Dotted name -> field."""

@@ -1,0 +1,105 @@
+"""The table of fields: it covers the config, and every field refuses what is out of its range, in recipes and on command lines."""
+
+import copy
+
+import pytest
+
+from launch import config as recipe
+from research.errors import UserError
+from research.train.config import FREE, base_config, check, value_of
+from research.train.fields import FIELDS
+from research.values import fit
+
+TYPED_ELSEWHERE = (*FREE, "optim")
+
+
+def leaves(config, prefix=""):
+    for key, value in config.items():
+        name = prefix + key
+        if name not in TYPED_ELSEWHERE:
+            yield from leaves(value, f"{name}.") if isinstance(value, dict) else (name,)
+
+
+def test_the_table_covers_every_field_and_no_other():
+    config = base_config().to_dict()
+    assert set(leaves(config)) == set(FIELDS)
+    for name, field in FIELDS.items():
+        fit(value_of(config, name), field.kind, name, field.rule)
+        assert field.meaning and "\n" not in field.meaning
+
+
+NEVER = ("nan", "inf", "x", "(1,)", "{}", "1e400", "\x00")
+
+
+@pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if f.kind in (int, float, bool, float | None)])
+def test_no_number_takes_what_is_none(name):
+    for text in NEVER:
+        with pytest.raises(UserError, match=f"config.{name}="):
+            recipe.load("tests/tiny.py", {name: text})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("train.ema", "2"),
+        ("train.ema", "1"),
+        ("train.ema", "-0.1"),
+        ("task.label_smoothing", "2"),
+        ("task.label_smoothing", "-0.1"),
+        ("task.mixup", "-1"),
+        ("task.switch", "1.5"),
+        ("eval.calibrate_batches", "-3"),
+        ("eval.batch_size", "0"),
+        ("eval.subnets", "some"),
+        ("seed", "-1"),
+        ("data.batch_size", "2.5"),
+        ("data.validation_fraction", "1"),
+        ("data.stall_s", "-1"),
+        ("data.augment", "3"),
+        ("nested.distill", "1.5"),
+        ("nested.tensor_shards", "0"),
+        ("train.accumulate", "-2"),
+        ("train.duration", "-5%"),
+        ("train.duration", "9" * 400),
+        ("train.log_every", "ten"),
+        ("train.profile", "5:0"),
+        ("train.remat", "all"),
+        ("train.norms", "maybe"),
+        ("eval.every", "200%"),
+        ("checkpoint.every", "-1"),
+        ("checkpoint.keep_last", "0"),
+        ("mesh.data", "-2"),
+        ("mesh.across", "rows"),
+        ("report.latency_batches", "(1,0)"),
+        ("report.latency_batches", "(1,'a')"),
+        ("report.attack_steps", "0"),
+        ("nested.points.a/../b", "width=0.5"),
+        ("expect.full", "high"),
+        ("expect.full", "(1,2,3)"),
+    ],
+)
+def test_values_out_of_range_are_refused(field, value):
+    with pytest.raises(UserError) as caught:
+        recipe.load("tests/tiny.py", {field: value})
+    assert field.split(".")[-1].split("/")[0] in str(caught.value) and str(caught.value).count("\n") == 0
+
+
+def test_words_are_booleans():
+    load = lambda word: recipe.load("tests/tiny.py", {"report.test": word})["report"]["test"]  # noqa: E731
+    assert [load(word) for word in ("no", "off", "False", "yes", "on", "true")] == [False] * 3 + [True] * 3
+
+
+def test_recipes_are_judged_like_command_lines():
+    config = base_config()
+    config.train.ema = 2.0
+    with pytest.raises(UserError, match=r"config.train.ema=2.0; valid: a number from 0 below 1"):
+        check(config)
+    config = copy.deepcopy(base_config())
+    config.eval = {"every": "0"}
+    with pytest.raises(UserError, match=r"config.eval.subnets is missing; change a group by config.eval.update"):
+        check(config)
+    config = base_config()
+    with config.unlocked(), config.ignore_type():
+        config.train = 3
+    with pytest.raises(UserError, match=r"config.train=3; valid: a group of fields"):
+        check(config)
