@@ -51,11 +51,7 @@ def test_imports_point_one_way(room):
             assert not module.startswith(("launch", "configs", "tests")), f"{path}: {module}"
             if module.startswith("research.") and module.count("."):
                 target = module.split(".")[1]
-<<<<<<< HEAD
                 assert target in {room, "errors", "files", "process", "seeds", "values"} | ALLOWED[room], f"{path} imports {module}"
-=======
-                assert target in {room, "errors", "files", "process", "values"} | ALLOWED[room], f"{path} imports {module}"
->>>>>>> 6050330 (Every field of a config has a type, a range and a line of meaning in one table, and values are judged by it)
 
 
 def test_every_room_is_listed():

@@ -96,7 +96,7 @@ def test_recipes_are_judged_like_command_lines():
         check(config)
     config = copy.deepcopy(base_config())
     config.eval = {"every": "0"}
-    with pytest.raises(UserError, match=r"config.eval.subnets is missing; change a group by config.eval.update"):
+    with pytest.raises(UserError, match=r"config.eval.batch_size is missing; change a group by config.eval.update"):
         check(config)
     config = base_config()
     with config.unlocked(), config.ignore_type():
