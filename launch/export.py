@@ -32,7 +32,7 @@ def main() -> None:
     from research.interop import safetensors_io
     from research.train import extraction
 
-    config, params, stats = extraction.load_model(_WORKDIR.value, _SUBNET.value)
+    config, params, stats = extraction.load_model(_WORKDIR.value, _SUBNET.value, say=print)
     if _DEPLOY.value:
         if config.family != "unireplknet":
             raise UserError(f"--deploy merges UniRepLKNet models; {_WORKDIR.value} holds a {config.family}")

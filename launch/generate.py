@@ -46,7 +46,7 @@ def main() -> int:
     from research.train.extraction import load_models
 
     names = [_SUBNET.value] + ([_DRAFT.value] if _DRAFT.value else [])
-    models = load_models(_WORKDIR.value, names)
+    models = load_models(_WORKDIR.value, names, say=print)
     tokenizer = tokenizer_files.load_tokenizer(_WORKDIR.value, required=bool(_PROMPT.value))
     vocab_size = models[0][0].vocab_size
     prompts = [tokenizer.encode(p) for p in _PROMPT.value] or [text.read_ids(p, vocab_size) for p in _PROMPT_IDS.value]

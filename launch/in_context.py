@@ -44,7 +44,7 @@ def main(overrides: dict[str, str]) -> int:
         except Preempted as stop:
             print(f"stopped by SIGTERM at step {stop.step}; start the same command again to go on", flush=True)
             os._exit(common.STOPPED)
-    trained = Trained(_WORKDIR.value)
+    trained = Trained(_WORKDIR.value, say=print)
     task: Any = trained.setup.task
     found = errors(trained.model("full"), trained.setup.splits["test"], task, prompts=_PROMPTS.value)
     trained.programs.close()

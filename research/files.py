@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -211,14 +212,43 @@ def open_for_append(path: PathLike) -> IO[str]:
     """Opens a text file for appending, made when missing.
 
     Raises:
-      UserError: a link lies there, which writing would follow, or it cannot be opened.
+      UserError: a link lies there, which writing would follow, or no regular file, or it cannot be opened.
     """
+    return _open(path, os.O_APPEND)
+
+
+def open_anew(path: PathLike) -> IO[str]:
+    """Opens a text file that others watch while it is written, such as a log, and empties it; errors as `open_for_append`."""
+    return _open(path, os.O_TRUNC)
+
+
+def _open(path: PathLike, flag: int) -> IO[str]:
+    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe without a reader must not hold us up
     try:
-        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666), "a", encoding="utf-8")
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | flag | safe, 0o666)
     except OSError as error:
         if os.path.islink(path):
             raise UserError(f"{path} is a link, which is not written through; remove it") from None
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"cannot write {path}: it is not a regular file")
+    return os.fdopen(handle, "w", encoding="utf-8")
+
+
+def make_folder(path: PathLike) -> Path:
+    """Makes a folder, with those above it, where there is none, and returns it.
+
+    Raises:
+      UserError: a link or a file lies there, or it cannot be made.
+    """
+    if os.path.islink(path):
+        raise UserError(f"{path} is a link, which is not written through; remove it, or put the folder itself there")
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+    return Path(path)
 
 
 @contextlib.contextmanager

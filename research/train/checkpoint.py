@@ -1,67 +1,26 @@
-"""Checkpoints: orbax saves asynchronously; a SHA-256 manifest, written last, makes a step exist.
+"""Checkpoints of the run that is being trained: orbax saves asynchronously; a SHA-256 manifest, written last, makes a step exist.
 
 Orbax alone restores flipped bits silently and takes an empty step folder for the latest. Here a step without a valid
 manifest does not exist: it is moved to `checkpoints/rejected/` with a message, and the one before is used.
+Only who holds the run's lock may make these objects, which clean up; whoever reads a run uses `restore.py`.
 """
 
 import contextlib
-import hashlib
-import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from research.errors import UserError
-from research.train import processes
+from research.files import make_folder
+from research.train import processes, restore
+from research.train.manifests import fault, write_manifest
+from research.train.restore import step_of, whole_steps
 
-MANIFEST = "nestax_manifest.json"
 PATIENCE_S = 120
 """Seconds after which a save that timed out is believed to have: orbax asks the time of day, which may jump."""
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """Returns relative path -> SHA-256 of every file below a folder, the manifest left out."""
-    hashes = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        with path.open("rb") as file:
-            hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
-
-
-def write_manifest(folder: Path) -> None:
-    """Writes the manifest of a finished step: temporary file, fsync, atomic rename."""
-    temporary = folder / (MANIFEST + ".tmp")
-    hashes = file_hashes(folder)
-    with temporary.open("w") as file:
-        json.dump({"sha256": hashes}, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST)
-
-
-def fault(folder: Path) -> str | None:
-    """Returns what is wrong with a step's folder, or None when every byte is as it was written."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return "it has no manifest (the save did not finish)"
-    try:
-        wanted = json.loads(manifest.read_text())["sha256"]
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
-        return "its manifest is damaged"
-    found = file_hashes(folder)
-    for name, digest in wanted.items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != digest:
-            return f"{name} does not have the bytes that were written"
-    extra = sorted(set(found) - set(wanted))
-    return f"{extra[0]} was not written by the run" if extra else None
 
 
 class Checkpoints:
@@ -69,7 +28,7 @@ class Checkpoints:
 
     Args:
       folder: where step folders lie.
-      keep_last: how many of the newest stay.
+      keep_last: how many of the newest stay; two at least, so that one is whole while the next is written.
       keep_every: steps divisible by it stay as well; 0 switches that off.
       keep_best: keeps the step with the best "metric" as well.
       higher_is_better: whether the best is the largest.
@@ -89,11 +48,11 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder, self._say, self._ocp = Path(folder).absolute(), say, ocp
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         if processes.is_first():
             self._reject_invalid()
         processes.barrier("checkpoints are verified")
-        policies = [ocp.checkpoint_managers.LatestN(max(keep_last, 1))]
+        policies = [ocp.checkpoint_managers.LatestN(max(keep_last, 2))]  # orbax deletes the one before, when a new step has no manifest yet
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
         sign = 1 if higher_is_better else -1
@@ -111,22 +70,23 @@ class Checkpoints:
         self._failure: BaseException | None = None
 
     def _reject_invalid(self) -> None:
-        for path in sorted(p for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit()):
-            problem = fault(path)
+        """Moves away what has the name of a step and is none. Other names are somebody else's."""
+        for path in sorted(self.folder.iterdir()):
+            step = step_of(path)
+            problem = None if step is None else fault(path, step) if path.is_dir() else "it is no folder"
             if problem is None:
                 continue
-            target = self.folder / "rejected" / path.name
-            target.parent.mkdir(exist_ok=True)
+            target = make_folder(self.folder / "rejected") / path.name
             number = 0
-            while target.exists():
+            while os.path.lexists(target):
                 number += 1
                 target = target.with_name(f"{path.name}.{number}")
-            shutil.move(path, target)
+            os.rename(path, target)
             self._say(f"checkpoint {path.name} is not used: {problem}; moved to {target.relative_to(self.folder.parent)}")
 
     def steps(self) -> list[int]:
         """Steps that exist, oldest first."""
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+        return whole_steps(self.folder)
 
     def save(self, step: int, state: Any, run: dict[str, Any], metric: float | None = None) -> None:
         """Starts saving; `run` is JSON. Waits for the save before it, raises what that one met.
@@ -156,7 +116,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             folder = self.folder / str(step)
             if folder.is_dir() and processes.is_first():
-                write_manifest(folder)
+                write_manifest(folder, step)
         except BaseException as error:  # handed to the thread that calls wait()
             self._failure = error
 
@@ -187,14 +147,7 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint does not have the arrays of this config.
         """
-        target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
-        args = self._ocp.args
-        try:
-            out = self._manager.restore(step, args=args.Composite(state=args.StandardRestore(target), run=args.JsonRestore()))
-        except (ValueError, KeyError, TypeError) as error:
-            first = str(error).strip().splitlines()[0][:200]
-            raise UserError(f"checkpoint {step} in {self.folder} does not fit this config: {first}") from None
-        return out["state"], out["run"]
+        return restore.restore(self.folder, step, shapes, shardings)
 
     def best_step(self) -> int | None:
         """Step with the best metric, None without metrics."""
@@ -227,10 +180,10 @@ class _DiskErrors:
         return self
 
     def __exit__(self, kind, error, trace):
-        if error is None or isinstance(error, UserError):
+        if error is None:
             return False
         text = str(error)
-        disk = isinstance(error, OSError) or any(
+        disk = isinstance(error, OSError | UserError) or any(
             w in text for w in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Permission denied", "Read-only")
         )
         if not disk:

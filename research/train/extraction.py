@@ -2,55 +2,36 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from research.errors import UserError
 from research.interop import safetensors_io
 from research.modules.state import Arrays, abstract
 from research.nested.slicing import extract
-from research.train import processes
-from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator
 from research.train.programs import Programs
+from research.train.restore import restore_newest
 from research.train.rundir import read_config
 from research.train.setup import Setup, make_programs, make_setup
-
-STATISTICS = "statistics"
-
-
-def save_statistics(workdir: str | os.PathLike, step: int, statistics: dict[str, Arrays]) -> None:
-    """Writes each network's own statistics beside the checkpoints, as `statistics/STEP/NAME.npz`; of several processes the first one."""
-    if not processes.is_first():
-        return
-    folder = Path(workdir) / STATISTICS / str(step)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, stats in statistics.items():
-        temporary = folder / f"{name}.tmp.npz"
-        np.savez(temporary, **{k: np.asarray(v) for k, v in stats.items()})
-        os.replace(temporary, folder / f"{name}.npz")
+from research.train.statistics_files import load_statistics
 
 
 class Trained:
     """A run opened for reading: its setup, weights (EMA when the run kept one) and statistics."""
 
-    def __init__(self, workdir: str | os.PathLike, say=lambda _: None):
+    def __init__(self, workdir: str | os.PathLike, say: Callable[[str], None] = lambda _: None):
         self.workdir = Path(workdir)
         self.config: dict[str, Any] = read_config(workdir)
         self.config = {**self.config, "mesh": {**self.config["mesh"], "data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1}}
         self.setup: Setup = make_setup(self.config)
         self.programs: Programs = make_programs(self.setup)
-        checkpoints = Checkpoints(self.workdir / "checkpoints", keep_last=10**9, keep_best=False, say=say)
-        steps = checkpoints.steps()
-        if not steps:
-            raise UserError(f"{workdir} has no valid checkpoint; train it first (python -m launch.train)")
-        self.step = steps[-1]
-        self.state, self.run = checkpoints.restore(self.step, self.programs.state_shapes, self.programs.state_shardings)
-        checkpoints.close()
+        self.say = say
+        places = self.programs.state_shapes, self.programs.state_shardings
+        self.step, self.state, self.run = restore_newest(self.workdir / "checkpoints", *places, say)
         self.weights: Arrays = self.state.params if self.state.ema is None else self.state.ema
         self.evaluator = Evaluator(self.setup, self.programs)
 
@@ -65,13 +46,13 @@ class Trained:
         return name
 
     def statistics(self, name: str) -> Arrays:
-        """Returns the network's own statistics: those saved at this step, else recalibrated now."""
-        path = self.workdir / STATISTICS / str(self.step) / f"{name}.npz"
-        shapes = abstract(self.setup.space.configs[name]).stats
-        if path.is_file():
-            with np.load(path) as data:
-                if set(data.files) == set(shapes):
-                    return {k: jax.device_put(data[k], self.programs.replicated) for k in data.files}
+        """Returns the network's own statistics: those saved at this step, where they are as they were written, else recalibrated now."""
+        shapes = {k: v.shape for k, v in abstract(self.setup.space.configs[name]).stats.items()}
+        saved, problem = load_statistics(self.workdir, self.step, name, shapes)
+        if saved is not None:
+            return {k: jax.device_put(v, self.programs.replicated) for k, v in saved.items()}
+        if problem:
+            self.say(f"the statistics of {name} are made again from training batches: {problem}")
         return self.evaluator.statistics(name, self.weights, self.state.stats)
 
     def model(self, name: str) -> tuple[Any, Arrays, Arrays]:
@@ -81,18 +62,20 @@ class Trained:
         return config, params, dict(self.statistics(name))
 
 
-def load_models(workdir: str | os.PathLike, subnets: Sequence[str]) -> list[tuple[Any, Arrays, Arrays]]:
+def load_models(
+    workdir: str | os.PathLike, subnets: Sequence[str], say: Callable[[str], None] = lambda _: None
+) -> list[tuple[Any, Arrays, Arrays]]:
     """Returns (config, params, stats) of several networks of a run, which is opened once; as `load_model`."""
     if (Path(workdir) / "model.safetensors").is_file():
         return [load_model(workdir, subnet) for subnet in subnets]
-    trained = Trained(workdir)
+    trained = Trained(workdir, say)
     try:
         return [trained.model(trained.add(subnet)) for subnet in subnets]
     finally:
         trained.programs.close()
 
 
-def load_model(workdir: str | os.PathLike, subnet: str = "full") -> tuple[Any, Arrays, Arrays]:
+def load_model(workdir: str | os.PathLike, subnet: str = "full", say: Callable[[str], None] = lambda _: None) -> tuple[Any, Arrays, Arrays]:
     """Returns (config, params, stats) of a network of a run, or of a folder that convert or extract wrote.
 
     Raises:
@@ -102,5 +85,5 @@ def load_model(workdir: str | os.PathLike, subnet: str = "full") -> tuple[Any, A
         if subnet != "full":
             raise UserError(f"{workdir} holds one stand-alone network; leave out --subnet")
         return safetensors_io.load_folder(workdir)
-    trained = Trained(workdir)
+    trained = Trained(workdir, say)
     return trained.model(trained.add(subnet))

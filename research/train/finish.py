@@ -13,9 +13,9 @@ from research.train import costs
 from research.train.attack_checks import attack_epsilon
 from research.train.attacked import columns, robust_accuracies
 from research.train.evaluation import Evaluator
-from research.train.extraction import save_statistics
 from research.train.programs import Programs
 from research.train.setup import Setup
+from research.train.statistics_files import save_statistics
 
 
 def final_report(setup: Setup, programs: Programs, evaluator: Evaluator, weights: Arrays, stats: Arrays, folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def arrays(setup: Setup, config: dict[str, Any], say: Callable[[str], None]) -> 
     from research.train.extraction import load_model
 
     source = config["train"]["init_from"]
-    given, params, stats = load_model(str(user_path(source)), "full")
+    given, params, stats = load_model(str(user_path(source)), "full", say)
     full = abstract(setup.space.full)
     equal = {k: v.shape for k, v in params.items()} == {k: v.shape for k, v in full.params.items()}
     if experts.has_mixtures(full) and not equal and hasattr(given, "layer_places"):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from research.train.checkpoint import MANIFEST
+from research.train.manifests import MANIFEST
 from tests.train.test_processes import processes_with
 
 LIMIT_S = 240
@@ -229,9 +229,9 @@ def damaged(c: Campaign) -> list[Outcome]:
             workdir = c.root / f"{name.replace(' ', '_')}_{i}"
             shutil.copytree(start, workdir)
             damage(workdir / file)
-            from research.train.checkpoint import fault
+            from research.train.manifests import fault
 
-            require(fault(workdir / "checkpoints" / str(newest)) is not None, f"{file} {name}: not noticed")
+            require(fault(workdir / "checkpoints" / str(newest), newest) is not None, f"{file} {name}: not noticed")
             if i % 5 == 0:  # the verdict is the same function; whole runs for some
                 told = c.go_on(workdir, steps[-2])
             shutil.rmtree(workdir)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from research.report.tables import read_csv
-from research.train.checkpoint import MANIFEST, fault
+from research.train.manifests import MANIFEST, fault
 
 
 @pytest.mark.slow
@@ -72,6 +72,6 @@ def test_a_disk_that_is_full_is_told_and_the_checkpoints_stay(tmp_path):
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, done.stderr[-3000:]
         assert "no space left on" in errors[0].lower()  # met by a checkpoint or by the metrics, whichever comes first
-        assert any(fault(path) is None for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+        assert any(fault(path, int(path.name)) is None for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)

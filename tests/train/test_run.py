@@ -13,8 +13,8 @@ import pytest
 from launch import config as recipe
 from research.errors import UserError
 from research.train import initial, loop
-from research.train.checkpoint import MANIFEST
 from research.train.extraction import Trained
+from research.train.manifests import MANIFEST
 from tests.train.reporter import Lines
 
 
@@ -163,7 +163,7 @@ def test_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
 
     from research.train import checkpoint
 
-    def full(folder):
+    def full(folder, step):
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
     monkeypatch.setattr(checkpoint, "write_manifest", full)
@@ -173,7 +173,32 @@ def test_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
 
 def test_statistics_are_kept_beside_the_checkpoint(whole):
     workdir, _, _ = whole
-    assert {p.stem for p in (workdir / "statistics" / "24").iterdir()} == {"full", "s"}
+    assert {p.stem for p in (workdir / "statistics" / "24").iterdir()} == {"full", "s", "nestax_manifest"}
+
+
+@pytest.mark.parametrize("damage", ["other_values", "truncated", "no_manifest", "copied_step", "not_damaged"])
+def test_statistics_that_are_not_as_written_are_made_again(whole, tmp_path, damage):
+    workdir, said = tmp_path / "run", []
+    shutil.copytree(whole[0], workdir)
+    folder = workdir / "statistics" / "24"
+    path = folder / "s.npz"
+    with np.load(path) as data:
+        right = dict(data)
+    if damage == "other_values":
+        np.savez(path, **{k: v * 3 for k, v in right.items()})
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-30])
+    elif damage == "no_manifest":
+        (folder / MANIFEST).unlink()
+    elif damage == "copied_step":
+        text = (folder / MANIFEST).read_text()
+        (folder / MANIFEST).write_text(text.replace('"step": 24', '"step": 20'))
+    trained = Trained(workdir, said.append)
+    found = trained.statistics("s")
+    assert found.keys() == right.keys()
+    for name, value in right.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+    assert len(said) == (damage != "not_damaged") and all("made again from training batches" in line for line in said)
 
 
 def test_extracted_equals_in_place(whole):

@@ -1,0 +1,63 @@
+"""Statistics of a run's networks, each its own, as files beside the checkpoints: `statistics/STEP/NAME.npz`, bound by a manifest."""
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from research.files import make_folder, replace_file
+from research.modules.state import Arrays
+from research.train import processes
+from research.train.manifests import MANIFEST, fault, write_manifest
+
+FOLDER = "statistics"
+
+
+def save_statistics(workdir: str | os.PathLike, step: int, statistics: Mapping[str, Arrays]) -> None:
+    """Writes each network's own statistics of a step; of several processes the first one.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    if not processes.is_first():
+        return
+    folder = make_folder(make_folder(Path(workdir) / FOLDER) / str(step))
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name, stats in statistics.items():
+
+        def write(temp: str, stats: Arrays = stats) -> None:
+            with open(temp, "wb") as file:
+                np.savez(file, **{k: np.asarray(v) for k, v in stats.items()})
+
+        replace_file(folder / f"{name}.npz", write)
+    write_manifest(folder, step)
+
+
+def load_statistics(
+    workdir: str | os.PathLike, step: int, name: str, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, np.ndarray] | None, str]:
+    """Returns (a network's statistics, "") where every byte is as it was written, else (None, why not; "" where none were saved).
+
+    Args:
+      shapes: array -> shape, as the network has them.
+    """
+    folder = Path(workdir) / FOLDER / str(step)
+    path = folder / f"{name}.npz"
+    if not shapes:
+        return {}, ""
+    if not path.is_file():
+        return None, ""
+    if not (folder / MANIFEST).is_file():
+        return None, f"{path} has no checksum (an earlier version wrote it)"
+    if (problem := fault(folder, step, path.name)) is not None:
+        return None, f"{folder}: {problem}"
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
+            arrays = {k: data[k] for k in data.files}
+    except (OSError, ValueError, EOFError) as error:
+        return None, f"{path} cannot be read ({error})"
+    if {k: v.shape for k, v in arrays.items()} != dict(shapes):
+        return None, f"{path} does not fit this network"
+    return arrays, ""
