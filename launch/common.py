@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import flags, logging
 
 from launch.streams import set_streams
-from research.errors import UserError
+from research.errors import Notice, UserError
 from research.files import printable, user_path
 from research.process import set_allocator, set_dispatch, set_xla_flags
 
@@ -57,6 +58,7 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
     set_dispatch()
     set_xla_flags()
     sys.unraisablehook = _unraisable
+    _show_notices()
     # Libraries' warnings are not the user's concern, and what they log as an error they also raise: it is told once, by us.
     logging.set_verbosity(logging.FATAL)
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
@@ -146,6 +148,20 @@ def _unraisable(error) -> None:
     """Leaves out what tensorstore's threads print when their writes end after a failed save has closed its event loop."""
     if not (error.exc_type is RuntimeError and str(error.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(error)
+
+
+def _show_notices() -> None:
+    """Has every `Notice` printed in a line of its own; other warnings are shown as Python does."""
+    usual = warnings.showwarning
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        if issubclass(category, Notice):
+            print(f"note: {message}", file=sys.stderr, flush=True)
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", Notice)
 
 
 def _help() -> str:

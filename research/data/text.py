@@ -4,20 +4,19 @@
 read into memory; for what does not fit, write token files (`token_files.py`).
 """
 
-import fnmatch
 import hashlib
 import os
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from research.data import idx, tfds_source
 from research.data.splits import SPLITS, contiguous_split, path_split, split_bounds
+from research.data.text_files import decode_text, list_files, read_file, read_files, say_left_out
 from research.data.tokenizers import make_tokenizer
 from research.data.tokens import TokenSource, check_trainable
 from research.errors import UserError
-from research.files import user_path
+from research.files import printable, user_path
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _SHAKESPEARE_FILES = ("tinyshakespeare.txt", "input.txt")
@@ -70,6 +69,7 @@ def load_text(
     length: int = 256,
     tokenizer: str = "bytes",
     pattern: str = "",
+    encoding: str = "utf-8",
     split: str | tuple[float, ...] = "0.9,0.05",
     shift: bool = True,
     seed: int = 0,
@@ -77,35 +77,36 @@ def load_text(
     """A text file, or the files of a folder as documents.
 
     Args:
-      data_dir: the file or the folder. Hidden files and folders, and files that are not UTF-8, are left out.
+      data_dir: the file or the folder. Hidden files and folders, and empty files, are left out, which a `Notice` says.
       length: tokens of an example.
       tokenizer: 'bytes' or 'chars'.
       pattern: which files of a folder: shell patterns of their names, such as '*.txt,*.md'; '' for all.
+      encoding: of the files; one that is not in it is an error. A byte order mark is no part of a text, line ends stay as they are.
       split: the parts of training and validation; the rest is test. A single file is cut at characters, in this order;
         each file of a folder belongs to one split, by a hash of its relative path.
       shift: whether the training windows differ between epochs, see `TokenSource`.
       seed: keys these shifts.
 
     Raises:
-      UserError: no such file, no text, or no file of the folder belongs to training, or to a validation that is to be there.
+      UserError: no such file, files that are not text in this encoding, no text, or no file of the folder belongs to training, or to a validation that is to be there.
     """
     if data_dir is None:
         raise UserError("Data set 'text' needs data_dir: a text file, or a folder of text files.")
     path = user_path(data_dir)
     options = dict(length=length, tokenizer=tokenizer, shift=shift, seed=seed)
-    if path.is_file():
-        text = read_utf8(path)
-        if text is None:
-            raise UserError(f"{path} is not UTF-8 text.")
-        texts = {name: [part] for name, part in contiguous_split(text, split).items()}
-        return text_sources(f"text:{path.name}", texts, documents=False, **options)
     if not path.is_dir():
-        raise UserError(f"There is no file or folder {path}.")
+        if not os.path.lexists(path):
+            raise UserError(f"There is no file or folder {printable(path, 300)}.")
+        texts = {name: [part] for name, part in contiguous_split(read_file(path, encoding), split).items()}
+        return text_sources(f"text:{path.name}", texts, documents=False, **options)
+    names = list_files(path, pattern)
+    read = dict(zip(names, read_files((path / name for name in names), path, encoding), strict=True))
+    say_left_out(f"text:{path.name}", {"empty": [name for name, text in read.items() if not text]})
     texts = {name: [] for name in SPLITS}
-    for relative in _list_files(path, pattern):
-        texts[path_split(relative, split)].append(read_utf8(path / relative) or "")
+    for relative, text in read.items():
+        texts[path_split(relative, split)].append(text)
     if not any(map(any, texts.values())):
-        raise UserError(f"{path} holds no text: none of its files{f' that match {pattern}' if pattern else ''} is UTF-8 and not empty.")
+        raise UserError(f"{path} holds no text: none of its files{f' that match {pattern}' if pattern else ''} has any.")
     first, second = split_bounds(split)
     for name, wanted in (("train", True), ("validation", first < second)):
         if wanted and not any(texts[name]):
@@ -178,29 +179,8 @@ def load_tfds_text(
             continue
         if tfds_split.split("[")[0] not in known:
             raise UserError(f"tfds:{name} has no split {tfds_split!r}; set {part}_split. Valid: {', '.join(known)}.")
-        texts[part] = [_decoded(name, example[text_key]) for example in builder.as_data_source(tfds_split)]
+        texts[part] = _decoded(f"tfds:{name}/{tfds_split}", tfds_source.read_records(builder, name, tfds_split), text_key)
     return text_sources(f"tfds_text:{name}", texts, length=length, tokenizer=tokenizer, documents=True, shift=shift, seed=seed)
-
-
-def read_utf8(path: pathlib.Path) -> str | None:
-    """The text of a file, line ends as they are; None where it is not UTF-8."""
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError:
-        return None
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-
-
-def _list_files(folder: pathlib.Path, pattern: str) -> list[str]:
-    """The relative paths of the files, sorted; hidden ones are left out."""
-    patterns = [part.strip() for part in pattern.split(",")] if pattern else ["*"]
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        chosen = [name for name in names if not name.startswith(".") and any(fnmatch.fnmatch(name, part) for part in patterns)]
-        found += [pathlib.Path(place, name).relative_to(folder).as_posix() for name in chosen]
-    return sorted(found)
 
 
 def _find_shakespeare(data_dir: str | os.PathLike | None) -> str:
@@ -210,14 +190,14 @@ def _find_shakespeare(data_dir: str | os.PathLike | None) -> str:
     for place in places:
         for path in [place, *(place / name for name in _SHAKESPEARE_FILES)]:
             if path.is_file():
-                return _checked_shakespeare(str(path), read_utf8(path) or "")
+                return _checked_shakespeare(str(path), read_file(path))
     prepared = [data_dir or tfds_source.DEFAULT_DIR]
     for folder in map(user_path, prepared):
         if (folder / "tiny_shakespeare").is_dir():
             builder = tfds_source.open_builder("tiny_shakespeare", str(folder))
             # TFDS cuts the same text into 90 %, 5 % and 5 %, one example each.
-            examples = [example for split in SPLITS for example in builder.as_data_source(split)]
-            text = "".join(_decoded("tiny_shakespeare", example["text"]) for example in examples)
+            parts = [_decoded(f"tiny_shakespeare/{s}", tfds_source.read_records(builder, "tiny_shakespeare", s), "text") for s in SPLITS]
+            text = "".join(text for part in parts for text in part)
             return _checked_shakespeare(str(folder / "tiny_shakespeare"), text)
     raise UserError(
         f"tiny_shakespeare: there is no {' or '.join(_SHAKESPEARE_FILES)} in {', '.join(map(str, places))}, nor the TFDS set in "
@@ -235,7 +215,18 @@ def _checked_shakespeare(place: str, text: str) -> str:
     return text
 
 
-def _decoded(name: str, value: object) -> str:
-    if not isinstance(value, bytes | str):
-        raise UserError(f"tfds:{name} holds {type(value).__name__} where text is wanted; set text_key to the feature that holds the text.")
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+def _decoded(name: str, examples: Iterable[Mapping[str, object]], key: str) -> list[str]:
+    """The texts of a TFDS split; names those that are none, up to three, and their number."""
+    texts, bad = [], []
+    for number, example in enumerate(examples):
+        value = example[key]
+        if not isinstance(value, bytes | str):
+            raise UserError(f"{name} holds {type(value).__name__} where text is wanted; set text_key to the feature that holds the text.")
+        try:
+            texts.append(value if isinstance(value, str) else decode_text(value))
+        except UserError as error:
+            bad.append(f"example {number} ({error})")
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise UserError(f"{name}: {len(bad)} of {len(texts) + len(bad)} texts are damaged: {', '.join(bad[:3])}{more}; prepare it anew")
+    return texts

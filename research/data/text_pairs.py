@@ -6,22 +6,21 @@ hash, so no vocabulary is fitted or stored. Every text begins with a place for t
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from research.data.source import keyed_permutation
 from research.data.splits import SPLITS
-from research.data.text import read_utf8
+from research.data.text_files import read_file
 from research.errors import UserError
-from research.files import user_path
+from research.files import parse_json, printable, user_path
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_]+")
 _ORDER_STREAM = 0x7A15
@@ -129,34 +128,41 @@ def load_text_pairs(*, data_dir: str | os.PathLike | None = None, length: int = 
     if data_dir is None:
         raise UserError("Data set 'text_pairs' needs data_dir: a folder with train.jsonl, validation.jsonl and test.jsonl.")
     folder = user_path(data_dir)
-    if not (folder / "train.jsonl").is_file():
+    if not os.path.lexists(folder / "train.jsonl"):
         raise UserError(f"There is no {folder / 'train.jsonl'}.")
     rows = {split: _read_lines(folder / f"{split}.jsonl") for split in SPLITS}
     domains = sorted({row["domain"] for row in rows["train"]})
     pairs = {}
     for split, lines in rows.items():
-        for number, row in enumerate(lines, 1):
+        for row in lines:
             if row["domain"] not in domains:
                 raise UserError(
-                    f"{folder / split}.jsonl, line {number}: domain {row['domain']!r} that no expert has; valid: {', '.join(domains)}"
+                    f"{folder / split}.jsonl, line {row['line']}: domain {printable(row['domain'])!r} that no expert has; "
+                    f"valid: {printable(', '.join(domains), 200)}"
                 )
         pairs[split] = [Pair(row["a"], row["b"], domains.index(row["domain"])) for row in lines]
     return pair_sources(f"text_pairs:{folder.name}", pairs, domains, length=length, vocab_size=vocab_size)
 
 
-def _read_lines(path: pathlib.Path) -> list[dict[str, str]]:
-    if not path.is_file():
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The objects of a file of one a line; lines of spaces hold none. A missing file is empty."""
+    if not os.path.lexists(path):
         return []
-    text = read_utf8(path)
-    if text is None:
-        raise UserError(f"{path} is not UTF-8 text.")
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    rows, bad = [], []
+    for number, line in enumerate(
+        read_file(path, remedy="convert it to UTF-8").split("\n"), 1
+    ):  # not splitlines: a string of JSON may hold other ends of lines
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = parse_json(line, "line")
+        except UserError:
             row = None
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("a", "b", "domain")):
-            raise UserError(f'{path}, line {number} is not {{"a": TEXT, "b": TEXT, "domain": NAME}}: {line[:60]!r}')
-        rows.append(row)
+            bad.append((number, line))
+        else:
+            rows.append(row | {"line": number})
+    if bad:
+        (number, line), more = bad[0], f"; so are {len(bad) - 1} more lines" if len(bad) > 1 else ""
+        raise UserError(f'{path}, line {number} is not {{"a": TEXT, "b": TEXT, "domain": NAME}}: {printable(line, 60)}{more}')
     return rows

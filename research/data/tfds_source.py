@@ -4,27 +4,30 @@ Small data sets of one image shape are decoded once into memory; others are deco
 read, after which images of different shapes are resized and cropped to one.
 """
 
+import contextlib
 import dataclasses
 import io
 import pathlib
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from research.data import idx
 from research.data.augment import resize_box
+from research.data.images import MODES, check_image, decode_image
 from research.data.source import Source, arrays_to_sources
 from research.errors import UserError
-from research.files import user_path
+from research.files import printable, user_path
 
 DEFAULT_DIR = "~/tensorflow_datasets"
 # The members of the MNIST family, as TFDS names them: (version, classes).
 IDX_FAMILY = {"mnist": ("3.0.1", 10), "fashion_mnist": ("3.0.1", 10), "kmnist": ("3.0.1", 10)}
 _NAME = re.compile(r"[A-Za-z]\w*(/[A-Za-z0-9_+-][\w.+-]*)?(:\d+\.\d+\.\d+)?")
 _IN_MEMORY_BYTES = 1 << 29
-_BLOCK = 1024
+_BLOCK = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,7 @@ class TfdsSource:
     """Examples of one TFDS split, decoded when they are gathered.
 
     Attributes:
-      records: the split as `tfds.data_source`, whose examples are dictionaries.
+      records: the split as `tfds.data_source`, whose examples are dictionaries with encoded images (`research.data.images`).
       indices: which of the records this source holds, in its own order.
       image_size: images whose sides differ from it are resized by the shorter side and cropped at the centre; 0
         leaves them as they are.
@@ -51,12 +54,22 @@ class TfdsSource:
         return len(self.indices)
 
     def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
-        examples = self.records.__getitems__(self.indices[indices].tolist())
-        images = [self._sized(example[self.image_key]) for example in examples]
-        return {"image": np.stack(images), "label": self.labels[indices]}
+        numbers = self.indices[indices].tolist()
+        images = [self.decoded(number, example) for number, example in zip(numbers, self.records.__getitems__(numbers), strict=True)]
+        return {"image": np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8), "label": self.labels[indices]}
 
     def subset(self, indices: Int[np.ndarray, " M"], name: str) -> "TfdsSource":
         return dataclasses.replace(self, name=name, indices=self.indices[indices], labels=self.labels[indices])
+
+    def decoded(self, number: int, example: Mapping[str, Any]) -> UInt8[np.ndarray, "H W C"]:
+        """The image of an example, of the shape of all. Raises UserError with the example's number, and its file's name if it has one."""
+        try:
+            image = self._sized(decode_image(example[self.image_key], self.image_shape[2]))
+            if image.shape != self.image_shape:
+                raise UserError(f"it is {image.shape[0]}x{image.shape[1]}; set image_size where images differ in size")
+        except UserError as error:
+            raise UserError(f"{self.name}: {_example(number, example)} cannot be read: {error}") from None
+        return image
 
     def _sized(self, image: np.ndarray) -> np.ndarray:
         size, (height, width) = self.image_size, image.shape[:2]
@@ -83,6 +96,9 @@ def open_builder(name: str, data_dir: str | None):
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
     except Exception as error:
+        if any(folder.joinpath(name.split(":")[0]).rglob("dataset_info.json")):
+            told = printable(" ".join(str(error).split()), 160)
+            raise UserError(f"tfds:{name}: its description under {folder} cannot be read ({told}); prepare it anew") from error
         raise UserError(
             f"tfds:{name} is not prepared under {folder}. Run: python -m launch.prepare --dataset=tfds:{name} "
             f"--data_dir={folder}, or set data_dir to where it lies."
@@ -161,11 +177,27 @@ def _open_split(builder, name: str, split: str, image_size: int) -> TfdsSource:
     if not image_size and None in (height, width):
         raise UserError(f"The images of tfds:{name} differ in size; set image_size, for example image_size=256.")
     shape = (image_size or height, image_size or width, channels)
-    undecoded = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
-    labels = [example[label_key] for start in range(0, len(undecoded), _BLOCK) for example in _block(undecoded, start)]
+    if image.np_dtype not in (np.uint8, np.uint16) or channels not in MODES:
+        valid = ", ".join(map(str, MODES))
+        raise UserError(f"The images of tfds:{name} are {np.dtype(image.np_dtype).name} of {channels} channels; valid: uint8 of {valid}.")
+    with _reading(f"tfds:{name}/{split}"):
+        undecoded = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+    labels, bad = [], []
+    for number, example in enumerate(_records(undecoded, f"tfds:{name}/{split}")):
+        labels.append(example[label_key])
+        try:
+            check_image(example[image_key])
+        except UserError as error:
+            bad.append(f"{_example(number, example)} ({error})")
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise UserError(
+            f"tfds:{name}/{split}: {len(bad)} of {len(labels)} images cannot be read: {', '.join(bad[:3])}{more};\n"
+            "get these files again and prepare the data set anew"
+        )
     return TfdsSource(
         name=f"tfds:{name}/{split}",
-        records=builder.as_data_source(split),
+        records=undecoded,
         indices=np.arange(len(undecoded)),
         labels=np.asarray(labels, np.int32),
         num_classes=label.num_classes,
@@ -175,15 +207,52 @@ def _open_split(builder, name: str, split: str, image_size: int) -> TfdsSource:
     )
 
 
-def _block(records, start: int) -> list[dict[str, Any]]:
-    return records.__getitems__(list(range(start, min(start + _BLOCK, len(records)))))
+_NAME_KEYS = ("file_name", "filename", "image/filename")
+
+
+def _example(number: int, example: Mapping[str, Any]) -> str:
+    """What messages call an example: its number, and the name of its file where the data set has one."""
+    names = [example[key] for key in _NAME_KEYS if key in example]
+    shown = [printable(name.decode(errors="replace") if isinstance(name, bytes) else name) for name in names]
+    return f"example {number}{f' ({shown[0]})' if shown else ''}"
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turns what array_record and TFDS raise at damaged files, of a dozen types, into a UserError."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        told = printable(" ".join(str(error).split()), 160)
+        raise UserError(f"{name} cannot be read ({type(error).__name__}: {told}); prepare it anew") from error
+
+
+def _records(records: Any, name: str) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(records), _BLOCK):
+        with _reading(f"{name}, examples from {start}"):
+            block = records.__getitems__(list(range(start, min(start + _BLOCK, len(records)))))
+        yield from block
+
+
+def read_records(builder: Any, name: str, split: str) -> Iterator[dict[str, Any]]:
+    """Yields the examples of a split; what is damaged is a UserError."""
+    with _reading(f"tfds:{name}/{split}"):
+        records = builder.as_data_source(split)
+    yield from _records(records, f"tfds:{name}/{split}")
 
 
 def _decode_all(source: TfdsSource) -> np.ndarray:
-    images = np.empty((len(source), *source.image_shape), np.uint8)
-    for start in range(0, len(source), _BLOCK):
-        block = np.arange(start, min(start + _BLOCK, len(source)))
-        images[block] = source.gather(block)["image"]
+    """All images; names those that are damaged in their midst, which `check_image` does not see, up to three."""
+    images, bad = np.empty((len(source), *source.image_shape), np.uint8), []
+    for number, example in enumerate(_records(source.records, source.name)):
+        try:
+            images[number] = source.decoded(number, example)
+        except UserError as error:
+            bad.append(str(error))
+    if bad:
+        raise UserError(bad[0] + (f";\nso are {len(bad) - 1} more" if len(bad) > 1 else ""))
     return images
 
 

@@ -1,6 +1,7 @@
 """Pairs of texts: words and their hashes, functions and their docstrings, domains, files of the user's own, what bad input gets."""
 
 import json
+import os
 import zlib
 
 import numpy as np
@@ -115,6 +116,33 @@ def test_bad_files(splits, options, message, tmp_path):
     write(tmp_path, **splits)
     with pytest.raises(UserError, match=message):
         load_splits("text_pairs", data_dir=str(tmp_path), **options)
+
+
+def test_lines_are_those_of_json_whatever_their_ends_and_letters(tmp_path):
+    odd = {**ROW, "a": "first\u2028second\x85third", "b": "lone \ud800 half"}
+    text = "\ufeff" + json.dumps(ROW) + "\r\n\n" + json.dumps(odd, ensure_ascii=False).replace("\ud800", "\\ud800") + "\r\n  \r\n"
+    (tmp_path / "train.jsonl").write_bytes(text.encode())
+    assert {pair.a for pair in load_splits("text_pairs", data_dir=str(tmp_path))["train"].texts} == {ROW["a"], odd["a"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff", r"cannot be read as UTF-8 text: train.jsonl \(byte 0 is no UTF-8\);\nconvert it to UTF-8"),
+        (b"[" * 100_000, "train.jsonl, line 1 is not"),
+        (b'{"a": ' + b"9" * 5000 + b"}\n{\n", "line 1 is not .*; so are 1 more lines"),
+        (b'{"a": "\x1b[2J' + b"x" * 1000, r"is not .*: \{\"a\": \"\\x1b\[2J"),
+        (None, r"train.jsonl \(not a regular file\)"),
+    ],
+)
+def test_hostile_lines(data, message, tmp_path):
+    if data is None:
+        os.mkfifo(tmp_path / "train.jsonl")
+    else:
+        (tmp_path / "train.jsonl").write_bytes(data)
+    with pytest.raises(UserError, match=message) as told:
+        load_splits("text_pairs", data_dir=str(tmp_path))
+    assert len(str(told.value)) < 400 and "\x1b" not in str(told.value)
 
 
 def test_a_folder_is_needed():

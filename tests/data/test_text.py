@@ -1,17 +1,19 @@
 """Text as tokens: which file belongs to which split, where documents end, and what bad input gets."""
 
+import codecs
 import hashlib
 import json
+import os
 import pathlib
 import sysconfig
 
 import numpy as np
 import pytest
 
-from research.data import stdlib_text, text
+from research.data import stdlib_text, text, text_files
 from research.data.splits import contiguous_split, path_split, split_bounds
 from research.data.text import load_text, load_tfds_text, load_tiny_shakespeare
-from research.errors import UserError
+from research.errors import Notice, UserError
 
 STDLIB = pathlib.Path(sysconfig.get_paths()["stdlib"])
 
@@ -118,7 +120,6 @@ def folder(tmp_path):
         (tmp_path / f"part{k % 3}" / f"file{k}.txt").write_text(f"Text {k}: " + "ab" * k)
     (tmp_path / "notes.md").write_text("# Notes")
     (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "config").write_text("hidden")
     (tmp_path / ".hidden.txt").write_text("hidden")
@@ -160,14 +161,16 @@ def test_what_load_text_refuses(folder, tmp_path_factory):
     (one / "a.txt").write_text("abc" * 100)
     (one / "bad.txt").write_bytes(b"\xff")
     (one / "empty.txt").write_text("")
+    (one / "a").mkdir()
+    (one / "a" / "a.txt").write_text("abc" * 100)
     cases = [
         (dict(data_dir=None), "needs data_dir"),
         (dict(data_dir=one / "nope"), "no file or folder"),
-        (dict(data_dir=one / "bad.txt"), "is not UTF-8"),
+        (dict(data_dir=one / "bad.txt"), r"a file cannot be read as UTF-8 text: bad.txt \(byte 0 is no UTF-8\);"),
         (dict(data_dir=one / "empty.txt"), "there is no text"),
         (
-            dict(data_dir=one, length=8),
-            f"none of its 3 files falls into {'validation' if path_split('a.txt', '0.9,0.05') == 'train' else 'train'}",
+            dict(data_dir=one / "a", length=8),
+            f"none of its 1 files falls into {'validation' if path_split('a.txt', '0.9,0.05') == 'train' else 'train'}",
         ),
         (dict(data_dir=one / "a.txt", length=200), "270 tokens are too few for length=200; it needs at least 400"),
         (dict(data_dir=one / "a.txt", tokenizer="bpe"), "'bpe'. Valid: bytes, chars"),
@@ -175,6 +178,92 @@ def test_what_load_text_refuses(folder, tmp_path_factory):
     for options, word in cases:
         with pytest.raises(UserError, match=word):
             load_text(**options)
+
+
+@pytest.fixture
+def strange(tmp_path):
+    """What folders of texts hold beside texts: every way in which one can be lost, or hang who reads it."""
+    for name, data in {
+        "plain.txt": b"one",
+        "marked.txt": codecs.BOM_UTF8 + b"zwei",
+        "windows.txt": b"three\r\nthree",
+        "line.txt": b"x" * 100_000,
+        "empty.txt": b"",
+        "mark_alone.txt": codecs.BOM_UTF8,
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    return tmp_path
+
+
+def everything(folder, **options):
+    return sorted(
+        part for source in load_text(data_dir=folder, length=2, split="1,0", **options).values() for part in documents(source) if part
+    )
+
+
+TEXTS = sorted(["one", "zwei", "three\r\nthree", "x" * 100_000])
+
+
+def test_texts_come_as_they_are_and_what_is_left_out_is_said(strange):
+    with pytest.warns(Notice, match=r": 2 empty left out: empty.txt, mark_alone.txt$"):
+        assert everything(strange) == TEXTS
+    (strange / ".git").mkdir()
+    with pytest.warns(Notice, match=r": 1 hidden left out: .git$"):
+        assert everything(strange) == TEXTS
+
+
+BAD = {
+    "latin.txt": "né".encode("latin-1"),
+    "binary.txt": b"PK\x03\x04\0\0",
+    "wide.txt": "wide".encode("utf-16"),
+    "cut.txt": "ö".encode()[:1],
+}
+
+
+def test_every_file_that_is_no_text_is_named(strange):
+    for name, data in BAD.items():
+        (strange / name).write_bytes(data)
+    with pytest.raises(UserError) as told:
+        everything(strange)
+    assert str(told.value) == (
+        f"{strange}: 4 of 10 files cannot be read as UTF-8 text: binary.txt (character 4 is NUL: binary, or another encoding), "
+        "cut.txt (byte 0 is no UTF-8), latin.txt (byte 1 is no UTF-8) and 1 more;\n"
+        "convert or remove them, give their encoding (such as encoding=latin-1), or choose files by pattern=*.txt"
+    )
+    assert everything(strange, pattern="l*.txt", encoding="latin-1") == ["né", "x" * 100_000]
+    assert everything(strange, pattern="wide.txt", encoding="utf-16") == ["wide"]
+    with pytest.raises(UserError, match="encoding=rot13 is not known; valid: utf-8, utf-16, latin-1"):
+        everything(strange, encoding="rot13")
+
+
+def test_pipes_devices_and_broken_links_are_named_and_hang_nothing(strange):
+    os.mkfifo(strange / "pipe")
+    (strange / "endless").symlink_to("/dev/zero")
+    (strange / "gone").symlink_to("nowhere")
+    with pytest.raises(
+        UserError, match=r"3 of 9 files cannot .*endless \(not a regular file\), gone \(a broken link\), pipe \(not a regular file\)"
+    ):
+        everything(strange)
+    for name in ("pipe", "endless"):
+        with pytest.raises(UserError, match=rf"{name} \(not a regular file\)"):
+            load_text(data_dir=strange / name)
+
+
+def test_linked_folders_are_read_once_and_loops_end(strange, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "far.txt").write_text("far")
+    (strange / "loop").symlink_to(strange)
+    (strange / "link").symlink_to(other)
+    (strange / "second").symlink_to(other)
+    assert everything(strange) == sorted([*TEXTS, "far"])
+
+
+def test_more_text_than_memory_is_refused_before_it_is_read(strange):
+    for name in ("a", "b"):
+        with open(strange / name, "wb") as file:
+            file.truncate(2**31)
+    with pytest.raises(UserError, match="bytes of text, more than 4,294,967,296; write token files"):
+        text_files.read_files([strange / "a", strange / "b", strange / "plain.txt"], strange)
 
 
 PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 20

@@ -28,20 +28,33 @@ def picture(number: int, varied: bool) -> np.ndarray:
     return np.full((height, 10, 3), number * 5, np.uint8) + np.arange(10, dtype=np.uint8)[None, :, None]
 
 
-def prepare(data_dir, name: str, varied: bool) -> None:
-    def png(image):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "PNG")
-        return io.BytesIO(file.getvalue())
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def prepare(data_dir, name: str, varied: bool, encode=lambda number, image: png(image), **feature) -> None:
+    """Writes a data set; `encode` makes the file of an image of its number and pixels."""
 
     def info(self):
-        image = tfds.features.Image(shape=(None, None, 3) if varied else (8, 10, 3))
-        features = tfds.features.FeaturesDict({"image": image, "label": tfds.features.ClassLabel(num_classes=3)})
+        image = tfds.features.Image(**{"shape": (None, None, 3) if varied else (8, 10, 3), **feature})
+        features = tfds.features.FeaturesDict(
+            {"image": image, "label": tfds.features.ClassLabel(num_classes=3), "file_name": tfds.features.Text()}
+        )
         return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=("image", "label"))
 
     def examples(self, split):
         for number in range(COUNTS[split]):
-            yield number, {"image": png(picture(number, varied)), "label": number % 3}
+            image = encode(number, picture(number, varied))
+            yield (
+                number,
+                {
+                    "image": io.BytesIO(image) if isinstance(image, bytes) else image,
+                    "label": number % 3,
+                    "file_name": f"{split}{number}.png",
+                },
+            )
 
     members = {
         "name": name,
@@ -180,4 +193,61 @@ def test_a_description_that_names_files_elsewhere_is_refused(data_dir, tmp_path)
         split["filepathTemplate"] = "../../../../secret-{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     info.write_text(json.dumps(described))
     with pytest.raises(UserError, match="names files outside of|cannot be read"):
+        load_splits("tfds:local_fixed", data_dir=str(tmp_path))
+
+
+def prepared(folder, name, encode, **options):
+    prepare(folder, name, False, encode, **options)
+    return f"tfds:{name}"
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_of_any_mode_become_the_set_s(tmp_path, in_memory):
+    """Every kind in turn: RGBA, grey with alpha, grey, a palette; what is clear is white."""
+
+    def encode(number, image):
+        kinds = [Image.fromarray(np.dstack([image, np.zeros((8, 10), np.uint8)])), Image.new("LA", (10, 8), (9, 0))]
+        kinds += [Image.new("L", (10, 8), 77), Image.fromarray(image).convert("P")]
+        file = io.BytesIO()
+        kinds[number % 4].save(file, "PNG")
+        return file.getvalue()
+
+    source = load_splits(prepared(tmp_path, "mixed", encode), data_dir=str(tmp_path), in_memory=in_memory)["test"]
+    images = source.gather(np.arange(12))["image"]
+    assert images.shape == (12, 8, 10, 3)
+    corners = images[:, 0, 0].tolist()
+    assert corners.count([255, 255, 255]) == 6 and corners.count([77, 77, 77]) == 3
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_damaged_images_are_all_named_before_training(tmp_path, in_memory):
+    cut = lambda number, image: png(np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8))[: None if number % 3 else -90]
+    name = prepared(tmp_path, "cut", cut)
+    with pytest.raises(UserError) as told:
+        load_splits(name, data_dir=str(tmp_path), in_memory=in_memory)
+    first, second = str(told.value).split("\n")
+    assert first.startswith("tfds:cut/train: 10 of 30 images cannot be read: example ") and "and 7 more;" in first
+    assert first.count(".png) (") == 3 and first.count("train") == 4
+    assert "get these files again" in second
+
+
+def test_sizes_and_types_that_the_set_does_not_declare(tmp_path):
+    other = lambda number, image: png(image if number != 5 else image[:4])
+    with pytest.raises(UserError, match=r"tfds:sizes/train: example \d+ \(train5.png\) cannot be read: it is 4x10; set image_size"):
+        load_splits(prepared(tmp_path, "sizes", other), data_dir=str(tmp_path))
+
+
+def test_images_of_numbers_without_a_range_are_refused(data_dir, tmp_path):
+    shutil.copytree(os.path.join(data_dir, "local_fixed"), tmp_path / "local_fixed")
+    (features,) = tmp_path.rglob("features.json")
+    features.write_text(features.read_text().replace('"uint8"', '"float32"').replace('"3"', '"1"'))
+    with pytest.raises(UserError, match="The images of tfds:local_fixed are float32 of 1 channels; valid: uint8 of 1, 3, 4"):
+        load_splits("tfds:local_fixed", data_dir=str(tmp_path))
+
+
+def test_damaged_records_are_told(data_dir, tmp_path):
+    shutil.copytree(os.path.join(data_dir, "local_fixed"), tmp_path / "local_fixed")
+    for file in tmp_path.rglob("*test.array_record*"):
+        file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="tfds:local_fixed/test.* cannot be read .*; prepare it anew"):
         load_splits("tfds:local_fixed", data_dir=str(tmp_path))
