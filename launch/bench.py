@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 from research.errors import UserError
 from research.process import set_allocator
 
@@ -27,10 +27,10 @@ _LIST = flags.DEFINE_bool("list", False, "Print ops, models, suites, tunable ops
 _SHAPES = flags.DEFINE_string("shapes", "", "Only cases whose name, shape and direction hold this text.")
 _FORMS = flags.DEFINE_bool("forms", False, "Time every form of the op by name as well.")
 _PEER = flags.DEFINE_list("peer", [], "Peers to time beside ours: NAME or NAME:PATH, separated by commas.")
-_PLOT = common.path_flag("plot", None, "PNG file to write: times by contender, with the floors.")
+_PLOT = outputs.output_flag("plot", outputs.Place.FILE, "PNG file to write: times by contender, with the floors.")
 _CONFIG = common.path_flag("config", None, "Recipe whose training loop is measured against its bare step.")
 _STEPS = flags.DEFINE_integer("steps", 100, "With --config: updates of each kind to time.", lower_bound=3)
-_CSV = common.path_flag("csv", None, "CSV file to write beside the table, and a page of Markdown with the same name.")
+_CSV = outputs.output_flag("csv", outputs.Place.FILE, "CSV file to write beside the table, and a page of Markdown with the same name.")
 
 COLUMNS = {
     "contender": "contender", "median_ms": "median", "p5_ms": "p5", "p95_ms": "p95", "repeats": "calls", "compile_s": "compile",
@@ -80,7 +80,6 @@ def _print_list() -> int:
 def _measure() -> int:
     from research.bench import catalog, marks
 
-    _check_folders()
     suite = _suite(_SUITE.value) if _SUITE.value else None
     peers = catalog.parse_peers(_PEER.value)
     if suite and marks.needs_peer(suite) and not {mark.peer for mark in suite.marks} & peers.keys():
@@ -110,12 +109,6 @@ def _measure() -> int:
         labelled = [{**row, "case": f"{row['name']} {row['shape']}\n{row['direction']}"} for row in rows]
         plots.bars_plot(_PLOT.value, labelled, "case", "contender", "median_ms", "floor_ms", title=header["device"])
     return 1 if any(row["kept"] == "no" for row in judged) else 0
-
-
-def _check_folders() -> None:
-    for flag in (_CSV, _PLOT):
-        if flag.value and Path(flag.value).is_dir():
-            raise UserError(f"--{flag.name}={flag.value} is a folder; expected a file")
 
 
 def _allocator(with_peers: bool) -> str:

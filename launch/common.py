@@ -69,6 +69,9 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
         if before is not None:
             OVERRIDES.update(before())
         _parse(sys.argv)
+        from launch import outputs  # which imports this module
+
+        outputs.check()
         code = main()
         sys.stdout.flush()
     except UserError as error:

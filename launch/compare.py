@@ -11,11 +11,11 @@ import os
 import subprocess
 import sys
 
-from launch import common
+from launch import common, outputs
 
 _CONFIG = common.path_flag("config", None, "Recipe FILE.py that takes alone=NAME.")
-_WORKDIR = common.path_flag("workdir", None, "Directory under which the runs lie: together, alone_NAME.")
-_OUT = common.path_flag("out", None, "Folder for compare.csv, compare.md and compare.png.")
+_WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under which the runs lie: together, alone_NAME.")
+_OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for compare.csv, compare.md and compare.png.")
 
 
 def _train(config: str, workdir: str, overrides: dict[str, str]) -> None:

@@ -11,14 +11,14 @@ import time
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _TASK = flags.DEFINE_string("task", "bandit", "Toy task: bandit, detour or pendulum.")
 _EXPERTS = flags.DEFINE_list("experts", ["1", "2"], "Numbers of primitives of the policy; 1 is plain SAC.")
 _ESTIMATOR = flags.DEFINE_list("estimator", ["frequency"], "Gradients of the router: frequency, frequency_best, gumbel, score.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, trained side by side.")
 _STEPS = flags.DEFINE_integer("steps", 5000, "Environment steps of each seed, one update each.", lower_bound=10)
-_OUT = common.path_flag("out", None, "Folder for control.csv and control.md; default: nothing is written.")
+_OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for control.csv and control.md; default: nothing is written.")
 
 
 def _numbers(name: str, texts: list[str]) -> list[int]:

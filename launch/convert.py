@@ -14,7 +14,7 @@ import os
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 from research import interop
 from research.files import write_text
 
@@ -22,7 +22,7 @@ _SOURCE = flags.DEFINE_enum("source", None, [*interop.SOURCES, *interop.FOLDERS]
 _WEIGHTS = common.path_flag(
     "weights", None, "File with the weights, .pth or .safetensors; for language models their folder.", required=True
 )
-_OUT = common.path_flag("out", None, "Folder for the result.", required=True)
+_OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for the result.", reads=[_WEIGHTS], required=True)
 _ENTRY = flags.DEFINE_string("entry", None, "Entry of a .pth that holds the state dict, such as model_ema; found by itself if not given.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, which weights do not tell.", lower_bound=1)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _WORKDIR = common.path_flag("workdir", None, "Directory of a run of configs/customise.py.")
 _USERS = flags.DEFINE_integer("users", 10, "How many of the ten users.", lower_bound=1, upper_bound=10)
@@ -22,7 +22,9 @@ _RANK = flags.DEFINE_integer("rank", 8, "Rank of the local expert.")
 _HIDDEN = flags.DEFINE_integer("hidden", 8, "Hidden units of the gate.")
 _THRESHOLD = flags.DEFINE_float("threshold", 0.5, "The local expert answers where the gate is above it.")
 _BUDGET = flags.DEFINE_float("budget", 0.025, "Parameters and multiply-adds of local expert and gate over the network's, at most.")
-_OUT = common.path_flag("out", None, "Folder for customise.csv and customise.md; default --workdir.")
+_OUT = outputs.output_flag(
+    "out", outputs.Place.FOLDER, "Folder for customise.csv and customise.md; default --workdir.", reads=[_WORKDIR], beside=_WORKDIR
+)
 
 
 def _row(config: Any, expert: Any, user: int, everybody: dict[str, Any], prepare: Any, costs: dict[str, float]) -> dict[str, Any]:

@@ -9,12 +9,12 @@ text is sent to the wrong experts. With --query, the test passages nearest to a 
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _WORKDIR = common.path_flag("workdir", None, "Directory of a run over pairs of texts.")
 _SUBNET = flags.DEFINE_string("subnet", "full", "A name, or choices such as width=0.5.")
 _PAIRS = flags.DEFINE_integer("pairs", 2000, "Pairs of each split, at most.", lower_bound=2)
-_OUT = common.path_flag("out", None, "CSV file to write beside the table.")
+_OUT = outputs.output_flag("out", outputs.Place.FILE, "CSV file to write beside the table.", reads=[_WORKDIR])
 _QUERY = flags.DEFINE_string("query", None, "A text to find passages for.")
 _DOMAIN = flags.DEFINE_string("domain", None, "Name or number of the query's domain.")
 

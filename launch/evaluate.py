@@ -8,7 +8,7 @@ python -m launch.evaluate --workdir=runs/advmoe/alternate --attacks=pgd50,apgd  
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _WORKDIR = common.path_flag("workdir", None, "Directory of a run.")
 _SUBNET = flags.DEFINE_string("subnet", "all", "A name, choices such as width=0.5,depth=0.5, or all.")
@@ -20,7 +20,7 @@ _ATTACKS = flags.DEFINE_list(
 _ATTACK_EXAMPLES = flags.DEFINE_integer("attack_examples", 1000, "How many images are attacked, from the start of the split.")
 _ATTACK_EPSILON = flags.DEFINE_float("attack_epsilon", 0.0, "Radius, in units of a pixel's range; 0: that of the run's config.")
 _ATTACK_STEPS = flags.DEFINE_integer("attack_steps", 100, "Steps of each APGD.")
-_OUT = common.path_flag("out", None, "CSV file to write beside the table.")
+_OUT = outputs.output_flag("out", outputs.Place.FILE, "CSV file to write beside the table.", reads=[_WORKDIR])
 
 
 def main() -> int:

@@ -14,14 +14,14 @@ import os
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 from research import interop
 from research.files import replace_file
 
 _FORMATS = ("safetensors", "stablehlo", "onnx", *interop.FOLDERS)
 _WORKDIR = common.path_flag("workdir", None, "Run directory, or folder with model.safetensors and config.json.", required=True)
 _FORMAT = flags.DEFINE_enum("format", None, _FORMATS, "What to write: a folder (safetensors) or a file.", required=True)
-_OUT = common.path_flag("out", None, "File to write; a folder for safetensors.", required=True)
+_OUT = outputs.output_flag("out", outputs.Place.EITHER, "File to write; a folder for safetensors.", reads=[_WORKDIR], required=True)
 _SUBNET = flags.DEFINE_string("subnet", "full", "Which sub-network: a name of the run, or choices such as width=0.5,depth=0.5.")
 _DEPLOY = flags.DEFINE_bool("deploy", False, "Merge re-parameterised branches and norms first (UniRepLKNet).")
 _BATCH = flags.DEFINE_integer("batch", None, "Fixed number of examples for stablehlo and onnx; left open if not given.", lower_bound=1)
@@ -41,8 +41,6 @@ def main() -> None:
         config, params, stats = merge_reparam(config, params, stats)
     out, count = _OUT.value, sum(p.size for p in params.values())
     if _FORMAT.value == "safetensors":
-        if _same(out, _WORKDIR.value):
-            raise UserError(f"--out={out} is the folder that is read; give another one")
         safetensors_io.save_folder(
             out, config, params, stats, {"source": os.path.basename(os.path.abspath(_WORKDIR.value)), "subnet": _SUBNET.value}
         )
@@ -62,10 +60,6 @@ def _program(kind: str):
     from research.interop.stablehlo import export_stablehlo
 
     return export_stablehlo
-
-
-def _same(a: str, b: str) -> bool:
-    return os.path.realpath(a) == os.path.realpath(b)
 
 
 def _write(path: str, data: bytes) -> None:

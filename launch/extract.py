@@ -6,11 +6,11 @@ python -m launch.extract --workdir=runs/quickstart --subnet=width=0.5 --deploy -
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _WORKDIR = common.path_flag("workdir", None, "Directory of a run.")
 _SUBNET = flags.DEFINE_string("subnet", "full", "A name, or choices such as width=0.5,depth=0.5.")
-_OUT = common.path_flag("out", None, "Folder for the stand-alone network.")
+_OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for the stand-alone network.", reads=[_WORKDIR])
 _DEPLOY = flags.DEFINE_bool("deploy", False, "Merge re-parameterised branches and batch norms.")
 _CHECK = flags.DEFINE_bool("check", True, "Compare its outputs with the in-place sub-network's on validation images.")
 

@@ -10,7 +10,7 @@ DIR is a run, or a folder that convert or extract wrote; without a tokenizer in 
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _WORKDIR = common.path_flag("workdir", None, "Directory of a run, or of a stand-alone model.")
 _SUBNET = flags.DEFINE_string("subnet", "full", "Sub-network that writes: a name or choices such as width=0.5.")
@@ -28,7 +28,7 @@ _BEAMS = flags.DEFINE_integer("beams", 0, "Beam search with so many beams; 0: sa
 _GROUPS = flags.DEFINE_integer("groups", 1, "Groups of beams that avoid each other's tokens.", lower_bound=1)
 _DIVERSITY = flags.DEFINE_float("diversity", 0.5, "How strongly they do, in nats.")
 _ALPHA = flags.DEFINE_float("alpha", 0.0, "How much beam search favours length.")
-_OUT = common.path_flag("out", None, "JSON file for prompts, texts and speed.")
+_OUT = outputs.output_flag("out", outputs.Place.FILE, "JSON file for prompts, texts and speed.", reads=[_WORKDIR])
 
 
 def main() -> int:

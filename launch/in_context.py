@@ -13,11 +13,11 @@ from typing import Any
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _CONFIG = common.path_flag("config", None, "Recipe over an in_context: data set.")
-_WORKDIR = common.path_flag("workdir", None, "Directory of the run.")
-_OUT = common.path_flag("out", None, "Folder for the table and the plot; default --workdir.")
+_WORKDIR = outputs.output_flag("workdir", outputs.Place.RUN, "Directory of the run.")
+_OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for the table and the plot; default --workdir.", beside=_WORKDIR)
 _PROMPTS = flags.DEFINE_integer("prompts", 2000, "Prompts to compare on.", lower_bound=1)
 
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
-_WORKDIR = common.path_flag("workdir", None, "Directory of the run; made when missing, resumed when not.")
+_WORKDIR = outputs.output_flag("workdir", outputs.Place.RUN, "Directory of the run; made when missing, resumed when not.")
 _PROCESSES = flags.DEFINE_integer("processes", 2, "How many processes.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer("devices", 1, "Simulated devices of each process, on a machine without accelerators.", lower_bound=1)
 _RESTARTS = flags.DEFINE_integer("restarts", 0, "How often all are started again after one of them was killed or crashed.", lower_bound=0)

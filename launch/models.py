@@ -6,9 +6,9 @@ python -m launch.models "unireplknet*" --csv=models.csv
 
 import sys
 
-from launch import common
+from launch import common, outputs
 
-_CSV = common.path_flag("csv", None, "CSV file to write beside the table.")
+_CSV = outputs.output_flag("csv", outputs.Place.FILE, "CSV file to write beside the table.")
 
 
 def main(pattern: str) -> int:

@@ -13,13 +13,13 @@ import os
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _DEVICES = flags.DEFINE_integer("devices", 8, "Devices to simulate.", lower_bound=1)
 _CHIPS = flags.DEFINE_list("chips", ["tpu_v5e", "tpu_v5p", "tpu_v6e", "h100", "h200", "b200"], "Chips to predict for.")
 _SLOW_AXES = flags.DEFINE_list("slow_axes", [], "Mesh axes whose collectives cross the network between slices.")
-_OUT = common.path_flag("out", None, "Also write everything as JSON to this file.")
+_OUT = outputs.output_flag("out", outputs.Place.FILE, "Also write everything as JSON to this file.")
 
 
 def main(overrides: dict[str, str]) -> int:

@@ -14,13 +14,13 @@ import shutil
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 from research.errors import UserError
 from research.files import user_path
 
 _DATASET = flags.DEFINE_string("dataset", None, "What to prepare: fashion_mnist, mnist, or tfds:NAME for any TFDS data set.")
 _FROM = flags.DEFINE_string("from", None, "Folder with files that are already on disk; nothing is downloaded that lies there.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to put the result instead of the usual place.")
+_DATA_DIR = outputs.output_flag("data_dir", outputs.Place.FOLDER, "Where to put the result instead of the usual place.")
 
 _IDX_NAMES = ("fashion_mnist", "mnist")
 _READY = ("digits", "synthetic")

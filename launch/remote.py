@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
+from launch import outputs
 from research.errors import UserError
 
 CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:ARG.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, on a file system that all machines share.")
+WORKDIR = outputs.output_flag("workdir", outputs.Place.RUN, "Directory of the run, on a file system that all machines share.")
 DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Print what would be submitted, and submit nothing.")
 NAME = flags.DEFINE_string("name", "nestax", "Name of the job.")
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 from research.files import printable, user_path
 
 _WORKDIR = flags.DEFINE_multi_string(
@@ -23,7 +23,7 @@ _WORKDIR = flags.DEFINE_multi_string(
 _X = flags.DEFINE_string(
     "x", None, "Draw the full networks against this: state, params, flops, or a field of the recipe such as data.options.length."
 )
-_OUT = common.path_flag("out", None, "Folder for compare.md, compare.csv, compare.png and curves.png.")
+_OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for compare.md, compare.csv, compare.png and curves.png.")
 
 
 def _runs(texts: Sequence[str]) -> dict[str, list[str]]:

@@ -15,12 +15,14 @@ import shutil
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
-_WORKDIR = common.path_flag("workdir", None, "Directory under which each seed gets its own run.")
-_OUT = common.path_flag(
-    "out", None, "Folder for tables.md, promises.csv, seeds.csv, networks.csv and the first seed's pareto.png; default --workdir."
+_WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under which each seed gets its own run.")
+_OUT = outputs.output_flag(
+    "out",
+    outputs.Place.FOLDER,
+    "Folder for tables.md, promises.csv, seeds.csv, networks.csv and the first seed's pareto.png; default --workdir.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run.")
 

@@ -8,14 +8,14 @@ Latency is measured now, on this machine, at batch 1, all networks interleaved.
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _WORKDIR = common.path_flag("workdir", None, "Directory of a run.")
 _MAX_PARAMS = flags.DEFINE_float("max_params", None, "Most parameters.")
 _MAX_FLOPS = flags.DEFINE_float("max_flops", None, "Most FLOPs of one example's forward pass.")
 _MAX_LATENCY = flags.DEFINE_float("max_latency_ms", None, "Most milliseconds for one example.")
 _CANDIDATES = flags.DEFINE_multi_string("candidate", [], "Further sub-networks to consider, as choices: width=0.6,depth=0.5. Repeatable.")
-_OUT = common.path_flag("out", None, "CSV file for the whole table.")
+_OUT = outputs.output_flag("out", outputs.Place.FILE, "CSV file for the whole table.", reads=[_WORKDIR])
 
 
 def main() -> int:

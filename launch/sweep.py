@@ -20,14 +20,14 @@ from queue import SimpleQueue
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _GRID = flags.DEFINE_multi_string(
     "grid", [], "FIELD=VALUE,VALUE,... of the recipe, or arg=... for its argument; ';' between values that hold commas. Repeatable."
 )
-_WORKDIR = common.path_flag("workdir", None, "Directory under which each run gets its own.")
-_OUT = common.path_flag("out", None, "Folder for the table and the plot; default --workdir.")
+_WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under which each run gets its own.")
+_OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for the table and the plot; default --workdir.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its own part of the cores.", lower_bound=1)
 _X = flags.DEFINE_string("x", "state", "What the plot sets the values against.")
 

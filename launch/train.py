@@ -11,11 +11,11 @@ launch.slurm, launch.tpu and launch.jobset write those. Exit code 0: finished; 2
 import os
 import sys
 
-from launch import common, processes
+from launch import common, outputs, processes
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG, for instance configs/quickstart.py.")
-_WORKDIR = common.path_flag("workdir", None, "Directory of the run; made when missing, resumed when not.")
-_CACHE = common.path_flag("compilation_cache", "", "Folder in which compiled programs are kept for later starts.")
+_WORKDIR = outputs.output_flag("workdir", outputs.Place.RUN, "Directory of the run; made when missing, resumed when not.")
+_CACHE = outputs.output_flag("compilation_cache", outputs.Place.FOLDER, "Folder in which compiled programs are kept for later starts.")
 
 
 def _write_sample(workdir: str, prompt: str) -> None:

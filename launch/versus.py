@@ -17,14 +17,16 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import common
+from launch import common, outputs
 
 _PEER = flags.DEFINE_string("peer", None, "nanogpt:PATH, PATH a checkout of nanoGPT; its Python needs PyTorch.")
 _CONFIGS = flags.DEFINE_multi_string(
     "configs", ["configs/shakespeare.py"], "Recipes of ours: FILE.py or FILE.py:ARG; repeatable, or with commas."
 )
-_WORKDIR = common.path_flag("workdir", "runs/versus", "Directory under which each of ours gets its own run.")
-_OUT = common.path_flag("out", None, "Folder for versus.csv and versus.md.")
+_WORKDIR = outputs.output_flag(
+    "workdir", outputs.Place.FOLDER, "Directory under which each of ours gets its own run.", default="runs/versus"
+)
+_OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for versus.csv and versus.md.")
 
 
 def _train(config: str, workdir: str, overrides: dict[str, str]) -> float:

@@ -30,9 +30,15 @@ RUN_FILES = (
     "report.json",
     "report.md",
     "pareto.png",
+    "experts.png",
+    "error.txt",
+    "slurm.log",
+    "model.safetensors",
 )
-RUN_FOLDERS = ("checkpoints", "statistics", "tensorboard", "profile")
-"""What a run owns in its directory."""
+MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""By which a folder is known to hold a model, ours or another's."""
+RUN_FOLDERS = ("checkpoints", "statistics", "tensorboard", "profile", "processes", "customised")
+"""What a run owns in its directory; a model.safetensors there would make it look like a stand-alone model."""
 
 
 def printable(text: Any, limit: int = 80) -> str:
@@ -297,21 +303,43 @@ def check_output(out: PathLike, *reads: PathLike, flag: str = "--out") -> None:
     real = Path(os.path.realpath(out))
     for read in reads:
         source = Path(os.path.realpath(read))
+        parts = [Path(os.path.realpath(path)) for path in source.iterdir() if path.is_symlink()] if source.is_dir() else []
         if real == source or (source.is_file() and real == source.parent) or (real in source.parents and _holds_model(real)):
             raise UserError(f"{flag}={out} is what is read ({read}) or holds it, and would be overwritten; give another one")
-        if source.is_dir() and real.parent == source and real.is_file():
-            raise UserError(f"{flag}={out} is a file of what is read ({read}) and would be overwritten; give another one")
+        if (source.is_dir() and real.parent == source and real.is_file()) or any(real in (part, part.parent) for part in parts):
+            raise UserError(f"{flag}={out} is a file of what is read ({read}) or holds one, and would be overwritten; give another one")
     if is_run(real):
         raise UserError(f"{flag}={out} is the directory of a run, whose files would be overwritten; give another one")
+    _check_outside_runs(real, out, flag)
+
+
+def check_workdir(workdir: PathLike, flag: str = "--workdir") -> None:
+    """Refuses to train in a folder that holds a model but no run, or in what a run owns; links are resolved first.
+
+    Args:
+      workdir: the directory of the run; one that holds a run already is fine.
+      flag: what the message calls it.
+
+    Raises:
+      UserError: such a folder.
+    """
+    real = Path(os.path.realpath(workdir))
+    if not is_run(real) and (found := next((name for name in MODEL_FILES if (real / name).exists()), None)):
+        raise UserError(f"{flag}={workdir} holds a model ({found}), whose config.json would be overwritten; give another one")
+    _check_outside_runs(real, workdir, flag)
+
+
+def _check_outside_runs(real: Path, path: PathLike, flag: str) -> None:
     for parent in real.parents:
         own = real.relative_to(parent).parts
-        if is_run(parent) and own[0] in (*RUN_FILES, *RUN_FOLDERS):
-            raise UserError(f"{flag}={out} is part of the run in {parent}, which would be damaged; give another one")
+        if own[0] in (*RUN_FILES, *RUN_FOLDERS) and is_run(parent):
+            raise UserError(f"{flag}={path} is part of the run in {parent}, which would be damaged; give another one")
 
 
 def is_run(folder: PathLike) -> bool:
-    """Whether a folder is the directory of a run."""
-    return (Path(folder) / "config.json").is_file() and (Path(folder) / "checkpoints").is_dir()
+    """Whether a folder is the directory of a run, be it one that has just started."""
+    folder = Path(folder)
+    return (folder / "config.json").is_file() and ((folder / "checkpoints").is_dir() or (folder / "environment.json").is_file())
 
 
 def _holds_model(folder: Path) -> bool:

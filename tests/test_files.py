@@ -102,6 +102,47 @@ def test_an_output_onto_its_input_is_refused_and_others_are_not(tmp_path):
         files.check_output(out, model, run)
 
 
+def test_a_link_inside_what_is_read_leads_to_no_overwriting(tmp_path):
+    """A folder whose weights lie elsewhere, as caches of downloads have them."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "model.safetensors").write_text("x")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").symlink_to("../store/model.safetensors")
+    for out in ("store", "store/model.safetensors"):
+        with pytest.raises(UserError, match="is a file of what is read"):
+            files.check_output(tmp_path / out, tmp_path / "model")
+
+
+def test_a_run_that_has_just_started_is_a_run(tmp_path):
+    for name in ("config.json", "environment.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="directory of a run"):
+        files.check_output(tmp_path)
+
+
+def test_a_workdir_is_no_models_folder_and_no_part_of_a_run(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_text("x")
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UserError, match="--workdir=.* holds a model"):
+        files.check_workdir(tmp_path / "model")
+    with pytest.raises(UserError, match="is part of the run"):
+        files.check_workdir(run / "checkpoints" / "again")
+    for fine in (run, run / "fine_tuned", tmp_path / "new"):
+        files.check_workdir(fine)
+
+
+def test_folders_that_are_links_and_pipes_are_not_written(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a link"):
+        files.make_folder(tmp_path / "link")
+    for write in (files.open_for_append, files.open_anew):
+        with pytest.raises(UserError, match="cannot write"):
+            write(tmp_path / "pipe")
+
+
 def test_foreign_names_are_shown_short_and_without_control_characters():
     assert files.printable("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
     assert len(files.printable("x" * 10**6)) == 80
