@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 
 from launch.streams import set_streams
+from research import stopping
 from research.errors import Notice, UserError
 from research.files import printable, user_path
 from research.process import set_allocator, set_dispatch, set_xla_flags
@@ -22,7 +23,8 @@ from research.process import set_allocator, set_dispatch, set_xla_flags
 flags.disclaim_key_flags()  # what `path_flag` defines belongs to the command that calls it
 
 USER_ERROR = 2  # exit code of a user's mistake
-STOPPED = 75  # exit code of a run that SIGTERM stopped and that can go on (EX_TEMPFAIL)
+STOPPED = 75  # exit code of a run that was told to stop and that can go on (EX_TEMPFAIL)
+INTERRUPTED = stopping.AT_ONCE  # exit code of a command that Ctrl-C ended
 
 
 OVERRIDES: dict[str, str] = {}
@@ -46,8 +48,10 @@ def path_flag(name: str, default: str | None, help: str, **options: Any) -> flag
     return flags.DEFINE(_PathParser(), name, default, help, serializer=flags.ArgumentSerializer(), **options)
 
 
-def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | None = None) -> None:
+def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | None = None, *, trains: bool = False) -> None:
     """Parses the flags, calls `main()` and exits with its code; never returns.
+
+    With `trains` the command listens from here on to what tells it to stop, see `research.stopping`, and `main` heeds it.
 
     A UserError is printed as `error: ...` on stderr with exit code 2; so are unknown flags, what the system refuses (full disks,
     missing rights, too many open files) and memory that does not suffice. Any other exception keeps its traceback. Where nobody
@@ -62,6 +66,8 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
     # Libraries' warnings are not the user's concern, and what they log as an error they also raise: it is told once, by us.
     logging.set_verbosity(logging.FATAL)
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
+    listening = stopping.listening() if trains else contextlib.nullcontext()
+    listening.__enter__()  # to the end of the process
     try:
         if {"--help", "--helpshort", "-h", "-help", "-helpshort"} & set(sys.argv[1:]):
             print(_help())
@@ -86,9 +92,15 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
         print(f"error: {short}", file=sys.stderr)
         _leave(USER_ERROR)
     except KeyboardInterrupt:
-        print("interrupted; start the same command again to go on from the last checkpoint", file=sys.stderr)
-        code = 130
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
     sys.exit(code or 0)
+
+
+def stopped(told: object) -> NoReturn:
+    """Ends a command whose run was told to stop; threads that compile must not hold the process."""
+    print(told, flush=True)
+    _leave(STOPPED)
 
 
 def pin(process: subprocess.Popen, cores: Sequence[int]) -> None:

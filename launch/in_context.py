@@ -7,7 +7,6 @@ squares, ridge regression and gradient descent (Boolean functions: nearest neigh
 prompts of the test split.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,7 @@ def main(overrides: dict[str, str]) -> int:
         try:
             report = train(config, _WORKDIR.value, Terminal())
         except Preempted as stop:
-            print(f"stopped by SIGTERM at step {stop.step}; start the same command again to go on", flush=True)
-            os._exit(common.STOPPED)
+            common.stopped(stop)
     trained = Trained(_WORKDIR.value, say=print)
     task: Any = trained.setup.task
     found = errors(trained.model("full"), trained.setup.splits["test"], task, prompts=_PROMPTS.value)
@@ -78,4 +76,4 @@ def main(overrides: dict[str, str]) -> int:
 if __name__ == "__main__":
     from launch.config import from_argv
 
-    common.run(lambda: main(common.OVERRIDES), before=from_argv)
+    common.run(lambda: main(common.OVERRIDES), before=from_argv, trains=True)

@@ -5,8 +5,8 @@
 
 Every process is `launch.train` with the same recipe; together they make the batches and the numbers of one process. Process 0 prints; what the
 others say, and all that libraries print, goes to WORKDIR/processes/N.log. When one dies, the others, which would wait for it
-for ever, are ended and the cause is told in one line; --restarts=N starts all again from the last checkpoint. SIGTERM saves and stops.
-Exit code as of `launch.train`; 1 when a process was killed or crashed.
+for ever, are ended and the cause is told in one line; --restarts=N starts all again from the last checkpoint. SIGTERM, Ctrl-C and a closed
+terminal save and stop; a second Ctrl-C ends at once. Exit code as of `launch.train`; 1 when a process was killed or crashed.
 """
 
 import contextlib
@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from absl import flags
 
 from launch import common, outputs
+from research import stopping
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.RUN, "Directory of the run; made when missing, resumed when not.")
 _PROCESSES = flags.DEFINE_integer("processes", 2, "How many processes.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer("devices", 1, "Simulated devices of each process, on a machine without accelerators.", lower_bound=1)
 _RESTARTS = flags.DEFINE_integer("restarts", 0, "How often all are started again after one of them was killed or crashed.", lower_bound=0)
-_GRACE = flags.DEFINE_float("grace_s", 120.0, "Seconds that processes have to save after SIGTERM.")
+_GRACE = flags.DEFINE_float("grace_s", 120.0, "Seconds that processes have to save when they are told to stop.")
 
 CRASHED = 1
 POLL_S = 0.1
@@ -56,17 +57,23 @@ class Supervisor:
         self.command, self.count, self.devices = command, count, devices
         self.folder = os.path.join(workdir, "processes")
         self.running: dict[int, subprocess.Popen] = {}
-        self.stopped = 0.0  # when SIGTERM came
+        self.stopped = 0.0  # when a signal came
         os.makedirs(self.folder, exist_ok=True)
-        signal.signal(signal.SIGTERM, self._stop)
 
     def log(self, index: int) -> str:
         return os.path.join(self.folder, f"{index}.log")
 
     def _stop(self, *_) -> None:
-        self.stopped = time.monotonic()
+        self.stopped = self.stopped or time.monotonic()
         for process in list(self.running.values()):
             process.terminate()
+
+    def listen(self) -> None:
+        """Has what stops this process stop the others."""
+        with stopping.listening() as stop:  # as `common.run` does, to the end of the process
+            stop.forward, stop.last = self._stop, self._end_all
+            if stop:
+                self.stopped = time.monotonic()
 
     def run(self) -> list[Ended]:
         """Trains once; returns how the processes ended, the first to end first."""
@@ -133,12 +140,19 @@ def main(overrides: dict[str, str]) -> int:
     command = [sys.executable, "-m", "launch.train", f"--config={_CONFIG.value}", f"--workdir={_WORKDIR.value}"]
     command += [f"--config.{field}={value}" for field, value in overrides.items()]
     supervisor = Supervisor(command, _WORKDIR.value, _PROCESSES.value, _DEVICES.value)
+    supervisor.listen()
+    if supervisor.stopped:
+        print("stopped before anything was started; start the same command again to begin", flush=True)
+        return common.STOPPED
     for attempt in range(_RESTARTS.value + 1):
         ended = supervisor.run()
         lost = next((end for end in ended if end.code not in (0, common.STOPPED)), None)
         if lost is None:
             if len(ended) < _PROCESSES.value:
-                print(f"not every process had stopped {_GRACE.value:g} s after SIGTERM; the last completed save counts", file=sys.stderr)
+                print(
+                    f"not every process had stopped {_GRACE.value:g} s after they were told to; the last completed save counts",
+                    file=sys.stderr,
+                )
                 return CRASHED
             return max(end.code for end in ended)
         if lost.code == common.USER_ERROR and (mistake := _mistake(supervisor.log(lost.index))):
@@ -157,4 +171,4 @@ def main(overrides: dict[str, str]) -> int:
 if __name__ == "__main__":
     from launch.config import from_argv
 
-    common.run(lambda: main(common.OVERRIDES), before=from_argv)
+    common.run(lambda: main(common.OVERRIDES), before=from_argv, trains=True)

@@ -52,8 +52,7 @@ def main(overrides: dict[str, str]) -> int:
             try:
                 report = train(config, workdir, Terminal())
             except Preempted as stop:
-                print(f"stopped by SIGTERM at step {stop.step}; start the same command again to go on", flush=True)
-                os._exit(common.STOPPED)
+                common.stopped(stop)
         reports.append(report)
     found = measures(reports)
     rows = judge(found, expect)
@@ -86,4 +85,4 @@ def main(overrides: dict[str, str]) -> int:
 if __name__ == "__main__":
     from launch.config import from_argv
 
-    common.run(lambda: main(common.OVERRIDES), before=from_argv)
+    common.run(lambda: main(common.OVERRIDES), before=from_argv, trains=True)

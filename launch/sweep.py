@@ -10,7 +10,6 @@ launch.report), a line for each value of the first field.
 
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from queue import SimpleQueue
 from absl import flags
 
 from launch import common, outputs
+from research import stopping
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _GRID = flags.DEFINE_multi_string(
@@ -86,8 +86,8 @@ class _Jobs:
         for i in range(jobs):
             self.slots.put(cores[i::jobs])
         self.running: set[subprocess.Popen] = set()
-        self.stopped = False
-        signal.signal(signal.SIGTERM, self._stop)
+        with stopping.listening() as stop:  # as `common.run` does, to the end of the process
+            stop.forward, self.stopped = self._stop, bool(stop)
 
     def _stop(self, *_) -> None:
         self.stopped = True
@@ -155,7 +155,7 @@ def main(overrides: dict[str, str]) -> int:
     with ThreadPoolExecutor(_JOBS.value) as pool:
         codes = list(pool.map(run, range(len(points))))
     if common.STOPPED in codes:
-        print("stopped by SIGTERM; start the same command again to go on", flush=True)
+        print("stopped; start the same command again to go on", flush=True)
         return common.STOPPED
     if failed := [workdir for workdir, code in zip(workdirs, codes, strict=True) if code]:
         hint = f"; what it said lies in {failed[0]}.log" if jobs.parallel else ""
@@ -191,4 +191,4 @@ def main(overrides: dict[str, str]) -> int:
 if __name__ == "__main__":
     from launch.config import from_argv
 
-    common.run(lambda: main(common.OVERRIDES), before=from_argv)
+    common.run(lambda: main(common.OVERRIDES), before=from_argv, trains=True)

@@ -1,40 +1,56 @@
 """Lines and a progress bar for a human: a bar with ETA on a terminal, plain lines elsewhere."""
 
+import shutil
 import sys
-import time
+
+BAR = 24
+LEAST_NEEDED = ("MFU", "lr", "grad")
+"""Parts of a line that are left out first where the terminal is narrow."""
+
+
+def shorten(text: str, room: int) -> str:
+    """Returns the parts of a line (two spaces between them) that fit into `room` columns: the less needed go first, the last one, the ETA, stays."""
+    parts = text.split("  ")
+    while len(parts) > 1 and len("  ".join(parts)) > room:
+        spare = next((i for i, part in enumerate(parts) if part.startswith(LEAST_NEEDED)), len(parts) - 2)
+        del parts[spare]
+    return "  ".join(parts)[: max(room, 0)]
+
+
+def bar_line(done: int, total: int, text: str, columns: int) -> str:
+    """Returns step counter, bar and text in one line of less than `columns`; the counter is never cut, the bar goes first."""
+    counter = f"{done}/{total}"
+    room = columns - 1 - len(counter) - 1
+    width = min(BAR, room - len(text) - 1)
+    if width < 8:
+        return f"{counter} {shorten(text, room)}"
+    full = width * done // max(total, 1)
+    return f"{counter} {'#' * full}{'-' * (width - full)} {text}"
 
 
 class Terminal:
     """The Reporter of `research.train.loop` on stdout."""
 
     def __init__(self):
-        self._bar = None
-        self._task = None
-        self._last = 0.0
+        self._shown = 0  # letters of the bar that stand in the last line
 
     def say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
-        else:
-            print(line, flush=True)
+        self.close()
+        print(line, flush=True)
 
     def progress(self, done: int, total: int, text: str) -> None:
         if not sys.stdout.isatty():
             print(f"step {done}/{total}  {text}", flush=True)
             return
-        if self._bar is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            self._bar = Progress(MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"))
-            self._bar.start()
-            self._task = self._bar.add_task(text, total=total)
-        self._bar.update(self._task, completed=done, description=text)
-        self._last = time.monotonic()
+        line = bar_line(done, total, text, shutil.get_terminal_size().columns)
+        print(f"\r{line.ljust(self._shown)}", end="", flush=True)
+        self._shown = len(line)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        """Leaves the bar as it is; what is printed next begins a line."""
+        if self._shown:
+            print(flush=True)
+            self._shown = 0
 
 
 class Silent:

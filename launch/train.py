@@ -5,7 +5,8 @@
 
 Any field of the recipe is set by --config.FIELD=VALUE. The directory ends with report.md, report.json and pareto.png.
 On several machines every process runs this command with --distributed, or --processes, --process and --coordinator; launch.local,
-launch.slurm, launch.tpu and launch.jobset write those. Exit code 0: finished; 2: a mistake, told in one line; 75: stopped by SIGTERM, saved, start again to go on.
+launch.slurm, launch.tpu and launch.jobset write those. SIGTERM, Ctrl-C and a closed terminal save and stop; a second Ctrl-C ends at once.
+Exit code 0: finished; 2: a mistake, told in one line; 75: stopped and saved, start again to go on; 130: ended by a second Ctrl-C.
 """
 
 import os
@@ -38,10 +39,10 @@ def main(overrides: dict[str, str]) -> int:
 
     if not _CONFIG.value or not _WORKDIR.value:
         raise UserError("--config and --workdir are needed, e.g. --config=configs/quickstart.py --workdir=runs/quickstart")
-    config = recipe.load(_CONFIG.value, overrides)
-    if _CACHE.value:
+    if _CACHE.value:  # before the recipe: it may import JAX, which reads these once
         os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.value
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    config = recipe.load(_CONFIG.value, overrides)
     prints = processes.connect()
 
     from research.report.tables import text_table
@@ -51,10 +52,8 @@ def main(overrides: dict[str, str]) -> int:
     try:
         report = train(config, _WORKDIR.value, terminal)
     except Preempted as stop:
-        if prints:
-            print(f"stopped by SIGTERM at step {stop.step}; the state is saved, start the same command again to go on", flush=True)
-        sys.stdout.flush()
-        os._exit(common.STOPPED)  # compiling threads must not hold the process
+        terminal.close()
+        common.stopped(stop if prints else "")
     finally:
         terminal.close()
     if not prints:
@@ -62,7 +61,7 @@ def main(overrides: dict[str, str]) -> int:
     columns = [
         k for k in ("name", "value", "params", "flops", "latency_ms", "latency_ms_32", "peak_memory_bytes") if k in report["subnets"][0]
     ]
-    print(f"\n{report['metric']} and costs of the {len(report['subnets'])} networks:")
+    print(f"\n{report['metric'] if report['split'] else 'parameters'} and costs of the {len(report['subnets'])} networks:")
     print(text_table(report["subnets"], columns))
     print(
         f"\n{report['wall_s']:.0f} s in all, {report['compile_s']:.0f} s of them compiling; report: {_WORKDIR.value}/report.md, plot: {_WORKDIR.value}/pareto.png"
@@ -78,4 +77,4 @@ def main(overrides: dict[str, str]) -> int:
 if __name__ == "__main__":
     from launch.config import from_argv
 
-    common.run(lambda: main(common.OVERRIDES), before=from_argv)
+    common.run(lambda: main(common.OVERRIDES), before=from_argv, trains=True)

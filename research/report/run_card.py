@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from research.errors import UserError
+from research.files import whole_folder
 from research.report import experts, plots, tables
 from research.report.machine import command_line
 
 SUBNET_COLUMNS = ("name", "value", "params", "flops", "latency_ms", "peak_memory_bytes")
 LOWER_IS_BETTER = ("loss", "perplexity", "ppl", "error", "bits", "bpc", "bpb", "nll", "mse", "mae", "rmse")
+REPORT = "report.json"
 FACT_NAMES = {"wall_s": "wall time", "compile_s": "of it compiling", "mfu": "model FLOPs utilisation"}
 
 PathLike = str | os.PathLike
@@ -39,37 +41,36 @@ def higher_is_better(report: Mapping[str, Any]) -> bool:
 
 
 def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
-    """Writes report.json, pareto.png and report.md into `workdir`, each atomically, and returns their paths.
+    """Writes report.json, pareto.png and report.md into `workdir`, all of them or none, and returns their paths.
 
-    The machine, date and commit come from environment.json there, and the command too unless the report has one.
+    report.json appears last: where it is, the others are. The machine, date and commit come from environment.json there, and the command too unless the report has one.
 
     Raises:
       ValueError: the report lacks its metric, or a sub-network its name or value, or two carry one name.
+      UserError: the files cannot be written.
     """
     workdir = Path(workdir)
     report = _plain(report)
     _check(report)
-    workdir.mkdir(parents=True, exist_ok=True)
-    best_first = higher_is_better(report)
-    paths = [_write(workdir / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")]
-    cost_key = _cost_key(report["subnets"])
-    paths.append(
+    loads = experts.loads(load_metrics(workdir))
+    with whole_folder(workdir, REPORT, replaces=() if loads else ("experts.png",)) as folder:
+        cost_key = _cost_key(report["subnets"])
         plots.pareto_plot(
-            workdir / "pareto.png",
+            folder / "pareto.png",
             {workdir.name: report["subnets"]},
             cost_key,
             title=_title(workdir, report),
             ylabel=report["metric"],
             full=_full(report),
-            higher_is_better=best_first,
+            higher_is_better=higher_is_better(report),
         )
-    )
-    loads = experts.loads(load_metrics(workdir))
-    if loads:
-        panels = {layer: (steps, load / np.maximum(load.mean(1, keepdims=True), 1e-20)) for layer, (steps, load) in loads.items()}
-        paths.append(plots.heat_maps(workdir / "experts.png", panels, title="Load of the experts", ylabel="load over the even one"))
-    paths.append(_write(workdir / "report.md", _markdown(workdir, report, cost_key)))
-    return paths
+        if loads:
+            panels = {layer: (steps, load / np.maximum(load.mean(1, keepdims=True), 1e-20)) for layer, (steps, load) in loads.items()}
+            plots.heat_maps(folder / "experts.png", panels, title="Load of the experts", ylabel="load over the even one")
+        _write(folder / "report.md", _markdown(workdir, report, cost_key))
+        _write(folder / REPORT, json.dumps(report, indent=2, allow_nan=False) + "\n")
+        names = [path.name for path in folder.iterdir()]
+    return [workdir / name for name in sorted(names, key=lambda name: (name != REPORT, name))]
 
 
 def _check(report: Mapping[str, Any]) -> None:

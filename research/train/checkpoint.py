@@ -6,10 +6,11 @@ Only who holds the run's lock may make these objects, which clean up; whoever re
 """
 
 import contextlib
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class Checkpoints:
       folder: where step folders lie.
       keep_last: how many of the newest stay; two at least, so that one is whole while the next is written.
       keep_every: steps divisible by it stay as well; 0 switches that off.
-      keep_best: keeps the step with the best "metric" as well.
+      keep_best: keeps the step with the best metric as well.
+      metrics: step -> metric, where it is known; may change between saves, since a step is evaluated after its save.
       higher_is_better: whether the best is the largest.
       say: called with a line for humans when something is amiss.
     """
@@ -42,6 +44,7 @@ class Checkpoints:
         keep_last: int = 2,
         keep_every: int = 0,
         keep_best: bool = True,
+        metrics: Mapping[int, float] | None = None,
         higher_is_better: bool = True,
         say: Callable[[str], None] = lambda _: None,
     ):
@@ -55,12 +58,10 @@ class Checkpoints:
         policies = [ocp.checkpoint_managers.LatestN(max(keep_last, 2))]  # orbax deletes the one before, when a new step has no manifest yet
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
-        sign = 1 if higher_is_better else -1
+        self._best = _Best({} if metrics is None else metrics, higher_is_better)
         if keep_best:
-            best = ocp.checkpoint_managers.BestN(get_metric_fn=lambda m: sign * m["metric"], n=1, keep_checkpoints_without_metrics=False)
-            policies.append(best)
+            policies.append(self._best)
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: sign * metrics["metric"],  # makes orbax store the metrics
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
@@ -88,7 +89,7 @@ class Checkpoints:
         """Steps that exist, oldest first."""
         return whole_steps(self.folder)
 
-    def save(self, step: int, state: Any, run: dict[str, Any], metric: float | None = None) -> None:
+    def save(self, step: int, state: Any, run: dict[str, Any]) -> None:
         """Starts saving; `run` is JSON. Waits for the save before it, raises what that one met.
 
         Raises:
@@ -99,7 +100,7 @@ class Checkpoints:
         items = args.Composite(state=args.StandardSave(state), run=args.JsonSave(run))
         self._began = time.monotonic()
         with self._disk_errors(step), self._late():
-            self._manager.save(step, args=items, metrics=None if metric is None else {"metric": metric}, force=True)
+            self._manager.save(step, args=items, force=True)
         self._sealing = threading.Thread(target=self._seal, args=(step,), name="seal")
         self._sealing.start()
 
@@ -150,8 +151,8 @@ class Checkpoints:
         return restore.restore(self.folder, step, shapes, shardings)
 
     def best_step(self) -> int | None:
-        """Step with the best metric, None without metrics."""
-        return self._manager.best_step()
+        """Step with the best metric of those that exist, None without metrics."""
+        return self._best.of(self.steps())
 
     def close(self) -> None:
         """Waits for the last save and ends.
@@ -170,6 +171,22 @@ class Checkpoints:
             self.close()
 
 
+class _Best:
+    """A policy of orbax that preserves the step with the best metric, which it need not know when it saves it."""
+
+    def __init__(self, metrics: Mapping[int, float], higher_is_better: bool):
+        self.metrics, self.sign = metrics, 1 if higher_is_better else -1
+
+    def of(self, steps: Sequence[int]) -> int | None:
+        """Returns the best of some steps, the latest of equal ones."""
+        known = [step for step in steps if math.isfinite(self.metrics.get(step, math.nan))]
+        return max(known, key=lambda step: (self.sign * self.metrics[step], step), default=None)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = self.of([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step == best for checkpoint in checkpoints]
+
+
 class _DiskErrors:
     """Turns errors of the disk into one line that names what is still there."""
 
@@ -183,12 +200,23 @@ class _DiskErrors:
         if error is None:
             return False
         text = str(error)
-        disk = isinstance(error, OSError | UserError) or any(
-            w in text for w in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota", "Permission denied", "Read-only")
-        )
-        if not disk:
+        known = next((row for row in REFUSALS if row[0] in text), None)
+        if known is None and not isinstance(error, OSError | UserError):
             return False
+        _, cause, remedy = known or ("", text.strip().splitlines()[0][:160], "Mend that")
         left = self.owner.steps()
         good = f"step {left[-1]} is safe" if left else "no earlier checkpoint exists"
-        cause = "no space left on the disk" if "space left" in text else text.strip().splitlines()[0][:160]
-        raise UserError(f"cannot save a checkpoint in {self.owner.folder}: {cause}; {good}. Free space and start again to go on") from None
+        raise UserError(f"cannot save a checkpoint in {self.owner.folder}: {cause}; {good}. {remedy} and start again to go on") from None
+
+
+REFUSALS = (
+    ("space left", "no space left on the disk", "Free space"),
+    ("Disk quota", "the disk quota is used up", "Free some of it"),
+    ("Too many open files", "this process may not open more files", "Raise the limit (ulimit -n 4096)"),
+    ("File too large", "a file would become larger than it may", "Raise the limit (ulimit -f unlimited)"),
+    ("Permission denied", "permission denied", "Get the right to write there"),
+    ("Read-only", "the disk is read-only", "Make it writable"),
+    ("Cannot allocate memory", "memory ran out", "End other programs"),
+    ("RESOURCE_EXHAUSTED", "memory ran out", "End other programs"),
+)
+"""What the text of an error has, be it of Python's or of the writers of orbax; what it means; what to do."""

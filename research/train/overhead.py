@@ -26,6 +26,7 @@ def loop_overhead(config: dict[str, Any], steps: int, workdir: str, reporter: Re
     """
     run = Run(config, workdir, reporter)
     run.step, run.state, run.clock, run.first = 0, run.programs.init_state(), Clock(), 0
+    run.journal.log_every = 10**9
     batches, grads, pending = run.setup.batches(0), run.programs.zero_grads(), None
     looped: list[float] = []
     bare: list[float] = []
@@ -34,7 +35,7 @@ def loop_overhead(config: dict[str, Any], steps: int, workdir: str, reporter: Re
         batch, draws = next(batches), run.setup.draw(run.step)
         grads, metrics = run.update(batch, draws, grads)
         run.step += 1
-        run._read(pending, 10**9)
+        run.journal.read(pending)
         pending = (run.step, draws, metrics)
         jax.block_until_ready(run.state.params)
         middle = time.perf_counter()
@@ -54,6 +55,7 @@ def loop_overhead(config: dict[str, Any], steps: int, workdir: str, reporter: Re
             grads, _ = run.update(next(batches), run.setup.draw(run.step), grads)
             run.step += 1
         jax.block_until_ready(run.state.params)
+    run.heart.close()
     run.checkpoints.close()
     run.programs.close()
     run.rundir.close()

@@ -4,9 +4,9 @@ All processes run the same loop on the same numbers. The first one alone writes 
 all together (orbax). With one process nothing here costs anything.
 """
 
-import contextlib
+import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from research.errors import UserError
 from research.modules.mesh import BATCH_AXES
+from research.stopping import Stop
 
 
 def is_first() -> bool:
@@ -39,22 +40,14 @@ def agree(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-@contextlib.contextmanager
-def sigterm_flag() -> Iterator[dict[str, bool]]:
-    """Turns SIGTERM into a flag for the time of a run (only possible in the main thread); of several processes JAX tells all, see `told_to_stop`."""
-    flag = {"set": False}
-    if jax.process_count() > 1:
-        yield flag
+def share_signals(stop: Stop) -> None:
+    """Has what stops this process stop all of several: JAX tells the others of SIGTERM, see `told_to_stop`."""
+    if jax.process_count() == 1:
         return
-    try:
-        old = signal.signal(signal.SIGTERM, lambda *_: flag.update(set=True))
-    except ValueError:
-        yield flag
-        return
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGTERM, old)
+    terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731  (to JAX, which has taken this signal over)
+    stop.forward = lambda number: terminate() if number != signal.SIGTERM else None
+    if stop:
+        terminate()
 
 
 def told_to_stop(step: int) -> bool:

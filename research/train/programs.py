@@ -56,6 +56,7 @@ class Programs:
       calls: kind -> how often such a program runs at each evaluation, where that is known.
       compiled: key -> compiled program, in order of completion.
       seconds: key -> seconds spent tracing and compiling it.
+      waiting: called again and again while `get` waits; may raise to stop.
     """
 
     task: Any
@@ -68,6 +69,7 @@ class Programs:
     calls: dict[str, int] = field(default_factory=dict)
     compiled: dict[tuple, Any] = field(default_factory=dict)
     seconds: dict[tuple, float] = field(default_factory=dict)
+    waiting: Callable[[], None] = lambda: None
 
     FEW = 10  # calls up to which optimising costs more than it saves
 
@@ -350,8 +352,20 @@ class Programs:
         self.prefetch(kind, name, *args, distill=distill, phase=phase)
         future = self._futures[key]
         while not future.done():
+            self.waiting()
             time.sleep(0.01)  # a plain result() would hold back signals
         return future.result()
+
+    def busy(self) -> bool:
+        """Whether a program is being compiled, or is to be."""
+        return any(not future.done() for future in list(self._futures.values()))
+
+    def compiling(self) -> str:
+        """Returns a line on the program that is being compiled: which, and of how many."""
+        keys = list(self._futures)
+        left = [key for key in keys if not self._futures[key].done()]
+        what = f"compiling the {' '.join(left[0][:2]).strip()} program, " if left else "compiled "
+        return f"{what}{len(keys) - len(left) + bool(left)} of {len(keys)}"
 
     def _key(self, kind: str, name: str, distill: bool, phase: str) -> tuple:
         more = {"gradient": (distill, phase), "update": (phase,), "spread": (self.spread_order,)}.get(kind, ())

@@ -1,10 +1,13 @@
 """What a run tells of an update: the line of metrics.jsonl, and the line that the terminal shows."""
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from research.files import read_json_lines
 from research.train import experts
 
 HEADINGS = {"accuracy": "acc", "robust_accuracy": "robust"}
@@ -30,10 +33,19 @@ def of_update(host: Mapping[str, Any], config: Any) -> dict[str, Any]:
     return record
 
 
-def progress(record: Mapping[str, float], rate: float, unit: str, mfu: float, eta: float) -> str:
-    """Returns the line of the terminal; `rate` in `unit` a second, `mfu` as a fraction, `eta` in seconds."""
+def evaluations(folder: Path, metric: str) -> dict[int, list[float]]:
+    """Returns step -> the full network's values of a metric on validation, one for each evaluation that metrics.jsonl tells of."""
+    key, found = f"validation/{metric}/full", {}
+    for row in read_json_lines(folder / "metrics.jsonl", ("step",))[0]:
+        if key in row:
+            found.setdefault(row["step"], []).append(math.nan if row[key] is None else float(row[key]))
+    return found
+
+
+def progress(record: Mapping[str, float], rate: float, unit: str, mfu: float, eta: float | None) -> str:
+    """Returns the line of the terminal; `rate` in `unit` a second, `mfu` as a fraction, `eta` in seconds, None where it is not known yet."""
     measured = "".join(f"{text} {record[key]:.3f}  " for key, text in HEADINGS.items() if key in record)
     return (
         f"loss {record['loss']:.4f}  {measured}lr {record['lr']:.2e}  {rate:,.0f} {unit}/s  "
-        f"MFU {100 * mfu:.1f} %  ETA {int(eta) // 60}:{int(eta) % 60:02d}"
+        f"MFU {100 * mfu:.1f} %  ETA {'after compiling' if eta is None else f'{int(eta) // 60}:{int(eta) % 60:02d}'}"
     )

@@ -5,12 +5,13 @@
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from research.errors import UserError
-from research.files import write_json
+from research.files import dump_json, write_json
 from research.train import config as run_config
 
 
@@ -119,7 +120,7 @@ class RunDir:
 
             self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
         for name, value in values.items():
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and math.isfinite(value):
                 self._board.add_scalar(name, value, step)
 
     def timings(self, step: int, values: dict[str, Any]) -> None:
@@ -135,7 +136,7 @@ class RunDir:
     def _append(self, name: str, record: dict[str, Any]) -> None:
         if name not in self._files:
             self._files[name] = (self.path / name).open("a")
-        self._files[name].write(json.dumps(record, sort_keys=True) + "\n")
+        self._files[name].write(dump_json(record) + "\n")
         self._files[name].flush()
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -258,8 +258,8 @@ def check_experts(space: Space, devices: int) -> None:
                     )
 
 
-def make_programs(setup: Setup) -> Programs:
-    """Builds optimizer, mesh and programs (nothing is compiled yet)."""
+def make_programs(setup: Setup, waiting: Callable[[], None] = lambda: None) -> Programs:
+    """Builds optimizer, mesh and programs (nothing is compiled yet); `waiting` as of `Programs`."""
     config = setup.config
     mesh_config = dict(config["mesh"])
     mesh_config.pop("min_size")
@@ -286,7 +286,7 @@ def make_programs(setup: Setup) -> Programs:
     optimizer = _optimizer(setup, schedule, {k: full.axes[k] for k in full.params})
     largest = max(len(setup.splits["validation"]), len(setup.splits["test"]))
     calls = {"calibrate": config["eval"]["calibrate_batches"], "evaluate": -(-largest // config["eval"]["batch_size"])}
-    return Programs(setup.task, setup.space, optimizer, schedule, mesh, config["seed"], config, calls)
+    return Programs(setup.task, setup.space, optimizer, schedule, mesh, config["seed"], config, calls, waiting=waiting)
 
 
 def _optimizer(setup: Setup, schedule: Any, axes: Mapping[str, Any]) -> Any:

@@ -231,11 +231,15 @@ def test_a_reader_beside_a_writer_that_keeps_one_step_gets_a_whole_one(tmp_path)
 
 
 def test_keeps_last_best_and_every(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c", keep_last=2, keep_every=4, keep_best=True)
-    for step, metric in [(1, 0.1), (2, 0.9), (3, 0.2), (4, 0.3), (5, 0.4), (6, 0.5)]:
-        checkpoints.save(step, tree(step), {"step": step}, metric)
+    """A step's metric comes after its save, as in the loop."""
+    metrics = {}
+    keep = dict(keep_last=2, keep_every=4, keep_best=True, metrics=metrics)
+    checkpoints = Checkpoints(tmp_path / "c", **keep)
+    for step, metric in [(1, 0.1), (2, 0.9), (3, float("nan")), (4, 0.3), (5, 0.4), (6, 0.5)]:
+        checkpoints.save(step, tree(step), {"step": step})
+        metrics[step] = metric
     checkpoints.close()
-    again = Checkpoints(tmp_path / "c", keep_last=2, keep_every=4, keep_best=True)
+    again = Checkpoints(tmp_path / "c", **keep)
     assert again.steps() == [2, 4, 5, 6] and again.best_step() == 2
     again.close()
 

@@ -151,13 +151,6 @@ def test_nan_stops_with_step_network_and_checkpoint(tmp_path):
         loop.train(config, str(tmp_path / "nan"), Lines())
 
 
-def test_nan_can_be_skipped(tmp_path):
-    config = tiny(optim__lr=1e30, optim__warmup=0, train__nan="skip", train__duration=6)
-    loop.train(config, str(tmp_path / "skip"), Lines())
-    metrics = [json.loads(line) for line in (tmp_path / "skip" / "metrics.jsonl").read_text().splitlines()]
-    assert any(m.get("skipped") for m in metrics)
-
-
 def test_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
     import errno
 

@@ -1,0 +1,76 @@
+"""How a process is told to stop: by SIGTERM, Ctrl-C, a closed terminal or spent CPU time. The first word sets a flag, a second Ctrl-C ends it.
+
+Standard library only, so that a command can listen before it imports anything else.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+AT_ONCE = 128 + signal.SIGINT
+"""Exit code after a second Ctrl-C."""
+SAME_S = 0.5
+"""Seconds within which Ctrl-C comes twice where a wrapper passes on what its whole group got already."""
+SIGNALS = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGHUP": "SIGHUP, a closed terminal", "SIGXCPU": "SIGXCPU, the limit of CPU time"}
+"""Signals that are listened to, where the system has them -> what they are called."""
+
+
+class Stop:
+    """Whether, and by what, this process was told to stop.
+
+    Attributes:
+      told: "" or the name in `SIGNALS` of the first signal that came.
+      last: called before a second Ctrl-C ends the process.
+      forward: called with the number of every signal; for processes that others wait on.
+    """
+
+    def __init__(self) -> None:
+        self.told = ""
+        self.last: Callable[[], None] = lambda: None
+        self.forward: Callable[[int], None] = lambda _: None
+        self._first_interrupt = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.told)
+
+    def hear(self, number: int, frame: Any = None) -> None:
+        """The handler of the signals."""
+        now = time.monotonic()
+        if number == signal.SIGINT and self._first_interrupt and now - self._first_interrupt > SAME_S:
+            with contextlib.suppress(Exception):
+                self.last()
+            os._exit(AT_ONCE)
+        if number == signal.SIGINT and not self._first_interrupt:
+            self._first_interrupt = now
+        self.told = self.told or SIGNALS[signal.Signals(number).name]
+        self.forward(number)
+
+
+_listening: list[Stop] = []
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Stop]:
+    """Yields the `Stop` that signals set for the time of the body: that of the caller where it listens already.
+
+    Signals that were ignored, as SIGHUP is under nohup, stay so. Outside of the main thread nothing is heard.
+    """
+    if _listening or threading.current_thread() is not threading.main_thread():
+        yield _listening[0] if _listening else Stop()
+        return
+    stop, old = Stop(), {}
+    for name in SIGNALS:
+        number = getattr(signal, name, None)  # Windows has not all of them
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            old[number] = signal.signal(number, stop.hear)
+    _listening.append(stop)
+    try:
+        yield stop
+    finally:
+        _listening.clear()
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,169 @@
+"""What a run reads of its updates and writes down: lines of metrics, speed, the time that is left, and an end where numbers are no numbers."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.errors import UserError
+from research.nested.schemes import Draw
+from research.report import machine
+from research.train import records, spread, watch
+from research.train.rundir import RunDir
+from research.train.setup import Setup
+from research.train.watch import Clock
+
+LEAST_UPDATES = 20
+"""Skipped updates are judged over at least so many, or over the whole run."""
+SPEED_LAPS = 5
+"""Lines of the log whose speed the time left is told by."""
+
+
+class NotFinite(UserError):
+    """The loss, too many gradients or the last validation are NaN or Inf."""
+
+
+Pending = tuple[int, tuple[Draw, ...], dict[str, Any]]
+"""(step, its sub-networks, its metrics on the device)."""
+
+
+class Journal:
+    """Reads the numbers of finished updates.
+
+    Args:
+      setup: of the run.
+      rundir: where lines go.
+      progress: called with (done, total, text) when a line is due.
+      say: called with a line for humans.
+      status: called with what status.json holds beside the step.
+      safe: returns what a run that ends here goes on from.
+      compiling: whether a program is being compiled, which slows updates on CPUs.
+
+    Attributes:
+      flops: of the run so far.
+      skipped: updates of the run so far whose gradient was not finite, with train.nan=skip.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        rundir: RunDir,
+        *,
+        progress: Callable[[int, int, str], None],
+        say: Callable[[str], None],
+        status: Callable[..., None],
+        safe: Callable[[], str],
+        compiling: Callable[[], bool],
+    ):
+        self.setup, self.config, self.rundir = setup, setup.config, rundir
+        self._progress, self._say, self._status, self._safe, self._compiling = progress, say, status, safe, compiling
+        self.gemm = machine.gemm_rate()  # measured now, before compiling threads share the cores
+        self.parts = watch.Breakdown()
+        self.log_every = max(setup.steps("train", "log_every"), 1)
+        self.flops, self.skipped = 0.0, 0
+        self.clock, self._logged = Clock(), 0
+        self._interval_flops, self._window = 0.0, (0, 0)
+        self._laps: deque[tuple[int, float]] = deque(maxlen=SPEED_LAPS)
+        self._quiet = False
+
+    def begin(self, step: int, clock: Clock) -> None:
+        """Starts at a step; what came before does not count for speed."""
+        self.clock, self._logged, self._quiet = clock, step, not self._compiling()
+        clock.lap()
+
+    def waited(self, seconds: float) -> None:
+        """Leaves the time that an update waited for its program out of its speed."""
+        self.clock.paused += seconds
+        self.parts.seconds["dispatch"] -= seconds
+
+    def read(self, pending: Pending | None) -> None:
+        """Reads the metrics of a finished update, None for none: writes a line when one is due.
+
+        Raises:
+          NotFinite: a loss or gradient is no number, or most updates are skipped.
+        """
+        if pending is None:
+            return
+        step, draws, metrics = pending
+        with self.parts.of("wait"):
+            host = jax.device_get(metrics)
+        if self.config["nested"]["spread"]:
+            host["losses"] = spread.per_network(host["losses"], draws)
+        self._interval_flops += float(host["flops"])
+        self._check(step, host)
+        if step % self.log_every >= len(self.setup.phases) and step != self.setup.total:  # a line for each phase of a round
+            return
+        record = records.of_update(host, self.setup.space.full)
+        self.rundir.metrics(step, record)
+        self._log_speed(step, record)
+
+    def _check(self, step: int, host: dict[str, Any]) -> None:
+        if self.config["train"]["nan"] == "stop":
+            for name, values in host["losses"]:
+                if not np.isfinite(values["loss"]):
+                    self._stop_at(step, name, "loss")
+            if not host["finite"]:
+                self._stop_at(step, ",".join(sorted({n for n, _ in host["losses"]})), "gradient")
+            return
+        skipped, seen = self._window
+        self.skipped += not host["finite"]
+        self._window = skipped, seen = skipped + (not host["finite"]), seen + 1
+        if seen < max(LEAST_UPDATES, self.log_every):
+            return
+        self._window = 0, 0
+        if 2 * skipped > seen:
+            raise NotFinite(
+                f"{skipped} of the last {seen} updates were skipped, whose gradients were not finite, at step {step}; {self._tell()}"
+            )
+
+    def _stop_at(self, step: int, name: str, what: str) -> None:
+        raise NotFinite(f"{what} is not finite at step {step}, sub-network {name}; {self._tell()}, or train.nan=skip")
+
+    def _tell(self) -> str:
+        return f"{self._safe()}. Lower optim.lr, set optim.clip_norm"
+
+    def judge(self, step: int, values: dict[str, float]) -> None:
+        """Judges a whole run.
+
+        Args:
+          step: its last.
+          values: split -> the full network's metric.
+
+        Raises:
+          NotFinite: more than half of its updates were skipped, or a metric of the full network is no number.
+        """
+        if 2 * self.skipped > step:
+            raise NotFinite(
+                f"{self.skipped} of {step} updates were skipped, whose gradients were not finite: this is no training; {self._tell()}"
+            )
+        for split, value in values.items():
+            if not np.isfinite(value):
+                raise NotFinite(f"{split} {self.setup.task.metric} of the full network is {value} at step {step}; {self._tell()}")
+
+    def _log_speed(self, step: int, record: dict[str, float]) -> None:
+        since = max(step - self._logged, 1)
+        self._logged = step
+        seconds = self.clock.lap()
+        rate = since * self.config["data"]["batch_size"] * self.setup.units / seconds
+        mfu = self._interval_flops / seconds / self.gemm / jax.device_count()
+        self._interval_flops = 0.0
+        eta = self._time_left(step, since, seconds)
+        unit = self.setup.task.unit
+        timing = {f"{unit}_per_s": rate, "mfu": mfu, "wall_s": self.clock.wall(), "step_ms": 1e3 * seconds / since}
+        parts = self.parts.lap(since)
+        self.rundir.timings(step, timing | parts)
+        for line in watch.stragglers(parts["data_ms"] + parts["dispatch_ms"]):
+            self._say(f"step {step}: {line}")
+        self._status("training", loss=record["loss"], eta_s=None if eta is None else round(eta), **timing)
+        self._progress(step, self.setup.total, records.progress(record, rate, unit, mfu, eta))
+
+    def _time_left(self, step: int, updates: int, seconds: float) -> float | None:
+        """Seconds of the updates that are left, None as long as programs are compiled beside them: those are slower than what comes."""
+        quiet, self._quiet = self._quiet, not self._compiling()
+        if quiet and self._quiet:
+            self._laps.append((updates, seconds))
+        if not self._laps:
+            return None
+        return (self.setup.total - step) * sum(s for _, s in self._laps) / sum(n for n, _ in self._laps)

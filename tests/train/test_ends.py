@@ -1,0 +1,311 @@
+"""How runs end: what is saved and when, signals, splits that are missing, numbers that are none, reports that are whole."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from launch import config as recipe
+from research import stopping
+from research.data import pipeline
+from research.errors import UserError
+from research.report import plots
+from research.train import heartbeat, loop, records
+from research.train.checkpoint import MANIFEST
+from research.train.evaluation import Evaluator
+from research.train.programs import Programs
+from tests.models.twins import FAST
+from tests.train.reporter import Lines
+
+
+def tiny(**overrides):
+    """One network of two blocks without statistics: three programs."""
+    fields = {"train.duration": "6", "eval.every": "0", "checkpoint.every": "4"}
+    config = recipe.load("tests/tiny.py:full", fields | {k.replace("__", "."): str(v) for k, v in overrides.items()})
+    config["model"] = {"name": "vit_tiny_patch16_224", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
+    config["nested"]["points"] = {}
+    return config
+
+
+def lines_of(workdir):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def status(workdir):
+    return json.loads((workdir / "status.json").read_text())
+
+
+def whole_steps(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if (p / MANIFEST).exists())
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run that nothing happens to: (workdir, report)."""
+    workdir = tmp_path_factory.mktemp("reference") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Programs, "_effort", lambda self, kind: FAST)
+        return workdir, loop.train(tiny(), str(workdir), Lines())
+
+
+# -- saved before it is evaluated ------------------------------------------------------------------------------------
+
+
+def test_what_fails_in_the_last_evaluation_loses_nothing(reference, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+
+    def fails(*_):
+        raise UserError("it cannot be evaluated")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "run", fails)
+        with pytest.raises(UserError, match="cannot be evaluated"):
+            loop.train(tiny(), str(workdir), Lines())
+    assert whole_steps(workdir)[-1] == 6 and status(workdir)["state"] == "failed"
+    lines = Lines()
+    report = loop.train(tiny(), str(workdir), lines)
+    assert "resumed from step 6" in lines.said and status(workdir)["state"] == "finished"
+    assert report["subnets"] == reference[1]["subnets"]
+    assert (workdir / "metrics.jsonl").read_bytes() == (reference[0] / "metrics.jsonl").read_bytes()
+
+
+def test_the_last_step_can_be_the_best_one_though_it_was_saved_before(reference):
+    run = loop.Run(tiny(), str(reference[0]), Lines())
+    run.step, *_ = run._start()
+    run._recall()
+    value = records.evaluations(reference[0], "accuracy")[6]
+    assert run.metrics == {6: value[-1]} and len(value) == 1 and run.ended and not run.reached
+    assert run.checkpoints.best_step() == 6
+    run.heart.close()
+    run.checkpoints.close()
+    run.rundir.close()
+
+
+def test_a_kill_between_save_and_evaluation_does_that_evaluation_once(tmp_path, monkeypatch):
+    """The evaluation of step 2 fails after the save of step 2; then, in another run, it is done and the run is killed after it."""
+    config = tiny(train__duration=4, eval__every=2, checkpoint__every=2)
+    done = {}
+    for moment in ("before", "after"):
+        workdir, evaluate = tmp_path / moment, loop.Run._evaluate
+
+        def killed(run, final=False, evaluate=evaluate, moment=moment):
+            if moment == "after":
+                evaluate(run, final)
+            raise loop.Preempted(run.step)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.Run, "_evaluate", killed)
+            with pytest.raises(loop.Preempted):
+                loop.train(config, str(workdir), Lines())
+        assert whole_steps(workdir) == [2]
+        loop.train(config, str(workdir), Lines())
+        done[moment] = (workdir / "metrics.jsonl").read_bytes()
+    assert done["before"] == done["after"]
+    assert {s: len(v) for s, v in records.evaluations(tmp_path / "after", "accuracy").items()} == {2: 1, 4: 1}
+
+
+# -- splits that are missing ------------------------------------------------------------------------------------------
+
+
+def test_without_validation_nothing_is_evaluated_on_the_way_and_the_report_is_of_the_test_split(tmp_path):
+    lines = Lines()
+    report = loop.train(tiny(data__validation_fraction=0.0, eval__every=2, train__duration=4), str(tmp_path / "run"), lines)
+    assert report["metric"] == "test accuracy" and report["subnets"][0]["value"] > 0
+    assert sum("no validation split" in line for line in lines.said) == 1
+    assert not any(key.startswith("validation") for row in lines_of(tmp_path / "run") for key in row)
+
+
+def test_without_any_split_the_report_has_costs(tmp_path):
+    config = tiny(data__validation_fraction=0.0, report__test=False, train__duration=2)
+    report = loop.train(config, str(tmp_path / "run"), Lines())
+    stored = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["split"] is None and stored["subnets"][0]["value"] is None and stored["subnets"][0]["params"] > 0
+    assert "FLOPs" in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"eval.stop_at": "0.5"}, "eval.stop_at=0.5 needs a validation split, which digits does not have"),
+        ({"report.sample": "once"}, "report.sample='once' needs a language model over a text, which digits is not"),
+        (
+            {"report.attacks": "('pgd2',)", "report.test": "False", "data.augment.mean": "0.0"},
+            "report.attacks needs a test or validation split",
+        ),
+    ],
+)
+def test_what_the_end_would_fail_at_is_refused_at_the_start(fields, said, tmp_path):
+    config = recipe.load("tests/tiny.py:full", {"data.validation_fraction": "0.0", **fields})
+    with pytest.raises(UserError, match=said):
+        loop.train(config, str(tmp_path / "run"), Lines())
+    assert not (tmp_path / "run").exists()
+
+
+# -- numbers that are none --------------------------------------------------------------------------------------------
+
+
+def test_an_update_that_is_no_number_can_be_skipped(tmp_path, monkeypatch):
+    load = pipeline._load
+
+    def once(*args):
+        batch = load(*args)
+        return {**batch, "image": np.full_like(batch["image"], np.nan)} if int(args[-1]) == 2 else batch
+
+    monkeypatch.setattr(pipeline, "_load", once)
+    config = tiny(train__nan="skip")
+    report = loop.train(config, str(tmp_path / "run"), Lines())
+    rows = lines_of(tmp_path / "run")
+    assert [row["step"] for row in rows if row.get("skipped")] == [3] and rows[2]["loss"] is None
+    assert report["skipped_updates"] == 1 and status(tmp_path / "run")["state"] == "finished"
+
+
+def test_a_run_that_skips_most_updates_has_failed(tmp_path):
+    config = tiny(optim__lr=1e30, optim__warmup=0, train__nan="skip")
+    for _ in range(2):  # also when it is started again
+        with pytest.raises(loop.NotFinite, match=r"[45] of 6 updates were skipped.*last good checkpoint: step 6"):
+            loop.train(config, str(tmp_path / "run"), Lines())
+        assert status(tmp_path / "run")["state"] == "failed" and not (tmp_path / "run" / "report.json").exists()
+    assert any(row["loss"] is None for row in lines_of(tmp_path / "run") if "loss" in row)
+
+
+def test_a_validation_that_is_no_number_is_a_failure(tmp_path, monkeypatch):
+    evaluate = Evaluator.run
+    nan = lambda *args: {name: {**values, "accuracy": float("nan")} for name, values in evaluate(*args).items()}  # noqa: E731
+    monkeypatch.setattr(Evaluator, "run", nan)
+    with pytest.raises(loop.NotFinite, match="validation accuracy of the full network is nan at step 2; last good checkpoint: step 2"):
+        loop.train(tiny(train__duration=2), str(tmp_path / "run"), Lines())
+    assert status(tmp_path / "run")["state"] == "failed"
+
+
+# -- finished is what has its report ------------------------------------------------------------------------------------
+
+
+def test_a_report_that_cannot_be_written_is_made_again(reference, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "pareto_plot", full)
+        with pytest.raises(UserError, match="No space left"):
+            loop.train(tiny(), str(workdir), Lines())
+    assert status(workdir)["state"] == "failed" and not (workdir / "report.json").exists() and not (workdir / "report.md").exists()
+    report = loop.train(tiny(), str(workdir), Lines())
+    assert report["subnets"] == reference[1]["subnets"] and (workdir / "pareto.png").exists() and status(workdir)["state"] == "finished"
+
+
+# -- signals --------------------------------------------------------------------------------------------------------------
+
+
+class Interrupting(Lines):
+    """Sends this process a signal at the second line of the log."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def progress(self, done, total, text):
+        super().progress(done, total, text)
+        if len(self.steps) == 2:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU"])
+def test_every_signal_saves_and_stops(reference, name, tmp_path):
+    before = signal.getsignal(getattr(signal, name))
+    lines = Interrupting(getattr(signal, name))
+    with pytest.raises(loop.Preempted, match=r"stopped by \S.* at step [23]; the state is saved") as stop:
+        loop.train(tiny(), str(tmp_path / "run"), lines)
+    assert whole_steps(tmp_path / "run") == [stop.value.step] and status(tmp_path / "run")["state"] == "stopped"
+    assert signal.getsignal(getattr(signal, name)) is before
+    loop.train(tiny(), str(tmp_path / "run"), Lines())
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (reference[0] / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name, seconds", [("SIGTERM", 0.5), ("SIGINT", 1.5)])
+def test_a_signal_before_the_first_update_claims_no_save(name, seconds, tmp_path):
+    command = [sys.executable, "-m", "launch.train", "--config=tests/tiny.py", f"--workdir={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(seconds)
+    process.send_signal(getattr(signal, name))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 75 and "before the first update was done; nothing was to be saved" in output, output
+    assert not (tmp_path / "run" / "status.json").exists() or status(tmp_path / "run")["state"] == "stopped"
+
+
+def test_a_stop_while_programs_compile_does_not_wait_for_them(tmp_path):
+    run = loop.Run(tiny(), str(tmp_path / "run"), Lines())
+    run.programs._futures[run.programs._key("update", "", False, "")] = never = type("Never", (), {"done": lambda _: False})()
+    run.stop.told = "SIGTERM"
+    with pytest.raises(loop.Preempted):
+        run._program("update", "")
+    assert run.programs.compiling() == "compiling the update program, 1 of 1" and not never.done()
+    run.heart.close()
+    run.rundir.close()
+
+
+def test_the_second_ctrl_c_ends_at_once(monkeypatch):
+    codes, said = [], []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    stop, now = stopping.Stop(), [100.0]
+    stop.last = lambda: said.append("last")
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stop.hear(signal.SIGTERM)
+    stop.hear(signal.SIGTERM)
+    stop.hear(signal.SIGINT)
+    now[0] += 0.1
+    stop.hear(signal.SIGINT)  # the same one, passed on by a wrapper
+    assert (stop.told, codes) == ("SIGTERM", [])
+    now[0] += 1
+    stop.hear(signal.SIGINT)
+    assert (codes, said) == ([130], ["last"])
+
+
+def test_signals_that_are_ignored_stay_so():
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping.listening() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+            with stopping.listening() as inner:
+                assert inner is stop
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+# -- signs of life ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_time_left_is_told_by_updates_beside_which_nothing_compiles(tmp_path):
+    run = loop.Run(tiny(train__duration=100), str(tmp_path / "run"), Lines())
+    journal, compiling = run.journal, [True]
+    journal._compiling, journal._quiet = lambda: compiling[0], False
+    assert journal._time_left(10, 10, 300.0) is None
+    compiling[0] = False
+    assert journal._time_left(20, 10, 200.0) is None, "the first part of these updates was beside a compiler"
+    assert journal._time_left(30, 10, 20.0) == pytest.approx(140)
+    assert journal._time_left(40, 10, 40.0) == pytest.approx(180)
+    run.heart.close()
+    run.rundir.close()
+
+
+def test_silence_is_broken():
+    said = []
+    heart = heartbeat.Heartbeat(said.append, every=0.2)
+    with heart.at(lambda: "outer"):
+        time.sleep(0.1)
+        with heart.at(lambda: "inner"):
+            time.sleep(0.5)
+    time.sleep(0.3)
+    heart.close()
+    assert said == ["inner (0 s)", "inner (0 s)"]
