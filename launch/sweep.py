@@ -87,10 +87,9 @@ class _Jobs:
             self.slots.put(cores[i::jobs])
         self.running: set[subprocess.Popen] = set()
         with stopping.listening() as stop:  # as `common.run` does, to the end of the process
-            stop.forward, self.stopped = self._stop, bool(stop)
+            self.stop, stop.forward = stop, self._stop
 
     def _stop(self, *_) -> None:
-        self.stopped = True
         for process in list(self.running):  # they save and leave
             process.terminate()
 
@@ -100,7 +99,7 @@ class _Jobs:
         command = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}"]
         command += [f"--config.{field}={value}" for field, value in fields.items()]
         try:
-            if self.stopped:
+            if self.stop:
                 return common.STOPPED
             if not self.parallel:
                 return self._wait(subprocess.Popen(command), cores)
@@ -155,7 +154,7 @@ def main(overrides: dict[str, str]) -> int:
     with ThreadPoolExecutor(_JOBS.value) as pool:
         codes = list(pool.map(run, range(len(points))))
     if common.STOPPED in codes:
-        print("stopped; start the same command again to go on", flush=True)
+        print(f"stopped by {jobs.stop.told or 'a signal'}; start the same command again to go on", flush=True)
         return common.STOPPED
     if failed := [workdir for workdir, code in zip(workdirs, codes, strict=True) if code]:
         hint = f"; what it said lies in {failed[0]}.log" if jobs.parallel else ""
