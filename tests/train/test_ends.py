@@ -17,8 +17,8 @@ from research.data import pipeline
 from research.errors import UserError
 from research.report import plots
 from research.train import heartbeat, loop, records
-from research.train.manifests import MANIFEST
 from research.train.evaluation import Evaluator
+from research.train.manifests import MANIFEST
 from research.train.programs import Programs
 from tests.models.twins import FAST
 from tests.train.reporter import Lines
