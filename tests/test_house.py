@@ -158,7 +158,7 @@ def test_recipe_builds_under_eval_shape(text, monkeypatch):
     space = make_space(model, config["nested"]["points"])
     full = abstract(space.full)
     schedule = make_schedule(config["optim"]["schedule"], peak=config["optim"]["lr"], total=10)
-    optimizer = make_optimizer(config["optim"], schedule, {k: full.axes[k] for k in full.params})
+    optimizer = make_optimizer(config["optim"], schedule, {k: full.axes[k] for k in full.params}, full.kinds)
     state = jax.eval_shape(optimizer.init, dict(full.params))
     assert full.num_params() > 0 and jax.tree.leaves(state)
     for name, small in space.configs.items():

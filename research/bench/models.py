@@ -27,7 +27,7 @@ def training_step(name: str, official: str, batch: int, side: int) -> Case:
     config = registry.model_config(name, num_classes=CLASSES, image_size=side)
     task = Classification(CLASSES)
     shapes = abstract(config)
-    optimizer = make_optimizer(OPTIMIZER, lambda step: 1e-3, {key: shapes.axes[key] for key in shapes.params})
+    optimizer = make_optimizer(OPTIMIZER, lambda step: 1e-3, {key: shapes.axes[key] for key in shapes.params}, shapes.kinds)
 
     def inputs():
         params, stats = jax.jit(functools.partial(initialize, config))(jax.random.key(0))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.gaussian_mixture import GaussianMixtureHead, Mixture, small_uniform
 from research.modules.layers import Linear
 
@@ -127,8 +127,8 @@ class Critic(nnx.Module):
         make = lambda size, axis: Linear(size, config.hidden, (axis, first), init.child(axis), kernel_init=torch_default)  # noqa: E731
         self.state, self.action = make(config.observations, "critic/input"), make(config.actions, "critic/actions")
         self.trunk = Trunk(config.hidden, config.depth - 1, "critic", init.child("trunk"))
-        self.value = init.param("value", (config.hidden,), (f"critic/layer{config.depth - 1}/mlp",), small_uniform)
-        self.bias = init.param("bias", (), (), small_uniform)
+        self.value = init.param("value", (config.hidden,), (f"critic/layer{config.depth - 1}/mlp",), small_uniform, Kind.MATRIX)
+        self.bias = init.param("bias", (), (), small_uniform, Kind.BIAS)
 
     def __call__(
         self, observation: Float[Array, "*B O"], action: Float[Array, "*B A"], *, mode: str = "eval", key: Array | None = None

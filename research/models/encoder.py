@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.errors import UserError
 from research.models.sequence import MIXTURE, Period, SequenceConfig
 from research.modules import mesh
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.dropout import dropout
 from research.modules.embedding import Embedding
 from research.modules.layers import Linear, normal_02
@@ -107,7 +107,7 @@ class EncoderModel(nnx.Module):
         self.config = config
         init = replace(init, branches=config.periods * sum(1 if ffn == "none" else 2 for _, ffn in config.period))
         self.embedding = Embedding(config.vocab_size, config.dim, init.child("embedding"))
-        self.domain_tokens = init.param("domain_tokens", (config.domains, config.dim), ("domains", "embed"), equal_rows)
+        self.domain_tokens = init.param("domain_tokens", (config.domains, config.dim), ("domains", "embed"), equal_rows, Kind.EMBEDDING)
         self.blocks = Stack(lambda sub: Period(config, sub), config.periods, "layers", init.child("blocks"), unroll=config.unroll)
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
         self.pooler = Pooler(config.dim, config.outputs, init.child("pooler"))

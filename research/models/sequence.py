@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from research.errors import UserError
 from research.models.forms import check_form, counted_form
 from research.modules import context, elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.dropout import dropout
 from research.modules.embedding import Embedding
 from research.modules.layers import normal_02
@@ -329,14 +329,16 @@ class SequenceModel(nnx.Module):
         vectors = config.vector_tokens
         self.embedding = None if vectors else Embedding(config.vocab_size, config.dim, init.child("embedding"))
         self.read_in = (
-            init.param("read_in", (config.input_dim, config.dim), ("input", "embed"), torch_linear(config.input_dim)) if vectors else None
+            init.param("read_in", (config.input_dim, config.dim), ("input", "embed"), torch_linear(config.input_dim), Kind.MATRIX)
+            if vectors
+            else None
         )
         self.blocks = Stack(lambda sub: Period(config, sub), config.periods, "layers", init.child("blocks"), unroll=config.unroll)
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
         tied = config.tied and not vectors and not config.outputs
         axis = "classes" if config.outputs else "vocab"
         size = config.outputs or config.vocab_size
-        self.head = None if tied else init.param("head", (config.dim, size), ("embed", axis), normal_02)
+        self.head = None if tied else init.param("head", (config.dim, size), ("embed", axis), normal_02, Kind.MATRIX)
 
     def _embed(self, tokens: Array, call: Call) -> Array:
         x = tokens @ self.read_in[...] if self.embedding is None else self.embedding(tokens)

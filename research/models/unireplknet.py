@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from research.errors import UserError
 from research.models.forms import check_form
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.dilated_reparam import BRANCHES, DilatedReparam, batch_norm_affine, kernel_nests, merge_dilated_reparam
 from research.modules.layers import Conv, DepthwiseConv, Linear, drop_path, drop_path_rates, normal_02
 from research.modules.norms import BatchNorm, GeluGRN, LayerNorm
@@ -156,7 +156,7 @@ class Block(nnx.Module):
         if not config.deploy:
             self.down_norm = BatchNorm(channels, embed, init.child("down_norm"))
             scale = jax.nn.initializers.constant(config.layer_scale)
-            self.layer_scale = init.param("layer_scale", (channels,), (embed,), scale)
+            self.layer_scale = init.param("layer_scale", (channels,), (embed,), scale, Kind.GAIN)
 
     def __call__(self, x: Float[Array, "B H W C"], rate: Array, key: Array | None, mode: str) -> Float[Array, "B H W C"]:
         u = x

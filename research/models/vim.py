@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from research.errors import UserError
 from research.models.forms import check_form
 from research.modules import elastic, mesh
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.bimamba import BiMamba
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates, normal_02
 from research.modules.norms import RMSNorm
@@ -150,8 +150,8 @@ class Vim(nnx.Module):
         self.patches = Conv(
             config.in_channels, config.dim, size, ("image", "embed"), init.child("patches"), stride=size, padding=0, kernel_init=lecun
         )
-        self.cls_token = init.param("cls_token", (config.dim,), ("embed",), normal_02)
-        self.positions = init.param("positions", (config.num_patches + 1, config.dim), ("tokens", "embed"), normal_02)
+        self.cls_token = init.param("cls_token", (config.dim,), ("embed",), normal_02, Kind.POSITION)
+        self.positions = init.param("positions", (config.num_patches + 1, config.dim), ("tokens", "embed"), normal_02, Kind.POSITION)
         self.blocks = Stack(lambda sub: Block(config, sub), config.depth, "layers", init.child("blocks"), unroll=config.unroll)
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"))
         self.head = Linear(config.dim, config.num_classes, ("embed", "classes"), init.child("head"))

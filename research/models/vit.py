@@ -20,7 +20,7 @@ from research.errors import UserError
 from research.models.forms import check_form, counted_form
 from research.modules import elastic, mesh
 from research.modules.attention import Attention
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates, normal_02
 from research.modules.mixers.base import Call
 from research.modules.mlp import Mlp
@@ -247,9 +247,9 @@ class ViT(nnx.Module):
             padding=0,
             kernel_init=torch_default,
         )
-        self.cls_token = init.param("cls_token", (config.dim,), ("embed",), normal_02)
-        self.dist_token = init.param("dist_token", (config.dim,), ("embed",), normal_02) if config.distilled else None
-        self.positions = init.param("positions", (config.num_tokens, config.dim), ("tokens", "embed"), normal_02)
+        self.cls_token = init.param("cls_token", (config.dim,), ("embed",), normal_02, Kind.POSITION)
+        self.dist_token = init.param("dist_token", (config.dim,), ("embed",), normal_02, Kind.POSITION) if config.distilled else None
+        self.positions = init.param("positions", (config.num_tokens, config.dim), ("tokens", "embed"), normal_02, Kind.POSITION)
         dense = lambda sub: Block(config, "mlp", "dense/layer", sub)  # noqa: E731
         first, unroll = config.dense_blocks, config.unroll
         self.dense_blocks = Stack(dense, first, "dense/layers", init.child("dense_blocks"), unroll=unroll) if first else None

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02, zeros
 from research.ops.attention import softmax_attention
 
@@ -13,8 +13,8 @@ class ToHeads(nnx.Module):
     """Projects [..., D] to [..., H, K]; kernel (embed, heads, head_dim), bias (heads, head_dim)."""
 
     def __init__(self, channels: int, heads: int, head_dim: int, axes: tuple[str, str, str], init: Init):
-        self.kernel = init.param("kernel", (channels, heads, head_dim), axes, normal_02)
-        self.bias = init.param("bias", (heads, head_dim), axes[1:], zeros)
+        self.kernel = init.param("kernel", (channels, heads, head_dim), axes, normal_02, Kind.MATRIX)
+        self.bias = init.param("bias", (heads, head_dim), axes[1:], zeros, Kind.BIAS)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B H K"]:
         return jnp.einsum("...d,dhk->...hk", x, self.kernel[...]) + self.bias[...]
@@ -24,8 +24,8 @@ class FromHeads(nnx.Module):
     """Projects [..., H, K] to [..., D]; kernel (heads, head_dim, embed), bias (embed,)."""
 
     def __init__(self, channels: int, heads: int, head_dim: int, axes: tuple[str, str, str], init: Init):
-        self.kernel = init.param("kernel", (heads, head_dim, channels), axes, normal_02)
-        self.bias = init.param("bias", (channels,), axes[2:], zeros)
+        self.kernel = init.param("kernel", (heads, head_dim, channels), axes, normal_02, Kind.MATRIX)
+        self.bias = init.param("bias", (channels,), axes[2:], zeros, Kind.BIAS)
 
     def __call__(self, x: Float[Array, "*B H K"]) -> Float[Array, "*B D"]:
         return jnp.einsum("...hk,hkd->...d", x, self.kernel[...]) + self.bias[...]

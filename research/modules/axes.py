@@ -1,11 +1,13 @@
-"""Axis names: every parameter and statistic says what each of its axes is.
+"""Axis names and kinds: every parameter and statistic says what each of its axes is, every parameter also what it does.
 
 A name is a scope and a role, `"stage2/embed"`: equal names are coupled (the same channels), rules speak
 of the role, the last component. A scope that holds the component `layer` belongs to one layer of the
 stack `layers` beside it: `stage2/layer/mlp` is a different axis in every layer of `stage2/layers`.
 Sharding, slicing, pruning and growth are derived from these names; this file alone reads and writes them.
+Weight decay and Muon follow from the kinds (research/optim/rules.py).
 """
 
+import enum
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -54,8 +56,26 @@ ROLES = {
 }
 
 
+class Kind(enum.Enum):
+    """What a trained array does, declared where it is made."""
+
+    MATRIX = "maps features to features by a sum: kernels of linear layers and dense convolutions"
+    DEPTHWISE = "weighs neighbours in space or time, each channel by itself"
+    EMBEDDING = "one row for each entry of a vocabulary"
+    POSITION = "is put in the place of a token, or added to it: position embeddings, class tokens"
+    BIAS = "is added"
+    GAIN = "multiplies, feature by feature: scales of norms, layer scale"
+    CONSTANT = "a coefficient of a recurrence or of a bound: decay rates, skip weights"
+
+
 class Param(nnx.Param):
-    """A trained array; `axes` holds one name for each of its axes, `precise` says that reduced precision leaves it alone."""
+    """A trained array.
+
+    Attributes:
+      axes: one name for each of its axes.
+      kind: what it does.
+      precise: whether reduced precision leaves it alone.
+    """
 
 
 class Stat(nnx.Variable):
@@ -96,7 +116,7 @@ class Init:
         """Returns an Init that creates `size` independent layers along a new first axis called `name`."""
         return replace(self, stack=(*self.stack, (size, name)))
 
-    def param(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer, *, precise: bool = False) -> Param:
+    def param(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer, kind: Kind, *, precise: bool = False) -> Param:
         """Creates a parameter.
 
         Args:
@@ -104,9 +124,10 @@ class Init:
           shape: shape without the stacked axes.
           axes: one axis name per entry of `shape`.
           init: called as `init(key, shape, dtype)`, once for every stacked layer.
+          kind: what the array does; weight decay and matrix optimizers follow from it.
           precise: used in float32 whatever the run's precision, such as logarithms of decay rates.
         """
-        return Param(self._create(tag, shape, axes, init), axes=self._axes(axes), precise=precise)
+        return Param(self._create(tag, shape, axes, init), axes=self._axes(axes), kind=kind, precise=precise)
 
     def stat(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer) -> Stat:
         """Creates a running statistic; arguments as in `param`."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.modules.axes import Init, Initializer
+from research.modules.axes import Init, Initializer, Kind
 from research.modules.mixers.base import fused
 from research.modules.ssm import SelectiveSSM, torch_linear
 
@@ -45,11 +45,11 @@ class BiMamba(nnx.Module):
     ):
         self.form = form
         axis = f"{scope}/inner"
-        self.x = init.param("x", (dim, inner), (embed, axis), torch_linear(dim))
-        self.z = init.param("z", (dim, inner), (embed, axis), torch_linear(dim))
+        self.x = init.param("x", (dim, inner), (embed, axis), torch_linear(dim), Kind.MATRIX)
+        self.z = init.param("z", (dim, inner), (embed, axis), torch_linear(dim), Kind.MATRIX)
         direction = lambda name: SelectiveSSM(inner, state, rank, axis, f"{scope}/{name}", init.child(name), taps=taps, form=form)  # noqa: E731
         self.forward, self.backward = direction("forward"), direction("backward")
-        self.out = init.param("out", (inner, dim), (axis, embed), out_init or torch_linear(inner))
+        self.out = init.param("out", (inner, dim), (axis, embed), out_init or torch_linear(inner), Kind.MATRIX)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         x, z = fused(x, self.x, self.z, form=self.form)

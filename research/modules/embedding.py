@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02
 from research.modules.mesh import on_own_rows
 
@@ -16,7 +16,7 @@ class Embedding(nnx.Module):
     """Row `token` of a table [vocab, embed]. Tokens outside the vocabulary are the caller's error: sources check their files."""
 
     def __init__(self, vocab_size: int, channels: int, init: Init):
-        self.table = init.param("table", (vocab_size, channels), ("vocab", "embed"), normal_02)
+        self.table = init.param("table", (vocab_size, channels), ("vocab", "embed"), normal_02, Kind.EMBEDDING)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         return on_own_rows(lambda tokens, table, _: self._read(tokens, table), tokens, self.table[...])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import Linear, zeros
 
 LOG_STD_RANGE = (-20.0, 2.0)
@@ -54,10 +54,10 @@ class GaussianMixtureHead(nnx.Module):
     def __init__(self, sizes: tuple[int, int, int, int], axes: tuple[str, str], scope: str, init: Init):
         features, state, actions, experts = sizes
         inner = (f"{scope}/experts", f"{scope}/actions")
-        self.means_kernel = init.param("means_kernel", (features, experts, actions), (axes[0], *inner), small_uniform)
-        self.means_bias = init.param("means_bias", (experts, actions), inner, small_uniform)
-        self.log_stds_kernel = init.param("log_stds_kernel", (features, experts, actions), (axes[0], *inner), small_uniform)
-        self.log_stds_bias = init.param("log_stds_bias", (experts, actions), inner, small_uniform)
+        self.means_kernel = init.param("means_kernel", (features, experts, actions), (axes[0], *inner), small_uniform, Kind.MATRIX)
+        self.means_bias = init.param("means_bias", (experts, actions), inner, small_uniform, Kind.BIAS)
+        self.log_stds_kernel = init.param("log_stds_kernel", (features, experts, actions), (axes[0], *inner), small_uniform, Kind.MATRIX)
+        self.log_stds_bias = init.param("log_stds_bias", (experts, actions), inner, small_uniform, Kind.BIAS)
         self.router = Linear(state, experts, (axes[1], inner[0]), init.child("router"), kernel_init=zeros)
 
     def __call__(self, features: Float[Array, "*B F"], state: Float[Array, "*B S"]) -> Mixture:

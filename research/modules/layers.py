@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.modules import mesh
-from research.modules.axes import Init, Initializer
+from research.modules.axes import Init, Initializer, Kind
 from research.ops import depthwise
 
 normal_02 = jax.nn.initializers.normal(0.02)
@@ -27,8 +27,8 @@ class Linear(nnx.Module):
     def __init__(
         self, n_in: int, n_out: int, axes: tuple[str, str], init: Init, *, bias: bool = True, kernel_init: Initializer = normal_02
     ):
-        self.kernel = init.param("kernel", (n_in, n_out), axes, kernel_init)
-        self.bias = init.param("bias", (n_out,), axes[1:], zeros) if bias else None
+        self.kernel = init.param("kernel", (n_in, n_out), axes, kernel_init, Kind.MATRIX)
+        self.bias = init.param("bias", (n_out,), axes[1:], zeros, Kind.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         y = mesh.on_own_rows(lambda x, kernel, _: x @ kernel, mesh.input_of(self.kernel, x), self.kernel[...])
@@ -53,8 +53,8 @@ class Conv(nnx.Module):
     ):
         self.stride = stride
         self.padding = size // 2 if padding is None else padding
-        self.kernel = init.param("kernel", (size, size, n_in, n_out), ("window_h", "window_w", *axes), kernel_init)
-        self.bias = init.param("bias", (n_out,), axes[1:], zeros) if bias else None
+        self.kernel = init.param("kernel", (size, size, n_in, n_out), ("window_h", "window_w", *axes), kernel_init, Kind.MATRIX)
+        self.bias = init.param("bias", (n_out,), axes[1:], zeros, Kind.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
         y = mesh.on_own_rows(lambda x, kernel, _: self._convolved(x, kernel), mesh.input_of(self.kernel, x), self.kernel[...])
@@ -70,8 +70,8 @@ class DepthwiseConv(nnx.Module):
 
     def __init__(self, channels: int, size: int, axis: str, init: Init, *, bias: bool = False, dilation: int = 1, form: str = "auto"):
         self.dilation, self.form = dilation, form
-        self.kernel = init.param("kernel", (size, size, channels), ("kernel_h", "kernel_w", axis), normal_02)
-        self.bias = init.param("bias", (channels,), (axis,), zeros) if bias else None
+        self.kernel = init.param("kernel", (size, size, channels), ("kernel_h", "kernel_w", axis), normal_02, Kind.DEPTHWISE)
+        self.bias = init.param("bias", (channels,), (axis,), zeros, Kind.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, dilation=self.dilation, form=self.form)  # noqa: E731

@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import Linear, normal_02
 
 
@@ -23,9 +23,9 @@ class Glu(nnx.Module):
     """y = (silu(x W1) * x W2) W3 over the last axis, without biases (SwiGLU, Shazeer 2020, arXiv 2002.05202); `axes` as in `Mlp`."""
 
     def __init__(self, channels: int, hidden: int, axes: tuple[str, str], init: Init):
-        self.gate = init.param("gate", (channels, hidden), axes, normal_02)
-        self.up = init.param("up", (channels, hidden), axes, normal_02)
-        self.down = init.param("down", (hidden, channels), axes[::-1], normal_02)
+        self.gate = init.param("gate", (channels, hidden), axes, normal_02, Kind.MATRIX)
+        self.up = init.param("up", (channels, hidden), axes, normal_02, Kind.MATRIX)
+        self.down = init.param("down", (hidden, channels), axes[::-1], normal_02, Kind.MATRIX)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return (jax.nn.silu(x @ self.gate[...]) * (x @ self.up[...])) @ self.down[...]

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02, ones, zeros
 from research.modules.mesh import on_own_tokens
 from research.modules.mixers.base import Call
@@ -186,21 +186,21 @@ class MoeFfn(nnx.Module):
         count, experts = spec.experts, f"{scope}/experts"
         self.activation, gated, biased = EXPERTS[spec.expert]
         inward = (count, channels, spec.hidden), (experts, *axes)
-        self.up = init.param("up", *inward, normal_02)
-        self.gate = init.param("gate", *inward, normal_02) if gated else None
-        self.down = init.param("down", (count, spec.hidden, channels), (experts, *axes[::-1]), normal_02)
-        self.up_bias = init.param("up_bias", (count, spec.hidden), (experts, axes[1]), zeros) if biased else None
-        self.down_bias = init.param("down_bias", (count, channels), (experts, axes[0]), zeros) if biased else None
+        self.up = init.param("up", *inward, normal_02, Kind.MATRIX)
+        self.gate = init.param("gate", *inward, normal_02, Kind.MATRIX) if gated else None
+        self.down = init.param("down", (count, spec.hidden, channels), (experts, *axes[::-1]), normal_02, Kind.MATRIX)
+        self.up_bias = init.param("up_bias", (count, spec.hidden), (experts, axes[1]), zeros, Kind.BIAS) if biased else None
+        self.down_bias = init.param("down_bias", (count, channels), (experts, axes[0]), zeros, Kind.BIAS) if biased else None
         around = channels, spec.shared * spec.hidden, (axes[0], f"{scope}/shared/mlp")
         self.shared = SHARED[spec.expert](*around, init.child("shared")) if spec.shared else None
         routed = (channels, count), (axes[0], experts)
         learnt = spec.router in ("top_k", "expert_choice")
-        self.router = init.param("router", *routed, normal_02, precise=True) if learnt else None
-        self.noise = init.param("noise", *routed, zeros, precise=True) if learnt and spec.learned_noise else None
+        self.router = init.param("router", *routed, normal_02, Kind.MATRIX, precise=True) if learnt else None
+        self.noise = init.param("noise", *routed, zeros, Kind.MATRIX, precise=True) if learnt and spec.learned_noise else None
         soft = spec.router == "soft"
         slots = (channels, count, spec.slots), (axes[0], experts, f"{scope}/slots")
-        self.slots = init.param("slots", *slots, normal_02) if soft else None
-        self.slot_scale = init.param("slot_scale", (), (), ones) if soft else None
+        self.slots = init.param("slots", *slots, normal_02, Kind.MATRIX) if soft else None
+        self.slot_scale = init.param("slot_scale", (), (), ones, Kind.GAIN) if soft else None
         self.bias = init.stat("bias", (count,), (experts,), zeros) if spec.bias_rate else None
         self.load = init.stat("load", (count,), (experts,), zeros)
         self.observed = init.stat("observed", (len(OBSERVED),), (f"{scope}/observed",), zeros)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import ones, zeros
 from research.ops import batch_norm, gelu_grn, precision
 
@@ -25,8 +25,8 @@ class BatchNorm(nnx.Module):
 
     def __init__(self, channels: int, axis: str, init: Init, *, eps: float = 1e-5, momentum: float = 0.9, scale_init=ones):
         self.eps, self.momentum = eps, momentum
-        self.scale = init.param("scale", (channels,), (axis,), scale_init)
-        self.bias = init.param("bias", (channels,), (axis,), zeros)
+        self.scale = init.param("scale", (channels,), (axis,), scale_init, Kind.GAIN)
+        self.bias = init.param("bias", (channels,), (axis,), zeros, Kind.BIAS)
         self.mean = init.stat("mean", (channels,), (axis,), zeros)
         self.var = init.stat("var", (channels,), (axis,), ones)
 
@@ -55,8 +55,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, channels: int, axis: str, init: Init, *, eps: float = 1e-6):
         self.eps = eps
-        self.scale = init.param("scale", (channels,), (axis,), ones)
-        self.bias = init.param("bias", (channels,), (axis,), zeros)
+        self.scale = init.param("scale", (channels,), (axis,), ones, Kind.GAIN)
+        self.bias = init.param("bias", (channels,), (axis,), zeros, Kind.BIAS)
 
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
         wide = precision.wide(x)
@@ -76,7 +76,7 @@ class RMSNorm(nnx.Module):
         shape = (shape,) if isinstance(shape, int) else shape
         axes = (axes,) if isinstance(axes, str) else axes
         self.eps, self.over = eps, over or len(shape)
-        self.scale = init.param("scale", shape, axes, ones)
+        self.scale = init.param("scale", shape, axes, ones, Kind.GAIN)
 
     def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
         wide = precision.wide(x)
@@ -92,8 +92,8 @@ class GeluGRN(nnx.Module):
 
     def __init__(self, channels: int, axis: str, init: Init, *, eps: float = 1e-6, bias: bool = True):
         self.eps = eps
-        self.scale = init.param("scale", (channels,), (axis,), zeros)
-        self.bias = init.param("bias", (channels,), (axis,), zeros) if bias else None
+        self.scale = init.param("scale", (channels,), (axis,), zeros, Kind.GAIN)
+        self.bias = init.param("bias", (channels,), (axis,), zeros, Kind.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         return gelu_grn.gelu_grn(x, self.scale[...], None if self.bias is None else self.bias[...], self.eps)

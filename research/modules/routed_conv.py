@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import Conv, Linear, kaiming
 from research.modules.mesh import TENSOR_AXIS, input_of, on_own_tokens, own_size
 from research.modules.norms import BatchNorm
@@ -62,7 +62,7 @@ class RoutedConv(nnx.Module):
     ):
         self.stride, self.form = stride, form
         names = ("window_h", "window_w", axes[0], EXPERTS, axes[1])
-        self.kernel = init.param("kernel", (size, size, n_in, experts, n_out), names, grouped_kaiming)
+        self.kernel = init.param("kernel", (size, size, n_in, experts, n_out), names, grouped_kaiming, Kind.MATRIX)
 
     def __call__(self, x: Float[Array, "B H W I"], route: Route | None) -> Float[Array, "B h w O"]:
         """Without a route all images meet the first expert."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02, ones
 from research.modules.norms import LayerNorm
 from research.modules.ssm import a_log_init, dt_bias_init, torch_linear
@@ -35,18 +35,18 @@ class SS2D(nnx.Module):
     def __init__(self, dim: int, inner: int, state: int, rank: int, embed: str, scope: str, init: Init, *, form: str = "auto"):
         self.form = form
         axis, states, ranks = f"{scope}/inner", f"{scope}/state", f"{scope}/rank"
-        self.x = init.param("x", (dim, inner), (embed, axis), normal_02)
-        self.window = init.param("window", (WINDOW, WINDOW, inner), ("kernel_h", "kernel_w", axis), torch_linear(WINDOW**2))
+        self.x = init.param("x", (dim, inner), (embed, axis), normal_02, Kind.MATRIX)
+        self.window = init.param("window", (WINDOW, WINDOW, inner), ("kernel_h", "kernel_w", axis), torch_linear(WINDOW**2), Kind.DEPTHWISE)
         each = init.stacked(DIRECTIONS, f"{scope}/directions")
-        self.dt_down = each.param("dt_down", (inner, rank), (axis, ranks), torch_linear(inner))
-        self.b = each.param("b", (inner, state), (axis, states), torch_linear(inner))
-        self.c = each.param("c", (inner, state), (axis, states), torch_linear(inner))
-        self.dt_up = each.param("dt_up", (rank, inner), (ranks, axis), torch_linear(rank))
-        self.dt_bias = each.param("dt_bias", (inner,), (axis,), dt_bias_init, precise=True)
-        self.a_log = each.param("a_log", (inner, state), (axis, states), a_log_init, precise=True)
-        self.skip = each.param("skip", (inner,), (axis,), ones, precise=True)
+        self.dt_down = each.param("dt_down", (inner, rank), (axis, ranks), torch_linear(inner), Kind.MATRIX)
+        self.b = each.param("b", (inner, state), (axis, states), torch_linear(inner), Kind.MATRIX)
+        self.c = each.param("c", (inner, state), (axis, states), torch_linear(inner), Kind.MATRIX)
+        self.dt_up = each.param("dt_up", (rank, inner), (ranks, axis), torch_linear(rank), Kind.MATRIX)
+        self.dt_bias = each.param("dt_bias", (inner,), (axis,), dt_bias_init, Kind.BIAS, precise=True)
+        self.a_log = each.param("a_log", (inner, state), (axis, states), a_log_init, Kind.CONSTANT, precise=True)
+        self.skip = each.param("skip", (inner,), (axis,), ones, Kind.CONSTANT, precise=True)
         self.norm = LayerNorm(inner, axis, init.child("norm"), eps=1e-5)
-        self.out = init.param("out", (inner, dim), (axis, embed), normal_02)
+        self.out = init.param("out", (inner, dim), (axis, embed), normal_02, Kind.MATRIX)
 
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
         x = jax.nn.silu(depthwise_conv2d(x @ self.x[...], self.window[...], form=self.form))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from research.modules.axes import Init, Initializer
+from research.modules.axes import Init, Initializer, Kind
 from research.modules.layers import ones
 from research.modules.mesh import TENSOR_AXIS, own_size
 from research.ops.depthwise_1d import causal_conv1d, causal_conv1d_step
@@ -69,8 +69,8 @@ class ShortConv(nnx.Module):
         form: str = "auto",
     ):
         self.taps, self.activation, self.form = taps, activation, form
-        self.kernel = init.param("kernel", (taps, *shape), ("taps", *axes), torch_linear(taps))
-        self.bias = init.param("bias", tuple(shape), tuple(axes), torch_linear(taps)) if bias else None
+        self.kernel = init.param("kernel", (taps, *shape), ("taps", *axes), torch_linear(taps), Kind.DEPTHWISE)
+        self.bias = init.param("bias", tuple(shape), tuple(axes), torch_linear(taps), Kind.BIAS) if bias else None
 
     def flat(self) -> tuple[Float[Array, "K C"], Float[Array, " C"] | None]:
         """Returns kernel and bias with all channels on one axis."""
@@ -154,13 +154,13 @@ class SelectiveSSM(nnx.Module):
         states, ranks = f"{scope}/state", f"{scope}/rank"
         linear = torch_linear(inner)
         self.conv = ShortConv((inner,), (axis,), init.child("conv"), taps=taps, form=form)
-        self.dt_down = init.param("dt_down", (inner, rank), (axis, ranks), linear)
-        self.b = init.param("b", (inner, state), (axis, states), linear)
-        self.c = init.param("c", (inner, state), (axis, states), linear)
-        self.dt_up = init.param("dt_up", (rank, inner), (ranks, axis), torch_linear(rank))
-        self.dt_bias = init.param("dt_bias", (inner,), (axis,), dt_bias_init, precise=True)
-        self.a_log = init.param("a_log", (inner, state), (axis, states), a_log_init, precise=True)
-        self.skip = init.param("skip", (inner,), (axis,), ones, precise=True)
+        self.dt_down = init.param("dt_down", (inner, rank), (axis, ranks), linear, Kind.MATRIX)
+        self.b = init.param("b", (inner, state), (axis, states), linear, Kind.MATRIX)
+        self.c = init.param("c", (inner, state), (axis, states), linear, Kind.MATRIX)
+        self.dt_up = init.param("dt_up", (rank, inner), (ranks, axis), torch_linear(rank), Kind.MATRIX)
+        self.dt_bias = init.param("dt_bias", (inner,), (axis,), dt_bias_init, Kind.BIAS, precise=True)
+        self.a_log = init.param("a_log", (inner, state), (axis, states), a_log_init, Kind.CONSTANT, precise=True)
+        self.skip = init.param("skip", (inner,), (axis,), ones, Kind.CONSTANT, precise=True)
 
     def _maps(self, x: Float[Array, "*B E"]) -> tuple[Array, Array, Array, Array]:
         """Returns (delta, A, B, C) of inputs after the convolution."""

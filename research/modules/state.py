@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from research.modules.axes import Axes, Init, Param, Stat
+from research.modules.axes import Axes, Init, Kind, Param, Stat
 
 Arrays = dict[str, Array]
 
@@ -35,14 +35,20 @@ class ModelConfig(Protocol):
 
 @dataclass(frozen=True)
 class Abstract:
-    """The shapes, names and structure of a model, without its numbers; `precise` names the parameters that stay float32."""
+    """The shapes, names and structure of a model, without its numbers.
+
+    Attributes:
+      kinds: what each parameter does.
+      precise: the parameters that stay float32.
+    """
 
     graphdef: Any
     params: Mapping[str, jax.ShapeDtypeStruct]
     stats: Mapping[str, jax.ShapeDtypeStruct]
     axes: Mapping[str, Axes]
     kept: Mapping[str, tuple[int, ...]]
-    precise: frozenset[str] = frozenset()
+    kinds: Mapping[str, Kind]
+    precise: frozenset[str]
 
     def num_params(self) -> int:
         """Number of trained values; running statistics are not among them."""
@@ -98,16 +104,19 @@ def abstract(config: ModelConfig, dtype: Any = jnp.float32) -> Abstract:
     def build(key):
         module = config.build(Init(key, dtype))
         graphdef, params, stats, axes = split(module)
-        seen.update(graphdef=graphdef, axes=axes, precise=_precise(module))
+        declared = _declared(module)
+        kinds = {name: variable.kind for name, variable in declared.items()}
+        precise = frozenset(name for name, variable in declared.items() if variable.precise)
+        seen.update(graphdef=graphdef, axes=axes, kinds=kinds, precise=precise)
         return params, stats
 
     params, stats = jax.eval_shape(build, jax.eval_shape(lambda: jax.random.key(0)))
-    return Abstract(seen["graphdef"], params, stats, seen["axes"], dict(config.kept()), seen["precise"])
+    return Abstract(params=params, stats=stats, kept=dict(config.kept()), **seen)
 
 
-def _precise(module: nnx.Module) -> frozenset[str]:
-    flat = nnx.to_flat_state(nnx.state(module, Param))
-    return frozenset("/".join(map(str, path)) for path, variable in flat if variable.precise)
+def _declared(module: nnx.Module) -> dict[str, Param]:
+    """Returns the parameters' variables, which hold what was declared of each, by path."""
+    return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(module, Param))}
 
 
 def initialize(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> tuple[Arrays, Arrays]:

@@ -9,14 +9,14 @@ import optax
 import optax.contrib
 
 from research.errors import UserError
-from research.modules.axes import Axes, role
-from research.optim.rules import Rules, resolve
+from research.modules.axes import Axes, Kind, role
+from research.optim.rules import by_kind, resolve
 
 NAMES = ("adamw", "lion", "muon", "sgd")
-NO_DECAY_1D: Rules = ((r"/a_log\|", 0.0), (r"bias\|[^|]*experts", 0.0), (r"\|[^,]*$", 0.0), (".*", 1.0))
-"""Default decay rule: vectors (biases, also those of experts, norms, scales) and logarithms of decay rates are not decayed."""
-STACKS = ("layers", "experts")
+STACKS = ("layers", "directions", "experts")
 """Roles of axes along which matrices lie beside one another."""
+ENDS = {"image", "input", "vocab", "domains", "classes", "actions", "slots"}
+"""Roles of axes that no hidden feature lies on: where data come in, where predictions go out."""
 
 
 def _scale_by_tree(factors: Mapping[str, float]) -> optax.GradientTransformation:
@@ -37,18 +37,15 @@ def _add_decay(weight_decay: float, factors: Mapping[str, float]) -> optax.Gradi
 MUON_RMS = 0.2  # root mean square of an update of Muon's, about that of AdamW's: one learning rate serves both
 
 
-def matrix_axes(axes: Axes) -> optax.contrib.MuonDimensionNumbers | None:
-    """Returns which axes of a parameter are inputs and which outputs of a matrix, for Muon; None where it is none.
+def matrix_axes(axes: Axes, kind: Kind) -> optax.contrib.MuonDimensionNumbers | None:
+    """Returns which axes of a parameter are inputs and which outputs of a matrix between hidden features, for Muon; None where it is none.
 
-    Stacked layers and experts are matrices of their own; the window of a dense convolution belongs to the inputs. Vectors, depthwise
-    kernels, position embeddings, scales per head and the arrays that touch images, classes, domains or a vocabulary are not matrices
-    between hidden features.
+    Stacked layers, walks over an image and experts have matrices of their own; the window of a dense convolution belongs to the inputs.
+    Matrices that touch images, classes, domains or a vocabulary, and those to one number for each expert, are left to Adam.
     """
     roles = [role(name) for name in axes]
     places = [i for i, r in enumerate(roles) if r not in STACKS]
-    if len(places) < 2 or {"kernel_h", "taps", "image", "classes", "domains", "tokens", "vocab", "input", "slots"} & set(roles):
-        return None
-    if not {roles[i] for i in places} - {"heads", "head_dim", "groups", "state", "clusters", "features"}:
+    if kind is not Kind.MATRIX or len(places) < 2 or ENDS & set(roles):
         return None
     inputs = sum(roles[i].startswith("window") for i in places) + 1
     if roles[places[0]] in ("heads", "groups"):
@@ -56,22 +53,21 @@ def matrix_axes(axes: Axes) -> optax.contrib.MuonDimensionNumbers | None:
     return optax.contrib.MuonDimensionNumbers(tuple(places[:inputs]), tuple(places[inputs:]))
 
 
-def _muon(config: Mapping[str, Any], axes: Mapping[str, Axes]) -> optax.GradientTransformation:
+def _muon(config: Mapping[str, Any], axes: Mapping[str, Axes], kinds: Mapping[str, Kind]) -> optax.GradientTransformation:
     """Muon for matrices, Adam with Nesterov momentum for the rest (Liu et al. 2025, arXiv 2502.16982), without decay and learning rate."""
-    matrices = {name: None if name.endswith("/a_log") else matrix_axes(names) for name, names in axes.items()}
     return optax.contrib.muon(
         learning_rate=-1.0,  # optax flips the sign: the direction itself remains
         beta=config["momentum"],
         adam_b1=config["b1"],
         adam_b2=config["b2"],
-        muon_weight_dimension_numbers=matrices,
+        muon_weight_dimension_numbers={name: matrix_axes(names, kinds[name]) for name, names in axes.items()},
         consistent_rms=MUON_RMS,
     )
 
 
-def _direction(name: str, config: Mapping[str, Any], axes: Mapping[str, Axes]) -> optax.GradientTransformation:
+def _direction(name: str, config: Mapping[str, Any], axes: Mapping[str, Axes], kinds: Mapping[str, Kind]) -> optax.GradientTransformation:
     if name == "muon":
-        return _muon(config, axes)
+        return _muon(config, axes, kinds)
     if name == "lion":
         return optax.scale_by_lion(b1=config["b1"], b2=config["b2"])
     if name == "adamw":
@@ -86,7 +82,9 @@ def _direction(name: str, config: Mapping[str, Any], axes: Mapping[str, Axes]) -
     return scale(**{k: v for k, v in config.items() if k in accepted})
 
 
-def make_optimizer(config: Mapping[str, Any], schedule: optax.Schedule, axes: Mapping[str, Axes]) -> optax.GradientTransformation:
+def make_optimizer(
+    config: Mapping[str, Any], schedule: optax.Schedule, axes: Mapping[str, Axes], kinds: Mapping[str, Kind]
+) -> optax.GradientTransformation:
     """Returns the optimizer of a config.
 
     The chain is clip -> direction -> + weight_decay * rule * parameter -> * learning-rate rule -> * -schedule(step),
@@ -97,14 +95,15 @@ def make_optimizer(config: Mapping[str, Any], schedule: optax.Schedule, axes: Ma
         `weight_decay`, `clip_norm` (0 = off), `decay_rules`, `lr_rules` (see `research.optim.rules`).
       schedule: learning rate as a function of the update's index.
       axes: axis names by parameter.
+      kinds: what each parameter does; without `decay_rules`, these decide which decay.
 
     Raises:
       UserError: unknown name, or a parameter that no rule covers.
     """
-    decay = resolve(config["decay_rules"] or NO_DECAY_1D, axes, "optim.decay_rules")
+    decay = resolve(config["decay_rules"], axes, "optim.decay_rules") if config["decay_rules"] else by_kind(axes, kinds)
     rates = resolve(config["lr_rules"] or ((".*", 1.0),), axes, "optim.lr_rules")
     parts = [optax.clip_by_global_norm(config["clip_norm"])] if config["clip_norm"] else []
-    parts.append(_direction(config["name"], config, axes))
+    parts.append(_direction(config["name"], config, axes, kinds))
     if config["weight_decay"] and any(decay.values()):
         parts.append(_add_decay(config["weight_decay"], decay))
     if any(rate != 1.0 for rate in rates.values()):

@@ -1,4 +1,7 @@
-"""Ordered rules over parameters: the first pattern that is found decides; a parameter without a rule is an error.
+"""Which parameters decay, and rules over parameters in general.
+
+By default weight decay follows from the kind that an array is declared with. Rules of a config are ordered: the first pattern that is
+found decides; a parameter without a rule is an error.
 
 A pattern is a regular expression searched in `path|axis,axis,...`, for instance
 `stages/0/layer/phases/0/up/kernel|stage1/embed,stage1/layer/phase0/mlp`. Stack axes are left out, so
@@ -9,9 +12,21 @@ import re
 from collections.abc import Mapping, Sequence
 
 from research.errors import UserError
-from research.modules.axes import Axes, role
+from research.modules.axes import Axes, Kind, role
 
 Rules = Sequence[tuple[str, float]]
+
+DECAYED = {Kind.MATRIX, Kind.DEPTHWISE, Kind.EMBEDDING}
+"""Kinds that decay: weights of sums, as in timm, DeiT (arXiv 2012.12877) and big_vision, and tables of embeddings, as in GPT-2.
+
+Biases, gains, position embeddings and class tokens do not (timm's `no_weight_decay`), nor do a recurrence's coefficients (Mamba's
+`_no_weight_decay`).
+"""
+
+
+def by_kind(axes: Mapping[str, Axes], kinds: Mapping[str, Kind]) -> dict[str, float]:
+    """Returns parameter -> 1.0 where it decays, else 0.0."""
+    return {name: float(kinds[name] in DECAYED) for name in axes}
 
 
 def label(path: str, axes: Axes) -> str:

@@ -283,17 +283,17 @@ def make_programs(setup: Setup, waiting: Callable[[], None] = lambda: None) -> P
         order=optim["order"],
     )
     full = abstract(setup.space.full)
-    optimizer = _optimizer(setup, schedule, {k: full.axes[k] for k in full.params})
+    optimizer = _optimizer(setup, schedule, {k: full.axes[k] for k in full.params}, full.kinds)
     largest = max(len(setup.splits["validation"]), len(setup.splits["test"]))
     calls = {"calibrate": config["eval"]["calibrate_batches"], "evaluate": -(-largest // config["eval"]["batch_size"])}
     return Programs(setup.task, setup.space, optimizer, schedule, mesh, config["seed"], config, calls, waiting=waiting)
 
 
-def _optimizer(setup: Setup, schedule: Any, axes: Mapping[str, Any]) -> Any:
+def _optimizer(setup: Setup, schedule: Any, axes: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
     """One optimizer, or one for the parameters of each phase."""
     optim = setup.config["optim"]
     if len(setup.phases) == 1:
-        return make_optimizer(optim, schedule, axes)
+        return make_optimizer(optim, schedule, axes, kinds)
     task: Any = setup.task
     groups = {phase: {k: v for k, v in axes.items() if task.trains(phase, k)} for phase in setup.phases}
-    return alternating({phase: (make_optimizer(optim, schedule, group), list(group)) for phase, group in groups.items()})
+    return alternating({phase: (make_optimizer(optim, schedule, group, kinds), list(group)) for phase, group in groups.items()})

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from research.modules.attention import Attention
-from research.modules.axes import Init, layer_stack, role
+from research.modules.axes import Init, Kind, layer_stack, role
 from research.modules.layers import Linear, normal_02, zeros
 from research.modules.norms import GeluGRN, LayerNorm
 from research.modules.state import Stack, merge, rematerialize, split
@@ -25,15 +25,15 @@ def test_roles_and_stacks_of_names():
 
 def test_arrays_need_known_names_one_per_axis():
     with pytest.raises(ValueError, match=r"unknown axis role in \['width'\]; valid roles: \['actions', 'angles'"):
-        INIT.param("kernel", (3, 4), ("embed", "width"), zeros)
+        INIT.param("kernel", (3, 4), ("embed", "width"), zeros, Kind.MATRIX)
     with pytest.raises(ValueError, match="2 axes need as many names"):
-        INIT.param("kernel", (3, 4), ("embed",), zeros)
+        INIT.param("kernel", (3, 4), ("embed",), zeros, Kind.BIAS)
 
 
 def test_keys_differ_between_tags_and_layers_and_repeat():
-    draw = lambda init: np.asarray(init.param("w", (4,), ("embed",), normal_02)[...])
+    draw = lambda init: np.asarray(init.param("w", (4,), ("embed",), normal_02, Kind.GAIN)[...])
     assert (draw(INIT.child("a")) == draw(INIT.child("a"))).all() and not (draw(INIT.child("a")) == draw(INIT.child("b"))).any()
-    stacked = INIT.stacked(3, "layers").param("w", (4,), ("embed",), normal_02)
+    stacked = INIT.stacked(3, "layers").param("w", (4,), ("embed",), normal_02, Kind.GAIN)
     assert stacked[...].shape == (3, 4) and stacked.axes == ("layers", "embed") and len(np.unique(stacked[...])) == 12
 
 

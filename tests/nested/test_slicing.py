@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.models import registry
-from research.modules.axes import role
+from research.modules.axes import Kind, role
 from research.modules.state import Abstract, abstract
 from research.nested.slicing import CUTS, axis_indices, extract, slice_like
 from tests.models.twins import fast_jit, images, loss, loss_and_logits, random_arrays, train_results, twin
@@ -177,7 +177,7 @@ def test_wrong_pairs_are_refused():
 
 
 def fake(axes, shape, kept) -> Abstract:
-    return Abstract(None, {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}, {}, {"w": axes}, kept)
+    return Abstract(None, {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}, {}, {"w": axes}, kept, {"w": Kind.MATRIX}, frozenset())
 
 
 @st.composite

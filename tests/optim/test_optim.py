@@ -8,6 +8,7 @@ import optax.contrib
 import pytest
 
 from research.errors import UserError
+from research.modules.axes import Kind
 from research.optim.build import MUON_RMS, make_optimizer, matrix_axes, state_bytes
 from research.optim.rules import resolve
 from research.optim.schedules import cosine_power, make_schedule
@@ -16,6 +17,7 @@ BASE = dict(
     name="lion", b1=0.9, b2=0.99, eps=1e-8, momentum=0.9, nesterov=True, weight_decay=0.5, clip_norm=0.0, decay_rules=(), lr_rules=()
 )
 AXES = {"a/kernel": ("stage1/embed", "stage1/layer/mlp"), "a/bias": ("stage1/layers", "stage1/layer/mlp")}
+KINDS = {"a/kernel": Kind.MATRIX, "a/bias": Kind.BIAS}
 
 
 def params():
@@ -43,7 +45,7 @@ def run(optimizer, steps=5):
     ],
 )
 def test_update_is_optax_s(name, reference):
-    ours, _ = run(make_optimizer({**BASE, "name": name}, optax.constant_schedule(0.01), AXES))
+    ours, _ = run(make_optimizer({**BASE, "name": name}, optax.constant_schedule(0.01), AXES, KINDS))
     theirs, _ = run(reference({"a/kernel": True, "a/bias": False}))
     for k in ours:
         np.testing.assert_allclose(ours[k], theirs[k], rtol=1e-6, atol=1e-7)
@@ -51,7 +53,7 @@ def test_update_is_optax_s(name, reference):
 
 def test_sgd_is_optax_s():
     config = {**BASE, "name": "sgd", "weight_decay": 0.0}
-    ours, _ = run(make_optimizer(config, optax.constant_schedule(0.1), AXES))
+    ours, _ = run(make_optimizer(config, optax.constant_schedule(0.1), AXES, KINDS))
     theirs, _ = run(optax.sgd(0.1, momentum=0.9, nesterov=True))
     for k in ours:
         np.testing.assert_allclose(ours[k], theirs[k], rtol=1e-6)
@@ -66,34 +68,37 @@ def test_sgd_is_optax_s():
         (("layers", "embed", "layer/heads", "layer/head_dim"), (1,), (2, 3)),
         (("layers", "layer/heads", "layer/head_dim", "embed"), (1, 2), (3,)),
         (("layers", "layer/experts", "embed", "layer/mlp"), (2,), (3,)),
+        (("layers", "layer/directions", "layer/inner", "layer/rank"), (2,), (3,)),
     ],
 )
 def test_muon_takes_the_matrices_of_the_axis_names(axes, inputs, outputs):
-    assert matrix_axes(axes) == optax.contrib.MuonDimensionNumbers(inputs, outputs)
+    assert matrix_axes(axes, Kind.MATRIX) == optax.contrib.MuonDimensionNumbers(inputs, outputs)
 
 
 @pytest.mark.parametrize(
     "axes",
     [
-        ("stage1/embed",),
-        ("layers", "embed"),
-        ("kernel_h", "kernel_w", "stage1/embed"),
         ("stage2/embed", "classes"),
-        ("tokens", "embed"),
+        ("window_h", "window_w", "image", "embed"),
         ("embed", "layer/experts"),
-        ("layer/experts", "layer/mlp"),
         ("embed", "layer/experts", "layer/slots"),
         ("domains", "embed"),
     ],
 )
 def test_muon_leaves_what_is_no_hidden_matrix_to_adam(axes):
-    assert matrix_axes(axes) is None
+    assert matrix_axes(axes, Kind.MATRIX) is None
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.MATRIX])
+def test_muon_leaves_every_other_kind_to_adam(kind):
+    assert matrix_axes(("embed", "layer/mlp"), kind) is None
 
 
 def test_biases_of_experts_are_not_decayed():
     axes = {"up": ("experts", "embed", "mlp"), "up_bias": ("experts", "mlp"), "router": ("embed", "experts")}
+    kinds = {"up": Kind.MATRIX, "up_bias": Kind.BIAS, "router": Kind.MATRIX}
     start = {k: jnp.ones([3] * len(v)) for k, v in axes.items()}
-    optimizer = make_optimizer({**BASE, "name": "sgd", "momentum": 0.0, "nesterov": False}, optax.constant_schedule(0.1), axes)
+    optimizer = make_optimizer({**BASE, "name": "sgd", "momentum": 0.0, "nesterov": False}, optax.constant_schedule(0.1), axes, kinds)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, start), optimizer.init(start), start)
     assert not updates["up_bias"].any() and updates["up"].all() and updates["router"].all()
 
@@ -103,7 +108,7 @@ def test_muon_orthogonalises_each_stacked_layer_and_is_adam_elsewhere():
     start = {"up": jnp.zeros((2, 12, 30)), "bias": jnp.zeros((2, 30))}
     grads = {k: jax.random.normal(jax.random.key(len(k)), v.shape) for k, v in start.items()}
     config = {**BASE, "name": "muon", "weight_decay": 0.0}
-    optimizer = make_optimizer(config, optax.constant_schedule(0.1), axes)
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1), axes, {"up": Kind.MATRIX, "bias": Kind.BIAS})
     updates, _ = optimizer.update(grads, optimizer.init(start), start)
     for layer, gradient in zip(updates["up"], grads["up"], strict=True):
         u, _, v = jnp.linalg.svd(-gradient, full_matrices=False)
@@ -117,7 +122,7 @@ def test_muon_orthogonalises_each_stacked_layer_and_is_adam_elsewhere():
 
 def test_lion_holds_half_of_adamw_s_state():
     schedule = optax.constant_schedule(0.01)
-    moments = {n: state_bytes(make_optimizer({**BASE, "name": n}, schedule, AXES).init(params())) for n in ("lion", "adamw")}
+    moments = {n: state_bytes(make_optimizer({**BASE, "name": n}, schedule, AXES, KINDS).init(params())) for n in ("lion", "adamw")}
     counters = 2 * 4  # the schedule's and the optimizer's step counters
     assert moments["lion"] - counters == 20 * 4 and moments["adamw"] - counters == 2 * 20 * 4
 
@@ -125,7 +130,7 @@ def test_lion_holds_half_of_adamw_s_state():
 def test_lion_trace_of_the_sheet():
     """theta 1, lr 0.1, decay 0.5, gradients 1, -0.05, -2 (facts: section 5.13)."""
     config = {**BASE, "decay_rules": ((".*", 1.0),)}
-    optimizer = make_optimizer(config, optax.constant_schedule(0.1), {"w": ("embed",)})
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1), {"w": ("embed",)}, {"w": Kind.BIAS})
     p, out = {"w": jnp.ones(1)}, []
     state = optimizer.init(p)
     for g in (1.0, -0.05, -2.0):
@@ -138,17 +143,17 @@ def test_lion_trace_of_the_sheet():
 def test_learning_rate_rules_scale_updates():
     config = {**BASE, "weight_decay": 0.0, "lr_rules": (("mlp$", 0.1), (".*", 1.0))}
     axes = {"a/kernel": ("stage1/layer/mlp", "stage1/embed"), "a/bias": ("stage1/layer/mlp",)}
-    optimizer = make_optimizer(config, optax.constant_schedule(1.0), axes)
+    optimizer = make_optimizer(config, optax.constant_schedule(1.0), axes, KINDS)
     updates, _ = optimizer.update(gradients(0), optimizer.init(params()), params())
     assert np.allclose(np.abs(updates["a/bias"]), 0.1) and np.allclose(np.abs(updates["a/kernel"]), 1.0)
 
 
 def test_any_optax_optimizer_by_name():
     config = {**BASE, "name": "rms", "weight_decay": 0.0}
-    p, _ = run(make_optimizer(config, optax.constant_schedule(0.01), AXES))
+    p, _ = run(make_optimizer(config, optax.constant_schedule(0.01), AXES, KINDS))
     assert all(np.isfinite(v).all() for v in p.values())
     with pytest.raises(UserError, match=r"unknown optim.name 'liom'; valid: .*lion"):
-        make_optimizer({**BASE, "name": "liom"}, optax.constant_schedule(0.01), AXES)
+        make_optimizer({**BASE, "name": "liom"}, optax.constant_schedule(0.01), AXES, KINDS)
 
 
 def test_uncovered_parameter_is_an_error():
@@ -188,6 +193,6 @@ def test_schedule_errors():
 
 def test_clipping_bounds_the_global_norm():
     config = {**BASE, "name": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "clip_norm": 0.5}
-    optimizer = make_optimizer(config, optax.constant_schedule(1.0), AXES)
+    optimizer = make_optimizer(config, optax.constant_schedule(1.0), AXES, KINDS)
     updates, _ = optimizer.update(gradients(0), optimizer.init(params()), params())
     assert float(optax.global_norm(updates)) == pytest.approx(0.5, rel=1e-5)

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.norms import LayerNorm
 from research.modules.ssm import torch_linear
@@ -43,13 +43,13 @@ class ActivatorMixer(nnx.Module):
     def __init__(self, spec: Activator, dim: int, scope: str, init: Init, form: str):
         self.form = form
         inner, linear = f"{scope}/inner", torch_linear(dim)
-        self.gate = init.param("gate", (dim, spec.inner), ("embed", inner), linear)
-        self.gate_bias = init.param("gate_bias", (spec.inner,), (inner,), linear)
-        self.up = init.param("up", (dim, spec.inner), ("embed", inner), linear)
-        self.up_bias = init.param("up_bias", (spec.inner,), (inner,), linear)
+        self.gate = init.param("gate", (dim, spec.inner), ("embed", inner), linear, Kind.MATRIX)
+        self.gate_bias = init.param("gate_bias", (spec.inner,), (inner,), linear, Kind.BIAS)
+        self.up = init.param("up", (dim, spec.inner), ("embed", inner), linear, Kind.MATRIX)
+        self.up_bias = init.param("up_bias", (spec.inner,), (inner,), linear, Kind.BIAS)
         self.norm = LayerNorm(spec.inner, inner, init.child("norm"), eps=1e-5)
-        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), torch_linear(spec.inner))
-        self.out_bias = init.param("out_bias", (dim,), ("embed",), torch_linear(spec.inner))
+        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), torch_linear(spec.inner), Kind.MATRIX)
+        self.out_bias = init.param("out_bias", (dim,), ("embed",), torch_linear(spec.inner), Kind.BIAS)
 
     def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
         gate, up = fused(x, self.gate, self.up, form=self.form)

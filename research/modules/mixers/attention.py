@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.mixers.rotary import THETA, rotary
@@ -94,10 +94,10 @@ class AttentionMixer(nnx.Module):
         kv_axis, kv = (groups, spec.kv_heads) if spec.kv_heads else (heads, spec.heads)
         many_axes, many = ((groups, heads), (spec.kv_heads, per_group)) if spec.kv_heads else ((heads,), (spec.heads,))
         size = spec.head_dim
-        self.query = init.param("query", (dim, *many, size), ("embed", *many_axes, matched), normal_02)
-        self.key = init.param("key", (dim, kv, size), ("embed", kv_axis, matched), normal_02)
-        self.value = init.param("value", (dim, kv, size), ("embed", kv_axis, carried), normal_02)
-        self.out = init.param("out", (*many, size, dim), (*many_axes, carried, "embed"), normal_02)
+        self.query = init.param("query", (dim, *many, size), ("embed", *many_axes, matched), normal_02, Kind.MATRIX)
+        self.key = init.param("key", (dim, kv, size), ("embed", kv_axis, matched), normal_02, Kind.MATRIX)
+        self.value = init.param("value", (dim, kv, size), ("embed", kv_axis, carried), normal_02, Kind.MATRIX)
+        self.out = init.param("out", (*many, size, dim), (*many_axes, carried, "embed"), normal_02, Kind.MATRIX)
         norm = lambda tag: RMSNorm(size, matched, init.child(tag), eps=spec.qk_norm_eps) if spec.qk_norm else None  # noqa: E731
         self.query_norm, self.key_norm = norm("query_norm"), norm("key_norm")
 

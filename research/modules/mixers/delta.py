@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02
 from research.modules.mixers.base import Call, State
 from research.modules.mixers.linear import HeadSpec, attend, convolve, empty, head_kernel, join, out_kernel, project
@@ -87,11 +87,11 @@ class DeltaMixer(nnx.Module):
         conv = lambda tag, size, axes: ShortConv((spec.heads, size), axes, init.child(tag), taps=spec.taps, bias=False, form=form)
         self.q_conv, self.k_conv = conv("q_conv", spec.state, keys), conv("k_conv", spec.state, keys)
         self.v_conv = conv("v_conv", spec.head_dim, values)
-        self.beta = init.param("beta", (dim, spec.heads), ("embed", heads), normal_02)
+        self.beta = init.param("beta", (dim, spec.heads), ("embed", heads), normal_02, Kind.MATRIX)
         self.gate = head_kernel("gate", dim, spec.heads, spec.head_dim, values, init) if gate else None
-        self.decay = init.param("decay", (dim, spec.heads), ("embed", heads), normal_02) if decay else None
-        self.a_log = init.param("a_log", (spec.heads,), (heads,), a_log_init, precise=True) if decay else None
-        self.dt_bias = init.param("dt_bias", (spec.heads,), (heads,), dt_bias_init, precise=True) if decay else None
+        self.decay = init.param("decay", (dim, spec.heads), ("embed", heads), normal_02, Kind.MATRIX) if decay else None
+        self.a_log = init.param("a_log", (spec.heads,), (heads,), a_log_init, Kind.CONSTANT, precise=True) if decay else None
+        self.dt_bias = init.param("dt_bias", (spec.heads,), (heads,), dt_bias_init, Kind.BIAS, precise=True) if decay else None
         self.norm = RMSNorm(spec.head_dim, values[1], init.child("norm"))
         self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
 

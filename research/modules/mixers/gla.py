@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02, zeros
 from research.modules.mixers.base import Call, State
 from research.modules.mixers.linear import HeadSpec, attend, empty, head_kernel, join, out_kernel, project
@@ -46,9 +46,9 @@ class GatedLinearAttentionMixer(nnx.Module):
         self.k = head_kernel("k", dim, spec.heads, spec.state, keys, init)
         self.v = head_kernel("v", dim, spec.heads, spec.head_dim, values, init)
         self.gate = head_kernel("gate", dim, spec.heads, spec.head_dim, values, init)
-        self.decay_down = init.param("decay_down", (dim, spec.rank), ("embed", rank), normal_02)
-        self.decay_up = init.param("decay_up", (spec.rank, spec.heads, spec.state), (rank, *keys), normal_02)
-        self.decay_bias = init.param("decay_bias", (spec.heads, spec.state), keys, zeros)
+        self.decay_down = init.param("decay_down", (dim, spec.rank), ("embed", rank), normal_02, Kind.MATRIX)
+        self.decay_up = init.param("decay_up", (spec.rank, spec.heads, spec.state), (rank, *keys), normal_02, Kind.MATRIX)
+        self.decay_bias = init.param("decay_bias", (spec.heads, spec.state), keys, zeros, Kind.BIAS)
         self.norm = RMSNorm(spec.head_dim, values[1], init.child("norm"))
         self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
 

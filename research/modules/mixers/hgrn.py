@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.norms import RMSNorm
@@ -62,15 +62,15 @@ class HGRNMixer(nnx.Module):
     def __init__(self, spec: HGRN, dim: int, scope: str, init: Init, form: str):
         self.inner, self.form, self.dim = spec.inner, form, dim
         inner = f"{scope}/inner"
-        self.input = init.param("input", (dim, spec.inner), ("embed", inner), normal_02)
-        self.forget = init.param("forget", (dim, spec.inner), ("embed", inner), normal_02)
-        self.gate = init.param("gate", (dim, spec.inner), ("embed", inner), normal_02)
+        self.input = init.param("input", (dim, spec.inner), ("embed", inner), normal_02, Kind.MATRIX)
+        self.forget = init.param("forget", (dim, spec.inner), ("embed", inner), normal_02, Kind.MATRIX)
+        self.gate = init.param("gate", (dim, spec.inner), ("embed", inner), normal_02, Kind.MATRIX)
         logit = jax.nn.initializers.constant(math.log(spec.bound / (1 - spec.bound)))
-        self.bound = init.param("bound", (spec.inner,), (inner,), logit, precise=True)
+        self.bound = init.param("bound", (spec.inner,), (inner,), logit, Kind.CONSTANT, precise=True)
         convolution = dict(taps=spec.taps, activation=False, form=form)
         self.conv = ShortConv((dim,), ("embed",), init.child("conv"), **convolution) if spec.taps else None
         self.norm = RMSNorm(spec.inner, inner, init.child("norm"))
-        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), normal_02)
+        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), normal_02, Kind.MATRIX)
 
     def _gates(self, x: Float[Array, "*B D"]) -> tuple[Array, Array, Array]:
         """Returns (f, (1 - f) silu(i), output gate); the first two wide, the complement of f from its parts, so that it stays positive."""

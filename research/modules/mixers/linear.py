@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.ssm import ShortConv, short_convs, short_convs_step
@@ -45,12 +45,12 @@ class HeadSpec(Spec):
 
 def head_kernel(tag: str, dim: int, heads: int, size: int, axes: tuple[str, str], init: Init) -> nnx.Variable:
     """Returns a kernel [dim, heads, size], N(0, 0.02); `axes` names the last two."""
-    return init.param(tag, (dim, heads, size), ("embed", *axes), normal_02)
+    return init.param(tag, (dim, heads, size), ("embed", *axes), normal_02, Kind.MATRIX)
 
 
 def out_kernel(dim: int, heads: int, size: int, axes: tuple[str, str], init: Init) -> nnx.Variable:
     """Returns the kernel [heads, size, dim] that takes heads back to the residual stream, N(0, 0.02)."""
-    return init.param("out", (heads, size, dim), (*axes, "embed"), normal_02)
+    return init.param("out", (heads, size, dim), (*axes, "embed"), normal_02, Kind.MATRIX)
 
 
 def project(x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str) -> tuple[Array, ...]:

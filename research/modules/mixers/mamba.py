@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.ssm import SelectiveSSM, torch_linear
 from research.ops import depthwise_1d, selective_scan
@@ -49,10 +49,10 @@ class MambaMixer(nnx.Module):
     def __init__(self, spec: Mamba, dim: int, scope: str, init: Init, form: str):
         self.form = form
         inner = f"{scope}/inner"
-        self.x = init.param("x", (dim, spec.inner), ("embed", inner), torch_linear(dim))
-        self.z = init.param("z", (dim, spec.inner), ("embed", inner), torch_linear(dim))
+        self.x = init.param("x", (dim, spec.inner), ("embed", inner), torch_linear(dim), Kind.MATRIX)
+        self.z = init.param("z", (dim, spec.inner), ("embed", inner), torch_linear(dim), Kind.MATRIX)
         self.ssm = SelectiveSSM(spec.inner, spec.state, spec.rank, inner, scope, init.child("ssm"), taps=spec.taps, form=form)
-        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), torch_linear(spec.inner * init.branches))
+        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), torch_linear(spec.inner * init.branches), Kind.MATRIX)
 
     def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
         x, z = fused(x, self.x, self.z, form=self.form)

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import ones
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.norms import RMSNorm
@@ -92,20 +92,20 @@ class Mamba2Mixer(nnx.Module):
         inner = (f"{scope}/groups", f"{scope}/heads", f"{scope}/head_dim")
         maps = (f"{scope}/groups", f"{scope}/state")
         heads, linear = self.inner[:2], torch_linear(dim)
-        self.z = init.param("z", (dim, *self.inner), ("embed", *inner), linear)
-        self.x = init.param("x", (dim, *self.inner), ("embed", *inner), linear)
-        self.b = init.param("b", (dim, *self.maps), ("embed", *maps), linear)
-        self.c = init.param("c", (dim, *self.maps), ("embed", *maps), linear)
-        self.dt = init.param("dt", (dim, *heads), ("embed", *inner[:2]), linear)
+        self.z = init.param("z", (dim, *self.inner), ("embed", *inner), linear, Kind.MATRIX)
+        self.x = init.param("x", (dim, *self.inner), ("embed", *inner), linear, Kind.MATRIX)
+        self.b = init.param("b", (dim, *self.maps), ("embed", *maps), linear, Kind.MATRIX)
+        self.c = init.param("c", (dim, *self.maps), ("embed", *maps), linear, Kind.MATRIX)
+        self.dt = init.param("dt", (dim, *heads), ("embed", *inner[:2]), linear, Kind.MATRIX)
         self.conv_x = ShortConv(self.inner, inner, init.child("conv_x"), taps=spec.taps)
         self.conv_b = ShortConv(self.maps, maps, init.child("conv_b"), taps=spec.taps)
         self.conv_c = ShortConv(self.maps, maps, init.child("conv_c"), taps=spec.taps)
-        self.dt_bias = init.param("dt_bias", heads, inner[:2], dt_bias_init, precise=True)
-        self.a_log = init.param("a_log", heads, inner[:2], log_of_1_to_16, precise=True)
-        self.skip = init.param("skip", heads, inner[:2], ones, precise=True)
+        self.dt_bias = init.param("dt_bias", heads, inner[:2], dt_bias_init, Kind.BIAS, precise=True)
+        self.a_log = init.param("a_log", heads, inner[:2], log_of_1_to_16, Kind.CONSTANT, precise=True)
+        self.skip = init.param("skip", heads, inner[:2], ones, Kind.CONSTANT, precise=True)
         self.norm = RMSNorm(self.inner, inner, init.child("norm"), eps=spec.norm_eps, over=2)
         fan_in = spec.heads * spec.head_dim * init.branches
-        self.out = init.param("out", (*self.inner, dim), (*inner, "embed"), torch_linear(fan_in))
+        self.out = init.param("out", (*self.inner, dim), (*inner, "embed"), torch_linear(fan_in), Kind.MATRIX)
 
     @property
     def _convs(self) -> tuple[ShortConv, ShortConv, ShortConv]:

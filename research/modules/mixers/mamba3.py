@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import ones
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.mixers.mamba2 import count_heads
@@ -76,29 +76,29 @@ class Mamba3Mixer(nnx.Module):
         inner = (f"{scope}/groups", f"{scope}/heads", f"{scope}/head_dim")
         maps = (f"{scope}/rank", f"{scope}/groups", f"{scope}/state")
         heads, linear = self.inner[:2], torch_linear(dim)
-        self.z = init.param("z", (dim, *self.inner), ("embed", *inner), linear)
-        self.x = init.param("x", (dim, *self.inner), ("embed", *inner), linear)
-        self.b = init.param("b", (dim, *self.maps), ("embed", *maps), linear)
-        self.c = init.param("c", (dim, *self.maps), ("embed", *maps), linear)
-        self.dt = init.param("dt", (dim, *heads), ("embed", *inner[:2]), linear)
-        self.decay = init.param("decay", (dim, *heads), ("embed", *inner[:2]), linear)
-        self.mix = init.param("mix", (dim, *heads), ("embed", *inner[:2]), linear)
-        self.angle = init.param("angle", (dim, spec.angles), ("embed", f"{scope}/angles"), linear)
+        self.z = init.param("z", (dim, *self.inner), ("embed", *inner), linear, Kind.MATRIX)
+        self.x = init.param("x", (dim, *self.inner), ("embed", *inner), linear, Kind.MATRIX)
+        self.b = init.param("b", (dim, *self.maps), ("embed", *maps), linear, Kind.MATRIX)
+        self.c = init.param("c", (dim, *self.maps), ("embed", *maps), linear, Kind.MATRIX)
+        self.dt = init.param("dt", (dim, *heads), ("embed", *inner[:2]), linear, Kind.MATRIX)
+        self.decay = init.param("decay", (dim, *heads), ("embed", *inner[:2]), linear, Kind.MATRIX)
+        self.mix = init.param("mix", (dim, *heads), ("embed", *inner[:2]), linear, Kind.MATRIX)
+        self.angle = init.param("angle", (dim, spec.angles), ("embed", f"{scope}/angles"), linear, Kind.MATRIX)
         self.b_norm = RMSNorm(spec.state, maps[-1], init.child("b_norm"))
         self.c_norm = RMSNorm(spec.state, maps[-1], init.child("c_norm"))
         shape, axes = (spec.rank, *heads, spec.state), (maps[0], *inner[:2], maps[-1])
-        self.b_bias = init.param("b_bias", shape, axes, ones)
-        self.c_bias = init.param("c_bias", shape, axes, ones)
-        self.dt_bias = init.param("dt_bias", heads, inner[:2], dt_bias_init, precise=True)
-        self.skip = init.param("skip", heads, inner[:2], ones, precise=True)
+        self.b_bias = init.param("b_bias", shape, axes, ones, Kind.BIAS)
+        self.c_bias = init.param("c_bias", shape, axes, ones, Kind.BIAS)
+        self.dt_bias = init.param("dt_bias", heads, inner[:2], dt_bias_init, Kind.BIAS, precise=True)
+        self.skip = init.param("skip", heads, inner[:2], ones, Kind.CONSTANT, precise=True)
         shape, axes = (spec.rank, *self.inner), (maps[0], *inner)
         mean = lambda key, shape, dtype: jnp.full(shape, 1 / spec.rank, dtype)
         several = spec.rank > 1
-        self.spread_x = init.param("spread_x", shape, axes, mean) if several else None
-        self.spread_z = init.param("spread_z", shape, axes, ones) if several else None
-        self.gather = init.param("gather", shape, axes, mean) if several else None
+        self.spread_x = init.param("spread_x", shape, axes, mean, Kind.GAIN) if several else None
+        self.spread_z = init.param("spread_z", shape, axes, ones, Kind.GAIN) if several else None
+        self.gather = init.param("gather", shape, axes, mean, Kind.GAIN) if several else None
         fan_in = spec.heads * spec.head_dim * init.branches
-        self.out = init.param("out", (*self.inner, dim), (*inner, "embed"), torch_linear(fan_in))
+        self.out = init.param("out", (*self.inner, dim), (*inner, "embed"), torch_linear(fan_in), Kind.MATRIX)
 
     def _project(self, x: Float[Array, "*B D"]) -> tuple[Array, ...]:
         """Returns (z, x, B, C, delta, log decay, mix, turns of this step): all but z and x in float32 at least."""

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02, zeros
 from research.modules.mixers.attention import NOTHING, documents, head_size, one_token, write
 from research.modules.mixers.base import Call, Spec, State, fused
@@ -95,10 +95,14 @@ class RoutingMixer(nnx.Module):
         local, routing, size = spec.local_heads, spec.heads - spec.local_heads, spec.head_dim
 
         def heads(kind, tag, count, features):
-            return init.param(tag, (dim, count, size), ("embed", f"{scope}/{kind}/heads", f"{scope}/{kind}/{features}/head_dim"), normal_02)
+            return init.param(
+                tag, (dim, count, size), ("embed", f"{scope}/{kind}/heads", f"{scope}/{kind}/{features}/head_dim"), normal_02, Kind.MATRIX
+            )
 
         def merge(kind, tag, count):
-            return init.param(tag, (count, size, dim), (f"{scope}/{kind}/heads", f"{scope}/{kind}/v/head_dim", "embed"), normal_02)
+            return init.param(
+                tag, (count, size, dim), (f"{scope}/{kind}/heads", f"{scope}/{kind}/v/head_dim", "embed"), normal_02, Kind.MATRIX
+            )
 
         self.query, self.value = heads("routing", "query", routing, "qk"), heads("routing", "value", routing, "v")
         self.out = merge("routing", "out", routing)
