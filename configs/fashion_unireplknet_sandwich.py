@@ -42,7 +42,7 @@ def get_config(arg: str = ""):
             raise UserError(f"config argument {arg!r}; valid: alone=NAME with NAME one of full, {', '.join(NINE_NETWORKS)}")
         if name != "full":
             config.model = {**config.model.to_dict(), "subnet": NINE_NETWORKS[name]}
-        config.nested.scheme = "full"
+        config.nested.update({"scheme": "full", "count": 4})
         config.nested.points = {}  # an update would merge it with the points
         config.expect = {}
     return config

@@ -1,5 +1,6 @@
 """Reads `--config=configs/NAME.py[:arg]` and its `--config.any.field=value` overrides."""
 
+import copy
 import difflib
 import re
 import runpy
@@ -33,13 +34,18 @@ def load(text: str, overrides: dict[str, str]) -> dict[str, Any]:
     """Returns the resolved config of a recipe with overrides applied.
 
     Raises:
-      UserError: no such file, a field that does not exist, a value of another type.
+      UserError: no such file, a field that does not exist, a value of another type or out of range, a setting that nothing goes by.
     """
     config = load_recipe(text)
+    before = copy.deepcopy(config)
     for field, value in overrides.items():
         _set(config, field, value)
     check(config)
-    return resolved(config)
+    from research.train.used import check_used
+
+    whole = resolved(config)
+    check_used(whole, resolved(before), overrides)
+    return whole
 
 
 def load_recipe(text: str) -> Any:

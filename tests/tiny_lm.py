@@ -11,7 +11,9 @@ def get_config(arg: str = "sandwich"):
     config.model = {"name": "sequence", "pattern": "hgrn", "dim": 32, "depth": 2, "hgrn": {"taps": 3}}
     config.data.update({"name": "text", "batch_size": 8})
     config.data.options = {"length": 24, "tokenizer": "chars"}
-    config.nested.update({"scheme": arg, "count": 2, "points": {"s": "width=0.5"}})
+    config.nested.update({"scheme": arg, "points": {"s": "width=0.5"}})
+    if arg in ("sandwich", "sorted"):
+        config.nested.count = 2
     config.optim.update({"name": "muon", "lr": 2e-2, "momentum": 0.9, "warmup": "2"})
     config.train.update({"duration": "40", "log_every": "4"})
     config.eval.update({"every": "20", "batch_size": 16})

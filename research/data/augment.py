@@ -6,6 +6,7 @@ batch, the shard or the process that it is in, and no generator has a state.
 
 import dataclasses
 import math
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int, UInt64
 
 from research.data import randaugment
 from research.errors import UserError
+from research.values import SHARE, WEIGHT, Rule, fit, not_negative
 
 _UINT64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -227,40 +229,43 @@ def resize_box(image: np.ndarray, size: int, box: tuple[float, float, float, flo
     return resized[0] if image.shape[2] == 3 else np.stack(resized, 2)
 
 
+RULES = {
+    "resized_crop_scale": Rule(above=0, most=1),
+    "crop_mode": Rule(choices=("zero", "reflect")),
+    "randaugment_std": WEIGHT,
+    "randaugment_prob": SHARE,
+    "std": Rule(above=0),
+    "random_erasing": SHARE,
+}
+"""Beside types; sizes and numbers of pixels count from 0, which is off."""
+PARTS_OF = {
+    "resized_crop_scale": "resized_crop",
+    "crop_mode": "crop_padding",
+    "randaugment_std": "randaugment",
+    "randaugment_prob": "randaugment",
+}
+"""Option -> the one without which nothing reads it."""
+_ONE_OR_MORE = float | tuple[float, ...]
+
+
 def make_augment(config: Mapping[str, Any] | None = None) -> Augment:
     """An `Augment` from a plain or ml_collections dictionary. Raises UserError for unknown fields and bad values."""
-    values = {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in dict(config or {}).items()}
+    values, kinds = {}, typing.get_type_hints(Augment) | {"mean": _ONE_OR_MORE, "std": _ONE_OR_MORE}
     valid = [field.name for field in dataclasses.fields(Augment)]
-    for key in values:
+    for key, value in dict(config or {}).items():
         if key not in valid:
             raise UserError(f"Unknown augmentation {key!r}. Valid: {', '.join(valid)}.")
+        off = key == "randaugment" and value in ((), [])
+        values[key] = None if off else fit(value, kinds[key], f"data.augment.{key}", RULES.get(key, not_negative(0, kinds[key])))
     for key in ("mean", "std"):
-        if isinstance(values.get(key), int | float):
-            values[key] = (float(values[key]),)
-    if values.get("randaugment") == ():
-        values["randaugment"] = None
+        if isinstance(values.get(key), float):
+            values[key] = (values[key],)
     augment = Augment(**values)
-    _check(augment)
-    return augment
-
-
-def _check(augment: Augment) -> None:
     least, greatest = augment.resized_crop_scale
-    rules = {
-        "pad_to": (augment.pad_to >= 0, "0 (off) or a size"),
-        "resized_crop": (augment.resized_crop >= 0, "0 (off) or a size"),
-        "resized_crop_scale": (0 < least <= greatest <= 1, "(least, greatest) with 0 < least <= greatest <= 1"),
-        "crop_padding": (augment.crop_padding >= 0, "0 (off) or a number of pixels"),
-        "crop_mode": (augment.crop_mode in ("zero", "reflect"), "'zero' or 'reflect'"),
-        "randaugment_std": (augment.randaugment_std >= 0, "0 or more"),
-        "randaugment_prob": (0 <= augment.randaugment_prob <= 1, "a probability"),
-        "std": (all(value > 0 for value in augment.std), "positive numbers"),
-        "random_erasing": (0 <= augment.random_erasing <= 1, "a probability"),
-        "sequence": (augment.sequence >= 0, "0 (off) or the side of a patch"),
-    }
-    if augment.randaugment is not None:
-        pair = len(augment.randaugment) == 2 and augment.randaugment[0] >= 1 and 0 <= augment.randaugment[1] <= 10
-        rules["randaugment"] = (pair, "None or (operations >= 1, magnitude 0..10)")
-    for key, (good, wanted) in rules.items():
-        if not good:
-            raise UserError(f"Augmentation {key}={getattr(augment, key)!r} is not valid: give {wanted}.")
+    if least > greatest:
+        raise UserError(
+            f"data.augment.resized_crop_scale={augment.resized_crop_scale}; valid: (least, greatest), the least not above the other"
+        )
+    if augment.randaugment is not None and not (augment.randaugment[0] >= 1 and 0 <= augment.randaugment[1] <= 10):
+        raise UserError(f"data.augment.randaugment={augment.randaugment}; valid: None or (operations from 1, magnitude 0..10)")
+    return augment

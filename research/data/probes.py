@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from research.data.keyed_random import KeyedRandom
 from research.errors import UserError
+from research.values import fit, fit_options
 
 NOT_SCORED = -1
 """The label of a position whose output nobody reads."""
@@ -360,11 +361,12 @@ def find_rule(what: str, kind: str, kinds: dict[str, Callable[..., Any]], option
     valid = [field.name for field in dataclasses.fields(kinds[kind])]
     for option in options:
         require(option in valid, f"{kind} has no option {option!r}. Valid: {', '.join((*valid, *also)) or 'none'}.")
-    return kinds[kind](**options)
+    return kinds[kind](**fit_options(options, kinds[kind], "data.options."))
 
 
 def _mix_settings(mix: list, options: dict[str, Any], examples: int | None) -> list[tuple[dict[str, Any], int]]:
     """Options and size of each part of a mix; `examples` takes the place of the mix's own counts."""
+    fit(mix, tuple[tuple[int, ...], ...], "mqar: mix")
     fits = len(mix) > 0 and all(len(part) == 3 for part in mix)
     require(fits, f"mqar: mix={mix} must be a list of (length, pairs, examples).")
     require(not {"length", "pairs"} & options.keys(), "mqar: the mix gives length and pairs; leave them out.")

@@ -17,6 +17,7 @@ from research import seeds
 from research.data import idx
 from research.data.source import AnySource, ArraySource, arrays_to_sources, keyed_permutation
 from research.errors import UserError
+from research.values import fit_options
 
 # Second words of the Philox keys, so that no two uses of one seed share a stream.
 _SPLIT_STREAM, _SUBSET_STREAM = 0x5917, 0x50B5
@@ -67,7 +68,7 @@ def load_splits(
     if not 0 <= validation_fraction < 1:
         raise UserError(f"validation_fraction={validation_fraction} is not in [0, 1): give the part of the training data to hold out.")
     loader, positional, ready = _find_loader(name)
-    _check_options(name, loader, options)
+    options = _typed_options(name, loader, options)
     seeds.check(seed, "data.options.seed")
     takes = inspect.signature(loader).parameters
     place = {key: value for key, value in {"data_dir": data_dir, "seed": seed}.items() if key in takes and key not in options}
@@ -86,19 +87,42 @@ def load_splits(
 
 
 _ELSEWHERE = {
-    "tfds:": ("tfds_source", "load_tfds", "any TFDS set of images in array_record form"),
-    "stdlib_text": ("stdlib_text", "load_stdlib_text", ""),
-    "stdlib_pairs": ("stdlib_pairs", "load_stdlib_pairs", ""),
-    "text_pairs": ("text_pairs", "load_text_pairs", ""),
-    "text": ("text", "load_text", ""),
-    "tiny_shakespeare": ("text", "load_tiny_shakespeare", ""),
-    "token_file": ("token_files", "load_token_file", ""),
-    "tfds_text:": ("text", "load_tfds_text", "any TFDS set of texts"),
-    "probe:": ("probes", "load_probe", "a synthetic probe"),
-    "counting": ("counting", "load_counting", "digits scattered on a canvas, with density maps"),
-    "in_context:": ("in_context", "load_in_context", "functions learnt in context"),
+    "tfds:": ("tfds_source", "load_tfds", "image"),  # any TFDS set of images in array_record form
+    "stdlib_text": ("stdlib_text", "load_stdlib_text", "tokens"),
+    "stdlib_pairs": ("stdlib_pairs", "load_stdlib_pairs", "pairs"),
+    "text_pairs": ("text_pairs", "load_text_pairs", "pairs"),
+    "text": ("text", "load_text", "tokens"),
+    "tiny_shakespeare": ("text", "load_tiny_shakespeare", "tokens"),
+    "token_file": ("token_files", "load_token_file", "tokens"),
+    "tfds_text:": ("text", "load_tfds_text", "tokens"),  # any TFDS set of texts
+    "probe:": ("probes", "load_probe", "tokens"),  # a synthetic probe
+    "counting": ("counting", "load_counting", "density"),  # digits scattered on a canvas, with density maps
+    "in_context:": ("in_context", "load_in_context", "vectors"),  # functions learnt in context
 }
-"""Name, or prefix before a name -> module of this room, loader, what it is; all but the first give their splits ready."""
+"""Name, or prefix before a name -> module of this room, loader, the kind of its examples; all but the first give their splits ready."""
+
+
+def kind_of_examples(name: str) -> str:
+    """Returns what the examples of a named data set are, without reading any: image, density (images with maps), tokens, pairs or vectors.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    _find_loader(name)
+    head, colon, _ = name.partition(":")
+    return "image" if name in _LOADERS else _ELSEWHERE[head + colon][2]
+
+
+def settings_read(name: str) -> tuple[str, ...]:
+    """Returns which of data.dir, data.validation_fraction and data.augment a named data set goes by.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    loader, _, ready = _find_loader(name)
+    files = ("data.dir",) if "data_dir" in inspect.signature(loader).parameters else ()
+    whole = () if ready else ("data.validation_fraction",)
+    return (*files, *whole, *(("data.augment",) if kind_of_examples(name) == "image" else ()))
 
 
 def _find_loader(name: str) -> tuple[Any, tuple[str, ...], bool]:
@@ -115,16 +139,18 @@ def _find_loader(name: str) -> tuple[Any, tuple[str, ...], bool]:
     raise UserError(f"Unknown data set {name!r}.{hint} Valid: {', '.join(valid)} (tfds: TFDS data sets in array_record form).")
 
 
-def _check_options(name: str, loader, options: dict[str, Any]) -> None:
+def _typed_options(name: str, loader, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options with the types that the loader's annotations ask for."""
     parameters = inspect.signature(loader).parameters.values()
     valid = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "data_dir"]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)  # it checks the rest itself
     for option in options:
         if option not in valid and not open_ended:
             raise UserError(f"Data set {name!r} has no option {option!r}. Valid: {', '.join(valid) or 'none'}.")
+    return fit_options(options, loader, "data.options.")
 
 
-def _load_digits(*, data_dir: str | None = None) -> tuple[ArraySource, ArraySource]:
+def _load_digits() -> tuple[ArraySource, ArraySource]:
     """The 1797 digits of scikit-learn, 8x8 with values 0..16; 360 of them, by a fixed stratified choice, are the test."""
     from sklearn.datasets import load_digits
 
@@ -160,7 +186,7 @@ def _idx_sources(name: str, folder: pathlib.Path, num_classes: int | None) -> tu
     return arrays_to_sources(name, arrays["train"], arrays["test"], num_classes)
 
 
-def _load_handwriting(*, user: int = -1, data_dir: str | None = None) -> tuple[AnySource, AnySource]:
+def _load_handwriting(*, user: int = -1) -> tuple[AnySource, AnySource]:
     """Digits of simulated writers."""
     from research.data.handwriting import load_handwriting
 
@@ -196,9 +222,7 @@ def _averaged(images: np.ndarray, side: int) -> np.ndarray:
     return np.round(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)
 
 
-def _load_arrays(
-    *, train: tuple, test: tuple, num_classes: int | None = None, data_dir: str | None = None
-) -> tuple[ArraySource, ArraySource]:
+def _load_arrays(*, train: tuple, test: tuple, num_classes: int | None = None) -> tuple[ArraySource, ArraySource]:
     """Arrays of the caller's own: `train=(images, labels)`, `test=(images, labels)`."""
     return arrays_to_sources("arrays", train, test, num_classes)
 
@@ -210,7 +234,6 @@ def _load_synthetic(
     num_classes: int = 10,
     examples: int = 1024,
     test_examples: int = 256,
-    data_dir: str | None = None,
 ) -> tuple[ArraySource, ArraySource]:
     """Class-dependent random patterns under noise; a function of the options alone."""
     sizes = (image_size, channels, num_classes, examples, test_examples)

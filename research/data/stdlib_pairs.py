@@ -36,14 +36,13 @@ DOMAINS: dict[str, str] = {
 """Domain -> its modules and packages; those in none are left out."""
 
 
-def load_stdlib_pairs(*, data_dir: str | None = None, length: int = 64, vocab_size: int = 8192) -> dict[str, PairSource]:
+def load_stdlib_pairs(*, length: int = 64, vocab_size: int = 8192) -> dict[str, PairSource]:
     """(docstring, body) of the functions of the standard library, of five domains.
 
     A hash of the file and the outermost class or function around it decides the split of a function, about 75 %, 10 % and
     15 %: the methods of a class stay together. Docstrings that occur again and texts of fewer than four words are left out.
 
     Args:
-      data_dir: not used.
       length: tokens of a text; longer ones are cut.
       vocab_size: number of tokens, the place of the domain's included.
 

@@ -38,7 +38,6 @@ def manifest() -> dict[str, Any]:
 
 def load_stdlib_text(
     *,
-    data_dir: str | None = None,
     length: int = 256,
     tokenizer: str = "bytes",
     max_bytes: int | None = None,
@@ -51,7 +50,6 @@ def load_stdlib_text(
     a file, about 90 %, 5 % and 5 %.
 
     Args:
-      data_dir: not used.
       length: tokens of an example.
       tokenizer: 'bytes' or 'chars'.
       max_bytes: for small runs, at most so many bytes of text, in the proportions of the splits: files in the order of

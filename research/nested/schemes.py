@@ -52,12 +52,20 @@ def _all(names, count, seed, step):
     return tuple(Draw(name) for name in names)
 
 
-SCHEMES: dict[str, Callable[[Sequence[str], int, int, int], tuple[Draw, ...]]] = {
-    "full": _full,
-    "random": _random,
-    "sorted": _sorted,
-    "sandwich": _sandwich,
-    "all": _all,
+@dataclass(frozen=True)
+class Scheme:
+    """How the sub-networks of an update are chosen, and which fields of the config's section `nested` that depends on."""
+
+    choose: Callable[[Sequence[str], int, int, int], tuple[Draw, ...]]
+    reads: tuple[str, ...] = ()
+
+
+SCHEMES = {
+    "full": Scheme(_full),
+    "random": Scheme(_random),
+    "sorted": Scheme(_sorted, ("count", "reduce", "spread")),
+    "sandwich": Scheme(_sandwich, ("count", "reduce", "distill")),
+    "all": Scheme(_all, ("reduce",)),
 }
 
 
@@ -78,4 +86,4 @@ def draw(scheme: str, names: Sequence[str], count: int, seed: int, step: int) ->
         raise UserError(f"unknown nested.scheme {scheme!r}; valid: {', '.join(SCHEMES)}")
     if scheme == "sandwich" and len(names) < 2:
         raise UserError("nested.scheme sandwich needs at least two sub-networks in nested.points")
-    return SCHEMES[scheme](names, count, seed, step)
+    return SCHEMES[scheme].choose(names, count, seed, step)

@@ -1,6 +1,6 @@
 """What the loop asks of a task: model inputs and targets of a batch, a loss, and sums that become metrics."""
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Array, Float
 
@@ -14,11 +14,15 @@ class Task(Protocol):
     `research.tasks.robust`; `work` says how many passes through the model an example is, where that is not one.
 
     Attributes:
+      name: what messages call the task.
+      reads: fields of the config's section `task` that it goes by.
       metric: name of the number that ranks networks, a key of what `summarize` returns.
       higher_is_better: whether a larger one is better.
       unit: what one example holds and speed is counted in, "images", "pairs" or "tokens".
     """
 
+    name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]]
     metric: str
     higher_is_better: bool
     unit: str

@@ -5,7 +5,7 @@ evaluation "mask": [B] float (0 = padding).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class Classification:
     switch: float = 0.5
     examples: str = "image"
 
+    name: ClassVar[str] = "classification"
+    reads: ClassVar[tuple[str, ...]] = ("label_smoothing", "mixup", "cutmix")
     metric = "accuracy"
     higher_is_better = True
     unit = "images"

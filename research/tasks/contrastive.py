@@ -7,7 +7,7 @@ on which pairs share a batch, which is fixed. What needs all pairs at once is in
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ class Contrastive:
     temperature: float = 1.0
     normalize: bool = False
 
+    name: ClassVar[str] = "contrastive learning"
+    reads: ClassVar[tuple[str, ...]] = ("contrastive.loss", "contrastive.temperature", "contrastive.normalize")
     metric = "accuracy"
     higher_is_better = True
     unit = "pairs"

@@ -5,7 +5,7 @@ A batch is {"image": [B, H, W, C] float, "density": [B, H, W] float, which sums 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class DensityCounting:
     mean_count: float = 0.0
     local: float = 0.0
 
+    name: ClassVar[str] = "counting by density maps"
+    reads: ClassVar[tuple[str, ...]] = ("local_counting",)
     metric = "mae"
     higher_is_better = False
     unit = "images"

@@ -6,7 +6,7 @@ the x. Regression takes the squared error, Boolean functions (labels of -1 and 1
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ class InContextLearning:
     scale: float = 1.0
     scored_from: int = 0
 
+    name: ClassVar[str] = "in-context learning"
+    reads: ClassVar[tuple[str, ...]] = ()
     unit = "tokens"
 
     @property

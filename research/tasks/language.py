@@ -6,7 +6,7 @@ A batch is {"tokens": [B, T] int32, "labels": [B, T] int32}, -1 where nothing is
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ class LanguageModelling:
     token_bytes: tuple[int, ...] = ()
     metric: str = "loss"
 
+    name: ClassVar[str] = "language modelling"
+    reads: ClassVar[tuple[str, ...]] = ("metric",)
     unit = "tokens"
 
     @property

@@ -6,7 +6,7 @@ parameters and moves the running statistics; `frozen`, which attacks see, has an
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,13 @@ from research.robust.losses import cross_entropy, kl_logits, trades
 from research.tasks.base import Batch
 from research.tasks.classification import Classification
 
+ATTACK = ("epsilon", "steps", "step_size", "through_gate", "eval_steps")
 METHODS = {
-    "pgd": "cross entropy of images attacked by PGD (Madry et al. 2018, arXiv 1706.06083)",
-    "trades": "TRADES (Zhang et al. 2019, arXiv 1901.08573), of a mixture all parameters at once",
-    "alternate": "AdvMoE (Zhang et al. 2023, arXiv 2308.10110): an update of the experts, one of the router, on every batch",
+    "pgd": ATTACK,  # cross entropy of images attacked by PGD (Madry et al. 2018, arXiv 1706.06083)
+    "trades": (*ATTACK, "beta"),  # TRADES (Zhang et al. 2019, arXiv 1901.08573), of a mixture all parameters at once
+    "alternate": (*ATTACK, "beta", "alpha", "shared_attack"),  # AdvMoE (arXiv 2308.10110): an update of the experts, one of the router
 }
+"""Method -> the options of task.robust that it reads."""
 NOISE = 1e-3  # standard deviation of the start of TRADES' attack
 
 Run = Callable[..., Any]
@@ -46,6 +48,8 @@ class RobustClassification(Classification):
       experts: pathways of the model, 0 or 1 where nothing routes.
       router: what the names of the router's parameters start with.
     """
+
+    name: ClassVar[str] = "robust classification"
 
     method: str = "pgd"
     epsilon: float = 8 / 255

@@ -5,7 +5,7 @@ A recipe in configs/ starts from `base_config()` and changes what it needs; a fi
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
@@ -299,16 +299,16 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return fill(config, resolved(base_config()), "")
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Returns `field: old -> new` for every field that differs and may not."""
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "", ignored: Collection[str] = ()) -> list[str]:
+    """Returns `field: old -> new` for every field that differs and may not; those in `ignored` may."""
     out = []
     for key in sorted(set(old) | set(new)):
         name = prefix + key
-        if name in RESUMABLE:
+        if name in RESUMABLE or name in ignored:
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            out += differences(a, b, name + ".")
+            out += differences(a, b, name + ".", ignored)
         elif a != b:
             out.append(f"{name}: {a!r} -> {b!r}")
     return out

@@ -13,6 +13,7 @@ from typing import Any
 from research.errors import UserError
 from research.files import dump_json, write_json
 from research.train import config as run_config
+from research.train.used import ignored
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -82,7 +83,8 @@ class RunDir:
         self._lock = _lock(self.path)
         existing = self.path / "config.json"
         if existing.exists():
-            changed = run_config.differences(read_config(self.path), config)
+            old = read_config(self.path)
+            changed = run_config.differences(old, config, ignored=ignored(old, config))
             if changed:
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
                 raise UserError(f"{workdir} holds a run of another config ({changed[0]}{more}); use another --workdir")

@@ -211,6 +211,8 @@ def make_setup(config: dict[str, Any]) -> Setup:
       UserError: whatever in the config does not fit together.
     """
     data = config["data"]
+    if own := {"name", "data_dir", "validation_fraction"} & set(data["options"]):
+        raise UserError(f"data.options.{min(own)} is no option; set data.{min(own).removeprefix('data_')}")
     splits = load_splits(
         data["name"],
         data_dir=data["dir"] or None,

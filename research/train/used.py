@@ -1,0 +1,157 @@
+"""Which fields of a config are read: a setting that nothing goes by is refused instead of ignored.
+
+Whoever reads fields that others do not says so: tasks and their methods, schemes, data sets, parts of the report. A field that
+nobody claims is read in every run.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from research.data.augment import PARTS_OF
+from research.data.sources import kind_of_examples, settings_read
+from research.errors import UserError
+from research.files import printable
+from research.nested.schemes import SCHEMES
+from research.tasks.classification import Classification
+from research.tasks.contrastive import Contrastive
+from research.tasks.density import DensityCounting
+from research.tasks.in_context import InContextLearning
+from research.tasks.language import LanguageModelling
+from research.tasks.robust import METHODS, RobustClassification
+from research.train.config import base_config, resolved, value_of
+
+Config = Mapping[str, Any]
+OF_EXAMPLES: dict[str, type] = {
+    "image": Classification,
+    "density": DensityCounting,
+    "tokens": LanguageModelling,
+    "pairs": Contrastive,
+    "vectors": InContextLearning,
+}
+"""Kind of examples -> their task, where training is not robust."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What goes by fields that others do not read.
+
+    Attributes:
+      name: in words, for messages.
+      reads: the fields, dotted.
+      here: whether a run of a config has it.
+      option: whether it is a choice within a recipe, such as a scheme: what belongs to another choice may stay in the recipe when a
+        command line makes this one. Data and their task are none: what they do not use would be missed.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    here: Callable[[Config], bool]
+    option: bool = False
+
+
+def task_of(config: Config) -> type:
+    """Returns the class of a config's task."""
+    robust = config["task"]["robust"]["method"] != "none"
+    return RobustClassification if robust else OF_EXAMPLES[kind_of_examples(config["data"]["name"])]
+
+
+def _on(config: Config, *fields: str) -> bool:
+    """Whether fields are set, to neither nothing nor a duration of 0."""
+    values = [value_of(config, field) for field in fields]
+    return all(bool(value) and not (isinstance(value, str) and re.fullmatch(r"\s*0+(\.0+)?\s*(ep|ex|%|)\s*", value)) for value in values)
+
+
+def _beside(switch: str, *fields: str) -> Reader:
+    """What goes by fields where another one is on."""
+    return Reader(f"runs with {switch}", fields, lambda config: _on(config, switch), option=True)
+
+
+def _of_tasks() -> Iterator[Reader]:
+    for task in (*OF_EXAMPLES.values(), RobustClassification):
+        yield Reader(task.name, tuple(f"task.{field}" for field in task.reads), lambda config, task=task: task_of(config) is task)
+    for method, fields in METHODS.items():
+        reads = tuple(f"task.robust.{field}" for field in fields)
+        yield Reader(
+            f"task.robust.method={method}", reads, lambda config, method=method: config["task"]["robust"]["method"] == method, option=True
+        )
+    yield Reader(LanguageModelling.name, ("report.sample",), lambda config: task_of(config) is LanguageModelling)
+    yield Reader("task.mixup together with task.cutmix", ("task.switch",), lambda config: _on(config, "task.mixup", "task.cutmix"))
+
+
+def _of_schemes() -> Iterator[Reader]:
+    for name, scheme in SCHEMES.items():
+        reads = tuple(f"nested.{field}" for field in scheme.reads)
+        yield Reader(f"nested.scheme={name}", reads, lambda config, name=name: config["nested"]["scheme"] == name, option=True)
+
+
+def _of_data() -> Iterator[Reader]:
+    for field, name in (
+        ("data.dir", "data sets that are read from files"),
+        ("data.validation_fraction", "data sets without a validation split of their own"),
+        ("data.augment", "data sets of labelled images"),
+    ):
+        yield Reader(name, (field,), lambda config, field=field: field in settings_read(config["data"]["name"]))
+    for option, whole in PARTS_OF.items():
+        yield Reader(
+            f"data.augment.{whole}", (f"data.augment.{option}",), lambda config, whole=whole: bool(config["data"]["augment"].get(whole))
+        )
+
+
+@functools.cache
+def readers() -> tuple[Reader, ...]:
+    """Returns everything that goes by fields of its own."""
+    apgd = lambda config: any(name.startswith("apgd") for name in config["report"]["attacks"])  # noqa: E731
+    return (
+        *_of_tasks(),
+        *_of_schemes(),
+        *_of_data(),
+        _beside("train.init_from", "nested.sort_importance", "train.upcycle.noise", "train.upcycle.reinit"),
+        _beside("eval.every", "eval.stop_at"),
+        _beside("report.latency", "report.latency_batches"),
+        _beside("report.attacks", "report.attack_examples", "report.attack_epsilon", "task.robust.epsilon"),
+        Reader("an APGD among report.attacks", ("report.attack_steps",), apgd, option=True),
+    )
+
+
+def unread(config: Config) -> set[str]:
+    """Returns the fields that nothing in a run of a config goes by, whatever they are set to.
+
+    Raises:
+      UserError: an unknown data set.
+    """
+    read = {field for reader in readers() if reader.here(config) for field in reader.reads}
+    return {field for reader in readers() for field in reader.reads} - read
+
+
+def ignored(old: Config, new: Config) -> set[str]:
+    """Returns the fields that neither of two configs goes by: they may differ when a run goes on."""
+    return unread(old) & unread(new)
+
+
+def check_used(config: Config, recipe: Config | None = None, given: Collection[str] = ()) -> None:
+    """Judges whether what a resolved config sets is read.
+
+    Args:
+      recipe: the config before a command line changed it; by default the same.
+      given: the fields that the command line set.
+
+    Raises:
+      UserError: a field that nothing goes by is not at its default.
+    """
+    defaults, before = resolved(base_config()), unread(recipe or config)
+    for field in sorted(unread(config)):
+        value, default = _get(config, field), _get(defaults, field)
+        owners = [reader for reader in readers() if field in reader.reads]
+        left_over = field not in before and field not in given and all(reader.option for reader in owners)
+        if value != default and not left_over:
+            names = " or ".join(dict.fromkeys(reader.name for reader in owners))
+            remedy = "leave it out" if default is None else f"leave it at {default!r}"
+            raise UserError(f"config.{field}={printable(repr(value))} is not read in this run, only by {names}; {remedy}")
+
+
+def _get(config: Config, field: str) -> Any:
+    *parents, name = field.split(".")
+    return value_of(config, ".".join(parents)).get(name)

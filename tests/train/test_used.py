@@ -1,0 +1,83 @@
+"""A setting that nothing in a run goes by is refused, and says what would; older runs that hold one still open and go on."""
+
+import pytest
+
+from launch import config as recipe
+from research.errors import UserError
+from research.train.config import base_config, differences, resolved, value_of
+from research.train.fields import FIELDS
+from research.train.used import check_used, ignored, readers
+
+TEXT, IMAGES, PROBE = "tests/tiny_lm.py:full", "tests/tiny.py:full", "tests/tiny_lm.py:probe"
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value", "reader"),
+    [
+        (TEXT, "task.label_smoothing", "0.1", "classification"),
+        (TEXT, "task.mixup", "0.2", "classification"),
+        (TEXT, "task.contrastive.temperature", "0.5", "contrastive learning"),
+        (TEXT, "data.augment.flip", "True", "data sets of labelled images"),
+        (TEXT, "data.validation_fraction", "0.2", "data sets without a validation split"),
+        (PROBE, "data.dir", "/tmp", "data sets that are read from files"),
+        (IMAGES, "data.dir", "/tmp", "data sets that are read from files"),
+        (IMAGES, "task.metric", "accuracy", "language modelling"),
+        (IMAGES, "task.local_counting", "0.1", "counting by density maps"),
+        (IMAGES, "task.switch", "0.3", "task.mixup together with task.cutmix"),
+        (IMAGES, "task.robust.beta", "2", "task.robust.method=trades"),
+        (IMAGES, "nested.count", "3", "nested.scheme=sandwich"),
+        (IMAGES, "nested.distill", "0.5", "nested.scheme=sandwich"),
+        (IMAGES, "nested.sort_importance", "True", "train.init_from"),
+        (IMAGES, "train.upcycle.noise", "0.1", "train.init_from"),
+        (IMAGES, "report.latency_batches", "(1,)", "report.latency"),
+        (IMAGES, "report.attack_steps", "7", "an APGD among report.attacks"),
+        (IMAGES, "report.sample", "a", "language modelling"),
+        (IMAGES, "data.augment.crop_padding", "0", "data.augment.crop_padding"),
+        ("tests/tiny.py:all", "nested.count", "2", "nested.scheme=sorted"),
+        ("tests/tiny_robust.py:pgd", "task.robust.alpha", "2", "task.robust.method=alternate"),
+    ],
+)
+def test_what_nothing_goes_by_is_refused(text, field, value, reader):
+    more = {"data.augment.crop_mode": "reflect"} if field == "data.augment.crop_padding" else {}
+    with pytest.raises(UserError) as caught:
+        recipe.load(text, {field: value, **more})
+    assert "is not read in this run, only by" in str(caught.value) and reader in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_goal_needs_evaluations():
+    with pytest.raises(UserError, match=r"config.eval.stop_at=0.9 is not read in this run, only by runs with eval.every"):
+        recipe.load(IMAGES, {"eval.every": "0ep", "eval.stop_at": "0.9"})
+    assert recipe.load(IMAGES, {"eval.stop_at": "0.9"})["eval"]["stop_at"] == 0.9
+
+
+def test_what_is_read_may_be_set():
+    fields = {"task.mixup": "0.2", "task.cutmix": "1", "task.switch": "0.3", "data.augment.crop_mode": "reflect"}
+    assert recipe.load(IMAGES, fields)["task"]["switch"] == 0.3
+    assert recipe.load("tests/tiny.py:sandwich", {"nested.count": "3", "nested.distill": "0.5"})["nested"]["count"] == 3
+    assert recipe.load(TEXT, {"data.dir": "/tmp", "task.metric": "accuracy", "report.sample": "a"})["data"]["dir"] == "/tmp"
+
+
+def test_what_belongs_to_another_choice_may_stay_in_a_recipe():
+    config = recipe.load("configs/quickstart.py", {"nested.scheme": "full", "report.latency": "False"})
+    assert config["nested"]["count"] == 3 and config["report"]["latency_batches"] == [1]
+    with pytest.raises(UserError, match=r"config.nested.count=2 is not read"):
+        recipe.load("configs/quickstart.py", {"nested.scheme": "full", "nested.count": "2"})
+    with pytest.raises(UserError, match=r"config.data.augment={.* is not read"):
+        recipe.load("configs/quickstart.py", {"data.name": "stdlib_text"})
+
+
+def test_readers_name_fields_that_there_are():
+    for reader in readers():
+        for field in reader.reads:
+            assert field in FIELDS or field.startswith("data.augment"), (reader.name, field)
+    check_used(resolved(base_config()))
+
+
+def test_an_older_run_with_such_a_setting_goes_on_without_it():
+    new = recipe.load(TEXT, {"data.dir": "/tmp"})
+    old = recipe.load(TEXT, {"data.dir": "/tmp"})
+    value_of(old, "task")["label_smoothing"] = 0.1
+    assert differences(old, new) == ["task.label_smoothing: 0.1 -> 0.0"]
+    assert differences(old, new, ignored=ignored(old, new)) == []
+    value_of(old, "train")["ema"] = 0.5
+    assert differences(old, new, ignored=ignored(old, new)) == ["train.ema: 0.5 -> 0.0"]
