@@ -24,7 +24,7 @@ from research.tasks.robust import METHODS, RobustClassification
 from research.train.config import base_config, resolved, value_of
 
 Config = Mapping[str, Any]
-OF_EXAMPLES: dict[str, type] = {
+OF_EXAMPLES: dict[str, Any] = {
     "image": Classification,
     "density": DensityCounting,
     "tokens": LanguageModelling,
@@ -52,7 +52,7 @@ class Reader:
     option: bool = False
 
 
-def task_of(config: Config) -> type:
+def task_of(config: Config) -> Any:
     """Returns the class of a config's task."""
     robust = config["task"]["robust"]["method"] != "none"
     return RobustClassification if robust else OF_EXAMPLES[kind_of_examples(config["data"]["name"])]
