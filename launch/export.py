@@ -6,7 +6,8 @@
     python -m launch.export --workdir=DIR --format=hf-mamba    --out=DIR2      # hf-mamba2, mamba-ssm, hf-mixtral, hf-qwen3-moe
 
 DIR is a run directory, or a folder written by launch.convert or launch.extract. stablehlo is a program serialised by
-jax.export for cpu, cuda and tpu, weights inside: `jax.export.deserialize(open(FILE, "rb").read()).call(images)`.
+jax.export for cpu, cuda and tpu, weights inside: `jax.export.deserialize(open(FILE, "rb").read()).call(images)`. What it
+is called with, images, tokens, or tokens with their domains and mask, stands in FILE.json: names, shapes, dtypes.
 onnx needs jax2onnx; the error without it names the command that installs it.
 """
 
@@ -47,9 +48,37 @@ def main() -> None:
     elif _FORMAT.value in interop.FOLDERS:
         interop.to_folder(_FORMAT.value, out, config, params)
     else:
-        data = _program(_FORMAT.value)(config, params, stats, batch=_BATCH.value)
-        replace_file(out, lambda temp: _write(temp, data))
+        _write_program(out, config, params, stats)
     print(f"{config.family}: {count:,} parameters written to {out} as {_FORMAT.value}")
+
+
+def _write_program(out: str, config, params, stats) -> None:
+    """Writes FILE, then FILE.json beside it, each whole; the SHA-256 in the second tells that they belong together."""
+    import hashlib
+
+    from research.files import is_run, write_json
+    from research.interop.program_inputs import describe, signature
+
+    data = _program(_FORMAT.value)(config, params, stats, batch=_BATCH.value)
+    told = describe(config, _BATCH.value, _preprocessing(config) if is_run(_WORKDIR.value) else None)
+    replace_file(out, lambda temp: _write(temp, data))
+    write_json(f"{out}.json", {**told, "format": _FORMAT.value, "sha256": hashlib.sha256(data).hexdigest()})
+    print(f"{signature(told)}; told in {out}.json")
+
+
+def _preprocessing(config) -> dict | None:
+    """What the run did to images before the network saw them in evaluation; None where it sees none."""
+    import dataclasses
+
+    from research.data.augment import make_augment
+    from research.interop.program_inputs import inputs_of
+    from research.train.rundir import read_config
+
+    augment = dataclasses.asdict(make_augment(read_config(_WORKDIR.value)["data"]["augment"]))
+    if inputs_of(config)[0].name != "images" and not augment["sequence"]:
+        return None
+    kept = {name: augment[name] for name in ("pad_to", "resized_crop", "mean", "std", "sequence") if augment[name]}
+    return {"normalisation": "(x - mean) / std, x the pixels in 0..1", **kept}
 
 
 def _program(kind: str):

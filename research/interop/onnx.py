@@ -5,20 +5,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.errors import UserError
-from research.modules.state import apply
+from research.interop.program_inputs import forward, inputs_of, output_of
 
 INSTALL = "pip install onnx onnx-ir onnxruntime dm-pix equinox einops && pip install --no-deps jax2onnx==0.17.1"
 """jax2onnx asks for orbax-checkpoint below 0.11.37 but never imports it; without --no-deps pip would take orbax back."""
 
 
 def export_onnx(config: Any, params: Mapping[str, Any], stats: Mapping[str, Any], *, batch: int | None = None, opset: int = 23) -> bytes:
-    """Returns a serialised ONNX model, logits = f(images [B, H, W, C]), of the model in "eval" mode.
+    """Returns a serialised ONNX model, logits = f(*inputs), of the model in "eval" mode; inputs carry the names of `program_inputs`.
 
     The naive forms of the ops are exported: other runtimes know convolutions, not our way around XLA's. A scanned stack
     becomes an ONNX Scan, whose weights are stored once.
 
     Args:
-      config: model config with `input_shape()`.
+      config: model config.
       batch: number of examples; None leaves it open.
       opset: version of the ONNX operators.
 
@@ -32,15 +32,15 @@ def export_onnx(config: Any, params: Mapping[str, Any], stats: Mapping[str, Any]
     if batch is not None and batch < 1:
         raise UserError(f"cannot export for batches of {batch}; valid: 1 or more, or none to leave it open")
     config = dataclasses.replace(config, **{"form": "naive"} if hasattr(config, "form") else {})
-    shape = ("batch" if batch is None else batch, *config.input_shape())
+    inputs, call = inputs_of(config), forward(config)
     try:
         model = to_onnx(
-            lambda x: apply(config, params, stats, x)[0],
-            inputs=[shape],
+            lambda *inputs: call(params, stats, *inputs),
+            inputs=[i.struct("batch" if batch is None else batch) for i in inputs],
             model_name=config.family,
             opset=opset,
-            input_names=["images"],
-            output_names=["logits"],
+            input_names=[i.name for i in inputs],
+            output_names=[output_of(config)],
         )
     except NotImplementedError as e:
         raise UserError(f"ONNX export: jax2onnx does not know an op of {config.family}: {e}") from None

@@ -256,7 +256,7 @@ class MoeFfn(nnx.Module):
         if spec.router == "hash":
             experts = expert_routing.hashed(given, spec.experts).reshape(x.shape[:2])
         else:
-            experts = jnp.broadcast_to(given[:, None], (len(given), x.shape[0] * x.shape[1] // len(given))).reshape(x.shape[:2])
+            experts = jnp.broadcast_to(given[:, None], (given.shape[0], x.shape[0] * x.shape[1] // given.shape[0])).reshape(x.shape[:2])
         experts = experts[..., None].astype(jnp.int32)
         return expert_routing.Choice(experts, jnp.ones(experts.shape), jax.nn.one_hot(experts[..., 0], spec.experts))
 

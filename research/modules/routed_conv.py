@@ -45,7 +45,7 @@ def choose(scores: Float[Array, "B E"], mode: str) -> Route:
     """
     experts = scores.argmax(-1)
     if mode not in ("train", THROUGH_GATE):
-        return Route(experts, jnp.ones(len(scores), scores.dtype))
+        return Route(experts, jnp.ones(scores.shape[:1], scores.dtype))
     chosen = (scores * jax.nn.one_hot(experts, scores.shape[-1], dtype=scores.dtype)).sum(-1)
     return Route(experts, 1 + (chosen - jax.lax.stop_gradient(chosen)))
 
@@ -67,7 +67,7 @@ class RoutedConv(nnx.Module):
     def __call__(self, x: Float[Array, "B H W I"], route: Route | None) -> Float[Array, "B h w O"]:
         """Without a route all images meet the first expert."""
         if route is None:
-            return routed_conv(x, self.kernel[..., :1, :], jnp.zeros(len(x), jnp.int32), stride=self.stride, form=self.form)
+            return routed_conv(x, self.kernel[..., :1, :], jnp.zeros(x.shape[:1], jnp.int32), stride=self.stride, form=self.form)
         y = on_own_tokens(self._convolve, (input_of(self.kernel, x), route.experts), jnp.moveaxis(self.kernel[...], 3, 0))
         return y * route.gate[:, None, None, None].astype(y.dtype)
 

@@ -44,6 +44,11 @@ def per_platform(form: str, cpu: Callable[..., Any], default: Callable[..., Any]
     return lax.platform_dependent(*operands, cpu=cpu, default=default)
 
 
+def known(size: Any) -> bool:
+    """Whether a size is a number: one that an exported program leaves open, such as its batch, is none until the program is called."""
+    return isinstance(size, int)
+
+
 @functools.cache
 def _rows(op: str, direction: str) -> tuple[tuple[dict[str, float], str], ...]:
     with open(TABLE, newline="", encoding="utf-8") as file:

@@ -76,6 +76,8 @@ def _per_platform(form, direction, *operands):
 
     if form in grouped_forms.FORMS:
         return rounded(form)(*operands)
+    if not dispatch.known(operands[0].shape[0]):  # blocks are cut for a number of rows
+        return rounded("ragged")(*operands)
     return dispatch.per_platform(form, rounded("blocks"), rounded("ragged"), *operands)
 
 
@@ -111,10 +113,13 @@ def sort_by_group(assignments: Int[Array, " T"] | Int[Array, "T k"], num_groups:
     integral = jnp.issubdtype(assignments.dtype, jnp.integer)
     checks.require(integral, op, "assignments", f"of dtype {assignments.dtype}", "integers")
     num_pairs = assignments.size
-    checks.require(num_pairs * num_groups <= 2**32, op, "num_groups", num_groups, f"at most 2**32 / {num_pairs} pairs")
     groups, pairs = assignments.reshape(-1).astype(jnp.uint32), jnp.arange(num_pairs, dtype=jnp.uint32)
-    # One integer holds group and pair: on a CPU, XLA sorts plain integers several times faster than a key with its value.
-    permutation = (lax.sort(groups * num_pairs + pairs) % max(num_pairs, 1)).astype(jnp.int32)
+    if dispatch.known(num_pairs):
+        checks.require(num_pairs * num_groups <= 2**32, op, "num_groups", num_groups, f"at most 2**32 / {num_pairs} pairs")
+        # One integer holds group and pair: on a CPU, XLA sorts plain integers several times faster than a key with its value.
+        permutation = (lax.sort(groups * num_pairs + pairs) % max(num_pairs, 1)).astype(jnp.int32)
+    else:
+        permutation = jnp.argsort(groups, stable=True).astype(jnp.int32)
     places = jnp.zeros(num_pairs, jnp.int32).at[permutation]
     inverse = places.set(pairs.astype(jnp.int32), unique_indices=True, mode="promise_in_bounds")
     sizes = (groups[:, None] == jnp.arange(num_groups, dtype=jnp.uint32)).sum(0, dtype=jnp.int32)

@@ -186,6 +186,8 @@ def _product(text, *operands):
 def _chunked(tokens_at_once, *operands, size):
     """Runs as many rows of the batch at once as fit the cache with one chunk each, one set of rows after the other."""
     batch, _, heads, _ = operands[2].shape
+    if not dispatch.known(batch):
+        return _chunked_rows(tokens_at_once, *operands, size=size)
     fitting = max(1, tokens_at_once // (heads * size))
     rows = max(n for n in range(1, min(batch, fitting) + 1) if batch % n == 0)
     if rows == batch:
@@ -200,7 +202,8 @@ def _chunked_rows(tokens_at_once, q, k, v, g, beta, state, starts, *, size):
     batch, length, groups, width = q.shape
     repeats, columns = v.shape[2] // groups, v.shape[-1]
     vector = g is not None and g.ndim == v.ndim
-    at_once = max(1, min(tokens_at_once // (batch * groups * repeats * size), -(-length // size)))
+    rows = batch if dispatch.known(batch) else 1
+    at_once = max(1, min(tokens_at_once // (rows * groups * repeats * size), -(-length // size)))
     split = lambda x, heads: None if x is None else _split(x, size, at_once, heads)
     operands = (
         *(split(x, (groups, 1)) for x in (q, k)),

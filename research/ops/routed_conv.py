@@ -86,8 +86,8 @@ def as_matrix(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
     taps, (height, length) = _taps(x.shape[1:3], (tall, wide), stride)
     flat = kernel.reshape(tall * wide, inputs, num_experts * width)
     matrix = jnp.einsum("pqt,tio->piqo", taps.astype(kernel.dtype), flat).reshape(x[0].size, -1)
-    y = x.reshape(len(x), -1) @ matrix
-    return _select(y.reshape(len(x), height, length, -1), experts, num_experts)
+    y = x.reshape(x.shape[0], -1) @ matrix
+    return _select(y.reshape(x.shape[0], height, length, -1), experts, num_experts)
 
 
 def _taps(size: tuple[int, int], sides: tuple[int, int], stride: int) -> tuple[np.ndarray, tuple[int, int]]:

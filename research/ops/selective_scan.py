@@ -183,7 +183,8 @@ def _chunk_length(name, length, state_numbers):
         return length
     if name == "chunked":
         return min(_CHUNK, length)
-    return min(max(8, min(64, _SEQUENTIAL_STATES // state_numbers)), length)
+    fitting = _SEQUENTIAL_STATES // state_numbers if dispatch.known(state_numbers) else 64
+    return min(max(8, min(64, fitting)), length)
 
 
 def _split(name, state_numbers, arrays):

@@ -10,6 +10,7 @@ import pytest
 from research.errors import UserError
 from research.interop import from_source, read_weights
 from research.interop.onnx import export_onnx
+from research.modules.state import apply
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "third_party" / "unireplknet"
 INSTALLED = importlib.util.find_spec("jax2onnx") is not None and importlib.util.find_spec("onnxruntime") is not None
@@ -44,3 +45,20 @@ def test_without_jax2onnx_the_command_is_named(monkeypatch):
 def test_bad_batch():
     with pytest.raises(UserError, match="batches of 0"):
         export_onnx(*converted("deployed"), batch=0)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="jax2onnx and onnxruntime are not installed")
+@pytest.mark.parametrize("name", ["attention_small", "mamba_small"])
+def test_tokens_are_whole_numbers_by_name(name, random_arrays):
+    import onnxruntime
+
+    from tests.models.twins import images, twin
+
+    config = twin(name)
+    params, stats = random_arrays(config)
+    session = onnxruntime.InferenceSession(export_onnx(config, params, stats, batch=2), providers=["CPUExecutionProvider"])
+    assert [(i.name, i.type) for i in session.get_inputs()] == [("tokens", "tensor(int32)")]
+    tokens = np.asarray(images(config, 2))
+    (ours,) = session.run(["logits"], {"tokens": tokens})
+    wanted = np.asarray(apply(config, params, stats, tokens)[0])
+    assert np.abs(ours - wanted).max() <= 1e-4 * np.abs(wanted).max()
