@@ -17,6 +17,7 @@ from absl import flags
 
 from launch import common, outputs
 from research.errors import UserError
+from research.files import write_text
 from research.process import set_allocator
 
 _OP = flags.DEFINE_string("op", None, "Op to time.")
@@ -157,7 +158,7 @@ def _write(path: Path, rows: list[dict], judged: list[dict], header: dict[str, s
     if judged:
         parts.append(tables.markdown_table(judged, MARK_COLUMNS))
     parts.append(tables.markdown_table(rows, {"name": "case", "shape": "shape", "direction": "direction", **COLUMNS}))
-    path.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
+    write_text(path.with_suffix(".md"), "\n".join(parts))
 
 
 def _tune(op: str) -> int:

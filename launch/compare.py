@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 from launch import common, outputs
+from research.files import write_text
 
 _CONFIG = common.path_flag("config", None, "Recipe FILE.py that takes alone=NAME.")
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under which the runs lie: together, alone_NAME.")
@@ -66,8 +67,8 @@ def main(overrides: dict[str, str]) -> int:
         os.makedirs(_OUT.value, exist_ok=True)
         tables.write_csv(os.path.join(_OUT.value, "compare.csv"), rows, command=command_line())
         table = tables.markdown_table([{**r, **{k: f"{100 * r[k]:.2f} %" for k in ("together", "alone")}} for r in rows], list(rows[0]))
-        with open(os.path.join(_OUT.value, "compare.md"), "w") as file:
-            file.write("\n".join([f"Made by `{command_line()}`.\n", table, *(f"* {fact}" for fact in facts)]) + "\n")
+        text = "\n".join([f"Made by `{command_line()}`.\n", table, *(f"* {fact}" for fact in facts)]) + "\n"
+        write_text(os.path.join(_OUT.value, "compare.md"), text)
         run_card.plot_comparison(os.path.join(_OUT.value, "compare.png"), rows, "test accuracy")
     return 0 if means[0] >= means[1] else 1
 

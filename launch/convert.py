@@ -16,7 +16,6 @@ from absl import flags
 
 from launch import common, outputs
 from research import interop
-from research.files import write_text
 
 _SOURCE = flags.DEFINE_enum("source", None, [*interop.SOURCES, *interop.FOLDERS], "Whose names the weights carry.", required=True)
 _WEIGHTS = common.path_flag(
@@ -36,13 +35,12 @@ def main() -> None:
         state = interop.read_weights(_WEIGHTS.value, _ENTRY.value)
         config, params, stats, report = interop.from_source(_SOURCE.value, state, image_size=_IMAGE_SIZE.value)
     origin = {"source": _SOURCE.value, "weights": os.path.basename(os.path.normpath(_WEIGHTS.value))}
-    safetensors_io.save_folder(_OUT.value, config, params, stats, origin)
     model = safetensors_io.config_to_json(config)
     name = _registry_name(config) or config.family
     count = sum(p.size for p in params.values())
     full = {"name": name, **origin, "config": model, "params": count, "stats": sum(s.size for s in stats.values()), **report.to_json()}
-    text = json.dumps(full, indent=2) + "\n"
-    write_text(os.path.join(_OUT.value, "report.json"), text)
+    texts = {"report.json": json.dumps(full, indent=2) + "\n"}
+    safetensors_io.save_folder(_OUT.value, config, params, stats, origin, texts)
     form = "deployed" if getattr(config, "deploy", False) else "training"
     print(
         f"{name}: {count:,} parameters in {form} form, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}"

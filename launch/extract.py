@@ -38,8 +38,9 @@ def main() -> int:
     if _DEPLOY.value:
         config, params, stats = registry.deployed(config, params, stats)
     origin = {"workdir": str(_WORKDIR.value), "step": trained.step, "subnet": name, "preprocess": trained.config["data"]["augment"]}
-    safetensors_io.save_folder(_OUT.value, config, params, stats, origin)
-    tokenizer_files.copy_tokenizer(_WORKDIR.value, _OUT.value)
+    tokenizer = tokenizer_files.load_tokenizer(_WORKDIR.value, required=False)
+    texts = {tokenizer_files.FILE: tokenizer_files.text_of(tokenizer)} if tokenizer else {}
+    safetensors_io.save_folder(_OUT.value, config, params, stats, origin, texts)
     size = sum(int(np.prod(p.shape)) for p in params.values())
     form = "" if registry.deployed(config)[0] == config else " of the training form (--deploy writes the smaller merged one)"
     print(f"{name}: {size:,} parameters{form} written to {_OUT.value}")

@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from launch import common, outputs
+from research.files import write_text
 
 _CONFIG = common.path_flag("config", None, "Recipe over an in_context: data set.")
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.RUN, "Directory of the run.")
@@ -63,7 +64,7 @@ def main(overrides: dict[str, str]) -> int:
     tables.write_csv(out / "in_context.csv", rows, command=machine.command_line())
     facts = f"{report['subnets'][0]['params']:,} parameters, {report['updates']:,} updates, {report['wall_s']:.0f} s, {_PROMPTS.value:,} test prompts"
     text = f"Made by `{machine.command_line()}`: {facts}.\n\n{line}.\n\n{tables.markdown_table(shown, columns)}"
-    (out / "in_context.md").write_text(text, encoding="utf-8")
+    write_text(out / "in_context.md", text)
     series = {name: [{"examples": n, "value": float(v)} for n, v in enumerate(values)] for name, values in found.items()}
     title = f"{config['data']['name']}, {size} dimensions"
     plots.curves_plot(

@@ -22,6 +22,7 @@ from absl import flags
 
 from launch import common, outputs
 from research import stopping
+from research.files import make_folder, open_anew
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.RUN, "Directory of the run; made when missing, resumed when not.")
@@ -58,7 +59,8 @@ class Supervisor:
         self.folder = os.path.join(workdir, "processes")
         self.running: dict[int, subprocess.Popen] = {}
         self.stopped = 0.0  # when a signal came
-        os.makedirs(self.folder, exist_ok=True)
+        os.makedirs(workdir, exist_ok=True)
+        make_folder(self.folder)
 
     def log(self, index: int) -> str:
         return os.path.join(self.folder, f"{index}.log")
@@ -82,7 +84,7 @@ class Supervisor:
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(self.devices)}
         with contextlib.ExitStack() as files:
             for i in range(self.count):
-                log = files.enter_context(open(self.log(i), "w", encoding="utf-8"))
+                log = files.enter_context(open_anew(self.log(i)))
                 more = [f"--processes={self.count}", f"--process={i}", f"--coordinator=localhost:{port}"] if self.count > 1 else []
                 out = None if i == 0 else log
                 process = subprocess.Popen([*self.command, *more], stdout=out, stderr=log, env=environment)

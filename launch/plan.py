@@ -14,6 +14,7 @@ import os
 from absl import flags
 
 from launch import common, outputs
+from research.files import write_text
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _DEVICES = flags.DEFINE_integer("devices", 8, "Devices to simulate.", lower_bound=1)
@@ -90,8 +91,7 @@ def main(overrides: dict[str, str]) -> int:
             "collectives": {program: summary(several) for program, several in found.collectives.items()},
             "predictions": predictions,
         }
-        with open(_OUT.value, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
+        write_text(_OUT.value, json.dumps(record, indent=1))
     return 0
 
 

@@ -16,6 +16,7 @@ import shutil
 from absl import flags
 
 from launch import common, outputs
+from research.files import write_text
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under which each seed gets its own run.")
@@ -75,8 +76,7 @@ def main(overrides: dict[str, str]) -> int:
         tables.markdown_table(networks, list(networks[0])),
         tables.markdown_table(rows, ["promise", "expected", "found", "kept"]),
     ]
-    with open(os.path.join(out, "tables.md"), "w") as file:
-        file.write("\n".join(parts))
+    write_text(os.path.join(out, "tables.md"), "\n".join(parts))
     if _OUT.value:
         shutil.copyfile(os.path.join(_WORKDIR.value, f"seed{_SEEDS.value[0]}", "pareto.png"), os.path.join(out, "pareto.png"))
     return 0 if all(row["kept"] == "yes" for row in rows) else 1

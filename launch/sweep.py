@@ -21,6 +21,7 @@ from absl import flags
 
 from launch import common, outputs
 from research import stopping
+from research.files import open_anew, write_text
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _GRID = flags.DEFINE_multi_string(
@@ -103,7 +104,7 @@ class _Jobs:
                 return common.STOPPED
             if not self.parallel:
                 return self._wait(subprocess.Popen(command), cores)
-            with open(f"{workdir}.log", "w", encoding="utf-8") as log:
+            with open_anew(f"{workdir}.log") as log:
                 return self._wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), cores)
         finally:
             self.slots.put(cores)
@@ -181,7 +182,7 @@ def main(overrides: dict[str, str]) -> int:
     text = f'Made by `{command}`: {summary}, {report["metric"]} as "value".\n\n{tables.markdown_table(rows, _columns(rows))}'
     if means:
         text += f"\nMeans over the seeds, and the largest distance from them.\n\n{tables.markdown_table(means, _columns(means))}"
-    (out / "sweep.md").write_text(text, encoding="utf-8")
+    write_text(out / "sweep.md", text)
     drawn = run_card.against(groups, _X.value, out=out)
     print(f"table: {out}/sweep.md, plot: {drawn['plots'][0]}")
     return 0

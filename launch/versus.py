@@ -44,7 +44,7 @@ def _train(config: str, workdir: str, overrides: dict[str, str]) -> float:
 def main(overrides: dict[str, str]) -> int:
     from launch import config as recipe
     from research.errors import UserError
-    from research.files import user_path
+    from research.files import user_path, write_text
 
     kind, _, checkout = (_PEER.value or "").partition(":")
     if kind != "nanogpt" or not checkout:
@@ -91,7 +91,7 @@ def main(overrides: dict[str, str]) -> int:
         os.makedirs(_OUT.value, exist_ok=True)
         tables.write_csv(os.path.join(_OUT.value, "versus.csv"), rows, command=machine.command_line())
         text = f"Made by `{machine.command_line()}`; nanoGPT's own estimate {peer['own_estimate']:.4f}.\n\n{tables.markdown_table(rows, columns)}"
-        Path(_OUT.value, "versus.md").write_text(text, encoding="utf-8")
+        write_text(Path(_OUT.value, "versus.md"), text)
         print(f"written to {_OUT.value}")
     return 0
 

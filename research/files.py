@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -275,6 +276,8 @@ def whole_folder(folder: PathLike, last: str, replaces: Sequence[str] = ()) -> I
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
+        for stale in target.glob(".writing.*"):  # of a writing that was killed
+            shutil.rmtree(stale, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".writing.", dir=target) as temp:
             yield Path(temp)
             written = sorted(path for path in Path(temp).iterdir() if path.name != last)

@@ -1,6 +1,5 @@
 """Memory-mapped files of tokens: `.bin` (raw, as nanoGPT's train.bin and val.bin) and `.npy`."""
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -12,7 +11,7 @@ from research.data.splits import contiguous_split
 from research.data.tokenizers import IntegerTokenizer, Tokenizer, tokenizer_from_json
 from research.data.tokens import TOKEN_DTYPES, TokenSource, check_trainable
 from research.errors import UserError
-from research.files import user_path
+from research.files import read_json, user_path
 
 _SUFFIXES = (".bin", ".npy")
 _STEMS = {"train": "train", "validation": "val", "test": "test"}
@@ -124,10 +123,7 @@ def _find(folder: pathlib.Path, stem: str) -> pathlib.Path | None:
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        meta = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
+    meta = read_json(path)
     if not isinstance(meta, dict) or not isinstance(meta.get("vocab_size", 1), int):
         raise UserError(f'{path} must hold an object such as {{"vocab_size": 50257, "dtype": "uint16"}}.')
     return meta

@@ -3,20 +3,22 @@
 import json
 import os
 import pathlib
-import shutil
 
 from research.data.tokenizers import Tokenizer, tokenizer_from_json
 from research.errors import UserError
+from research.files import printable, read_json, write_text
 
 FILE = "tokenizer.json"
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
     """Writes `tokenizer.json`, whole or not at all."""
-    path = pathlib.Path(folder) / FILE
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(pathlib.Path(folder) / FILE, text_of(tokenizer))
+
+
+def text_of(tokenizer: Tokenizer) -> str:
+    """What the file holds."""
+    return json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n"
 
 
 def load_tokenizer(folder: str | os.PathLike, *, required: bool = True) -> Tokenizer | None:
@@ -26,18 +28,12 @@ def load_tokenizer(folder: str | os.PathLike, *, required: bool = True) -> Token
       UserError: no such file though it is required, or a damaged one.
     """
     path = pathlib.Path(folder) / FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         if required:
             raise UserError(f"{folder} holds no {FILE}, so text cannot become tokens; give tokens as numbers (--prompt_ids=1,2,3)")
         return None
+    data = read_json(path, ("kind",))
     try:
-        return tokenizer_from_json(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-
-
-def copy_tokenizer(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Copies the tokenizer of one folder to another, where there is one."""
-    path = pathlib.Path(source) / FILE
-    if path.is_file():
-        shutil.copyfile(path, pathlib.Path(target) / FILE)
+        return tokenizer_from_json(data)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {printable(error, 200)}") from None

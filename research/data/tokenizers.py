@@ -152,7 +152,7 @@ def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that `to_json` wrote. Raises UserError for anything else."""
     fields = dict(data) if isinstance(data, Mapping) else {}
     kind = fields.pop("kind", None)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(f"A tokenizer's kind is {kind!r}. Valid: {', '.join(_KINDS)}.")
     wanted = {field.name: field.type for field in dataclasses.fields(_KINDS[kind])}
     if fields.keys() != wanted.keys() or not all(type(fields[key]) is wanted[key] for key in wanted):

@@ -4,17 +4,18 @@ import importlib
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from research.errors import UserError
-from research.files import write_text
+from research.files import MODEL_FILES, whole_folder, write_text
 from research.interop import FOLDERS, read_weights
 from research.interop.foreign_configs import check_source
-from research.interop.safetensors_io import CONFIG, WEIGHTS, save_safetensors
+from research.interop.safetensors_io import CONFIG, MODEL_NAMES, WEIGHTS, save_safetensors
 
-FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+FILES = MODEL_FILES
 """Where a folder may hold its weights, in the order in which they are looked for."""
 
 SHARD = 5_000_000_000
@@ -74,6 +75,8 @@ def _read_state(path: str) -> dict[str, np.ndarray]:
 def save(target: str, folder: str | os.PathLike, config: Any, params: Mapping[str, Any]) -> None:
     """Writes weights and `folder/config.json`, which `from_pretrained` of transformers reads; large models in files of 5 GB.
 
+    They take the place of any model that lies there, whole or not at all.
+
     The original Mamba code reads `pytorch_model.bin`:
     `torch.save(safetensors.torch.load_file("model.safetensors"), "pytorch_model.bin")`.
 
@@ -82,17 +85,14 @@ def save(target: str, folder: str | os.PathLike, config: Any, params: Mapping[st
     """
     check_source(target, tuple(FOLDERS))
     data, state = importlib.import_module(FOLDERS[target]).to_foreign(target, config, params)
-    folder = os.fspath(folder)
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"cannot write the folder {folder}: {e.strerror}") from None
-    _save_state(folder, state)
-    write_text(os.path.join(folder, CONFIG), json.dumps(data, indent=2) + "\n")
+    with whole_folder(folder, CONFIG, MODEL_NAMES) as stage:
+        _save_state(stage, state)
+        write_text(stage / CONFIG, json.dumps(data, indent=2) + "\n")
 
 
-def _save_state(folder: str, state: Mapping[str, np.ndarray]) -> None:
-    whole, shards, room = os.path.join(folder, WEIGHTS), [[]], SHARD
+def _save_state(folder: Path, state: Mapping[str, np.ndarray]) -> None:
+    shards: list[list[str]] = [[]]
+    room = SHARD
     for name, w in state.items():
         if w.nbytes > room and shards[-1]:
             shards.append([])
@@ -100,14 +100,12 @@ def _save_state(folder: str, state: Mapping[str, np.ndarray]) -> None:
         shards[-1].append(name)
         room -= w.nbytes
     if len(shards) == 1:
-        save_safetensors(whole, state, {"format": "pt"})
+        save_safetensors(folder / WEIGHTS, state, {"format": "pt"})
         return
     places = {}
     for i, names in enumerate(shards):
         file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-        save_safetensors(os.path.join(folder, file), {name: state[name] for name in names}, {"format": "pt"})
+        save_safetensors(folder / file, {name: state[name] for name in names}, {"format": "pt"})
         places |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(w.nbytes for w in state.values())}, "weight_map": places}
-    write_text(f"{whole}.index.json", json.dumps(index, indent=2) + "\n")
-    if os.path.exists(whole):
-        os.unlink(whole)  # of an earlier model; it would be read first
+    write_text(folder / f"{WEIGHTS}.index.json", json.dumps(index, indent=2) + "\n")

@@ -15,10 +15,14 @@ import numpy as np
 import safetensors
 
 from research.errors import UserError
-from research.files import replace_file, write_text
+from research.files import MODEL_FILES, printable, read_json, replace_file, whole_folder, write_text
 from research.modules.state import Arrays, abstract
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+MODEL_NAMES = (*MODEL_FILES, "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
+"""Patterns of the files of a model, of any layout, which another one in the same folder takes the place of."""
+BESIDE = ("tokenizer.json", "report.json")
+"""Files that tell more of a model of ours."""
 
 DTYPES = {
     "F64": np.float64,
@@ -139,31 +143,32 @@ def _frozen(value: Any) -> Any:
 
 
 def save_folder(
-    folder: str | os.PathLike, config: Any, params: Mapping[str, Any], stats: Mapping[str, Any], extra: Mapping[str, Any] | None = None
+    folder: str | os.PathLike,
+    config: Any,
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a model as `folder/model.safetensors` and `folder/config.json`.
+    """Writes a model as `folder/model.safetensors` and `folder/config.json`, in place of any model that lies there.
 
     An interrupted call leaves the folder as it was, or without config.json, which `load_folder` refuses: never a mixture.
 
     Args:
-      config: model config; stored as `{"model": {"family": ..., ...}, **extra}`.
+      config: model config; stored as `{"model": {"family": ..., ...}, **extra}`, and with the weights, which it binds.
       extra: JSON values that say where the model comes from.
+      texts: name -> text of further files of `BESIDE`.
 
     Raises:
       UserError: the folder cannot be written.
     """
     model = config_to_json(config)
-    text = json.dumps({"model": model, **(extra or {})}, indent=2) + "\n"
-    folder = os.fspath(folder)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        if os.path.exists(os.path.join(folder, CONFIG)):
-            os.unlink(os.path.join(folder, CONFIG))
-    except OSError as e:
-        raise UserError(f"cannot write the folder {folder}: {e.strerror}") from None
     arrays = {f"params/{k}": v for k, v in params.items()} | {f"stats/{k}": v for k, v in stats.items()}
-    save_safetensors(os.path.join(folder, WEIGHTS), arrays, {"format": "nestax", "model": json.dumps(model)})
-    write_text(os.path.join(folder, CONFIG), text)
+    with whole_folder(folder, CONFIG, (*MODEL_NAMES, *BESIDE)) as stage:
+        save_safetensors(stage / WEIGHTS, arrays, {"format": "nestax", "model": json.dumps(model)})
+        for name, text in (texts or {}).items():
+            write_text(stage / name, text)
+        write_text(stage / CONFIG, json.dumps({"model": model, **(extra or {})}, indent=2) + "\n")
 
 
 def is_model_folder(folder: str | os.PathLike) -> bool:
@@ -182,17 +187,30 @@ def load_folder(folder: str | os.PathLike) -> tuple[Any, Arrays, Arrays]:
         raise UserError(
             f"{folder} is not a model folder; one holds {WEIGHTS} and {CONFIG}, as launch.convert and launch.extract write them"
         )
-    path = os.path.join(folder, CONFIG)
+    path, weights = os.path.join(folder, CONFIG), os.path.join(folder, WEIGHTS)
     try:
-        with open(path, encoding="utf-8") as f:
-            config = config_from_json(json.load(f)["model"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise UserError(f"{path} is damaged or no model config ({type(e).__name__}: {str(e)[:100]})") from None
-    arrays = load_safetensors(os.path.join(folder, WEIGHTS))
+        data = read_json(path, ("model",))
+        config = config_from_json(data["model"])
+    except (UserError, TypeError, RecursionError) as e:
+        raise UserError(f"{path} is damaged or no model config ({printable(e, 200)})") from None
+    arrays = load_safetensors(weights)
+    _check_bound(weights, data["model"])
     full = abstract(config)
     expected = {f"params/{k}": v.shape for k, v in full.params.items()} | {f"stats/{k}": v.shape for k, v in full.stats.items()}
-    check_names({k: v.shape for k, v in arrays.items()}, expected, os.path.join(folder, WEIGHTS))
+    check_names({k: v.shape for k, v in arrays.items()}, expected, weights)
     return config, {k: jnp.asarray(arrays[f"params/{k}"]) for k in full.params}, {k: jnp.asarray(arrays[f"stats/{k}"]) for k in full.stats}
+
+
+def _check_bound(weights: str, model: Any) -> None:
+    """Refuses weights that were written with another config; those of other programs tell none."""
+    with safetensors.safe_open(weights, "np") as file:
+        told = (file.metadata() or {}).get("model")
+    try:
+        same = told is None or json.loads(told) == model
+    except (ValueError, RecursionError):
+        same = False
+    if not same:
+        raise UserError(f"{weights} was written with another config than the {CONFIG} beside it; write or copy both together")
 
 
 def check_names(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:

@@ -20,7 +20,10 @@ def loads(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.n
     layers = dict.fromkeys(key[len(PREFIX) : -len(LOAD)] for row in rows for key in row if key.startswith(PREFIX) and key.endswith(LOAD))
     out = {}
     for layer in layers:
-        found = [(row["step"], row[PREFIX + layer + LOAD]) for row in rows if PREFIX + layer + LOAD in row]
+        found = [(row["step"], row[PREFIX + layer + LOAD]) for row in rows if isinstance(row.get(PREFIX + layer + LOAD), list)]
+        found = [(step, load) for step, load in found if len(load) == len(found[-1][1]) and not any(isinstance(x, list) for x in load)]
+        if not found:
+            continue
         out[layer] = np.array([step for step, _ in found]), np.array([load for _, load in found], float)
     return out
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research.files import replace_file
 from research.report.tables import human_bytes, human_count, human_ms, is_finite, pareto
 
 if TYPE_CHECKING:
@@ -307,7 +308,5 @@ def _occupied(axes: "Axes") -> list[Any]:
 def _save(figure: "Figure", path: str | os.PathLike) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    replace_file(path, lambda temp: figure.savefig(temp, format="png"))
     return path

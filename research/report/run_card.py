@@ -14,23 +14,34 @@ read off the metric's name). Any other number or string is listed as a fact of t
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from research.errors import UserError
-from research.files import whole_folder
+from research.files import read_json, whole_folder, write_text
 from research.report import experts, plots, tables
 from research.report.machine import command_line
+from research.report.reading import (
+    SUBNET_COLUMNS,
+    check_report,
+    load_metrics,
+    load_report,
+    mapping,
+    read_environment,
+    read_journal,
+    read_report,
+)
 
-SUBNET_COLUMNS = ("name", "value", "params", "flops", "latency_ms", "peak_memory_bytes")
 LOWER_IS_BETTER = ("loss", "perplexity", "ppl", "error", "bits", "bpc", "bpb", "nll", "mse", "mae", "rmse")
 REPORT = "report.json"
 FACT_NAMES = {"wall_s": "wall time", "compile_s": "of it compiling", "mfu": "model FLOPs utilisation"}
 
 PathLike = str | os.PathLike
+
+__all__ = ["against", "compare", "higher_is_better", "load_metrics", "plot_comparison", "read_report", "write_report"]
 
 
 def higher_is_better(report: Mapping[str, Any]) -> bool:
@@ -51,7 +62,7 @@ def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
     """
     workdir = Path(workdir)
     report = _plain(report)
-    _check(report)
+    check_report(report)
     loads = experts.loads(load_metrics(workdir))
     with whole_folder(workdir, REPORT, replaces=() if loads else ("experts.png",)) as folder:
         cost_key = _cost_key(report["subnets"])
@@ -71,17 +82,6 @@ def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
         _write(folder / REPORT, json.dumps(report, indent=2, allow_nan=False) + "\n")
         names = [path.name for path in folder.iterdir()]
     return [workdir / name for name in sorted(names, key=lambda name: (name != REPORT, name))]
-
-
-def _check(report: Mapping[str, Any]) -> None:
-    if not isinstance(report.get("metric"), str) or not isinstance(report.get("subnets"), list):
-        raise ValueError(f"a report needs 'metric' (a name) and 'subnets' (a list); this one has {sorted(report)}")
-    for subnet in report["subnets"]:
-        if "name" not in subnet or "value" not in subnet:
-            raise ValueError(f"a sub-network of a report needs 'name' and 'value'; this one has {sorted(subnet)}")
-    names = [subnet["name"] for subnet in report["subnets"]]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two sub-networks of a report carry one name: {sorted(names)}")
 
 
 def _plain(value: Any) -> Any:
@@ -116,7 +116,7 @@ def _cost_key(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _markdown(workdir: Path, report: Mapping[str, Any], cost_key: str) -> str:
-    environment = _read_json(workdir / "environment.json") or {}
+    environment = read_environment(workdir)
     command = report.get("command") or environment.get("command")
     better = "higher" if higher_is_better(report) else "lower"
     front = tables.pareto(report["subnets"], cost_key, "value", higher_is_better=better == "higher")
@@ -130,6 +130,7 @@ def _markdown(workdir: Path, report: Mapping[str, Any], cost_key: str) -> str:
         f"On the Pareto front ({plots.COST_LABELS[cost_key]}): "
         f"{', '.join(str(row['name']) for row in front) or 'none has both numbers'}.\n",
         f"![{report['metric']} against cost](pareto.png)\n",
+        *filter(None, [_damaged_lines([workdir])]),
         *_experts(workdir),
         _next_steps(workdir, report, front),
     ]
@@ -154,12 +155,12 @@ def _facts(report: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
             shown = f"{100 * value:.1f} %" if key == "mfu" else tables.format_cell(key, value)
             facts[FACT_NAMES.get(key, key.replace("_", " "))] = shown
     if environment:
-        devices, packages, git = (environment.get(key) or {} for key in ("devices", "packages", "git"))
+        devices, packages, git = (mapping(environment.get(key)) for key in ("devices", "packages", "git"))
         facts["date"] = environment.get("date")
         facts["devices"] = f"{devices.get('count', '?')} x {devices.get('kind', '?')}, {environment.get('threads', '?')} threads"
         facts["versions"] = f"python {environment.get('python', '?')}, jax {packages.get('jax', '?')}, flax {packages.get('flax', '?')}"
         if git.get("commit"):
-            facts["commit"] = git["commit"] + (" with local changes (environment.json holds them)" if git.get("dirty") else "")
+            facts["commit"] = str(git["commit"]) + (" with local changes (environment.json holds them)" if git.get("dirty") else "")
     return "".join(f"* {name}: {value}\n" for name, value in facts.items() if value is not None)
 
 
@@ -189,7 +190,7 @@ def compare(runs: Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike
       UserError: a directory without a readable report.json, or runs with different metrics.
     """
     groups = _groups(runs)
-    reports = {label: [_load(workdir) for workdir in workdirs] for label, workdirs in groups.items()}
+    reports = {label: [load_report(workdir) for workdir in workdirs] for label, workdirs in groups.items()}
     metrics = {report["metric"]: label for label, several in reports.items() for report in several}
     if len(metrics) > 1:
         found = ", ".join(f"{metric} ({label})" for metric, label in metrics.items())
@@ -199,6 +200,7 @@ def compare(runs: Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike
     rows, unequal = _join(series)
     better = higher_is_better(next(iter(reports.values()))[0])
     markdown = _compare_markdown(metric, list(series), rows, unequal, better)
+    markdown += _damaged_lines(workdir for workdirs in groups.values() for workdir in workdirs)
     result = {"metric": metric, "runs": list(series), "rows": rows, "markdown": markdown, "plots": []}
     if out is not None:
         full = _full(next(iter(reports.values()))[0])
@@ -227,10 +229,10 @@ def against(
     metric = ""
     for label, workdirs in groups.items():
         for workdir in workdirs:
-            report = _load(workdir)
+            report = load_report(workdir)
             metric = report["metric"]
             row = report["subnets"][0]
-            place = row.get(x, _lookup(_read_json(workdir / "config.json"), x))
+            place = row.get(x, _lookup(_config(workdir), x))
             if not tables.is_finite(place):
                 raise UserError(
                     f"{workdir} has no number {x!r}; valid: {', '.join(k for k, v in row.items() if tables.is_finite(v))}, or CONFIG.FIELD"
@@ -252,6 +254,10 @@ def against(
     return {"metric": metric, "rows": rows, "markdown": markdown, "plots": [plot]}
 
 
+def _config(workdir: Path) -> Any:
+    return read_json(workdir / "config.json") if (workdir / "config.json").exists() else None
+
+
 def _lookup(config: Any, field: str) -> Any:
     for part in field.split("."):
         config = config.get(part) if isinstance(config, Mapping) else None
@@ -270,17 +276,6 @@ def _groups(runs: Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike
     if not groups or not all(groups.values()):
         raise UserError("nothing to compare: give at least one run directory, for every label")
     return groups
-
-
-def _load(workdir: Path) -> dict[str, Any]:
-    report = _read_json(workdir / "report.json")
-    if report is None:
-        raise UserError(f"{workdir} holds no report.json: the run has not finished, or this is not a run directory")
-    try:
-        _check(report)
-    except ValueError as error:
-        raise UserError(f"{workdir / 'report.json'}: {error}") from error
-    return report
 
 
 def _join(series: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -341,36 +336,16 @@ def _curve_key(metric: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
     return next((key for key in [metric, "loss"] if key in keys), next((key for key in keys if key.endswith("loss")), None))
 
 
-def load_metrics(workdir: PathLike) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; none where there is no such file. A last line cut by a kill is left out."""
-    path = Path(workdir) / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def read_report(workdir: PathLike) -> dict[str, Any] | None:
-    """The report.json of a run; None where there is none yet."""
-    return _read_json(Path(workdir) / "report.json")
-
-
-def _read_json(path: Path) -> Any:
-    """The file's content; None where it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
+def _damaged_lines(workdirs: Iterable[PathLike]) -> str:
+    """A remark on lines of metrics.jsonl that are left out; "" where all are whole."""
+    counts = {Path(workdir): read_journal(Path(workdir) / "metrics.jsonl")[1] for workdir in workdirs}
+    told = [f"{count} of {workdir / 'metrics.jsonl'}" for workdir, count in counts.items() if count]
+    return f"\nDamaged lines, which are left out: {', '.join(told)}.\n" if told else ""
 
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
     return path
 
 

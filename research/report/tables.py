@@ -4,11 +4,14 @@ A row is a dict. Columns are keys, in the order to show; a key that a row lacks,
 """
 
 import csv
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from research.files import write_text
 
 MADE_BY = "# made by: "
 Row = Mapping[str, Any]
@@ -124,14 +127,13 @@ def write_csv(
     rows, path = list(rows), Path(path)
     columns = list(columns) if columns is not None else list(dict.fromkeys(key for row in rows for key in row))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        file.write(f"{MADE_BY}{' '.join(command.split())}\n")
-        file.writelines(f"# {key}: {' '.join(value.split())}\n" for key, value in (header or {}).items())
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    text.write(f"{MADE_BY}{' '.join(command.split())}\n")
+    text.writelines(f"# {key}: {' '.join(value.split())}\n" for key, value in (header or {}).items())
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
     return path
 
 
@@ -140,7 +142,7 @@ def write_both(folder: str | os.PathLike, name: str, rows: Iterable[Row], shown:
     write_csv(Path(folder) / f"{name}.csv", rows, command)
     shown = list(shown)
     text = f"Made by `{command}`{f'; {note}' if note else ''}.\n\n{markdown_table(shown, list(shown[0]))}"
-    (Path(folder) / f"{name}.md").write_text(text, encoding="utf-8")
+    write_text(Path(folder) / f"{name}.md", text)
 
 
 def read_csv(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -291,8 +291,8 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """Returns a config in which fields that an older version did not have yet are there, with their defaults."""
 
     def fill(given: dict[str, Any], known: dict[str, Any], prefix: str) -> dict[str, Any]:
-        if prefix.removesuffix(".") in FREE:
-            return given
+        if prefix.removesuffix(".") in FREE or not isinstance(given, dict):
+            return given  # what is no group is for `check` to refuse
         inner = {k: fill(given[k], v, f"{prefix}{k}.") if isinstance(v, dict) else given[k] for k, v in known.items() if k in given}
         return {**known, **given, **inner}
 

@@ -88,6 +88,7 @@ class Run:
         self.profile = watch.Profile(config["train"]["profile"], Path(workdir) / "profile")
         self.stop = stopping.Stop()
         self.step, self.saved, self.first = 0, -1, 0
+        self.lines: dict[str, int] = {}  # of the journals, when the step was saved that the run goes on from
         self.reached = self.ended = False
         self.evaluated = -1  # the last step whose evaluation is done
         self.pending: Pending | None = None  # the update whose numbers are not read yet
@@ -109,7 +110,7 @@ class Run:
         if newest:
             state, run = self.checkpoints.restore(newest, self.programs.state_shapes, self.programs.state_shardings)
             self.reporter.say(f"resumed from step {newest}")
-            self.saved = newest
+            self.saved, self.lines = newest, run.get("lines", {})
             self.journal.flops, self.journal.skipped = run["flops"], run.get("skipped", 0)
             return newest, state, Clock(before=run["wall_s"])
         clock = Clock()
@@ -179,7 +180,8 @@ class Run:
         with self.heart.at(lambda: "making the state"):
             self.step, self.state, self.clock = self._start()
         self.first = self.step
-        self.rundir.cut_back(self.step)
+        for line in self.rundir.cut_back(self.step, self.lines):
+            self.reporter.say(line)
         processes.barrier("metrics.jsonl is cut back")
         self._recall()
         self._announce()
@@ -341,6 +343,7 @@ class Run:
     def _save(self) -> None:
         self._status("saving")
         run = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.journal.flops, "skipped": self.journal.skipped}
+        run["lines"] = dict(self.rundir.lines)
         self.checkpoints.save(self.step, self.state, run)
         self.saved = self.step
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from research.files import read_json_lines
+from research.report.reading import read_journal
 from research.train import experts
 
 HEADINGS = {"accuracy": "acc", "robust_accuracy": "robust"}
@@ -36,8 +36,8 @@ def of_update(host: Mapping[str, Any], config: Any) -> dict[str, Any]:
 def evaluations(folder: Path, metric: str) -> dict[int, list[float]]:
     """Returns step -> the full network's values of a metric on validation, one for each evaluation that metrics.jsonl tells of."""
     key, found = f"validation/{metric}/full", {}
-    for row in read_json_lines(folder / "metrics.jsonl", ("step",))[0]:
-        if key in row:
+    for row in read_journal(folder / "metrics.jsonl")[0]:
+        if key in row and not isinstance(row[key], list):
             found.setdefault(row["step"], []).append(math.nan if row[key] is None else float(row[key]))
     return found
 

@@ -4,31 +4,41 @@
 `timings.jsonl` what cannot be. Both are cut back to the restored step on resume.
 """
 
-import json
+import contextlib
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_collections
+
 from research.errors import UserError
-from research.files import dump_json, write_json
+from research.files import check_workdir, dump_json, make_folder, open_for_append, printable, read_json, write_json, write_text
+from research.report.reading import read_journal
 from research.train import config as run_config
 from research.train.used import ignored
+
+JOURNALS = ("metrics.jsonl", "timings.jsonl")
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     """Returns the resolved config of a run; fields that are newer than the run have their defaults.
 
     Raises:
-      UserError: the folder holds no run.
+      UserError: the folder holds no run, or its config is damaged.
     """
     path = Path(workdir) / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a training run")
+    remedy = "restore it from environment.json's command or start anew"
+    given = read_json(path, ("model",), remedy)
     try:
-        return run_config.with_defaults(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it from environment.json's command or start anew") from None
+        config = run_config.with_defaults(given)
+        run_config.check(ml_collections.ConfigDict(config))
+    except (UserError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged or of another version: {printable(error, 200)}; {remedy}") from None
+    return config
 
 
 def _lock(folder: Path) -> Any:
@@ -41,14 +51,15 @@ def _lock(folder: Path) -> Any:
         import fcntl
     except ImportError:  # not a POSIX system
         return None
-    file = (folder / "lock").open("a+")
+    file = open_for_append(folder / "lock")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
         file.close()
-        raise UserError(f"{folder} is in use by process {holder}, which trains there; wait for it, or use another --workdir") from None
+        with contextlib.suppress(OSError):
+            holder = printable((folder / "lock").read_text(errors="replace").strip(), 20) or "another process"
+            raise UserError(f"{folder} is in use by process {holder}, which trains there; wait for it, or use another --workdir") from None
+        raise UserError(f"{folder} is in use by another process, which trains there; wait for it, or use another --workdir") from None
     except OSError:  # a file system without locks
         return file
     file.truncate(0)
@@ -59,6 +70,8 @@ def _lock(folder: Path) -> Any:
 
 class RunDir:
     """One run's folder; of several processes one writes, the others have objects that do nothing.
+
+    `lines` counts the lines of each journal.
 
     Args:
       writes: whether this process is the one that writes.
@@ -72,6 +85,7 @@ class RunDir:
         self._files: dict[str, Any] = {}
         self._board: Any = None
         self._lock: Any = None
+        self.lines = dict.fromkeys(JOURNALS, 0)
         if "://" in str(workdir):
             raise UserError(f"workdir {workdir} is an address, not a folder; mount the bucket or volume and give the folder")
         if not writes:
@@ -81,36 +95,51 @@ class RunDir:
         except OSError as error:
             raise UserError(f"cannot create workdir {workdir}: {error.strerror}; choose another --workdir") from None
         self._lock = _lock(self.path)
+        try:
+            self._claim(config, environment)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, config: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Makes the folder that of this config; nothing is written where it is another's."""
+        check_workdir(self.path, flag="workdir")
         existing = self.path / "config.json"
         if existing.exists():
             old = read_config(self.path)
             changed = run_config.differences(old, config, ignored=ignored(old, config))
             if changed:
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-                raise UserError(f"{workdir} holds a run of another config ({changed[0]}{more}); use another --workdir")
-        else:
-            strangers = [p.name for p in self.path.iterdir()]
-            if "checkpoints" in strangers:
-                raise UserError(f"{workdir} has checkpoints but no config.json; use another --workdir")
+                raise UserError(f"{self.path} holds a run of another config ({changed[0]}{more}); use another --workdir")
+        elif os.path.lexists(self.path / "checkpoints"):
+            raise UserError(f"{self.path} has checkpoints but no config.json; use another --workdir")
         write_json(existing, config)
         write_json(self.path / "environment.json", environment)
 
-    def cut_back(self, step: int) -> None:
-        """Drops lines of later steps than `step` (they are about to be made again) and half-written last lines."""
-        for name in ("metrics.jsonl", "timings.jsonl"):
+    def cut_back(self, step: int, lines: Mapping[str, int] | None = None) -> list[str]:
+        """Drops lines of later steps than `step` (they are about to be made again) and what is no whole line.
+
+        Args:
+          lines: how many lines of each file there were when the step was saved, where that is known.
+
+        Returns:
+          a line for humans for each file that was damaged or has lost lines.
+        """
+        said = []
+        for name in JOURNALS if self.writes else ():
             path = self.path / name
-            if not self.writes or not path.exists():
-                continue
-            kept = []
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-                except (json.JSONDecodeError, KeyError):
-                    continue
-            temporary = path.with_name(name + ".tmp")
-            temporary.write_text("".join(kept))
-            os.replace(temporary, path)
+            if os.path.islink(path):
+                raise UserError(f"{path} is a link, which is not written through; remove it")
+            rows, damaged = read_journal(path)
+            kept = [row for row in rows if row["step"] <= step]
+            lost = max((lines or {}).get(name, 0) - len(kept), 0)
+            if lost or damaged:
+                ends = f"; {lost} of {lines[name]} lines up to step {step} are lost" if lines and lost else ""
+                said.append(f"{path} was damaged: {damaged} lines are no whole records and were dropped{ends}")
+            if path.exists():
+                write_text(path, "".join(dump_json(row) + "\n" for row in kept))
+            self.lines[name] = len(kept)
+        return said
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl and to the TensorBoard events."""
@@ -120,7 +149,7 @@ class RunDir:
         if self._board is None:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+            self._board = SummaryWriter(str(make_folder(self.path / "tensorboard")), purge_step=step)
         for name, value in values.items():
             if isinstance(value, int | float) and math.isfinite(value):
                 self._board.add_scalar(name, value, step)
@@ -137,9 +166,10 @@ class RunDir:
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         if name not in self._files:
-            self._files[name] = (self.path / name).open("a")
+            self._files[name] = open_for_append(self.path / name)
         self._files[name].write(dump_json(record) + "\n")
         self._files[name].flush()
+        self.lines[name] += 1
 
     def close(self) -> None:
         for file in self._files.values():

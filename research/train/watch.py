@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from research.errors import UserError
+from research.files import make_folder, write_text
 
 SLOW = 1.5
 """A process whose own time a step is this many times the median of all is a straggler."""
@@ -92,7 +93,7 @@ def timely(batches: Iterator[Any], step: int, limit: float, kept: Path) -> Any:
     except Late:
         raise DataLost(f"gave no batch for step {step} in {limit:g} s (data.stall_s)") from None
     except Exception as error:
-        kept.write_text(traceback.format_exc())
+        write_text(kept, traceback.format_exc())
         first = (str(error).strip().splitlines() or ["no message"])[0][:200]
         raise DataLost(f"failed at step {step}: {type(error).__name__}: {first} (all of it in {kept})") from None
 
@@ -140,7 +141,7 @@ class Profile:
             self.close()
         elif not self.on and self.first <= step < self.last:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(str(self.folder))
+            jax.profiler.start_trace(str(make_folder(self.folder)))
             self.on = True
 
     def close(self) -> None:

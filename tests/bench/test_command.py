@@ -84,7 +84,6 @@ def test_a_suite_is_judged(command, monkeypatch, tmp_path, asked, code, kept):
         (dict(op="depthwise_conv2d", peer=["numpy"]), "unknown peer 'numpy'; valid: torch, transformers, unireplknet"),
         (dict(model="unireplknet_a", peer=["unireplknet:/none.py"]), "peer unireplknet"),
         (dict(suite="unireplknet"), "suite unireplknet judges against a peer: give --peer=unireplknet"),
-        (dict(op="ssd", csv="/"), "--csv=/ is a folder; expected a file"),
     ],
 )
 def test_mistakes(command, values, words):

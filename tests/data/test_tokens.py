@@ -274,7 +274,7 @@ def test_a_failed_write_leaves_the_old_file(folder):
         (lambda f: (f / "test.npy").write_bytes(b"junk"), {}, "test.npy is not a whole .npy"),
         (lambda f: np.save(f / "test.npy", np.zeros(3)), {}, r"test.npy holds float64\[3\]"),
         (lambda f: np.save(f / "test.npy", np.zeros(0, np.uint8)), {}, "test.npy"),
-        (lambda f: (f / "meta.json").write_text("{"), {}, "meta.json is not JSON"),
+        (lambda f: (f / "meta.json").write_text("{"), {}, "meta.json is damaged"),
         (lambda f: (f / "meta.json").write_text('{"vocab_size": "big"}'), {}, "meta.json must hold"),
         (lambda f: (f / "meta.json").write_text('{"vocab_size": 2000}'), {}, "vocab_size=1000 is asked for, .* says 2000"),
         (lambda f: (f / "meta.json").write_text('{"tokenizer": {"kind": "bpe"}}'), {}, "'bpe'. Valid: bytes, chars, integers"),

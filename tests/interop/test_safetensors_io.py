@@ -132,8 +132,46 @@ def test_an_interrupted_save_leaves_no_mixture(model, folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         io.save_folder(folder, config, params, stats)
     assert (folder / "model.safetensors").read_bytes() == before
-    assert os.listdir(folder) == ["model.safetensors"]
-    with pytest.raises(UserError, match="is not a model folder"):
+    monkeypatch.undo()
+    assert_same(io.load_folder(folder)[1], params)
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_a_save_that_is_killed_between_its_moves_is_refused_not_a_mixture(model, folder, monkeypatch, moves):
+    """Twice the parameters over an older model, its tokenizer and its shards."""
+    config, params, stats = model
+    for name in ("tokenizer.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"):
+        (folder / name).write_text("older")
+    twice, replace, left = {k: 2 * v for k, v in params.items()}, os.replace, [moves]
+
+    def move(*paths):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", move)
+    try:
+        io.save_folder(folder, config, twice, stats, texts={"report.json": "{}"})
+    except KeyboardInterrupt:
+        monkeypatch.undo()
+        try:
+            found = io.load_folder(folder)[1]
+        except UserError as error:
+            assert "is not a model folder" in str(error)
+        else:
+            assert_same(found, params)
+            assert (folder / "tokenizer.json").exists()
+    else:
+        assert_same(io.load_folder(folder)[1], twice)
+        assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "report.json"]
+
+
+def test_weights_of_another_config_are_refused(model, folder):
+    path = folder / "config.json"
+    good = json.loads(path.read_text())
+    path.write_text(json.dumps(good | {"model": good["model"] | {"drop_path_rate": 0.25}}))
+    with pytest.raises(UserError, match="was written with another config"):
         io.load_folder(folder)
 
 
@@ -141,6 +179,8 @@ def test_folders_that_do_not_fit(model, folder, tmp_path):
     config, params, stats = model
     path = folder / "config.json"
     good = json.loads(path.read_text())
+    arrays = io.load_safetensors(folder / "model.safetensors")
+    io.save_safetensors(folder / "model.safetensors", arrays)  # as others write them, without a config
     path.write_text(json.dumps(good | {"model": good["model"] | {"num_classes": 11}}))
     with pytest.raises(UserError, match=r"params/head/bias is \(10,\), needs \(11,\)"):
         io.load_folder(folder)

@@ -1,11 +1,14 @@
 """What commands write never lands on what they read, on a run or on a model: every flag of every command, found in its source."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from research.errors import UserError
 
 LAUNCH = Path("launch")
 NEEDED = {
@@ -90,3 +93,21 @@ def test_an_output_onto_a_run_or_a_model_is_refused_before_any_work(places, comm
     assert done.returncode == 2 and done.stderr.startswith(f"error: --{flag}={places / target} "), done.stderr
     assert done.stderr.count("\n") == 1 and any(word in done.stderr for word in ("overwritten", "damaged"))
     assert snapshot(places) == before
+
+
+@pytest.mark.parametrize(
+    "place, target, words",
+    [
+        ("FILE", ".", "is a folder; expected a file"),
+        ("FILE", "pipe", "is not a regular file"),
+        ("FOLDER", "file", "is no folder; expected one"),
+        ("FILE", "file/x.csv", "is no folder; give another one"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_any_work(tmp_path, place, target, words):
+    from launch import outputs
+
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=words):
+        outputs._check_place(str(tmp_path / target), outputs.Place[place], "--out")
