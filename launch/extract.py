@@ -4,6 +4,8 @@ python -m launch.extract --workdir=runs/quickstart --subnet=s --out=runs/quickst
 python -m launch.extract --workdir=runs/quickstart --subnet=width=0.5 --deploy --out=runs/half
 """
 
+from typing import Any
+
 from absl import flags
 
 from launch import common, outputs
@@ -13,6 +15,20 @@ _SUBNET = flags.DEFINE_string("subnet", "full", "A name, or choices such as widt
 _OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for the stand-alone network.", reads=[_WORKDIR])
 _DEPLOY = flags.DEFINE_bool("deploy", False, "Merge re-parameterised branches and batch norms.")
 _CHECK = flags.DEFINE_bool("check", True, "Compare its outputs with the in-place sub-network's on validation images.")
+
+
+def _validation_batch(trained: Any) -> Any:
+    """Images to compare on; None, which is said, where there are none."""
+    from research.errors import UserError
+
+    try:
+        batch = next(iter(trained.evaluator.batches("validation")), None)
+        why = "the run has no validation split"
+    except UserError as error:
+        batch, why = None, f"the run's data are not there: {error}"
+    if batch is None:
+        print(f"its outputs are not compared with the in-place sub-network's: {why}")
+    return batch
 
 
 def main() -> int:
@@ -32,8 +48,8 @@ def main() -> int:
     trained = Trained(_WORKDIR.value, say=print)
     name = trained.add(_SUBNET.value)
     config, params, stats = trained.model(name)
-    if _CHECK.value:
-        batch = next(iter(trained.evaluator.batches("validation")))
+    batch = _validation_batch(trained) if _CHECK.value else None
+    if batch is not None:
         inside = apply(config, trained.programs.sliced(name, trained.weights), stats, *trained.setup.task.inputs(batch))[0]
     if _DEPLOY.value:
         config, params, stats = registry.deployed(config, params, stats)
@@ -44,7 +60,7 @@ def main() -> int:
     size = sum(int(np.prod(p.shape)) for p in params.values())
     form = "" if registry.deployed(config)[0] == config else " of the training form (--deploy writes the smaller merged one)"
     print(f"{name}: {size:,} parameters{form} written to {_OUT.value}")
-    if _CHECK.value:
+    if batch is not None:
         again = safetensors_io.load_folder(_OUT.value)
         outside = apply(again[0], again[1], again[2], *trained.setup.task.inputs(batch))[0]
         gap = float(np.abs(np.asarray(outside) - np.asarray(inside)).max() / np.abs(np.asarray(inside)).max())

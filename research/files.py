@@ -28,6 +28,7 @@ RUN_FILES = (
     "metrics.jsonl",
     "timings.jsonl",
     "tokenizer.json",
+    "data.json",
     "report.json",
     "report.md",
     "pareto.png",

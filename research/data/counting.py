@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from research.data import digests
 from research.data.keyed_random import KeyedRandom
 from research.data.probes import SPLITS, check_counts, require
 
@@ -60,6 +61,10 @@ class Counting:
     @property
     def mean_count(self) -> float:
         return (self.least + self.most) / 2
+
+    @property
+    def digest(self) -> str:
+        return digests.of_examples(self)
 
     def __len__(self) -> int:
         return self.examples

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from research.data import digests
 from research.data.keyed_random import KeyedRandom
 from research.data.source import keyed_permutation
 from research.errors import UserError
@@ -93,6 +94,10 @@ class Handwriting:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return SIDE, SIDE, 1
+
+    @property
+    def digest(self) -> str:
+        return digests.of_examples(self)
 
     def __len__(self) -> int:
         return len(self.labels)

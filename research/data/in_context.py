@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from research.data import digests
 from research.data.boolean_functions import BOOLEAN, Boolean, Prompt, chosen, dot
 from research.data.keyed_random import KeyedRandom
 from research.data.probes import SPLITS, check_counts, find_rule, require
@@ -222,6 +223,10 @@ class InContext:
     def scored_from(self) -> int:
         """The first prediction that counts; the targets before it cannot be known."""
         return getattr(self.rule, "start", 0)
+
+    @property
+    def digest(self) -> str:
+        return digests.of_examples(self)
 
     def __len__(self) -> int:
         return self.examples

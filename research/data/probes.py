@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int
 
+from research.data import digests
 from research.data.keyed_random import KeyedRandom
 from research.errors import UserError
 from research.values import fit, fit_options
@@ -246,6 +247,10 @@ class TokenProbe:
     def length(self) -> int:
         return self.rule.length
 
+    @property
+    def digest(self) -> str:
+        return digests.of_examples(self)
+
     def __len__(self) -> int:
         return self.examples
 
@@ -274,6 +279,10 @@ class MixedProbe:
     @property
     def length(self) -> int:
         return max(part.length for part in self.parts)
+
+    @property
+    def digest(self) -> str:
+        return digests.of_examples(self)
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from research.data import digests
 from research.errors import UserError
 
 Images = UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"]
@@ -20,6 +21,11 @@ class AnySource(Protocol):
     """Examples addressed by index: images, tokens or vectors."""
 
     name: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the examples, or of what they are read from: another one where they have changed."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -37,6 +43,9 @@ class Source(Protocol):
 
     name: str
     num_classes: int
+
+    @property
+    def digest(self) -> str: ...
 
     @property
     def labels(self) -> Int[np.ndarray, " N"]: ...
@@ -68,6 +77,10 @@ class ArraySource:
     def image_shape(self) -> tuple[int, int, int]:
         height, width, channels = self.images.shape[1:]
         return height, width, channels
+
+    @property
+    def digest(self) -> str:
+        return digests.of_arrays(self.images, self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -70,8 +70,8 @@ class PairSource:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the texts, whatever their order."""
-        lines = "\n".join(sorted(repr(tuple(pair)) for pair in self.texts))
+        """SHA-256 of the texts in their order."""
+        lines = "\n".join(repr(tuple(pair)) for pair in self.texts)
         return hashlib.sha256(lines.encode("utf-8", "backslashreplace")).hexdigest()
 
     def encode(self, text: str) -> tuple[Int[np.ndarray, " T"], int]:

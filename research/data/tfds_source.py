@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from research.data import idx
+from research.data import digests, idx
 from research.data.augment import resize_box
 from research.data.images import MODES, check_image, decode_image
 from research.data.source import Source, arrays_to_sources
@@ -39,6 +39,7 @@ class TfdsSource:
       indices: which of the records this source holds, in its own order.
       image_size: images whose sides differ from it are resized by the shorter side and cropped at the centre; 0
         leaves them as they are.
+      files: that the records lie in.
     """
 
     name: str
@@ -49,6 +50,11 @@ class TfdsSource:
     image_key: str
     image_size: int
     image_shape: tuple[int, int, int]
+    files: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        return digests.of_arrays(np.frombuffer(digests.of_files(self.files).encode(), np.uint8), self.indices, self.labels)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -204,6 +210,7 @@ def _open_split(builder, name: str, split: str, image_size: int) -> TfdsSource:
         image_key=image_key,
         image_size=image_size,
         image_shape=shape,
+        files=tuple(map(str, builder.info.splits[split.split("[")[0]].filepaths)),
     )
 
 

@@ -101,8 +101,8 @@ class Evaluator:
         Raises:
           UserError: the split has no example.
         """
-        if not len(self.setup.splits[split]):
-            valid = [name for name, source in self.setup.splits.items() if len(source)]
+        if not self.setup.examples(split):
+            valid = [name for name, count in self.setup.data.facts.examples.items() if count]
             raise UserError(f"{self.setup.config['data']['name']} has no {split} split; valid: {', '.join(valid)}")
         zero = self._zero_sums()
         sums = {name: self._everywhere(zero) for name in statistics}

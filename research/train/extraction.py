@@ -12,6 +12,7 @@ from research.errors import UserError
 from research.interop import safetensors_io
 from research.modules.state import Arrays, abstract
 from research.nested.slicing import extract
+from research.train import data
 from research.train.evaluation import Evaluator
 from research.train.programs import Programs
 from research.train.restore import restore_newest
@@ -27,7 +28,7 @@ class Trained:
         self.workdir = Path(workdir)
         self.config: dict[str, Any] = read_config(workdir)
         self.config = {**self.config, "mesh": {**self.config["mesh"], "data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1}}
-        self.setup: Setup = make_setup(self.config)
+        self.setup: Setup = make_setup(self.config, data.read(workdir), say)
         self.programs: Programs = make_programs(self.setup)
         self.say = say
         places = self.programs.state_shapes, self.programs.state_shardings
@@ -53,7 +54,11 @@ class Trained:
             return {k: jax.device_put(v, self.programs.replicated) for k, v in saved.items()}
         if problem:
             self.say(f"the statistics of {name} are made again from training batches: {problem}")
-        return self.evaluator.statistics(name, self.weights, self.state.stats)
+        try:
+            return self.evaluator.statistics(name, self.weights, self.state.stats)
+        except UserError as error:
+            more = f"the statistics of {name} at step {self.step} are not in {self.workdir}, and making them needs the data"
+            raise UserError(f"{more}: {error}") from None
 
     def model(self, name: str) -> tuple[Any, Arrays, Arrays]:
         """Returns (config, params, stats) of a network as a stand-alone model."""

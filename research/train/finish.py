@@ -34,7 +34,7 @@ def final_report(setup: Setup, programs: Programs, evaluator: Evaluator, weights
       folder: the run's directory.
     """
     statistics = {name: evaluator.statistics(name, weights, stats) for name in setup.order}
-    validation = evaluator.run(statistics, weights, "validation") if len(setup.splits["validation"]) else {}
+    validation = evaluator.run(statistics, weights, "validation") if setup.examples("validation") else {}
     split = report_split(setup)
     results = evaluator.run(statistics, weights, split) if split == "test" else validation
     save_statistics(folder, setup.total, statistics)
@@ -58,6 +58,7 @@ def facts(setup: Setup, programs: Programs, folder: Path, wall_s: float, journal
       updates: how many it made.
     """
     found: dict[str, Any] = {
+        "training_data_sha256": setup.splits["train"].digest,
         "wall_s": wall_s,
         "train_flops": journal.flops,
         "updates": updates,
@@ -67,9 +68,6 @@ def facts(setup: Setup, programs: Programs, folder: Path, wall_s: float, journal
     }
     if journal.skipped:
         found["skipped_updates"] = journal.skipped
-    digest = getattr(setup.splits["train"], "digest", None)
-    if digest is not None:
-        found["training_text_sha256"] = digest
     layers = _dead_experts(folder)
     return found | ({"dead_experts": sum(map(len, layers.values()))} if layers else {})
 

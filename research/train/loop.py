@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from research import stopping
-from research.data.tokenizer_files import save_tokenizer
 from research.errors import UserError
 from research.files import write_json
 from research.modules.state import abstract
@@ -23,7 +22,7 @@ from research.optim.build import state_bytes
 from research.report import machine
 from research.report.run_card import write_report
 from research.tasks.base import shown
-from research.train import ahead, costs, experts, finish, foreseen, initial, processes, records, sharding, spread, watch
+from research.train import ahead, costs, data, experts, finish, foreseen, initial, processes, records, sharding, spread, watch
 from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator, place
 from research.train.heartbeat import Heartbeat
@@ -82,7 +81,7 @@ class Run:
             say=reporter.say,
         )
         self.evaluator = Evaluator(self.setup, self.programs, tick=self._tick)
-        self.validates = len(self.setup.splits["validation"]) > 0
+        self.validates = self.setup.examples("validation") > 0
         work = getattr(self.setup.task, "work", 1)  # of an update, in plain ones
         self.flops = {name: work * costs.training_flops(c) for name, c in self.setup.space.configs.items()}
         self.profile = watch.Profile(config["train"]["profile"], Path(workdir) / "profile")
@@ -177,6 +176,10 @@ class Run:
 
     def _run(self) -> dict[str, Any]:
         self._tick()
+        if self.rundir.writes:
+            with self.heart.at(lambda: "comparing the data with those that the run knows"):
+                data.keep(self.setup.data, self.rundir.path, bool(self.checkpoints.steps()))
+        processes.barrier("the data are those of the run")
         with self.heart.at(lambda: "making the state"):
             self.step, self.state, self.clock = self._start()
         self.first = self.step
@@ -242,11 +245,11 @@ class Run:
 
     def _next(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The next batch; a source that fails or stalls ends the run in one line."""
-        data = self.config["data"]
+        name, patience = self.config["data"]["name"], self.config["data"]["stall_s"]
         try:
-            return watch.timely(batches, self.step, data["stall_s"], self.rundir.path / "error.txt")
+            return watch.timely(batches, self.step, patience, self.rundir.path / "error.txt")
         except watch.DataLost as lost:
-            raise UserError(f"data {data['name']} {lost}; {self._safe()}") from None
+            raise UserError(f"data {name} {lost}; {self._safe()}") from None
 
     def _safe(self) -> str:
         """What a run that ends here goes on from; waits for a save that is under way."""
@@ -370,12 +373,9 @@ class Run:
             say(f"layout: {name} could not be split: {'; '.join(missed)}")
         if not self.validates:
             say(f"{self.config['data']['name']} has no validation split: nothing is evaluated during training")
-        tokenizer = getattr(self.setup.splits["train"], "tokenizer", None)
         if self.rundir.writes:
             layout = {**self.programs.param_shardings, **self.programs.stat_shardings}
             write_json(self.rundir.path / "layout.json", sharding.dump(layout))
-            if tokenizer is not None:
-                save_tokenizer(tokenizer, self.rundir.path)
 
     def _finish(self) -> dict[str, Any]:
         """Makes and writes the report: only then the run is finished."""

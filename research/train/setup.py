@@ -12,8 +12,6 @@ import jax
 import numpy as np
 
 from research.data import pipeline
-from research.data.augment import make_augment
-from research.data.sources import load_splits
 from research.errors import UserError
 from research.models import registry
 from research.modules.axes import role
@@ -32,6 +30,7 @@ from research.tasks.language import LanguageModelling
 from research.tasks.robust import RobustClassification
 from research.train import sharding, spread
 from research.train.attack_checks import check_pixels, check_report
+from research.train.data import Data, Facts
 from research.train.durations import to_steps
 from research.train.programs import Programs
 
@@ -125,12 +124,28 @@ class Setup:
     """What a run is made of; built by `make_setup`, without touching a device."""
 
     config: dict[str, Any]
-    splits: dict[str, Any]
-    transform: pipeline.Transform
-    sample: Mapping[str, np.ndarray]
+    data: Data
     task: Task
     space: Space
     total: int
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """The sources of the splits; they are loaded where they are not yet."""
+        return self.data.splits
+
+    def examples(self, split: str) -> int:
+        """Returns how many examples a split has."""
+        return self.data.facts.examples.get(split, 0)
+
+    @property
+    def transform(self) -> pipeline.Transform:
+        return self.data.transform
+
+    @property
+    def sample(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """The shapes of a prepared batch of one example."""
+        return self.data.facts.shapes
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -162,7 +177,7 @@ class Setup:
         return to_steps(
             self.config[section][field],
             batch_size=self.config["data"]["batch_size"],
-            num_examples=len(self.splits["train"]),
+            num_examples=self.examples("train"),
             total=self.total,
             field=f"{section}.{field}",
             phases=len(self.phases),
@@ -204,38 +219,32 @@ class Setup:
         return itertools.islice((batch for batch in batches for _ in range(count)), start % count, None)
 
 
-def make_setup(config: dict[str, Any]) -> Setup:
-    """Loads the data and builds model config and space.
+def make_setup(config: dict[str, Any], known: Facts | None = None, say: Callable[[str], None] = lambda _: None) -> Setup:
+    """Loads the data, unless what is `known` of them suffices, and builds model config and space.
+
+    Args:
+      config: of a run.
+      known, say: as of `Data`.
 
     Raises:
       UserError: whatever in the config does not fit together.
     """
-    data = config["data"]
-    if own := {"name", "data_dir", "validation_fraction"} & set(data["options"]):
+    options = config["data"]["options"]
+    if own := {"name", "data_dir", "validation_fraction"} & set(options):
         raise UserError(f"data.options.{min(own)} is no option; set data.{min(own).removeprefix('data_')}")
-    splits = load_splits(
-        data["name"],
-        data_dir=data["dir"] or None,
-        validation_fraction=data["validation_fraction"],
-        **{"seed": 0, **data["options"]},
-    )
-    source = splits["train"]
-    block = source.gather(np.arange(1))
-    if "density" in block and data["augment"]:
-        raise UserError("data.augment would move images without their density maps; leave it empty (data.options.fresh draws new images)")
-    transform = make_augment(data["augment"]) if "image" in block and "density" not in block else pipeline.Plain()
-    sample = transform.evaluate(block)
+    data = Data(config, known, say)
+    source, sample = data.facts.source, data.facts.shapes
     model = make_model(config, source, sample)
     space = make_space(model, config["nested"]["points"])
     task = make_task(config, model, source, sample)
     check_report(config, sample)
     duration, count = config["train"]["duration"], len(phases(task))
-    size = data["batch_size"]
-    total = to_steps(duration, batch_size=size, num_examples=len(source), total=None, field="train.duration", phases=count)
+    size, examples = config["data"]["batch_size"], data.facts.examples["train"]
+    total = to_steps(duration, batch_size=size, num_examples=examples, total=None, field="train.duration", phases=count)
     if total < 1:
         raise UserError(f"train.duration={duration!r} is no update at all")
     total = -(-total // count) * count  # whole rounds
-    setup = Setup(config, splits, transform, sample, task, space, total)
+    setup = Setup(config, data, task, space, total)
     _check_batch(config, setup)
     return setup
 
@@ -286,7 +295,7 @@ def make_programs(setup: Setup, waiting: Callable[[], None] = lambda: None) -> P
     )
     full = abstract(setup.space.full)
     optimizer = _optimizer(setup, schedule, {k: full.axes[k] for k in full.params}, full.kinds)
-    largest = max(len(setup.splits["validation"]), len(setup.splits["test"]))
+    largest = max(setup.examples("validation"), setup.examples("test"))
     calls = {"calibrate": config["eval"]["calibrate_batches"], "evaluate": -(-largest // config["eval"]["batch_size"])}
     return Programs(setup.task, setup.space, optimizer, schedule, mesh, config["seed"], config, calls, waiting=waiting)
 

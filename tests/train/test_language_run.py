@@ -47,7 +47,7 @@ def trained(run):
 def test_it_learns_and_reports_its_loss(run):
     workdir, report, lines = run
     assert report["metric"] == "test loss" and report["subnets"][0]["value"] < 1.2 < np.log(20)
-    assert len(report["training_text_sha256"]) == 64
+    assert len(report["training_data_sha256"]) == 64
     assert report["subnets"][0]["state"] == 2 * (32 + 2 * 32)
     assert any("tokens/s" in line for line in lines.steps)
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,201 @@
+"""A run's data: what is known of them without reading them, and whether they are still those that the run was trained on.
+
+`data.json` in the run's directory holds both, so that whatever needs the model alone opens a run without its data.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.data import pipeline
+from research.data.augment import make_augment
+from research.data.source import AnySource
+from research.data.sources import load_splits
+from research.data.splits import SPLITS
+from research.data.tokenizer_files import FILE as TOKENIZER
+from research.data.tokenizer_files import load_tokenizer, save_tokenizer
+from research.data.tokens import TokenSource
+from research.errors import UserError
+from research.files import dump_json, read_json, write_json
+
+FILE = "data.json"
+VOCABULARY = "the vocabulary"
+ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
+    "label": ("num_classes",),
+    "density": ("mean_count",),
+    "pairs": ("vocab_size", "domains"),
+    "tokens": ("vocab_size", "token_bytes"),
+    "targets": ("points", "binary", "variance", "scored_from"),
+}
+"""What blocks hold -> what model and task ask of their source beside the sizes of its examples."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What model, task and schedule need to know of a data set; no example is among it.
+
+    Attributes:
+      examples: split -> how many there are.
+      block: what an example holds as it is read.
+      sample: what a prepared one holds -> (its shape, its type).
+      attributes: of the sources, see `ATTRIBUTES`.
+      digests: split, and `VOCABULARY` -> SHA-256; None where they were not asked for.
+    """
+
+    examples: Mapping[str, int]
+    block: tuple[str, ...]
+    sample: Mapping[str, tuple[tuple[int, ...], str]]
+    attributes: Mapping[str, Any]
+    digests: Mapping[str, str] | None = None
+
+    @property
+    def source(self) -> SimpleNamespace:
+        """The attributes as a source has them."""
+        return SimpleNamespace(**self.attributes)
+
+    @property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of a prepared batch of one example."""
+        return {name: jax.ShapeDtypeStruct((1, *shape), np.dtype(kind)) for name, (shape, kind) in self.sample.items()}
+
+
+class Data:
+    """The splits of a config: loaded when they are asked for, at once where nothing is known of them.
+
+    Args:
+      config: of the run.
+      known: facts of them, from `read`; None where the data tell.
+      say: called with a line where they are not those of `known`.
+    """
+
+    def __init__(self, config: Mapping[str, Any], known: Facts | None = None, say: Callable[[str], None] = lambda _: None):
+        self._config, self._known, self._say = config, known, say
+        self.name: str = config["data"]["name"]
+        block = known.block if known else tuple(sorted(self.splits["train"].gather(np.arange(1))))
+        self.transform = self._transform(block)
+        self.facts = known or self._facts(block)
+
+    @functools.cached_property
+    def splits(self) -> dict[str, AnySource]:
+        """The sources, by the name of the split.
+
+        Raises:
+          UserError: they cannot be loaded, or their vocabulary is not that of the run.
+        """
+        data = self._config["data"]
+        options = {"seed": 0, **data["options"]}
+        splits = load_splits(data["name"], data_dir=data["dir"] or None, validation_fraction=data["validation_fraction"], **options)
+        if self._known is not None and self._known.digests is not None and (found := differences(self._known, _described(self, splits))):
+            if VOCABULARY in found[-1]:
+                raise UserError(f"data {self.name} are not those that the run was trained on: {found[-1]}; restore them")
+            self._say(f"data {self.name} are not those that the run was trained on: {'; '.join(found)}")
+        return splits
+
+    def _transform(self, block: tuple[str, ...]) -> pipeline.Transform:
+        augment = self._config["data"]["augment"]
+        if "density" in block and augment:
+            raise UserError(
+                "data.augment would move images without their density maps; leave it empty (data.options.fresh draws new images)"
+            )
+        return make_augment(augment) if "image" in block and "density" not in block else pipeline.Plain()
+
+    def _facts(self, block: tuple[str, ...]) -> Facts:
+        source: Any = self.splits["train"]
+        sample = self.transform.evaluate(source.gather(np.arange(1)))
+        names = dict.fromkeys(["name", *(name for kind in block for name in ATTRIBUTES.get(kind, ()))])
+        return Facts(
+            {split: len(own) for split, own in self.splits.items()},
+            block,
+            {name: (array.shape[1:], array.dtype.str) for name, array in sample.items()},
+            {name: getattr(source, name) for name in names},
+        )
+
+
+def _described(data: Data, splits: Mapping[str, AnySource]) -> Facts:
+    """Facts with digests of the splits, and of the vocabulary where there is one."""
+    train: Any = splits["train"]
+    digests = {split: source.digest for split, source in splits.items() if len(source)}
+    if isinstance(train, TokenSource):
+        digests[VOCABULARY] = hashlib.sha256(dump_json(train.tokenizer.to_json()).encode()).hexdigest()
+    known = data.facts
+    return Facts({split: len(source) for split, source in splits.items()}, known.block, known.sample, known.attributes, digests)
+
+
+def differences(old: Facts, new: Facts) -> list[str]:
+    """Returns a line for each split of which number or content differ, and for the vocabulary, last."""
+    lines = []
+    for split in SPLITS:
+        if old.examples.get(split, 0) != new.examples.get(split, 0):
+            lines.append(f"{split} has {new.examples.get(split, 0):,} examples, not {old.examples.get(split, 0):,}")
+    before, after = old.digests or {}, new.digests or {}
+    for name in (*SPLITS, VOCABULARY):
+        if name in before and name in after and before[name] != after[name]:
+            lines.append(f"the content of {name} differs (SHA-256 {after[name][:8]}..., not {before[name][:8]}...)")
+    return lines
+
+
+def keep(data: Data, folder: Path, trained: bool) -> None:
+    """Writes what is known of a run's data, and its vocabulary, into its folder.
+
+    Args:
+      data: loaded.
+      folder: the run's.
+      trained: whether a checkpoint is there: then the data must be those that it was trained on.
+
+    Raises:
+      UserError: they are others.
+    """
+    found = _described(data, data.splits)
+    train = data.splits["train"]
+    tokenizer = train.tokenizer if isinstance(train, TokenSource) else None
+    if trained:
+        known = read(folder)
+        changed = differences(known, found) if known is not None else []
+        before = load_tokenizer(folder, required=False) if tokenizer is not None else None
+        if not changed and before is not None and before.to_json() != tokenizer.to_json():
+            changed = [f"their vocabulary is not that of {TOKENIZER}"]
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise UserError(f"{folder} was trained on other data: {changed[0]}{more}; restore them, or use another --workdir")
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, folder)
+    values = {
+        "name": data.name,
+        "examples": dict(found.examples),
+        "sha256": found.digests,
+        "block": list(found.block),
+        "sample": {name: [list(shape), kind] for name, (shape, kind) in found.sample.items()},
+        "attributes": {name: _plain(value) for name, value in found.attributes.items()},
+    }
+    write_json(folder / FILE, values)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else list(value) if isinstance(value, tuple) else value
+
+
+def read(folder: str | os.PathLike) -> Facts | None:
+    """Returns what a run's `data.json` tells; None for runs of before there was one.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        return None
+    found = read_json(path, ("examples", "sha256", "block", "sample", "attributes"), "remove it: the data are read then")
+    try:
+        sample = {name: (tuple(map(int, shape)), np.dtype(kind).str) for name, (shape, kind) in found["sample"].items()}
+        attributes = {name: tuple(value) if isinstance(value, list) else value for name, value in found["attributes"].items()}
+        examples = {name: int(count) for name, count in found["examples"].items()}
+        return Facts(examples, tuple(found["block"]), sample, attributes, dict(found["sha256"]))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error}; remove it: the data are read then") from None
