@@ -77,11 +77,12 @@ def test_carried_state_equals_one_long_window(trained):
 
 
 def test_a_split_without_examples_is_told(trained):
+    import copy
     import dataclasses
 
-    source = trained.setup.splits["test"]
-    splits = {**trained.setup.splits, "test": dataclasses.replace(source, tokens=source.tokens[:0])}
-    evaluator = type(trained.evaluator)(dataclasses.replace(trained.setup, splits=splits), trained.programs)
+    data = copy.copy(trained.setup.data)
+    data.facts = dataclasses.replace(data.facts, examples={**data.facts.examples, "test": 0})
+    evaluator = type(trained.evaluator)(dataclasses.replace(trained.setup, data=data), trained.programs)
     with pytest.raises(UserError, match="text has no test split; valid: train, validation"):
         evaluator(["full"], trained.weights, trained.state.stats, "test")
 
