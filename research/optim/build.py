@@ -1,22 +1,14 @@
-"""Builds the optax chain: clip, direction (Lion, AdamW, SGD, Muon or any optax optimizer), decay, learning rate."""
+"""Builds the optax chain: clip, direction (`directions.py`), decay, learning rate."""
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
-import optax.contrib
 
-from research.errors import UserError
-from research.modules.axes import Axes, Kind, role
+from research.modules.axes import Axes, Kind
+from research.optim.directions import direction
 from research.optim.rules import by_kind, resolve
-
-NAMES = ("adamw", "lion", "muon", "sgd")
-STACKS = ("layers", "directions", "experts")
-"""Roles of axes along which matrices lie beside one another."""
-ENDS = {"image", "input", "vocab", "domains", "classes", "actions", "slots"}
-"""Roles of axes that no hidden feature lies on: where data come in, where predictions go out."""
 
 
 def _scale_by_tree(factors: Mapping[str, float]) -> optax.GradientTransformation:
@@ -34,56 +26,12 @@ def _add_decay(weight_decay: float, factors: Mapping[str, float]) -> optax.Gradi
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-MUON_RMS = 0.2  # root mean square of an update of Muon's, about that of AdamW's: one learning rate serves both
-
-
-def matrix_axes(axes: Axes, kind: Kind) -> optax.contrib.MuonDimensionNumbers | None:
-    """Returns which axes of a parameter are inputs and which outputs of a matrix between hidden features, for Muon; None where it is none.
-
-    Stacked layers, walks over an image and experts have matrices of their own; the window of a dense convolution belongs to the inputs.
-    Matrices that touch images, classes, domains or a vocabulary, and those to one number for each expert, are left to Adam.
-    """
-    roles = [role(name) for name in axes]
-    places = [i for i, r in enumerate(roles) if r not in STACKS]
-    if kind is not Kind.MATRIX or len(places) < 2 or ENDS & set(roles):
-        return None
-    inputs = sum(roles[i].startswith("window") for i in places) + 1
-    if roles[places[0]] in ("heads", "groups"):
-        inputs = len(places) - 1
-    return optax.contrib.MuonDimensionNumbers(tuple(places[:inputs]), tuple(places[inputs:]))
-
-
-def _muon(config: Mapping[str, Any], axes: Mapping[str, Axes], kinds: Mapping[str, Kind]) -> optax.GradientTransformation:
-    """Muon for matrices, Adam with Nesterov momentum for the rest (Liu et al. 2025, arXiv 2502.16982), without decay and learning rate."""
-    return optax.contrib.muon(
-        learning_rate=-1.0,  # optax flips the sign: the direction itself remains
-        beta=config["momentum"],
-        adam_b1=config["b1"],
-        adam_b2=config["b2"],
-        muon_weight_dimension_numbers={name: matrix_axes(names, kinds[name]) for name, names in axes.items()},
-        consistent_rms=MUON_RMS,
-    )
-
-
-def _direction(name: str, config: Mapping[str, Any], axes: Mapping[str, Axes], kinds: Mapping[str, Kind]) -> optax.GradientTransformation:
-    if name == "muon":
-        return _muon(config, axes, kinds)
-    if name == "lion":
-        return optax.scale_by_lion(b1=config["b1"], b2=config["b2"])
-    if name == "adamw":
-        return optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"])
-    if name == "sgd":
-        return optax.trace(decay=config["momentum"], nesterov=config["nesterov"])
-    scale = getattr(optax, f"scale_by_{name}", None)
-    if scale is None:
-        valid = sorted({*NAMES, *(n[len("scale_by_") :] for n in dir(optax) if n.startswith("scale_by_"))})
-        raise UserError(f"unknown optim.name {name!r}; valid: {', '.join(valid)}")
-    accepted = inspect.signature(scale).parameters
-    return scale(**{k: v for k, v in config.items() if k in accepted})
-
-
 def make_optimizer(
-    config: Mapping[str, Any], schedule: optax.Schedule, axes: Mapping[str, Axes], kinds: Mapping[str, Kind]
+    config: Mapping[str, Any],
+    schedule: optax.Schedule,
+    axes: Mapping[str, Axes],
+    kinds: Mapping[str, Kind],
+    names: Collection[str] | None = None,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of a config.
 
@@ -91,22 +39,23 @@ def make_optimizer(
     so decay is multiplied by the learning rate, as `optax.adamw` and `optax.lion` do.
 
     Args:
-      config: `name` ("lion", "adamw", "sgd", "muon" or X of any `optax.scale_by_X`), `b1`, `b2`, `eps`, `momentum`, `nesterov`,
-        `weight_decay`, `clip_norm` (0 = off), `decay_rules`, `lr_rules` (see `research.optim.rules`).
+      config: the section `optim` (see `research.optim.fields`); constants that it leaves open are the optimizer's own.
       schedule: learning rate as a function of the update's index.
-      axes: axis names by parameter.
+      axes: axis names by parameter, of the whole model.
       kinds: what each parameter does; without `decay_rules`, these decide which decay.
+      names: the parameters that are trained, by default all.
 
     Raises:
-      UserError: unknown name, or a parameter that no rule covers.
+      UserError: unknown name, a parameter that no rule covers, or a rule that no parameter meets.
     """
     decay = resolve(config["decay_rules"], axes, "optim.decay_rules") if config["decay_rules"] else by_kind(axes, kinds)
     rates = resolve(config["lr_rules"] or ((".*", 1.0),), axes, "optim.lr_rules")
     parts = [optax.clip_by_global_norm(config["clip_norm"])] if config["clip_norm"] else []
-    parts.append(_direction(config["name"], config, axes, kinds))
-    if config["weight_decay"] and any(decay.values()):
+    own = {name: axes[name] for name in (axes if names is None else names)}
+    parts.append(direction(config, own, kinds))
+    if config["weight_decay"] and any(decay[name] for name in own):
         parts.append(_add_decay(config["weight_decay"], decay))
-    if any(rate != 1.0 for rate in rates.values()):
+    if any(rates[name] != 1.0 for name in own):
         parts.append(_scale_by_tree(rates))
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts)

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import optax
 
 from research.errors import UserError
-
-KINDS = ("cosine", "linear", "constant", "cosine_power")
+from research.optim.fields import SCHEDULES
 
 
 def cosine_power(peak: float, total: int, order: float, final: float = 0.0) -> optax.Schedule:
@@ -35,7 +34,7 @@ def make_schedule(kind: str, *, peak: float, total: int, warmup: int = 0, final:
     """Returns learning rate as a function of the update's index.
 
     Args:
-      kind: one of KINDS.
+      kind: one of SCHEDULES.
       peak: largest learning rate.
       total: number of updates, warm-up included.
       warmup: updates of linear rise; update i < warmup has peak * (i + 1) / (warmup + 1).
@@ -45,10 +44,10 @@ def make_schedule(kind: str, *, peak: float, total: int, warmup: int = 0, final:
     Raises:
       UserError: unknown kind, or a warm-up longer than the run.
     """
-    if kind not in KINDS:
-        raise UserError(f"unknown optim.schedule {kind!r}; valid: {', '.join(KINDS)}")
+    if kind not in SCHEDULES:
+        raise UserError(f"unknown optim.schedule {kind!r}; valid: {', '.join(SCHEDULES)}")
     if not 0 <= warmup <= total:
-        raise UserError(f"optim.warmup of {warmup} updates does not fit in a run of {total}")
+        raise UserError(f"optim.warmup of {warmup} updates does not fit in a run of {total}; valid: 0 to {total}")
     rest = max(total - warmup, 1)
     main = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=final / peak if peak else 0.0),

@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from research.errors import UserError
+from research.optim import fields as optim_fields
 from research.train.fields import FIELDS
 from research.values import Rule, fit
 
@@ -76,23 +77,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "spread": False,  # sorted: networks on different devices in one program, instead of one after the other on all
                 "tensor_shards": 1,  # parts from each of which a leading slice is taken
             },
-            "optim": {
-                "name": "adamw",
-                "lr": 1e-3,
-                "weight_decay": 0.05,
-                "b1": 0.9,
-                "b2": 0.999,
-                "eps": 1e-8,
-                "momentum": 0.9,
-                "nesterov": True,
-                "clip_norm": 0.0,
-                "schedule": "cosine",
-                "warmup": "5%",
-                "final_lr": 0.0,
-                "order": 2.0,
-                "decay_rules": (),
-                "lr_rules": (),
-            },
+            "optim": optim_fields.defaults(),
             "train": {
                 "duration": "10ep",
                 "accumulate": 1,
@@ -248,6 +233,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in FREE:
         fit(value_of(given, name), dict, f"config.{name}")
     fit(given["model"].get("name"), str, "config.model.name")
+    optim_fields.resolve(given["optim"])
     for name, choices in given["nested"]["points"].items():
         fit(name, str, "a name in config.nested.points", Rule(pattern=NAME, says="of letters, digits and _ . + = -"))
         fit(choices, str | dict, f"config.nested.points.{name}")
@@ -279,8 +265,9 @@ def _compare(given: dict[str, Any], known: dict[str, Any], prefix: str) -> None:
 
 
 def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the config as plain JSON types."""
-    return json.loads(json.dumps(config.to_dict(), default=list))
+    """Returns the config as plain JSON types, with the optimizer's own values where the recipe leaves them open."""
+    given = config.to_dict()
+    return json.loads(json.dumps({**given, "optim": optim_fields.resolve(given["optim"])}, default=list))
 
 
 RESUMABLE = ("mesh", "data.stall_s", "train.log_every", "train.norms", "train.profile", "checkpoint", "report", "expect", "eval.batch_size")
@@ -296,7 +283,8 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
         inner = {k: fill(given[k], v, f"{prefix}{k}.") if isinstance(v, dict) else given[k] for k, v in known.items() if k in given}
         return {**known, **given, **inner}
 
-    return fill(config, resolved(base_config()), "")
+    filled = fill(config, resolved(base_config()), "")
+    return {**filled, "optim": optim_fields.stored(filled["optim"])}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "", ignored: Collection[str] = ()) -> list[str]:

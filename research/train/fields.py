@@ -1,11 +1,12 @@
 """Every field of a run's config: its type, its range or choices, and what it says in one line.
 
-What a sub-tree of `FREE` (research/train/config.py) holds is typed by whoever reads it, the section `optim` by `research.optim`.
+What a sub-tree of `FREE` (research/train/config.py) holds is typed by whoever reads it.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+from research.optim.fields import FIELDS as OPTIM
 from research.values import ANYTHING, COUNT, DIGITS, SHARE, SIZE, WEIGHT, Rule
 
 _DURATION = rf"\s*(\d{{1,{DIGITS}}}(\.\d{{1,{DIGITS}}})?\s*(ep|ex|)|(100|\d{{1,2}})(\.\d{{1,{DIGITS}}})?\s*%)\s*"
@@ -58,6 +59,8 @@ FIELDS: dict[str, Field] = {
     "nested.sort_importance": Field(bool, "channels are permuted by importance before the first update"),
     "nested.spread": Field(bool, "of sorted: networks on different devices in one program"),
     "nested.tensor_shards": Field(int, "parts from each of which a leading slice is taken", SIZE),
+    **{f"optim.{name}": Field(*parts) for name, parts in OPTIM.items()},
+    "optim.warmup": Field(str | int, "updates of linear rise", DURATION),
     "train.duration": Field(str | int, "length of the run", DURATION),
     "train.accumulate": Field(int, "parts of a batch that are trained on one after the other", SIZE),
     "train.precision": Field(str, "type of activations", _one_of("float32", "bfloat16")),

@@ -306,5 +306,5 @@ def _optimizer(setup: Setup, schedule: Any, axes: Mapping[str, Any], kinds: Mapp
     if len(setup.phases) == 1:
         return make_optimizer(optim, schedule, axes, kinds)
     task: Any = setup.task
-    groups = {phase: {k: v for k, v in axes.items() if task.trains(phase, k)} for phase in setup.phases}
-    return alternating({phase: (make_optimizer(optim, schedule, group, kinds), list(group)) for phase, group in groups.items()})
+    groups = {phase: [name for name in axes if task.trains(phase, name)] for phase in setup.phases}
+    return alternating({phase: (make_optimizer(optim, schedule, axes, kinds, group), group) for phase, group in groups.items()})

@@ -8,7 +8,7 @@ import pytest
 from research.models import registry
 from research.modules.axes import Kind, role
 from research.modules.state import abstract
-from research.optim.build import STACKS, matrix_axes
+from research.optim.directions import STACKS, matrix_axes
 from research.optim.rules import by_kind
 from tests.models.twins import distinct_twins, twin
 

@@ -9,7 +9,8 @@ import pytest
 
 from research.errors import UserError
 from research.modules.axes import Kind
-from research.optim.build import MUON_RMS, make_optimizer, matrix_axes, state_bytes
+from research.optim.build import make_optimizer, state_bytes
+from research.optim.directions import MUON_RMS, matrix_axes
 from research.optim.rules import resolve
 from research.optim.schedules import cosine_power, make_schedule
 
@@ -148,12 +149,17 @@ def test_learning_rate_rules_scale_updates():
     assert np.allclose(np.abs(updates["a/bias"]), 0.1) and np.allclose(np.abs(updates["a/kernel"]), 1.0)
 
 
-def test_any_optax_optimizer_by_name():
-    config = {**BASE, "name": "rms", "weight_decay": 0.0}
-    p, _ = run(make_optimizer(config, optax.constant_schedule(0.01), AXES, KINDS))
-    assert all(np.isfinite(v).all() for v in p.values())
-    with pytest.raises(UserError, match=r"unknown optim.name 'liom'; valid: .*lion"):
-        make_optimizer({**BASE, "name": "liom"}, optax.constant_schedule(0.01), AXES, KINDS)
+def test_a_rule_that_no_parameter_meets_is_an_error():
+    with pytest.raises(UserError, match=r"optim.lr_rules: 'hed\$' is found in no parameter; they read like 'a/kernel\|"):
+        make_optimizer({**BASE, "lr_rules": (("hed$", 0.1), (".*", 1.0))}, optax.constant_schedule(0.01), AXES, KINDS)
+
+
+def test_rules_are_about_the_whole_model_where_a_phase_trains_a_part():
+    config = {**BASE, "lr_rules": (("bias", 0.0), (".*", 1.0))}
+    optimizer = make_optimizer(config, optax.constant_schedule(0.01), AXES, KINDS, ["a/kernel"])
+    own = {"a/kernel": params()["a/kernel"]}
+    updates, _ = optimizer.update(own, optimizer.init(own), own)
+    assert set(updates) == {"a/kernel"}
 
 
 def test_uncovered_parameter_is_an_error():

@@ -10,13 +10,11 @@ from research.train.config import FREE, base_config, check, value_of
 from research.train.fields import FIELDS
 from research.values import fit
 
-TYPED_ELSEWHERE = (*FREE, "optim")
-
 
 def leaves(config, prefix=""):
     for key, value in config.items():
         name = prefix + key
-        if name not in TYPED_ELSEWHERE:
+        if name not in FREE:
             yield from leaves(value, f"{name}.") if isinstance(value, dict) else (name,)
 
 
@@ -52,6 +50,18 @@ def test_no_number_takes_what_is_none(name):
         ("eval.batch_size", "0"),
         ("eval.subnets", "some"),
         ("seed", "-1"),
+        ("optim.clip_norm", "-1"),
+        ("optim.lr", "-1e-3"),
+        ("optim.final_lr", "-1"),
+        ("optim.weight_decay", "-0.1"),
+        ("optim.b1", "1.5"),
+        ("optim.b2", "1"),
+        ("optim.eps", "0"),
+        ("optim.momentum", "1"),
+        ("optim.order", "0.5"),
+        ("optim.schedule", "cos"),
+        ("optim.warmup", "-1"),
+        ("optim.lr_rules", "3"),
         ("data.batch_size", "2.5"),
         ("data.validation_fraction", "1"),
         ("data.stall_s", "-1"),

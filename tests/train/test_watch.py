@@ -90,6 +90,9 @@ def test_runs_of_older_versions_take_the_defaults_of_new_fields():
     old["model"] = {"name": "vit"}
     assert differences(with_defaults(old), {**now, "model": {"name": "vit"}}) == []
     assert differences(old, now) != []
+    old["optim"] |= {"momentum": 0.9, "nesterov": True}  # held by every run once; AdamW has neither
+    del old["optim"]["b3"], old["optim"]["rho"]
+    assert differences(with_defaults(old), {**now, "model": {"name": "vit"}}) == []
     old["task"]["mixup"] = 0.5
     assert differences(with_defaults(old), {**now, "model": {"name": "vit"}}) == ["task.mixup: 0.5 -> 0.0"]
 
