@@ -14,7 +14,7 @@ def get_config(arg: str = "sandwich"):
     config.nested.update({"scheme": arg, "points": {"s": "width=0.5"}})
     if arg in ("sandwich", "sorted"):
         config.nested.count = 2
-    config.optim.update({"name": "muon", "lr": 2e-2, "momentum": 0.9, "warmup": "2"})
+    config.optim.update({"name": "muon", "lr": 2e-2, "momentum": 0.9, "weight_decay": 0.05, "warmup": "2"})
     config.train.update({"duration": "40", "log_every": "4"})
     config.eval.update({"every": "20", "batch_size": 16})
     config.checkpoint.update({"every": "20"})
