@@ -12,7 +12,7 @@ Data: `dataset-fashion-mnist` of Debian, or any folder with the four IDX files.
 from dataclasses import asdict, replace
 
 from research.errors import UserError
-from research.modules.moe import FAMILIES
+from research.modules.moe_options import FAMILIES
 from research.train.config import base_config
 
 DIM, HIDDEN = 96, 384

@@ -13,7 +13,7 @@ better with every seed, and no expert dead. The mixture stores 2.7 times the par
 from dataclasses import asdict, replace
 
 from research.errors import UserError
-from research.modules.moe import FAMILIES, Moe
+from research.modules.moe_options import FAMILIES, Moe
 from research.train.config import text_config
 
 CAUSAL = [name for name, family in FAMILIES.items() if family.router in ("top_k", "hash")]

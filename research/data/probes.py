@@ -288,9 +288,10 @@ class MixedProbe:
         return sum(len(part) for part in self.parts)
 
     def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
-        """The block {"tokens": int32 [B, T], "labels": int32 [B, T]} with T of the longest part."""
+        """The block {"tokens": int32 [B, T], "labels": int32 [B, T], "lengths": int32 [B]} with T of the longest part."""
         indices = np.asarray(indices)
         block = {name: np.full((len(indices), self.length), fill, np.int32) for name, fill in (("tokens", 0), ("labels", NOT_SCORED))}
+        block["lengths"] = np.zeros(len(indices), np.int32)
         start = 0
         for part in self.parts:
             here = (indices >= start) & (indices < start + len(part))
@@ -298,6 +299,7 @@ class MixedProbe:
                 made = part.gather(indices[here] - start, None if epochs is None else np.asarray(epochs)[here])
                 for name, array in made.items():
                     block[name][here, : part.length] = array
+                block["lengths"][here] = part.length
             start += len(part)
         return block
 
@@ -349,7 +351,7 @@ def load_probe(
         for part, (fields, examples) in enumerate(settings):
             rule = find_rule("probe", kind, KINDS, fields, ("mix",) if kind == "mqar" else ())
             probes.append(TokenProbe(f"{kind}/{split}", rule, examples, seed, (stream, part), fresh and split == "train"))
-        splits[split] = probes[0] if mix is None else MixedProbe(f"{kind}/{split}", tuple(probes))
+        splits[split] = MixedProbe(f"{kind}/{split}", tuple(probes)) if mixed else probes[0]
     sizes = {split: source.vocab_size for split, source in splits.items()}
     require(len(set(sizes.values())) == 1, f"{kind}: vocab_size differs between splits: {sizes}; leave it out of test_options.")
     return splits

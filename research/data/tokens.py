@@ -103,6 +103,7 @@ class TokenSource:
           `{"tokens": int32 [B, T], "labels": int32 [B, T]}`; a label is the next token, or -1 (ignored) at the end of a
           document and in what fills up the last window, whose tokens are 0. Where documents are known also
           `"segment_ids": int32 [B, T]`, which count the documents of each window from 0; the filling is one of its own.
+          Of a source whose last window is filled up (no `shift`) also `"lengths": int32 [B]`, tokens that are not filling.
         """
         indices = np.asarray(indices, np.int64)
         if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
@@ -114,6 +115,8 @@ class TokenSource:
             begins = self._begins(self.documents, starts)
             block["labels"][begins[:, 1:]] = -1
             block["segment_ids"] = np.cumsum(begins[:, :-1], axis=1, dtype=np.int32)
+        if not self.shift:
+            block["lengths"] = np.minimum(self.num_tokens - starts, self.length).astype(np.int32)
         return block
 
     def _shifts(self, epochs: Int[np.ndarray, " B"] | None) -> Int[np.ndarray, " B"] | int:

@@ -13,7 +13,7 @@ from research.interop.foreign_configs import check_object, check_source, need, n
 from research.models.sequence import SequenceConfig
 from research.modules.mixers.attention import Attention
 from research.modules.mixers.window import Window
-from research.modules.moe import FAMILIES, Moe
+from research.modules.moe_options import FAMILIES, Moe
 
 SOURCES = ("hf-mixtral", "hf-qwen3-moe")
 MODEL_TYPES = {"hf-mixtral": "mixtral", "hf-qwen3-moe": "qwen3_moe"}

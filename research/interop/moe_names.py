@@ -16,7 +16,8 @@ import numpy as np
 
 from research.interop.array_tables import Entry, Report, fill_model, to_foreign_arrays
 from research.interop.moe_configs import config_from_foreign, config_to_foreign
-from research.models.sequence import MIXTURE, SequenceConfig
+from research.models.sequence import SequenceConfig
+from research.models.sequence_layers import MIXTURE
 from research.modules.state import Arrays
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

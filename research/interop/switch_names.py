@@ -14,7 +14,7 @@ import numpy as np
 from research.errors import UserError
 from research.interop.array_tables import Entry, check, from_foreign_arrays, match, to_foreign_arrays
 from research.interop.foreign_configs import no_place
-from research.modules.moe import FAMILIES, Moe
+from research.modules.moe_options import FAMILIES, Moe
 from research.modules.state import Arrays
 
 ROUTER = "router.classifier.weight"

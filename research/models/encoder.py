@@ -16,7 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
-from research.models.sequence import MIXTURE, Period, SequenceConfig
+from research.models.sequence import SequenceConfig
+from research.models.sequence_layers import MIXTURE, Period
 from research.modules import mesh
 from research.modules.axes import Init, Kind
 from research.modules.dropout import dropout
@@ -24,9 +25,10 @@ from research.modules.embedding import Embedding
 from research.modules.layers import Linear, normal_02
 from research.modules.mixers.attention import Attention
 from research.modules.mixers.base import Call
-from research.modules.moe import Moe
+from research.modules.moe_options import Moe
 from research.modules.norms import LayerNorm, RMSNorm
 from research.modules.state import Stack
+from research.ops.pooling import masked_mean
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,6 @@ class Pooler(nnx.Module):
         return self.out(jnp.tanh(self.hidden(self.norm(masked_mean(x, mask)))))
 
 
-def masked_mean(x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:
-    """Returns the mean over the tokens where `mask` is true; zeros where it nowhere is."""
-    weights = mask.astype(x.dtype)[..., None]
-    return (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
-
-
 class EncoderModel(nnx.Module):
     """The network: tokens and their domain in, one vector a sentence out."""
 
@@ -123,6 +119,7 @@ class EncoderModel(nnx.Module):
         domain: Int[Array, " B"] | None = None,
         mask: Bool[Array, "B T"] | None = None,
         *,
+        real: Bool[Array, " B"] | None = None,
         mode: str = "eval",
         key: Array | None = None,
     ) -> Float[Array, "B N"]:
@@ -133,6 +130,8 @@ class EncoderModel(nnx.Module):
           domain: of each sentence; None: the first. Labels that are known here are checked, those inside a compiled program
             where the data are set up.
           mask: which tokens are real; padding is seen by no other token and does not count in the mean. None: all are.
+          real: which sentences are no filler of a batch; the others compete for no expert. None: all.
+          mode, key: as in every model.
 
         Raises:
           UserError: a domain that no expert has.
@@ -140,8 +139,11 @@ class EncoderModel(nnx.Module):
         domain = jnp.zeros(len(tokens), jnp.int32) if domain is None else domain
         if not isinstance(domain, jax.core.Tracer):
             self.config.check_domain(domain, "encoder")
-        mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool).at[:, 0].set(True)
-        call = Call(mode, key, mask.astype(jnp.int32), tokens=tokens, domain=domain)
+        if mask is not None:
+            mask = mask.astype(bool).at[:, 0].set(True)
+            real = mask if real is None else mask & real[:, None]
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        call = Call(mode, key, mask.astype(jnp.int32), tokens=tokens, domain=domain, real=real)
         x = self.embed(tokens, domain)
         if self.config.dropout and mode == "train" and key is not None:
             x = dropout(x, self.config.dropout, jax.random.fold_in(key, 2**20))

@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.models.forms import check_form, counted_form
-from research.modules import context, elastic
+from research.models.sequence_layers import FFNS, MIXTURE, Period
+from research.modules import elastic
 from research.modules.axes import Init, Kind
 from research.modules.dropout import dropout
 from research.modules.embedding import Embedding
@@ -39,21 +40,17 @@ from research.modules.mixers.mamba2 import Mamba2
 from research.modules.mixers.mamba3 import Mamba3
 from research.modules.mixers.retention import Retention
 from research.modules.mixers.routing import Routing
-from research.modules.mixers.snnk import SnnkMlp
 from research.modules.mixers.window import Window
-from research.modules.mlp import Glu, Mlp
-from research.modules.moe import Moe, MoeFfn
+from research.modules.moe_options import Moe
 from research.modules.norms import RMSNorm
 from research.modules.ssm import torch_linear
-from research.modules.state import Stack
+from research.modules.state import Stack, ToldReal
 from research.ops import grouped_matmul
-
-FFNS = {"mlp": Mlp, "glu": Glu, "snnk": SnnkMlp}
-MIXTURE = "moe"
+from research.ops.pooling import masked_last, masked_mean
 
 
 @dataclass(frozen=True)
-class SequenceConfig:
+class SequenceConfig(ToldReal):
     """Description of one sequence model.
 
     Attributes:
@@ -243,82 +240,6 @@ class SequenceConfig:
         return replace(self, dim=dim, depth=period * len(kept), kept_layers=kept, **sizes)
 
 
-def _feed_forward_part(config: SequenceConfig, ffn: str, scope: str, init: Init) -> nnx.Module | None:
-    axes = "embed", f"{scope}/mlp"
-    if ffn == MIXTURE:
-        return MoeFfn(config.mixture, config.dim, axes, scope, init, config.form)
-    return None if ffn == "none" else FFNS[ffn](config.dim, config.ffn_dim, axes, init)
-
-
-class Layer(nnx.Module):
-    """x + mixer(norm(x)), then x + ffn(norm(x)) where there is one."""
-
-    def __init__(self, config: SequenceConfig, kind: str, ffn: str, scope: str, init: Init):
-        self.rate, self.carries = config.dropout, config.spec(kind).carries
-        self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
-        self.mixer = config.spec(kind).build(config.dim, config.length, scope, init.child("mixer"), config.form)
-        self.ffn_norm = None if ffn == "none" else RMSNorm(config.dim, "embed", init.child("ffn_norm"), eps=config.norm_eps)
-        self.ffn = _feed_forward_part(config, ffn, scope, init.child("ffn"))
-
-    def _add(self, x: Array, y: Array, call: Call, salt: int) -> Array:
-        if self.rate and call.mode == "train" and call.key is not None:
-            y = dropout(y, self.rate, jax.random.fold_in(call.key, salt))
-        return x + y
-
-    def _feed_forward(self, x: Array, call: Call) -> Array:
-        if self.ffn is None:
-            return x
-        y = self.ffn(self.ffn_norm(x), call) if isinstance(self.ffn, MoeFfn) else self.ffn(self.ffn_norm(x))
-        return self._add(x, y, call, 1)
-
-    def __call__(self, x: Float[Array, "B T D"], call: Call) -> Float[Array, "B T D"]:
-        """From the start of the sequences."""
-        return self._feed_forward(self._add(x, context.mix(self.mixer, self.norm(x), call, self.carries), call, 0), call)
-
-    def extend(self, x: Float[Array, "B T D"], call: Call, state) -> tuple[Float[Array, "B T D"], Any]:
-        """From a state."""
-        y, state = self.mixer(self.norm(x), call, state)
-        return self._feed_forward(self._add(x, y, call, 0), call), state
-
-    def step(self, x: Float[Array, "B D"], call: Call, state) -> tuple[Float[Array, "B D"], Any]:
-        y, state = self.mixer.step(self.norm(x), call, state)
-        return self._feed_forward(x + y, call), state
-
-
-class Period(nnx.Module):
-    """The layers of one repetition of the pattern; states are a list, one entry a layer."""
-
-    def __init__(self, config: SequenceConfig, init: Init):
-        self.layers = nnx.List(
-            [Layer(config, kind, ffn, f"layer/mix{j}", init.child(f"mix{j}")) for j, (kind, ffn) in enumerate(config.period)]
-        )
-
-    def _calls(self, per_period: Mapping[str, Any], call: Call):
-        for j, layer in enumerate(self.layers):
-            index = per_period["index"] * len(self.layers) + j
-            key = None if call.key is None else jax.random.fold_in(call.key, index)
-            yield j, layer, replace(call, key=key)
-
-    def __call__(self, x: Float[Array, "B T D"], per_period: Mapping[str, Any], call: Call) -> Float[Array, "B T D"]:
-        for _, layer, own in self._calls(per_period, call):
-            x = layer(x, own)
-        return x
-
-    def extend(self, x: Float[Array, "B T D"], per_period: Mapping[str, Any], call: Call):
-        states = []
-        for j, layer, own in self._calls(per_period, call):
-            x, state = layer.extend(x, own, per_period["state"][j])
-            states.append(state)
-        return x, states
-
-    def step(self, x: Float[Array, "B D"], per_period: Mapping[str, Any], call: Call):
-        states = []
-        for j, layer, own in self._calls(per_period, call):
-            x, state = layer.step(x, own, per_period["state"][j])
-            states.append(state)
-        return x, states
-
-
 class SequenceModel(nnx.Module):
     """The network. A state is {"layers": [one entry a layer of the period, stacked over periods], "position": int32 scalar}."""
 
@@ -356,15 +277,29 @@ class SequenceModel(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         domain: Int[Array, " B"] | None = None,
+        real: Bool[Array, "B *T"] | None = None,
         mode: str = "eval",
         key: Array | None = None,
     ) -> Float[Array, "B T N"] | Float[Array, "B N"]:
-        """Returns the read-out of every token, or of the pooled sequence; `domain`: of each example, where it chooses the experts."""
-        call = Call(mode, key, segment_ids, tokens=tokens, domain=domain)
+        """Returns the read-out of every token, or of the pooled sequence.
+
+        Args:
+          tokens: ids, or vectors.
+          segment_ids: documents packed on one axis.
+          domain: of each example, where it chooses the experts.
+          real: which examples, or which of their tokens, are no filler; None: all. Padding stands behind the text, or has `segment_ids` of its own.
+          mode, key: as in every model.
+        """
+        padded = real is not None and real.ndim == 2
+        if padded and not self.config.streams:  # these see later tokens: padding becomes a segment of its own
+            segment_ids = jnp.where(real, 0 if segment_ids is None else segment_ids, -1)
+        call = Call(mode, key, segment_ids, tokens=tokens, domain=domain, real=real)
         x = self._embed(tokens, call)
         x = self.blocks(x, xs={"index": jnp.arange(self.config.periods)}, remat=self.config.remat, call=call)
         if self.config.pool == "none":
             return self._read(x)
+        if padded:
+            return self._read((masked_mean if self.config.pool == "mean" else masked_last)(x, real))
         return self._read(x.mean(1) if self.config.pool == "mean" else x[:, -1])
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -378,7 +313,7 @@ class SequenceModel(nnx.Module):
         self, tokens: Int[Array, "B T"], state: dict[str, Any], segment_ids: Int[Array, "B T"] | None = None
     ) -> tuple[Float[Array, "B T N"], dict[str, Any]]:
         """Goes on from a state by several tokens in the parallel form; returns (read-outs, state)."""
-        call = Call(segment_ids=segment_ids, position=state["position"], tokens=tokens)
+        call = Call(segment_ids=segment_ids, position=state["position"], tokens=tokens, carried=True)
         xs = {"index": jnp.arange(self.config.periods), "state": state["layers"]}
         x, layers = self.blocks.scan("extend", self._embed(tokens, call), xs, call)
         return self._read(x), {"layers": layers, "position": state["position"] + tokens.shape[1]}
@@ -387,7 +322,7 @@ class SequenceModel(nnx.Module):
         self, token: Int[Array, " B"], state: dict[str, Any], segment_ids: Int[Array, " B"] | None = None
     ) -> tuple[Float[Array, "B N"], dict[str, Any]]:
         """Goes on by one token; returns (read-out, state)."""
-        call = Call(segment_ids=segment_ids, position=state["position"], tokens=token)
+        call = Call(segment_ids=segment_ids, position=state["position"], tokens=token, carried=True)
         xs = {"index": jnp.arange(self.config.periods), "state": state["layers"]}
         x, layers = self.blocks.scan("step", self._embed(token, call), xs, call)
         return self._read(x), {"layers": layers, "position": state["position"] + 1}

@@ -13,7 +13,7 @@ from research.modules.mixers.mamba2 import Mamba2
 from research.modules.mixers.mamba3 import Mamba3
 from research.modules.mixers.routing import Routing
 from research.modules.mixers.window import Window
-from research.modules.moe import FAMILIES
+from research.modules.moe_options import FAMILIES
 
 _SIZES = {"130m": (768, 24), "370m": (1024, 48), "790m": (1536, 48), "1.4b": (2048, 48), "2.8b": (2560, 64)}
 """Size -> (dim, depth): Gu and Dao 2023, table 12; Mamba-2's models of about the same size are called 780m, 1.3b and 2.7b."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from research.errors import UserError
 from research.models.forms import check_form, counted_form
@@ -24,16 +24,17 @@ from research.modules.axes import Init, Kind
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates, normal_02
 from research.modules.mixers.base import Call
 from research.modules.mlp import Mlp
-from research.modules.moe import FAMILIES, Moe, MoeFfn
+from research.modules.moe import MoeFfn
+from research.modules.moe_options import FAMILIES, Moe
 from research.modules.norms import LayerNorm
-from research.modules.state import Stack
+from research.modules.state import Stack, ToldReal
 from research.ops import attention, grouped_matmul
 
 torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(ToldReal):
     """Description of one vision Transformer.
 
     `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `ffn` names the feed-forward parts of
@@ -204,13 +205,14 @@ class Block(nnx.Module):
             else Mlp(config.dim, config.mlp_dim, axes, init.child("mlp"))
         )
 
-    def _feed_forward(self, x: Array, index: Array, mode: str, key: Array | None) -> Array:
+    def _feed_forward(self, x: Array, index: Array, call: Call) -> Array:
         if not isinstance(self.mlp, MoeFfn):
             return self.mlp(x)
-        return self.mlp(x, Call(mode, None if key is None else jax.random.fold_in(key, 2 * self.depth + index)))
+        return self.mlp(x, replace(call, key=None if call.key is None else jax.random.fold_in(call.key, 2 * self.depth + index)))
 
-    def __call__(self, x: Float[Array, "B T D"], per_layer: dict, *, mode: str, key: Array | None) -> Float[Array, "B T D"]:
-        feed_forward = lambda x: self._feed_forward(self.norm2(x), per_layer["index"], mode, key)  # noqa: E731
+    def __call__(self, x: Float[Array, "B T D"], per_layer: dict, *, call: Call) -> Float[Array, "B T D"]:
+        mode, key = call.mode, call.key
+        feed_forward = lambda x: self._feed_forward(self.norm2(x), per_layer["index"], call)  # noqa: E731
         for j, branch in enumerate((lambda x: self.attention(self.norm1(x)), feed_forward)):
             y = branch(x)
             if self.drop and mode == "train" and key is not None:
@@ -226,14 +228,14 @@ class Period(nnx.Module):
         parts = enumerate(config.period)
         self.blocks = nnx.List([Block(config, ffn, f"layer/block{j}", init.child(f"block{j}")) for j, ffn in parts])
 
-    def __call__(self, x: Float[Array, "B T D"], per_layer: dict, *, mode: str, key: Array | None) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], per_layer: dict, *, call: Call) -> Float[Array, "B T D"]:
         for j, block in enumerate(self.blocks):
-            x = block(x, {name: values[j] for name, values in per_layer.items()}, mode=mode, key=key)
+            x = block(x, {name: values[j] for name, values in per_layer.items()}, call=call)
         return x
 
 
 class ViT(nnx.Module):
-    """The network; `mode` "train" turns on drop path, which needs a `key`."""
+    """The network; `mode` "train" turns on drop path, which needs a `key`. `real` says which images are no filler of a batch; None: all."""
 
     def __init__(self, config: ViTConfig, init: Init):
         self.config = config
@@ -260,8 +262,11 @@ class ViT(nnx.Module):
         self.head = Linear(config.dim, config.num_classes, ("embed", "classes"), init.child("head"))
         self.dist_head = Linear(config.dim, config.num_classes, ("embed", "classes"), init.child("dist_head")) if config.distilled else None
 
-    def features(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B T D"]:
+    def features(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, real: Bool[Array, " B"] | None = None
+    ) -> Float[Array, "B T D"]:
         """Returns the normalised tokens: class, distillation (if any), then the patches row by row."""
+        call = Call(mode, key, real=real)
         x = self.patches(x)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
@@ -271,21 +276,25 @@ class ViT(nnx.Module):
         per_layer = {"rate": jnp.asarray(drop_path_rates(self.config.drop_path_rate, depth), jnp.float32), "index": jnp.arange(depth)}
         if self.dense_blocks is not None:
             xs = {name: values[:first] for name, values in per_layer.items()}
-            x = self.dense_blocks(x, xs=xs, remat=self.config.remat, mode=mode, key=key)
+            x = self.dense_blocks(x, xs=xs, remat=self.config.remat, call=call)
         rest = {name: values[first:] for name, values in per_layer.items()}
         if several > 1:
             rest = {name: values.reshape(-1, several) for name, values in rest.items()}
-        return self.norm(self.blocks(x, xs=rest, remat=self.config.remat, mode=mode, key=key))
+        return self.norm(self.blocks(x, xs=rest, remat=self.config.remat, call=call))
 
-    def both_heads(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> tuple[Array, Array]:
+    def both_heads(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, real: Bool[Array, " B"] | None = None
+    ) -> tuple[Array, Array]:
         """Returns the logits (from the class token, from the distillation token) of a distilled model, for its two losses."""
-        x = self.features(x, mode=mode, key=key)
+        x = self.features(x, mode=mode, key=key, real=real)
         return self.head(x[:, 0]), self.dist_head(x[:, 1])
 
-    def __call__(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B N"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, real: Bool[Array, " B"] | None = None
+    ) -> Float[Array, "B N"]:
         if self.dist_head is None:
-            return self.head(self.features(x, mode=mode, key=key)[:, 0])
-        first, second = self.both_heads(x, mode=mode, key=key)
+            return self.head(self.features(x, mode=mode, key=key, real=real)[:, 0])
+        first, second = self.both_heads(x, mode=mode, key=key, real=real)
         return (first + second) / 2
 
 

@@ -1,34 +1,30 @@
-"""A mixture of feed-forward experts in place of a feed-forward part: the options of the families, the router, the experts.
+"""A mixture of feed-forward experts in place of a feed-forward part: the router, the experts, what is told of both.
 
-`Moe` says which experts, which router, which dispatch; `FAMILIES` holds the published combinations. A forward pass costs what the
-active experts cost, not what all do. Statistics, of the last call in mode "train": `load` (share of the tokens that chose each
+`research.modules.moe_options` says which experts, which router, which dispatch. A forward pass costs what the
+active experts cost, not what all do. Tokens that are not real (`Call.real`: padding, the filler of an evaluation batch) compete for
+nothing and count nowhere. Where tokens go on from a state (`Call.carried`: text is generated) nobody is dropped, whatever the capacity: what
+becomes of a text depends neither on those beside it nor on how it is cut into pieces. Statistics, of the last call in mode "train": `load` (share of the tokens that chose each
 expert), `observed` (one number for each of `OBSERVED`), `aux_loss` (the balancing losses, weighted), and `bias` for balancing without one.
 """
 
 import functools
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
-from research.modules import elastic
 from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02, ones, zeros
 from research.modules.mesh import on_own_tokens
 from research.modules.mixers.base import Call
-from research.modules.mlp import Glu, Mlp
+from research.modules.moe_options import EXPERTS, SHARED, Moe
 from research.ops import expert_dispatch, expert_routing
-from research.ops.precision import wide
+from research.ops.precision import matmul, wide
 
-ROUTERS = ("top_k", "expert_choice", "soft", "hash", "domain")
-EXPERTS = {"glu": ("silu", True, False), "geglu": ("gelu", True, False), "mlp": ("gelu", False, True), "relu": ("relu", False, False)}
-"""Kind of expert -> (activation, whether it is gated, whether it has biases)."""
-SHARED = {"glu": Glu, "mlp": Mlp}
-BALANCE_OVER = ("first", "all", "mean")
 JITTER, NOISE, SECOND = 8, 9, 10
 """What the layer's key is folded with; its dropout folds smaller numbers."""
 OBSERVED = ("entropy", "max_load", "dropped", "router_z", "confidence")
@@ -36,142 +32,17 @@ OBSERVED = ("entropy", "max_load", "dropped", "router_z", "confidence")
 choice: of the tokens that no expert took); mean squared log-sum-exp of the logits; mean score of the first choice."""
 
 
-@dataclass(frozen=True)
-class Moe:
-    """Options of a mixture of experts.
-
-    Attributes:
-      experts: E, of which each token is sent to some.
-      active: k, experts of a token; of expert choice, the mean number; of the router soft, 1.
-      hidden: hidden units of each expert; 0: those of the dense part over (active + shared), so that active FLOPs are the dense one's.
-      expert: glu, geglu, mlp (GELU, with biases) or relu.
-      shared: experts that every token visits beside its own (DeepSeekMoE), as one of shared * hidden units.
-      router: top_k; expert_choice and soft, which look at later tokens; hash of the token's id; domain, given with the example.
-      score, renormalize, scale, expert_groups, kept_groups, group_score: see `research.ops.expert_routing.top_k_choice`.
-      noise: in training, normal noise of this many 1 / E is added to the logits (V-MoE: 1).
-      learned_noise: its standard deviation is softplus(x W) instead (Shazeer et al. 2017, arXiv 1701.06538, equation 4).
-      jitter: in training, the router's input is multiplied by uniform numbers within 1 +- jitter.
-      bias_rate: step of the bias that balances without a loss; 0: there is none.
-      slots: soft slots of each expert.
-      capacity: rule of the places per expert (`research.ops.expert_routing.CAPACITIES`), or "none": nobody is dropped.
-      capacity_factor, eval_capacity_factor: factor in the rule; for evaluation 0 means the same.
-      order, priority: who gets a place first, see `places`; `priority`: those with the best first choice.
-      random_second: in training, second choices are kept with probability min(1, weight / 0.2) (GShard in Mesh, there also in evaluation).
-      group: sequences whose tokens compete for places; 0: the whole batch.
-      balance, balance_over: coefficient of the load-balance loss, counted over first choices, all, or all over k ("mean").
-      balance_groups: the loss is of each group and averaged, instead of over all tokens.
-      z, importance, load: coefficients of these losses.
-    """
-
-    experts: int = 8
-    active: int = 2
-    hidden: int = 0
-    expert: str = "glu"
-    shared: int = 0
-    router: str = "top_k"
-    score: str = "softmax"
-    renormalize: bool = True
-    scale: float = 1.0
-    expert_groups: int = 1
-    kept_groups: int = 1
-    group_score: str = "top2"
-    noise: float = 0.0
-    learned_noise: bool = False
-    jitter: float = 0.0
-    bias_rate: float = 0.0
-    slots: int = 1
-    capacity: str = "none"
-    capacity_factor: float = 1.25
-    eval_capacity_factor: float = 0.0
-    order: str = "choice"
-    priority: bool = False
-    random_second: bool = False
-    group: int = 1
-    balance: float = 0.01
-    balance_over: str = "mean"
-    balance_groups: bool = False
-    z: float = 0.0
-    importance: float = 0.0
-    load: float = 0.0
-
-    causal_routers: ClassVar[tuple[str, ...]] = ("top_k", "hash", "domain")
-
-    @property
-    def gated(self) -> bool:
-        return EXPERTS.get(self.expert, ("", True, False))[1]
-
-    @property
-    def counted_batch(self) -> int:
-        """Examples over which FLOPs are counted: those of a group, whose places are rounded together."""
-        return max(1, self.group) if self.capacity != "none" or self.router == "expert_choice" else 1
-
-    def resolve(self, ffn_dim: int) -> "Moe":
-        """Returns the options with `hidden` filled in, from the hidden units of the dense part.
-
-        Raises:
-          UserError: options that do not fit together.
-        """
-        for name in ("experts", "active"):
-            self._require(name, getattr(self, name) >= 1, "whole numbers from 1")
-        for name in ("hidden", "shared", "group"):
-            self._require(name, getattr(self, name) >= 0, "whole numbers from 0")
-        self._require("slots", self.slots >= 1, "whole numbers from 1")
-        self._require("expert", self.expert in EXPERTS, ", ".join(EXPERTS))
-        self._require("expert", not self.shared or self.expert in SHARED, f"{' or '.join(SHARED)} with shared experts")
-        self._require("router", self.router in ROUTERS, ", ".join(ROUTERS))
-        self._require("balance_over", self.balance_over in BALANCE_OVER, ", ".join(BALANCE_OVER))
-        self._require("capacity", self.capacity in ("none", *expert_routing.CAPACITIES), ", ".join(("none", *expert_routing.CAPACITIES)))
-        self._require("order", self.order in expert_routing.ORDERS, ", ".join(expert_routing.ORDERS))
-        self._require("score", self.score in expert_routing.SCORES, ", ".join(expert_routing.SCORES))
-        whole = self.expert_groups >= 1 and self.experts % self.expert_groups == 0
-        self._require("expert_groups", whole, f"divisors of experts={self.experts}")
-        reach = self.experts
-        if self.expert_groups > 1:
-            self._require("kept_groups", 1 <= self.kept_groups <= self.expert_groups, f"1 to expert_groups={self.expert_groups}")
-            reach = self.experts // self.expert_groups * self.kept_groups
-        if self.router in ("hash", "domain", "soft"):
-            self._require("active", self.active == 1, f"1 with router={self.router}")
-        if self.router == "top_k":
-            self._require("active", self.active <= reach, f"1 to the {reach} experts that a token can reach (experts={self.experts})")
-        hidden = self.hidden or max(8, round(ffn_dim / (self.active + self.shared) / 8) * 8)
-        return replace(self, hidden=hidden, kept_groups=min(self.kept_groups, self.expert_groups))
-
-    def _require(self, name: str, condition: bool, valid: str) -> None:
-        if not condition:
-            raise UserError(f"moe: {name}={getattr(self, name)!r}; valid: {valid}")
-
-    def shrink(self, width: float, ffn: float, experts, active) -> "Moe":
-        """Returns the options of a smaller self: hidden units follow the width and `ffn`, the first experts stay."""
-        groups = self.expert_groups
-        count = elastic.depth_count(1.0 if experts is None else experts, self.experts, groups, "experts")
-        active = self.active if active is None else elastic.depth_count(active, self.active, 1, "active")
-        hidden = elastic.scaled(max(8, round(self.hidden * width)), ffn, 8, "ffn")
-        return replace(self, experts=count, active=min(active, count), hidden=hidden)
-
-
 def _search(scores: Float[Array, "B *T E"], k: int) -> Array:
     """`expert_routing.best`, a custom call on some platforms, on each device's own tokens."""
     return on_own_tokens(lambda tokens, experts, axis: expert_routing.best(tokens[0], k), (scores,), {})
 
 
-FAMILIES: dict[str, Moe] = {
-    "switch": Moe(active=1, expert="relu", renormalize=False, jitter=0.01, capacity="mesh", eval_capacity_factor=2.0, balance_over="first"),
-    "gshard": Moe(expert="relu", capacity="mesh", eval_capacity_factor=2.0, random_second=True, balance_over="first"),
-    "st_moe": Moe(expert="geglu", capacity="flaxformer", eval_capacity_factor=2.0, balance_over="first", z=1e-3),
-    "v_moe": Moe(expert="mlp", renormalize=False, noise=1.0, capacity="v_moe", capacity_factor=1.05, eval_capacity_factor=4.0,
-                 group=8, balance=0.0, importance=0.005, load=0.005),
-    "expert_choice": Moe(expert="geglu", router="expert_choice", balance=0.0),
-    "soft": Moe(expert="mlp", active=1, router="soft", balance=0.0),
-    "mixtral": Moe(balance=1e-3, balance_over="all"),
-    "qwen3": Moe(experts=128, active=8, balance=1e-3, balance_over="all"),
-    "jamba": Moe(experts=16, renormalize=False, balance=1e-3, balance_over="all"),
-    "deepseek": Moe(experts=64, active=6, shared=2, renormalize=False, balance=1e-3),
-    "deepseek_v3": Moe(experts=256, active=8, shared=1, score="sigmoid", scale=2.5, expert_groups=8, kept_groups=4, bias_rate=1e-3,
-                       balance=1e-4, balance_groups=True),
-    "hash": Moe(active=1, router="hash", balance=0.0),
-    "domain": Moe(active=1, router="domain", balance=0.0),
-}  # fmt: skip
-"""Name -> the published combination (facts of routers, capacities, noise and losses; sizes are examples)."""
+def _places(rule: Callable[[int], int], tokens: int, real: Bool[Array, "G T"] | None) -> tuple[int, tuple[Int[Array, " G"], ...]]:
+    """Returns (an expert's places for a group of so many tokens, and where not all are real, how many of them each group may fill)."""
+    if real is None:
+        return rule(tokens), ()
+    table = expert_routing.by_count(rule, tokens)
+    return int(table.max()), (jnp.asarray(table)[real.sum(-1)],)
 
 
 class MoeFfn(nnx.Module):
@@ -207,22 +78,38 @@ class MoeFfn(nnx.Module):
         self.aux_loss = init.stat("aux_loss", (), (), zeros)
 
     def __call__(self, x: Float[Array, "B *T D"], call: Call) -> Float[Array, "B *T D"]:
-        rows = x.reshape(self._groups(x.shape), -1, x.shape[-1])
+        rows, own = self._grouped(x, call)
         if self.spec.router == "soft":
-            y = self._soft(rows)
+            y = self._soft(rows, own)
         elif self.spec.router == "expert_choice":
-            y = self._expert_choice(rows, call)
+            y = self._expert_choice(rows, own)
         else:
-            y = self._token_choice(rows, call)
-        y = y.astype(x.dtype).reshape(x.shape)
+            y = self._token_choice(rows, own)
+        y = y.astype(x.dtype).reshape(-1, *x.shape[1:])
+        y = y if y.shape[0] == x.shape[0] else y[: x.shape[0]]
         return y if self.shared is None else y + self.shared(x)
 
-    def _groups(self, shape: tuple[int, ...]) -> int:
-        """How many groups compete apart: of `group` sequences, or the largest number below that divides the batch; 0: of all."""
-        batch, wanted = shape[0], self.spec.group
-        if not wanted or len(shape) == 2:  # a step of generation has one token of each sequence
-            return 1 if not wanted else batch
-        return batch // max(n for n in range(1, min(wanted, batch) + 1) if batch % n == 0)
+    def _grouped(self, x: Float[Array, "B *T D"], call: Call) -> tuple[Float[Array, "G T D"], Call]:
+        """Returns the tokens in groups that compete apart, and the call with `tokens`, `domain` and `real` laid out alike, [G, T].
+
+        A group is of `group` sequences, or all of a smaller batch; 0: of all. The last one may have fewer, and is filled up with sequences
+        that are not real.
+        """
+        batch, wanted = x.shape[0], self.spec.group
+        wanted = min(wanted, 1) if x.ndim == 2 else wanted  # a step of generation has one token of each sequence
+        size = wanted if wanted == 1 else min(wanted, batch) or batch  # an exported program's batch is open, and no number
+        missing = 0 if wanted < 2 else -batch % size
+        mask, router = call.mask(x.shape[:-1]), self.spec.router
+        ids, domain = call.tokens if router == "hash" else None, call.domain if router == "domain" else None
+        if missing:
+            mask = jnp.ones(x.shape[:-1], bool) if mask is None else mask
+            fill = lambda a: None if a is None else jnp.pad(a, ((0, missing), *[(0, 0)] * (a.ndim - 1)))  # noqa: E731
+            x, mask, ids, domain = fill(x), fill(mask), fill(ids), fill(domain)
+        x = x.reshape((batch + missing) // size if wanted else 1, -1, x.shape[-1])
+        laid = lambda a: None if a is None else a.reshape(x.shape[:2])  # noqa: E731
+        if domain is not None:
+            domain = jnp.broadcast_to(domain[:, None], (domain.shape[0], x.shape[0] * x.shape[1] // domain.shape[0]))
+        return x, replace(call, real=laid(mask), tokens=laid(ids), domain=laid(domain))
 
     @property
     def kernels(self) -> dict[str, Array]:
@@ -238,35 +125,30 @@ class MoeFfn(nnx.Module):
         noisy = call.mode == "train" and call.key is not None
         if noisy and spec.jitter:
             x = expert_routing.jitter(x, jax.random.fold_in(call.key, JITTER), spec.jitter)
-        logits = x @ self.router[...].astype(x.dtype)
+        logits = matmul(x, self.router[...].astype(x.dtype))
         std = spec.noise / spec.experts
         if self.noise is not None:
-            std = jax.nn.softplus(x @ self.noise[...].astype(x.dtype))
+            std = jax.nn.softplus(matmul(x, self.noise[...].astype(x.dtype)))
         if not noisy or not (spec.noise or spec.learned_noise):
             return logits, logits, std
         return logits, logits + std * jax.random.normal(jax.random.fold_in(call.key, NOISE), logits.shape, logits.dtype), std
 
-    def _enforced(self, x: Float[Array, "G T D"], call: Call) -> expert_routing.Choice:
+    def _enforced(self, call: Call) -> expert_routing.Choice:
         """The choice of routers that learn nothing: by a hash of the token's id, or by the domain that the example comes with."""
         spec = self.spec
         given = call.tokens if spec.router == "hash" else call.domain
         if given is None:
             needs = {"hash": "token ids", "domain": "the domain of each example"}[spec.router]
             raise UserError(f"moe: router={spec.router!r} needs {needs}, which this call does not have")
-        if spec.router == "hash":
-            experts = expert_routing.hashed(given, spec.experts).reshape(x.shape[:2])
-        else:
-            experts = jnp.broadcast_to(given[:, None], (given.shape[0], x.shape[0] * x.shape[1] // given.shape[0])).reshape(x.shape[:2])
-        experts = experts[..., None].astype(jnp.int32)
+        experts = (expert_routing.hashed(given, spec.experts) if spec.router == "hash" else given)[..., None].astype(jnp.int32)
         return expert_routing.Choice(experts, jnp.ones(experts.shape), jax.nn.one_hot(experts[..., 0], spec.experts))
 
     def _token_choice(self, x: Float[Array, "G T D"], call: Call) -> Float[Array, "G T D"]:
         spec = self.spec
         if self.router is None:
-            choice = self._enforced(x, call)
+            choice = expert_routing.only_real(self._enforced(call), call.real)
             if call.mode == "train":
-                load = expert_routing.expert_fractions(choice.experts, spec.experts).mean(0)
-                self._observe(load, jnp.zeros(()), jnp.ones(()))
+                self._observe(self._load(choice.experts, call.real), jnp.zeros(()), jnp.ones(()))
             return self._dispatch(x, choice, call)
         logits, noisy, std = self._logits(x, call)
         choice = expert_routing.top_k_choice(
@@ -283,11 +165,21 @@ class MoeFfn(nnx.Module):
         )
         if spec.random_second and call.mode == "train" and call.key is not None:
             choice = expert_routing.give_up_second(choice, jax.random.fold_in(call.key, SECOND))
+        choice = expert_routing.only_real(choice, call.real)
         if call.mode == "train":
-            self._balance(choice, logits, noisy, std)
+            self._balance(choice, logits, noisy, std, call.real)
         return self._dispatch(x, choice, call)
 
-    def _balance(self, choice: expert_routing.Choice, logits: Array, noisy: Array, std: Array | float) -> None:
+    def _load(self, experts: Int[Array, "G T k"], real: Bool[Array, "G T"] | None) -> Float[Array, " E"]:
+        """The share of all real tokens that chose each expert."""
+        count = self.spec.experts
+        if real is None:
+            return expert_routing.expert_fractions(experts, count).mean(0)
+        return expert_routing.expert_fractions(experts.reshape(-1, experts.shape[-1]), count, real.reshape(-1))
+
+    def _balance(
+        self, choice: expert_routing.Choice, logits: Array, noisy: Array, std: Array | float, real: Bool[Array, "G T"] | None
+    ) -> None:
         """Stores the weighted losses, the load and the numbers of `OBSERVED`, and moves the bias."""
         spec = self.spec
         scores, experts = choice.scores, choice.experts
@@ -295,28 +187,30 @@ class MoeFfn(nnx.Module):
         if spec.score == "sigmoid":
             scores = scores / scores.sum(-1, keepdims=True)
         whole = lambda a: a if spec.balance_groups else a.reshape(1, -1, a.shape[-1])  # noqa: E731
+        counted = real if real is None or spec.balance_groups else real.reshape(1, -1)
         share = 1 / spec.active if spec.balance_over == "mean" else 1.0
         losses = jnp.zeros(())
         if spec.balance:
-            losses += spec.balance * share * expert_routing.load_balance_loss(whole(scores), whole(over))
+            losses += spec.balance * share * expert_routing.load_balance_loss(whole(scores), whole(over), mask=counted)
         if spec.z:
-            losses += spec.z * expert_routing.z_loss(logits)
+            losses += spec.z * expert_routing.z_loss(logits, real)
         if spec.importance:
-            losses += spec.importance * expert_routing.importance_loss(jax.nn.softmax(logits))
+            losses += spec.importance * expert_routing.importance_loss(jax.nn.softmax(logits), real)
         if spec.load and (spec.noise or spec.learned_noise):
-            losses += spec.load * expert_routing.load_loss(logits, noisy, spec.active, std)
+            losses += spec.load * expert_routing.load_loss(logits, noisy, spec.active, std, real)
         self.aux_loss[...] = losses
-        load = expert_routing.expert_fractions(experts, spec.experts).mean(0)
+        load = self._load(experts, real)
         if self.bias is not None:
-            counts = jnp.round(load * (experts.size // spec.active))  # whole, so that an even load is no step in rounding
+            tokens = experts.size // spec.active if real is None else real.sum()
+            counts = jnp.round(load * tokens)  # whole, so that an even load is no step in rounding
             self.bias[...] = expert_routing.balanced_bias(self.bias[...], counts, spec.bias_rate)
-        self._observe(load, expert_routing.z_loss(logits), choice.scores.max(-1).mean())
+        self._observe(load, expert_routing.z_loss(logits, real), expert_routing.over_tokens(choice.scores.max(-1), real))
 
     def _observe(self, load, router_z, confidence):
         self.load[...] = jax.lax.stop_gradient(load)
         numbers = {
             "entropy": expert_routing.entropy(load),
-            "max_load": load.max() / load.mean(),
+            "max_load": load.max() / jnp.maximum(load.mean(), 1e-20),
             "router_z": router_z,
             "confidence": confidence,
         }
@@ -327,28 +221,33 @@ class MoeFfn(nnx.Module):
 
     def _dispatch(self, x: Float[Array, "G T D"], choice: expert_routing.Choice, call: Call) -> Float[Array, "G T D"]:
         spec = self.spec
-        if spec.capacity == "none":
+        if spec.capacity == "none" or call.carried:
             pairs = x.reshape(-1, x.shape[-1]), choice.experts.reshape(-1, spec.active), choice.weights.reshape(-1, spec.active)
             return on_own_tokens(self._dropless, pairs, self.kernels).reshape(x.shape)
         train = call.mode == "train" or not spec.eval_capacity_factor
         factor = spec.capacity_factor if train else spec.eval_capacity_factor
-        y, found = on_own_tokens(functools.partial(self._with_places, factor), (x, choice.experts, choice.weights), self.kernels)
+        rule = lambda n: min(n, max(1, expert_routing.capacity(spec.capacity, n, spec.experts, spec.active, factor)))  # noqa: E731
+        capacity, limit = _places(rule, x.shape[1], call.real)
+        own = (x, choice.experts, choice.weights, *limit)
+        y, found = on_own_tokens(functools.partial(self._with_places, capacity), own, self.kernels)
         if call.mode == "train":
-            self._set_observed("dropped", 1 - found.mean(dtype=jnp.float32))
+            share = found.mean(dtype=jnp.float32) if call.real is None else expert_routing.over_tokens(found.mean(-1), call.real)
+            self._set_observed("dropped", 1 - share)
         return y
 
     def _dropless(self, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> Array:
         return expert_dispatch.dropless(*tokens, kernels, activation=self.activation, form=self.form, axis=axis)
 
-    def _with_places(self, factor: float, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> tuple[Array, Array]:
+    def _with_places(self, capacity: int, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> tuple[Array, Array]:
         """Returns the output and which pairs found a place."""
         spec = self.spec
-        x, experts, weights = tokens
-        groups, num_tokens, width = x.shape
-        capacity = min(num_tokens, max(1, expert_routing.capacity(spec.capacity, num_tokens, spec.experts, spec.active, factor)))
+        x, experts, weights, *limit = tokens
+        groups = x.shape[0]
         find = lambda e, p: expert_routing.places(e, spec.experts, order=spec.order, priority=p)  # noqa: E731
         places = jax.vmap(find)(experts, weights[..., 0] if spec.priority else None)
         found = places < capacity
+        if limit:
+            found = (places < limit[0][:, None, None]) & (experts < spec.experts)
         # Places of all groups behind one another in each expert's rows.
         places = jnp.where(found, places + capacity * jnp.arange(groups)[:, None, None], groups * capacity)
         flat = (a.reshape(-1, a.shape[-1]) for a in (x, experts, weights, places))
@@ -359,28 +258,30 @@ class MoeFfn(nnx.Module):
         self.observed[...] = self.observed[...].at[OBSERVED.index(name)].set(jax.lax.stop_gradient(value))
 
     def _expert_choice(self, x: Float[Array, "G T D"], call: Call) -> Float[Array, "G T D"]:
-        spec, num_tokens = self.spec, x.shape[1]
+        spec, real = self.spec, call.real
         logits, noisy, _ = self._logits(x, call)
-        capacity = min(num_tokens, max(1, round(spec.active * num_tokens / spec.experts)))
-        y, taken = on_own_tokens(functools.partial(self._taken, capacity), (x, noisy), self.kernels)
+        capacity, limit = _places(lambda n: min(n, max(1, round(spec.active * n / spec.experts))), x.shape[1], real)
+        own = (x, noisy) if real is None else (x, noisy, real, *limit)
+        y, taken = on_own_tokens(functools.partial(self._taken, capacity), own, self.kernels)
         if call.mode == "train":
-            self.aux_loss[...] = spec.z * expert_routing.z_loss(logits)
-            confidence = jax.nn.softmax(noisy).max(-1).mean()
-            self._observe(jnp.full(spec.experts, capacity / num_tokens), expert_routing.z_loss(logits), confidence)
-            self._set_observed("dropped", (taken == 0).mean(dtype=jnp.float32))
+            self.aux_loss[...] = spec.z * expert_routing.z_loss(logits, real)
+            confidence = expert_routing.over_tokens(jax.nn.softmax(noisy).max(-1), real)
+            share = capacity / x.shape[1] if real is None else limit[0].sum() / jnp.maximum(real.sum(), 1)
+            self._observe(jnp.full(spec.experts, share), expert_routing.z_loss(logits, real), confidence)
+            self._set_observed("dropped", expert_routing.over_tokens((taken == 0).astype(jnp.float32), real))
         return y
 
     def _taken(self, capacity: int, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> tuple[Array, Array]:
         """Returns the output of expert choice, and how many experts took each token."""
-        x, logits = tokens
-        slots = expert_routing.expert_choice(logits, capacity)
+        x, logits, *told = tokens
+        slots = expert_routing.expert_choice(logits, capacity, **dict(zip(("mask", "limit"), told, strict=bool(told))))
         taken = jax.nn.one_hot(slots.tokens, x.shape[1]).sum((1, 2))
         y = expert_dispatch.chosen_by_experts(x, slots.tokens, slots.weights, kernels, activation=self.activation, axis=axis)
         return y, taken
 
-    def _soft(self, x: Float[Array, "G T D"]) -> Float[Array, "G T D"]:
+    def _soft(self, x: Float[Array, "G T D"], call: Call) -> Float[Array, "G T D"]:
         slots = self.slots[...].reshape(x.shape[-1], -1)
-        dispatch, combine = expert_routing.soft_slots(x, slots, self.slot_scale[...])
+        dispatch, combine = expert_routing.soft_slots(x, slots, self.slot_scale[...], call.real)
         return on_own_tokens(self._mixed, (x, dispatch, combine), self.kernels)
 
     def _mixed(self, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> Array:

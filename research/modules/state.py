@@ -33,6 +33,15 @@ class ModelConfig(Protocol):
         ...
 
 
+class ToldReal:
+    """What a config derives from whose tokens or examples may compete: its model takes `real=` ([B], or [B, T] of sequences), False for filler."""
+
+
+def told(config: Any, real: Array | None) -> dict[str, Array]:
+    """Returns the keyword arguments that tell a model which of its input is real; none where it does not ask or all is (None)."""
+    return {"real": real} if real is not None and isinstance(config, ToldReal) else {}
+
+
 @dataclass(frozen=True)
 class Abstract:
     """The shapes, names and structure of a model, without its numbers.

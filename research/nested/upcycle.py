@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.modules.axes import Axes, role
-from research.modules.moe import Moe
+from research.modules.moe_options import Moe
 from research.modules.state import Arrays, abstract, initialize
 
 DENSE_NAMES = {

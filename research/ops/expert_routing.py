@@ -2,7 +2,8 @@
 
 Tokens compete for places within a group: arrays are [*G, T, E] (groups, tokens of a group, experts) and [*G, T, k] (the k
 choices of a token, best first). Everything is computed in float32 at least, whatever the activations are in; equal scores are
-decided for the lower index. A choice of expert `num_experts` means none: padding, or a second choice that was given up.
+decided for the lower index. A choice of expert `num_experts` means none: padding, or a second choice that was given up. A `mask`
+[*G, T] is False for tokens that are not real, which compete for nothing and count nowhere; None: all are real.
 """
 
 import math
@@ -11,12 +12,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from research.ops import checks
 from research.ops.grouped_matmul import sort_by_group
-from research.ops.precision import wide
+from research.ops.precision import matmul, wide
 
 SCORES: dict[str, Callable[[Array], Array]] = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 GROUP_SCORES = ("top2", "max")
@@ -88,6 +90,15 @@ def top_k_choice(
     return Choice(experts, weights * scale if scale != 1.0 else weights, scores)
 
 
+def only_real(choice: Choice, mask: Bool[Array, "*G T"] | None) -> Choice:
+    """Returns the choice with the tokens that are not real sent to no expert, with weights of zero."""
+    if mask is None:
+        return choice
+    real = mask[..., None]
+    experts = jnp.where(real, choice.experts, choice.scores.shape[-1])
+    return choice._replace(experts=experts, weights=jnp.where(real, choice.weights, 0))
+
+
 def _in_best_groups(scores: Float[Array, "*G T E"], groups: int, kept: int, group_score: str, search: Search) -> Bool[Array, "*G T E"]:
     grouped = scores.reshape(*scores.shape[:-1], groups, -1)
     size = grouped.shape[-1]
@@ -117,8 +128,8 @@ class Slots(NamedTuple):
     """What experts that choose for themselves decide (expert choice).
 
     Attributes:
-      tokens: [*G, E, C] int32, the tokens of each expert, best first.
-      weights: [*G, E, C].
+      tokens: [*G, E, C] int32, the tokens of each expert, best first; T for a place that is not filled.
+      weights: [*G, E, C], zero there.
       scores: [*G, T, E].
     """
 
@@ -127,10 +138,18 @@ class Slots(NamedTuple):
     scores: Float[Array, "*G T E"]
 
 
-def expert_choice(logits: Float[Array, "*G T E"], capacity: int) -> Slots:
+def expert_choice(
+    logits: Float[Array, "*G T E"], capacity: int, *, mask: Bool[Array, "*G T"] | None = None, limit: Int[Array, "*G"] | None = None
+) -> Slots:
     """Every expert takes its `capacity` best tokens by their softmax over experts; a token is taken by none to all of them.
 
     Perfectly balanced, and not causal: who takes a token depends on later tokens.
+
+    Args:
+      logits: of the router.
+      capacity: places of each expert.
+      mask: which tokens are real.
+      limit: with `mask`, how many of the places each group fills, at most as many as it has real tokens.
 
     Raises:
       ValueError: the capacity is not 1 to T.
@@ -141,12 +160,19 @@ def expert_choice(logits: Float[Array, "*G T E"], capacity: int) -> Slots:
     checks.require(1 <= capacity <= num_tokens, "expert_choice", "capacity", capacity, f"1 to the {num_tokens} tokens of a group")
     scores = jax.nn.softmax(wide(logits))
     by_expert = jnp.swapaxes(scores, -1, -2)
-    weights, tokens = lax.top_k(by_expert, capacity)
-    return Slots(tokens.astype(jnp.int32), weights, scores)
+    if mask is None:
+        weights, tokens = lax.top_k(by_expert, capacity)
+        return Slots(tokens.astype(jnp.int32), weights, scores)
+    weights, tokens = lax.top_k(jnp.where(mask[..., None, :], by_expert, -1.0), capacity)
+    filled = jnp.arange(capacity) < limit[..., None, None]
+    return Slots(jnp.where(filled, tokens, num_tokens).astype(jnp.int32), jnp.where(filled, weights, 0), scores)
 
 
 def soft_slots(
-    x: Float[Array, "*G T D"], slots: Float[Array, "D S"], scale: Float[Array, ""] | float = 1.0
+    x: Float[Array, "*G T D"],
+    slots: Float[Array, "D S"],
+    scale: Float[Array, ""] | float = 1.0,
+    mask: Bool[Array, "*G T"] | None = None,
 ) -> tuple[Float[Array, "*G T S"], Float[Array, "*G T S"]]:
     """Returns (dispatch, combine) of Soft MoE: slot inputs are dispatch^T x, outputs combine times those of the slots.
 
@@ -156,11 +182,16 @@ def soft_slots(
       x: tokens.
       slots: one vector per slot.
       scale: factor of the slot vectors of unit length.
+      mask: which tokens are real: the others enter no slot.
 
     Source: Puigcerver et al. 2023 (arXiv 2308.00951), section 2.1 and appendix E.
     """
-    logits = unit(wide(x), -1) @ (scale * unit(wide(slots), 0))
-    return jax.nn.softmax(logits, -2), jax.nn.softmax(logits, -1)
+    logits = matmul(unit(wide(x), -1), scale * unit(wide(slots), 0))
+    if mask is None:
+        return jax.nn.softmax(logits, -2), jax.nn.softmax(logits, -1)
+    real = mask[..., None]
+    dispatch = jax.nn.softmax(jnp.where(real, logits, jnp.finfo(logits.dtype).min), -2)
+    return jnp.where(real, dispatch, 0), jax.nn.softmax(logits, -1)
 
 
 def unit(x: Float[Array, "*B D"], axis: int, eps: float = 1e-6) -> Float[Array, "*B D"]:
@@ -205,6 +236,14 @@ def capacity(rule: str, tokens: int, experts: int, k: int, factor: float) -> int
     for name, value in {"tokens": tokens, "experts": experts, "k": k, "factor": factor}.items():
         checks.require(value > 0, "capacity", name, value, "a number above 0")
     return CAPACITIES[rule](tokens, experts, k, factor)
+
+
+def by_count(places: Callable[[int], int], tokens: int) -> np.ndarray:
+    """Returns [tokens + 1] int32: `places(n)` of a group of n real tokens, 0 where there is none.
+
+    Rules count tokens, so where some are not real the number of places is known only when the program runs, and is looked up here.
+    """
+    return np.array([0, *map(places, range(1, tokens + 1))], np.int32)
 
 
 ORDERS = ("choice", "token")
@@ -275,12 +314,28 @@ def load_balance_loss(
     """
     num_experts = scores.shape[-1]
     fractions = lax.stop_gradient(expert_fractions(experts, num_experts, mask))
-    return num_experts * (fractions * _mean(wide(scores), mask)).sum(-1).mean()
+    return num_experts * _over_groups((fractions * _mean(wide(scores), mask)).sum(-1), mask)
+
+
+def _over_groups(x: Float[Array, "*G"], mask: Bool[Array, "*G T"] | None) -> Float[Array, ""]:
+    """Mean over the groups that have a real token."""
+    if mask is None:
+        return x.mean()
+    some = mask.any(-1)
+    return jnp.where(some, x, 0).sum() / jnp.maximum(some.sum(), 1)
+
+
+def over_tokens(x: Float[Array, "*G T"], mask: Bool[Array, "*G T"] | None) -> Float[Array, ""]:
+    """Mean over all real tokens, whatever their groups."""
+    if mask is None:
+        return x.mean()
+    return jnp.where(mask, x, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
 def z_loss(logits: Float[Array, "*G T E"], mask: Bool[Array, "*G T"] | None = None) -> Float[Array, ""]:
     """Mean over tokens of the squared log-sum-exp of the logits (ST-MoE, Zoph et al. 2022, arXiv 2202.08906, equation 5)."""
-    return _mean(jnp.square(jax.nn.logsumexp(wide(logits), -1))[..., None], mask).mean()
+    square = jnp.square(jax.nn.logsumexp(wide(logits), -1))
+    return square[..., None].mean(-2).mean() if mask is None else over_tokens(square, mask)
 
 
 def squared_variation(x: Float[Array, "*G E"]) -> Float[Array, " *G"]:
@@ -288,12 +343,25 @@ def squared_variation(x: Float[Array, "*G E"]) -> Float[Array, " *G"]:
     return x.var(-1) / jnp.square(x.mean(-1))
 
 
-def importance_loss(scores: Float[Array, "*G T E"]) -> Float[Array, ""]:
+def importance_loss(scores: Float[Array, "*G T E"], mask: Bool[Array, "*G T"] | None = None) -> Float[Array, ""]:
     """Squared variation over experts of their scores summed over tokens, mean over groups (V-MoE, arXiv 2106.05974, equation 8)."""
-    return squared_variation(wide(scores).sum(-2)).mean()
+    if mask is None:
+        return squared_variation(wide(scores).sum(-2)).mean()
+    return _variation_over_groups(jnp.where(mask[..., None], wide(scores), 0).sum(-2), mask)
 
 
-def load_loss(logits: Float[Array, "*G T E"], noisy: Float[Array, "*G T E"], k: int, std: float) -> Float[Array, ""]:
+def _variation_over_groups(x: Float[Array, "*G E"], mask: Bool[Array, "*G T"]) -> Float[Array, ""]:
+    some = mask.any(-1, keepdims=True)
+    return _over_groups(squared_variation(jnp.where(some, x, 1)), mask)  # a group of nothing would divide by zero
+
+
+def load_loss(
+    logits: Float[Array, "*G T E"],
+    noisy: Float[Array, "*G T E"],
+    k: int,
+    std: Float[Array, "*G T E"] | float,
+    mask: Bool[Array, "*G T"] | None = None,
+) -> Float[Array, ""]:
     """Squared variation over experts of the chance, over new noise, to be among the k best, mean over groups.
 
     Args:
@@ -301,12 +369,15 @@ def load_loss(logits: Float[Array, "*G T E"], noisy: Float[Array, "*G T E"], k: 
       noisy: with the noise that the choice was made with.
       k: experts per token.
       std: standard deviation of the noise.
+      mask: which tokens are real.
 
     Source: V-MoE (Riquelme et al. 2021, arXiv 2106.05974), equations 9 to 11.
     """
     threshold = lax.top_k(wide(noisy), k)[0][..., -1:]
     chance = 1 - jax.scipy.stats.norm.cdf((threshold - wide(logits)) / std)
-    return squared_variation(chance.mean(-2)).mean()
+    if mask is None:
+        return squared_variation(chance.mean(-2)).mean()
+    return _variation_over_groups(_mean(chance, mask), mask)
 
 
 def balanced_bias(bias: Float[Array, " E"], load: Float[Array, " E"], rate: float) -> Float[Array, " E"]:

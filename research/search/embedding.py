@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from research.errors import UserError
-from research.modules.state import Arrays, apply
+from research.modules.state import Arrays, apply, told
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,13 @@ def embed(model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, pairs: i
       batch: pairs at a time.
     """
     config, params, stats = model
-    run = jax.jit(lambda p, s, block: apply(config, p, s, *task.inputs(block))[0])
+    run = jax.jit(lambda p, s, block: apply(config, p, s, *task.inputs(block), **told(config, task.real(block)))[0])
     count, rows = min(pairs, len(source)), []
     for start in range(0, count, batch):
-        block = source.gather(np.minimum(np.arange(start, start + batch), count - 1))  # the last ones fill up
+        places = np.arange(start, start + batch)
+        block = source.gather(np.minimum(places, count - 1))  # the last one fills up
         config.check_domain(block["domain"], source.name)
-        block = {**block, "domain": (block["domain"] + turn) % config.domains}
+        block = {**block, "domain": (block["domain"] + turn) % config.domains, "mask": places < count}
         rows.append(np.asarray(run(params, stats, block), np.float64).reshape(batch, 2, -1))
     vectors = _unit(np.concatenate(rows)[:count])
     return Vectors(vectors[:, 0], vectors[:, 1], source.gather(np.arange(count))["domain"])

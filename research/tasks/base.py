@@ -2,7 +2,8 @@
 
 from typing import Any, ClassVar, Protocol
 
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 Batch = dict[str, Array]
 
@@ -35,6 +36,10 @@ class Task(Protocol):
         """Returns the model's inputs of an evaluation batch."""
         ...
 
+    def real(self, batch: Batch) -> Bool[Array, "B *T"] | None:
+        """Returns which rows of the model's inputs, or which of their tokens, are neither filler nor padding; None: all."""
+        ...
+
     def loss(self, outputs: Array, target: Any) -> Float[Array, ""]:
         """Mean loss of a batch."""
         ...
@@ -58,6 +63,17 @@ class Task(Protocol):
     def summarize(self, sums: dict[str, Any]) -> dict[str, float]:
         """Returns metric -> value from summed `sums`."""
         ...
+
+
+def real_examples(batch: Batch) -> Bool[Array, " B"] | None:
+    """Returns which examples of an evaluation batch are real; what fills up the last one is not. None, as in training: all are."""
+    return jnp.asarray(batch["mask"]) > 0 if "mask" in batch else None
+
+
+def real_tokens(batch: Batch, tokens: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Returns `tokens`, which tokens of each example are no padding, without those of filler."""
+    examples = real_examples(batch)
+    return tokens if examples is None else tokens & examples[:, None]
 
 
 def phases(task: Any) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
-from research.tasks.base import Batch
+from research.tasks.base import Batch, real_examples
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class Classification:
 
     def inputs(self, batch: Batch) -> tuple[Array, ...]:
         return (batch[self.examples],)
+
+    def real(self, batch: Batch) -> Bool[Array, " B"] | None:
+        return real_examples(batch)
 
     def mix(self, batch: Batch, key: Array) -> tuple[Float[Array, "B *S C"], Float[Array, "B N"]]:
         """Returns (examples, target distributions) after smoothing and mixing; pure in (batch, key)."""

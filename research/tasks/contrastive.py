@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.ops.precision import wide
-from research.tasks.base import Batch
+from research.tasks.base import Batch, real_examples
 
 LOSSES = ("mnr", "symmetric", "mnr_plus")
 
@@ -67,6 +67,10 @@ class Contrastive:
         tokens = batch["pairs"].reshape(-1, batch["pairs"].shape[-1])
         mask = jnp.arange(tokens.shape[1]) < batch["lengths"].reshape(-1, 1)
         return tokens, jnp.repeat(batch["domain"], 2), mask
+
+    def real(self, batch: Batch) -> Bool[Array, " 2B"] | None:
+        pairs = real_examples(batch)
+        return None if pairs is None else jnp.repeat(pairs, 2)
 
     def sides(self, outputs: Float[Array, "2B D"]) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
         """Returns the vectors of first and of second texts, ready for products."""

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from research.ops.precision import wide
-from research.tasks.base import Batch
+from research.tasks.base import Batch, real_examples
 
 SCALE = 100.0
 """Densities are multiplied by this before they are learnt."""
@@ -48,6 +48,9 @@ class DensityCounting:
 
     def inputs(self, batch: Batch) -> tuple[Array, ...]:
         return (batch["image"],)
+
+    def real(self, batch: Batch) -> Bool[Array, " B"] | None:
+        return real_examples(batch)
 
     def loss(self, outputs: Float[Array, "B H W 8"], target: Float[Array, "B H W"]) -> Float[Array, ""]:
         """Weighted squared errors of the maps and the mask's cross entropy, both summed over pixels, per image."""

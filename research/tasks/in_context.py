@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from research.ops.precision import wide
-from research.tasks.base import Batch
+from research.tasks.base import Batch, real_tokens
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class InContextLearning:
 
     def inputs(self, batch: Batch) -> tuple[Array, ...]:
         return (batch["vectors"],)
+
+    def real(self, batch: Batch) -> Bool[Array, "B 2K"]:
+        """What a curriculum does not score yet is beyond the prompt."""
+        return real_tokens(batch, jnp.repeat(~jnp.isnan(batch["targets"]), 2, 1))
 
     def predictions(self, outputs: Float[Array, "B 2K 1"]) -> Float[Array, "B K"]:
         """Returns what the model says of each y when it has read its x."""

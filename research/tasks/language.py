@@ -1,7 +1,7 @@
 """Next-token prediction and other labelled tokens: cross entropy in nats, bits per byte, perplexity, accuracy.
 
 A batch is {"tokens": [B, T] int32, "labels": [B, T] int32}, -1 where nothing is asked for, and perhaps "segment_ids"
-[B, T] int32: documents packed on one axis. Labels stand where their logits are read: for language, label t is token t + 1.
+[B, T] int32: documents packed on one axis, and "lengths" [B] int32: how many tokens of each example are no padding. Labels stand where their logits are read: for language, label t is token t + 1.
 """
 
 import math
@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from research.ops.precision import wide
-from research.tasks.base import Batch
+from research.tasks.base import Batch, real_examples, real_tokens
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class LanguageModelling:
 
     def inputs(self, batch: Batch) -> tuple[Array, ...]:
         return (batch["tokens"], batch["segment_ids"]) if "segment_ids" in batch else (batch["tokens"],)
+
+    def real(self, batch: Batch) -> Bool[Array, "B *T"] | None:
+        if "lengths" not in batch:
+            return real_examples(batch)
+        return real_tokens(batch, jnp.arange(batch["tokens"].shape[1]) < batch["lengths"][:, None])
 
     def loss(self, logits: Float[Array, "B T V"], target: Int[Array, "B T"]) -> Float[Array, ""]:
         """Mean cross entropy over the labelled tokens."""

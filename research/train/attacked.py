@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool
 
-from research.modules.state import Arrays, apply
+from research.modules.state import Arrays, apply, told
 from research.robust.attacks import PARTS, is_correct
+from research.tasks.base import real_examples
 from research.train.evaluation import Evaluator, place
 
 CLEAN = "clean"
@@ -80,7 +81,8 @@ def _right(
     config: Any, attack: str, epsilon: float, steps: int, params: Arrays, stats: Arrays, batch: dict[str, Array], key: Array
 ) -> Bool[Array, " B"]:
     """Which images are classified rightly, under an attack or as they are."""
-    model = lambda x: apply(config, params, stats, x, mode="eval")[0]  # noqa: E731
+    more = told(config, real_examples(batch))
+    model = lambda x: apply(config, params, stats, x, mode="eval", **more)[0]  # noqa: E731
     image, label = batch["image"], batch["label"]
     if attack == CLEAN:
         return model(image).argmax(-1) == label

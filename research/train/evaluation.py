@@ -114,6 +114,14 @@ class Evaluator:
                 sums[name] = program(params, statistics[name], sums[name], placed)
         return {name: self.setup.task.summarize(jax.device_get(value)) for name, value in sums.items()}
 
+    def _shapes(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of `size` examples to evaluate, which may hold more than those to train on: lengths, where the last text is filled up."""
+        source = next((self.setup.splits[name] for name in ("validation", "test") if len(self.setup.splits[name])), None)
+        if source is None:
+            return self.setup.batch_shapes(size)
+        example = self.setup.transform.evaluate(source.gather(np.zeros(1, np.int64)))
+        return {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in example.items()}
+
     def prefetch(self, names: Sequence[str], params: Arrays) -> None:
         """Starts compiling what evaluating `names` needs."""
         size, local = self.setup.config["eval"]["batch_size"], self.setup.config["data"]["batch_size"]
@@ -122,5 +130,5 @@ class Evaluator:
             stats = dict(self.programs.small(name).stats)
             if self.needs_calibration(name):
                 self.programs.prefetch("calibrate", name, params, full, stats, self.setup.batch_shapes(local))
-            masked = {**self.setup.batch_shapes(size), "mask": jax.ShapeDtypeStruct((size,), np.float32)}
+            masked = {**self._shapes(size), "mask": jax.ShapeDtypeStruct((size,), np.float32)}
             self.programs.prefetch("evaluate", name, params, stats, sums, masked)

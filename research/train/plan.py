@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from research.modules.mesh import BATCH_AXES
-from research.modules.state import apply
+from research.modules.state import apply, told
 from research.report.collectives import Collective, collectives
 from research.report.roofline import Prediction, predict
 from research.train import costs
@@ -145,7 +145,8 @@ def activation_bytes(setup: Setup, programs: Programs, micro: int) -> int:
         inputs, target = task.prepare(batch, key)
 
         def loss(params):
-            outputs, _ = apply(config, programs._cast(params), stats, *programs._cast_inputs(inputs), mode="train", key=key)
+            more = {"mode": "train", "key": key, **told(config, task.real(batch))}
+            outputs, _ = apply(config, programs._cast(params), stats, *programs._cast_inputs(inputs), **more)
             return task.loss(outputs, target)
 
         return jax.vjp(loss, params)[1]

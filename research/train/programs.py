@@ -24,7 +24,7 @@ from research import seeds
 from research.models.forms import on_cpu
 from research.modules.axes import role
 from research.modules.mesh import BATCH_AXES
-from research.modules.state import Abstract, Arrays, abstract, apply, initialize
+from research.modules.state import Abstract, Arrays, abstract, apply, initialize, told
 from research.nested.schemes import Draw
 from research.nested.slicing import slice_like
 from research.nested.space import Space
@@ -176,7 +176,8 @@ class Programs:
             def loss_fn(params):
                 sub = self._cast(self.sliced(name, params))
                 sub_stats = self.sliced(name, stats)
-                outputs, new_stats = apply(config, sub, sub_stats, *self._cast_inputs(inputs), mode="train", key=drop_key)
+                more = {"mode": "train", "key": drop_key, **told(config, task.real(batch))}
+                outputs, new_stats = apply(config, sub, sub_stats, *self._cast_inputs(inputs), **more)
                 loss = task.loss(outputs, target)
                 if distill:
                     loss = (1 - share) * loss + share * task.distill(outputs, teacher, target)
@@ -227,10 +228,11 @@ class Programs:
 
         return program
 
-    def _frozen(self, name: str, params: Arrays, stats: Arrays) -> Callable:
+    def _frozen(self, name: str, params: Arrays, stats: Arrays, real: Array | None = None) -> Callable:
         """The model of these arrays as attacks see it: a function of (x, method, mode) that moves no statistics."""
         config, params = self.compute(name), self._cast(params)
-        run = lambda x, mode, method: apply(config, params, stats, *self._cast_inputs((x,)), mode=mode, method=method)[0]  # noqa: E731
+        more = told(config, real)
+        run = lambda x, mode, method: apply(config, params, stats, *self._cast_inputs((x,)), mode=mode, method=method, **more)[0]  # noqa: E731
         return lambda x, method="__call__", mode="eval": run(x, mode, method)
 
     def _update(self, phase: str) -> Callable:
@@ -269,7 +271,8 @@ class Programs:
 
         def program(params, stats, total, batch):
             sub, start = self._cast(self.sliced(name, params)), self.sliced(name, stats)
-            _, stats = apply(config, sub, start, *self._cast_inputs(self.task.inputs(batch)), mode="calibrate")
+            more = {"mode": "calibrate", **told(config, self.task.real(batch))}
+            _, stats = apply(config, sub, start, *self._cast_inputs(self.task.inputs(batch)), **more)
             return jax.tree.map(jnp.add, total, stats)
 
         return program
@@ -278,12 +281,13 @@ class Programs:
         config = self.compute(name)
 
         def examined(params, stats, sums, batch):
-            frozen = self._frozen(name, self.sliced(name, params), stats)
+            frozen = self._frozen(name, self.sliced(name, params), stats, self.task.real(batch))
             return jax.tree.map(jnp.add, sums, self.task.examine(frozen, batch))
 
         def program(params, stats, sums, batch):
             sub = self._cast(self.sliced(name, params))
-            outputs, _ = apply(config, sub, stats, *self._cast_inputs(self.task.inputs(batch)), mode="eval")
+            more = {"mode": "eval", **told(config, self.task.real(batch))}
+            outputs, _ = apply(config, sub, stats, *self._cast_inputs(self.task.inputs(batch)), **more)
             return jax.tree.map(jnp.add, sums, self.task.sums(outputs, batch))
 
         return examined if hasattr(self.task, "examine") else program

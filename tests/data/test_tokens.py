@@ -43,7 +43,9 @@ def test_gather_equals_naive(size, length, documents, dtype):
     source = make_source(size, length, documents, dtype)
     block = source.gather(np.arange(len(source)))
     expected = [np.array(rows, np.int32) for rows in zip(*(naive_example(source, i, 0) for i in range(len(source))), strict=True)]
-    assert set(block) == {"tokens", "labels"} | ({"segment_ids"} if documents else set())
+    assert set(block) == {"tokens", "labels", "lengths"} | ({"segment_ids"} if documents else set())
+    filling = np.arange(len(source) * length).reshape(-1, length) >= size
+    np.testing.assert_array_equal(np.arange(length) < block["lengths"][:, None], ~filling)
     for key, rows in zip(("tokens", "labels", "segment_ids"), expected, strict=True):
         if key in block:
             np.testing.assert_array_equal(block[key], rows)
@@ -53,6 +55,7 @@ def test_gather_equals_naive(size, length, documents, dtype):
         indices = np.array([0, len(training) - 1, 0, len(training) - 1])
         epochs = np.array([3, 0, 1, 3])
         block = training.gather(indices, epochs)
+        assert "lengths" not in block  # training windows are never filled up
         for row in range(4):
             shift = window_shift(length, 5, int(epochs[row]))
             tokens, labels, segments = naive_example(source, int(indices[row]), shift)

@@ -19,7 +19,7 @@ from research.models import registry
 from research.models.sequence import SequenceConfig
 from research.modules.mixers.attention import Attention
 from research.modules.mixers.window import Window
-from research.modules.moe import Moe
+from research.modules.moe_options import Moe
 from research.modules.state import abstract, apply
 from research.train import costs
 from tests.models.twins import fast_jit

@@ -9,8 +9,8 @@ import pytest
 
 from research.errors import UserError
 from research.models import registry
-from research.models.encoder import EncoderConfig, masked_mean
-from research.modules.moe import Moe
+from research.models.encoder import EncoderConfig
+from research.modules.moe_options import Moe
 from research.modules.state import abstract, apply, initialize
 from research.nested.upcycle import upcycle
 from research.train.costs import forward_flops, static_costs
@@ -125,12 +125,6 @@ def test_padding_is_nothing():
         alone = run(tiny(length=length), params, TOKENS[i : i + 1, :length], DOMAIN[i : i + 1])
         np.testing.assert_allclose(alone[0], vectors[i], rtol=1e-4, atol=1e-5)
     assert np.abs(run(config, params, TOKENS, DOMAIN, jnp.ones_like(mask)) - vectors)[0].max() > 0.01
-
-
-def test_masked_mean():
-    x = jnp.arange(12.0).reshape(2, 3, 2)
-    mask = jnp.array([[True, False, True], [False, False, False]])
-    np.testing.assert_array_equal(masked_mean(x, mask), [[2, 3], [0, 0]])
 
 
 def test_counts_and_costs():

@@ -150,3 +150,38 @@ def test_bad_configs(fields, message):
 def test_specs_are_found_by_their_kind():
     for kind, spec in SequenceConfig.specs().items():
         assert spec.kind == kind
+
+
+def crowded(group=0, **fields):
+    """A model whose mixtures have so few places that tokens of the whole batch are dropped."""
+    moe = dict(experts=4, active=1, expert="relu", hidden=16, capacity="megablocks", capacity_factor=0.5, group=group)
+    return tiny("hgrn", ffn="moe", depth=1, moe=moe, **fields)
+
+
+def test_a_batch_of_prompts_is_continued_as_each_prompt_alone():
+    """Padded on the left, beside other prompts, through mixtures that drop tokens when they train."""
+    config = crowded()
+    params, stats = random_arrays(config)
+    tokens, ids = images(config), (jnp.arange(LENGTH) >= jnp.array([[3], [5], [0]])).astype(jnp.int32)
+    call = lambda method: fast_jit(lambda *args: apply(config, params, stats, *args, method=method)[0])
+    extend, step = call("extend"), call("step")
+    state = lambda batch: apply(config, params, stats, batch, 16, method="init_state")[0]
+    logits, after = extend(tokens, state(3), ids)
+    more, _ = step(tokens[:, 0], after)
+    alone, own = extend(tokens[1:2, 5:], state(1))
+    one, _ = step(tokens[1:2, 0], own)
+    np.testing.assert_allclose(logits[1, 5:], alone[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(more[1:2], one, rtol=1e-5, atol=1e-5)
+    dropping = fast_jit(lambda tokens: apply(config, params, stats, tokens)[0])(tokens)
+    assert np.abs(dropping[2] - logits[2]).max() > 1e-2
+
+
+@pytest.mark.parametrize("pool", ["none", "mean", "last"])
+def test_filler_and_padding_are_nothing_to_mixtures_and_pooling(pool):
+    config = crowded(pool=pool, outputs=3)
+    params, stats = random_arrays(config)
+    model = fast_jit(lambda tokens, real: apply(config, params, stats, tokens, real=real)[0])
+    tokens, real = images(config), jnp.arange(LENGTH) < jnp.array([[7], [0], [0]])
+    beside = model(tokens, real)[0]
+    alone = model(tokens[:1, :7], None)[0]
+    np.testing.assert_allclose(beside[:7] if pool == "none" else beside, alone, rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 from research.errors import UserError
 from research.models import registry
 from research.models.vit import ViTConfig
-from research.modules.moe import FAMILIES
+from research.modules.moe_options import FAMILIES
 from research.modules.state import abstract, apply
 from research.train.costs import forward_flops
 from tests.models.twins import fast_jit, images, random_arrays

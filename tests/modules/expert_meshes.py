@@ -16,7 +16,8 @@ def main() -> None:
     from research.modules.axes import Init
     from research.modules.mesh import BATCH_AXES
     from research.modules.mixers.base import Call
-    from research.modules.moe import Moe, MoeFfn
+    from research.modules.moe import MoeFfn
+    from research.modules.moe_options import Moe
     from research.modules.state import merge, split
     from research.train.sharding import layout, make_mesh
 

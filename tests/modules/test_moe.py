@@ -13,7 +13,8 @@ import pytest
 from research.errors import UserError
 from research.modules.axes import Init
 from research.modules.mixers.base import Call
-from research.modules.moe import FAMILIES, OBSERVED, Moe, MoeFfn
+from research.modules.moe import OBSERVED, MoeFfn
+from research.modules.moe_options import FAMILIES, Moe
 from research.modules.state import merge, split
 from research.ops.expert_dispatch import combine_matrix, every_expert
 from research.ops.expert_routing import hashed, top_k_choice

@@ -10,7 +10,7 @@ import pytest
 from research.errors import UserError
 from research.models.sequence import SequenceConfig
 from research.models.vit import ViTConfig
-from research.modules.moe import FAMILIES, Moe
+from research.modules.moe_options import FAMILIES, Moe
 from research.modules.state import abstract, apply
 from research.nested.upcycle import changes_function, upcycle
 from tests.models.twins import fast_jit, random_arrays

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.ops.pooling import max_pool_2x2
+from research.ops.pooling import masked_last, masked_mean, max_pool_2x2
 
 
 def test_agrees_with_a_loop_and_leaves_an_odd_edge_out():
@@ -25,3 +25,11 @@ def test_gradient_is_finite_behind_arithmetic_that_is_computed_twice():
     loss = lambda x, f: (max_pool_2x2(jax.nn.relu(x * f / jnp.sqrt(f * f + 1e-5) + offset)) ** 2).sum()
     for grad in jax.jit(jax.grad(loss, (0, 1)))(x, factor):
         assert np.isfinite(grad).all()
+
+
+def test_pooling_over_the_real_tokens():
+    x = jnp.arange(12.0).reshape(2, 3, 2)
+    mask = jnp.array([[True, False, True], [False, False, False]])
+    np.testing.assert_array_equal(masked_mean(x, mask), [[2, 3], [0, 0]])
+    mask = jnp.array([[True, True, False], [False, True, True]])
+    np.testing.assert_array_equal(masked_last(x, mask), [[2, 3], [10, 11]])

@@ -72,3 +72,12 @@ def test_losses_keep_the_shape_of_labels():
     losses, asked = token_losses(jnp.asarray(LOGITS), jnp.asarray(LABELS))
     assert losses.shape == asked.shape == (2, 5)
     np.testing.assert_array_equal(asked, LABELS >= 0)
+
+
+def test_what_is_real_leaves_padding_and_filler_out():
+    batch = {"tokens": jnp.zeros((3, 4), jnp.int32), "lengths": jnp.array([4, 2, 3])}
+    task, behind = LanguageModelling(), np.arange(4) < np.array([[4], [2], [3]])
+    np.testing.assert_array_equal(task.real(batch), behind)
+    np.testing.assert_array_equal(task.real(batch | {"mask": jnp.array([1.0, 1.0, 0.0])}), behind & np.array([[True], [True], [False]]))
+    np.testing.assert_array_equal(task.real({"tokens": batch["tokens"], "mask": jnp.array([1.0, 0.0, 1.0])}), [True, False, True])
+    assert task.real({"tokens": batch["tokens"]}) is None

@@ -10,13 +10,13 @@ import pytest
 from launch import config as recipe
 from research.errors import UserError
 from research.models.sequence import SequenceConfig
-from research.modules.moe import Moe
+from research.modules.moe_options import Moe
 from research.modules.state import abstract
 from research.nested.space import make_space
 from research.report.experts import dead, summary
 from research.train.experts import labels, similarity
 from research.train.loop import train
-from research.train.setup import check_experts
+from research.train.setup import check_experts, make_programs, make_setup
 from tests.train.reporter import Lines
 
 LINE = "the cat sat on the mat; the dog sat on the log; "
@@ -109,3 +109,25 @@ def test_experts_that_do_not_divide_over_the_mesh_are_told():
     ):
         check_experts(space, 4)
     check_experts(make_space(SequenceConfig(pattern="hgrn"), {}), 4)
+
+
+def test_what_fills_up_a_batch_moves_no_metric(tmp_path):
+    """The compiled evaluation of a capacity-limited mixture, on three examples beside filler of two kinds."""
+    (tmp_path / "text.txt").write_text(LINE * 100)
+    config = recipe.load("tests/tiny_lm.py:all", {"data.dir": str(tmp_path / "text.txt")})
+    moe = {"experts": 4, "active": 1, "group": 0, "capacity": "megablocks", "capacity_factor": 0.5, "router": "top_k", "hidden": 16}
+    config["model"] = {**MODEL, "depth": 1, "ffn": "moe", "moe": moe}
+    config["nested"]["points"] = {}
+    setup = make_setup(config)
+    programs = make_programs(setup)
+    state = programs.init_state()
+    block = setup.splits["validation"].gather(np.arange(8))
+    real = np.arange(8) % 3 == 2
+    sums = []
+    for filler in (block["tokens"], 1 + 0 * block["tokens"]):
+        tokens = np.where(real[:, None], block["tokens"], filler)
+        batch = {**block, "tokens": tokens, "mask": real.astype(np.float32)}
+        zero = {k: np.asarray(v, np.float32) for k, v in setup.task.zero_sums().items()}
+        sums.append(programs.get("evaluate", "full", state.params, state.stats, zero, batch)(state.params, state.stats, zero, batch))
+    assert float(sums[0]["count"]) > 0 and abs(float(sums[0]["nll"]) - float(sums[1]["nll"])) < 1e-5 * float(sums[0]["nll"])
+    programs.close()

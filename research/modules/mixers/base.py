@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.modules.axes import Init
@@ -36,6 +36,9 @@ class Call:
       position: position of the first token at hand, int32 scalar; 0 unless a state is carried.
       tokens: [B, T] (or [B] in a step) ids of the tokens, for routers that hash them.
       domain: [B], the domain of each example, for routers that are told the expert.
+      real: [B] or [B, T], which examples or tokens are no filler; what looks across tokens or examples leaves the others out. None: all.
+        Mixers that look back alone need not read it: padding stands behind the text, or is a segment of its own.
+      carried: the tokens go on from a state, so that what becomes of them may depend on those before them alone.
     """
 
     mode: str = "eval"
@@ -44,6 +47,14 @@ class Call:
     position: Int[Array, ""] | int = 0
     tokens: Int[Array, "B T"] | None = None
     domain: Int[Array, " B"] | None = None
+    real: Bool[Array, "B *T"] | None = None
+    carried: bool = False
+
+    def mask(self, shape: tuple[int, ...]) -> Bool[Array, "B *T"] | None:
+        """Returns `real` for every token of an array of `shape` ([B, T] or [B]); None where all are."""
+        if self.real is None:
+            return None
+        return jnp.broadcast_to(self.real.reshape(*self.real.shape, *(1,) * (len(shape) - self.real.ndim)), shape)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class RoutingMixer(nnx.Module):
             y = y + z.reshape(*x.shape[:2], -1) @ self.local_out[...].reshape(-1, x.shape[-1])
             after |= local_state
         if call.mode == "train":
-            self._learn(query)
+            self._learn(query, call.mask(x.shape[:2]))
         return y, after
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
@@ -160,17 +160,18 @@ class RoutingMixer(nnx.Module):
         cached = None if state is None else state["ids"]
         new = {"q": query, "v": value, "ids": documents(call.segment_ids, cached, call.position, query.shape[:2])}
         if state is None:
-            options = dict(window=min(window, tokens), segment_ids=call.segment_ids, form=self.form)
+            mask = call.mask(query.shape[:2])
+            options = dict(window=min(window, tokens), mask=mask, segment_ids=call.segment_ids, form=self.form)
             return routing_attention.routing_attention(query, None, value, centroids, **options), new
         after = write(state, new, call.position)
         places = call.position + jnp.arange(tokens)
         return route_prefixes(after["q"], after["v"], after["ids"], centroids, places, window=window).astype(query.dtype), after
 
-    def _learn(self, query):
+    def _learn(self, query, mask):
         """Moves the means towards their tokens and computes the loss; queries count twice, being keys too."""
         means = CentroidState(self.centroids[...], self.counts[...], self.sums[...])
-        self.aux_loss[...] = 2 * COMMITMENT * commitment_loss(query, means.centroids)
-        counts, sums = cluster_sums(query, means.centroids)
+        self.aux_loss[...] = 2 * COMMITMENT * commitment_loss(query, means.centroids, mask)
+        counts, sums = cluster_sums(query, means.centroids, mask)
         after = update_centroids(means, 2 * counts, 2 * sums, decay=self.spec.decay)
         self.centroids[...], self.counts[...], self.sums[...] = after
 
