@@ -13,7 +13,7 @@ help:
 	@echo "make quickstart-seeds  the same over three seeds, judged by its promises"
 	@echo "make lm-quickstart train a language model on the text of Python's standard library and let it write"
 	@echo "make test          run the tests; make test-slow runs the slow ones"
-	@echo "make faults        kills, damaged files, full disks and the like, on runs of seconds; make fuzz mutates configs and weight files"
+	@echo "make faults        the fault-injection suite: kills, damaged files, full disks, readers and the like, on runs of seconds; make fuzz mutates configs, weight files and files of runs"
 	@echo "make check         lint, format and types"
 	@echo "make fashion       the Fashion-MNIST comparison of the README (about 40 minutes)"
 	@echo "make fashion-fast  the best single network in 300 s"
@@ -52,10 +52,10 @@ test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 faults: $(STAMP)
-	$(PY) -m tests.faults.campaign --kills=50 --out=results/faults
+	$(PY) -m tests.faults.campaign --kills=50 --readers_s=120 --out=results/faults
 
 fuzz: $(STAMP)
-	$(PY) -m tests.faults.fuzz --configs=500 --weights=200
+	$(PY) -m tests.faults.fuzz --configs=500 --weights=200 --run_files=100
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -m slow

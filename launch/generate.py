@@ -49,6 +49,10 @@ def main() -> int:
     models = load_models(_WORKDIR.value, names, say=print)
     tokenizer = tokenizer_files.load_tokenizer(_WORKDIR.value, required=bool(_PROMPT.value))
     vocab_size = models[0][0].vocab_size
+    if tokenizer and tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{tokenizer_files.FILE} in {_WORKDIR.value} has {tokenizer.vocab_size} tokens, the model {vocab_size}: it is another one's"
+        )
     prompts = [tokenizer.encode(p) for p in _PROMPT.value] or [text.read_ids(p, vocab_size) for p in _PROMPT_IDS.value]
     request = text.Request(
         num_tokens=_NUM_TOKENS.value,

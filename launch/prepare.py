@@ -16,7 +16,7 @@ from absl import flags
 
 from launch import common, outputs
 from research.errors import UserError
-from research.files import user_path
+from research.files import replace_file, user_path
 
 _DATASET = flags.DEFINE_string("dataset", None, "What to prepare: fashion_mnist, mnist, or tfds:NAME for any TFDS data set.")
 _FROM = flags.DEFINE_string("from", None, "Folder with files that are already on disk; nothing is downloaded that lies there.")
@@ -55,7 +55,7 @@ def _prepare_idx(name: str, folder: pathlib.Path | None, data_dir: str | None) -
         for kind in ("images", "labels"):
             path = idx.find_file(folder, split, kind)
             if path.resolve() != (target / path.name).resolve():
-                shutil.copyfile(path, target / path.name)
+                replace_file(target / path.name, lambda temp, path=path: shutil.copyfile(path, temp))
     return f"{name} lies in {target}: {counts}."
 
 

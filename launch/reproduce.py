@@ -16,7 +16,7 @@ import shutil
 from absl import flags
 
 from launch import common, outputs
-from research.files import write_text
+from research.files import replace_file, write_text
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under which each seed gets its own run.")
@@ -78,7 +78,8 @@ def main(overrides: dict[str, str]) -> int:
     ]
     write_text(os.path.join(out, "tables.md"), "\n".join(parts))
     if _OUT.value:
-        shutil.copyfile(os.path.join(_WORKDIR.value, f"seed{_SEEDS.value[0]}", "pareto.png"), os.path.join(out, "pareto.png"))
+        plot = os.path.join(_WORKDIR.value, f"seed{_SEEDS.value[0]}", "pareto.png")
+        replace_file(os.path.join(out, "pareto.png"), lambda temp: shutil.copyfile(plot, temp))
     return 0 if all(row["kept"] == "yes" for row in rows) else 1
 
 

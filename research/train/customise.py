@@ -7,6 +7,7 @@ everybody (a replay) teach the gate to leave them alone: without them it sends e
 
 import functools
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
+from research.files import make_folder, replace_file
 from research.models.customised import GLOBAL, CustomisedConfig
 from research.modules.state import Arrays, apply, initialize
 
@@ -150,9 +152,14 @@ def overheads(config: CustomisedConfig, macs: int, expert_macs: int) -> dict[str
 
 def save_experts(path: Path, params: Arrays) -> None:
     """Writes local expert and gate with the checksum of the global expert that they belong to, as .npz."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     own = {name: np.asarray(array) for name, array in params.items() if not name.startswith(GLOBAL)}
-    np.savez(path, belongs_to=np.array(checksum(global_part(params))), **own)
+
+    def write(temp: str) -> None:
+        with open(temp, "wb") as file:
+            np.savez(file, belongs_to=np.array(checksum(global_part(params))), **own)
+
+    replace_file(path, write)
 
 
 def load_experts(path: Path, expert: Arrays) -> Arrays:
@@ -163,8 +170,12 @@ def load_experts(path: Path, expert: Arrays) -> Arrays:
     """
     if not path.is_file():
         raise UserError(f"no local expert at {path}; make it by python -m launch.customise")
-    with np.load(path) as data:
-        if str(data["belongs_to"]) != checksum(expert):
-            raise UserError(f"{path} belongs to another global expert; customise this one by python -m launch.customise")
-        own = {name: jnp.asarray(data[name]) for name in data.files if name != "belongs_to"}
-    return {**{GLOBAL + name: array for name, array in expert.items()}, **own}
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            own = {name: np.asarray(data[name]) for name in data.files}
+        belongs_to = str(own.pop("belongs_to"))
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        raise UserError(f"{path} is damaged or holds no local expert; make it anew by python -m launch.customise") from None
+    if belongs_to != checksum(expert):
+        raise UserError(f"{path} belongs to another global expert; customise this one by python -m launch.customise")
+    return {**{GLOBAL + name: array for name, array in expert.items()}, **{name: jnp.asarray(array) for name, array in own.items()}}

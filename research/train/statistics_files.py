@@ -2,6 +2,7 @@
 
 import io
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def load_statistics(
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as data:
             arrays = {k: data[k] for k in data.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         return None, f"{path} cannot be read ({error})"
     if {k: v.shape for k, v in arrays.items()} != dict(shapes):
         return None, f"{path} does not fit this network"

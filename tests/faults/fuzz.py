@@ -1,9 +1,9 @@
-"""Mutated configs and weight files: every one is accepted, or refused in one or two lines.
+"""Mutated configs, weight files and files of runs: every one is accepted, or refused in one or two lines.
 
-    python -m tests.faults.fuzz --configs=500 --weights=200
+    python -m tests.faults.fuzz --configs=500 --weights=200 --run_files=100
 
 A config counts as accepted when its run could start: recipe, data, model, task, optimizer and mesh are made. A weight file counts as
-accepted when its arrays can be read.
+accepted when its arrays can be read, a file of a run when all that commands read of the run can be.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import numpy as np
 
 from launch import config as recipe
 from research.errors import UserError
+from tests.faults.fuzz_runs import fuzz_runs
 
 RECIPES = ("tests/tiny.py:all", "tests/tiny.py:sorted", "tests/tiny_lm.py:probe", "tests/tiny_robust.py:alternate", "configs/quickstart.py")
 VALUES = ("-1", "0", "1", "3", "7", "64", "1000000007", "-0.5", "0.3", "1e30", "nan", "inf", "''", "x", "x" * 300, "[1, 2]", "[]", "{}")
@@ -198,10 +199,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", type=int, default=500)
     parser.add_argument("--weights", type=int, default=200)
+    parser.add_argument("--run_files", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(f"{options.configs} mutated configs: {dict(fuzz_configs(options.configs, options.seed))}")
     print(f"{options.weights} mutated weight files: {dict(fuzz_weights(options.weights, options.seed))}")
+    if options.run_files:
+        print(f"{options.run_files} mutated files of a run: {dict(fuzz_runs(options.run_files, options.seed, judge, HARM))}")
     return 1 if HARM else 0
 
 

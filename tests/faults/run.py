@@ -1,4 +1,4 @@
-"""Runs `launch.train` with an accident built in: `python -m tests.faults.run ACCIDENT STEP FLAGS...`.
+"""Runs `launch.train` with a fault built in: `python -m tests.faults.run FAULT STEP FLAGS...`.
 
 clock: the time of day jumps three times a second, a day back or two days ahead. raises, stalls, nan: the batch of update STEP does.
 """
@@ -15,7 +15,7 @@ def clock(step: int) -> None:
     time.time = lambda: real() + jumps[int(3 * time.monotonic()) % len(jumps)]
 
 
-def broken(accident: str, step: int) -> None:
+def broken(fault: str, step: int) -> None:
     from research.data import pipeline
 
     load = pipeline._load
@@ -24,9 +24,9 @@ def broken(accident: str, step: int) -> None:
         batch = load(*args)
         if int(args[-1]) != step:
             return batch
-        if accident == "raises":
+        if fault == "raises":
             raise OSError(5, "Input/output error", "shard-00007.array_record")
-        if accident == "stalls":
+        if fault == "stalls":
             time.sleep(3600)
         return {k: np.full_like(v, np.nan) if v.dtype.kind == "f" else v for k, v in batch.items()}
 
@@ -34,10 +34,10 @@ def broken(accident: str, step: int) -> None:
 
 
 if __name__ == "__main__":
-    accident, step = sys.argv[1], int(sys.argv[2])
-    if accident == "clock":
+    fault, step = sys.argv[1], int(sys.argv[2])
+    if fault == "clock":
         clock(step)
     else:
-        broken(accident, step)
+        broken(fault, step)
     sys.argv = ["launch/train.py", *sys.argv[3:]]
     runpy.run_module("launch.train", run_name="__main__")
