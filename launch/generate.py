@@ -5,8 +5,11 @@
     python -m launch.generate --workdir=runs/sorted --prompt="ROMEO:" --draft=w50 --temperature=0  # a sub-network drafts
     python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --beams=8 --groups=4 --diversity=0.5
 
-DIR is a run, or a folder that convert or extract wrote; without a tokenizer in it, give --prompt_ids=1,2,3 and read ids.
+DIR is a run, or a folder that convert or extract wrote; without a tokenizer in it, give --prompt_ids=1,2,3 and read ids. Texts end
+at --stop, at --stop_ids and at the tokens that tokenizer.json lists as "eot", whether sampled, drafted or searched for.
 """
+
+import sys
 
 from absl import flags
 
@@ -20,7 +23,11 @@ _NUM_TOKENS = flags.DEFINE_integer("num_tokens", 200, "How many tokens to add.",
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest token.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k likeliest tokens; 0: all.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the likeliest tokens that make up this probability.")
-_STOP = flags.DEFINE_multi_string("stop", [], "Text at which to end. Repeatable.")
+_STOP = flags.DEFINE_multi_string(
+    "stop", [], "Text at which to end, which is not shown; of token-id runs their numbers: '2 4'. Repeatable."
+)
+_STOP_IDS = flags.DEFINE_multi_string("stop_ids", [], "Tokens at which to end, as numbers: 0,2. Repeatable.")
+_IGNORE_EOT = flags.DEFINE_bool("ignore_eot", False, "Go on after tokens that, as the tokenizer says, end a text.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws; a row's text depends on it and on its own prompt alone.")
 _DRAFT = flags.DEFINE_string("draft", None, "Sub-network that drafts for --subnet: speculative decoding of one prompt.")
 _LOOKAHEAD = flags.DEFINE_integer("lookahead", 4, "Tokens drafted at a time.", lower_bound=1)
@@ -41,18 +48,23 @@ def main() -> int:
     if _DRAFT.value and (_BEAMS.value or len(_PROMPT.value or _PROMPT_IDS.value) > 1):
         raise UserError("--draft works on one prompt, without --beams")
 
+    import numpy as np
+
     from research.data import tokenizer_files
     from research.decode import text
+    from research.decode.models import check
     from research.train.extraction import load_models
 
     names = [_SUBNET.value] + ([_DRAFT.value] if _DRAFT.value else [])
     models = load_models(_WORKDIR.value, names, say=print)
     tokenizer = tokenizer_files.load_tokenizer(_WORKDIR.value, required=bool(_PROMPT.value))
+    check(models[0][0], 1)
     vocab_size = models[0][0].vocab_size
     if tokenizer and tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"{tokenizer_files.FILE} in {_WORKDIR.value} has {tokenizer.vocab_size} tokens, the model {vocab_size}: it is another one's"
         )
+    sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character that a model writes
     prompts = [tokenizer.encode(p) for p in _PROMPT.value] or [text.read_ids(p, vocab_size) for p in _PROMPT_IDS.value]
     request = text.Request(
         num_tokens=_NUM_TOKENS.value,
@@ -65,39 +77,67 @@ def main() -> int:
         groups=_GROUPS.value,
         diversity=_DIVERSITY.value,
         alpha=_ALPHA.value,
+        stop=tuple(_STOP.value),
+        stop_ids=tuple(int(i) for ids in _STOP_IDS.value for i in text.read_ids(ids, vocab_size, "--stop_ids")),
+        ignore_eot=_IGNORE_EOT.value,
     )
-    decode = tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids))
     if _BEAMS.value:
-        result = text.search(models[0], prompts, request)
+        result = text.search(models[0], prompts, request, tokenizer)
     elif _DRAFT.value:
-        result = text.speculate(models[0], models[1], prompts[0], request)
+        result = text.speculate(models[0], models[1], prompts[0], request, tokenizer)
     else:
-        # One prompt is shown as it is written; the texts of several would run into each other.
-        show = (lambda piece: print(piece, end="", flush=True)) if len(prompts) == 1 and tokenizer else None
-        if show:
-            show(_PROMPT.value[0])
-        result = text.write(models[0], prompts, request, decode, _STOP.value, show)
-        if show:
-            print()
-    texts = [[decode(ids) for ids in row] for row in result.tokens]
-    texts = [[text.cut(t, _STOP.value) for t in row] for row in texts]
-    if _BEAMS.value or len(prompts) > 1 or not tokenizer or _DRAFT.value:
-        for i, row in enumerate(texts):
-            for j, continuation in enumerate(row):
-                head = (
-                    f"--- prompt {i + 1}" + (f", beam {j + 1}, log-probability {result.scores[i][j]:.2f}" if result.scores else "") + " ---"
-                )
-                print(f"{head}\n{_PROMPT.value[i] if _PROMPT.value else ''}{continuation}")
+        result = _write(models[0], prompts, request, tokenizer)
+    if _BEAMS.value or _DRAFT.value or len(prompts) > 1:
+        _print_texts(result)
     print(f"\n{result.summary}")
     if _OUT.value:
-        from pathlib import Path
-
         from research.files import write_json
 
-        content = {"prompts": _PROMPT.value or _PROMPT_IDS.value, "texts": texts, "scores": result.scores, **result.speed}
-        write_json(Path(_OUT.value), content)
+        ids = [[row.tolist() for row in rows] for rows in result.tokens]
+        content = {
+            "prompts": result.prompts,
+            "prompt_ids": [np.asarray(prompt).tolist() for prompt in prompts],
+            "texts": result.texts,
+            "ids": ids,
+            "ends": result.ends,
+            "scores": result.scores,
+            **result.speed,
+        }
+        write_json(_OUT.value, content)
         print(f"written to {_OUT.value}")
     return 0
+
+
+def _write(model, prompts, request, tokenizer):
+    """Samples; one prompt is shown as it is written, the texts of several would run into each other."""
+    from research.data.tokenizers import IntegerTokenizer
+    from research.decode import detokenize, text
+
+    if len(prompts) > 1:
+        return text.write(model, prompts, request, tokenizer)
+    begun = []
+
+    def show(piece):
+        if not begun:  # not before the first token: what is refused prints nothing
+            begun.append(True)
+            print(
+                f"--- prompt ---\n{detokenize.Reader(tokenizer or IntegerTokenizer(model[0].vocab_size), prompts[0]).prompt}\n--- continuation ---"
+            )
+        print(piece, end="", flush=True)
+
+    result = text.write(model, prompts, request, tokenizer, show)
+    print()
+    return result
+
+
+def _print_texts(result) -> None:
+    several = len(result.texts) > 1
+    for i, row in enumerate(result.texts):
+        number = f" {i + 1}" if several else ""
+        print(f"--- prompt{number} ---\n{result.prompts[i]}")
+        for j, continuation in enumerate(row):
+            beam = f", beam {j + 1}, log-probability {result.scores[i][j]:.2f}" if result.scores else ""
+            print(f"--- continuation{number}{beam} ---\n{continuation}")
 
 
 if __name__ == "__main__":

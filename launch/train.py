@@ -21,14 +21,16 @@ _CACHE = outputs.output_flag("compilation_cache", outputs.Place.FOLDER, "Folder 
 
 def _write_sample(workdir: str, prompt: str) -> None:
     from research.data.tokenizer_files import load_tokenizer
-    from research.decode import text
+    from research.decode import models, text
     from research.train.extraction import load_model
 
     tokenizer = load_tokenizer(workdir, required=True)
-    request = text.Request(num_tokens=400, temperature=0.7)
-    print(f"\nwhat it writes at temperature {request.temperature}:\n\n{prompt}", end="")
+    model, tokens = load_model(workdir), tokenizer.encode(prompt)
+    longest = models.longest(model[0])
+    request = text.Request(num_tokens=400 if longest is None else max(1, min(400, longest - len(tokens))), temperature=0.7)
+    print(f"\nwhat it writes at temperature {request.temperature}:\n\n{prompt}", end=tokenizer.joint)
     show = lambda piece: print(piece, end="", flush=True)  # noqa: E731
-    result = text.write(load_model(workdir), [tokenizer.encode(prompt)], request, tokenizer.decode, show=show)
+    result = text.write(model, [tokens], request, tokenizer, show)
     print(f"\n\n{result.summary}\nmore: python -m launch.generate --workdir={workdir} --prompt={prompt!r} --temperature=0.7")
 
 

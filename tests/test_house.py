@@ -21,7 +21,7 @@ ALLOWED = {
     "nested": {"modules", "models"},
     "robust": {"ops"},
     "tasks": {"ops", "robust"},
-    "decode": {"models", "modules", "ops"},
+    "decode": {"data", "models", "modules", "ops"},
     "control": {"modules", "ops"},
     "data": set(),
     "optim": {"modules"},

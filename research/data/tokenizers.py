@@ -3,10 +3,11 @@
 Each is plain data (`to_json`), so that a run can store its vocabulary and generate text without the corpus.
 """
 
+import codecs
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -16,8 +17,26 @@ from research.errors import UserError
 _CODE_POINTS = 0x110000
 
 
+class Decoder(Protocol):
+    """Text of tokens as they come, in symbols: all that it returns, joined by the tokenizer's `joint`, is `decode` of all tokens."""
+
+    def feed(self, token: int) -> Sequence[str]:
+        """The symbols that are complete after this token: characters (a string), or numbers of tokens. UserError as `decode`."""
+        ...
+
+    def flush(self) -> Sequence[str]:
+        """What is left at the end of the tokens."""
+        ...
+
+
 class Tokenizer(Protocol):
-    """A mapping between text and integers in 0..vocab_size - 1."""
+    """A mapping between text and integers in 0..vocab_size - 1.
+
+    `joint` stands between symbols: nothing between characters, a space between numbers. `eot`: tokens that end a text, () for none.
+    """
+
+    joint: ClassVar[str]
+    eot: tuple[int, ...]
 
     @property
     def vocab_size(self) -> int: ...
@@ -35,6 +54,14 @@ class Tokenizer(Protocol):
         """The text of tokens. UserError for a token outside the vocabulary."""
         ...
 
+    def decoder(self) -> Decoder:
+        """Decodes tokens as they come."""
+        ...
+
+    def symbols(self, text: str) -> Sequence[str]:
+        """The symbols of a text, as the decoder gives them."""
+        ...
+
     def to_json(self) -> dict[str, Any]:
         """Plain data of which `tokenizer_from_json` makes the same tokenizer."""
         ...
@@ -43,6 +70,12 @@ class Tokenizer(Protocol):
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer:
     """The 256 bytes of UTF-8. Bytes that are not UTF-8, as a model may write them, decode to U+FFFD."""
+
+    eot: tuple[int, ...] = ()
+    joint: ClassVar[str] = ""
+
+    def __post_init__(self):
+        _check_eot(self.eot, self.vocab_size)
 
     @property
     def vocab_size(self) -> int:
@@ -61,8 +94,27 @@ class ByteTokenizer:
     def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
         return _checked(tokens, 256).astype(np.uint8).tobytes().decode(errors="replace")
 
+    def decoder(self) -> "ByteDecoder":
+        return ByteDecoder()
+
+    def symbols(self, text: str) -> str:
+        return text
+
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "bytes"}
+        return {"kind": "bytes", **_eot_json(self.eot)}
+
+
+class ByteDecoder:
+    """Holds the bytes of a character back until it is complete, or can become none."""
+
+    def __init__(self):
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        return self._utf8.decode(bytes([int(_checked(token, 256))]))
+
+    def flush(self) -> str:
+        return self._utf8.decode(b"", True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +122,11 @@ class CharTokenizer:
     """The characters `itos`, each once and in ascending order; token i is `itos[i]` (as nanoGPT's character data sets)."""
 
     itos: str
+    eot: tuple[int, ...] = ()
+    joint: ClassVar[str] = ""
 
     def __post_init__(self):
+        _check_eot(self.eot, self.vocab_size)
         if not self.itos or list(self.itos) != sorted(set(self.itos)):
             raise UserError(
                 f"The vocabulary {self.itos[:40]!r} is not a sorted list of different characters; give ''.join(sorted(set(text)))."
@@ -111,8 +166,29 @@ class CharTokenizer:
         characters = _code_points(self.itos)[_checked(tokens, self.vocab_size)]
         return characters.tobytes().decode("utf-32-le", "surrogatepass")
 
+    def decoder(self) -> "TokenDecoder":
+        return TokenDecoder(self.itos)
+
+    def symbols(self, text: str) -> str:
+        return text
+
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "chars", "itos": self.itos}
+        return {"kind": "chars", "itos": self.itos, **_eot_json(self.eot)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenDecoder:
+    """Of vocabularies in which every token is one symbol: entry `token` of `itos`, or without one the number itself."""
+
+    itos: str = ""
+    vocab_size: int = 0
+
+    def feed(self, token: int) -> str | tuple[str, ...]:
+        token = int(_checked(token, len(self.itos) or self.vocab_size))
+        return self.itos[token] if self.itos else (str(token),)
+
+    def flush(self) -> str | tuple[str, ...]:
+        return "" if self.itos else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +196,13 @@ class IntegerTokenizer:
     """Tokens of another program's making, whose text is their numbers: '17 4 0'."""
 
     vocab_size: int
+    eot: tuple[int, ...] = ()
+    joint: ClassVar[str] = " "
 
     def __post_init__(self):
         if self.vocab_size < 1:
             raise UserError(f"vocab_size={self.vocab_size} must be at least 1.")
+        _check_eot(self.eot, self.vocab_size)
 
     @property
     def token_bytes(self) -> None:
@@ -141,8 +220,14 @@ class IntegerTokenizer:
     def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
         return " ".join(map(str, _checked(tokens, self.vocab_size).tolist()))
 
+    def decoder(self) -> TokenDecoder:
+        return TokenDecoder(vocab_size=self.vocab_size)
+
+    def symbols(self, text: str) -> tuple[str, ...]:
+        return tuple(map(str, self.encode(text).tolist()))
+
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "integers", "vocab_size": self.vocab_size}
+        return {"kind": "integers", "vocab_size": self.vocab_size, **_eot_json(self.eot)}
 
 
 _KINDS = {"bytes": ByteTokenizer, "chars": CharTokenizer, "integers": IntegerTokenizer}
@@ -154,10 +239,13 @@ def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
     kind = fields.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(f"A tokenizer's kind is {kind!r}. Valid: {', '.join(_KINDS)}.")
-    wanted = {field.name: field.type for field in dataclasses.fields(_KINDS[kind])}
+    eot = fields.pop("eot", [])
+    if not isinstance(eot, list) or not all(type(token) is int for token in eot):
+        raise UserError(f"A tokenizer's eot is {str(eot)[:80]!r}; wanted a list of tokens that end a text.")
+    wanted = {field.name: field.type for field in dataclasses.fields(_KINDS[kind]) if field.name != "eot"}
     if fields.keys() != wanted.keys() or not all(type(fields[key]) is wanted[key] for key in wanted):
         raise UserError(f"A tokenizer of kind {kind!r} has the fields {fields}; wanted {', '.join(wanted) or 'none'}.")
-    return _KINDS[kind](**fields)
+    return _KINDS[kind](**fields, eot=tuple(eot))
 
 
 def make_tokenizer(kind: str, texts: Iterable[str]) -> Tokenizer:
@@ -173,12 +261,21 @@ def _code_points(text: str) -> Int[np.ndarray, " N"]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
+def _eot_json(eot: tuple[int, ...]) -> dict[str, Any]:
+    return {"eot": list(eot)} if eot else {}
+
+
+def _check_eot(eot: tuple[int, ...], vocab_size: int) -> None:
+    if wrong := [token for token in eot if not 0 <= token < vocab_size]:
+        raise UserError(f"The end-of-text token {wrong[0]} is not in the vocabulary, which is 0..{vocab_size - 1}.")
+
+
 def _outside(text: str, place: int, what: str) -> UserError:
     character = text[place]
     return UserError(f"The character {character!r} (U+{ord(character):04X}) at place {place} of the text is not in {what}.")
 
 
-def _checked(tokens: Int[np.ndarray, " N"], vocab_size: int) -> Int[np.ndarray, " N"]:
+def _checked(tokens: Int[np.ndarray, "*N"] | int, vocab_size: int) -> Int[np.ndarray, "*N"]:
     tokens = np.asarray(tokens)
     bad = (tokens < 0) | (tokens >= vocab_size)
     if bad.any():

@@ -6,6 +6,7 @@ texts leave the beam for a list of their own, ranked by log-probability / ((5 + 
 section 7), and the search ends when no beam can still enter the list.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from research.decode.generate import Extend, State, Step, check_length
-from research.decode.sampling import is_any, text_lengths
+from research.decode.sampling import is_any
 from research.errors import UserError
 
 
@@ -23,9 +24,9 @@ class Beams(NamedTuple):
     """Texts, the best first. A score of -inf marks a place for which there was no text (W above the number of texts)."""
 
     tokens: Int[Array, "B W N"]
-    """A text that met a stop token repeats it to the end."""
+    """A text that ended repeats its last token."""
     lengths: Int[Array, "B W"]
-    """Tokens before the stop token."""
+    """Tokens before what ended the text."""
     scores: Float[Array, "B W"]
     """Log-probability, the stop token's included, over the norm of the length."""
     groups: Int[Array, "B W"]
@@ -46,6 +47,7 @@ class _Settings(NamedTuple):
     diversity: float
     alpha: float
     stop: tuple[int, ...]
+    sequences: tuple[tuple[int, ...], ...]
 
 
 def take_batch(state: State, indices: Int[Array, " M"]) -> State:
@@ -66,6 +68,7 @@ def beam_search(
     diversity: float = 0.0,
     alpha: float = 0.0,
     stop: Sequence[int] = (),
+    sequences: Sequence[Sequence[int]] = (),
     take_batch: Callable[[State, Int[Array, " M"]], State] = take_batch,
 ) -> Beams:
     """Searches for the likeliest continuations; to be jitted whole by the caller. A step is one call of `step` with B * W rows.
@@ -78,17 +81,18 @@ def beam_search(
       diversity: the charge (lambda), in nats; at 0 all groups find the same.
       alpha: how much length is favoured; 0: not at all, and only then does the order follow the probabilities.
       stop: tokens that end a text.
+      sequences: runs of tokens that end it too, as stop texts are.
       take_batch: (state, indices) -> state of those rows, for states that hold the batch elsewhere than on axis 0.
 
     Returns:
-      W texts a row, the best first; of equal ones that of the earlier group.
+      W texts a row, the best first; of equal ones that of the earlier group. The scores are NaN where the model's logits are.
 
     Raises:
       UserError: for a number out of range.
     """
-    _check(beam_width, num_tokens, groups, diversity, alpha)
+    check(beam_width, num_tokens, groups, diversity, alpha)
     batch = len(prompt)
-    settings = _Settings(beam_width // groups, diversity, alpha, tuple(stop))
+    settings = _Settings(beam_width // groups, diversity, alpha, tuple(stop), tuple(map(tuple, sequences)))
     rows = jnp.repeat(jnp.arange(batch), beam_width)
     logits, state = extend(state, prompt, segment_ids)
     live, ended = _start(groups, batch, settings.width, num_tokens)
@@ -152,19 +156,40 @@ def _extend_group(live, ended, log_probs, charges, at, settings):
     sums = live.log_probs[..., None] + log_probs
     ranks = live.ranks[..., None] + log_probs - charges[:, None]
     # So many that, however many of them end, enough go on.
-    enough = min(width * (1 + len(settings.stop)), width * vocabulary)
+    enough = min(width * (1 + len(settings.stop) + len(settings.sequences)), width * vocabulary)
     ranks, flat = lax.top_k(ranks.reshape(batch, -1), enough)
     parents, tokens = flat // vocabulary, flat % vocabulary
     sums = jnp.take_along_axis(sums.reshape(batch, -1), flat, -1)
     texts = jnp.take_along_axis(live.tokens, parents[..., None], 1)
     texts = jnp.where(jnp.arange(texts.shape[-1]) >= at, tokens[..., None], texts)
-    ends = is_any(tokens, settings.stop)
+    ends = is_any(tokens, settings.stop) | _completes(texts, at, settings.sequences)
     scores = jnp.where(ends, sums / _norm(at + 1, settings.alpha), -jnp.inf)
     ended = _best(_join(ended, _Texts(texts, sums, scores)), width)[0]
     live, kept = _best(_Texts(texts, sums, jnp.where(ends, -jnp.inf, ranks)), width)
     # A text that ended must not bound the search as a beam would.
-    live = live._replace(log_probs=jnp.where(jnp.isfinite(live.ranks), live.log_probs, -jnp.inf))
+    live = live._replace(log_probs=jnp.where(live.ranks == -jnp.inf, -jnp.inf, live.log_probs))
     return live, ended, jnp.take_along_axis(parents, kept, -1), jnp.take_along_axis(tokens, kept, -1)
+
+
+def _completes(texts, at, sequences):
+    """Whether one of the sequences ends with the token at `at`, of texts [B, K, N]."""
+    found = jnp.zeros(texts.shape[:-1], bool)
+    for sequence in sequences:
+        places = at - len(sequence) + 1 + jnp.arange(len(sequence))
+        found |= (places[0] >= 0) & (texts[..., jnp.maximum(places, 0)] == jnp.array(sequence)).all(-1)
+    return found
+
+
+def _lengths(tokens, settings):
+    """Tokens before what ended each text [B, W, N]: a stop token, or the longest of the sequences that are complete first."""
+    at = jnp.arange(tokens.shape[-1])
+    begins = jnp.where(is_any(tokens, settings.stop), at, len(at))
+    ends = begins
+    for sequence in sorted(settings.sequences, key=len):
+        size = len(sequence)
+        whole = jnp.stack([_completes(tokens, i, [sequence]) for i in range(len(at))], -1)
+        begins, ends = jnp.where(whole, at + 1 - size, begins), jnp.where(whole, at, ends)
+    return jnp.take_along_axis(begins, ends.argmin(-1)[..., None], -1)[..., 0].astype(jnp.int32)
 
 
 def _join(*texts):
@@ -184,17 +209,18 @@ def _collect(live, ended, num_tokens, settings):
     together = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
     groups = jnp.repeat(jnp.arange(len(texts.ranks)), settings.width)
     best, at = _best(jax.tree.map(together, texts), groups.size)
-    return Beams(best.tokens, text_lengths(best.tokens, settings.stop), best.ranks, groups[at])
+    return Beams(best.tokens, _lengths(best.tokens, settings), best.ranks, groups[at])
 
 
-def _check(beam_width, num_tokens, groups, diversity, alpha):
+def check(beam_width: int, num_tokens: int, groups: int, diversity: float, alpha: float) -> None:
+    """Raises UserError for a number out of range."""
     check_length(num_tokens)
     if beam_width < 1:
         raise UserError(f"beam_width={beam_width}; valid: whole numbers from 1")
     if groups < 1 or beam_width % groups:
         valid = [n for n in range(1, beam_width + 1) if beam_width % n == 0]
         raise UserError(f"groups={groups} do not share beam_width={beam_width} evenly; valid: {valid}")
-    if diversity < 0:
+    if not 0 <= diversity < math.inf:
         raise UserError(f"diversity={diversity}; valid: numbers from 0 (none)")
-    if alpha < 0:
+    if not 0 <= alpha < math.inf:
         raise UserError(f"alpha={alpha}; valid: numbers from 0 (lengths do not count)")

@@ -1,8 +1,9 @@
-"""Text from a language model, as one program or token by token, and stop strings.
+"""Text from a language model, as one program or token by token.
 
 A model is two functions over a state, any tree of arrays: `extend(state, tokens [B, T], segment_ids [B, T] or None)` returns
 (logits [B, T, V], state), and `step(state, token [B])` (logits [B, V], state) continues the segment of the last token. Prompts of
-different lengths are padded on the left, and pads are another segment: the model lets a new segment start afresh.
+different lengths are padded on the left, and pads are another segment: the model lets a new segment start afresh. Of a prompt only the
+logits of the last token are read, so `extend` may return those alone (T = 1).
 """
 
 import functools
@@ -49,7 +50,8 @@ def generate(
       stop: tokens that end a row.
 
     Returns:
-      Tokens, where a row that met a stop token repeats it to the end, and the number of tokens before it (N where there was none).
+      Tokens, where a row that met a stop token repeats it to the end, and the number of tokens before it (N where there was none). A token
+      of -1 stands where the logits were no numbers to sample from.
 
     Raises:
       UserError: for a number out of range, or for a missing key.
@@ -90,7 +92,8 @@ def stream(
     `extend` and `step` are compiled by the caller, so that parameters stay their arguments. A token is read, the only wait, when the
     step after it is already under way; that step is wasted where all rows end.
 
-    Args, Raises: as in `generate`; errors come at the call, before the first token is asked for.
+    Args, Raises: as in `generate`; errors come at the call, before the first token is asked for. UserError in between: logits that
+    are no numbers to sample from.
     """
     check_length(num_tokens)
     check(temperature, top_k, top_p)
@@ -107,6 +110,7 @@ def stream(
             if position + 1 < num_tokens:
                 logits, now = step(now, token)
             column = np.asarray(token)
+            check_sampled(column, position)
             yield column
             ended |= np.isin(column, stop)
             if ended.all():
@@ -122,42 +126,16 @@ def _choose(key, logits, position, before, rows, *, temperature, top_k, top_p, s
 
 
 def check_length(num_tokens: int) -> None:
-    """Raises UserError unless there is a token to make."""
-    if num_tokens < 1:
-        raise UserError(f"num_tokens={num_tokens}; valid: whole numbers from 1")
+    """Raises UserError unless there is a token to make, and positions fit 32 bits."""
+    if not 1 <= num_tokens < 2**30:
+        raise UserError(f"num_tokens={num_tokens}; valid: whole numbers from 1{'' if num_tokens < 1 else ' to 2^30 - 1'}")
 
 
-class StopStrings:
-    """Ends a text, which comes in pieces, at a string: the first one that is complete, the longest of those complete at once.
-
-    The result is the same however the text is cut into pieces. What could be the beginning of a stop string is held back.
-
-    Attributes:
-      stopped: True once a string was met.
-    """
-
-    def __init__(self, strings: Sequence[str]):
-        """Raises UserError for an empty string, or a bare one."""
-        if isinstance(strings, str) or not all(strings):
-            raise UserError(f"stop strings {strings!r}; valid: a list of strings that are not empty")
-        self.strings = tuple(strings)
-        self.stopped = False
-        self._held = ""
-
-    def feed(self, piece: str) -> str:
-        """Returns the text that is safe to show after this piece; nothing after a stop."""
-        if self.stopped:
-            return ""
-        text = self._held + piece
-        found = [(text.find(s) + len(s), text.find(s)) for s in self.strings if s in text]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
-        held = max((n for s in self.strings for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
-
-    def flush(self) -> str:
-        """Returns what was held back, at the end of the text."""
-        text, self._held = self._held, ""
-        return text
+def check_sampled(tokens: Int[np.ndarray, "*B"], position: int = 0) -> None:
+    """Raises UserError where `sample` met logits that are no numbers; `position`: tokens before these, along the last axis where it is time."""
+    if (tokens < 0).any():
+        position += int(np.argmax((tokens < 0).any(0))) if tokens.ndim > 1 else 0
+        raise UserError(
+            f"the model's logits after {position} new tokens are not finite, so nothing can be sampled; its weights are damaged or have "
+            "diverged: use an earlier checkpoint"
+        )

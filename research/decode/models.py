@@ -20,6 +20,8 @@ class Functions(NamedTuple):
     """Before the first token."""
     extend: Extend
     step: Step
+    prefill: Extend
+    """As `extend`, with the logits of the last token alone: [B, 1, V], whatever the length of the prompt."""
 
 
 def capacity(length: int) -> int:
@@ -27,28 +29,41 @@ def capacity(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
 
 
-def bind(config: SequenceConfig, params: Arrays, stats: Arrays, batch: int, length: int) -> Functions:
+def bind(config: SequenceConfig, params: Arrays, stats: Arrays, batch: int, length: int, ahead: int = 0) -> Functions:
     """Returns a model's functions for a batch of texts of up to `length` tokens, prompt included.
+
+    Args:
+      ahead: tokens beyond the length that may be tried and thrown away, as drafts are.
 
     Raises:
       UserError: no language model, or a text that is longer than its mixers reach.
     """
     check(config, length)
-    run = lambda method, *args: apply(config, params, stats, *args, method=method)[0]  # noqa: E731
-    state = run("init_state", batch, capacity(length))
-    return Functions(state, lambda s, tokens, ids=None: run("extend", tokens, s, ids), lambda s, token: run("step", token, s))
+    run = lambda method, *args, **more: apply(config, params, stats, *args, method=method, **more)[0]  # noqa: E731
+    state = run("init_state", batch, capacity(length + ahead))
+    return Functions(
+        state,
+        lambda s, tokens, ids=None: run("extend", tokens, s, ids),
+        lambda s, token: run("step", token, s),
+        lambda s, tokens, ids=None: run("extend", tokens, s, ids, last=True),
+    )
 
 
 def check(config: Any, length: int) -> None:
     """Raises UserError unless the model can continue texts up to so many tokens."""
     if not isinstance(config, SequenceConfig) or config.vector_tokens or config.outputs or config.pool != "none":
         raise UserError(f"the {config.family} model is no language model; generate needs one that reads tokens and predicts the next")
-    bounded = [kind for kind in config.kinds if config.spec(kind).bounded]
-    if bounded and length > config.length:
+    if length > (longest(config) or length):
+        kinds = ", ".join(sorted(kind for kind in set(config.kinds) if config.spec(kind).bounded))
         raise UserError(
-            f"{length} tokens, prompt included, are more than the context of {config.length} that {', '.join(sorted(set(bounded)))} was trained "
-            "for; shorten the prompt or ask for fewer tokens"
+            f"{length} tokens, prompt included, are more than the context of {config.length} that {kinds} was trained for; shorten the prompt "
+            f"or ask for fewer tokens; valid: up to {config.length} of both together"
         )
+
+
+def longest(config: SequenceConfig) -> int | None:
+    """Returns how many tokens a text may have, prompt included; None where the mixers have no bound."""
+    return config.length if any(config.spec(kind).bounded for kind in config.kinds) else None
 
 
 def full_of(functions: Functions) -> speculative.Full:
@@ -71,10 +86,10 @@ def full_of(functions: Functions) -> speculative.Full:
         count = num_valid[0]  # one row: rows of a batch could not stand at different positions
         return lax.cond(count == tokens.shape[1], lambda: after, lambda: redo(state, tokens, count))
 
-    return speculative.Full(functions.extend, verify, commit)
+    return speculative.Full(functions.prefill, verify, commit)
 
 
 def draft_of(functions: Functions) -> speculative.Draft:
     """A drafting model; its states are stacked step by step, and one is taken."""
     pick = lambda states, index: jax.tree.map(lambda a: a[index[0]], states)  # noqa: E731
-    return speculative.Draft(functions.extend, functions.step, pick)
+    return speculative.Draft(functions.prefill, functions.step, pick)

@@ -79,7 +79,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Int[Array, " B"]:
-    """Draws a token for each row.
+    """Draws a token for each row, -1 where the logits hold NaN or infinity or none is finite: a program cannot raise, its caller must.
 
     Args:
       key: of the whole text; may be None at temperature 0, which draws nothing.
@@ -93,9 +93,14 @@ def sample(
     """
     check(temperature, top_k, top_p)
     if temperature < SMALLEST_TEMPERATURE:
-        return logits.astype(jnp.float32).argmax(-1).astype(jnp.int32)
+        return refused(logits, logits.astype(jnp.float32).argmax(-1).astype(jnp.int32))
     rows = jnp.arange(len(logits)) if rows is None else rows
-    return draw(position_keys(key, rows, position), adjust(logits, temperature, top_k, top_p))
+    return refused(logits, draw(position_keys(key, rows, position), adjust(logits, temperature, top_k, top_p)))
+
+
+def refused(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Int[Array, "*B"]:
+    """Returns the tokens, -1 in place of those whose logits are no numbers to sample from; -inf is one, that of probability 0."""
+    return jnp.where(jnp.isfinite(logits.astype(jnp.float32).max(-1)), tokens, -1)
 
 
 def draw(keys: Key[Array, "*B"], logits: Float[Array, "*B V"]) -> Int[Array, "*B"]:

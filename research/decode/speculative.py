@@ -25,7 +25,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from research.decode.generate import Extend, State, Step, check_length
-from research.decode.sampling import SMALLEST_TEMPERATURE, adjust, check, draw, is_any, position_keys, sample, text_lengths
+from research.decode.sampling import SMALLEST_TEMPERATURE, adjust, check, draw, is_any, position_keys, refused, sample, text_lengths
 from research.errors import UserError
 
 Pick = Callable[[State, Int[Array, " B"]], State]
@@ -55,7 +55,7 @@ class Speculated(NamedTuple):
     """A text and what it took."""
 
     tokens: Int[Array, "B N"]
-    """A row that met a stop token repeats it to the end."""
+    """A row that met a stop token repeats it to the end; -1 where the full model's logits were no numbers."""
     lengths: Int[Array, " B"]
     """Tokens before the stop token; N where there was none."""
     rounds: Int[Array, " B"]
@@ -249,7 +249,7 @@ def _propose(loop, draft, rules):
 
 def _judge_greedy(drafts, logits):
     """How many drafts stand, and the token after them."""
-    own = logits.astype(jnp.float32).argmax(-1).astype(jnp.int32)
+    own = refused(logits, logits.astype(jnp.float32).argmax(-1).astype(jnp.int32))
     num_accepted = jnp.cumprod(own[:, :-1] == drafts, -1).sum(-1)
     return num_accepted, _at(own, num_accepted)
 
@@ -265,7 +265,8 @@ def _judge(drafts, q, logits, count, rules):
     p, q = _at(p, num_accepted), _at(jnp.pad(q, ((0, 0), (0, 1), (0, 0))), num_accepted)
     rest = jnp.maximum(p - q, 0)
     rest = jnp.where(rest.sum(-1, keepdims=True) > 0, rest, p)
-    return num_accepted, draw(position_keys(rules.replacing, rules.rows, count + num_accepted), jnp.log(rest))
+    after = draw(position_keys(rules.replacing, rules.rows, count + num_accepted), jnp.log(rest))
+    return num_accepted, refused(_at(logits, num_accepted), after)
 
 
 def _at(x, index):

@@ -12,9 +12,13 @@ import numpy as np
 from jaxtyping import Int
 
 from research import seeds
+from research.data.tokenizers import IntegerTokenizer, Tokenizer
 from research.decode import beam, models, speculative
-from research.decode.generate import StopStrings, generate, stream
+from research.decode.detokenize import Reader, Stops, make_stops, read
+from research.decode.generate import check_length, check_sampled, generate, stream
+from research.decode.sampling import check
 from research.errors import UserError
+from research.files import printable
 from research.models.forms import on_cpu
 from research.models.sequence import SequenceConfig, take_batch
 from research.modules.state import Arrays
@@ -25,7 +29,8 @@ PAD, TEXT = 0, 1  # segment ids
 
 @dataclass(frozen=True)
 class Request:
-    """How to continue; the fields are the flags of `launch.generate`."""
+    """How to continue; the fields are the flags of `launch.generate`. Texts end at `stop` texts, at the tokens `stop_ids` and, unless
+    `ignore_eot`, at those that the tokenizer says end a text."""
 
     num_tokens: int = 200
     temperature: float = 1.0
@@ -37,13 +42,28 @@ class Request:
     groups: int = 1
     diversity: float = 0.5
     alpha: float = 0.0
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_eot: bool = False
 
 
 @dataclass
 class Result:
-    """Continuations, tokens[prompt][beam]; scores likewise, or empty; speed is what is measured."""
+    """Continuations; of a list of lists the entry [prompt][beam].
 
+    Attributes:
+      prompts: their texts.
+      texts: of the continuations, without what ended them.
+      tokens: of the continuations, the stop included.
+      ends: "length", "stop text" or "stop token".
+      speed: what is measured.
+      scores: of beams.
+    """
+
+    prompts: list[str]
+    texts: list[list[str]]
     tokens: list[list[Int[np.ndarray, " N"]]]
+    ends: list[list[str]]
     speed: dict[str, float]
     scores: list[list[float]] = field(default_factory=list)
 
@@ -54,20 +74,42 @@ class Result:
         return ", ".join(parts)
 
 
-def read_ids(text: str, vocab_size: int) -> Int[np.ndarray, " T"]:
+def _result(readers: Sequence[Sequence[Reader]], speed: dict[str, float], scores: Sequence[Sequence[float]] = ()) -> Result:
+    return Result(
+        [row[0].prompt for row in readers],
+        [[reader.text for reader in row] for row in readers],
+        [[np.array(reader.tokens, np.int32) for reader in row] for row in readers],
+        [[reader.end for reader in row] for row in readers],
+        speed,
+        [list(row) for row in scores],
+    )
+
+
+def _reading(model: Model, tokenizer: Tokenizer | None, request: Request) -> tuple[Tokenizer, Stops]:
+    """Returns the tokenizer, of numbers where there is none, and the stops."""
+    models.check(model[0], 1)
+    vocab_size = model[0].vocab_size
+    tokenizer = IntegerTokenizer(vocab_size) if tokenizer is None else tokenizer
+    return tokenizer, make_stops(tokenizer, vocab_size, request.stop, request.stop_ids, request.ignore_eot)
+
+
+def read_ids(text: str, vocab_size: int, what: str = "prompt") -> Int[np.ndarray, " T"]:
     """Reads "1,2,3".
+
+    Args:
+      what: the message calls the text.
 
     Raises:
       UserError: no numbers, or one outside the vocabulary.
     """
     try:
-        ids = np.array([int(part) for part in text.split(",")], np.int32)
+        ids = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"prompt {text!r} is no list of tokens; write numbers joined by commas: 1,2,3") from None
-    wrong = [int(i) for i in ids if not 0 <= i < vocab_size]
+        raise UserError(f"{what} {printable(text)!r} is no list of tokens; write numbers joined by commas: 1,2,3") from None
+    wrong = [i for i in ids if not 0 <= i < vocab_size]
     if wrong:
-        raise UserError(f"token {wrong[0]} of the prompt is outside the vocabulary; valid: 0..{vocab_size - 1}")
-    return ids
+        raise UserError(f"token {printable(wrong[0])} of the {what} is outside the vocabulary; valid: 0..{vocab_size - 1}")
+    return np.array(ids, np.int32)
 
 
 def pad(prompts: Sequence[Int[np.ndarray, " t"]]) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"] | None]:
@@ -87,12 +129,6 @@ def pad(prompts: Sequence[Int[np.ndarray, " t"]]) -> tuple[Int[np.ndarray, "B T"
     return tokens, None if (ids == TEXT).all() else ids
 
 
-def cut(text: str, stops: Sequence[str]) -> str:
-    """Returns the text up to the first stop string."""
-    stopper = StopStrings(list(stops))
-    return stopper.feed(text) + stopper.flush()
-
-
 def _chosen(config: SequenceConfig) -> SequenceConfig:
     """On a CPU the forms are chosen at once."""
     return dataclasses.replace(config, form=on_cpu(config.form)) if jax.default_backend() == "cpu" else config
@@ -106,14 +142,14 @@ class _Bound:
         models.check(config, length)
         self.config, self.batch, self.length = config, batch, length
         call = lambda name, params, stats, *args: getattr(models.bind(config, params, stats, batch, length), name)(*args)  # noqa: E731
-        self._extend = jax.jit(functools.partial(call, "extend"))
+        self._prefill = jax.jit(functools.partial(call, "prefill"))
         self._step = jax.jit(functools.partial(call, "step"), donate_argnums=(2,))
 
     def state(self) -> Any:
         return models.bind(self.config, self.params, self.stats, self.batch, self.length).state
 
-    def extend(self, state: Any, tokens: Any, ids: Any = None) -> Any:
-        return self._extend(self.params, self.stats, state, tokens, ids)
+    def prefill(self, state: Any, tokens: Any, ids: Any = None) -> Any:
+        return self._prefill(self.params, self.stats, state, tokens, ids)
 
     def step(self, state: Any, token: Any) -> Any:
         return self._step(self.params, self.stats, state, token)
@@ -123,8 +159,7 @@ def write(
     model: Model,
     prompts: Sequence[Int[np.ndarray, " t"]],
     request: Request,
-    decode: Callable[[Any], str] | None = None,
-    stops: Sequence[str] = (),
+    tokenizer: Tokenizer | None = None,
     show: Callable[[str], None] | None = None,
 ) -> Result:
     """Samples a continuation of each prompt.
@@ -133,113 +168,130 @@ def write(
       model: config, params and stats.
       prompts: tokens of each.
       request: how to.
-      decode: tokens to text, for `stops` and `show`.
-      stops: strings at which to end.
-      show: called with the pieces of the first row's text as they come.
+      tokenizer: makes text of tokens; None: their numbers.
+      show: called with the pieces of the first row's text as they come; joined they are its text.
 
     Raises:
-      UserError: a number out of range, an empty prompt, or more tokens than the model reaches.
+      UserError: a number out of range, an empty prompt, more tokens than the model reaches, a stop that cannot come, or logits that
+        are no numbers.
     """
+    tokenizer, stops = _reading(model, tokenizer, request)
     tokens, ids = pad(prompts)
+    check_length(request.num_tokens)
     bound = _Bound(model, len(prompts), tokens.shape[1] + request.num_tokens)
+    options = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=seeds.key(request.seed))
+    check(request.temperature, request.top_k, request.top_p)
     start = time.perf_counter()
-    logits, state = bound.extend(bound.state(), tokens, ids)
+    logits, state = bound.prefill(bound.state(), tokens, ids)
     jax.block_until_ready(logits)
     compiled = time.perf_counter()
-    logits, state = jax.block_until_ready(bound.extend(bound.state(), tokens, ids))
+    logits, state = jax.block_until_ready(bound.prefill(bound.state(), tokens, ids))
     prefill = time.perf_counter() - compiled
-    options = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=seeds.key(request.seed))
     ready = lambda *_: (logits, state)  # noqa: E731
-    stoppers = [StopStrings(list(stops)) for _ in prompts]
-    columns: list[Any] = []
+    readers = [Reader(tokenizer, prompt, stops) for prompt in prompts]
+    show = show or (lambda _: None)
     marks = []
-    for column in stream(ready, bound.step, state, tokens, ids, num_tokens=request.num_tokens, **options):
-        columns.append(column)
+    for column in stream(ready, bound.step, state, tokens, ids, num_tokens=request.num_tokens, stop=stops.ids, **options):
         marks.append(time.perf_counter())
-        if decode is not None:
-            pieces = [stopper.feed(decode(column[i : i + 1])) for i, stopper in enumerate(stoppers)]
-            if show is not None:
-                show(pieces[0])
-            if all(stopper.stopped for stopper in stoppers):
-                break
-    if show is not None:
-        show(stoppers[0].flush())
+        pieces = [reader.feed(int(token)) for reader, token in zip(readers, column, strict=True)]
+        show(pieces[0])
+        if all(reader.ended for reader in readers):
+            break
+    pieces = [reader.finish() for reader in readers]
+    show(pieces[0])
     # The first steps compile and settle; the rest are the rate.
     settled = marks[2:] if len(marks) > 4 else marks
     seconds = (settled[-1] - settled[0]) / max(len(settled) - 1, 1)
-    written = np.stack(columns, 1)
     speed = {
         "tokens_per_second": len(prompts) / seconds if seconds else 0.0,
         "prompt_tokens_per_second": tokens.size / prefill,
         "seconds_to_first_token": marks[0] - start,
-        "tokens": float(written.size),
+        "tokens": float(sum(len(reader.tokens) for reader in readers)),
     }
-    return Result([[row] for row in written], speed)
+    return _result([[reader] for reader in readers], speed)
 
 
-def speculate(full: Model, draft: Model, prompt: Int[np.ndarray, " t"], request: Request) -> Result:
+def speculate(full: Model, draft: Model, prompt: Int[np.ndarray, " t"], request: Request, tokenizer: Tokenizer | None = None) -> Result:
     """Continues one prompt with the full model's text, drafted by a smaller one; timed beside the full model alone.
 
     Raises:
-      UserError: as `write`.
+      UserError: as `write`, or models of different vocabularies.
     """
+    tokenizer, stops = _reading(full, tokenizer, request)
     tokens, _ = pad([prompt])
-    length = tokens.shape[1] + request.num_tokens + request.lookahead
+    check_length(request.num_tokens)
+    length = tokens.shape[1] + request.num_tokens
+    lookahead = min(request.lookahead, request.num_tokens)  # no more than there is to write
     configs = [_chosen(full[0]), _chosen(draft[0])]
     for config in configs:
         models.check(config, length)
+    if configs[0].vocab_size != configs[1].vocab_size:
+        raise UserError(
+            f"the draft has {configs[1].vocab_size} tokens, the model {configs[0].vocab_size}; valid: a draft of one vocabulary with it"
+        )
     key = seeds.key(request.seed)
-    sampling = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=key)
+    sampling = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=key, stop=stops.ids)
 
     def run(arrays, tokens):
-        one, two = (models.bind(c, *a, 1, length) for c, a in zip(configs, arrays, strict=True))
+        one, two = (models.bind(c, *a, 1, length, ahead=lookahead) for c, a in zip(configs, arrays, strict=True))
         return speculative.speculate(
             models.full_of(one), models.draft_of(two), one.state, two.state, tokens,
-            num_tokens=request.num_tokens, lookahead=request.lookahead, **sampling,
+            num_tokens=request.num_tokens, lookahead=lookahead, **sampling,
         )  # fmt: skip
 
     def alone(arrays, tokens):
         one = models.bind(configs[0], *arrays[0], 1, length)
-        return generate(one.extend, one.step, one.state, tokens, num_tokens=request.num_tokens, **sampling)
+        return generate(one.prefill, one.step, one.state, tokens, num_tokens=request.num_tokens, **sampling)
 
     arrays = (full[1:], draft[1:])
     result, seconds = _timed(run, arrays, tokens)
     (plain, _), plain_seconds = _timed(alone, arrays, tokens)
+    written = np.asarray(result.tokens)[:, : int(result.lengths[0]) + 1]
+    check_sampled(written)
     same = float((np.asarray(plain) == np.asarray(result.tokens)).all())
     speed = {
-        "tokens_per_second": request.num_tokens / seconds,
-        "tokens_per_second_alone": request.num_tokens / plain_seconds,
+        "tokens_per_second": written.size / seconds,
+        "tokens_per_second_alone": written.size / plain_seconds,
         "acceptance": float(result.acceptance[0]),
         "passes_of_the_full_model": float(result.rounds[0]) + 1,
-        "tokens": float(request.num_tokens),
+        "tokens": float(written.size),
     }
     if request.temperature == 0:
         speed["equal_to_greedy"] = same
-    return Result([[np.asarray(result.tokens[0])]], speed)
+    return _result([[read(tokenizer, prompt, written[0].tolist(), stops)]], speed)
 
 
-def search(model: Model, prompts: Sequence[Int[np.ndarray, " t"]], request: Request) -> Result:
-    """Continues each prompt by beam search, diverse where there are several groups.
+def search(model: Model, prompts: Sequence[Int[np.ndarray, " t"]], request: Request, tokenizer: Tokenizer | None = None) -> Result:
+    """Continues each prompt by beam search, diverse where there are several groups; texts that stop leave the beam, as the search ranks them.
 
     Raises:
       UserError: as `write`, or beams that groups do not divide.
     """
+    tokenizer, stops = _reading(model, tokenizer, request)
     tokens, ids = pad(prompts)
     config, batch = _chosen(model[0]), len(prompts)
     length = tokens.shape[1] + request.num_tokens
     models.check(config, length)
+    diversity = request.diversity if request.groups > 1 else 0.0
+    beam.check(request.beams, request.num_tokens, request.groups, diversity, request.alpha)
 
     def run(arrays, tokens, ids):
         functions = models.bind(config, *arrays, batch, length)
         return beam.beam_search(
-            functions.extend, functions.step, functions.state, tokens, ids, beam_width=request.beams, num_tokens=request.num_tokens,
-            groups=request.groups, diversity=request.diversity if request.groups > 1 else 0.0, alpha=request.alpha, take_batch=take_batch,
+            functions.prefill, functions.step, functions.state, tokens, ids, beam_width=request.beams, num_tokens=request.num_tokens,
+            groups=request.groups, diversity=diversity, alpha=request.alpha, stop=stops.ids, sequences=stops.sequences, take_batch=take_batch,
         )  # fmt: skip
 
     beams, seconds = _timed(run, model[1:], tokens, ids)
-    texts = [[np.asarray(beams.tokens[i, j]) for j in range(request.beams)] for i in range(batch)]
-    speed = {"tokens_per_second": batch * request.num_tokens / seconds, "tokens": float(batch * request.num_tokens)}
-    return Result(texts, speed, np.asarray(beams.scores).tolist())
+    scores, written = np.asarray(beams.scores), np.asarray(beams.tokens)
+    if np.isnan(scores).any():
+        check_sampled(np.array([-1]))
+    found = [[j for j in range(request.beams) if np.isfinite(scores[i, j])] for i in range(batch)]
+    readers = [[read(tokenizer, prompt, written[i, j].tolist(), stops) for j in found[i]] for i, prompt in enumerate(prompts)]
+    count = float(sum(max(len(reader.tokens) for reader in row) for row in readers))
+    return _result(
+        readers, {"tokens_per_second": count / seconds, "tokens": count}, [scores[i, row].tolist() for i, row in enumerate(found)]
+    )
 
 
 def _timed(run: Callable[..., Any], *args: Any) -> tuple[Any, float]:

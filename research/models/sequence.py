@@ -310,13 +310,13 @@ class SequenceModel(nnx.Module):
         return {"layers": stacked, "position": jnp.zeros((), jnp.int32)}
 
     def extend(
-        self, tokens: Int[Array, "B T"], state: dict[str, Any], segment_ids: Int[Array, "B T"] | None = None
+        self, tokens: Int[Array, "B T"], state: dict[str, Any], segment_ids: Int[Array, "B T"] | None = None, *, last: bool = False
     ) -> tuple[Float[Array, "B T N"], dict[str, Any]]:
-        """Goes on from a state by several tokens in the parallel form; returns (read-outs, state)."""
+        """Goes on from a state by several tokens in the parallel form; returns (read-outs, state), with `last` that of the last token alone."""
         call = Call(segment_ids=segment_ids, position=state["position"], tokens=tokens, carried=True)
         xs = {"index": jnp.arange(self.config.periods), "state": state["layers"]}
         x, layers = self.blocks.scan("extend", self._embed(tokens, call), xs, call)
-        return self._read(x), {"layers": layers, "position": state["position"] + tokens.shape[1]}
+        return self._read(x[:, -1:] if last else x), {"layers": layers, "position": state["position"] + tokens.shape[1]}
 
     def step(
         self, token: Int[Array, " B"], state: dict[str, Any], segment_ids: Int[Array, " B"] | None = None

@@ -27,7 +27,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class CosFormer(HeadSpec):
-    """The model's length is part of every weight: the mixer holds that many tokens and not one more."""
+    """The model's length is part of every weight: the mixer holds that many tokens, prompt and new ones together, and not one more."""
 
     kind: ClassVar[str] = "cosformer"
     bounded: ClassVar[bool] = True
@@ -141,10 +141,6 @@ class CosFormerMixer(KernelMixer):
         y, memory = attend(q, k, columns, None if state is None else state["memory"], call, self.form, scale=1.0)
         y = y[..., :-1] / jnp.maximum(y[..., -1:], EPS)
         return join(y.astype(x.dtype), self.out), {"memory": memory}
-
-    def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
-        self._check(capacity)
-        return super().init_state(batch, capacity, dtype)
 
     def _check(self, tokens: int) -> None:
         if tokens > self.length:
