@@ -12,7 +12,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Union
 
 from research.errors import UserError
@@ -41,7 +41,7 @@ class Rule:
     most: float | None = None
     above: float | None = None
     below: float | None = None
-    choices: tuple[Any, ...] = ()
+    choices: Collection[Any] = ()
     pattern: str = ""
     says: str = ""
 

@@ -48,7 +48,7 @@ def test_others_are_refused_with_the_valid_range(seed):
 
 
 def test_a_config_and_the_options_of_data_refuse_them_too():
-    with pytest.raises(UserError, match=r"config.seed=-1; valid: whole numbers from 0"):
+    with pytest.raises(UserError, match=r"config.seed=-1; valid: a whole number from 0 to 2\^64 - 1"):
         recipe.load("tests/tiny.py", {"seed": "-1"})
     assert recipe.load("tests/tiny.py", {"seed": str(2**64 - 1)})["seed"] == 2**64 - 1
     with pytest.raises(UserError, match=r"data.options.seed=-3; valid"):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, StatKind
 from research.modules.layers import Conv, kaiming, zeros
 from research.modules.norms import BatchNorm
 from research.ops.density_gates import importance_variation, mix_pairs, nearest, upsample
@@ -176,7 +176,7 @@ class HMoDE(nnx.Module):
         self.mask = Chain(deep, [(3, d5 // 2), (3, d5 // 4), (1, 1)], "mask", "mask/observed", init.child("mask"), last=False)
         wide = [(3, 2 * d5), (3, 4 * d5), (3, 2 * d5), (3, d5), (3, d5 // 2), (1, 3)]
         self.mixtures = Chain(deep, wide, "mixtures", "mixtures/experts", init.child("mixtures"))
-        self.aux_loss = init.stat("aux_loss", (), (), zeros)
+        self.aux_loss = init.stat("aux_loss", (), (), zeros, StatKind.LOSS)
 
     def features(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> list[Array]:
         """Returns the outputs of the five stages, at strides 1, 2, 4, 8, 16."""

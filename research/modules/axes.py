@@ -78,8 +78,19 @@ class Param(nnx.Param):
     """
 
 
+class StatKind(enum.Enum):
+    """How a statistic moves, declared where it is made."""
+
+    MOMENT = "a running average of what a layer sees: every batch moves it, recalibration replaces it"
+    LOG = "what the last call in training tells of itself"
+    LOSS = "a loss of the last call in training, which training adds to the task's"
+    SUM = "what the calls in training add up over an update, zero between updates"
+    STATE = "what a whole update moves, from its sums (see `research.modules.state.OncePerUpdate`)"
+    CONSTANT = "drawn once and never moved"
+
+
 class Stat(nnx.Variable):
-    """A running statistic (batch-norm moments); `axes` as in `Param`."""
+    """An array that is not trained; `axes` as in `Param`, `kind` says how it moves."""
 
 
 def role(name: str) -> str:
@@ -129,9 +140,9 @@ class Init:
         """
         return Param(self._create(tag, shape, axes, init), axes=self._axes(axes), kind=kind, precise=precise)
 
-    def stat(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer) -> Stat:
-        """Creates a running statistic; arguments as in `param`."""
-        return Stat(self._create(tag, shape, axes, init), axes=self._axes(axes))
+    def stat(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer, kind: StatKind) -> Stat:
+        """Creates a statistic; arguments as in `param`, `kind` says how it moves."""
+        return Stat(self._create(tag, shape, axes, init), axes=self._axes(axes), kind=kind)
 
     def _axes(self, axes: Axes) -> Axes:
         return (*(name for _, name in self.stack), *axes)

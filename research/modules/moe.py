@@ -4,7 +4,8 @@
 active experts cost, not what all do. Tokens that are not real (`Call.real`: padding, the filler of an evaluation batch) compete for
 nothing and count nowhere. Where tokens go on from a state (`Call.carried`: text is generated) nobody is dropped, whatever the capacity: what
 becomes of a text depends neither on those beside it nor on how it is cut into pieces. Statistics, of the last call in mode "train": `load` (share of the tokens that chose each
-expert), `observed` (one number for each of `OBSERVED`), `aux_loss` (the balancing losses, weighted), and `bias` for balancing without one.
+expert), `observed` (one number for each of `OBSERVED`), `aux_loss` (the balancing losses, weighted); for balancing without one `bias`, which
+an update as a whole moves, and `chosen`, the tokens of each expert in that update so far.
 """
 
 import functools
@@ -17,11 +18,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
-from research.modules.axes import Init, Kind
+from research.modules.axes import Init, Kind, StatKind
 from research.modules.layers import normal_02, ones, zeros
 from research.modules.mesh import on_own_tokens
 from research.modules.mixers.base import Call
 from research.modules.moe_options import EXPERTS, SHARED, Moe
+from research.modules.state import OncePerUpdate
 from research.ops import expert_dispatch, expert_routing
 from research.ops.precision import matmul, wide
 
@@ -45,7 +47,7 @@ def _places(rule: Callable[[int], int], tokens: int, real: Bool[Array, "G T"] | 
     return int(table.max()), (jnp.asarray(table)[real.sum(-1)],)
 
 
-class MoeFfn(nnx.Module):
+class MoeFfn(nnx.Module, OncePerUpdate):
     """y = sum over a token's experts of weight * expert(x), plus the shared experts.
 
     D E parameters of the router and (2 or 3) D F of each expert, D + F more with biases. Router and statistics are in float32 whatever the rest is in.
@@ -72,10 +74,11 @@ class MoeFfn(nnx.Module):
         slots = (channels, count, spec.slots), (axes[0], experts, f"{scope}/slots")
         self.slots = init.param("slots", *slots, normal_02, Kind.MATRIX) if soft else None
         self.slot_scale = init.param("slot_scale", (), (), ones, Kind.GAIN) if soft else None
-        self.bias = init.stat("bias", (count,), (experts,), zeros) if spec.bias_rate else None
-        self.load = init.stat("load", (count,), (experts,), zeros)
-        self.observed = init.stat("observed", (len(OBSERVED),), (f"{scope}/observed",), zeros)
-        self.aux_loss = init.stat("aux_loss", (), (), zeros)
+        self.bias = init.stat("bias", (count,), (experts,), zeros, StatKind.STATE) if spec.bias_rate else None
+        self.chosen = init.stat("chosen", (count,), (experts,), zeros, StatKind.SUM) if spec.bias_rate else None
+        self.load = init.stat("load", (count,), (experts,), zeros, StatKind.LOG)
+        self.observed = init.stat("observed", (len(OBSERVED),), (f"{scope}/observed",), zeros, StatKind.LOG)
+        self.aux_loss = init.stat("aux_loss", (), (), zeros, StatKind.LOSS)
 
     def __call__(self, x: Float[Array, "B *T D"], call: Call) -> Float[Array, "B *T D"]:
         rows, own = self._grouped(x, call)
@@ -180,7 +183,7 @@ class MoeFfn(nnx.Module):
     def _balance(
         self, choice: expert_routing.Choice, logits: Array, noisy: Array, std: Array | float, real: Bool[Array, "G T"] | None
     ) -> None:
-        """Stores the weighted losses, the load and the numbers of `OBSERVED`, and moves the bias."""
+        """Stores the weighted losses, the load and the numbers of `OBSERVED`, and counts what the bias is moved by."""
         spec = self.spec
         scores, experts = choice.scores, choice.experts
         over = experts[..., :1] if spec.balance_over == "first" else experts
@@ -200,11 +203,15 @@ class MoeFfn(nnx.Module):
             losses += spec.load * expert_routing.load_loss(logits, noisy, spec.active, std, real)
         self.aux_loss[...] = losses
         load = self._load(experts, real)
-        if self.bias is not None:
+        if self.chosen is not None:
             tokens = experts.size // spec.active if real is None else real.sum()
-            counts = jnp.round(load * tokens)  # whole, so that an even load is no step in rounding
-            self.bias[...] = expert_routing.balanced_bias(self.bias[...], counts, spec.bias_rate)
+            self.chosen[...] += jnp.round(load * tokens)  # whole, so that an even load is no step in rounding
         self._observe(load, expert_routing.z_loss(logits, real), expert_routing.over_tokens(choice.scores.max(-1), real))
+
+    def after_update(self) -> None:
+        if self.bias is not None and self.chosen is not None:
+            self.bias[...] = expert_routing.balanced_bias(self.bias[...], self.chosen[...], self.spec.bias_rate)
+            self.chosen[...] = jnp.zeros_like(self.chosen[...])
 
     def _observe(self, load, router_z, confidence):
         self.load[...] = jax.lax.stop_gradient(load)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.modules.axes import Init, Kind
+from research.modules.axes import Init, Kind, StatKind
 from research.modules.layers import ones, zeros
 from research.ops import batch_norm, gelu_grn, precision
 
@@ -27,8 +27,8 @@ class BatchNorm(nnx.Module):
         self.eps, self.momentum = eps, momentum
         self.scale = init.param("scale", (channels,), (axis,), scale_init, Kind.GAIN)
         self.bias = init.param("bias", (channels,), (axis,), zeros, Kind.BIAS)
-        self.mean = init.stat("mean", (channels,), (axis,), zeros)
-        self.var = init.stat("var", (channels,), (axis,), ones)
+        self.mean = init.stat("mean", (channels,), (axis,), zeros, StatKind.MOMENT)
+        self.var = init.stat("var", (channels,), (axis,), ones, StatKind.MOMENT)
 
     def __call__(self, x: Float[Array, "B *S C"], *, mode: str) -> Float[Array, "B *S C"]:
         if mode not in ("train", "calibrate"):

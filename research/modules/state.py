@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from research.modules.axes import Axes, Init, Kind, Param, Stat
+from research.modules.axes import Axes, Init, Kind, Param, Stat, StatKind
 
 Arrays = dict[str, Array]
 
@@ -49,6 +49,7 @@ class Abstract:
     Attributes:
       kinds: what each parameter does.
       precise: the parameters that stay float32.
+      stat_kinds: how each statistic moves.
     """
 
     graphdef: Any
@@ -58,6 +59,7 @@ class Abstract:
     kept: Mapping[str, tuple[int, ...]]
     kinds: Mapping[str, Kind]
     precise: frozenset[str]
+    stat_kinds: Mapping[str, StatKind]
 
     def num_params(self) -> int:
         """Number of trained values; running statistics are not among them."""
@@ -66,6 +68,10 @@ class Abstract:
     def num_stats(self) -> int:
         """Number of running-statistic values."""
         return sum(int(_size(s.shape)) for s in self.stats.values())
+
+    def stats_of(self, *kinds: StatKind) -> list[str]:
+        """Returns the names of the statistics of these kinds."""
+        return [name for name in self.stats if self.stat_kinds[name] in kinds]
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -113,19 +119,20 @@ def abstract(config: ModelConfig, dtype: Any = jnp.float32) -> Abstract:
     def build(key):
         module = config.build(Init(key, dtype))
         graphdef, params, stats, axes = split(module)
-        declared = _declared(module)
+        declared = _declared(module, Param)
         kinds = {name: variable.kind for name, variable in declared.items()}
         precise = frozenset(name for name, variable in declared.items() if variable.precise)
-        seen.update(graphdef=graphdef, axes=axes, kinds=kinds, precise=precise)
+        stat_kinds = {name: variable.kind for name, variable in _declared(module, Stat).items()}
+        seen.update(graphdef=graphdef, axes=axes, kinds=kinds, precise=precise, stat_kinds=stat_kinds)
         return params, stats
 
     params, stats = jax.eval_shape(build, jax.eval_shape(lambda: jax.random.key(0)))
     return Abstract(params=params, stats=stats, kept=dict(config.kept()), **seen)
 
 
-def _declared(module: nnx.Module) -> dict[str, Param]:
-    """Returns the parameters' variables, which hold what was declared of each, by path."""
-    return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(module, Param))}
+def _declared(module: nnx.Module, sort: type[Param] | type[Stat]) -> dict[str, Any]:
+    """Returns the variables of a sort, which hold what was declared of each, by path."""
+    return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(module, sort))}
 
 
 def initialize(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> tuple[Arrays, Arrays]:
@@ -143,6 +150,25 @@ def apply(config: ModelConfig, params: Mapping[str, Array], stats: Mapping[str, 
     module = merge(abstract(config).graphdef, params, stats)
     out = getattr(module, method)(*args, **kwargs)
     return out, _flat(nnx.state(module, Stat))[0]
+
+
+class OncePerUpdate:
+    """A module with statistics of kind STATE: its calls in training only add to those of kind SUM."""
+
+    def after_update(self) -> None:
+        """Moves the STATE by the SUMs of a whole update and sets these to zero; arrays of stacked layers have axes of layers in front."""
+        raise NotImplementedError
+
+
+def after_update(config: ModelConfig, params: Mapping[str, Array], stats: Mapping[str, Array]) -> Arrays:
+    """Returns the statistics after an update, of all modules that are `OncePerUpdate`. Pure."""
+    if not abstract(config).stats_of(StatKind.STATE):
+        return dict(stats)
+    module = merge(abstract(config).graphdef, params, stats)
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, OncePerUpdate):
+            part.after_update()
+    return _flat(nnx.state(module, Stat))[0]
 
 
 class Stack(nnx.Module):

@@ -16,7 +16,7 @@ from research.errors import UserError
 
 @dataclass(frozen=True)
 class Draw:
-    """One sub-network of a step: its name, whether it learns from the full network's logits, its part of the batch."""
+    """One sub-network of a step: its name, whether it learns from the full network's outputs on the same part, its part of the batch."""
 
     name: str
     distill: bool = False
@@ -80,10 +80,17 @@ def draw(scheme: str, names: Sequence[str], count: int, seed: int, step: int) ->
       step: index of the update.
 
     Raises:
-      UserError: unknown scheme, or too few names for it.
+      UserError: unknown scheme, too few names for it, or a network that distils without a teacher.
     """
     if scheme not in SCHEMES:
         raise UserError(f"unknown nested.scheme {scheme!r}; valid: {', '.join(SCHEMES)}")
     if scheme == "sandwich" and len(names) < 2:
         raise UserError("nested.scheme sandwich needs at least two sub-networks in nested.points")
-    return SCHEMES[scheme].choose(names, count, seed, step)
+    draws = SCHEMES[scheme].choose(names, count, seed, step)
+    for place, one in enumerate(draws):
+        if one.distill and not any((d.name, d.part, d.parts) == (names[0], one.part, one.parts) for d in draws[:place]):
+            raise UserError(
+                f"nested.scheme {scheme!r} distils {one.name} in part {one.part} of {one.parts} at update {step}, where the network that it "
+                f"learns from, {names[0]}, is not drawn before it"
+            )
+    return draws

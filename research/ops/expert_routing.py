@@ -380,9 +380,9 @@ def load_loss(
     return _variation_over_groups(_mean(chance, mask), mask)
 
 
-def balanced_bias(bias: Float[Array, " E"], load: Float[Array, " E"], rate: float) -> Float[Array, " E"]:
+def balanced_bias(bias: Float[Array, "*L E"], load: Float[Array, "*L E"], rate: float) -> Float[Array, "*L E"]:
     """Returns b + rate * sign(mean load - load): balancing without a loss (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
-    return bias + rate * jnp.sign(load.mean() - load)
+    return bias + rate * jnp.sign(load.mean(-1, keepdims=True) - load)
 
 
 def entropy(load: Float[Array, "*G E"]) -> Float[Array, " *G"]:

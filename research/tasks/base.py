@@ -8,6 +8,21 @@ from jaxtyping import Array, Bool, Float
 Batch = dict[str, Array]
 
 
+class Means:
+    """The defaults of a task whose loss is a mean over examples that all count alike.
+
+    Attributes:
+      indivisible: why parts of a batch do not add up to the batch; "" where they do.
+    """
+
+    indivisible: str = ""
+
+    def weight(self, batch: Batch) -> Float[Array, ""] | None:
+        """Returns what the means over a training batch divide by, e.g. its labelled tokens; None where all batches of a size have the same."""
+        del batch
+        return None
+
+
 class Task(Protocol):
     """One task. Everything is a pure function, traced into the run's programs.
 
@@ -20,6 +35,7 @@ class Task(Protocol):
       metric: name of the number that ranks networks, a key of what `summarize` returns.
       higher_is_better: whether a larger one is better.
       unit: what one example holds and speed is counted in, "images", "pairs" or "tokens".
+      indivisible: see `Means`.
     """
 
     name: ClassVar[str]
@@ -27,6 +43,11 @@ class Task(Protocol):
     metric: str
     higher_is_better: bool
     unit: str
+    indivisible: str
+
+    def weight(self, batch: Batch) -> Float[Array, ""] | None:
+        """See `Means`."""
+        ...
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Any]:
         """Returns (the model's inputs, targets) of a training batch, after mixing and the like."""
@@ -41,15 +62,15 @@ class Task(Protocol):
         ...
 
     def loss(self, outputs: Array, target: Any) -> Float[Array, ""]:
-        """Mean loss of a batch."""
+        """Mean loss of a batch, over what `weight` counts."""
         ...
 
     def distill(self, outputs: Array, teacher: Array, target: Any) -> Float[Array, ""]:
-        """Mean loss towards the outputs of another network."""
+        """Mean loss towards the outputs of another network, over the same."""
         ...
 
     def measure(self, outputs: Array, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """Returns what is logged beside the loss of a training batch."""
+        """Returns what is logged beside the loss of a training batch, means over the same."""
         ...
 
     def zero_sums(self) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.ops.precision import wide
-from research.tasks.base import Batch, real_examples
+from research.tasks.base import Batch, Means, real_examples
 
 LOSSES = ("mnr", "symmetric", "mnr_plus")
 
 
 @dataclass(frozen=True)
-class Contrastive:
+class Contrastive(Means):
     """The task.
 
     Attributes:
@@ -41,6 +41,7 @@ class Contrastive:
     higher_is_better = True
     unit = "pairs"
     work = 2  # texts of an example
+    indivisible = "the wrong answers of a pair are the other texts of its batch, and a part of the batch has fewer of them"
 
     def __post_init__(self):
         if self.loss_name not in LOSSES:

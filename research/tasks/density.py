@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from research.ops.precision import wide
-from research.tasks.base import Batch, real_examples
+from research.tasks.base import Batch, Means, real_examples
 
 SCALE = 100.0
 """Densities are multiplied by this before they are learnt."""
@@ -25,7 +25,7 @@ HARD = 9
 
 
 @dataclass(frozen=True)
-class DensityCounting:
+class DensityCounting(Means):
     """The task.
 
     Attributes:

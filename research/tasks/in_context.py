@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from research.ops.precision import wide
-from research.tasks.base import Batch, real_tokens
+from research.tasks.base import Batch, Means, real_tokens
 
 
 @dataclass(frozen=True)
-class InContextLearning:
+class InContextLearning(Means):
     """The task.
 
     Attributes:
@@ -60,8 +60,15 @@ class InContextLearning:
         """Returns what the model says of each y when it has read its x."""
         return wide(outputs[:, ::2, 0])
 
+    def _scored(self, target: Float[Array, "B K"]) -> Bool[Array, "B K"]:
+        return ~jnp.isnan(target) & (jnp.arange(self.points) >= self.scored_from)
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """Returns the number of scored prefixes."""
+        return self._scored(batch["targets"]).sum()
+
     def _mean(self, values: Float[Array, "B K"], target: Float[Array, "B K"]) -> Float[Array, ""]:
-        scored = ~jnp.isnan(target) & (jnp.arange(self.points) >= self.scored_from)
+        scored = self._scored(target)
         return jnp.where(scored, values, 0.0).sum() / jnp.maximum(scored.sum(), 1)
 
     def _losses(self, predicted: Float[Array, "B K"], target: Float[Array, "B K"]) -> Float[Array, "B K"]:
@@ -73,12 +80,11 @@ class InContextLearning:
         return self._mean(self._losses(self.predictions(outputs), target), target)
 
     def distill(self, outputs: Float[Array, "B 2K 1"], teacher: Float[Array, "B 2K 1"], target: Any) -> Float[Array, ""]:
-        """Mean squared distance to the teacher's outputs, or logistic loss against its probabilities."""
-        del target
+        """Mean squared distance to the teacher's outputs, or logistic loss against its probabilities, over all scored prefixes."""
         mine, other = self.predictions(outputs), jax.lax.stop_gradient(self.predictions(teacher))
         if self.boolean:
-            return (jax.nn.softplus(mine) - jax.nn.sigmoid(other) * mine).mean()
-        return jnp.square(mine - other).mean()
+            return self._mean(jax.nn.softplus(mine) - jax.nn.sigmoid(other) * mine, target)
+        return self._mean(jnp.square(mine - other), target)
 
     def _scores(self, predicted: Float[Array, "B K"], target: Float[Array, "B K"]) -> Float[Array, "B K"]:
         return (predicted * target > 0).astype(jnp.float32) if self.boolean else jnp.square(predicted - target) / self.scale

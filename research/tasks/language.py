@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from research.ops.precision import wide
-from research.tasks.base import Batch, real_examples, real_tokens
+from research.tasks.base import Batch, Means, real_examples, real_tokens
 
 
 @dataclass(frozen=True)
-class LanguageModelling:
+class LanguageModelling(Means):
     """The task.
 
     Attributes:
@@ -47,6 +47,10 @@ class LanguageModelling:
         if "lengths" not in batch:
             return real_examples(batch)
         return real_tokens(batch, jnp.arange(batch["tokens"].shape[1]) < batch["lengths"][:, None])
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """Returns the number of labelled tokens."""
+        return (batch["labels"] >= 0).sum()
 
     def loss(self, logits: Float[Array, "B T V"], target: Int[Array, "B T"]) -> Float[Array, ""]:
         """Mean cross entropy over the labelled tokens."""

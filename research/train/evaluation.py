@@ -13,6 +13,7 @@ import numpy as np
 
 from research.data import pipeline
 from research.errors import UserError
+from research.modules.axes import StatKind
 from research.modules.state import Arrays
 from research.train.processes import place_rows, place_whole
 from research.train.programs import Programs
@@ -59,24 +60,30 @@ class Evaluator:
         return place_whole(tree, self.programs.replicated)
 
     def needs_calibration(self, name: str) -> bool:
-        return bool(self.programs.small(name).stats) and self.setup.config["eval"]["calibrate_batches"] > 0
+        return bool(self._moments(name)) and self.setup.config["eval"]["calibrate_batches"] > 0
+
+    def _moments(self, name: str) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of what a network recalibrates: not what was drawn once, nor what updates balance routers by."""
+        small = self.programs.small(name)
+        return {k: small.stats[k] for k in small.stats_of(StatKind.MOMENT)}
 
     def statistics(self, name: str, params: Arrays, stats: Arrays) -> Arrays:
         """Returns the statistics that sub-network `name` is evaluated with."""
-        shapes = dict(self.programs.small(name).stats)
-        if not shapes:
+        if not self.programs.small(name).stats:
             return {}
-        if not self.needs_calibration(name):
-            sliced = functools.partial(self.programs.sliced, name)
-            return jax.jit(sliced, out_shardings=self.programs.replicated)(stats)
-        total = self._zeros(shapes)
+        moments = self._moments(name) if self.needs_calibration(name) else {}
+        rest = {k: v for k, v in stats.items() if k not in moments}
+        own = jax.jit(functools.partial(self.programs.sliced, name), out_shardings=self.programs.replicated)(rest) if rest else {}
+        if not moments:
+            return own
+        total = self._zeros(moments)
         batches = self._calibration_batches()
         program = self.programs.get("calibrate", name, params, stats, total, batches[0])
         for batch in batches:
             self.tick()
             total = program(params, stats, total, batch)
         host = {k: np.asarray(v) / np.asarray(len(batches), v.dtype) for k, v in jax.device_get(total).items()}
-        return self._everywhere(host)
+        return {**own, **self._everywhere(host)}
 
     def batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
         return pipeline.eval_batches(
@@ -129,6 +136,6 @@ class Evaluator:
         for name in names:
             stats = dict(self.programs.small(name).stats)
             if self.needs_calibration(name):
-                self.programs.prefetch("calibrate", name, params, full, stats, self.setup.batch_shapes(local))
+                self.programs.prefetch("calibrate", name, params, full, self._moments(name), self.setup.batch_shapes(local))
             masked = {**self._shapes(size), "mask": jax.ShapeDtypeStruct((size,), np.float32)}
             self.programs.prefetch("evaluate", name, params, stats, sums, masked)

@@ -6,6 +6,7 @@ What a sub-tree of `FREE` (research/train/config.py) holds is typed by whoever r
 from dataclasses import dataclass
 from typing import Any
 
+from research.nested.schemes import SCHEMES
 from research.optim.fields import FIELDS as OPTIM
 from research.values import ANYTHING, COUNT, DIGITS, SHARE, SIZE, WEIGHT, Rule
 
@@ -52,7 +53,7 @@ FIELDS: dict[str, Field] = {
     "task.robust.shared_attack": Field(bool, "both phases attack the sum of the divergences"),
     "task.robust.through_gate": Field(bool, "attacks in training follow the router's straight-through gate"),
     "task.robust.eval_steps": Field(int, "PGD steps of an evaluation; 0: images are not attacked", COUNT),
-    "nested.scheme": Field(str, "which networks an update trains", _one_of("full", "random", "sorted", "sandwich", "all")),
+    "nested.scheme": Field(str, "which networks an update trains", Rule(choices=SCHEMES)),
     "nested.count": Field(int, "networks of an update, of sorted and sandwich", SIZE),
     "nested.reduce": Field(str, "how the losses of an update's networks are joined", _one_of("mean", "sum")),
     "nested.distill": Field(float, "share of the teacher's term for networks that learn from the full one", SHARE),
@@ -62,7 +63,7 @@ FIELDS: dict[str, Field] = {
     **{f"optim.{name}": Field(*parts) for name, parts in OPTIM.items()},
     "optim.warmup": Field(str | int, "updates of linear rise", DURATION),
     "train.duration": Field(str | int, "length of the run", DURATION),
-    "train.accumulate": Field(int, "parts of a batch that are trained on one after the other", SIZE),
+    "train.accumulate": Field(int, "microbatches of a batch: gradients are those of the whole, but batch norm and losses of routers see a microbatch each", SIZE),
     "train.precision": Field(str, "type of activations", _one_of("float32", "bfloat16")),
     "train.remat": Field(str, "what is computed again in the backward pass", _one_of("none", "full", "dots", "dots_no_batch")),
     "train.ema": Field(float, "decay of the moving average of the parameters; 0: none", Rule(least=0, below=1)),

@@ -10,9 +10,10 @@ import numpy as np
 from research.errors import UserError
 from research.nested.schemes import Draw
 from research.report import machine
-from research.train import records, spread, watch
+from research.train import records, watch
 from research.train.rundir import RunDir
 from research.train.setup import Setup
+from research.train.update import host_losses
 from research.train.watch import Clock
 
 LEAST_UPDATES = 20
@@ -89,8 +90,7 @@ class Journal:
         step, draws, metrics = pending
         with self.parts.of("wait"):
             host = jax.device_get(metrics)
-        if self.config["nested"]["spread"]:
-            host["losses"] = spread.per_network(host["losses"], draws)
+        host["losses"] = host_losses(host, draws, self.config["nested"]["spread"])
         self._interval_flops += float(host["flops"])
         self._check(step, host)
         if step % self.log_every >= len(self.setup.phases) and step != self.setup.total:  # a line for each phase of a round

@@ -22,14 +22,16 @@ from research.optim.build import state_bytes
 from research.report import machine
 from research.report.run_card import write_report
 from research.tasks.base import shown
-from research.train import ahead, costs, data, experts, finish, foreseen, initial, processes, records, sharding, spread, watch
+from research.train import ahead, costs, data, experts, finish, foreseen, initial, processes, records, sharding, watch
 from research.train.checkpoint import Checkpoints
-from research.train.evaluation import Evaluator, place
+from research.train.evaluation import Evaluator
 from research.train.heartbeat import Heartbeat
 from research.train.journal import Journal, NotFinite, Pending
-from research.train.programs import Programs, State
+from research.train.programs import Programs
 from research.train.rundir import RunDir
 from research.train.setup import Setup, make_programs, make_setup
+from research.train.state import State
+from research.train.update import Updater
 from research.train.watch import Clock
 
 __all__ = ["NotFinite", "Preempted", "Reporter", "Run", "train"]
@@ -81,6 +83,7 @@ class Run:
             say=reporter.say,
         )
         self.evaluator = Evaluator(self.setup, self.programs, tick=self._tick)
+        self.updater = Updater(self.setup, self.programs, self._program)
         self.validates = self.setup.examples("validation") > 0
         work = getattr(self.setup.task, "work", 1)  # of an update, in plain ones
         self.flops = {name: work * costs.training_flops(c) for name, c in self.setup.space.configs.items()}
@@ -268,46 +271,10 @@ class Run:
 
     def update(self, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any) -> tuple[Any, dict[str, Any]]:
         """One update: a gradient program per drawn sub-network, then the update program."""
-        nested, accumulate = self.config["nested"], self.config["train"]["accumulate"]
-        share = 1.0 / accumulate / (len(draws) if nested["reduce"] == "mean" else 1)
-        state, losses, flops, phase = self.state, [], 0.0, self.setup.phase(self.step)
-        if nested["spread"]:
-            return self._update_spread(batch, draws, grads)
-        placed: dict[tuple[int, int], Any] = {}
-        teachers: dict[tuple[int, int], Any] = {}
-        for order, draw in enumerate(draws):
-            for micro in range(accumulate):
-                slot, slots = draw.part * accumulate + micro, draw.parts * accumulate
-                if (slot, slots) not in placed:
-                    placed[slot, slots] = place(part_of(batch, slot, slots), self.programs)
-                clock = np.array([self.step, slot, order * accumulate + micro], np.uint32)
-                teacher = teachers.get((slot, slots)) if draw.distill else np.float32(0)
-                args = (state.params, state.stats, grads, placed[slot, slots], clock, np.float32(share), teacher)
-                program = self._program("gradient", draw.name, *args, distill=draw.distill, phase=phase)
-                grads, stats, metrics, outputs = program(*args)
-                if draw.name == "full":
-                    state = State(state.params, stats, state.opt_state, state.ema)
-                    teachers[slot, slots] = outputs
-                losses.append((draw.name, metrics))
-            examples = self.config["data"]["batch_size"] / draw.parts
-            flops += self.flops[draw.name] * examples
-        return self._apply(state, grads, losses, flops, phase)
-
-    def _apply(self, state: State, grads: Any, losses: Any, flops: float, phase: str) -> tuple[Any, dict[str, Any]]:
-        program = self._program("update", "", state, grads, np.int32(self.step), phase=phase)
-        self.state, grads, metrics = program(state, grads, np.int32(self.step))
+        self.state, grads, metrics = self.updater(self.step, self.state, batch, draws, grads)
+        flops = sum(self.flops[draw.name] * self.config["data"]["batch_size"] / draw.parts for draw in draws)
         self.journal.flops += flops
-        return grads, {"losses": losses, "flops": flops, **metrics}
-
-    def _update_spread(self, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any) -> tuple[Any, dict[str, Any]]:
-        """One update whose networks are trained at the same time, each on its own devices."""
-        state, programs = self.state, self.programs
-        clock, places = spread.places(programs, self.step, draws)
-        args = (state.params, state.stats, grads, place(batch, programs), clock, places)
-        program = self._program("spread", "full", *args)
-        grads, metrics = program(*args)
-        flops = sum(self.flops[draw.name] for draw in draws) * self.config["data"]["batch_size"] / len(draws)
-        return self._apply(state, grads, metrics, flops, "")
+        return grads, {"flops": flops, **metrics}
 
     def _program(self, kind: str, name: str, *args: Any, **which: Any) -> Any:
         """A compiled program; told where training waits for one that was not compiled ahead."""
@@ -391,13 +358,6 @@ class Run:
             write_report(self.rundir.path, report)
         processes.barrier("the report is written")
         return report
-
-
-def part_of(batch: dict[str, np.ndarray], slot: int, slots: int) -> dict[str, np.ndarray]:
-    if slots == 1:
-        return batch
-    size = len(batch["index"]) // slots
-    return {k: v[slot * size : (slot + 1) * size] for k, v in batch.items()}
 
 
 def train(config: dict[str, Any], workdir: str, reporter: Reporter) -> dict[str, Any]:

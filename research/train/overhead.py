@@ -8,7 +8,9 @@ import numpy as np
 
 from research.nested.schemes import Draw
 from research.train.evaluation import place
-from research.train.loop import Clock, Reporter, Run, part_of
+from research.train.loop import Clock, Reporter, Run
+from research.train.state import State
+from research.train.update import part_of, teaches
 
 WARM_UP = 20
 SAVES, BETWEEN_SAVES = 9, 5
@@ -78,16 +80,17 @@ def _bare_inputs(run: Run, batch: dict[str, np.ndarray], draws: tuple[Draw, ...]
             shape = programs.outputs(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), placed))
             teacher = np.zeros(shape.shape, shape.dtype) if draw.distill else np.float32(0)
             teacher = jax.device_put(teacher, programs.batch_sharding if draw.distill else programs.replicated)
-            args = (run.state.params, run.state.stats, programs.full.params, placed, clock, np.float32(1), teacher)
-            phase = run.setup.phase(run.step)
-            out.append((programs.get("gradient", draw.name, *args, distill=draw.distill, phase=phase), placed, clock, teacher))
+            args = (run.state.params, run.state.stats, programs.full.params, placed, clock, (np.float32(1), np.float32(1)), teacher)
+            which = {"distill": draw.distill, "teaches": teaches(draw, draws), "phase": run.setup.phase(run.step)}
+            out.append((programs.get("gradient", draw.name, *args, **which), placed, clock, teacher))
     return out
 
 
 def _bare_update(run: Run, inputs: list[tuple[Any, ...]], grads: Any) -> Any:
-    share = np.float32(1.0 / len(inputs))
+    share = (np.float32(1.0 / len(inputs)),) * 2
     for program, placed, clock, teacher in inputs:
         grads, _, _, _ = program(run.state.params, run.state.stats, grads, placed, clock, share, teacher)
-    program = run.programs.get("update", "", run.state, grads, np.int32(run.step), phase=run.setup.phase(run.step))
-    run.state, grads, _ = program(run.state, grads, np.int32(run.step))
+    bare = State(run.state.params, {}, run.state.opt_state, run.state.ema)
+    args = (bare, grads, np.int32(run.step), run.state.stats, run.state.stats)
+    run.state, grads, _ = run.programs.get("update", "", *args, phase=run.setup.phase(run.step))(*args)
     return grads

@@ -6,6 +6,7 @@ compiler's own temporaries stand beside it, which differ: they hold the backward
 it keeps bfloat16 products in float32. For the same reason the collectives of a bfloat16 run appear in float32, twice the bytes of a chip's.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,10 +84,11 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
     micro = config["data"]["batch_size"] // setup.parts
     batch = setup.batch_shapes(micro)
     params, stats = dict(programs.full.params), dict(programs.full.stats)
-    clock, scale, teacher, step = np.zeros(3, np.uint32), np.float32(0), np.float32(0), np.int32(0)
+    clock, scale, teacher, step = np.zeros(3, np.uint32), (np.float32(0),) * 2, np.float32(0), np.int32(0)
     phase = setup.phase(0)
     gradient = programs.get("gradient", "full", params, stats, params, batch, clock, scale, teacher, phase=phase)
-    update = programs.get("update", "", shapes, params, step, phase=phase)
+    bare = dataclasses.replace(shapes, stats={})
+    update = programs.get("update", "", bare, params, step, stats, stats, phase=phase)
     held = {
         "parameters": device_bytes(shapes.params, shardings.params),
         "statistics": device_bytes(shapes.stats, shardings.stats),

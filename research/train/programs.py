@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from research import seeds
 from research.models.forms import on_cpu
-from research.modules.axes import role
+from research.modules.axes import StatKind
 from research.modules.mesh import BATCH_AXES
 from research.modules.state import Abstract, Arrays, abstract, apply, initialize, told
 from research.nested.schemes import Draw
@@ -31,21 +31,9 @@ from research.nested.space import Space
 from research.tasks.base import phases
 from research.train import experts, sharding, spread
 from research.train.processes import batch_share
+from research.train.state import State, update_program
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-AUX_LOSS = "aux_loss"
-"""Statistics of this name are losses of single layers, which training adds to the task's."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass
-class State:
-    """What a checkpoint holds: params, running statistics, optimizer state and the EMA of the params (or None)."""
-
-    params: Arrays
-    stats: Arrays
-    opt_state: Any
-    ema: Arrays | None
 
 
 @dataclass
@@ -151,17 +139,16 @@ class Programs:
         dtype = DTYPES[self.config["train"]["precision"]]
         return tuple(x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in inputs)
 
-    def _teaches(self, name: str) -> bool:
-        """Whether other networks learn from this one's outputs: only then are they kept."""
-        return name == "full" and self.config["nested"]["scheme"] == "sandwich"
-
     def outputs(self, batch: Any) -> jax.ShapeDtypeStruct:
         """Returns the shape of the full network's outputs for a batch."""
         params, stats = dict(self.full.params), dict(self.full.stats)
         run = lambda p, s, b: apply(self.space.full, p, s, *self.task.inputs(b), mode="eval")[0]  # noqa: E731
         return jax.eval_shape(run, params, stats, batch)
 
-    def _gradient(self, name: str, distill: bool, phase: str) -> Callable:
+    def _layer_losses(self, name: str, stats: Arrays) -> Any:
+        return sum(stats[k].sum() for k in stats if self.small(name).stat_kinds[k] is StatKind.LOSS)
+
+    def _gradient(self, name: str, distill: bool, teaches: bool, phase: str) -> Callable:
         config, share, task = self.compute(name), self.config["nested"]["distill"], self.task
 
         if hasattr(task, "objective"):
@@ -181,8 +168,7 @@ class Programs:
                 loss = task.loss(outputs, target)
                 if distill:
                     loss = (1 - share) * loss + share * task.distill(outputs, teacher, target)
-                extra = sum(v.sum() for k, v in new_stats.items() if k.endswith(AUX_LOSS))
-                return (loss + extra) * scale, (loss, outputs, new_stats)
+                return loss * scale[0] + self._layer_losses(name, new_stats) * scale[1], (loss, outputs, new_stats)
 
             (_, (loss, outputs, new_stats)), new = jax.value_and_grad(loss_fn, has_aux=True)(params)
             grads = jax.tree.map(jnp.add, grads, new)
@@ -190,7 +176,7 @@ class Programs:
             metrics = {"loss": loss, **task.measure(outputs, batch)}
             if name == "full":
                 metrics |= {"experts": experts.observed(new_stats)}
-            return grads, out_stats, metrics, outputs if self._teaches(name) else jnp.zeros(())
+            return grads, out_stats, metrics, outputs if teaches else jnp.zeros(())
 
         return program
 
@@ -219,8 +205,7 @@ class Programs:
 
                 frozen = self._frozen(name, jax.lax.stop_gradient(self.sliced(name, params)), self.sliced(name, stats))
                 loss, metrics = task.objective(train, frozen, image, target, attack_key, phase)
-                extra = sum(v.sum() for k, v in moved["stats"].items() if k.endswith(AUX_LOSS))
-                return (loss + extra) * scale, (loss, metrics, moved["stats"])
+                return loss * scale[0] + self._layer_losses(name, moved["stats"]) * scale[1], (loss, metrics, moved["stats"])
 
             (_, (loss, metrics, new_stats)), new = jax.value_and_grad(loss_fn, has_aux=True)(params)
             grads = jax.tree.map(jnp.add, grads, new)
@@ -236,35 +221,13 @@ class Programs:
         return lambda x, method="__call__", mode="eval": run(x, mode, method)
 
     def _update(self, phase: str) -> Callable:
-        decay, skip = self.config["train"]["ema"], self.config["train"]["nan"] == "skip"
-        more, count = {"phase": phase} if phase else {}, len(phases(self.task))
+        return update_program(self.space.full, self.optimizer, self.schedule, self.config["train"], phase, len(phases(self.task)))
 
-        def program(state: State, grads: Arrays, step: Array):
-            updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, **more)
-            params = {**state.params, **optax.apply_updates({k: state.params[k] for k in updates}, updates)}
-            ema = state.ema
-            if decay:
-                rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-                ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, params)
-            norm = optax.global_norm(grads)
-            new = State(params, state.stats, opt_state, ema)
-            finite = jnp.isfinite(norm)
-            if skip:
-                new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-            metrics = {"grad_norm": norm, "lr": self.schedule(step // count), "finite": finite}
-            if self.config["train"]["norms"]:
-                metrics["norms"] = {f"grad/{k}": v for k, v in self._norms(grads).items()}
-                metrics["norms"] |= {f"param/{k}": v for k, v in self._norms(new.params).items()}
-            return new, jax.tree.map(jnp.zeros_like, grads), metrics
-
-        return program
-
-    def _norms(self, arrays: Arrays) -> dict[str, Array]:
-        """Returns the norm of all arrays whose axes have the same roles, by these, e.g. "embed*mlp"."""
-        groups: dict[str, list[Array]] = {}
-        for name, array in arrays.items():
-            groups.setdefault("*".join(role(axis) for axis in self.full.axes[name]) or "scalar", []).append(array)
-        return {roles: optax.global_norm(group) for roles, group in groups.items()}
+    def _weigh(self, batches: tuple[Any, ...], factor: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Of each microbatch, its share in what the task counts in all of them, and that times `factor`."""
+        weights = jnp.stack([jnp.asarray(self.task.weight(batch), jnp.float32) for batch in batches])
+        shares = weights / jnp.maximum(weights.sum(), 1e-20)
+        return tuple(shares), tuple(shares * factor)
 
     def _calibrate(self, name: str) -> Callable:
         config = self.compute(name)
@@ -273,7 +236,7 @@ class Programs:
             sub, start = self._cast(self.sliced(name, params)), self.sliced(name, stats)
             more = {"mode": "calibrate", **told(config, self.task.real(batch))}
             _, stats = apply(config, sub, start, *self._cast_inputs(self.task.inputs(batch)), **more)
-            return jax.tree.map(jnp.add, total, stats)
+            return {k: v + stats[k] for k, v in total.items()}
 
         return program
 
@@ -300,29 +263,30 @@ class Programs:
         rep, batch = self.replicated, self.batch_sharding
         params, stats = self.param_shardings, self.stat_shardings
         if kind == "spread":
-            every = [self._gradient(n, False, "") for n in key[2]]
-            nested, devices = self.config["nested"], self.mesh.size
-            share = (1 if nested["reduce"] == "mean" else nested["count"]) / devices
+            every = [self._gradient(n, False, False, key[3]) for n in key[2]]
+            nested, full = self.config["nested"], key[2].index(self._canonical["full"])
             fn = jax.jit(
-                spread.program(every, self.mesh, share),
+                spread.program(every, self.mesh, nested["count"], nested["reduce"], self.task.weight, self.full, full),
                 in_shardings=(params, stats, params, batch, batch, batch),
-                out_shardings=(params, rep),
+                out_shardings=(params, stats, rep),
                 donate_argnums=(2,),
             )
         elif kind == "gradient":
             fn = jax.jit(
-                self._gradient(name, key[2], key[3]),
+                self._gradient(name, *key[2:]),
                 in_shardings=(params, stats, params, batch, rep, rep, batch if key[2] else rep),
-                out_shardings=(params, stats, rep, batch if self._teaches(name) else rep),
+                out_shardings=(params, stats, rep, batch if key[3] else rep),
                 donate_argnums=(2,),
             )
         elif kind == "update":
             fn = jax.jit(
                 self._update(key[2]),
-                in_shardings=(self.state_shardings, params, rep),
+                in_shardings=(dataclasses.replace(self.state_shardings, stats={}), params, rep, stats, stats),
                 out_shardings=(self.state_shardings, params, rep),
                 donate_argnums=(0, 1),
             )
+        elif kind == "weigh":
+            fn = jax.jit(self._weigh, in_shardings=(batch, rep), out_shardings=rep)
         elif kind == "calibrate":
             fn = jax.jit(self._calibrate(name), in_shardings=(params, stats, rep, batch), out_shardings=rep, donate_argnums=(2,))
         else:
@@ -339,21 +303,21 @@ class Programs:
         rarely = self.calls.get(kind, self.FEW + 1) <= self.FEW
         return {"xla_backend_optimization_level": 0} if self._on_cpu and rarely else None
 
-    def prefetch(self, kind: str, name: str, *args: Any, distill: bool = False, phase: str = "") -> None:
+    def prefetch(self, kind: str, name: str, *args: Any, distill: bool = False, teaches: bool = False, phase: str = "") -> None:
         """Starts compiling a program for arguments of these shapes, if it is not at hand yet."""
-        key = self._key(kind, name, distill, phase)
+        key = self._key(kind, name, distill, teaches, phase)
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), args)
         with self._lock:
             if key not in self._futures:
                 self._futures[key] = self._pool.submit(self._build, key, shapes)
 
-    def get(self, kind: str, name: str, *args: Any, distill: bool = False, phase: str = "") -> Any:
+    def get(self, kind: str, name: str, *args: Any, distill: bool = False, teaches: bool = False, phase: str = "") -> Any:
         """Returns a compiled program, waiting for it when needed."""
-        key = self._key(kind, name, distill, phase)
+        key = self._key(kind, name, distill, teaches, phase)
         ready = self.compiled.get(key)
         if ready is not None:
             return ready
-        self.prefetch(kind, name, *args, distill=distill, phase=phase)
+        self.prefetch(kind, name, *args, distill=distill, teaches=teaches, phase=phase)
         future = self._futures[key]
         while not future.done():
             self.waiting()
@@ -371,8 +335,8 @@ class Programs:
         what = f"compiling the {' '.join(left[0][:2]).strip()} program, " if left else "compiled "
         return f"{what}{len(keys) - len(left) + bool(left)} of {len(keys)}"
 
-    def _key(self, kind: str, name: str, distill: bool, phase: str) -> tuple:
-        more = {"gradient": (distill, phase), "update": (phase,), "spread": (self.spread_order,)}.get(kind, ())
+    def _key(self, kind: str, name: str, distill: bool, teaches: bool, phase: str) -> tuple:
+        more = {"gradient": (distill, teaches, phase), "update": (phase,), "spread": (self.spread_order, phase)}.get(kind, ())
         return (kind, self._canonical.get(name, name), *more)
 
     def memory(self) -> str:
@@ -403,9 +367,14 @@ class Programs:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def bound(self) -> int:
-        """The most programs that a run may compile: three per distinct sub-network, and the update; gradient and update in each phase."""
-        count = len(phases(self.task))
-        return (2 + count) * len(set(self._canonical.values())) + count
+        """The most programs that a run may compile: three per distinct sub-network, and the update; gradient and update in each phase.
+
+        Networks that an update distils and another does not have a gradient program for each, and unequal microbatches one that weighs them.
+        """
+        count, networks = len(phases(self.task)), len(set(self._canonical.values()))
+        kinds = [key[0] for key in self.compiled]
+        more = max(kinds.count("gradient") - count * networks, 0) + kinds.count("weigh")
+        return (2 + count) * networks + count + more
 
 
 def _size(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,17 +14,18 @@ HEADINGS = {"accuracy": "acc", "robust_accuracy": "robust"}
 
 
 def of_update(host: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """Returns the numbers of an update: means over its sub-networks, the loss of each, norms, and the load of experts.
+    """Returns the numbers of an update: means over its sub-networks, the loss of each (the mean, where it is drawn more than once), norms, and the load of experts.
 
     Args:
-      host: metrics of an update, on the host: "losses" as (sub-network, its numbers), "lr", "grad_norm", "finite", maybe "norms".
+      host: metrics of an update, on the host: "losses" as (sub-network, its numbers) of every draw, "lr", "grad_norm", "finite", maybe "norms".
       config: of the full network.
     """
     losses = host["losses"]
+    named = {name: [v["loss"] for other, v in losses if other == name] for name, _ in losses}
     record: dict[str, Any] = {"loss": float(np.mean([v["loss"] for _, v in losses]))}
     record |= {k: float(np.mean([v[k] for _, v in losses])) for k in losses[0][1] if k not in ("loss", "experts")}
     record |= {"lr": float(host["lr"]), "grad_norm": float(host["grad_norm"])}
-    record |= {f"loss/{name}": float(v["loss"]) for name, v in losses}
+    record |= {f"loss/{name}": float(np.mean(values)) for name, values in named.items()}
     record |= {f"norm/{name}": float(value) for name, value in host.get("norms", {}).items()}
     for values in (v["experts"] for _, v in losses if "experts" in v):
         record |= experts.records(config, values)

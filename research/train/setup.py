@@ -90,8 +90,6 @@ def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[s
     robust = fields.pop("robust")
     if robust["method"] != "none":
         check_pixels(config, sample)
-        if config["nested"]["scheme"] == "sandwich":
-            raise UserError("nested.scheme='sandwich' teaches by outputs, robust training has none; valid: full, random, sorted, all")
         routing = {"experts": getattr(model, "experts", 0), "router": getattr(model, "router", "")}
         return RobustClassification(num_classes=model.num_classes, **fields, **robust, **routing)
     if "pairs" in sample:
@@ -245,6 +243,9 @@ def make_setup(config: dict[str, Any], known: Facts | None = None, say: Callable
         raise UserError(f"train.duration={duration!r} is no update at all")
     total = -(-total // count) * count  # whole rounds
     setup = Setup(config, data, task, space, total)
+    if isinstance(task, RobustClassification) and any(draw.distill for draw in setup.draw(0)):
+        scheme = config["nested"]["scheme"]
+        raise UserError(f"nested.scheme={scheme!r} teaches by outputs, robust training has none; valid: full, random, sorted, all")
     _check_batch(config, setup)
     return setup
 
@@ -253,6 +254,18 @@ def _check_batch(config: dict[str, Any], setup: Setup) -> None:
     size = config["data"]["batch_size"]
     if size % setup.parts:
         raise UserError(f"data.batch_size={size} does not divide into {setup.parts} parts (nested.count x train.accumulate)")
+
+
+def _check_divisible(config: dict[str, Any], task: Task, devices: int) -> None:
+    """Raises UserError where a batch would be cut whose loss looks across its examples."""
+    accumulate, nested = config["train"]["accumulate"], config["nested"]
+    if task.indivisible and accumulate > 1:
+        raise UserError(f"train.accumulate={accumulate} would change the loss: {task.indivisible}; valid: 1")
+    if task.indivisible and nested["spread"] and devices != nested["count"]:
+        raise UserError(
+            f"nested.spread over {devices} devices with nested.count={nested['count']} would change the loss: {task.indivisible}; "
+            "valid: as many networks as devices"
+        )
 
 
 def check_experts(space: Space, devices: int) -> None:
@@ -282,6 +295,7 @@ def make_programs(setup: Setup, waiting: Callable[[], None] = lambda: None) -> P
         if size % shards:
             raise UserError(f"{field}: {size} examples at a time do not divide over {' x '.join(BATCH_AXES)} = {shards} devices")
     check_experts(setup.space, mesh.shape["expert"])
+    _check_divisible(config, setup.task, mesh.size)
     spread.check(config, mesh)
     optim = config["optim"]
     rounds = len(setup.phases)

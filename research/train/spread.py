@@ -1,8 +1,8 @@
 """Different sub-networks on different devices in one program: every group of devices trains its own on its rows, and one update follows.
 
 A step of the sorted scheme trains its networks one after the other, each on all devices; spread, it is one program whose branches hold no
-collectives: each device takes the branch of its network, and only the gradients are summed. The numbers are those of the steps
-one after the other, but for what looks across the rows of a batch: batch norm and mixing see a device's own rows, and running statistics stay.
+collectives: each device takes the branch of its network, and only gradients and statistics are summed. The numbers are those of the steps
+one after the other, but for what looks across the rows of a batch: batch norm, losses of routers and mixing see a device's own rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from research.errors import UserError
+from research.modules.axes import StatKind
 from research.modules.mesh import BATCH_AXES
+from research.modules.state import Abstract, Arrays
 from research.nested.schemes import Draw
 from research.train.processes import place_whole
 
@@ -38,39 +41,70 @@ def check(config: dict[str, Any], mesh: Any) -> None:
         )
 
 
-def program(branches: Sequence[Callable], mesh: Any, share: float) -> Callable:
-    """Returns program(params, stats, grads, batch, clock, place) -> (grads, metrics of every device).
+def program(
+    branches: Sequence[Callable], mesh: Any, count: int, reduce: str, weight: Callable[[Any], Array | None], model: Abstract, full: int
+) -> Callable:
+    """Returns program(params, stats, grads, batch, clock, place) -> (grads, statistics, (metrics of every device, their shares)).
+
+    A network's loss is the mean over what the task counts on all of its devices. Statistics are those of the devices that train the full
+    network: sums are added up, the rest is their mean; where there is none they stay.
 
     Args:
       branches: of each network, its gradient program (see `Programs`).
       mesh: all of whose devices lie along `data`.
-      share: factor of a device's gradients in the sum.
+      count: networks of an update.
+      reduce: "mean" or "sum" of their losses.
+      weight: what the task counts in a batch; None where all devices have the same.
+      model: of the full network.
+      full: its place among the branches.
     """
-    rows = PartitionSpec(BATCH_AXES)
+    rows, everywhere, devices = PartitionSpec(BATCH_AXES), PartitionSpec(), mesh.size
+    each = 1 / count if reduce == "mean" else 1.0
 
     def branch(gradient: Callable) -> Callable:
-        def run(params, stats, batch, clock):
-            new, _, metrics, _ = gradient(
-                params, stats, jax.tree.map(jnp.zeros_like, params), batch, clock, jnp.float32(share), jnp.float32(0)
-            )
-            return new, {k: jnp.reshape(v, (1,)) for k, v in metrics.items() if k != "experts"}
+        def run(params, stats, batch, clock, scale):
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            new, after, metrics, _ = gradient(params, stats, zeros, batch, clock, scale, jnp.float32(0))
+            return new, after, {k: jnp.reshape(v, (1,)) for k, v in metrics.items() if k != "experts"}
 
         return run
 
     def own(params, stats, batch, clock, place):
-        new, metrics = jax.lax.switch(place[0], [branch(gradient) for gradient in branches], params, stats, batch, clock[0])
-        return jax.lax.psum(new, BATCH_AXES), metrics
+        share, layers = _share(weight(batch), count, devices), jnp.float32(each * count / devices)
+        scale = (layers if weight(batch) is None else share * jnp.float32(each), layers)
+        new, after, metrics = jax.lax.switch(place[0], [branch(gradient) for gradient in branches], params, stats, batch, clock[0], scale)
+        moved = _moved(stats, after, place[0] == full, model)
+        return jax.lax.psum(new, BATCH_AXES), moved, metrics, jnp.reshape(share, (1,))
 
     def whole(params, stats, grads, batch, clock, place):
-        everywhere = PartitionSpec()
-        run = jax.shard_map(
-            own, mesh=mesh, in_specs=(everywhere, everywhere, rows, rows, rows), out_specs=(everywhere, rows), check_vma=False
-        )
-        new, metrics = run(params, stats, batch, clock, place)
-        metrics = jax.tree.map(lambda m: jax.lax.with_sharding_constraint(m, NamedSharding(mesh, everywhere)), metrics)
-        return jax.tree.map(jnp.add, grads, new), metrics
+        results = (everywhere, everywhere, rows, rows)
+        run = jax.shard_map(own, mesh=mesh, in_specs=(everywhere, everywhere, rows, rows, rows), out_specs=results, check_vma=False)
+        new, stats, metrics, shares = run(params, stats, batch, clock, place)
+        gather = lambda m: jax.lax.with_sharding_constraint(m, NamedSharding(mesh, everywhere))  # noqa: E731
+        return jax.tree.map(jnp.add, grads, new), stats, jax.tree.map(gather, (metrics, shares))
 
     return whole
+
+
+def _share(weight: Array | None, count: int, devices: int) -> Float[Array, ""]:
+    """A device's share in the loss of its network, by what the task counts in its rows."""
+    if weight is None:
+        return jnp.float32(count / devices)
+    group = jax.lax.axis_index(BATCH_AXES) * count // devices
+    weight = jnp.asarray(weight, jnp.float32)
+    total = jax.lax.psum(weight * jax.nn.one_hot(group, count), BATCH_AXES)[group]
+    return weight / jnp.maximum(total, 1e-20)
+
+
+def _moved(before: Arrays, after: Arrays, is_full: Array, model: Abstract) -> Arrays:
+    """The statistics after an update, of all devices."""
+    number = jax.lax.psum(is_full.astype(jnp.float32), BATCH_AXES)
+    out = dict(before)
+    for name in model.stats_of(StatKind.MOMENT, StatKind.LOG, StatKind.LOSS, StatKind.SUM):
+        total = jax.lax.psum(jnp.where(is_full, after[name], 0), BATCH_AXES)
+        mean = total if model.stat_kinds[name] is StatKind.SUM else total / jnp.maximum(number, 1)
+        out[name] = jnp.where(number > 0, mean.astype(total.dtype), before[name])
+    return out
 
 
 def places(programs: Any, step: int, draws: Sequence[Draw]) -> tuple[jax.Array, jax.Array]:
@@ -80,7 +114,8 @@ def places(programs: Any, step: int, draws: Sequence[Draw]) -> tuple[jax.Array, 
     return place_whole(clock, programs.batch_sharding), place_whole(programs.spread_places(draws), programs.batch_sharding)
 
 
-def per_network(metrics: Mapping[str, np.ndarray], draws: Sequence[Draw]) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """Returns (name, means over its devices) of each draw, from the numbers of all devices."""
-    means = {k: np.asarray(v).reshape(len(draws), -1).mean(1) for k, v in metrics.items()}
+def per_network(losses: tuple[Mapping[str, np.ndarray], np.ndarray], draws: Sequence[Draw]) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """Returns (name, means over its devices) of each draw, from the numbers and the shares of all devices."""
+    metrics, shares = losses
+    means = {k: (np.asarray(v, np.float64) * shares).reshape(len(draws), -1).sum(1) for k, v in metrics.items()}
     return [(draw.name, {k: v[i] for k, v in means.items()}) for i, draw in enumerate(draws)]

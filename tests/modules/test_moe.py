@@ -144,13 +144,17 @@ def test_dropped_share_is_what_finds_no_place():
     assert expected > 0 and after["observed"][OBSERVED.index("dropped")] == pytest.approx(expected, abs=1e-6)
 
 
-def test_bias_moves_in_training_and_has_no_gradient():
+def test_bias_moves_once_an_update_by_the_load_of_all_its_calls_and_has_no_gradient():
     spec = small("deepseek_v3")
-    ffn = module(spec)
-    _, after = run(ffn, tokens(), calls("train"))
-    load = np.asarray(after["load"])
-    np.testing.assert_allclose(after["bias"], 1e-3 * np.sign(load.mean() - load), rtol=1e-6)
-    assert "bias" not in split(ffn)[1]
+    ffn, load = module(spec), 0
+    for seed in (0, 1):
+        ffn(tokens(seed), calls("train"))
+        load = load + np.round(np.asarray(ffn.load[...]) * BATCH * LENGTH)
+        assert not np.any(ffn.bias[...]), "a call moves nothing that a later one of the same update reads"
+        np.testing.assert_array_equal(ffn.chosen[...], load)
+    ffn.after_update()
+    np.testing.assert_allclose(ffn.bias[...], 1e-3 * np.sign(load.mean() - load), rtol=1e-6)
+    assert not np.any(ffn.chosen[...]) and "bias" not in split(ffn)[1]
 
 
 def test_noise_needs_training_and_repeats_under_its_key():

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.modules import elastic
-from research.modules.axes import Init
+from research.modules.axes import Init, StatKind
 from research.modules.mixers.base import Call, State
 from research.modules.mixers.linear import HeadSpec, attend, empty, head_kernel, join, out_kernel, project
 from research.modules.ssm import ShortConv, short_conv, short_conv_step
@@ -160,7 +160,7 @@ class PerformerMixer(KernelMixer):
         self.map = spec.map
         draw = lambda key, shape, dtype: feature_maps.orthogonal_projection(key, *shape).astype(dtype)
         axes = (f"{scope}/features", f"{scope}/qk/head_dim")
-        self.projection = init.stat("projection", (spec.features, spec.state), axes, draw)
+        self.projection = init.stat("projection", (spec.features, spec.state), axes, draw, StatKind.CONSTANT)
 
     def maps(self, q: Array, k: Array, call: Call) -> tuple[Array, Array]:
         q, k, projection = wide(q), wide(k), self.projection[...]

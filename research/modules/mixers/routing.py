@@ -18,12 +18,13 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from research.modules import elastic
-from research.modules.axes import Init, Kind
+from research.modules.axes import Init, Kind, StatKind
 from research.modules.layers import normal_02, zeros
 from research.modules.mixers.attention import NOTHING, documents, head_size, one_token, write
 from research.modules.mixers.base import Call, Spec, State, fused
 from research.modules.mixers.rotary import THETA, rotary
 from research.modules.mixers.window import init_window, window_attention
+from research.modules.state import OncePerUpdate
 from research.ops import routing_attention, sliding_window
 from research.ops.precision import wide
 from research.ops.routing_attention import MEAN_EPS, CentroidState, cluster_sums, commitment_loss, spherical, update_centroids
@@ -76,15 +77,15 @@ class Routing(Spec):
         return RoutingMixer(self, dim, scope, init, form)
 
 
-class RoutingMixer(nnx.Module):
+class RoutingMixer(nnx.Module, OncePerUpdate):
     """local_out(window(q, k, v)) + out(routing(q, v)), queries being keys in routing heads: 4 D L K + 3 D R K parameters.
 
     In the parallel form (`state` None) a cluster takes the best tokens of the whole sequence, packed documents together: no token sees a later
     one, yet later ones and other documents can push a token out of a cluster. With a state every token is routed among the tokens of its document
     up to itself: what the parallel form gives for the last token of that prefix. Both are the same where `window` is at least the length.
 
-    Statistics: `centroids`, `counts` and `sums` of the online k-means, moved in mode "train" alone, and `aux_loss`, the commitment loss
-    of queries and keys times 1e-4, of the last call in mode "train".
+    Statistics: `centroids`, `counts` and `sums` of the online k-means, which an update as a whole moves by `new_counts` and `new_sums` of its
+    calls in mode "train", and `aux_loss`, the commitment loss of queries and keys times 1e-4, of the last call in mode "train".
 
     State: `q` and `v` [B, S, R, K] and `ids` [B, S] of the routing heads as in `AttentionMixer`; `local_k`, `local_v`, `local_ids` of the
     local ones as in `WindowMixer`.
@@ -113,9 +114,11 @@ class RoutingMixer(nnx.Module):
         axes = f"{scope}/routing/heads", f"{scope}/clusters", f"{scope}/routing/qk/head_dim"
         means = (routing, spec.clusters, size), axes, _on_sphere
         # One tag gives one draw: the sums start as the means.
-        self.centroids, self.sums = init.stat("centroids", *means), init.stat("centroids", *means)
-        self.counts = init.stat("counts", means[0][:2], axes[:2], zeros)
-        self.aux_loss = init.stat("aux_loss", (), (), zeros)
+        self.centroids, self.sums = init.stat("centroids", *means, StatKind.STATE), init.stat("centroids", *means, StatKind.STATE)
+        self.counts = init.stat("counts", means[0][:2], axes[:2], zeros, StatKind.STATE)
+        self.new_sums = init.stat("new_sums", *means[:2], zeros, StatKind.SUM)
+        self.new_counts = init.stat("new_counts", means[0][:2], axes[:2], zeros, StatKind.SUM)
+        self.aux_loss = init.stat("aux_loss", (), (), zeros, StatKind.LOSS)
 
     def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
         query, value, *local = self._project(x)
@@ -168,12 +171,23 @@ class RoutingMixer(nnx.Module):
         return route_prefixes(after["q"], after["v"], after["ids"], centroids, places, window=window).astype(query.dtype), after
 
     def _learn(self, query, mask):
-        """Moves the means towards their tokens and computes the loss; queries count twice, being keys too."""
-        means = CentroidState(self.centroids[...], self.counts[...], self.sums[...])
-        self.aux_loss[...] = 2 * COMMITMENT * commitment_loss(query, means.centroids, mask)
-        counts, sums = cluster_sums(query, means.centroids, mask)
-        after = update_centroids(means, 2 * counts, 2 * sums, decay=self.spec.decay)
-        self.centroids[...], self.counts[...], self.sums[...] = after
+        """Computes the loss and adds up what the means are moved by; queries count twice, being keys too."""
+        centroids = self.centroids[...]
+        self.aux_loss[...] = 2 * COMMITMENT * commitment_loss(query, centroids, mask)
+        counts, sums = cluster_sums(query, centroids, mask)
+        self.new_counts[...] += 2 * counts
+        self.new_sums[...] += 2 * sums
+
+    def after_update(self) -> None:
+        """Moves the means towards the tokens of the update, if it had any."""
+        before = CentroidState(self.centroids[...], self.counts[...], self.sums[...])
+        counts, sums = self.new_counts[...], self.new_sums[...]
+        move = functools.partial(update_centroids, decay=self.spec.decay)
+        for _ in range(counts.ndim - 2):  # stacked layers
+            move = jax.vmap(move)
+        after = move(before, counts, sums)
+        self.centroids[...], self.counts[...], self.sums[...] = jax.tree.map(lambda a, b: jnp.where(counts.sum() > 0, a, b), after, before)
+        self.new_counts[...], self.new_sums[...] = jnp.zeros_like(counts), jnp.zeros_like(sums)
 
 
 def route_prefixes(

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from research.modules.axes import Init, Kind
+from research.modules.axes import Init, Kind, StatKind
 from research.modules.layers import Linear, normal_02
 from research.ops.precision import wide
 
@@ -75,7 +75,7 @@ class SnnkLinear(nnx.Module):
     def __init__(self, inputs: int, features: int, outputs: int, axes: tuple[str, str, str], init: Init, *, kind: str = "relu"):
         self.kind = kind
         normal = lambda key, shape, dtype: jax.random.normal(key, shape, dtype)
-        self.projection = init.stat("projection", (features, inputs), (axes[1], axes[0]), normal)
+        self.projection = init.stat("projection", (features, inputs), (axes[1], axes[0]), normal, StatKind.CONSTANT)
         self.kernel = init.param("kernel", (features, outputs), axes[1:], normal_02, Kind.MATRIX)
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:

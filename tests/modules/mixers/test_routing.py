@@ -70,6 +70,8 @@ def run(graphdef, params, stats, x, mode):
     def loss(params, stats):
         module = merge(graphdef, params, stats)
         y, _ = module(x, Call(mode=mode))
+        if mode == "train":
+            module.after_update()
         after = split(module)[2]
         return after["aux_loss"], (y, after)
 
