@@ -11,6 +11,7 @@ from typing import Any
 
 from research.errors import UserError
 from research.files import user_path
+from research.optim.fields import left_over
 from research.train.config import FREE, check, resolved
 from research.train.fields import FIELDS
 from research.values import fit, parse
@@ -40,6 +41,8 @@ def load(text: str, overrides: dict[str, str]) -> dict[str, Any]:
     before = copy.deepcopy(config)
     for field, value in overrides.items():
         _set(config, field, value)
+    for field in left_over(config.optim, {name.removeprefix("optim.") for name in overrides if name.startswith("optim.")}):
+        config.optim[field] = None
     check(config)
     from research.train.used import check_used
 

@@ -5,7 +5,7 @@ Without JAX: recipes are read by it before anything heavy is imported. The direc
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ FIELDS: dict[str, tuple[Any, str, Rule]] = {
     "clip_norm": (float, "largest global norm of the gradients; 0: off", WEIGHT),
     "schedule": (str, "how the learning rate falls after the warm-up", Rule(choices=SCHEDULES)),
     "final_lr": (float, "learning rate at the end", WEIGHT),
-    "order": (float, "power of cosine_power; 1 is plain cosine", Rule(least=1)),
+    "order": (float, "power of cosine_power; 1 is plain cosine", Rule(least=1, most=1e6)),
     "decay_rules": (tuple, "(regular expression, factor) of weight decay by parameter; (): by what each array is", Rule()),
     "lr_rules": (tuple, "(regular expression, factor) of the learning rate by parameter", Rule()),
 }
@@ -139,6 +139,21 @@ def resolve(section: Mapping[str, Any]) -> dict[str, Any]:
     for field in ("decay_rules", "lr_rules"):
         compiled(section[field], f"config.optim.{field}")
     return _filled(section, known)
+
+
+def left_over(section: Mapping[str, Any], given: Collection[str]) -> list[str]:
+    """Returns the constants of a recipe's own optimizer that the one which a command line chose instead does not have.
+
+    Args:
+      section: the section with what the command line sets.
+      given: the fields of the section that it sets.
+
+    Raises:
+      UserError: unknown optimizer.
+    """
+    if "name" not in given:
+        return []
+    return [field for field in CONSTANTS if field not in optimizer(section["name"]).constants and field not in given]
 
 
 def stored(section: Mapping[str, Any]) -> dict[str, Any]:

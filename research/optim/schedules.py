@@ -1,5 +1,7 @@
 """Learning-rate schedules as functions of the update's index: warm-up, then cosine, linear, constant or cosine power."""
 
+import math
+
 import jax.numpy as jnp
 import optax
 
@@ -12,20 +14,20 @@ def cosine_power(peak: float, total: int, order: float, final: float = 0.0) -> o
 
     Args:
       peak: first learning rate.
-      total: number of updates.
+      total: number of updates; one alone has `peak`.
       order: p >= 1; 1 is plain cosine, larger falls faster.
       final: last learning rate.
     """
+    if total == 1:
+        return optax.constant_schedule(peak)
 
     def curve(e):
+        """p^c - 1 with c falling from 1 to 0, which differs from the paper's p^(c + 1) by factors that cancel."""
         c = (1 + jnp.cos(jnp.pi * e / total)) / 2
-        return c if order == 1 else order ** (c + 1)
-
-    low, high = curve(total), curve(1)
+        return c if order == 1 else jnp.expm1(math.log(order) * c)
 
     def schedule(step):
-        q = (curve(jnp.minimum(step + 1, total)) - low) / (high - low)
-        return final + (peak - final) * q
+        return final + (peak - final) * curve(jnp.minimum(step + 1, total)) / curve(1)
 
     return schedule
 

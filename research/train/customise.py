@@ -22,7 +22,9 @@ from jaxtyping import Array, Bool, Float, Int
 from research.errors import UserError
 from research.files import make_folder, replace_file
 from research.models.customised import GLOBAL, CustomisedConfig
-from research.modules.state import Arrays, apply, initialize
+from research.modules.axes import Kind
+from research.modules.state import Arrays, abstract, apply, initialize
+from research.optim.rules import DECAYED
 
 
 class Images(NamedTuple):
@@ -39,7 +41,7 @@ class Schedule:
     Attributes:
       steps: updates of each of the two.
       lr: peak learning rate.
-      weight_decay: of both.
+      weight_decay: of the matrices of both.
       mistake_weight: weight of the images that the global expert gets wrong, in the local expert's loss; of others 1.
     """
 
@@ -68,9 +70,11 @@ def gate_labels(right_local: Bool[Array, " B"], right_global: Bool[Array, " B"])
     return (right_local & ~right_global).astype(jnp.float32)
 
 
-def _fit(loss: Any, params: Arrays, schedule: Schedule) -> Arrays:
+def _fit(loss: Any, params: Arrays, kinds: Mapping[str, Kind], schedule: Schedule) -> Arrays:
     """Minimises `loss(params)` by full-batch AdamW."""
-    optimizer = optax.adamw(optax.cosine_decay_schedule(schedule.lr, schedule.steps), weight_decay=schedule.weight_decay)
+    decayed = {name: kinds[name] in DECAYED for name in params}
+    rate = optax.cosine_decay_schedule(schedule.lr, schedule.steps)
+    optimizer = optax.adamw(rate, weight_decay=schedule.weight_decay, mask=decayed)
 
     def body(carry, _):
         params, state = carry
@@ -92,7 +96,7 @@ def train_experts(config: CustomisedConfig, expert: Arrays, user: Images, replay
       key: of the initial parameters.
       schedule: of the training.
     """
-    fresh = initialize(config, key)[0]
+    fresh, kinds = initialize(config, key)[0], abstract(config).kinds
     frozen = {GLOBAL + name: array for name, array in expert.items()}
     run = lambda params, method, x: apply(config, {**frozen, **params}, {}, x, method=method)[0]  # noqa: E731
     local = {name: array for name, array in fresh.items() if name.startswith(("down/", "up/"))}
@@ -107,7 +111,7 @@ def train_experts(config: CustomisedConfig, expert: Arrays, user: Images, replay
         log_p = jax.nn.log_softmax(run({**idle, **params}, "local", mine))
         return -(weights * jnp.take_along_axis(log_p, user.label[:, None], 1)[:, 0]).sum() / weights.sum()
 
-    local = _fit(local_loss, local, schedule)
+    local = _fit(local_loss, local, kinds, schedule)
     right_local = run({**gate, **local}, "local", mine).argmax(-1) == user.label
     wanted = jnp.concatenate([gate_labels(right_local, right), jnp.zeros(len(others))])
     features = jnp.concatenate([mine, others])
@@ -118,7 +122,7 @@ def train_experts(config: CustomisedConfig, expert: Arrays, user: Images, replay
         logits = run({**local, **params}, "gate", features)
         return (share * (jax.nn.softplus(logits) - wanted * logits)).sum()
 
-    return {**frozen, **local, **_fit(gate_loss, gate, schedule)}
+    return {**frozen, **local, **_fit(gate_loss, gate, kinds, schedule)}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -108,6 +108,8 @@ def readers() -> tuple[Reader, ...]:
         *_of_tasks(),
         *_of_schemes(),
         *_of_data(),
+        Reader("optim.schedule=cosine_power", ("optim.order",), lambda config: config["optim"]["schedule"] == "cosine_power", option=True),
+        Reader("schedules that fall", ("optim.final_lr",), lambda config: config["optim"]["schedule"] != "constant", option=True),
         _beside("train.init_from", "nested.sort_importance", "train.upcycle.noise", "train.upcycle.reinit"),
         _beside("eval.every", "eval.stop_at"),
         _beside("report.latency", "report.latency_batches"),

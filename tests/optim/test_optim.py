@@ -190,6 +190,23 @@ def test_schedule_warms_up_then_falls(kind):
     assert values[-1] == pytest.approx(1.0 if kind == "constant" else 0.1, abs=0.02)
 
 
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "cosine_power"])
+@pytest.mark.parametrize("total, warmup", [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (7, 1), (7, 6), (7, 7)])
+def test_schedules_of_odd_lengths_stay_between_their_ends(kind, total, warmup):
+    schedule = make_schedule(kind, peak=1.0, total=total, warmup=warmup, final=0.1, order=10.0)
+    values = [float(schedule(i)) for i in range(total + 1)]
+    assert np.isfinite(values).all() and all(0.1 - 1e-6 <= v <= 1 + 1e-6 for v in values[min(warmup, total) :])
+    np.testing.assert_allclose(values[:warmup], np.arange(1, warmup + 1) / (warmup + 1), rtol=1e-6)
+    if warmup < total:
+        assert values[warmup] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_cosine_power_near_order_one_is_plain_cosine():
+    near, plain = cosine_power(1.0, 50, 1 + 1e-6), cosine_power(1.0, 50, 1.0)
+    np.testing.assert_allclose([float(near(i)) for i in range(50)], [float(plain(i)) for i in range(50)], atol=2e-6)
+    assert all(np.isfinite(float(cosine_power(1.0, 5, 1e6)(i))) for i in range(5))
+
+
 def test_schedule_errors():
     with pytest.raises(UserError, match="valid: cosine, linear, constant, cosine_power"):
         make_schedule("cos", peak=1.0, total=10)

@@ -49,7 +49,6 @@ def main(out: str, meshes: list[str]) -> None:
             "data.batch_size": "32",
             "eval.batch_size": "64" if kind else "120",
             "optim.name": "adamw",
-            "optim.momentum": "None",  # Muon's
             "optim.warmup": "0",
             "optim.lr": "1e-2",
             "optim.eps": "1e-2",  # a bias before a norm has the gradient zero, and rounding of it is not to be divided by itself

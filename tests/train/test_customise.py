@@ -10,6 +10,7 @@ import pytest
 from research.errors import UserError
 from research.models.customised import CustomisedConfig
 from research.models.lenet import LeNetConfig
+from research.modules.axes import Kind
 from research.modules.state import apply, initialize
 from research.train import costs, customise
 from research.train.customise import Images, Schedule
@@ -80,3 +81,10 @@ def test_experts_are_saved_for_one_global_expert_alone(tmp_path):
         customise.load_experts(path, {**expert, "head/bias": expert["head/bias"] + 1})
     with pytest.raises(UserError, match="no local expert at"):
         customise.load_experts(tmp_path / "user1.npz", expert)
+
+
+def test_only_matrices_decay():
+    params = {"up/kernel": jnp.ones((2, 2)), "up/bias": jnp.ones(2)}
+    kinds = {"up/kernel": Kind.MATRIX, "up/bias": Kind.BIAS}
+    fitted = customise._fit(lambda p: 0.0 * p["up/kernel"].sum(), params, kinds, Schedule(steps=3, lr=0.1, weight_decay=0.1))
+    assert (fitted["up/bias"] == 1).all() and (fitted["up/kernel"] < 1).all()

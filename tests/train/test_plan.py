@@ -24,7 +24,6 @@ def planned(tmp_path, *flags, timeout=900):
 def test_bytes_are_the_compiler_s_and_fsdp_gathers_what_it_cut(tmp_path):
     flags = ["--config=tests/tiny_lm.py:probe", "--devices=4", "--config.data.batch_size=32", "--config.eval.batch_size=64"]
     flags += ["--config.mesh.fsdp=4", "--config.mesh.min_size=1", "--config.nested.scheme=full", "--config.optim.name=adamw"]
-    flags += ["--config.optim.momentum=None"]
     plan, text = planned(tmp_path, *flags, "--chips=h100")
     for program, (theirs, ours) in plan["arguments"].items():
         assert 0 <= theirs - ours <= CONTROL and ours > 0, program
