@@ -55,7 +55,7 @@ faults: $(STAMP)
 	$(PY) -m tests.faults.campaign --kills=50 --readers_s=120 --out=results/faults
 
 fuzz: $(STAMP)
-	$(PY) -m tests.faults.fuzz --configs=500 --weights=200 --run_files=100
+	$(PY) -m tests.faults.fuzz --configs=500 --weights=200 --hostile=200 --run_files=100
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -m slow

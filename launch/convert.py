@@ -16,6 +16,7 @@ from absl import flags
 
 from launch import common, outputs
 from research import interop
+from research.files import printable
 
 _SOURCE = flags.DEFINE_enum("source", None, [*interop.SOURCES, *interop.FOLDERS], "Whose names the weights carry.", required=True)
 _WEIGHTS = common.path_flag(
@@ -45,8 +46,10 @@ def main() -> None:
     print(
         f"{name}: {count:,} parameters in {form} form, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}"
     )
-    for unused in report.unexpected:
-        print(f"unused: {unused}")
+    for unused in report.unexpected[:20]:
+        print(f"unused: {printable(unused)}")
+    if len(report.unexpected) > 20:
+        print(f"unused: {len(report.unexpected) - 20} more, all in {_OUT.value}/report.json")
 
 
 def _registry_name(config) -> str | None:

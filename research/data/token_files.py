@@ -11,11 +11,12 @@ from research.data.splits import contiguous_split
 from research.data.tokenizers import IntegerTokenizer, Tokenizer, tokenizer_from_json
 from research.data.tokens import TOKEN_DTYPES, TokenSource, check_trainable
 from research.errors import UserError
-from research.files import read_json, user_path
+from research.files import check_regular, printable, read_json, user_path
 
 _SUFFIXES = (".bin", ".npy")
 _STEMS = {"train": "train", "validation": "val", "test": "test"}
 _CHUNK = 1 << 24
+_LARGEST_VOCABULARY = 2**31 - 1
 
 
 def write_token_file(path: str | os.PathLike, tokens: Int[np.ndarray, " N"], dtype: str = "uint16") -> None:
@@ -51,10 +52,11 @@ def read_token_file(path: str | os.PathLike, vocab_size: int, dtype: str = "uint
     """
     path = pathlib.Path(path)
     _check_suffix(path)
+    check_regular(path)
     try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else _map_raw(path, _dtype(dtype))
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a whole .npy file of numbers: {str(error).splitlines()[0]}") from error
+        tokens = np.lib.format.open_memmap(path, "r") if path.suffix == ".npy" else _map_raw(path, _dtype(dtype))
+    except (ValueError, EOFError, OverflowError, SyntaxError) as error:
+        raise UserError(f"{path} is not a whole .npy file of numbers: {printable(str(error).splitlines()[0], 160)}") from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     if tokens.ndim != 1 or tokens.dtype not in TOKEN_DTYPES:
@@ -121,12 +123,16 @@ def _find(folder: pathlib.Path, stem: str) -> pathlib.Path | None:
 
 
 def _read_meta(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     meta = read_json(path)
-    if not isinstance(meta, dict) or not isinstance(meta.get("vocab_size", 1), int):
+    if not isinstance(meta, dict) or not _is_count(meta.get("vocab_size", 1)):
         raise UserError(f'{path} must hold an object such as {{"vocab_size": 50257, "dtype": "uint16"}}.')
     return meta
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_VOCABULARY
 
 
 def _tokenizer(path: pathlib.Path, meta: dict[str, Any], vocab_size: int | None) -> Tokenizer:
@@ -142,13 +148,13 @@ def _tokenizer(path: pathlib.Path, meta: dict[str, Any], vocab_size: int | None)
 
 def _agreed(path: pathlib.Path, option: str, given: Any, told: Any) -> Any:
     if None not in (given, told) and given != told:
-        raise UserError(f"{path}: {option}={given!r} is asked for, but its meta.json says {told!r}; leave one out.")
+        raise UserError(f"{path}: {option}={given!r} is asked for, but its meta.json says {printable(repr(told))}; leave one out.")
     return told if given is None else given
 
 
 def _dtype(name: str) -> np.dtype:
-    if name not in TOKEN_DTYPES:
-        raise UserError(f"Tokens cannot be {name!r}. Valid: {', '.join(TOKEN_DTYPES)}.")
+    if not isinstance(name, str) or name not in TOKEN_DTYPES:
+        raise UserError(f"Tokens cannot be {printable(repr(name))}. Valid: {', '.join(TOKEN_DTYPES)}.")
     return np.dtype(name).newbyteorder("<")
 
 

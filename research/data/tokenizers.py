@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from research.errors import UserError
+from research.files import printable
 
 _CODE_POINTS = 0x110000
 
@@ -127,9 +128,9 @@ class CharTokenizer:
 
     def __post_init__(self):
         _check_eot(self.eot, self.vocab_size)
-        if not self.itos or list(self.itos) != sorted(set(self.itos)):
+        if not self.itos or list(self.itos) != sorted(set(self.itos)) or any("\ud800" <= character <= "\udfff" for character in self.itos):
             raise UserError(
-                f"The vocabulary {self.itos[:40]!r} is not a sorted list of different characters; give ''.join(sorted(set(text)))."
+                f"The vocabulary {printable(self.itos, 40)!r} is not a sorted list of different characters; give ''.join(sorted(set(text)))."
             )
 
     @classmethod
@@ -200,8 +201,8 @@ class IntegerTokenizer:
     joint: ClassVar[str] = " "
 
     def __post_init__(self):
-        if self.vocab_size < 1:
-            raise UserError(f"vocab_size={self.vocab_size} must be at least 1.")
+        if not 1 <= self.vocab_size < 2**31:
+            raise UserError(f"vocab_size={printable(self.vocab_size)} must be at least 1 and below 2**31.")
         _check_eot(self.eot, self.vocab_size)
 
     @property
@@ -238,13 +239,13 @@ def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
     fields = dict(data) if isinstance(data, Mapping) else {}
     kind = fields.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise UserError(f"A tokenizer's kind is {kind!r}. Valid: {', '.join(_KINDS)}.")
+        raise UserError(f"A tokenizer's kind is {printable(repr(kind))}. Valid: {', '.join(_KINDS)}.")
     eot = fields.pop("eot", [])
     if not isinstance(eot, list) or not all(type(token) is int for token in eot):
-        raise UserError(f"A tokenizer's eot is {str(eot)[:80]!r}; wanted a list of tokens that end a text.")
+        raise UserError(f"A tokenizer's eot is {printable(eot)!r}; wanted a list of tokens that end a text.")
     wanted = {field.name: field.type for field in dataclasses.fields(_KINDS[kind]) if field.name != "eot"}
     if fields.keys() != wanted.keys() or not all(type(fields[key]) is wanted[key] for key in wanted):
-        raise UserError(f"A tokenizer of kind {kind!r} has the fields {fields}; wanted {', '.join(wanted) or 'none'}.")
+        raise UserError(f"A tokenizer of kind {kind!r} has the fields {printable(fields)}; wanted {', '.join(wanted) or 'none'}.")
     return _KINDS[kind](**fields, eot=tuple(eot))
 
 

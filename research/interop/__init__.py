@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from research.errors import UserError
+from research.files import check_regular, printable
 
 SOURCES = {"unireplknet": "research.interop.unireplknet_names"}
 """Name of a source -> module with `from_official(state dict, image_size=...) -> (config, params, stats, report)`."""
@@ -26,6 +27,7 @@ def read_weights(path: str, key: str | None = None) -> dict[str, Any]:
     """
     from research.interop import pth, safetensors_io
 
+    check_regular(path)
     try:
         with open(path, "rb") as f:
             head = f.read(9)
@@ -64,5 +66,5 @@ def from_source(source: str, state: dict[str, Any], **kwargs) -> tuple[Any, dict
       UserError: unknown source, or arrays that do not fit.
     """
     if source not in SOURCES:
-        raise UserError(f"unknown source {source!r}; valid: {', '.join(SOURCES)}")
+        raise UserError(f"unknown source {printable(source)!r}; valid: {', '.join(SOURCES)}")
     return importlib.import_module(SOURCES[source]).from_official(state, **kwargs)

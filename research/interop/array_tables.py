@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.errors import UserError
+from research.files import printable
+from research.interop.array_values import check_values
 from research.modules.state import Arrays, abstract
 
 
@@ -116,7 +118,8 @@ def fill_model(
       dtype: of the returned parameters.
 
     Raises:
-      UserError: arrays that are missing, unknown or of another shape, or a read-out that differs from the embedding it is tied to.
+      UserError: arrays that are missing, unknown or of another shape, values as `check_values`, or a read-out that differs from the
+        embedding it is tied to.
     """
     full = abstract(config)
     shapes = {name: s.shape for name, s in full.params.items()}
@@ -128,14 +131,16 @@ def fill_model(
             raise UserError(
                 f"{source}: the config ties the embedding to {name}, but the file holds two that differ; say that it is not tied"
             )
+    check_values(source, {entry.foreign: state[entry.foreign] for entry in table})
     stats = {name: jnp.zeros(s.shape, s.dtype) for name, s in full.stats.items()}
     return from_foreign_arrays(table, shapes, state, dtype), stats, report
 
 
 def check(report: Report, what: str) -> None:
     """Raises UserError with the names that are missing, unknown or of another shape, if any."""
-    wrong = [f"{name} is {found}, needs {needed}" for name, found, needed in report.wrong_shape]
-    named = (("missing", report.missing), ("unknown", report.unexpected), ("of another shape", wrong))
+    wrong = [f"{printable(name)} is {found}, needs {needed}" for name, found, needed in report.wrong_shape]
+    missing, unknown = (list(map(printable, names)) for names in (report.missing, report.unexpected))
+    named = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
     parts = [f"{len(names)} {which} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for which, names in named if names]
     if parts:
         raise UserError(f"{what}: {'; '.join(parts)}")

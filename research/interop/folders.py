@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from research.errors import UserError
-from research.files import MODEL_FILES, whole_folder, write_text
+from research.files import MODEL_FILES, printable, whole_folder, write_text
 from research.interop import FOLDERS, read_weights
-from research.interop.foreign_configs import check_source
+from research.interop.array_values import listed
+from research.interop.foreign_configs import check_source, read_object
 from research.interop.safetensors_io import CONFIG, MODEL_NAMES, WEIGHTS, save_safetensors
 
 FILES = MODEL_FILES
@@ -38,29 +39,19 @@ def load(source: str, path: str | os.PathLike, **options: Any) -> tuple[Any, dic
     path = os.fspath(path)
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
     if path == folder:
-        present = [name for name in FILES if os.path.isfile(os.path.join(folder, name))]
+        present = [name for name in FILES if os.path.lexists(os.path.join(folder, name))]
         if not present:
             raise UserError(f"{folder} holds no weights; one of {', '.join(FILES)} is looked for")
         path = os.path.join(folder, present[0])
-    data = _read_json(os.path.join(folder, CONFIG))
+    data = read_object(os.path.join(folder, CONFIG))
     names.config_from_foreign(source, data, **options)  # before the weights, which may be large
     return names.from_foreign(source, data, _read_state(path), **options)
-
-
-def _read_json(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as f:
-            return json.load(f)
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is not JSON: {str(e)[:100]}") from None
 
 
 def _read_state(path: str) -> dict[str, np.ndarray]:
     if not path.endswith(".index.json"):
         return read_weights(path)
-    index = _read_json(path)
+    index = read_object(path)
     places = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(places, Mapping) or not all(isinstance(name, str) and name == os.path.basename(name) for name in places.values()):
         raise UserError(f"{path} has no weight_map from arrays to files beside it")
@@ -68,7 +59,7 @@ def _read_state(path: str) -> dict[str, np.ndarray]:
     for name in sorted(set(places.values())):
         state |= read_weights(os.path.join(os.path.dirname(path), name))
     if absent := sorted(set(places) - set(state)):
-        raise UserError(f"{path} names arrays that its files do not hold: {', '.join(absent[:3])}")
+        raise UserError(f"{path} names arrays that its files do not hold: {listed([printable(name) for name in absent])}")
     return state
 
 

@@ -10,7 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 from research.errors import UserError
-from research.interop.foreign_configs import check_object, check_source, need, no_place, reading
+from research.files import printable
+from research.interop.foreign_configs import (
+    DEPTH,
+    VOCABULARY,
+    WIDTH,
+    check_object,
+    check_source,
+    flag,
+    need,
+    no_place,
+    positive,
+    reading,
+    whole,
+)
 from research.models.sequence import SequenceConfig
 from research.modules.mixers.mamba import Mamba
 from research.modules.mixers.mamba2 import Mamba2
@@ -18,13 +31,20 @@ from research.modules.mixers.mamba2 import Mamba2
 SOURCES = ("hf-mamba", "hf-mamba2", "mamba-ssm")
 HF_NEEDS = {"use_bias": False, "use_conv_bias": True, "hidden_act": "silu", "rms_norm": True}
 HF_DEFAULTS = {
-    "hf-mamba": {"state_size": 16, "expand": 2, "conv_kernel": 4, "time_step_rank": "auto", "tie_word_embeddings": True},
-    "hf-mamba2": {"state_size": 128, "expand": 2, "conv_kernel": 4, "n_groups": 8, "head_dim": 64, "tie_word_embeddings": False},
-}
+    "hf-mamba": {"state_size": 16, "expand": 2, "conv_kernel": 4, "time_step_rank": "auto", "tie_word_embeddings": True,
+                 "layer_norm_epsilon": 1e-5},
+    "hf-mamba2": {"state_size": 128, "expand": 2, "conv_kernel": 4, "n_groups": 8, "head_dim": 64, "tie_word_embeddings": False,
+                  "layer_norm_epsilon": 1e-5},
+}  # fmt: skip
 SSM_NEEDS = {"d_intermediate": 0, "attn_layer_idx": [], "rms_norm": True}
 SSM_CFG_NEEDS = {"bias": False, "conv_bias": True, "rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False, "d_ssm": None}
 SSM_CFG_INERT = {"conv_init", "A_init_range", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "chunk_size",
                  "use_fast_path", "use_mem_eff_path", "sequence_parallel", "process_group"}  # fmt: skip
+SSM_DEFAULTS: dict[str, Any] = {"ssm_cfg": {}, "pad_vocab_size_multiple": 8, "tie_embeddings": True}
+SSM_CFG_DEFAULTS: dict[str, dict[str, Any]] = {
+    "Mamba1": {"expand": 2, "d_conv": 4, "d_state": 16, "dt_rank": "auto"},
+    "Mamba2": {"expand": 2, "d_conv": 4, "d_state": 128, "headdim": 64, "ngroups": 1},
+}
 SSM_LAYERS = ("Mamba1", "Mamba2")
 
 
@@ -53,28 +73,31 @@ def _check_architecture(source: str, data: Mapping[str, Any]) -> None:
         return
     if source != "mamba-ssm" and found == source.removeprefix("hf-"):
         return
-    what = "the original layout (d_model, n_layer, ...)" if original and found is None else f"model_type {found!r}"
-    known = {"mamba": "hf-mamba", "mamba2": "hf-mamba2", None: "mamba-ssm" if original else None}.get(found)
+    what = "the original layout (d_model, n_layer, ...)" if original and found is None else f"model_type {printable(repr(found))}"
+    known = {"mamba": "hf-mamba", "mamba2": "hf-mamba2", None: "mamba-ssm" if original else None}.get(
+        found if isinstance(found, str | None) else ""
+    )
     raise UserError(f"{source} needs a config of {wanted}, found {what}{f'; give --source={known}' if known else ''}")
 
 
 def _config_from_hf(source: str, data: Mapping[str, Any], length: int) -> SequenceConfig:
     need(source, data, HF_NEEDS)
     data = {**HF_DEFAULTS[source], **data}
-    dim, expand = int(data["hidden_size"]), data["expand"]
-    sizes = {"state": int(data["state_size"]), "expand": float(expand), "taps": int(data["conv_kernel"])}
-    eps = float(data.get("layer_norm_epsilon", 1e-5))
+    dim, inner, expand = _widths(source, data, "hidden_size")
+    sizes = {"state": whole(source, data, "state_size"), "expand": expand, "taps": whole(source, data, "conv_kernel")}
+    eps = positive(source, data, "layer_norm_epsilon", zero=True)
     if source == "hf-mamba":
-        rank = data["time_step_rank"]
-        spec = _mamba(dim, int(expand * dim), 0 if rank == "auto" else int(rank), sizes)
+        rank = 0 if data["time_step_rank"] == "auto" else whole(source, data, "time_step_rank")
+        spec = _mamba(dim, inner, rank, sizes)
     else:
-        spec = _mamba2(dim, int(data["num_heads"]), int(data["head_dim"]), int(data["n_groups"]), data.get("time_step_limit"), eps, sizes)
+        heads, width, groups = (whole(source, data, name) for name in ("num_heads", "head_dim", "n_groups"))
+        spec = _mamba2(source, dim, heads, width, groups, data.get("time_step_limit"), eps, sizes)
     return SequenceConfig(
-        vocab_size=int(data["vocab_size"]),
-        tied=bool(data["tie_word_embeddings"]),
+        vocab_size=whole(source, data, "vocab_size", VOCABULARY),
+        tied=flag(source, data, "tie_word_embeddings"),
         length=length,
         dim=dim,
-        depth=int(data["num_hidden_layers"]),
+        depth=whole(source, data, "num_hidden_layers", DEPTH),
         pattern=spec.kind,
         norm_eps=eps,
         **{spec.kind: spec},
@@ -84,37 +107,47 @@ def _config_from_hf(source: str, data: Mapping[str, Any], length: int) -> Sequen
 def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfig:
     source = "mamba-ssm"
     need(source, data, SSM_NEEDS)
-    options = dict(data.get("ssm_cfg") or {})
+    data = {**SSM_DEFAULTS} | {name: value for name, value in data.items() if not (name == "ssm_cfg" and value is None)}
+    check_object(f"{source}: ssm_cfg", data["ssm_cfg"])
+    options: dict[str, Any] = dict(data["ssm_cfg"])
     layer = options.pop("layer", "Mamba1")
     if layer not in SSM_LAYERS:
-        raise UserError(f"{source}: ssm_cfg.layer={layer!r} is a mixer that is not read; valid: {', '.join(SSM_LAYERS)}")
+        raise UserError(f"{source}: ssm_cfg.layer={printable(layer)!r} is a mixer that is not read; valid: {', '.join(SSM_LAYERS)}")
     need(f"{source}: ssm_cfg", options, SSM_CFG_NEEDS)
     own = {"dt_rank"} if layer == "Mamba1" else {"headdim", "ngroups", "dt_limit"}
     known = {"d_state", "d_conv", "expand", *own, *SSM_CFG_NEEDS, *SSM_CFG_INERT}
     if unknown := sorted(set(options) - known):
-        raise UserError(f"{source}: ssm_cfg has an unknown field {unknown[0]!r}; known for {layer}: {', '.join(sorted(known))}")
-    dim, expand = int(data["d_model"]), options.get("expand", 2)
-    inner = int(expand * dim)
-    sizes = {"expand": float(expand), "taps": int(options.get("d_conv", 4))}
+        raise UserError(f"{source}: ssm_cfg has an unknown field {printable(unknown[0])!r}; known for {layer}: {', '.join(sorted(known))}")
+    options = SSM_CFG_DEFAULTS[layer] | options
+    dim, inner, expand = _widths(source, {**options, "d_model": data["d_model"]}, "d_model")
+    sizes = {"expand": expand, "taps": whole(source, options, "d_conv"), "state": whole(source, options, "d_state")}
     if layer == "Mamba1":
-        rank = options.get("dt_rank", "auto")
-        spec = _mamba(dim, inner, 0 if rank == "auto" else int(rank), {"state": int(options.get("d_state", 16)), **sizes})
+        rank = 0 if options["dt_rank"] == "auto" else whole(source, options, "dt_rank")
+        spec = _mamba(dim, inner, rank, sizes)
     else:
-        width, groups = int(options.get("headdim", 64)), int(options.get("ngroups", 1))
+        width, groups = whole(source, options, "headdim"), whole(source, options, "ngroups")
         if inner % width:
             raise UserError(f"{source}: ssm_cfg.headdim={width} does not divide the {inner} inner channels (expand * d_model)")
-        sizes["state"] = int(options.get("d_state", 128))
-        spec = _mamba2(dim, inner // width, width, groups, options.get("dt_limit"), 1e-5, sizes)
-    multiple = int(data.get("pad_vocab_size_multiple", 8))
+        spec = _mamba2(source, dim, inner // width, width, groups, options.get("dt_limit"), 1e-5, sizes)
+    multiple = whole(source, data, "pad_vocab_size_multiple")
     return SequenceConfig(
-        vocab_size=-(-int(data["vocab_size"]) // multiple) * multiple,
-        tied=bool(data.get("tie_embeddings", True)),
+        vocab_size=-(-whole(source, data, "vocab_size", VOCABULARY) // multiple) * multiple,
+        tied=flag(source, data, "tie_embeddings"),
         length=length,
         dim=dim,
-        depth=int(data["n_layer"]),
+        depth=whole(source, data, "n_layer", DEPTH),
         pattern=spec.kind,
         **{spec.kind: spec},
     )
+
+
+def _widths(source: str, data: Mapping[str, Any], name: str) -> tuple[int, int, float]:
+    """(channels, inner channels, their ratio)."""
+    dim, expand = whole(source, data, name), positive(source, data, "expand")
+    inner = int(expand * dim)
+    if not 1 <= inner <= WIDTH:
+        raise UserError(f"{source}: expand={expand:g} makes {expand * dim:g} inner channels of {dim}; valid: 1 to {WIDTH}")
+    return dim, inner, expand
 
 
 def _mamba(dim: int, inner: int, rank: int, sizes: dict[str, Any]) -> Mamba:
@@ -124,8 +157,10 @@ def _mamba(dim: int, inner: int, rank: int, sizes: dict[str, Any]) -> Mamba:
     return replace(plain, inner=0 if inner == derived.inner else inner, rank=0 if rank == derived.rank else rank)
 
 
-def _mamba2(dim: int, heads: int, width: int, groups: int, limit: Any, eps: float, sizes: dict[str, Any]) -> Mamba2:
+def _mamba2(source: str, dim: int, heads: int, width: int, groups: int, limit: Any, eps: float, sizes: dict[str, Any]) -> Mamba2:
     low, high = (_number(bound) for bound in limit or (0.0, math.inf))
+    if not 0 <= low <= high:
+        raise UserError(f"{source}: steps between {low} and {high}; valid: two numbers from 0, the smaller first")
     bounds = () if (low, high) == (0.0, math.inf) else (low, high)
     derived = heads * width == sizes["expand"] * dim
     return Mamba2(head_dim=width, groups=groups, heads=0 if derived else heads, dt_limit=bounds, norm_eps=eps, **sizes)

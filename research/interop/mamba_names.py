@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from research.interop.array_tables import Entry, Report, fill_model, to_foreign_arrays
+from research.interop.foreign_configs import check_arrays
 from research.interop.mamba_configs import config_from_foreign, config_to_foreign
 from research.models.sequence import SequenceConfig
 from research.modules.state import Arrays
@@ -81,6 +82,7 @@ def from_foreign(
         embedding that differs from it where the config calls the two tied.
     """
     config = config_from_foreign(source, data, length=length)
+    check_arrays(source, config.depth, len(state))
     repeats = {HEAD: embedding_name(source)} if config.tied else {}
     return (config, *fill_model(source, config, entries(source, config), state, repeats=repeats, dtype=dtype))
 

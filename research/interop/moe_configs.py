@@ -9,7 +9,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.errors import UserError
-from research.interop.foreign_configs import check_object, check_source, need, no_place, reading, refuse
+from research.files import printable
+from research.interop.foreign_configs import (
+    DEPTH,
+    EXPERTS,
+    TOKENS,
+    VOCABULARY,
+    WIDTH,
+    check_object,
+    check_source,
+    flag,
+    need,
+    no_place,
+    positive,
+    reading,
+    refuse,
+    whole,
+)
 from research.models.sequence import SequenceConfig
 from research.modules.mixers.attention import Attention
 from research.modules.mixers.window import Window
@@ -20,9 +36,11 @@ MODEL_TYPES = {"hf-mixtral": "mixtral", "hf-qwen3-moe": "qwen3_moe"}
 MOE_FAMILIES = {"hf-mixtral": "mixtral", "hf-qwen3-moe": "qwen3"}
 NEEDS = {"hidden_act": "silu", "attention_bias": False, "quantization_config": None}
 DEFAULTS = {
-    "hf-mixtral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
+    "hf-mixtral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+                   "tie_word_embeddings": False, "router_aux_loss_coef": 1e-3},
     "hf-qwen3-moe": {"num_key_value_heads": 4, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
-                     "norm_topk_prob": False, "decoder_sparse_step": 1, "use_sliding_window": False},
+                     "norm_topk_prob": False, "decoder_sparse_step": 1, "use_sliding_window": False,
+                     "tie_word_embeddings": False, "router_aux_loss_coef": 1e-3},
 }  # fmt: skip
 """What the classes assume where a file is silent; sizes must be there."""
 MOE_NEEDS = {"expert": "glu", "shared": 0, "router": "top_k", "score": "softmax", "scale": 1.0, "learned_noise": False,
@@ -52,30 +70,30 @@ def _check_architecture(source: str, data: Mapping[str, Any]) -> None:
     found = data.get("model_type")
     if found != MODEL_TYPES[source]:
         known = next((f"; give --source={other}" for other, kind in MODEL_TYPES.items() if kind == found), "")
-        raise UserError(f"{source} needs a config of model_type {MODEL_TYPES[source]!r}, found model_type {found!r}{known}")
+        raise UserError(f"{source} needs a config of model_type {MODEL_TYPES[source]!r}, found model_type {printable(repr(found))}{known}")
 
 
 def _config(source: str, data: Mapping[str, Any], length: int) -> SequenceConfig:
-    dim, depth, ffns = int(data["hidden_size"]), int(data["num_hidden_layers"]), _ffns(source, data)
-    spec, eps = _attention(source, data, dim), float(data["rms_norm_eps"])
+    dim, depth, ffns = whole(source, data, "hidden_size"), whole(source, data, "num_hidden_layers", DEPTH), _ffns(source, data)
+    spec, eps = _attention(source, data, dim), positive(source, data, "rms_norm_eps", zero=True)
     mixtral = source == "hf-mixtral"
     moe = dataclasses.replace(
         FAMILIES[MOE_FAMILIES[source]],
         experts=_experts(source, data),
-        active=int(data["num_experts_per_tok"]),
-        hidden=int(data["intermediate_size" if mixtral else "moe_intermediate_size"]),
-        renormalize=mixtral or bool(data["norm_topk_prob"]),
-        balance=float(data.get("router_aux_loss_coef", 1e-3)),
+        active=whole(source, data, "num_experts_per_tok", EXPERTS, low=0),
+        hidden=whole(source, data, "intermediate_size" if mixtral else "moe_intermediate_size"),
+        renormalize=mixtral or flag(source, data, "norm_topk_prob"),
+        balance=positive(source, data, "router_aux_loss_coef", zero=True),
     )
     return SequenceConfig(
-        vocab_size=int(data["vocab_size"]),
-        tied=bool(data.get("tie_word_embeddings", False)),
-        length=length or int(data["max_position_embeddings"]),
+        vocab_size=whole(source, data, "vocab_size", VOCABULARY),
+        tied=flag(source, data, "tie_word_embeddings"),
+        length=length or whole(source, data, "max_position_embeddings", TOKENS),
         dim=dim,
         depth=depth,
         pattern=spec.kind,
         ffn=ffns,
-        ffn_dim=0 if mixtral else int(data["intermediate_size"]),
+        ffn_dim=0 if mixtral else whole(source, data, "intermediate_size"),
         norm_eps=eps,
         moe=moe if "moe" in ffns.split() else Moe(),
         **{spec.kind: spec},
@@ -85,7 +103,7 @@ def _config(source: str, data: Mapping[str, Any], length: int) -> SequenceConfig
 def _experts(source: str, data: Mapping[str, Any]) -> int:
     """transformers 5 writes Qwen3's `num_experts` under Mixtral's name."""
     own, other = ("num_local_experts", "num_experts")[:: 1 if source == "hf-mixtral" else -1]
-    return int(data[other if own not in data and other in data else own])
+    return whole(source, data, other if own not in data and other in data else own, EXPERTS, low=0)
 
 
 # --- attention -----------------------------------------------------------------------------------------------------------
@@ -93,12 +111,13 @@ def _experts(source: str, data: Mapping[str, Any]) -> int:
 
 def _attention(source: str, data: Mapping[str, Any], dim: int) -> Attention:
     """Sizes that follow from the width stay 0, so that equal models have equal configs."""
-    heads = int(data["num_attention_heads"])
-    groups = heads if data["num_key_value_heads"] is None else int(data["num_key_value_heads"])
-    for name, given in {"num_attention_heads": heads, "num_key_value_heads": groups}.items():
-        if given < 1:
-            refuse(source, name, given, "whole numbers from 1")
-    size = int(data.get("head_dim") or dim // heads)
+    heads = whole(source, data, "num_attention_heads")
+    groups = heads if data["num_key_value_heads"] is None else whole(source, data, "num_key_value_heads")
+    size = dim // heads if data.get("head_dim") is None else whole(source, data, "head_dim")
+    if not 1 <= size * heads <= WIDTH:
+        raise UserError(
+            f"{source}: {heads} heads of {size} channels; valid: together 1 to {WIDTH}, and no more heads than hidden_size={dim}"
+        )
     options = {
         "heads": heads,
         "kv_heads": 0 if groups == heads else groups,
@@ -106,7 +125,7 @@ def _attention(source: str, data: Mapping[str, Any], dim: int) -> Attention:
         "theta": _theta(source, data),
     }
     if source == "hf-qwen3-moe":
-        options |= {"qk_norm": True, "qk_norm_eps": float(data["rms_norm_eps"])}
+        options |= {"qk_norm": True, "qk_norm_eps": positive(source, data, "rms_norm_eps", zero=True)}
     window = _window(source, data)
     return Attention(**options) if window is None else Window(**options, window=window)
 
@@ -115,13 +134,14 @@ def _theta(source: str, data: Mapping[str, Any]) -> float:
     """The base of the wavelengths: a field of its own until transformers 5, which writes it among `rope_parameters`."""
     name = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
     rope = data.get(name) or {}
+    check_object(f"{source}: {name}", rope)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         refuse(source, name, rope, 'null, or a rope_type of "default"')
     partial = rope.get("partial_rotary_factor", data.get("partial_rotary_factor", 1.0))
     if partial not in (1.0, None):
         refuse(source, "partial_rotary_factor", partial, "1.0")
-    return float(rope.get("rope_theta", data["rope_theta"]))
+    return positive(source, {**data, **rope}, "rope_theta")
 
 
 def _window(source: str, data: Mapping[str, Any]) -> int | None:
@@ -130,11 +150,10 @@ def _window(source: str, data: Mapping[str, Any]) -> int | None:
     Releases of transformers differ in whether `max_window_layers` spares layers.
     """
     if source == "hf-qwen3-moe":
-        if not data["use_sliding_window"]:
+        if not flag(source, data, "use_sliding_window"):
             return None
         need(f"{source}: with use_sliding_window", {"max_window_layers": data.get("max_window_layers") or 0}, {"max_window_layers": 0})
-    window = data.get("sliding_window")
-    return None if window is None else int(window)
+    return None if data.get("sliding_window") is None else whole(source, data, "sliding_window", TOKENS)
 
 
 # --- feed-forward parts --------------------------------------------------------------------------------------------------
@@ -144,9 +163,8 @@ def _ffns(source: str, data: Mapping[str, Any]) -> str:
     """The shortest pattern of feed-forward parts: layer i has experts when i + 1 is a multiple of the step and it is not set apart."""
     if source == "hf-mixtral":
         return "moe"
-    depth, step, dense = int(data["num_hidden_layers"]), int(data["decoder_sparse_step"]), set(data.get("mlp_only_layers") or ())
-    if step < 1:
-        refuse(source, "decoder_sparse_step", step, "whole numbers from 1")
+    depth, step = whole(source, data, "num_hidden_layers", DEPTH), whole(source, data, "decoder_sparse_step")
+    dense = set(data.get("mlp_only_layers") or ())
     sparse = [i not in dense and _experts(source, data) > 0 and (i + 1) % step == 0 for i in range(depth)]
     period = next((n for n in range(1, depth) if depth % n == 0 and sparse == sparse[:n] * (depth // n)), depth)
     return " ".join("moe" if one else "glu" for one in sparse[:period]) or "moe"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from research.interop.array_tables import Entry, Report, fill_model, to_foreign_arrays
+from research.interop.foreign_configs import check_arrays
 from research.interop.moe_configs import config_from_foreign, config_to_foreign
 from research.models.sequence import SequenceConfig
 from research.models.sequence_layers import MIXTURE
@@ -91,7 +92,10 @@ def from_foreign(
         embedding that differs from it where the config calls the two tied.
     """
     config = config_from_foreign(source, data, length=length)
-    table = entries(source, config, fused=any(name.endswith(FUSED) for name in state))
+    fused = any(name.endswith(FUSED) for name in state)
+    layers = sum(config.moe.experts if ffn == MIXTURE and not fused else 1 for _, ffn in config.period)
+    check_arrays(source, config.periods * layers, len(state))
+    table = entries(source, config, fused=fused)
     return (config, *fill_model(source, config, table, state, repeats={HEAD: EMBEDDING} if config.tied else {}, dtype=dtype))
 
 

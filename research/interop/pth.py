@@ -21,8 +21,11 @@ import ml_dtypes
 import numpy as np
 
 from research.errors import UserError
+from research.files import check_regular, printable
 
 MAX_PICKLE_BYTES = 64 * 2**20
+MAX_STEPS, STEPS_AN_ENTRY = 2**19, 256
+"""Opcodes that a pickle may have, beside so many for each storage: each may leave an object behind. A tensor takes about 30."""
 MAX_SHARING = 8  # tied weights share storages; nothing honest shares more
 NESTED_KEYS = ("model", "state_dict", "model_ema", "state_dict_ema")
 """Where training scripts put the state dict, in the order in which they are tried."""
@@ -94,12 +97,13 @@ def read_pth(path: str | os.PathLike, key: str | None = None) -> dict[str, np.nd
             described = _choose(tree, key)
             return _materialise(archive, entries, described)
     except _Refused as e:
-        raise UserError(f"{path}: {e}") from None
+        raise UserError(f"{printable(path, 300)}: {printable(e, 400)}") from None
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError, struct.error) as e:
-        raise UserError(f"{path}: damaged or cut short ({e}); fetch or save it again") from None
+        raise UserError(f"{printable(path, 300)}: damaged or cut short ({printable(e, 160)}); fetch or save it again") from None
 
 
 def _check_magic(path: str) -> None:
+    check_regular(path)
     try:
         with open(path, "rb") as f:
             magic = f.read(4)
@@ -116,13 +120,13 @@ def _checked_entries(archive: zipfile.ZipFile, path: str) -> dict[str, zipfile.Z
     """Entries by name, after the checks that make reading them cost no more memory than the file has bytes."""
     entries: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        parts = re.split(r"[/\\]", info.filename)
+        parts, shown = re.split(r"[/\\]", info.filename), printable(info.filename)
         if ".." in parts or info.filename.startswith(("/", "\\")) or ":" in parts[0]:
-            raise _Refused(f"zip entry {info.filename!r} points outside of the archive")
+            raise _Refused(f"zip entry {shown} points outside of the archive")
         if info.filename in entries:
-            raise _Refused(f"zip entry {info.filename!r} occurs twice")
+            raise _Refused(f"zip entry {shown} occurs twice")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise _Refused(f"zip entry {info.filename!r} is compressed, which torch.save never does")
+            raise _Refused(f"zip entry {shown} is compressed, which torch.save never does")
         entries[info.filename] = info
     total, size = sum(i.file_size for i in entries.values()), os.path.getsize(path)
     if total > size:
@@ -147,6 +151,16 @@ _OPCODES = """
 
 
 class _Dispatch(dict):
+    """What an opcode does; so many are looked up, then the pickle is refused."""
+
+    steps = MAX_STEPS
+
+    def __getitem__(self, opcode):
+        self.steps -= 1
+        if self.steps < 0:
+            raise _Refused("its data.pkl makes more objects than the tensors of a state dict need")
+        return super().__getitem__(opcode)
+
     def __missing__(self, opcode):
         raise _Refused(f"uses the pickle opcode {opcode}, which no state dict needs")
 
@@ -162,6 +176,8 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, data: bytes, entries: Mapping[str, zipfile.ZipInfo], root: str):
         super().__init__(io.BytesIO(data), encoding="utf-8")
         self.entries, self.root = entries, root
+        self.dispatch = _Dispatch(self.dispatch)
+        self.dispatch.steps = MAX_STEPS + STEPS_AN_ENTRY * len(entries)
         self.allowed = {
             ("collections", "OrderedDict"): _ordered_dict,
             ("torch", "Size"): tuple,
@@ -172,7 +188,7 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module, name):
         if (module, name) not in self.allowed:
             raise _Refused(
-                f"needs {module}.{name}, which is not part of a state dict and is not run; "
+                f"needs {printable(module)}.{printable(name)}, which is not part of a state dict and is not run; "
                 "in PyTorch, save the tensors alone: torch.save(checkpoint['model'], path)"
             )
         return self.allowed[module, name]
@@ -183,7 +199,7 @@ class _Unpickler(pickle._Unpickler):
         _, kind, key, _, numel = pid
         if not isinstance(key, str) or not re.fullmatch(r"\w+", key) or f"{self.root}/data/{key}" not in self.entries:
             raise _Refused(
-                f"names a storage that the archive does not hold: {repr(key)[:80] if isinstance(key, str) else type(key).__name__}"
+                f"names a storage that the archive does not hold: {printable(key) if isinstance(key, str) else type(key).__name__}"
             )
         entry = f"{self.root}/data/{key}"
         if not _is_count(numel) or numel * kind.dtype.itemsize != self.entries[entry].file_size:
@@ -232,7 +248,9 @@ def _rebuild_tensor(storage, offset, size, stride, *_) -> _Tensor:
     numel = math.prod(size)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if numel and (last >= storage.numel or numel > storage.numel):
-        raise _Refused(f"holds a tensor of size {size}, strides {stride}, offset {offset} in a storage of {storage.numel} values")
+        raise _Refused(
+            f"holds a tensor of size {printable(size)}, strides {printable(stride)}, offset {printable(offset)} in a storage of {storage.numel} values"
+        )
     return _Tensor(storage, offset, size, stride)
 
 
@@ -248,7 +266,7 @@ def _unpickle(data: bytes, entries: Mapping[str, zipfile.ZipInfo], root: str) ->
     except _Refused:
         raise
     except Exception as e:  # noqa: BLE001  (a hostile or damaged pickle can fail in any way at all)
-        raise _Refused(f"its data.pkl cannot be read ({type(e).__name__}: {str(e)[:100]})") from None
+        raise _Refused(f"its data.pkl cannot be read ({type(e).__name__}: {printable(e, 100)})") from None
 
 
 def _choose(tree: Any, key: str | None) -> dict[str, _Tensor]:
@@ -256,7 +274,9 @@ def _choose(tree: Any, key: str | None) -> dict[str, _Tensor]:
         raise _Refused(f"holds a {type(tree).__name__}, not a state dict")
     if key is not None:
         if not isinstance(tree.get(key), dict):
-            raise _Refused(f"has no state dict {key!r}; its entries are {_shown(k for k, v in tree.items() if isinstance(v, dict))}")
+            raise _Refused(
+                f"has no state dict {printable(key)!r}; its entries are {_shown(k for k, v in tree.items() if isinstance(v, dict))}"
+            )
         tree = tree[key]
     elif not any(isinstance(v, _Tensor) for v in tree.values()):
         found = [k for k in NESTED_KEYS if isinstance(tree.get(k), dict)]
@@ -270,7 +290,7 @@ def _choose(tree: Any, key: str | None) -> dict[str, _Tensor]:
 
 
 def _shown(names) -> str:
-    names = [str(n)[:60] for n in names]
+    names = [printable(n, 60) for n in names]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
 
 

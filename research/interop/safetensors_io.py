@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import os
 import struct
 import typing
@@ -15,8 +16,10 @@ import numpy as np
 import safetensors
 
 from research.errors import UserError
-from research.files import MODEL_FILES, printable, read_json, replace_file, whole_folder, write_text
+from research.files import MODEL_FILES, check_regular, printable, read_json, replace_file, whole_folder, write_text
+from research.interop.array_values import check_values
 from research.modules.state import Arrays, abstract
+from research.values import fit, not_negative
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MODEL_NAMES = (*MODEL_FILES, "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
@@ -38,13 +41,18 @@ DTYPES = {
 }
 
 
+MOST_AXES = 32
+"""Of an array: more are no weights, and NumPy has no more than 64."""
+
+
 def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Returns the arrays of a safetensors file, mapped from disk and read-only.
 
     Raises:
-      UserError: no such file, a damaged one (the header is validated by the safetensors library), or an unknown dtype.
+      UserError: no such file, a damaged one (the header is validated by the safetensors library), an unknown dtype, or too many axes.
     """
     path = os.fspath(path)
+    check_regular(path)
     try:
         with safetensors.safe_open(path, "np"):  # validates lengths, offsets and overlaps
             pass
@@ -55,13 +63,19 @@ def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if not header:
             return {}
         data = np.memmap(path, np.uint8, "r") if os.path.getsize(path) > 8 + length else np.zeros(8 + length, np.uint8)
-    except (safetensors.SafetensorError, FileNotFoundError, OSError, ValueError) as e:
-        raise UserError(f"cannot read {path} as safetensors: {e}") from None
-    unknown = {i["dtype"] for i in header.values()} - set(DTYPES)
-    if unknown:
-        raise UserError(f"{path} holds arrays of type {', '.join(sorted(unknown))}; valid: {', '.join(DTYPES)}")
-    bounds = {name: [8 + length + o for o in info["data_offsets"]] for name, info in header.items()}
-    return {name: data[slice(*bounds[name])].view(DTYPES[info["dtype"]]).reshape(info["shape"]) for name, info in header.items()}
+        return {name: _array(path, name, info, data, 8 + length) for name, info in header.items()}
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as e:
+        raise UserError(f"cannot read {printable(path, 300)} as safetensors: {printable(e, 160)}") from None
+
+
+def _array(path: str, name: str, info: Mapping[str, Any], data: np.ndarray, start: int) -> np.ndarray:
+    where = f"{printable(path, 300)}: {printable(name)}"
+    if info["dtype"] not in DTYPES:
+        raise UserError(f"{where} is of type {printable(info['dtype'])}; valid: {', '.join(DTYPES)}")
+    if len(info["shape"]) > MOST_AXES:
+        raise UserError(f"{where} has {len(info['shape'])} axes; valid: at most {MOST_AXES}")
+    first, end = (start + offset for offset in info["data_offsets"])
+    return data[first:end].view(DTYPES[info["dtype"]]).reshape(info["shape"])
 
 
 def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
@@ -92,6 +106,10 @@ def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any], metadat
     replace_file(path, write)
 
 
+LARGEST_FIELD = 2**24
+"""Of whole numbers in a model's config: a file of a kilobyte must not ask for more layers than memory holds."""
+
+
 def families() -> dict[str, type]:
     """Returns {family: config class} of every family in the registry."""
     from research.models import registry
@@ -106,36 +124,62 @@ def config_to_json(config: Any) -> dict[str, Any]:
       TypeError: a field holds a value that JSON cannot carry.
     """
     out = {"family": type(config).family, **json.loads(json.dumps(dataclasses.asdict(config)))}
-    if config_from_json(out) != config:
+    try:
+        same = config_from_json(out) == config
+    except UserError:
+        same = False
+    if not same:
         raise TypeError(f"{type(config).__name__} does not survive JSON; its fields must be numbers, words, tuples or such dataclasses")
     return out
 
 
-def config_from_json(data: Mapping[str, Any]) -> Any:
+def config_from_json(data: Mapping[str, Any], most_entry: int = LARGEST_FIELD) -> Any:
     """Returns the model config that `config_to_json` wrote.
+
+    Args:
+      most_entry: the largest whole number in a list, where layers and channels of stages stand.
 
     Raises:
       UserError: unknown family or field, or a value that the model refuses.
     """
     known = families()
-    if not isinstance(data, Mapping) or data.get("family") not in known:
+    if not isinstance(data, Mapping) or not isinstance(data.get("family"), str) or data["family"] not in known:
         family = data.get("family") if isinstance(data, Mapping) else data
-        raise UserError(f"model config with unknown family {str(family)[:80]!r}; valid: {', '.join(sorted(known))}")
-    return _build(known[data["family"]], {k: v for k, v in data.items() if k != "family"})
+        raise UserError(f"model config with unknown family {printable(family)!r}; valid: {', '.join(sorted(known))}")
+    return _build(known[data["family"]], {k: v for k, v in data.items() if k != "family"}, most_entry)
 
 
-def _build(cls: type, values: Mapping[str, Any]) -> Any:
+def _build(cls: type, values: Mapping[str, Any], most_entry: int) -> Any:
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls) if f.init}
     for name in values:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4) or sorted(fields)
-            raise UserError(f"{cls.__name__} has no field {name!r}; near: {', '.join(near)}")
+            raise UserError(f"{cls.__name__} has no field {printable(name)!r}; near: {', '.join(near)}")
     nested = {n: dataclasses.is_dataclass(hints[n]) and isinstance(v, Mapping) for n, v in values.items()}
+    defaults = {f.name: f.default for f in dataclasses.fields(cls)}
     try:
-        return cls(**{n: _build(hints[n], v) if nested[n] else _frozen(v) for n, v in values.items()})
-    except (TypeError, ValueError) as e:
-        raise UserError(f"model config does not build a {cls.__name__}: {e}") from None
+        return cls(
+            **{
+                n: _build(hints[n], v, most_entry) if nested[n] else _checked(f"{cls.__name__}.{n}", v, hints[n], defaults[n], most_entry)
+                for n, v in values.items()
+            }
+        )
+    except (TypeError, ValueError, OverflowError) as e:
+        raise UserError(f"model config does not build a {cls.__name__}: {printable(e, 160)}") from None
+
+
+def _checked(where: str, value: Any, kind: Any, default: Any, most_entry: int) -> Any:
+    """The value of a field as its annotation wants it; bounds, which are tuples, may be infinite."""
+    rule = not_negative(default, kind)
+    finite = [0.0 if entry in (math.inf, -math.inf) else entry for entry in value] if isinstance(value, list) else value
+    fit(
+        finite,
+        kind,
+        where,
+        rule if rule.most is None else dataclasses.replace(rule, most=most_entry if isinstance(value, list) else LARGEST_FIELD),
+    )
+    return _frozen(value)
 
 
 def _frozen(value: Any) -> Any:
@@ -188,16 +232,18 @@ def load_folder(folder: str | os.PathLike) -> tuple[Any, Arrays, Arrays]:
             f"{folder} is not a model folder; one holds {WEIGHTS} and {CONFIG}, as launch.convert and launch.extract write them"
         )
     path, weights = os.path.join(folder, CONFIG), os.path.join(folder, WEIGHTS)
-    try:
-        data = read_json(path, ("model",))
-        config = config_from_json(data["model"])
-    except (UserError, TypeError, RecursionError) as e:
-        raise UserError(f"{path} is damaged or no model config ({printable(e, 200)})") from None
+    data = read_json(path, ("model",), "it is no model config")["model"]
     arrays = load_safetensors(weights)
-    _check_bound(weights, data["model"])
+    try:  # no stage has more layers, or more channels, than there are arrays, or than an axis of one is long
+        config = config_from_json(data, max(2**10, len(arrays), *(size for w in arrays.values() for size in w.shape), 0))
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
+    _check_bound(weights, data)
     full = abstract(config)
     expected = {f"params/{k}": v.shape for k, v in full.params.items()} | {f"stats/{k}": v.shape for k, v in full.stats.items()}
     check_names({k: v.shape for k, v in arrays.items()}, expected, weights)
+    kinds = {f"params/{k}": v.dtype for k, v in full.params.items()} | {f"stats/{k}": v.dtype for k, v in full.stats.items()}
+    check_values(weights, arrays, kinds)
     return config, {k: jnp.asarray(arrays[f"params/{k}"]) for k in full.params}, {k: jnp.asarray(arrays[f"stats/{k}"]) for k in full.stats}
 
 
@@ -215,7 +261,7 @@ def _check_bound(weights: str, model: Any) -> None:
 
 def check_names(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Raises UserError unless both hold the same names with the same shapes."""
-    problems = [f"{k} is missing" for k in expected if k not in found] + [f"{k} is unknown" for k in found if k not in expected]
+    problems = [f"{k} is missing" for k in expected if k not in found] + [f"{printable(k)} is unknown" for k in found if k not in expected]
     problems += [f"{k} is {found[k]}, needs {expected[k]}" for k in expected if k in found and found[k] != expected[k]]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""

@@ -13,6 +13,7 @@ import numpy as np
 
 from research.errors import UserError
 from research.interop.array_tables import Entry, check, from_foreign_arrays, match, to_foreign_arrays
+from research.interop.array_values import check_values
 from research.interop.foreign_configs import no_place
 from research.modules.moe_options import FAMILIES, Moe
 from research.modules.state import Arrays
@@ -57,6 +58,7 @@ def switch_from_foreign(state: Mapping[str, np.ndarray], prefix: str = "", *, ex
     table = switch_entries(experts, prefix)
     report = match(table, shapes, {name: w.shape for name, w in own.items()})
     check(report, f"switch: the weights do not fit {experts} experts of {hidden} hidden units for {dim} channels")
+    check_values("switch", own)
     spec = dataclasses.replace(
         FAMILIES["switch"],
         experts=experts,

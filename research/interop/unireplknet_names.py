@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.errors import UserError
+from research.files import printable
+from research.interop.array_values import check_values
 from research.models.unireplknet import UniRepLKNetConfig
 from research.modules.dilated_reparam import BRANCHES
 from research.modules.state import Arrays, abstract
@@ -224,7 +226,10 @@ def from_official(
     report = match(config, shapes)
     if report.missing or report.wrong_shape:
         raise UserError(f"UniRepLKNet state dict does not fit {_sizes(config)}: {_unmatched(report)}")
-    tracked = [int(state[name]) for name in _tracked_names(config) if name in state]
+    check_values("UniRepLKNet state dict", {pair.official: state[pair.official] for pair in name_pairs(config)})
+    tracked = [
+        int(state[name]) for name in _tracked_names(config) if name in state and state[name].shape == () and state[name].dtype.kind in "iu"
+    ]
     full = abstract(config)
     layers = collections.defaultdict(list)
     for pair in name_pairs(config):
@@ -239,9 +244,9 @@ def _sizes(config: UniRepLKNetConfig) -> str:
 
 
 def _unmatched(report: Report) -> str:
-    wrong = [f"{name} is {found}, needs {needed}" for name, found, needed in report.wrong_shape]
+    wrong = [f"{printable(name)} is {found}, needs {needed}" for name, found, needed in report.wrong_shape]
     parts = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-             for what, names in (("missing", report.missing), ("of wrong shape", wrong), ("unexpected", report.unexpected)) if names]  # fmt: skip
+             for what, names in (("missing", report.missing), ("of wrong shape", wrong), ("unexpected", list(map(printable, report.unexpected)))) if names]  # fmt: skip
     return "; ".join(parts)
 
 

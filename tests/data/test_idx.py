@@ -1,6 +1,7 @@
 """IDX files made here, good and bad."""
 
 import gzip
+import os
 import struct
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_bad_files(tmp_path, data, word):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="absent is missing"):
         idx.read_idx(tmp_path / "absent")
 
 
@@ -113,3 +114,19 @@ def test_folder_that_does_not_fit_together(tmp_path):
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(UserError, match="t10k-labels-idx1-ubyte"):
         idx.read_folder(tmp_path)
+
+
+def test_a_small_file_does_not_fill_the_memory(tmp_path):
+    """Deflate shrinks zeros by a thousand: what swells like that is refused by its header, whether it holds as much or not."""
+    path = tmp_path / "images.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(struct.pack(">4B3I", 0, 0, 8, 3, 100, 1000, 1000))
+        file.write(bytes(10**8))
+    with pytest.raises(UserError, match=r"claims \[100, 1000, 1000\], 100000000 bytes, more than a file of its size can hold"):
+        idx.read_idx(path)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "images")
+    with pytest.raises(UserError, match="images is not a regular file"):
+        idx.read_idx(tmp_path / "images")

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -277,7 +278,15 @@ def test_a_failed_write_leaves_the_old_file(folder):
         (lambda f: (f / "test.npy").write_bytes(b"junk"), {}, "test.npy is not a whole .npy"),
         (lambda f: np.save(f / "test.npy", np.zeros(3)), {}, r"test.npy holds float64\[3\]"),
         (lambda f: np.save(f / "test.npy", np.zeros(0, np.uint8)), {}, "test.npy"),
-        (lambda f: (f / "meta.json").write_text("{"), {}, "meta.json is damaged"),
+        (lambda f: (f / "meta.json").write_text("{"), {}, "meta.json is damaged: Expecting"),
+        (lambda f: (f / "meta.json").write_bytes(b"\xff"), {}, "meta.json is damaged: byte 0 is no UTF-8"),
+        (lambda f: (f / "meta.json").write_text('{"vocab_size": true}'), {}, "meta.json must hold"),
+        (lambda f: (f / "meta.json").write_text('{"vocab_size": 1' + 30 * "0" + "}"), {}, "meta.json must hold"),
+        (lambda f: (f / "meta.json").write_text('{"dtype": [1]}'), {"dtype": None}, r"cannot be \[1\]. Valid: uint8"),
+        (lambda f: (f / "meta.json").write_text('{"tokenizer": {"kind": ["chars"]}}'), {}, r"kind is \['chars'\]. Valid: bytes"),
+        (lambda f: (f / "meta.json").write_text('{"tokenizer": {"kind": "chars", "itos": "\\ud800"}}'), {}, "is not a sorted list"),
+        (lambda f: np.savez(open(f / "test.npy", "wb"), a=np.zeros(3)), {}, "test.npy is not a whole .npy"),
+        (lambda f: os.mkfifo(f / "meta.json"), {}, "meta.json is not a regular file"),
         (lambda f: (f / "meta.json").write_text('{"vocab_size": "big"}'), {}, "meta.json must hold"),
         (lambda f: (f / "meta.json").write_text('{"vocab_size": 2000}'), {}, "vocab_size=1000 is asked for, .* says 2000"),
         (lambda f: (f / "meta.json").write_text('{"tokenizer": {"kind": "bpe"}}'), {}, "'bpe'. Valid: bytes, chars, integers"),
@@ -285,7 +294,7 @@ def test_a_failed_write_leaves_the_old_file(folder):
         (lambda f: None, {"dtype": "int64"}, "'int64'. Valid: uint8, uint16, uint32, int32"),
         (lambda f: None, {"length": 300}, "400 tokens are too few for length=300; it needs at least 600"),
         (lambda f: None, {"data_dir": None}, "needs data_dir"),
-        (lambda f: None, {"data_dir": "/nope.bin"}, "Cannot read /nope.bin: No such file"),
+        (lambda f: None, {"data_dir": "/nope.bin"}, "/nope.bin is missing"),
         (lambda f: None, {"data_dir": "/nope"}, "/nope ends in nothing; token files end in .bin or .npy"),
     ],
 )

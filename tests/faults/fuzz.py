@@ -1,15 +1,17 @@
 """Mutated configs, weight files and files of runs: every one is accepted, or refused in one or two lines.
 
-    python -m tests.faults.fuzz --configs=500 --weights=200 --run_files=100
+    python -m tests.faults.fuzz --configs=500 --weights=200 --hostile=200 --run_files=100
 
 A config counts as accepted when its run could start: recipe, data, model, task, optimizer and mesh are made. A weight file counts as
-accepted when its arrays can be read, a file of a run when all that commands read of the run can be.
+accepted when its arrays can be read, a file of a run when all that commands read of the run can be. Files made
+to fill memory or to hang (`tests/faults/hostile.py`) are read in a process whose memory and time are limited.
 """
 
 import argparse
 import json
 import random
 import struct
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -199,11 +201,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configs", type=int, default=500)
     parser.add_argument("--weights", type=int, default=200)
+    parser.add_argument("--hostile", type=int, default=200)
     parser.add_argument("--run_files", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(f"{options.configs} mutated configs: {dict(fuzz_configs(options.configs, options.seed))}")
     print(f"{options.weights} mutated weight files: {dict(fuzz_weights(options.weights, options.seed))}")
+    hostile = [sys.executable, "-m", "tests.faults.hostile", f"--first={options.seed}", f"--count={options.hostile}"]
+    if options.hostile and (code := subprocess.run(hostile, timeout=60 + 20 * options.hostile).returncode):  # with limits of its own
+        HARM.append(f"{' '.join(hostile[1:])} ended with exit code {code}")
     if options.run_files:
         print(f"{options.run_files} mutated files of a run: {dict(fuzz_runs(options.run_files, options.seed, judge, HARM))}")
     return 1 if HARM else 0

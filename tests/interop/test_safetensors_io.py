@@ -79,10 +79,10 @@ def test_damaged_files(tmp_path, case):
 
 
 def test_files_that_cannot_be_used(tmp_path):
-    with pytest.raises(UserError, match="cannot read .*none"):
+    with pytest.raises(UserError, match="none is missing"):
         io.load_safetensors(tmp_path / "none")
     (tmp_path / "a").write_bytes(header('{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}', bytes(4)))
-    with pytest.raises(UserError, match="type F8_E4M3; valid: F64, F32"):
+    with pytest.raises(UserError, match="a is of type F8_E4M3; valid: F64, F32"):
         io.load_safetensors(tmp_path / "a")
     with pytest.raises(UserError, match="cannot write"):
         io.save_safetensors(tmp_path / "no" / "a", {"a": np.zeros(1)})
@@ -102,7 +102,7 @@ def test_config_errors(model):
         io.config_from_json(good | {"family": "nosuchnet"})
     with pytest.raises(UserError, match="no field 'depth'; near: depths"):
         io.config_from_json(good | {"depth": [1]})
-    with pytest.raises(UserError, match="does not build"):
+    with pytest.raises(UserError, match="UniRepLKNetConfig.depths=3; valid: a list of whole numbers"):
         io.config_from_json(good | {"depths": 3})
     with pytest.raises(UserError, match="kernel size 21"):
         io.config_from_json(good | {"kernels": [[21]] * 4, "depths": [1] * 4, "kept_layers": []})
@@ -186,7 +186,7 @@ def test_folders_that_do_not_fit(model, folder, tmp_path):
         io.load_folder(folder)
     for text in ("{", "[]", "{}", "[" * 10**5):
         path.write_text(text)
-        with pytest.raises(UserError, match="damaged or no model config"):
+        with pytest.raises(UserError, match="config.json is damaged.*no model config"):
             io.load_folder(folder)
     path.write_text(json.dumps(good))
     io.save_safetensors(folder / "model.safetensors", {f"params/{k}": v for k, v in params.items()} | {"more": np.zeros(1)})

@@ -3,6 +3,7 @@
 Queries and keys may be normalised head by head (Henry et al. 2020, arXiv 2010.04245; Qwen3, arXiv 2505.09388, section 2). Its state is a cache: memory and the cost of a step grow with the capacity.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -76,7 +77,8 @@ def head_size(spec, dim: int) -> int:
 
 
 def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
+    low = [d for d in range(1, math.isqrt(max(n, 0)) + 1) if n % d == 0]
+    return sorted({*low, *(n // d for d in low)})
 
 
 class AttentionMixer(nnx.Module):
