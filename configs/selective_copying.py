@@ -23,4 +23,5 @@ def get_config(arg: str = ""):
     config.data.options.update({"copies": size["copies"], "length": size["length"], "train_examples": size["train"], "test_examples": 500})
     config.train.duration = size["updates"]
     config.eval.batch_size = 100
+    config.report.chosen = "one learning rate for all, not tuned"
     return config

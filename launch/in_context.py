@@ -32,7 +32,7 @@ def main(overrides: dict[str, str]) -> int:
     if not config["data"]["name"].startswith("in_context:"):
         raise UserError(f"{_CONFIG.value} has data.name={config['data']['name']}; this command is for in_context:TASK")
 
-    from research.report import machine, plots, run_card, tables
+    from research.report import machine, plots, provenance, run_card, tables
     from research.search.in_context import errors
     from research.train.extraction import Trained
     from research.train.loop import Preempted, train
@@ -62,7 +62,7 @@ def main(overrides: dict[str, str]) -> int:
     out = Path(_OUT.value or _WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
     tables.write_csv(out / "in_context.csv", rows, command=machine.command_line())
-    facts = f"{report['subnets'][0]['params']:,} parameters, {report['updates']:,} updates, {report['wall_s']:.0f} s, {_PROMPTS.value:,} test prompts"
+    facts = f"{provenance.line([report], config)}; {report['subnets'][0]['params']:,} parameters, {_PROMPTS.value:,} test prompts"
     text = f"Made by `{machine.command_line()}`: {facts}.\n\n{line}.\n\n{tables.markdown_table(shown, columns)}"
     write_text(out / "in_context.md", text)
     series = {name: [{"examples": n, "value": float(v)} for n, v in enumerate(values)] for name, values in found.items()}

@@ -36,7 +36,7 @@ def main(overrides: dict[str, str]) -> int:
     if not _CONFIG.value or not _WORKDIR.value:
         raise UserError("--config and --workdir are needed, e.g. --config=configs/quickstart.py --workdir=runs/reproduce")
 
-    from research.report import tables
+    from research.report import provenance, tables
     from research.report.machine import command_line
     from research.report.run_card import read_report
     from research.search.promises import by_network, judge, measures
@@ -70,9 +70,8 @@ def main(overrides: dict[str, str]) -> int:
     tables.write_csv(os.path.join(out, "seeds.csv"), per_seed, command=command_line())
     tables.write_csv(os.path.join(out, "networks.csv"), reports[0]["subnets"], command=command_line())
     networks = by_network(reports, _SEEDS.value)
-    walls = ", ".join(f"{r['wall_s']:.0f}" for r in reports)
     parts = [
-        f"Made by `{command_line()}`; {walls} s with compiling.\n",
+        f"Made by `{command_line()}`; {provenance.line(reports, config)}.\n",
         tables.markdown_table(networks, list(networks[0])),
         tables.markdown_table(rows, ["promise", "expected", "found", "kept"]),
     ]

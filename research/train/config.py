@@ -108,6 +108,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "attack_examples": 1000,
                 "attack_epsilon": 0.0,  # 0: that of task.robust
                 "attack_steps": 100,  # of each APGD
+                "chosen": "",  # what was chosen for this recipe, and on which split: a line of its results' pages
                 "sample": "",  # launch.train ends with a text that the language model writes from here
             },
             "expect": {},

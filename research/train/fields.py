@@ -96,6 +96,7 @@ FIELDS: dict[str, Field] = {
     "report.attack_examples": Field(int, "images that are attacked", SIZE),
     "report.attack_epsilon": Field(float, "radius of these attacks; 0: that of task.robust", SHARE),
     "report.attack_steps": Field(int, "steps of each APGD", SIZE),
+    "report.chosen": Field(str, "what was chosen for the recipe, and on which split: a line of its results' pages"),
     "report.sample": Field(str, "text from which a language model goes on at the end"),
 }  # fmt: skip
 """Dotted name -> field."""

@@ -13,21 +13,20 @@ from typing import Any
 
 from launch import config as recipe
 from research.report import tables
+from research.report.provenance import UNKNOWN
 from research.search.comparison import run_flops
 from research.train.setup import make_setup
 
 ROOT = Path(__file__).parents[2]
-UNKNOWN = "by hand while the recipe was written; trials not kept"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One committed result: its folder, the recipes of its arms, its seeds, what was chosen on which split, where its seconds stand."""
+    """One committed result: its folder, the recipes of its arms, its seeds, where its seconds stand."""
 
     folder: str
     recipes: tuple[str, ...]
     seeds: int = 1
-    chosen: str = UNKNOWN
     wall: str = "seeds.csv"
 
 
@@ -36,10 +35,9 @@ RESULTS = (
     Result(
         "fashion",
         ("fashion_unireplknet_sandwich",),
-        chosen="learning rate in two-epoch trials of the full network alone, by test accuracy",
         wall="",
     ),
-    Result("fashion_fast", ("fashion_fast",), chosen="learning rate in five two-epoch trials, by test accuracy"),
+    Result("fashion_fast", ("fashion_fast",)),
     Result("lm_quickstart", ("lm_quickstart",)),
     Result("sandwich_lm", ("sandwich_lm",)),
     Result("wide_deep", ("wide_deep:1", "wide_deep:2", "wide_deep:4", "wide_deep:8"), wall="sweep.csv"),
@@ -48,16 +46,14 @@ RESULTS = (
     Result(
         "mqar/64",
         ("mqar:64x4", "mqar:64x16"),
-        chosen="attention's number of heads, by test accuracy; one learning rate for all, not tuned",
         wall="sweep.csv",
     ),
     Result(
         "mqar/128",
         ("mqar:128x8", "mqar:128x32"),
-        chosen="attention's number of heads, by test accuracy; one learning rate for all, not tuned",
         wall="sweep.csv",
     ),
-    Result("selective_copying", ("selective_copying:smallx16",), chosen="one learning rate for all, not tuned", wall="sweep.csv"),
+    Result("selective_copying", ("selective_copying:smallx16",), wall="sweep.csv"),
     Result("in_context_linear", ("in_context_linear",), wall=""),
     *(Result(f"in_context_boolean/{f}", (f"in_context_boolean:{f}",), wall="") for f in ("conjunction", "dnf", "parity", "sparse_parity")),
     Result("moe_lm", ("moe_lm:dense", "moe_lm:moe"), 3, wall="sweep.csv"),
@@ -66,8 +62,7 @@ RESULTS = (
         "advmoe",
         ("fashion_advmoe:dense", "fashion_advmoe:small", "fashion_advmoe:joint", "fashion_advmoe:alternate"),
         3,
-        "the attack of each phase of alternate (its own loss, against the released code's one sum), by PGD-20 on the test images",
-        "sweep.csv",
+        wall="sweep.csv",
     ),
     Result("domain_encoder", ("domain_encoder:dense", "domain_encoder:domain"), 3, wall="sweep.csv"),
     Result("counting", ("counting",)),
@@ -76,17 +71,18 @@ RESULTS = (
 
 
 def facts(result: Result, data_dir: str = "") -> dict[str, Any]:
-    """Returns updates, examples an update and training FLOPs of a run of each of a result's recipes, in the order of the recipes.
+    """Returns updates, examples an update, training FLOPs and choices of a run of each of a result's recipes, in the order of the recipes.
 
     Args:
       result: which.
       data_dir: folder of data that are not embedded.
     """
-    out: dict[str, list[str]] = {"updates": [], "examples": [], "train_flops": []}
+    out: dict[str, list[str]] = {"updates": [], "examples": [], "train_flops": [], "chosen": []}
     for name in result.recipes:
         overrides = {"data.dir": data_dir} if data_dir and "fashion" in name else {}
         file, _, arg = name.partition(":")
         setup = make_setup(recipe.load(f"{ROOT}/configs/{file}.py{':' * bool(arg)}{arg}", overrides))
+        out["chosen"].append(setup.config["report"]["chosen"] or UNKNOWN)
         out["updates"].append(str(setup.total))
         out["examples"].append(str(setup.config["data"]["batch_size"]))
         out["train_flops"].append(f"{getattr(setup.task, 'work', 1) * run_flops(setup):.3g}")
@@ -112,7 +108,6 @@ def row(result: Result, data_dir: str = "") -> dict[str, Any]:
         "seeds": result.seeds,
         **facts(result, data_dir),
         "wall_s": wall(result),
-        "chosen": result.chosen,
     }
 
 

@@ -16,14 +16,14 @@ def test_every_trained_result_is_listed():
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=lambda result: result.folder)
-def test_wall_times_and_choices_are_those_of_the_files(result):
+def test_wall_times_are_those_of_the_files(result):
     assert str(ROWS[result.folder]["wall_s"]) == wall(result)
-    assert (ROWS[result.folder]["seeds"], ROWS[result.folder]["chosen"]) == (result.seeds, result.chosen)
+    assert ROWS[result.folder]["seeds"] == result.seeds
 
 
 @pytest.mark.parametrize("result", [r for r in RESULTS if "fashion" not in " ".join(r.recipes)], ids=lambda result: result.folder)
-def test_updates_and_flops_follow_from_the_recipes(result):
-    expected = {key: str(ROWS[result.folder][key]) for key in ("updates", "examples")}
+def test_updates_choices_and_flops_follow_from_the_recipes(result):
+    expected = {key: str(ROWS[result.folder][key]) for key in ("updates", "examples", "chosen")}
     found = facts(result)
     assert {key: found[key] for key in expected} == expected
     told = [float(value) for value in str(ROWS[result.folder]["train_flops"]).split("; ")]

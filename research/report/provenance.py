@@ -1,0 +1,29 @@
+"""What a reader must know to judge a number: seeds, updates, compute, wall time, split, and what was chosen on which split."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+UNKNOWN = "by hand while the recipe was written, trials not kept"
+
+
+def line(reports: Sequence[Mapping[str, Any]], config: Mapping[str, Any], seeds: int | None = None) -> str:
+    """Returns a sentence for the page of a result.
+
+    Args:
+      reports: of its runs, as report.json holds them.
+      config: of the first of them, resolved.
+      seeds: how many seeds each arm has; by default as many as there are reports.
+    """
+    seeds = len(reports) if seeds is None else seeds
+    updates = _span([report["updates"] for report in reports], ",.0f")
+    flops = _span([report["train_flops"] for report in reports], ".3g")
+    seconds = _span([report["wall_s"] for report in reports], ".0f")
+    return (
+        f"{seeds} seed{'s' * (seeds != 1)}; {updates} updates of {config['data']['batch_size']} examples, {flops} training FLOPs and {seconds} s "
+        f"with compiling a run; {reports[0]['metric']}; chosen: {config['report']['chosen'] or UNKNOWN}"
+    )
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    least, most = (format(value, form) for value in (min(values), max(values)))
+    return least if least == most else f"{least} to {most}"
