@@ -5,7 +5,8 @@
     python -m launch.convert --source=hf-mamba --weights=FOLDER --out=DIR     # hf-mamba2, mamba-ssm, hf-mixtral, hf-qwen3-moe
 
 A FOLDER of language-model weights holds safetensors (or pytorch_model.bin) and config.json, any sizes; launch.export writes the
-same layouts. DIR gets model.safetensors, config.json and report.json (sizes, and the names that did not match). The weights may be
+same layouts. DIR gets model.safetensors, config.json and report.json (sizes, and the names that did not match), and tokenizer.json where the source
+declares end-of-text tokens (eos_token_id), at which launch.generate ends. The weights may be
 a `.pth` of PyTorch, which is read without PyTorch and without running what is pickled in it, or a `.safetensors`.
 """
 
@@ -28,10 +29,15 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width of the i
 
 
 def main() -> None:
+    from research.data import tokenizer_files
+    from research.data.tokenizers import IntegerTokenizer
     from research.interop import safetensors_io
+    from research.interop.folders import end_of_text
 
+    eot: tuple[int, ...] = ()
     if _SOURCE.value in interop.FOLDERS:
         config, params, stats, report = interop.from_folder(_SOURCE.value, _WEIGHTS.value)
+        eot = end_of_text(_WEIGHTS.value, config.vocab_size)
     else:
         state = interop.read_weights(_WEIGHTS.value, _ENTRY.value)
         config, params, stats, report = interop.from_source(_SOURCE.value, state, image_size=_IMAGE_SIZE.value)
@@ -41,6 +47,8 @@ def main() -> None:
     count = sum(p.size for p in params.values())
     full = {"name": name, **origin, "config": model, "params": count, "stats": sum(s.size for s in stats.values()), **report.to_json()}
     texts = {"report.json": json.dumps(full, indent=2) + "\n"}
+    if eot:  # the foreign tokenizer is not read: tokens are their numbers, and some end a text
+        texts[tokenizer_files.FILE] = tokenizer_files.text_of(IntegerTokenizer(config.vocab_size, eot))
     safetensors_io.save_folder(_OUT.value, config, params, stats, origin, texts)
     form = "deployed" if getattr(config, "deploy", False) else "training"
     print(

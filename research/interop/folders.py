@@ -48,6 +48,31 @@ def load(source: str, path: str | os.PathLike, **options: Any) -> tuple[Any, dic
     return names.from_foreign(source, data, _read_state(path), **options)
 
 
+def end_of_text(path: str | os.PathLike, vocab_size: int) -> tuple[int, ...]:
+    """Returns the tokens that end a text, as `generation_config.json` or else `config.json` of a foreign folder declare them; () for none.
+
+    Args:
+      path: as for `load`.
+      vocab_size: of the model.
+
+    Raises:
+      UserError: they are no tokens of the vocabulary.
+    """
+    path = os.fspath(path)
+    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    for name in ("generation_config.json", CONFIG):
+        file = os.path.join(folder, name)
+        data = read_json(file) if os.path.isfile(file) else {}
+        declared = data.get("eos_token_id") if isinstance(data, Mapping) else None
+        if declared is None:
+            continue
+        ids = declared if isinstance(declared, list) else [declared]
+        if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+            raise UserError(f"{file}: eos_token_id={printable(declared)}; valid: tokens in 0..{vocab_size - 1}, or null")
+        return tuple(ids)
+    return ()
+
+
 def _read_state(path: str) -> dict[str, np.ndarray]:
     if not path.endswith(".index.json"):
         return read_weights(path)

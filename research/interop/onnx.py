@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.errors import UserError
+from research.files import printable
 from research.interop.program_inputs import forward, inputs_of, output_of
 
 INSTALL = "pip install onnx onnx-ir onnxruntime dm-pix equinox einops && pip install --no-deps jax2onnx==0.17.1"
@@ -44,6 +45,11 @@ def export_onnx(config: Any, params: Mapping[str, Any], stats: Mapping[str, Any]
         )
     except NotImplementedError as e:
         raise UserError(f"ONNX export: jax2onnx does not know an op of {config.family}: {e}") from None
+    except Exception as e:  # noqa: BLE001  (jax2onnx, JAX and Python each raise their own where a symbol is no number)
+        if batch is not None:
+            raise
+        reason = printable(str(e).split("\n")[0], 120)
+        raise UserError(f"ONNX export: {config.family} cannot leave the number of examples open ({reason}); give it: --batch=N") from None
     try:
         return model.SerializeToString()
     except ValueError as e:

@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
+from research.errors import UserError
+from research.interop.folders import end_of_text
 from research.interop.safetensors_io import load_folder, load_safetensors, save_safetensors
 from research.interop.unireplknet_names import to_official
 from tests.interop.test_moe_names import fill
@@ -61,10 +64,11 @@ def test_a_mixture_of_experts_comes_in_writes_and_goes_out(tmp_path):
     state = {path: fill(path, shape, k).astype(np.float32) for k, (path, shape) in enumerate(numbers["shapes"].items())}
     (tmp_path / "a").mkdir()
     save_safetensors(tmp_path / "a" / "model.safetensors", state)
-    (tmp_path / "a" / "config.json").write_text(json.dumps(numbers["config"]))
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**numbers["config"], "eos_token_id": [2, 5]}))
     done = command("convert", "--source=hf-mixtral", f"--weights={tmp_path}/a", f"--out={tmp_path}/b")
     assert (done.returncode, done.stderr) == (0, "")
     assert "sequence: 3,048 parameters in training form, 41 arrays matched, 0 unused" in done.stdout
+    assert json.loads((tmp_path / "b" / "tokenizer.json").read_text()) == {"kind": "integers", "vocab_size": 16, "eot": [2, 5]}
     done = command("generate", f"--workdir={tmp_path}/b", "--prompt_ids=3", "--num_tokens=2", "--temperature=0", f"--out={tmp_path}/o.json")
     assert done.returncode == 0, done.stderr
     first = int(np.argmax(numbers["logits"][0]))
@@ -73,3 +77,15 @@ def test_a_mixture_of_experts_comes_in_writes_and_goes_out(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     again = load_safetensors(tmp_path / "c" / "model.safetensors")
     assert again.keys() == state.keys() and all((again[name] == w).all() for name, w in state.items())
+
+
+def test_end_of_text_tokens_that_a_foreign_folder_declares(tmp_path):
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
+    assert end_of_text(tmp_path, 16) == end_of_text(tmp_path / "model.safetensors", 16) == (2,)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 3]}')
+    assert end_of_text(tmp_path, 16) == (0, 3)
+    with pytest.raises(UserError, match=r"generation_config.json: eos_token_id=\[0, 3\]; valid: tokens in 0..2, or null"):
+        end_of_text(tmp_path, 3)
+    (tmp_path / "generation_config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"eos_token_id": null}')
+    assert end_of_text(tmp_path, 16) == ()
