@@ -19,6 +19,16 @@ SIGNALS = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGHUP": "SIGHUP, a closed
 """Signals that are listened to, where the system has them -> what they are called."""
 
 
+class Preempted(Exception):
+    """The run was told to stop; `step` is where it goes on, and its state is saved unless that is 0. `by`: what told it."""
+
+    def __init__(self, step: int, by: str = "SIGTERM"):
+        saved = "; the state is saved, start the same command again to go on"
+        nothing = ", before the first update was done; nothing was to be saved, start the same command again to begin"
+        super().__init__(f"stopped by {by} at step {step}{saved if step else nothing}")
+        self.step = step
+
+
 class Stop:
     """Whether, and by what, this process was told to stop.
 

@@ -149,21 +149,20 @@ class Journal:
         rate = since * self.config["data"]["batch_size"] * self.setup.units / seconds
         mfu = self._interval_flops / seconds / self.gemm / jax.device_count()
         self._interval_flops = 0.0
-        eta = self._time_left(step, since, seconds)
+        eta, sure = self._time_left(step, since, seconds)
         unit = self.setup.task.unit
         timing = {f"{unit}_per_s": rate, "mfu": mfu, "wall_s": self.clock.wall(), "step_ms": 1e3 * seconds / since}
         parts = self.parts.lap(since)
         self.rundir.timings(step, timing | parts)
         for line in watch.stragglers(parts["data_ms"] + parts["dispatch_ms"]):
             self._say(f"step {step}: {line}")
-        self._status("training", loss=record["loss"], eta_s=None if eta is None else round(eta), **timing)
-        self._progress(step, self.setup.total, records.progress(record, rate, unit, mfu, eta))
+        self._status("training", loss=record["loss"], eta_s=round(eta), **timing)
+        self._progress(step, self.setup.total, records.progress(record, rate, unit, mfu, eta, sure))
 
-    def _time_left(self, step: int, updates: int, seconds: float) -> float | None:
-        """Seconds of the updates that are left, None as long as programs are compiled beside them: those are slower than what comes."""
+    def _time_left(self, step: int, updates: int, seconds: float) -> tuple[float, bool]:
+        """Seconds of the updates that are left, and whether these are of updates beside which no program was compiled, which slows them."""
         quiet, self._quiet = self._quiet, not self._compiling()
         if quiet and self._quiet:
             self._laps.append((updates, seconds))
-        if not self._laps:
-            return None
-        return (self.setup.total - step) * sum(s for _, s in self._laps) / sum(n for n, _ in self._laps)
+        laps = self._laps or ((updates, seconds),)
+        return (self.setup.total - step) * sum(s for _, s in laps) / sum(n for n, _ in laps), bool(self._laps)

@@ -21,10 +21,15 @@ from research.nested.schemes import Draw
 from research.optim.build import state_bytes
 from research.report import machine
 from research.report.run_card import write_report
+from research.stopping import Preempted
 from research.tasks.base import shown
 from research.train import ahead, costs, data, experts, finish, foreseen, initial, processes, records, sharding, watch
 from research.train.checkpoint import Checkpoints
+<<<<<<< HEAD
 from research.train.evaluation import Evaluator
+=======
+from research.train.evaluation import Evaluator, part_of, place
+>>>>>>> 69744b7 (An ETA from the first line on, told apart while programs compile; the loop in less than 400 lines)
 from research.train.heartbeat import Heartbeat
 from research.train.journal import Journal, NotFinite, Pending
 from research.train.programs import Programs
@@ -48,16 +53,6 @@ class Reporter(Protocol):
     def progress(self, done: int, total: int, text: str) -> None: ...
 
 
-class Preempted(Exception):
-    """The run was told to stop; `step` is where it goes on, and its state is saved unless that is 0. `by`: what told it."""
-
-    def __init__(self, step: int, by: str = "SIGTERM"):
-        saved = "; the state is saved, start the same command again to go on"
-        nothing = ", before the first update was done; nothing was to be saved, start the same command again to begin"
-        super().__init__(f"stopped by {by} at step {step}{saved if step else nothing}")
-        self.step = step
-
-
 class Run:
     """One run in its directory; `run()` trains and reports."""
 
@@ -67,7 +62,8 @@ class Run:
         with self.heart.at(lambda: f"loading data {config['data']['name']}"):
             self.setup: Setup = make_setup(config)
             foreseen.check(self.setup)
-        self.programs: Programs = make_programs(self.setup, waiting=self._waiting)
+        # A stop while a program is waited for finds the state of the last whole update.
+        self.programs: Programs = make_programs(self.setup, waiting=self._tick)
         self.total = self.setup.total
         self.rundir = RunDir(workdir, config, machine.environment(), writes=processes.is_first())
         processes.barrier("the run's folder is there")
@@ -142,10 +138,6 @@ class Run:
         """Between updates: several processes stop where all of them have come to."""
         if jax.process_count() > 1 and processes.told_to_stop(self.step):
             raise Preempted(self.step, self.stop.told or "SIGTERM")
-        self._tick()
-
-    def _waiting(self) -> None:
-        """Called while a program is waited for: the state is that of the last whole update."""
         self._tick()
 
     # -- the loop ----------------------------------------------------------------------------------------------

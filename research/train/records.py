@@ -43,10 +43,10 @@ def evaluations(folder: Path, metric: str) -> dict[int, list[float]]:
     return found
 
 
-def progress(record: Mapping[str, float], rate: float, unit: str, mfu: float, eta: float | None) -> str:
-    """Returns the line of the terminal; `rate` in `unit` a second, `mfu` as a fraction, `eta` in seconds, None where it is not known yet."""
+def progress(record: Mapping[str, float], rate: float, unit: str, mfu: float, eta: float, sure: bool = True) -> str:
+    """Returns the line of the terminal; `rate` in `unit` a second, `mfu` as a fraction, `eta` in seconds, not `sure` while programs compile."""
     measured = "".join(f"{text} {record[key]:.3f}  " for key, text in HEADINGS.items() if key in record)
     return (
         f"loss {record['loss']:.4f}  {measured}lr {record['lr']:.2e}  {rate:,.0f} {unit}/s  "
-        f"MFU {100 * mfu:.1f} %  ETA {'after compiling' if eta is None else f'{int(eta) // 60}:{int(eta) % 60:02d}'}"
+        f"MFU {100 * mfu:.1f} %  ETA {int(eta) // 60}:{int(eta) % 60:02d}{'' if sure else ' (compiling)'}"
     )

@@ -290,11 +290,11 @@ def test_the_time_left_is_told_by_updates_beside_which_nothing_compiles(tmp_path
     run = loop.Run(tiny(train__duration=100), str(tmp_path / "run"), Lines())
     journal, compiling = run.journal, [True]
     journal._compiling, journal._quiet = lambda: compiling[0], False
-    assert journal._time_left(10, 10, 300.0) is None
+    assert journal._time_left(10, 10, 300.0) == (2700, False)
     compiling[0] = False
-    assert journal._time_left(20, 10, 200.0) is None, "the first part of these updates was beside a compiler"
-    assert journal._time_left(30, 10, 20.0) == pytest.approx(140)
-    assert journal._time_left(40, 10, 40.0) == pytest.approx(180)
+    assert journal._time_left(20, 10, 200.0) == (1600, False), "the first part of these updates was beside a compiler"
+    assert journal._time_left(30, 10, 20.0) == (140, True)
+    assert journal._time_left(40, 10, 40.0) == (180, True)
     run.heart.close()
     run.rundir.close()
 
