@@ -157,6 +157,9 @@ def main(overrides: dict[str, str]) -> int:
                 )
                 return CRASHED
             return max(end.code for end in ended)
+        if supervisor.stopped and lost.code == -signal.SIGTERM:  # it had not come so far as to listen, so nothing was trained
+            print("stopped before every process had begun; start the same command again to begin", flush=True)
+            return common.STOPPED
         if lost.code == common.USER_ERROR and (mistake := _mistake(supervisor.log(lost.index))):
             print(mistake, file=sys.stderr)
             return common.USER_ERROR

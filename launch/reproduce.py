@@ -47,7 +47,8 @@ def main(overrides: dict[str, str]) -> int:
         config = recipe.load(_CONFIG.value, {**overrides, "seed": seed})
         expect = config["expect"]
         workdir = os.path.join(_WORKDIR.value, f"seed{seed}")
-        report = read_report(workdir)
+        whole = os.path.isfile(os.path.join(workdir, "pareto.png"))  # versions of before wrote it after the report
+        report = read_report(workdir) if whole else None
         if report is None:
             print(f"seed {seed}: {workdir}")
             try:

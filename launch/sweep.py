@@ -10,6 +10,7 @@ launch.report), a line for each value of the first field.
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -114,7 +115,8 @@ class _Jobs:
         if self.pinned:
             common.pin(process, cores)
         try:
-            return process.wait()
+            code = process.wait()
+            return common.STOPPED if self.stop and code == -signal.SIGTERM else code  # it had not come so far as to listen
         finally:
             self.running.discard(process)
 

@@ -10,7 +10,14 @@ from research.report.run_card import higher_is_better
 
 
 def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the figures that a promise can name, over the reports of several seeds (see `launch.reproduce`)."""
+    """Returns the figures that a promise can name, over the reports of several seeds (see `launch.reproduce`).
+
+    Raises:
+      UserError: a network's value is no number, or there was no split to measure it on.
+    """
+    missing = [n["name"] for r in reports for n in r["subnets"] if n["value"] is None]
+    if missing:
+        raise UserError(f"{reports[0]['metric']} of {missing[0]} is no number or was not measured, so no promise can be judged")
     full = [r["subnets"][0] for r in reports]
     higher = higher_is_better(reports[0])
     ratio = lambda n, first: n["value"] / first["value"] if higher else first["value"] / n["value"]  # noqa: E731

@@ -64,14 +64,14 @@ class Journal:
         self.parts = watch.Breakdown()
         self.log_every = max(setup.steps("train", "log_every"), 1)
         self.flops, self.skipped = 0.0, 0
-        self.clock, self._logged = Clock(), 0
+        self.clock, self._first, self._logged = Clock(), 0, 0
         self._interval_flops, self._window = 0.0, (0, 0)
         self._laps: deque[tuple[int, float]] = deque(maxlen=SPEED_LAPS)
         self._quiet = False
 
     def begin(self, step: int, clock: Clock) -> None:
         """Starts at a step; what came before does not count for speed."""
-        self.clock, self._logged, self._quiet = clock, step, not self._compiling()
+        self.clock, self._first, self._logged, self._quiet = clock, step, step, False
         clock.lap()
 
     def waited(self, seconds: float) -> None:
@@ -94,6 +94,9 @@ class Journal:
         self._interval_flops += float(host["flops"])
         self._check(step, host)
         if step % self.log_every >= len(self.setup.phases) and step != self.setup.total:  # a line for each phase of a round
+            if step == self._first + 1:  # it loads programs and starts threads: no measure of what comes
+                self._logged, self._interval_flops = step, 0.0
+                self.clock.lap()
             return
         record = records.of_update(host, self.setup.space.full)
         self.rundir.metrics(step, record)

@@ -44,9 +44,9 @@ def evaluations(folder: Path, metric: str) -> dict[int, list[float]]:
 
 
 def progress(record: Mapping[str, float], rate: float, unit: str, mfu: float, eta: float, sure: bool = True) -> str:
-    """Returns the line of the terminal; `rate` in `unit` a second, `mfu` as a fraction, `eta` in seconds, not `sure` while programs compile."""
+    """Returns the line of the terminal; `rate` in `unit` a second, `mfu` as a fraction, `eta` in seconds, not `sure` while programs compile beside it."""
     measured = "".join(f"{text} {record[key]:.3f}  " for key, text in HEADINGS.items() if key in record)
     return (
         f"loss {record['loss']:.4f}  {measured}lr {record['lr']:.2e}  {rate:,.0f} {unit}/s  "
-        f"MFU {100 * mfu:.1f} %  ETA {int(eta) // 60}:{int(eta) % 60:02d}{'' if sure else ' (compiling)'}"
+        f"MFU {100 * mfu:.1f} %  ETA {int(eta) // 60}:{int(eta) % 60:02d}{'' if sure else ' (rough)'}"
     )

@@ -16,6 +16,7 @@ from research import stopping
 from research.data import pipeline
 from research.errors import UserError
 from research.report import plots
+from research.search import promises
 from research.train import heartbeat, loop, records
 from research.train.evaluation import Evaluator
 from research.train.manifests import MANIFEST
@@ -130,6 +131,8 @@ def test_without_any_split_the_report_has_costs(tmp_path):
     stored = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["split"] is None and stored["subnets"][0]["value"] is None and stored["subnets"][0]["params"] > 0
     assert "FLOPs" in (tmp_path / "run" / "report.md").read_text()
+    with pytest.raises(UserError, match="accuracy of full is no number or was not measured, so no promise can be judged"):
+        promises.measures([report])
 
 
 @pytest.mark.parametrize(
