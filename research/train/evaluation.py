@@ -26,14 +26,6 @@ def place(batch: dict[str, np.ndarray], programs: Programs) -> dict[str, jax.Arr
     return place_rows(wanted, programs.batch_sharding, programs.share[1])
 
 
-def part_of(batch: dict[str, np.ndarray], slot: int, slots: int) -> dict[str, np.ndarray]:
-    """Returns the slot-th of `slots` equal parts of a batch, one after the other."""
-    if slots == 1:
-        return batch
-    size = len(batch["index"]) // slots
-    return {k: v[slot * size : (slot + 1) * size] for k, v in batch.items()}
-
-
 def calibration_batches(setup: Setup, count: int, share: tuple[int, int] = (0, 1)) -> list[dict[str, np.ndarray]]:
     """Returns the first `count` training batches of epoch 0, prepared as for evaluation; of each the share (index, count)."""
     source, size = setup.splits["train"], setup.config["data"]["batch_size"]

@@ -25,11 +25,7 @@ from research.stopping import Preempted
 from research.tasks.base import shown
 from research.train import ahead, costs, data, experts, finish, foreseen, initial, processes, records, sharding, watch
 from research.train.checkpoint import Checkpoints
-<<<<<<< HEAD
 from research.train.evaluation import Evaluator
-=======
-from research.train.evaluation import Evaluator, part_of, place
->>>>>>> 69744b7 (An ETA from the first line on, told apart while programs compile; the loop in less than 400 lines)
 from research.train.heartbeat import Heartbeat
 from research.train.journal import Journal, NotFinite, Pending
 from research.train.programs import Programs

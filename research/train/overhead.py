@@ -7,15 +7,10 @@ import jax
 import numpy as np
 
 from research.nested.schemes import Draw
-<<<<<<< HEAD
 from research.train.evaluation import place
 from research.train.loop import Clock, Reporter, Run
 from research.train.state import State
 from research.train.update import part_of, teaches
-=======
-from research.train.evaluation import part_of, place
-from research.train.loop import Clock, Reporter, Run
->>>>>>> 69744b7 (An ETA from the first line on, told apart while programs compile; the loop in less than 400 lines)
 
 WARM_UP = 20
 SAVES, BETWEEN_SAVES = 9, 5
