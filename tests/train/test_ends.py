@@ -17,10 +17,11 @@ from research.data import pipeline
 from research.errors import UserError
 from research.report import plots
 from research.search import promises
-from research.train import heartbeat, loop, records
+from research.train import foreseen, heartbeat, loop, records
 from research.train.evaluation import Evaluator
 from research.train.manifests import MANIFEST
 from research.train.programs import Programs
+from research.train.setup import make_setup
 from tests.models.twins import FAST
 from tests.train.reporter import Lines
 
@@ -139,7 +140,6 @@ def test_without_any_split_the_report_has_costs(tmp_path):
     "fields, said",
     [
         ({"eval.stop_at": "0.5"}, "eval.stop_at=0.5 needs a validation split, which digits does not have"),
-        ({"report.sample": "once"}, "report.sample='once' needs a language model over a text, which digits is not"),
         (
             {"report.attacks": "('pgd2',)", "report.test": "False", "data.augment.mean": "0.0"},
             "report.attacks needs a test or validation split",
@@ -151,6 +151,13 @@ def test_what_the_end_would_fail_at_is_refused_at_the_start(fields, said, tmp_pa
     with pytest.raises(UserError, match=said):
         loop.train(config, str(tmp_path / "run"), Lines())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_text_that_could_not_be_continued_is_refused_at_the_start():
+    """The recipe is of a language model, but its tokens are no text."""
+    config = recipe.load("tests/tiny_lm.py:probe", {"report.sample": "once"})
+    with pytest.raises(UserError, match="report.sample='once' needs a language model over a text, which probe:mqar is not; remove it"):
+        foreseen.check(make_setup(config))
 
 
 # -- numbers that are none --------------------------------------------------------------------------------------------
@@ -235,10 +242,20 @@ def test_every_signal_saves_and_stops(reference, name, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (reference[0] / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("name, seconds", [("SIGTERM", 0.5), ("SIGINT", 1.5)])
+def listens(pid, number):
+    """Whether a process has a handler for a signal, as Linux tells it."""
+    with open(f"/proc/{pid}/status") as file:
+        mask = next(line.split()[1] for line in file if line.startswith("SigCgt"))
+    return int(mask, 16) >> (number - 1) & 1
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell which signals a process listens to")
+@pytest.mark.parametrize("name, seconds", [("SIGTERM", 0.0), ("SIGINT", 1.0)])
 def test_a_signal_before_the_first_update_claims_no_save(name, seconds, tmp_path):
     command = [sys.executable, "-m", "launch.train", "--config=tests/tiny.py", f"--workdir={tmp_path / 'run'}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not listens(process.pid, signal.SIGTERM):
+        time.sleep(0.01)
     time.sleep(seconds)
     process.send_signal(getattr(signal, name))
     output = process.communicate(timeout=120)[0]
@@ -246,9 +263,10 @@ def test_a_signal_before_the_first_update_claims_no_save(name, seconds, tmp_path
     assert not (tmp_path / "run" / "status.json").exists() or status(tmp_path / "run")["state"] == "stopped"
 
 
-def test_a_stop_while_programs_compile_does_not_wait_for_them(tmp_path):
+def test_a_stop_while_programs_compile_does_not_wait_for_them(tmp_path, monkeypatch):
     run = loop.Run(tiny(), str(tmp_path / "run"), Lines())
-    run.programs._futures[run.programs._key("update", "", False, "")] = never = type("Never", (), {"done": lambda _: False})()
+    monkeypatch.setattr(run.programs, "_key", lambda *_, **__: ("update", ""))
+    run.programs._futures[("update", "")] = never = type("Never", (), {"done": lambda _: False})()
     run.stop.told = "SIGTERM"
     with pytest.raises(loop.Preempted):
         run._program("update", "")
