@@ -245,7 +245,7 @@ def _register_sequence() -> None:
     }
     for name, config in sequence_variants.VARIANTS.items():
         kind = config.kinds[0]
-        paper, source, count = sequence_variants.PUBLISHED.get(name, (sequence_variants.PAPERS[kind], "this repository", None))
+        paper, source, count = sequence_variants.PUBLISHED.get(name, (config.spec(kind).paper, "this repository", None))
         tiny: dict[str, Any] = dict(vocab_size=10, length=12, dim=16, depth=2 * len(config.period), ffn=config.ffn)
         if sequence.MIXTURE in config.ffn_kinds:
             tiny["moe"] = dict(experts=4, active=2, hidden=16)

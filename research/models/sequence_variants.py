@@ -92,22 +92,3 @@ PUBLISHED: dict[str, tuple[str, str, int]] = {
     },
 }
 """Name -> (paper, source, number of parameters)."""
-
-PAPERS = {
-    "mamba": "arXiv 2312.00752",
-    "mamba2": "arXiv 2405.21060",
-    "mamba3": "arXiv 2603.15569",
-    "gla": "arXiv 2312.06635",
-    "retention": "arXiv 2307.08621",
-    "deltanet": "arXiv 2406.06484",
-    "gated_deltanet": "arXiv 2412.06464",
-    "hgrn": "arXiv 2311.04823",
-    "cosformer": "arXiv 2202.08791",
-    "performer": "arXiv 2009.14794",
-    "sla": "arXiv 2405.11582",
-    "attention": "arXiv 1706.03762",
-    "window": "arXiv 2004.05150",
-    "routing": "arXiv 2003.05997",
-    "activator": "arXiv 2405.15953",
-}
-"""Kind of mixer -> where it comes from."""

@@ -26,6 +26,7 @@ class Activator(Spec):
     inner: int = 0
 
     kind: ClassVar[str] = "activator"
+    paper: ClassVar[str] = "arXiv 2405.15953"
 
     def resolve(self, dim: int) -> "Activator":
         return replace(self, inner=self.inner or round(self.expand * dim))

@@ -42,6 +42,7 @@ class Attention(Spec):
     causal: bool = True
 
     kind: ClassVar[str] = "attention"
+    paper: ClassVar[str] = "arXiv 1706.03762"
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {attention.OP: attention.FORMS}
 

@@ -59,9 +59,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Spec:
-    """Options of one kind of mixer; subclasses add fields, `kind` and `build`."""
+    """Options of one kind of mixer; subclasses add fields, `kind`, `paper` and `build`."""
 
     kind: ClassVar[str] = ""
+    paper: ClassVar[str] = "this repository"
+    """Where the mixer comes from."""
     carries: ClassVar[bool] = True
     """False: the mixer sees a sequence as a whole, so that devices cannot hold stretches of it."""
     bounded: ClassVar[bool] = False

@@ -32,6 +32,7 @@ class DeltaNet(HeadSpec):
     negative: bool = False
 
     kind: ClassVar[str] = "deltanet"
+    paper: ClassVar[str] = "arXiv 2406.06484"
     ops: ClassVar[dict[str, tuple[str, ...]]] = OPS
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "DeltaMixer":
@@ -48,6 +49,7 @@ class GatedDeltaNet(HeadSpec):
     negative: bool = False
 
     kind: ClassVar[str] = "gated_deltanet"
+    paper: ClassVar[str] = "arXiv 2412.06464"
     ops: ClassVar[dict[str, tuple[str, ...]]] = OPS
 
     def resolve(self, dim: int) -> "GatedDeltaNet":

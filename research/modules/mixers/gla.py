@@ -26,6 +26,7 @@ class GatedLinearAttention(HeadSpec):
     divisor: float = 16.0
 
     kind: ClassVar[str] = "gla"
+    paper: ClassVar[str] = "arXiv 2312.06635"
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "GatedLinearAttentionMixer":

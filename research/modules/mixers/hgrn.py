@@ -37,6 +37,7 @@ class HGRN(Spec):
     taps: int = 0
 
     kind: ClassVar[str] = "hgrn"
+    paper: ClassVar[str] = "arXiv 2311.04823"
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         linear_recurrence.OP: linear_recurrence.FORMS,
         depthwise_1d.OP: depthwise_1d.FORMS,

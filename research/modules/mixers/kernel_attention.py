@@ -30,6 +30,7 @@ class CosFormer(HeadSpec):
     """The model's length is part of every weight: the mixer holds that many tokens, prompt and new ones together, and not one more."""
 
     kind: ClassVar[str] = "cosformer"
+    paper: ClassVar[str] = "arXiv 2202.08791"
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
@@ -48,6 +49,7 @@ class Performer(HeadSpec):
     map: str = "positive"
 
     kind: ClassVar[str] = "performer"
+    paper: ClassVar[str] = "arXiv 2009.14794"
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def resolve(self, dim: int) -> "Performer":
@@ -70,6 +72,7 @@ class SimplifiedLinearAttention(HeadSpec):
     taps: int = 5
 
     kind: ClassVar[str] = "sla"
+    paper: ClassVar[str] = "arXiv 2405.11582"
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         depthwise_1d.OP: depthwise_1d.FORMS,
         linear_attention.OP: linear_attention.FORMS,

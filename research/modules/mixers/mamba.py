@@ -27,6 +27,7 @@ class Mamba(Spec):
     taps: int = 4
 
     kind: ClassVar[str] = "mamba"
+    paper: ClassVar[str] = "arXiv 2312.00752"
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         depthwise_1d.OP: depthwise_1d.FORMS,
         selective_scan.OP: selective_scan.FORMS,

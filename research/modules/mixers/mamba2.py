@@ -38,6 +38,7 @@ class Mamba2(Spec):
     norm_eps: float = 1e-5
 
     kind: ClassVar[str] = "mamba2"
+    paper: ClassVar[str] = "arXiv 2405.21060"
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         depthwise_1d.OP: depthwise_1d.FORMS,
         linear_attention.OP: linear_attention.FORMS,

@@ -39,6 +39,7 @@ class Mamba3(Spec):
     a_floor: float = 1e-4
 
     kind: ClassVar[str] = "mamba3"
+    paper: ClassVar[str] = "arXiv 2603.15569"
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def resolve(self, dim: int) -> "Mamba3":

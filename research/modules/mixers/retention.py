@@ -23,6 +23,7 @@ class Retention(HeadSpec):
     expand_v: float = 2.0
 
     kind: ClassVar[str] = "retention"
+    paper: ClassVar[str] = "arXiv 2307.08621"
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def resolve(self, dim: int) -> "Retention":

@@ -53,6 +53,7 @@ class Routing(Spec):
 
     carries: ClassVar[bool] = False
     kind: ClassVar[str] = "routing"
+    paper: ClassVar[str] = "arXiv 2003.05997"
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         routing_attention.OP: routing_attention.FORMS,

@@ -23,6 +23,7 @@ class Window(Attention):
     window: int = 512
 
     kind: ClassVar[str] = "window"
+    paper: ClassVar[str] = "arXiv 2004.05150"
     bounded: ClassVar[bool] = False
     ops: ClassVar[dict[str, tuple[str, ...]]] = {sliding_window.OP: sliding_window.FORMS}
 

@@ -10,6 +10,7 @@ from flax import nnx
 from research.modules.axes import Init, Param
 from research.modules.mixers.base import Call
 from research.modules.state import merge, split
+from tests.models.twins import fast_jit
 from tests.ops.compare import assert_agree, draw, outputs_and_grads
 
 
@@ -146,6 +147,56 @@ def check_packing(mixer, x, half, tolerance):
     untold, state = mixer.steps(weights, x[:, half:], None, state, half)
     assert_agree(untold, packed[:, half:], tolerance)
     assert_agree(_fit(state, final), final, tolerance, floor=1e-3)
+
+
+def check_documents(spec, dim, *, tolerance=1e-5):
+    """What every mixer must do, checked at four tokens: packed documents are what each is alone, in outputs, gradients and statistics;
+    a prompt padded on the left, and pieces and steps that go on from a state, are the whole."""
+    mixer = Functions(spec, dim, 4)
+    mixer.step = fast_jit(mixer._step)
+    weights, x = mixer.weights, jnp.asarray(draw((2, 4, dim), 1))
+    ids = jnp.broadcast_to(jnp.arange(4) // 2, (2, 4))
+
+    @fast_jit
+    def both(weights, x, ids):
+        def loss(params, x):
+            module = merge(mixer.graphdef, params, weights[1])
+            y, _ = module(x, Call(segment_ids=ids), None)
+            places = jnp.arange(1.0, 17).reshape(8, 2)[: x.shape[0] * x.shape[1] // 2].reshape(x.shape[:2])
+            return (jnp.sin(y) * places[..., None]).sum(), y
+
+        (_, y), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(weights[0], x)
+        return y, *grads
+
+    packed, *grads = both(weights, x, ids)
+    alone, *own = both(weights, x.reshape(4, 2, dim), jnp.zeros((4, 2), jnp.int32))
+    assert_agree(packed, alone.reshape(packed.shape), tolerance)
+    assert_agree(grads, [own[0], own[1].reshape(x.shape)], 10 * tolerance, floor=1e-2)
+    # Going on from a state by a piece, and by steps that are told nothing: a text, and one behind a token of padding.
+    piece = fast_jit(lambda weights, x, ids, state, at: mixer.pure(weights, x, ids, state, at))
+    for own_ids in (jnp.zeros_like(ids), jnp.broadcast_to(jnp.array([0, 1, 1, 1]), (2, 4))):
+        expected = both(weights, x, own_ids)[0]
+        first, middle = piece(weights, x[:, :2], own_ids[:, :2], mixer.start(2, 4), jnp.int32(0))
+        second, _ = piece(weights, x[:, 2:], own_ids[:, 2:], middle, jnp.int32(2))
+        assert_agree(jnp.concatenate([first, second], 1), expected, tolerance)
+        assert_agree(mixer.steps(weights, x[:, 2:], None, middle, 2)[0], expected[:, 2:], tolerance)
+    check_padding(mixer, x, tolerance)
+
+
+def check_padding(mixer, x, tolerance):
+    """A mixer with statistics learns from real tokens alone."""
+    if not mixer.weights[1]:
+        return
+
+    @fast_jit
+    def learn(weights, x, real):
+        module = merge(mixer.graphdef, *weights)
+        module(x, Call("train", segment_ids=None if real is None else jnp.where(real, 0, -1), real=real), None)
+        return split(module)[2]
+
+    padded = jnp.concatenate([x, 2 - 3 * x], 1)
+    real = jnp.broadcast_to(jnp.arange(8) < 4, (2, 8))
+    assert_agree(learn(mixer.weights, padded, real), learn(mixer.weights, x, None), tolerance)
 
 
 def shapes(spec, dim, length):
