@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from research import seeds
 from research.data import idx
+from research.data.arrays import load_arrays
 from research.data.source import AnySource, ArraySource, arrays_to_sources, keyed_permutation
 from research.errors import UserError
 from research.values import fit_options
@@ -58,7 +59,7 @@ def load_splits(
         (vectors); `stdlib_pairs`, `text_pairs` (pairs of texts).
       data_dir: where the files lie, for the data sets that are read from files.
       validation_fraction: of images, the part of the training data held out for validation, stratified by class; 0 for none.
-        The other data sets have splits of their own.
+        The other data sets have splits of their own, as have `arrays` that hold validation examples.
       seed: keys the choice of the validation examples. The test split does not depend on it.
       **options: options of that data set; an unknown one is an error that lists the valid ones.
 
@@ -74,7 +75,9 @@ def load_splits(
     place = {key: value for key, value in {"data_dir": data_dir, "seed": seed}.items() if key in takes and key not in options}
     if ready:
         return loader(*positional, **place, **options)
-    train, test = loader(*positional, **place, **options)
+    train, *own, test = loader(*positional, **place, **options)
+    if own:
+        return {"train": train, "validation": own[0], "test": test}
     held_out = round(validation_fraction * len(train))
     kept, held = stratified_split(train.labels, held_out, seed)
     if len(kept) == 0:
@@ -222,11 +225,6 @@ def _averaged(images: np.ndarray, side: int) -> np.ndarray:
     return np.round(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)
 
 
-def _load_arrays(*, train: tuple, test: tuple, num_classes: int | None = None) -> tuple[ArraySource, ArraySource]:
-    """Arrays of the caller's own: `train=(images, labels)`, `test=(images, labels)`."""
-    return arrays_to_sources("arrays", train, test, num_classes)
-
-
 def _load_synthetic(
     *,
     image_size: int = 16,
@@ -260,5 +258,5 @@ _LOADERS = {
     "idx": _load_idx,
     "handwriting": _load_handwriting,
     "synthetic": _load_synthetic,
-    "arrays": _load_arrays,
+    "arrays": load_arrays,
 }
