@@ -109,8 +109,8 @@ class Customised(nnx.Module):
         read, rank, hidden = "layer2/mlp", "local/rank", "gate/mlp"
         self.down = Linear(features, config.rank, (read, rank), init.child("down"), bias=False, kernel_init=torch_default)
         self.up = Linear(config.rank, classes, (rank, "classes"), init.child("up"), kernel_init=torch_default)
-        self.gate1 = Linear(features, config.hidden, (read, hidden), init.child("gate1"), kernel_init=he)
-        self.gate2 = Linear(config.hidden, 1, (hidden, "gate/observed"), init.child("gate2"), kernel_init=torch_default)
+        self.gate1 = Linear(features, config.hidden, (read, hidden), init.child("gate1"), kernel_init=he, exact=True)
+        self.gate2 = Linear(config.hidden, 1, (hidden, "gate/observed"), init.child("gate2"), kernel_init=torch_default, exact=True)
 
     def local(self, features: Float[Array, "B D"]) -> Float[Array, "B N"]:
         """Returns the local expert's logits."""

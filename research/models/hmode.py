@@ -114,17 +114,27 @@ class Chain(nnx.Module):
       source: axis name and channels of the input.
       layers: (window, channels) of each convolution; window 3 pads by 1.
       scope: scope of the hidden channels; `out` names the last ones.
+      exact: as in `Linear`, for gates.
     """
 
     def __init__(
-        self, source: tuple[str, int], layers: Sequence[tuple[int, int]], scope: str, out: str, init: Init, *, last=True, final=he
+        self,
+        source: tuple[str, int],
+        layers: Sequence[tuple[int, int]],
+        scope: str,
+        out: str,
+        init: Init,
+        *,
+        last=True,
+        final=he,
+        exact=False,
     ):
         self.last = last
         (axis, n_in), self.convs = source, nnx.List([])
         for i, (size, n_out) in enumerate(layers):
             ends = i == len(layers) - 1
             name = out if ends else f"{scope}/hidden{i}/mlp"
-            self.convs.append(Conv(n_in, n_out, size, (axis, name), init.child(i), kernel_init=final if ends else he))
+            self.convs.append(Conv(n_in, n_out, size, (axis, name), init.child(i), kernel_init=final if ends else he, exact=exact))
             axis, n_in = name, n_out
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
@@ -172,10 +182,10 @@ class HMoDE(nnx.Module):
         self.heads = nnx.List([head(1, d3 // 2), head(2, d4 // 2), head(3, d5)])
         deep = (x5, d5)
         # The released code keeps the ReLU before both softmaxes: gate logits are never negative.
-        self.pairs = Chain(deep, [(3, d5 // 2), (1, 6)], "pairs", "pairs/observed", init.child("pairs"))
-        self.mask = Chain(deep, [(3, d5 // 2), (3, d5 // 4), (1, 1)], "mask", "mask/observed", init.child("mask"), last=False)
+        self.pairs = Chain(deep, [(3, d5 // 2), (1, 6)], "pairs", "pairs/observed", init.child("pairs"), exact=True)
+        self.mask = Chain(deep, [(3, d5 // 2), (3, d5 // 4), (1, 1)], "mask", "mask/observed", init.child("mask"), last=False, exact=True)
         wide = [(3, 2 * d5), (3, 4 * d5), (3, 2 * d5), (3, d5), (3, d5 // 2), (1, 3)]
-        self.mixtures = Chain(deep, wide, "mixtures", "mixtures/experts", init.child("mixtures"))
+        self.mixtures = Chain(deep, wide, "mixtures", "mixtures/experts", init.child("mixtures"), exact=True)
         self.aux_loss = init.stat("aux_loss", (), (), zeros, StatKind.LOSS)
 
     def features(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> list[Array]:

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02
 from research.modules.mesh import on_own_rows
+from research.ops.precision import matmul
 
 SMALL = 512
 """Entries up to which the product with one-hot rows costs less than the scattered sum of the gradient."""
@@ -25,4 +26,4 @@ class Embedding(nnx.Module):
     def _read(tokens: Int[Array, "*B"], table: Float[Array, "N D"]) -> Float[Array, "*B D"]:
         if table.shape[0] > SMALL:
             return table[tokens]
-        return jax.nn.one_hot(tokens, table.shape[0], dtype=table.dtype) @ table
+        return matmul(jax.nn.one_hot(tokens, table.shape[0], dtype=table.dtype), table)  # the rows themselves, not rounded

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from research.modules.axes import Init, Kind
 from research.modules.layers import Linear, zeros
+from research.ops.precision import einsum
 
 LOG_STD_RANGE = (-20.0, 2.0)
 LOG_2PI = math.log(2 * math.pi)
@@ -58,11 +59,11 @@ class GaussianMixtureHead(nnx.Module):
         self.means_bias = init.param("means_bias", (experts, actions), inner, small_uniform, Kind.BIAS)
         self.log_stds_kernel = init.param("log_stds_kernel", (features, experts, actions), (axes[0], *inner), small_uniform, Kind.MATRIX)
         self.log_stds_bias = init.param("log_stds_bias", (experts, actions), inner, small_uniform, Kind.BIAS)
-        self.router = Linear(state, experts, (axes[1], inner[0]), init.child("router"), kernel_init=zeros)
+        self.router = Linear(state, experts, (axes[1], inner[0]), init.child("router"), kernel_init=zeros, exact=True)
 
     def __call__(self, features: Float[Array, "*B F"], state: Float[Array, "*B S"]) -> Mixture:
-        means = jnp.einsum("...f,fka->...ka", features, self.means_kernel[...]) + self.means_bias[...]
-        log_stds = jnp.einsum("...f,fka->...ka", features, self.log_stds_kernel[...]) + self.log_stds_bias[...]
+        means = einsum("...f,fka->...ka", features, self.means_kernel[...]) + self.means_bias[...]
+        log_stds = einsum("...f,fka->...ka", features, self.log_stds_kernel[...]) + self.log_stds_bias[...]
         return Mixture(jax.nn.log_softmax(self.router(state)), means, jnp.clip(log_stds, *LOG_STD_RANGE))
 
 

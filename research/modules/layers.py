@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from research.modules import mesh
 from research.modules.axes import Init, Initializer, Kind
 from research.ops import depthwise
+from research.ops.precision import matmul
 
 normal_02 = jax.nn.initializers.normal(0.02)
 kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -22,21 +23,31 @@ ones = jax.nn.initializers.ones
 
 
 class Linear(nnx.Module):
-    """y = x W + b over the last axis; `axes` names (in, out)."""
+    """y = x W + b over the last axis; `axes` names (in, out). `exact`: no accelerator rounds what it multiplies, as routers need it."""
 
     def __init__(
-        self, n_in: int, n_out: int, axes: tuple[str, str], init: Init, *, bias: bool = True, kernel_init: Initializer = normal_02
+        self,
+        n_in: int,
+        n_out: int,
+        axes: tuple[str, str],
+        init: Init,
+        *,
+        bias: bool = True,
+        kernel_init: Initializer = normal_02,
+        exact: bool = False,
     ):
+        self.exact = exact
         self.kernel = init.param("kernel", (n_in, n_out), axes, kernel_init, Kind.MATRIX)
         self.bias = init.param("bias", (n_out,), axes[1:], zeros, Kind.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        y = mesh.on_own_rows(lambda x, kernel, _: x @ kernel, mesh.input_of(self.kernel, x), self.kernel[...])
+        product = matmul if self.exact else jnp.matmul
+        y = mesh.on_own_rows(lambda x, kernel, _: product(x, kernel), mesh.input_of(self.kernel, x), self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
 
 
 class Conv(nnx.Module):
-    """Dense square convolution with symmetric explicit padding `size // 2`; `axes` names (in, out)."""
+    """Dense square convolution with symmetric explicit padding `size // 2`; `axes` names (in, out), `exact` as in `Linear`."""
 
     def __init__(
         self,
@@ -50,7 +61,9 @@ class Conv(nnx.Module):
         padding: int | None = None,
         bias: bool = True,
         kernel_init: Initializer = normal_02,
+        exact: bool = False,
     ):
+        self.precision = jax.lax.Precision.HIGHEST if exact else None
         self.stride = stride
         self.padding = size // 2 if padding is None else padding
         self.kernel = init.param("kernel", (size, size, n_in, n_out), ("window_h", "window_w", *axes), kernel_init, Kind.MATRIX)
@@ -62,7 +75,9 @@ class Conv(nnx.Module):
 
     def _convolved(self, x: Float[Array, "B H W I"], kernel: Float[Array, "K K I O"]) -> Float[Array, "B h w O"]:
         strides, padding = (self.stride, self.stride), ((self.padding, self.padding),) * 2
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=self.precision
+        )
 
 
 class DepthwiseConv(nnx.Module):

@@ -99,9 +99,9 @@ class RouterBlock(nnx.Module):
     def __init__(self, n_in: int, n_out: int, source: str, out: str, init: Init, *, stride: int):
         self.stride, self.padding = stride, ((n_out - n_in) // 2, n_out - n_in - (n_out - n_in) // 2)
         inner = init.child("inner")
-        self.first = Conv(n_in, n_out, 3, (source, out), inner, stride=stride, bias=False, kernel_init=kaiming)
+        self.first = Conv(n_in, n_out, 3, (source, out), inner, stride=stride, bias=False, kernel_init=kaiming, exact=True)
         self.first_norm = BatchNorm(n_out, out, inner)
-        self.second = Conv(n_out, n_out, 3, (out, out), init, bias=False, kernel_init=kaiming)
+        self.second = Conv(n_out, n_out, 3, (out, out), init, bias=False, kernel_init=kaiming, exact=True)
         self.second_norm = BatchNorm(n_out, out, init)
 
     def __call__(self, x: Float[Array, "B H W I"], mode: str) -> Float[Array, "B h w O"]:
@@ -118,7 +118,7 @@ class ImageRouter(nnx.Module):
     """
 
     def __init__(self, channels: int, dims: tuple[int, ...], depths: tuple[int, ...], experts: int, init: Init):
-        self.stem = Conv(channels, dims[0], 3, ("image", "stage1/router"), init.child("stem"), bias=False, kernel_init=kaiming)
+        self.stem = Conv(channels, dims[0], 3, ("image", "stage1/router"), init.child("stem"), bias=False, kernel_init=kaiming, exact=True)
         self.norm = BatchNorm(dims[0], "stage1/router", init.child("stem"))
         blocks, size, source = [], dims[0], "stage1/router"
         for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
@@ -127,7 +127,7 @@ class ImageRouter(nnx.Module):
                 blocks.append(RouterBlock(size, dim, source, out, init.child(f"{stage}.{i}"), stride=stride))
                 size, source = dim, out
         self.blocks = nnx.List(blocks)
-        self.head = Linear(dims[-1], experts, (source, EXPERTS), init.child("head"), kernel_init=normal_01)
+        self.head = Linear(dims[-1], experts, (source, EXPERTS), init.child("head"), kernel_init=normal_01, exact=True)
 
     def __call__(self, x: Float[Array, "B H W C"], mode: str) -> Float[Array, "B E"]:
         """Returns the scores, in float32 at least."""

@@ -14,7 +14,7 @@ from research.modules.norms import LayerNorm
 from research.modules.ssm import a_log_init, dt_bias_init, torch_linear
 from research.ops.cross_scan import DIRECTIONS, cross_merge, cross_scan
 from research.ops.depthwise import depthwise_conv2d
-from research.ops.precision import wide
+from research.ops.precision import matmul, wide
 from research.ops.selective_scan import selective_scan
 
 WINDOW = 3
@@ -58,5 +58,5 @@ class SS2D(nnx.Module):
         """The selective state space of one direction over its sequence."""
         rank, state = dt_up.shape[0], b.shape[-1]
         dt, b, c = jnp.split(u @ jnp.concatenate([dt_down, b, c], -1), (rank, rank + state), -1)
-        delta = jax.nn.softplus(wide(dt @ dt_up) + dt_bias)
+        delta = jax.nn.softplus(wide(matmul(dt, dt_up)) + dt_bias)
         return selective_scan(u, delta, -jnp.exp(a_log), b, c, skip, form=self.form)[0]

@@ -18,7 +18,7 @@ from research.modules.axes import Init, Initializer, Kind
 from research.modules.layers import ones
 from research.modules.mesh import TENSOR_AXIS, own_size
 from research.ops.depthwise_1d import causal_conv1d, causal_conv1d_step
-from research.ops.precision import wide
+from research.ops.precision import matmul, wide
 from research.ops.selective_scan import selective_scan, selective_scan_step
 
 State = dict[str, Array]
@@ -167,7 +167,7 @@ class SelectiveSSM(nnx.Module):
         rank = self.dt_down.shape[-1]
         kernel = jnp.concatenate([self.dt_down[...], self.b[...], self.c[...]], -1)
         dt, b, c = jnp.split(x @ kernel, (rank, rank + self.state), -1)
-        delta = jax.nn.softplus(wide(dt @ self.dt_up[...]) + self.dt_bias[...])
+        delta = jax.nn.softplus(wide(matmul(dt, self.dt_up[...])) + self.dt_bias[...])
         return delta, -jnp.exp(self.a_log[...]), b, c
 
     def __call__(

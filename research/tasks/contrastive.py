@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
-from research.ops.precision import wide
+from research.ops.precision import matmul, wide
 from research.tasks.base import Batch, Means, real_examples
 
 LOSSES = ("mnr", "symmetric", "mnr_plus")
@@ -87,11 +87,11 @@ class Contrastive(Means):
     def distill(self, outputs: Float[Array, "2B D"], teacher: Float[Array, "2B N"], target: Any = None) -> Float[Array, ""]:
         """Mean cross entropy of the rows of A B^T to the teacher's distribution; no gradient reaches the teacher."""
         (a, b), (c, d) = self.sides(outputs), self.sides(jax.lax.stop_gradient(teacher))
-        return -(jax.nn.softmax(c @ d.T / self.temperature) * jax.nn.log_softmax(a @ b.T / self.temperature)).sum(-1).mean()
+        return -(jax.nn.softmax(matmul(c, d.T) / self.temperature) * jax.nn.log_softmax(matmul(a, b.T) / self.temperature)).sum(-1).mean()
 
     def measure(self, outputs: Float[Array, "2B D"], batch: Batch) -> dict[str, Float[Array, ""]]:
         a, b = self.sides(outputs)
-        return {"accuracy": ((a @ b.T).argmax(-1) == jnp.arange(len(a))).mean()}
+        return {"accuracy": ((matmul(a, b.T)).argmax(-1) == jnp.arange(len(a))).mean()}
 
     def zero_sums(self) -> dict[str, float]:
         return dict.fromkeys(("correct", "nll", "count", "positive", "negative", "negatives"), 0.0)
@@ -99,10 +99,10 @@ class Contrastive(Means):
     def sums(self, outputs: Float[Array, "2B D"], batch: Batch) -> dict[str, Array]:
         a, b = self.sides(outputs)
         real = batch.get("mask", jnp.ones(len(a), a.dtype)).astype(a.dtype)
-        logits = jnp.where(real > 0, a @ b.T / self.temperature, jnp.finfo(a.dtype).min)  # filler is no candidate
+        logits = jnp.where(real > 0, matmul(a, b.T) / self.temperature, jnp.finfo(a.dtype).min)  # filler is no candidate
         right = jnp.eye(len(a), dtype=a.dtype)
         nll = -(jax.nn.log_softmax(logits) * right).sum(-1)
-        cosine, both = unit(a) @ unit(b).T, real[:, None] * real
+        cosine, both = matmul(unit(a), unit(b).T), real[:, None] * real
         return {
             "correct": ((logits.argmax(-1) == jnp.arange(len(a))) * real).sum(),
             "nll": (nll * real).sum(),
@@ -131,7 +131,7 @@ def cross_entropy(logits: Float[Array, "B N"], target: Int[Array, " B"]) -> Floa
 
 def mnr(a: Float[Array, "B D"], b: Float[Array, "B D"], temperature: float = 1.0) -> Float[Array, ""]:
     """Multiple negatives ranking: each first text's cross entropy over all second texts, its own being the right one."""
-    return cross_entropy(a @ b.T / temperature, jnp.arange(len(a)))
+    return cross_entropy(matmul(a, b.T) / temperature, jnp.arange(len(a)))
 
 
 def symmetric(a: Float[Array, "B D"], b: Float[Array, "B D"], temperature: float = 1.0) -> Float[Array, ""]:
@@ -146,6 +146,6 @@ def mnr_plus(a: Float[Array, "B D"], b: Float[Array, "B D"], temperature: float 
     of the column of P (arXiv 2401.15713, released code). Of vectors of one length a row's target is always its own pair, and a column's is too
     unless a near copy with fewer neighbours takes its place: `symmetric` is what remains.
     """
-    alike = jax.lax.stop_gradient(jax.nn.softmax((a @ a.T + b @ b.T) / 2))
-    products = a @ b.T / temperature
+    alike = jax.lax.stop_gradient(jax.nn.softmax((matmul(a, a.T) + matmul(b, b.T)) / 2))
+    products = matmul(a, b.T) / temperature
     return (cross_entropy(products, alike.argmax(1)) + cross_entropy(products.T, alike.argmax(0))) / 2

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.errors import UserError
 from research.modules.axes import Init
 from research.modules.mesh import TENSOR_AXIS, own_size
+from research.ops.precision import matmul
 
 State = dict[str, Array]
 
@@ -103,15 +104,18 @@ class Mixer(Protocol):
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State: ...
 
 
-def fused(x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto") -> tuple[Float[Array, "*B C"], ...]:
-    """Products of one input with several kernels [D, ...], each with all outputs on one axis.
+def fused(
+    x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto", exact: tuple[nnx.Variable, ...] = ()
+) -> tuple[Float[Array, "*B C"], ...]:
+    """Products of one input with several kernels [D, ...], each with all outputs on one axis; no accelerator rounds those of `exact`.
 
     On one CPU it is a single product, which is quicker, and the outputs are parts of one array; elsewhere, and where heads are
     cut over devices, the kernels stay apart, since each may be sharded along axes of its own.
     """
     flat = [kernel[...].reshape(x.shape[-1], -1) for kernel in kernels]
     if "cpu" not in form or own_size(TENSOR_AXIS) > 1:
-        return tuple(x @ kernel for kernel in flat)
+        products = [matmul if any(kernel is one for one in exact) else jnp.matmul for kernel in kernels]
+        return tuple(product(x, kernel) for product, kernel in zip(products, flat, strict=True))
     sizes = [kernel.shape[1] for kernel in flat]
     cuts = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     return tuple(jnp.split(x @ jnp.concatenate(flat, 1), cuts, -1))

@@ -100,7 +100,7 @@ class DeltaMixer(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
         state = state or {}
         kernels = [kernel for kernel in (self.q, self.k, self.v, self.beta, self.gate, self.decay) if kernel is not None]
-        q, k, v, beta, *rest = project(x, *kernels, form=self.form)
+        q, k, v, beta, *rest = project(x, *kernels, form=self.form, exact=(self.beta, self.decay))
         (q, k, v), conv = convolve((q, k, v), (self.q_conv, self.k_conv, self.v_conv), state.get("conv"), call)
         beta = jax.nn.sigmoid(wide(beta)) * (2 if self.spec.negative else 1)
         log_decay = None if self.decay is None else -jnp.exp(self.a_log[...]) * jax.nn.softplus(wide(rest[-1]) + self.dt_bias[...])

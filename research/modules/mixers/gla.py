@@ -54,8 +54,8 @@ class GatedLinearAttentionMixer(nnx.Module):
         self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
 
     def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
-        q, k, v, gate, low = project(x, self.q, self.k, self.v, self.gate, self.decay_down, form=self.form)
-        (decay,) = project(low, self.decay_up, form=self.form)
+        q, k, v, gate, low = project(x, self.q, self.k, self.v, self.gate, self.decay_down, form=self.form, exact=(self.decay_down,))
+        (decay,) = project(low, self.decay_up, form=self.form, exact=(self.decay_up,))
         log_decay = jax.nn.log_sigmoid(wide(decay) + self.decay_bias[...]) / self.spec.divisor
         y, memory = attend(q, k, v, None if state is None else state["memory"], call, self.form, log_decay=log_decay)
         return join(self.norm(y) * jax.nn.silu(gate), self.out), {"memory": memory}

@@ -53,9 +53,10 @@ def out_kernel(dim: int, heads: int, size: int, axes: tuple[str, str], init: Ini
     return init.param("out", (heads, size, dim), (*axes, "embed"), normal_02, Kind.MATRIX)
 
 
-def project(x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str) -> tuple[Array, ...]:
-    """Products of x with kernels [D, ...], with their axes after the first one."""
-    return tuple(y.reshape(*x.shape[:-1], *kernel.shape[1:]) for y, kernel in zip(fused(x, *kernels, form=form), kernels, strict=True))
+def project(x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str, exact: tuple[nnx.Variable, ...] = ()) -> tuple[Array, ...]:
+    """Products of x with kernels [D, ...], with their axes after the first one; `exact` as in `fused`."""
+    products = fused(x, *kernels, form=form, exact=exact)
+    return tuple(y.reshape(*x.shape[:-1], *kernel.shape[1:]) for y, kernel in zip(products, kernels, strict=True))
 
 
 def join(y: Float[Array, "*B H V"], kernel: nnx.Variable) -> Float[Array, "*B D"]:

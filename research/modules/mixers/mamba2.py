@@ -114,7 +114,7 @@ class Mamba2Mixer(nnx.Module):
 
     def _project(self, x: Float[Array, "*B D"]) -> tuple[Array, tuple[Array, Array, Array], Array]:
         """Returns (z, (x, B, C) before the convolutions, dt before its bias)."""
-        z, x, b, c, dt = fused(x, self.z, self.x, self.b, self.c, self.dt, form=self.form)
+        z, x, b, c, dt = fused(x, self.z, self.x, self.b, self.c, self.dt, form=self.form, exact=(self.dt,))
         return z, (x, b, c), dt
 
     def _operands(self, xbc: Sequence[Float[Array, "*B C"]], dt: Float[Array, "*B H"]) -> tuple[Array, ...]:

@@ -105,7 +105,7 @@ class Mamba3Mixer(nnx.Module):
         """Returns (z, x, B, C, delta, log decay, mix, turns of this step): all but z and x in float32 at least."""
         spec, lead = self.spec, x.shape[:-1]
         kernels = self.z, self.x, self.b, self.c, self.dt, self.decay, self.mix, self.angle
-        z, x, b, c, dt, decay, mix, angle = fused(x, *kernels, form=self.form)
+        z, x, b, c, dt, decay, mix, angle = fused(x, *kernels, form=self.form, exact=(self.dt, self.decay, self.angle))
         delta = jax.nn.softplus(wide(dt) + self.dt_bias[...].reshape(-1))
         log_decay = -jnp.maximum(heavy(wide(decay)), spec.a_floor) * delta
         turns = jnp.tanh(wide(angle))[..., None, :] * delta[..., None] / 2
