@@ -158,24 +158,26 @@ def check_documents(spec, dim, *, tolerance=1e-5):
     ids = jnp.broadcast_to(jnp.arange(4) // 2, (2, 4))
 
     @fast_jit
-    def both(weights, x, ids):
+    def both(weights, x, ids, counted):
         def loss(params, x):
-            module = merge(mixer.graphdef, params, weights[1])
-            y, _ = module(x, Call(segment_ids=ids), None)
-            places = jnp.arange(1.0, 17).reshape(8, 2)[: x.shape[0] * x.shape[1] // 2].reshape(x.shape[:2])
-            return (jnp.sin(y) * places[..., None]).sum(), y
+            y, _ = merge(mixer.graphdef, params, weights[1])(x, Call(segment_ids=ids), None)
+            return (jnp.sin(y) * counted[..., None]).sum(), y
 
         (_, y), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(weights[0], x)
         return y, *grads
 
-    packed, *grads = both(weights, x, ids)
-    alone, *own = both(weights, x.reshape(4, 2, dim), jnp.zeros((4, 2), jnp.int32))
-    assert_agree(packed, alone.reshape(packed.shape), tolerance)
-    assert_agree(grads, [own[0], own[1].reshape(x.shape)], 10 * tolerance, floor=1e-2)
+    # Four rows: two of two documents each, or each document alone with what a mixer that looks back cannot see behind it.
+    places = jnp.arange(1.0, 9).reshape(2, 4)
+    halves = lambda a: a.reshape(4, 2, *a.shape[2:])
+    packed, grads, moved = both(weights, jnp.tile(x, (2, 1, 1)), jnp.tile(ids, (2, 1)), jnp.concatenate([places, 0 * places]))
+    behind = jnp.pad(halves(x), ((0, 0), (0, 2), (0, 0)), constant_values=1.0)
+    alone, own, own_moved = both(weights, behind, jnp.zeros((4, 4), jnp.int32), jnp.pad(halves(places), ((0, 0), (0, 2))))
+    assert_agree(halves(packed[:2]), alone[:, :2], tolerance)
+    assert_agree((grads, halves(moved[:2])), (own, own_moved[:, :2]), 10 * tolerance, floor=1e-2)
     # Going on from a state by a piece, and by steps that are told nothing: a text, and one behind a token of padding.
     piece = fast_jit(lambda weights, x, ids, state, at: mixer.pure(weights, x, ids, state, at))
     for own_ids in (jnp.zeros_like(ids), jnp.broadcast_to(jnp.array([0, 1, 1, 1]), (2, 4))):
-        expected = both(weights, x, own_ids)[0]
+        expected = both(weights, jnp.tile(x, (2, 1, 1)), jnp.tile(own_ids, (2, 1)), jnp.zeros((4, 4)))[0][:2]
         first, middle = piece(weights, x[:, :2], own_ids[:, :2], mixer.start(2, 4), jnp.int32(0))
         second, _ = piece(weights, x[:, 2:], own_ids[:, 2:], middle, jnp.int32(2))
         assert_agree(jnp.concatenate([first, second], 1), expected, tolerance)
