@@ -62,7 +62,7 @@ def end_of_text(path: str | os.PathLike, vocab_size: int) -> tuple[int, ...]:
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
     for name in ("generation_config.json", CONFIG):
         file = os.path.join(folder, name)
-        data = read_json(file) if os.path.isfile(file) else {}
+        data = read_object(file) if os.path.isfile(file) else {}
         declared = data.get("eos_token_id") if isinstance(data, Mapping) else None
         if declared is None:
             continue

@@ -45,7 +45,8 @@ def export_stablehlo(
         raise UserError(f"cannot export for batches of {batch}; valid: 1 or more, or none to leave it open")
     if weights not in ("constants", "arguments"):
         raise UserError(f"cannot export weights as {weights!r}; valid: constants, arguments")
-    inputs = [i.struct(export.symbolic_shape("batch")[0] if batch is None else batch) for i in inputs_of(config)]
+    size = export.symbolic_shape("batch")[0] if batch is None else batch  # one symbol for all inputs
+    inputs = [i.struct(size) for i in inputs_of(config)]
     params, stats = jax.tree.map(jnp.asarray, (dict(params), dict(stats)))
     call = forward(config)
     if weights == "constants":

@@ -19,8 +19,8 @@ from tests.interop.test_commands import command
 from tests.models.twins import distinct_twins, fast_jit, random_arrays, twin
 
 TWINS = {names[0]: config for config, names in distinct_twins().items()}
-QUICK = {"mamba_small", "moe_small", "cosformer_small", "advmoe_vgg16", "lenet5"} & set(TWINS)
-"""A scan, a mixture of experts, chunks, routed convolutions, and images; the others are slow."""
+QUICK = {"mamba_small", "moe_small", "cosformer_small", "advmoe_vgg16", "lenet5", "domain_encoder_small"} & set(TWINS)
+"""A scan, a mixture of experts, chunks, routed convolutions, images, and three inputs; the others are slow."""
 
 
 def values(config, batch, seed=5):
