@@ -23,6 +23,7 @@ RUN_FILES = (
     "config.json",
     "environment.json",
     "layout.json",
+    "data.json",
     "status.json",
     "lock",
     "metrics.jsonl",

@@ -80,7 +80,7 @@ FIELDS: dict[str, Field] = {
     "eval.calibrate_batches": Field(int, "training batches that give a network its statistics; 0: slices of the full one's", COUNT),
     "eval.stop_at": Field(float | None, "the run ends when the full network's validation metric is this good"),
     "checkpoint.every": Field(str | int, "between checkpoints; 0: at the end", DURATION),
-    "checkpoint.keep_last": Field(int, "newest checkpoints that stay", SIZE),
+    "checkpoint.keep_last": Field(int, "newest checkpoints that stay, two at least", SIZE),
     "checkpoint.keep_every": Field(int, "checkpoints at multiples of this step stay; 0: none more", COUNT),
     "checkpoint.keep_best": Field(bool, "the one of the best validation metric stays"),
     **{

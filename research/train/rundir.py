@@ -32,6 +32,8 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a training run")
     remedy = "restore it from environment.json's command or start anew"
+    if (Path(workdir) / "model.safetensors").is_file():
+        raise UserError(f"{workdir} holds a stand-alone network, no run; give the --workdir of a training run")
     given = read_json(path, ("model",), remedy)
     try:
         config = run_config.with_defaults(given)

@@ -177,6 +177,12 @@ def test_a_refused_config_frees_the_lock(run):
     first.close()
 
 
+def test_a_models_folder_is_no_run(run):
+    (run / "model.safetensors").write_text("x")
+    with pytest.raises(UserError, match="holds a stand-alone network, no run"):
+        read_config(run)
+
+
 def test_a_models_folder_is_no_workdir(tmp_path):
     (tmp_path / "model.safetensors").write_text("x")
     with pytest.raises(UserError, match="holds a model"):
