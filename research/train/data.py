@@ -175,7 +175,12 @@ def keep(data: Data, folder: Path, trained: bool) -> None:
         "sample": {name: [list(shape), kind] for name, (shape, kind) in found.sample.items()},
         "attributes": {name: _plain(value) for name, value in found.attributes.items()},
     }
-    write_json(folder / FILE, values)
+    write_json(folder / FILE, {**values, "checksum": _checksum(values)})
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """SHA-256 of what `data.json` tells, by which other values are not believed."""
+    return hashlib.sha256(dump_json(values).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -191,7 +196,10 @@ def read(folder: str | os.PathLike) -> Facts | None:
     path = Path(folder) / FILE
     if not path.exists():
         return None
-    found = read_json(path, ("examples", "sha256", "block", "sample", "attributes"), "remove it: the data are read then")
+    remedy = "remove it: the data are read then"
+    found = read_json(path, ("examples", "sha256", "block", "sample", "attributes", "checksum"), remedy)
+    if found.pop("checksum") != _checksum(found):
+        raise UserError(f"{path} is damaged: it does not hold what was written; {remedy}")
     try:
         sample = {name: (tuple(map(int, shape)), np.dtype(kind).str) for name, (shape, kind) in found["sample"].items()}
         attributes = {name: tuple(value) if isinstance(value, list) else value for name, value in found["attributes"].items()}
