@@ -37,6 +37,8 @@ class _PathParser(flags.ArgumentParser[str]):
     syntactic_help = "a path"
 
     def parse(self, argument: Any) -> str:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # a byte that is no UTF-8; the library of checkpoints ends at it
+            raise ValueError(f"{printable(argument, 300)} is not UTF-8; give another name")
         try:
             return os.fspath(user_path(argument)) if argument.startswith("~") else argument  # an address has two slashes
         except UserError as error:

@@ -54,6 +54,16 @@ def test_without_a_home_no_folder_named_tilde_is_made(nobody):
         idx.find_folder("mnist", None)
 
 
+def test_names_that_are_no_utf8_are_refused():
+    with pytest.raises(ValueError, match=r"^runs/\\udcff is not UTF-8; give another name$"):
+        common._PathParser().parse("runs/\udcff")
+
+
+def test_notices_are_lines():
+    done = shell("import warnings; [warnings.warn('2 files left out', common.Notice) for _ in range(2)]")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "note: 2 files left out\n" * 2)
+
+
 def test_colons_in_paths_and_arguments_of_recipes(tmp_path):
     folder = tmp_path / "with:colons" / "x.py:y"
     folder.mkdir(parents=True)
