@@ -109,8 +109,8 @@ versus: $(PEERS)/.installed
 MIXERS := attention,gated_deltanet,mamba2,gla,mamba,retention,hgrn
 MQAR = $(PY) -m launch.sweep --jobs=2 --config=configs/mqar.py --grid=model.pattern=$(MIXERS)
 mqar: $(STAMP)
-	$(MQAR) --grid=arg=64x4,64x16 --workdir=runs/mqar/64 --out=results/mqar/64
-	$(MQAR) --grid=arg=128x8,128x32 --workdir=runs/mqar/128 --out=results/mqar/128
+	$(MQAR) --grid=arg=64x4,64x16 --workdir=runs/mqar/64 --out=results/mqar/64 --x=state
+	$(MQAR) --grid=arg=128x8,128x32 --workdir=runs/mqar/128 --out=results/mqar/128 --x=state
 
 # The probes that fit an hour (README): of make mqar all but the small state at length 128. What is finished is not trained again.
 probes: $(STAMP)
@@ -119,7 +119,7 @@ probes: $(STAMP)
 	$(MAKE) selective-copying
 
 selective-copying: $(STAMP)
-	$(PY) -m launch.sweep --jobs=2 --config=configs/selective_copying.py --grid=model.pattern=$(MIXERS) --grid=arg=smallx16 --workdir=runs/selective_copying --out=results/selective_copying
+	$(PY) -m launch.sweep --jobs=2 --config=configs/selective_copying.py --grid=model.pattern=$(MIXERS) --grid=arg=smallx16 --workdir=runs/selective_copying --out=results/selective_copying --x=state
 
 in-context: $(STAMP)
 	$(PY) -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear --out=results/in_context_linear
@@ -140,9 +140,9 @@ DOMAIN_SEEDS ?= 0,1,2
 comma := ,
 domain-encoder: $(STAMP)
 	$(PY) -m launch.sweep --jobs=2 --config=configs/domain_encoder.py --grid=arg=dense,domain --grid=seed=$(DOMAIN_SEEDS) --workdir=runs/domain_encoder --out=results/domain_encoder --x=params
-	for run in $(foreach seed,$(subst $(comma), ,$(DOMAIN_SEEDS)),dense_$(seed) domain_$(seed)); do \
-	  $(PY) -m launch.embed --workdir=runs/domain_encoder/$$run --out=results/domain_encoder/$$run.csv || exit 1; \
-	done
+	for arg in dense domain; do for seed in $(subst $(comma), ,$(DOMAIN_SEEDS)); do \
+	  $(PY) -m launch.embed --workdir=runs/domain_encoder/arg=$${arg}_seed=$$seed --out=results/domain_encoder/$${arg}_$$seed.csv || exit 1; \
+	done; done
 moe-lm: $(STAMP)
 	$(PY) -m launch.sweep --jobs=2 --config=configs/moe_lm.py --grid=arg=dense,moe --grid=seed=0,1,2 --workdir=runs/moe_lm --out=results/moe_lm --x=params
 

@@ -8,26 +8,15 @@ finished under --workdir are not repeated; a stopped one goes on.
 """
 
 import os
-import subprocess
-import sys
+from typing import Any
 
 from launch import common, outputs
+from launch.children import Children
 from research.files import write_text
 
 _CONFIG = common.path_flag("config", None, "Recipe FILE.py that takes alone=NAME.")
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under which the runs lie: together, alone_NAME.")
 _OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for compare.csv, compare.md and compare.png.")
-
-
-def _train(config: str, workdir: str, overrides: dict[str, str]) -> None:
-    """Trains in a process of its own, so that each run's wall time starts from nothing."""
-    from research.errors import UserError
-
-    command = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}"]
-    command += [f"--config.{k}={v}" for k, v in overrides.items()]
-    code = subprocess.run(command).returncode
-    if code:
-        raise UserError(f"{' '.join(command[1:])} ended with exit code {code}")
 
 
 def main(overrides: dict[str, str]) -> int:
@@ -40,25 +29,36 @@ def main(overrides: dict[str, str]) -> int:
     from research.report import run_card, tables
     from research.report.machine import command_line
     from research.search.comparison import alone_updates, join
+    from research.train.results import finished
     from research.train.setup import make_setup
 
-    together = os.path.join(_WORKDIR.value, "together")
-    if run_card.read_report(together) is None:
-        _train(_CONFIG.value, together, overrides)
-    setup = make_setup(recipe.load(_CONFIG.value, overrides))
+    children, config = Children(), recipe.load(_CONFIG.value, overrides)
+
+    def result(text: str, name: str, fields: dict[str, str]) -> dict[str, Any]:
+        """The report of a run, trained in a process of its own where it is missing, so that its wall time starts from nothing."""
+        workdir, own = os.path.join(_WORKDIR.value, name), recipe.load(text, fields)
+        if finished(workdir, own) is None:
+            children.train_alone(text, workdir, fields)
+        report = finished(workdir, own)
+        if report is None:
+            raise UserError(f"{workdir} holds no whole report after training; start the same command again")
+        return report
+
+    setup = make_setup(config)
     updates = alone_updates(setup)
-    alone = {}
+    # What says how networks are trained together says nothing of one alone.
+    fields = {field: value for field, value in overrides.items() if not field.startswith("nested.")} | {"train.duration": str(updates)}
     for name in setup.order:
-        workdir = os.path.join(_WORKDIR.value, f"alone_{name}")
-        if run_card.read_report(workdir) is None:
-            _train(f"{_CONFIG.value}:alone={name}", workdir, {**overrides, "train.duration": str(updates)})
-        alone[name] = run_card.read_report(workdir)
-    whole = run_card.read_report(together)
+        recipe.load(f"{_CONFIG.value}:alone={name}", fields)  # mistakes show before the first run
+    whole = result(_CONFIG.value, "together", overrides)
+    alone = {name: result(f"{_CONFIG.value}:alone={name}", f"alone_{name}", fields) for name in setup.order}
     rows = join(whole, alone)
     means = [sum(r[k] for r in rows) / len(rows) for k in ("together", "alone")]
+    metric, higher = whole["metric"], run_card.higher_is_better(whole)
+    shown = lambda value: f"{100 * value:.2f} %" if "accuracy" in metric else f"{value:.4f}"  # noqa: E731
     spent, seconds = sum(r["train_flops"] for r in alone.values()), sum(r["wall_s"] for r in alone.values())
     facts = [
-        f"mean over {len(rows)} networks: together {100 * means[0]:.2f} %, alone {100 * means[1]:.2f} %",
+        f"mean {metric} over {len(rows)} networks: together {shown(means[0])}, alone {shown(means[1])}",
         f"training FLOPs: together {whole['train_flops']:.4g}, alone {spent:.4g} in all; {updates} updates each alone",
         f"wall time with compiling: together {whole['wall_s']:.0f} s, alone {seconds:.0f} s in all",
     ]
@@ -66,14 +66,14 @@ def main(overrides: dict[str, str]) -> int:
     if _OUT.value:
         os.makedirs(_OUT.value, exist_ok=True)
         tables.write_csv(os.path.join(_OUT.value, "compare.csv"), rows, command=command_line())
-        table = tables.markdown_table([{**r, **{k: f"{100 * r[k]:.2f} %" for k in ("together", "alone")}} for r in rows], list(rows[0]))
+        table = tables.markdown_table([{**r, **{k: shown(r[k]) for k in ("together", "alone")}} for r in rows], list(rows[0]))
         text = "\n".join([f"Made by `{command_line()}`.\n", table, *(f"* {fact}" for fact in facts)]) + "\n"
         write_text(os.path.join(_OUT.value, "compare.md"), text)
-        run_card.plot_comparison(os.path.join(_OUT.value, "compare.png"), rows, "test accuracy")
-    return 0 if means[0] >= means[1] else 1
+        run_card.plot_comparison(os.path.join(_OUT.value, "compare.png"), rows, metric)
+    return 0 if (means[0] >= means[1] if higher else means[0] <= means[1]) else 1
 
 
 if __name__ == "__main__":
     from launch.config import from_argv
 
-    common.run(lambda: main(common.OVERRIDES), before=from_argv)
+    common.run(lambda: main(common.OVERRIDES), before=from_argv, trains=True)

@@ -33,6 +33,7 @@ def main() -> None:
     from research.data.tokenizers import IntegerTokenizer
     from research.interop import safetensors_io
     from research.interop.folders import end_of_text
+    from research.modules.state import require_finite
 
     eot: tuple[int, ...] = ()
     if _SOURCE.value in interop.FOLDERS:
@@ -41,6 +42,7 @@ def main() -> None:
     else:
         state = interop.read_weights(_WEIGHTS.value, _ENTRY.value)
         config, params, stats, report = interop.from_source(_SOURCE.value, state, image_size=_IMAGE_SIZE.value)
+    require_finite({**params, **stats}, str(_WEIGHTS.value))
     origin = {"source": _SOURCE.value, "weights": os.path.basename(os.path.normpath(_WEIGHTS.value))}
     model = safetensors_io.config_to_json(config)
     name = _registry_name(config) or config.family

@@ -32,12 +32,13 @@ def main(overrides: dict[str, str]) -> int:
     if not config["data"]["name"].startswith("in_context:"):
         raise UserError(f"{_CONFIG.value} has data.name={config['data']['name']}; this command is for in_context:TASK")
 
-    from research.report import machine, plots, provenance, run_card, tables
+    from research.report import machine, plots, provenance, tables
     from research.search.in_context import errors
     from research.train.extraction import Trained
     from research.train.loop import Preempted, train
+    from research.train.results import finished
 
-    report = run_card.read_report(_WORKDIR.value)
+    report = finished(_WORKDIR.value, config)
     if report is None:
         try:
             report = train(config, _WORKDIR.value, Terminal())

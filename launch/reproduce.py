@@ -38,31 +38,31 @@ def main(overrides: dict[str, str]) -> int:
 
     from research.report import provenance, tables
     from research.report.machine import command_line
-    from research.report.run_card import read_report
-    from research.search.promises import by_network, judge, measures
+    from research.search.promises import by_network, check_promises, judge, measures
     from research.train.loop import Preempted, train
+    from research.train.results import finished
 
-    reports, expect = [], {}
-    for seed in _SEEDS.value:
-        config = recipe.load(_CONFIG.value, {**overrides, "seed": seed})
-        expect = config["expect"]
-        workdir = os.path.join(_WORKDIR.value, f"seed{seed}")
-        whole = os.path.isfile(os.path.join(workdir, "pareto.png"))  # versions of before wrote it after the report
-        report = read_report(workdir) if whole else None
+    configs = {seed: recipe.load(_CONFIG.value, {**overrides, "seed": seed}) for seed in _SEEDS.value}
+    workdirs = {seed: os.path.join(_WORKDIR.value, f"seed{seed}") for seed in configs}
+    expect = next(iter(configs.values()))["expect"]
+    check_promises(expect)
+    found_before = {seed: finished(workdirs[seed], config) for seed, config in configs.items()}  # mistakes show before the first run
+    reports = []
+    for seed, config in configs.items():
+        report = found_before[seed]
+        print(f"seed {seed}: {workdirs[seed]}{': finished before' if report else ''}", flush=True)
         if report is None:
-            print(f"seed {seed}: {workdir}")
             try:
-                report = train(config, workdir, Terminal())
+                report = train(config, workdirs[seed], Terminal())
             except Preempted as stop:
                 common.stopped(stop)
         reports.append(report)
     found = measures(reports)
     rows = judge(found, expect)
-    print(f"\n{_CONFIG.value}, seeds {', '.join(_SEEDS.value)}")
+    print(f"\n{_CONFIG.value}, seeds {', '.join(configs)}")
     print(tables.text_table(rows, ["promise", "expected", "found", "kept"]))
     per_seed = [
-        {"seed": s, **{n["name"]: n["value"] for n in r["subnets"]}, "wall_s": r["wall_s"]}
-        for s, r in zip(_SEEDS.value, reports, strict=True)
+        {"seed": s, **{n["name"]: n["value"] for n in r["subnets"]}, "wall_s": r["wall_s"]} for s, r in zip(configs, reports, strict=True)
     ]
     print(tables.text_table(per_seed, list(per_seed[0])))
     out = _OUT.value or _WORKDIR.value
@@ -70,7 +70,7 @@ def main(overrides: dict[str, str]) -> int:
     tables.write_csv(os.path.join(out, "promises.csv"), rows, command=command_line())
     tables.write_csv(os.path.join(out, "seeds.csv"), per_seed, command=command_line())
     tables.write_csv(os.path.join(out, "networks.csv"), reports[0]["subnets"], command=command_line())
-    networks = by_network(reports, _SEEDS.value)
+    networks = by_network(reports, list(configs))
     parts = [
         f"Made by `{command_line()}`; {provenance.line(reports, config)}.\n",
         tables.markdown_table(networks, list(networks[0])),
@@ -78,7 +78,7 @@ def main(overrides: dict[str, str]) -> int:
     ]
     write_text(os.path.join(out, "tables.md"), "\n".join(parts))
     if _OUT.value:
-        plot = os.path.join(_WORKDIR.value, f"seed{_SEEDS.value[0]}", "pareto.png")
+        plot = os.path.join(_WORKDIR.value, f"seed{next(iter(configs))}", "pareto.png")
         replace_file(os.path.join(out, "pareto.png"), lambda temp: shutil.copyfile(plot, temp))
     return 0 if all(row["kept"] == "yes" for row in rows) else 1
 

@@ -9,8 +9,6 @@ A run of ours that lies in its directory from before is deleted, so that its tim
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import common, outputs
+from launch.children import Children
 
 _PEER = flags.DEFINE_string("peer", None, "nanogpt:PATH, PATH a checkout of nanoGPT; its Python needs PyTorch.")
 _CONFIGS = flags.DEFINE_multi_string(
@@ -27,18 +26,6 @@ _WORKDIR = outputs.output_flag(
     "workdir", outputs.Place.FOLDER, "Directory under which each of ours gets its own run.", default="runs/versus"
 )
 _OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for versus.csv and versus.md.")
-
-
-def _train(config: str, workdir: str, overrides: dict[str, str]) -> float:
-    """Trains in a process of its own, as nanoGPT does, and returns its seconds from start to end."""
-    from research.errors import UserError
-
-    command = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}"]
-    start = time.perf_counter()
-    code = subprocess.run([*command, *(f"--config.{field}={value}" for field, value in overrides.items())]).returncode
-    if code:
-        raise UserError(f"training {config} ended with exit code {code}")
-    return time.perf_counter() - start
 
 
 def main(overrides: dict[str, str]) -> int:
@@ -53,9 +40,9 @@ def main(overrides: dict[str, str]) -> int:
     from research.bench import nanogpt
     from research.data.sources import load_splits
     from research.report import machine, tables
-    from research.report.run_card import read_report
     from research.train.carried import carried_metrics
     from research.train.extraction import Trained
+    from research.train.results import finished
 
     checkout = str(user_path(checkout))
     nanogpt.check(checkout)
@@ -64,6 +51,7 @@ def main(overrides: dict[str, str]) -> int:
         raise UserError(f"{wrong[0]} is no recipe over tiny_shakespeare, which nanoGPT is compared on")
     data = next(iter(configs.values()))["data"]
     splits = load_splits("tiny_shakespeare", data_dir=data["dir"] or None, tokenizer="chars")
+    children = Children()
     print("nanoGPT's CPU recipe ...", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         peer = nanogpt.train(checkout, splits, Path(folder))
@@ -72,8 +60,12 @@ def main(overrides: dict[str, str]) -> int:
         workdir = os.path.join(_WORKDIR.value, text.replace("/", "_").replace(":", "_").replace(".py", ""))
         print(f"{text}: {workdir}", flush=True)
         shutil.rmtree(workdir, ignore_errors=True)
-        wall = _train(text, workdir, overrides)
-        report = read_report(workdir)
+        start = time.perf_counter()
+        children.train_alone(text, workdir, overrides)
+        wall = time.perf_counter() - start
+        report = finished(workdir, configs[text])
+        if report is None:
+            raise UserError(f"{workdir} holds no whole report after training; start the same command again")
         trained = Trained(workdir)
         full = report["subnets"][0]
         carried = carried_metrics(trained.model("full"), splits["validation"], trained.setup.task)
@@ -99,4 +91,4 @@ def main(overrides: dict[str, str]) -> int:
 if __name__ == "__main__":
     from launch.config import from_argv
 
-    common.run(lambda: main(common.OVERRIDES), before=from_argv)
+    common.run(lambda: main(common.OVERRIDES), before=from_argv, trains=True)

@@ -13,7 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Union
+from typing import Annotated, Any, Union
 
 from research.errors import UserError
 from research.files import printable
@@ -62,12 +62,18 @@ class Rule:
         if self.choices:
             return ", ".join(map(str, self.choices))
         limits = (("from", self.least), ("above", self.above), ("up to", self.most), ("below", self.below))
-        return self.says or " ".join(f"{word} {limit:g}" for word, limit in limits if limit not in (None, LARGEST))
+        return self.says or " ".join(f"{word} {limit:,}" for word, limit in limits if limit not in (None, LARGEST))
 
 
 ANYTHING = Rule()
 SIZE, COUNT, SHARE, WEIGHT = Rule(least=1, most=LARGEST), Rule(least=0, most=LARGEST), Rule(least=0, most=1), Rule(least=0)
 """A number of things of which there is one at least; of which there may be none; a part of a whole; a factor that is not negative."""
+
+
+Layers = Annotated[int, Rule(least=1, most=9999)]
+"""A number of layers; more would only be found out when they are built."""
+Rate = Annotated[float, Rule(least=0, below=1)]
+"""A probability of being dropped."""
 
 
 class _Wrong(Exception):
@@ -86,6 +92,7 @@ def fit(value: Any, kind: Any, where: str, rule: Rule = ANYTHING) -> Any:
     Raises:
       UserError: it is of another kind, not finite, or against the rule.
     """
+    kind, rule = _unwrapped(kind, rule)
     try:
         fitted = _fit(value, kind)
     except _Wrong:
@@ -94,6 +101,17 @@ def fit(value: Any, kind: Any, where: str, rule: Rule = ANYTHING) -> Any:
         wanted = str(rule) if rule.choices or rule.says else f"{described(kind)} {rule}".strip()
         raise UserError(f"{where}={_shown(value)}; valid: {wanted}")
     return fitted
+
+
+def _unwrapped(kind: Any, rule: Rule) -> tuple[Any, Rule]:
+    """Takes the rule out of an annotation that carries one, also where it is that of a tuple's entries."""
+    if typing.get_origin(kind) is Annotated:
+        return typing.get_args(kind)[0], next((extra for extra in kind.__metadata__ if isinstance(extra, Rule)), rule)
+    args = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and args and typing.get_origin(args[0]) is Annotated:
+        inner, rule = _unwrapped(args[0], rule)
+        return tuple[(inner, *args[1:])], rule  # type: ignore[misc]
+    return kind, rule
 
 
 def parse(text: str, kind: Any) -> Any:
@@ -224,7 +242,10 @@ def fit_options(options: Mapping[str, Any], takes: Callable[..., Any], where: st
     Raises:
       UserError: a value of another type.
     """
-    kinds, parameters = typing.get_type_hints(takes.__init__ if inspect.isclass(takes) else takes), inspect.signature(takes).parameters
+    kinds, parameters = (
+        typing.get_type_hints(takes.__init__ if inspect.isclass(takes) else takes, include_extras=True),
+        inspect.signature(takes).parameters,
+    )
     out = dict(options)
     for name, value in options.items():
         if name in kinds and name in parameters:
@@ -232,10 +253,10 @@ def fit_options(options: Mapping[str, Any], takes: Callable[..., Any], where: st
     return out
 
 
-def not_negative(default: Any, kind: Any) -> Rule:
-    """The rule that whole numbers count from 0, unless the default itself is negative."""
+def not_negative(default: Any, kind: Any, most: int = LARGEST) -> Rule:
+    """The rule that whole numbers count from 0, unless the default itself is negative, up to `most`."""
     least = default if isinstance(default, int) and not isinstance(default, bool) and default < 0 else 0
-    return Rule(least=least, most=LARGEST) if _counts(kind) else ANYTHING
+    return Rule(least=least, most=most) if _counts(kind) else ANYTHING
 
 
 def _counts(kind: Any) -> bool:

@@ -23,6 +23,7 @@ from research.modules.layers import Conv, kaiming, zeros
 from research.modules.norms import BatchNorm
 from research.ops.density_gates import importance_variation, mix_pairs, nearest, upsample
 from research.ops.pooling import max_pool_2x2
+from research.values import Layers
 
 STRIDE = 4
 """Of the maps before they are brought to the input's resolution: that of the third stage."""
@@ -44,7 +45,7 @@ class HMoDEConfig:
     """
 
     dims: tuple[int, ...] = (64, 128, 256, 512, 512)
-    depths: tuple[int, ...] = (2, 2, 3, 3, 3)
+    depths: tuple[Layers, ...] = (2, 2, 3, 3, 3)
     head_dim: int = 64
     in_channels: int = 3
     image_size: int = 128

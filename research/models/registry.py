@@ -31,6 +31,8 @@ class Entry:
     counts: int | None = None
 
 
+LARGEST = 2**24
+"""Largest whole number that a field of a model takes: far above all sizes, and below those that are only found out when arrays are made."""
 _ENTRIES: dict[str, Entry] = {}
 
 
@@ -82,7 +84,7 @@ def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model
     Raises:
       UserError: a field that the inner dataclass does not have, or a value of another type than its annotation.
     """
-    values, kinds = {}, typing.get_type_hints(type(config))
+    values, kinds = {}, typing.get_type_hints(type(config), include_extras=True)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for field, value in fields.items():
         inner = getattr(config, field)
@@ -94,7 +96,7 @@ def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model
                 raise UserError(f"model {name} has no field {field}.{unknown[0]}; valid: {', '.join(valid)}")
             values[field] = replaced(inner, name, value, f"{where}{field}.")
         else:
-            values[field] = fit(value, kinds[field], f"{where}{field}", not_negative(defaults[field], kinds[field]))
+            values[field] = fit(value, kinds[field], f"{where}{field}", not_negative(defaults[field], kinds[field], LARGEST))
     return dataclasses.replace(config, **values)
 
 

@@ -23,6 +23,7 @@ from research.modules.layers import Linear, ones, zeros
 from research.modules.norms import BatchNorm
 from research.modules.routed_conv import ImageRouter, Route, RoutedNetwork, convolution, convolve
 from research.modules.state import Stack
+from research.values import Layers
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
 STEMS = {"imagenet": (7, 2, 2), "medium": (5, 2, 1), "small": (3, 1, 1)}
@@ -43,7 +44,7 @@ class ResNetConfig:
     """
 
     block: str = "basic"
-    depths: tuple[int, ...] = (2, 2, 2, 2)
+    depths: tuple[Layers, ...] = (2, 2, 2, 2)
     dims: tuple[int, ...] = (64, 128, 256, 512)
     inner_dims: tuple[int, ...] = ()
     stem_dim: int = 0

@@ -47,6 +47,7 @@ from research.modules.ssm import torch_linear
 from research.modules.state import Stack, ToldReal
 from research.ops import grouped_matmul
 from research.ops.pooling import masked_last, masked_mean
+from research.values import Layers, Rate
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,13 @@ class SequenceConfig(ToldReal):
     tied: bool = True
     length: int = 256
     dim: int = 256
-    depth: int = 4
+    depth: Layers = 4
     pattern: str = "mamba"
     ffn: str = "none"
     ffn_dim: int = 0
     pool: str = "none"
     norm_eps: float = 1e-5
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     kept_layers: tuple[int, ...] = ()
     unroll: bool = False
     form: str = "auto"

@@ -23,6 +23,7 @@ from research.modules.norms import BatchNorm, GeluGRN, LayerNorm
 from research.modules.squeeze_excite import SqueezeExcite
 from research.modules.state import Arrays, Stack
 from research.ops import depthwise, reparam_conv
+from research.values import Layers, Rate
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class UniRepLKNetConfig:
     `kept_layers` holds, for a sub-network, the indices in the full model of each stage's repetitions.
     """
 
-    depths: tuple[int, ...] = (2, 2, 6, 2)
+    depths: tuple[Layers, ...] = (2, 2, 6, 2)
     dims: tuple[int, ...] = (40, 80, 160, 320)
     kernels: tuple[tuple[int, ...], ...] = ((3,), (13,), (13,), (13,))
     mlp_dims: tuple[int, ...] = ()
@@ -42,7 +43,7 @@ class UniRepLKNetConfig:
     in_channels: int = 3
     image_size: int = 224
     stem_strides: tuple[int, int] = (2, 2)
-    drop_path_rate: float = 0.0
+    drop_path_rate: Rate = 0.0
     layer_scale: float = 1e-6
     head_scale: float = 1.0
     deploy: bool = False

@@ -23,6 +23,7 @@ from research.modules.axes import Init
 from research.modules.layers import Conv, Linear
 from research.modules.routed_conv import ImageRouter, Route, RoutedNetwork, normal_01
 from research.modules.state import Stack
+from research.values import Layers
 
 GRID = 2  # side of the map that the head reads
 
@@ -34,7 +35,7 @@ class VGGConfig:
     The other fields are as in `ResNetConfig`; `kept_layers` counts the convolutions of a stage.
     """
 
-    depths: tuple[int, ...] = (2, 2, 3, 3, 3)
+    depths: tuple[Layers, ...] = (2, 2, 3, 3, 3)
     dims: tuple[int, ...] = (64, 128, 256, 512, 512)
     hidden: int = 256
     num_classes: int = 10

@@ -24,6 +24,7 @@ from research.modules.norms import RMSNorm
 from research.modules.ssm import uniform
 from research.modules.state import Stack
 from research.ops import depthwise, depthwise_1d, precision, selective_scan
+from research.values import Layers, Rate
 
 OPS = {depthwise_1d.OP: depthwise_1d.FORMS, selective_scan.OP: selective_scan.FORMS}
 
@@ -37,7 +38,7 @@ class VimConfig:
     """
 
     dim: int = 192
-    depth: int = 24
+    depth: Layers = 24
     state: int = 16
     inner: int = 0
     rank: int = 0
@@ -46,7 +47,7 @@ class VimConfig:
     num_classes: int = 1000
     in_channels: int = 3
     image_size: int = 224
-    drop_path_rate: float = 0.0
+    drop_path_rate: Rate = 0.0
     kept_layers: tuple[int, ...] = ()
     unroll: bool = False
     form: str = "auto"

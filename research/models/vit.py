@@ -29,6 +29,7 @@ from research.modules.moe_options import FAMILIES, Moe
 from research.modules.norms import LayerNorm
 from research.modules.state import Stack, ToldReal
 from research.ops import attention, grouped_matmul
+from research.values import Layers, Rate
 
 torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -44,7 +45,7 @@ class ViTConfig(ToldReal):
     """
 
     dim: int = 192
-    depth: int = 12
+    depth: Layers = 12
     heads: int = 3
     head_dim: int = 64
     mlp_dim: int = 0
@@ -53,7 +54,7 @@ class ViTConfig(ToldReal):
     in_channels: int = 3
     image_size: int = 224
     distilled: bool = False
-    drop_path_rate: float = 0.0
+    drop_path_rate: Rate = 0.0
     ffn: str = "mlp"
     dense_blocks: int = 0
     moe: Moe = FAMILIES["v_moe"]

@@ -24,6 +24,7 @@ from research.modules.norms import LayerNorm
 from research.modules.ss2d import SS2D
 from research.modules.state import Stack
 from research.ops import depthwise, selective_scan
+from research.values import Layers, Rate
 
 OPS = {depthwise.OP: depthwise.FORMS, selective_scan.OP: selective_scan.FORMS}
 torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -39,7 +40,7 @@ class VMambaConfig:
     `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full model.
     """
 
-    depths: tuple[int, ...] = (2, 2, 8, 2)
+    depths: tuple[Layers, ...] = (2, 2, 8, 2)
     dims: tuple[int, ...] = (96, 192, 384, 768)
     ssm_ratio: float = 1.0
     state: int = 1
@@ -50,7 +51,7 @@ class VMambaConfig:
     in_channels: int = 3
     image_size: int = 224
     stem_strides: tuple[int, int] = (2, 2)
-    drop_path_rate: float = 0.0
+    drop_path_rate: Rate = 0.0
     kept_layers: tuple[tuple[int, ...], ...] = ()
     unroll: bool = False
     form: str = "auto"

@@ -20,6 +20,7 @@ from research.modules.layers import Conv, Linear, kaiming
 from research.modules.norms import BatchNorm
 from research.modules.routed_conv import ImageRouter, Route, RoutedNetwork, convolution, convolve, normal_01
 from research.modules.state import Stack
+from research.values import Layers
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class WideResNetConfig:
     `inner_dims` are the channels between the two convolutions of a block, () for dims; the other fields are as in `ResNetConfig`.
     """
 
-    depths: tuple[int, ...] = (4, 4, 4)
+    depths: tuple[Layers, ...] = (4, 4, 4)
     dims: tuple[int, ...] = (160, 320, 640)
     inner_dims: tuple[int, ...] = ()
     stem_dim: int = 16

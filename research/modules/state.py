@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from research.errors import UserError
 from research.modules.axes import Axes, Init, Kind, Param, Stat, StatKind
 
 Arrays = dict[str, Array]
@@ -231,3 +232,19 @@ def rematerialize(body: Callable, name: str) -> Callable:
     if policy is None:
         return body
     return jax.checkpoint(body, policy=getattr(jax.checkpoint_policies, policy))
+
+
+def require_finite(arrays: Mapping[str, Any], where: str) -> None:
+    """Judges the weights that something is about to be computed with.
+
+    Raises:
+      UserError: an array holds NaN or infinities; the first by name is told.
+    """
+    for name in sorted(arrays):
+        array = arrays[name]
+        if (
+            jnp.issubdtype(array.dtype, jnp.floating)
+            and getattr(array, "is_fully_addressable", True)
+            and not np.isfinite(np.asarray(array)).all()
+        ):
+            raise UserError(f"{where}: {name} holds numbers that are not finite; nothing can be computed with it")

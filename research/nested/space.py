@@ -34,6 +34,13 @@ def _number(text: str) -> int | float | str:
     return text
 
 
+def as_choices(given: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns choices given as text or as a dictionary, whose lists are tuples; errors as `parse_choices`."""
+    if isinstance(given, str):
+        return parse_choices(given)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
 @dataclass(frozen=True)
 class Space:
     """Named sub-networks of one model, largest ("full") first; `configs` keeps that order."""
@@ -74,5 +81,5 @@ def make_space(config: Any, points: Mapping[str, str | Mapping[str, Any]]) -> Sp
     for name, choices in points.items():
         if name == "full":
             continue
-        configs[name] = shrink(config, parse_choices(choices) if isinstance(choices, str) else choices)
+        configs[name] = shrink(config, as_choices(choices))
     return Space(config, configs)

@@ -48,6 +48,28 @@ def by_network(reports: Sequence[Mapping[str, Any]], seeds: Sequence[str]) -> li
     return rows
 
 
+NAMES = (
+    "full",
+    "full_least",
+    "mean",
+    "smallest_share",
+    "smallest_flops",
+    "networks",
+    "wall_s",
+    "dead_experts",
+    "robust_ATTACK",
+    "accuracy",
+)
+"""What can be promised; accuracies of other names end in it."""
+
+
+def check_promises(expect: Mapping[str, Any]) -> None:
+    """Raises UserError for a promise that no run could be judged by, before any is trained."""
+    for name in expect:
+        if name not in NAMES and not name.startswith("robust_") and not name.endswith("accuracy"):
+            raise UserError(f"expect: unknown promise {name!r}; valid: {', '.join(NAMES)}")
+
+
 def judge(found: Mapping[str, float], expect: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns a row per promise: {"promise", "expected", "found", "kept"}.
 

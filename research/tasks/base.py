@@ -5,6 +5,8 @@ from typing import Any, ClassVar, Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from research.errors import UserError
+
 Batch = dict[str, Array]
 
 
@@ -95,6 +97,20 @@ def real_tokens(batch: Batch, tokens: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
     """Returns `tokens`, which tokens of each example are no padding, without those of filler."""
     examples = real_examples(batch)
     return tokens if examples is None else tokens & examples[:, None]
+
+
+def summary(task: Any, sums: dict[str, Any], where: str) -> dict[str, float]:
+    """Returns `task.summarize(sums)`.
+
+    Args:
+      where: what the message calls the examples that were summed over.
+
+    Raises:
+      UserError: none of them had a label, so that there are no numbers.
+    """
+    if not float(sums["count"]) > 0:
+        raise UserError(f"{where} has no label to evaluate against (all of them ask for nothing)")
+    return task.summarize(sums)
 
 
 def phases(task: Any) -> tuple[str, ...]:

@@ -33,6 +33,11 @@ class LanguageModelling(Means):
     unit = "tokens"
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """The numbers that can rank networks."""
+        return ("loss", "perplexity", "accuracy", *(("bits_per_byte",) if any(self.token_bytes) else ()))
+
+    @property
     def higher_is_better(self) -> bool:
         return self.metric == "accuracy"
 

@@ -14,6 +14,7 @@ import numpy as np
 from research.decode import models
 from research.errors import UserError
 from research.modules.state import Arrays
+from research.tasks.base import summary
 
 
 def carried_metrics(
@@ -57,7 +58,7 @@ def carried_metrics(
             document = np.searchsorted(starts, places, "right").astype(np.int32)
             ids, labels = document[None, :-1], np.where(document[1:] != document[:-1], -1, labels)
         state, sums = advance(params, stats, state, sums, inputs[None], labels[None], ids)
-    return task.summarize(jax.device_get(sums))
+    return summary(task, jax.device_get(sums), source.name)
 
 
 def _padded(x: np.ndarray, size: int, value: int) -> np.ndarray:

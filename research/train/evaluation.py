@@ -15,6 +15,7 @@ from research.data import pipeline
 from research.errors import UserError
 from research.modules.axes import StatKind
 from research.modules.state import Arrays
+from research.tasks.base import summary
 from research.train.processes import place_rows, place_whole
 from research.train.programs import Programs
 from research.train.setup import Setup
@@ -106,7 +107,7 @@ class Evaluator:
         """Returns name -> metrics for sub-networks whose statistics are at hand; the data are read once.
 
         Raises:
-          UserError: the split has no example.
+          UserError: the split has no example, or none with a label.
         """
         if not self.setup.examples(split):
             valid = [name for name, count in self.setup.data.facts.examples.items() if count]
@@ -119,7 +120,8 @@ class Evaluator:
                 self.tick()
                 program = self.programs.get("evaluate", name, params, statistics[name], sums[name], placed)
                 sums[name] = program(params, statistics[name], sums[name], placed)
-        return {name: self.setup.task.summarize(jax.device_get(value)) for name, value in sums.items()}
+        where = f"the {split} split of {self.setup.config['data']['name']}"
+        return {name: summary(self.setup.task, jax.device_get(value), where) for name, value in sums.items()}
 
     def _shapes(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of `size` examples to evaluate, which may hold more than those to train on: lengths, where the last text is filled up."""

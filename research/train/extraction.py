@@ -10,7 +10,7 @@ import jax
 
 from research.errors import UserError
 from research.interop import safetensors_io
-from research.modules.state import Arrays, abstract
+from research.modules.state import Arrays, abstract, require_finite
 from research.nested.slicing import extract
 from research.train import data
 from research.train.evaluation import Evaluator
@@ -34,6 +34,7 @@ class Trained:
         places = self.programs.state_shapes, self.programs.state_shardings
         self.step, self.state, self.run = restore_newest(self.workdir / "checkpoints", *places, say)
         self.weights: Arrays = self.state.params if self.state.ema is None else self.state.ema
+        require_finite({**self.weights, **self.state.stats}, f"{workdir}, step {self.step}")
         self.evaluator = Evaluator(self.setup, self.programs)
 
     def add(self, text: str) -> str:
@@ -84,11 +85,13 @@ def load_model(workdir: str | os.PathLike, subnet: str = "full", say: Callable[[
     """Returns (config, params, stats) of a network of a run, or of a folder that convert or extract wrote.
 
     Raises:
-      UserError: nothing usable there, or a sub-network outside its space.
+      UserError: nothing usable there, weights that are not finite, or a sub-network outside its space.
     """
     if (Path(workdir) / "model.safetensors").is_file():
         if subnet != "full":
             raise UserError(f"{workdir} holds one stand-alone network; leave out --subnet")
-        return safetensors_io.load_folder(workdir)
+        config, params, stats = safetensors_io.load_folder(workdir)
+        require_finite({**params, **stats}, str(workdir))
+        return config, params, stats
     trained = Trained(workdir, say)
     return trained.model(trained.add(subnet))

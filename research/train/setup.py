@@ -18,7 +18,7 @@ from research.modules.axes import role
 from research.modules.mesh import BATCH_AXES
 from research.modules.state import abstract
 from research.nested import schemes
-from research.nested.space import Space, make_space, parse_choices, shrink
+from research.nested.space import Space, as_choices, make_space, shrink
 from research.optim.build import alternating, make_optimizer
 from research.optim.schedules import make_schedule
 from research.tasks.base import Task, phases
@@ -32,6 +32,7 @@ from research.train import sharding, spread
 from research.train.attack_checks import check_pixels, check_report
 from research.train.data import Data, Facts
 from research.train.durations import to_steps
+from research.train.examples import Checked, check_labelled, limits_of
 from research.train.programs import Programs
 
 
@@ -80,7 +81,7 @@ def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndar
         raise UserError(
             f"model {name} takes {kind} of {model.input_shape()}, the data gives {shape}; remove model.{', model.'.join(wrong)}"
         )
-    return shrink(model, parse_choices(subnet)) if subnet else model
+    return shrink(model, as_choices(subnet)) if subnet else model
 
 
 def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[str, np.ndarray]) -> Task:
@@ -91,7 +92,7 @@ def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[s
     if robust["method"] != "none":
         check_pixels(config, sample)
         routing = {"experts": getattr(model, "experts", 0), "router": getattr(model, "router", "")}
-        return RobustClassification(num_classes=model.num_classes, **fields, **robust, **routing)
+        return RobustClassification(num_classes=_classes(model, source, sample), **fields, **robust, **routing)
     if "pairs" in sample:
         _check_pairs(model, source)
         return Contrastive(contrastive["loss"], contrastive["temperature"], contrastive["normalize"])
@@ -99,12 +100,23 @@ def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[s
         return DensityCounting(source.mean_count, local)
     if "label" in sample:
         examples = "image" if "image" in sample else "vectors"
-        return Classification(num_classes=model.num_classes if examples == "image" else model.outputs, examples=examples, **fields)
+        return Classification(num_classes=_classes(model, source, sample), examples=examples, **fields)
     if "tokens" in sample:
         if model.vocab_size < source.vocab_size:
             raise UserError(f"model.vocab_size={model.vocab_size} is less than the {source.vocab_size} tokens of the data")
-        return LanguageModelling(tuple(source.token_bytes or ()), metric or "loss")
+        task = LanguageModelling(tuple(source.token_bytes or ()), metric or "loss")
+        if task.metric not in task.metrics:
+            raise UserError(f"task.metric={metric!r}; valid with {source.name}: {', '.join(task.metrics)}")
+        return task
     return InContextLearning(source.points, source.binary, source.variance, source.scored_from)
+
+
+def _classes(model: Any, source: Any, sample: Mapping[str, np.ndarray]) -> int:
+    """The classes of a model, which may be more than those of the data."""
+    field, classes = ("num_classes", model.num_classes) if "image" in sample else ("outputs", model.outputs)
+    if classes < source.num_classes:
+        raise UserError(f"model.{field}={classes} is less than the {source.num_classes} classes of {source.name}; leave it out")
+    return classes
 
 
 def _check_pairs(model: Any, source: Any) -> None:
@@ -136,9 +148,10 @@ class Setup:
         """Returns how many examples a split has."""
         return self.data.facts.examples.get(split, 0)
 
-    @property
+    @functools.cached_property
     def transform(self) -> pipeline.Transform:
-        return self.data.transform
+        """What makes batches of blocks; a batch that the model has no place for is an error."""
+        return Checked(self.data.transform, limits_of(self.data.name, self.space.full, self.sample))
 
     @property
     def sample(self) -> Mapping[str, jax.ShapeDtypeStruct]:
@@ -236,6 +249,8 @@ def make_setup(config: dict[str, Any], known: Facts | None = None, say: Callable
     space = make_space(model, config["nested"]["points"])
     task = make_task(config, model, source, sample)
     check_report(config, sample)
+    if known is None:
+        check_labelled(data.splits)
     duration, count = config["train"]["duration"], len(phases(task))
     size, examples = config["data"]["batch_size"], data.facts.examples["train"]
     total = to_steps(duration, batch_size=size, num_examples=examples, total=None, field="train.duration", phases=count)

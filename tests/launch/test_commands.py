@@ -142,17 +142,25 @@ def test_sweep_trains_two_at_a_time_and_goes_on_where_it_stopped(tmp_path):
     assert [row[:2] for row in rows[1:]] == [["16", "1"], ["16", "2"], ["32", "1"], ["32", "2"]]
     again = run(*command, timeout=120)
     assert again.returncode == 0 and again.stdout.count("finished before") == 4
-    assert "holds a finished run of another config (train.duration" in one_line(run(*command, "--config.train.duration=5"))
+    assert "holds a run of another config (train.duration" in one_line(run(*command, "--config.train.duration=5"))
 
 
 @pytest.mark.slow
-def test_sweep_names_the_run_that_failed(tmp_path):
+def test_a_sweep_goes_on_past_what_fails_and_tells_why(tmp_path):
     command = [
-        "--config=tests/tiny_lm.py:full",
+        "launch.sweep",
+        "--config=tests/tiny.py:full",
+        "--config.train.duration=4",
+        "--config.eval.every=0",
         "--jobs=2",
-        "--grid=model.dim=16,32",
+        "--grid=optim.lr=0.02,1e30",
+        "--grid=seed=0,1",
         f"--workdir={tmp_path}",
-        f"--config.data.dir={tmp_path}/none",
     ]
-    message = one_line(run("launch.sweep", *command))
-    assert "2 of 2 runs failed" in message and "16.log" in message and "none" in (tmp_path / "16.log").read_text()
+    done = run(*command, timeout=300)
+    assert done.returncode == 1 and "2 of 4 runs failed" in done.stdout and "plot: " in done.stdout, done.stdout + done.stderr
+    table = (tmp_path / "sweep.csv").read_text()
+    assert table.count("not finite") == 2 and (tmp_path / "optim.lr=0.02_seed=1" / "report.json").is_file()
+    assert "Means over the seeds" in (tmp_path / "sweep.md").read_text() and (tmp_path / "against.png").is_file()
+    again = run(*command, timeout=300)
+    assert again.stdout.count("finished before") == 2 and again.returncode == 1
