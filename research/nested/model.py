@@ -1,15 +1,21 @@
-"""A model with its numbers, for notebooks: run it, or sample a smaller self from it. The loop uses plain arrays."""
+"""A model with its numbers, for notebooks: run it, or sample a sub-network from it. The loop uses plain arrays."""
 
 import functools
+import warnings
 from typing import Any
 
 import jax
+from jaxtyping import Array, Float
 
 from research import seeds
 from research.models import registry
-from research.modules.state import Arrays, apply, initialize
+from research.modules.axes import StatKind
+from research.modules.state import Arrays, abstract, apply, initialize
 from research.nested.slicing import extract
 from research.nested.space import shrink
+
+BATCH = 128
+"""Inputs of a batch of recalibration."""
 
 
 class Model:
@@ -21,15 +27,39 @@ class Model:
     def __call__(self, x, *, mode: str = "eval", key=None):
         return apply(self.config, self.params, self.stats, x, mode=mode, key=key)[0]
 
-    def sample(self, **choices) -> "Model":
-        """Returns a smaller self that shares nothing with this model: `model.sample(width=0.5, depth=0.5)`.
+    def sample(self, *, calibrate: Float[Array, "N *S"] | None = None, **choices) -> "Model":
+        """Returns a sub-network that shares nothing with this model: `model.sample(width=0.5, depth=0.5)`.
+
+        Args:
+          calibrate: inputs, some hundreds of the training ones: the moments of batch norm become the sub-network's own, the averages over them
+            (Once-for-All, universally slimmable networks). Without them they stay those of this model, which costs accuracy; a warning says so.
+          choices: of the family's dimensions.
 
         Raises:
           UserError: a dimension that the family does not have, or a choice outside its space.
         """
         config = shrink(self.config, choices)
         params, stats = extract(self.config, config, self.params, self.stats)
+        moments = abstract(config).stats_of(StatKind.MOMENT)
+        if moments and calibrate is not None:
+            stats |= _recalibrated(config, params, stats, calibrate, moments)
+        elif moments and config != self.config:
+            warnings.warn(
+                "the sub-network keeps the larger model's moments of batch norm, which are not its own; "
+                "give it training images: model.sample(..., calibrate=images)",
+                stacklevel=2,
+            )
         return Model(config, params, stats)
+
+
+def _recalibrated(config: Any, params: Arrays, stats: Arrays, inputs: Array, moments: list[str]) -> Arrays:
+    """The averages of the moments over batches of the inputs, by their sizes."""
+    run = jax.jit(lambda x: {k: v for k, v in apply(config, params, stats, x, mode="calibrate")[1].items() if k in moments})
+    total: Arrays = {}
+    for start in range(0, len(inputs), BATCH):
+        batch = inputs[start : start + BATCH]
+        total = {k: total.get(k, 0) + v * (len(batch) / len(inputs)) for k, v in run(batch).items()}
+    return total
 
 
 def create_model(name: str, *, seed: int = 0, **overrides) -> Model:
