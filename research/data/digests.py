@@ -49,7 +49,11 @@ def of_files(paths: Iterable[str | os.PathLike]) -> str:
 
 
 def of_examples(source: Gathers) -> str:
-    """Returns the SHA-256 of some examples of a source that makes them, evenly apart, and of their number."""
+    """Returns the SHA-256 of some examples of a source that makes them, evenly apart, and of their number.
+
+    Of floats the shape alone counts: their last bits are the processor's, and what they depend on is in the config.
+    """
     count = len(source)
     block = source.gather(np.unique(np.linspace(0, count - 1, min(count, _EXAMPLES)).astype(np.int64))) if count else {}
-    return of_arrays(np.array([count]), *(block[name] for name in sorted(block)))
+    arrays = (block[name] for name in sorted(block))
+    return of_arrays(np.array([count]), *(np.array(a.shape) if a.dtype.kind == "f" else a for a in arrays))
