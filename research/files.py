@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -71,6 +72,28 @@ def check_regular(path: PathLike, remedy: str = "") -> None:
             raise UserError(f"{printable(path, 300)} is {'not a regular file' if os.path.lexists(path) else 'missing'}{more}")
     except (OSError, ValueError) as error:  # ValueError: a name that holds NUL
         raise UserError(f"cannot read {printable(path, 300)}: {getattr(error, 'strerror', None) or error}{more}") from None
+
+
+MOST_SWELLING, SMALL = 100, 2**26
+"""How many times larger than itself a compressed file may become, where the result is more than so many bytes."""
+
+
+def check_zip(path: PathLike, remedy: str = "") -> None:
+    """Raises UserError unless a file is a zip archive whose contents, as its directory tells their sizes, do not fill the memory.
+
+    What reads an entry stops at the size that the directory tells.
+    """
+    check_regular(path, remedy)
+    more = f"; {remedy}" if remedy else ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(info.file_size for info in archive.infolist())
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged or no zip archive ({printable(error)}){more}") from None
+    if claimed > max(SMALL, MOST_SWELLING * os.path.getsize(path)):
+        raise UserError(
+            f"{path} claims {claimed:,} bytes in a file of {os.path.getsize(path):,}: damaged, or made to fill the memory{more}"
+        )
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 
 import pytest
 
@@ -146,3 +147,17 @@ def test_folders_that_are_links_and_pipes_are_not_written(tmp_path):
 def test_foreign_names_are_shown_short_and_without_control_characters():
     assert files.printable("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
     assert len(files.printable("x" * 10**6)) == 80
+
+
+def test_archives_that_swell_are_refused_before_they_are_read(tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", bytes(2**27))
+    with pytest.raises(UserError, match=r"a.npz claims 134,217,728 bytes in a file of \d+,\d+: damaged, or made to fill the memory; more"):
+        files.check_zip(path, "more")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", bytes(2**20))
+    files.check_zip(path)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match="is damaged or no zip archive"):
+        files.check_zip(path)

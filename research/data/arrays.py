@@ -8,7 +8,7 @@ import numpy as np
 
 from research.data.source import ArraySource, arrays_to_sources
 from research.errors import UserError
-from research.files import check_regular, printable, user_path
+from research.files import check_regular, check_zip, printable, user_path
 
 KEYS = ("train_image", "train_label", "test_image", "test_label")
 HELD_OUT = ("validation_image", "validation_label")
@@ -61,13 +61,14 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
         data = np.load(path, allow_pickle=False)
         if not isinstance(data, np.lib.npyio.NpzFile):
             raise UserError(f"{path} holds one array without a name; make it by {HOW}")
+        check_zip(path, f"make it by {HOW}")
         with data:
             found = list(data.files)
             wanted = (*KEYS, *(HELD_OUT if set(HELD_OUT) & set(found) else ()))
             if missing := [key for key in wanted if key not in found]:
                 raise UserError(f"{path} lacks {', '.join(missing)}; it holds {printable(', '.join(found)) or 'nothing'}")
             return {key: _array(data, key, path) for key in wanted}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as .npz: {printable(error)}; make it by {HOW}") from None
 
 

@@ -14,13 +14,12 @@ from typing import BinaryIO
 import numpy as np
 
 from research.errors import UserError
-from research.files import check_regular, user_path
+from research.files import MOST_SWELLING, SMALL, check_regular, user_path
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMS = 4
 # Deflate shrinks data by 1032 at most (RFC 1951: 258 bytes from 2 bits), images that show anything by far less.
-_MAX_GZIP_RATIO, _USUAL_GZIP_RATIO = 1032, 100
-_SMALL = 1 << 26
+_MAX_GZIP_RATIO = 1032
 _CHUNK = 1 << 20
 _PARTS = {"train": ("train",), "test": ("t10k", "test")}
 HOW_TO_GET = {
@@ -55,8 +54,8 @@ def _read_stream(file: BinaryIO, path: pathlib.Path, file_size: int, most_ratio:
         raise UserError(f"{path} is truncated: it ends inside its header.")
     shape = struct.unpack(f">{ndim}I", sizes)
     wanted = math.prod(shape) * dtype.itemsize
-    if most_ratio > 1 and wanted > _SMALL:
-        most_ratio = _USUAL_GZIP_RATIO  # a megabyte must not fill the memory
+    if most_ratio > 1 and wanted > SMALL:
+        most_ratio = MOST_SWELLING  # a megabyte must not fill the memory
     if wanted > (file_size - (4 + 4 * ndim if most_ratio == 1 else 0)) * most_ratio:
         raise UserError(f"{path} claims {list(shape)}, {wanted} bytes, more than a file of its size can hold: truncated or damaged.")
     data = bytearray()

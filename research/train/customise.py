@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
-from research.files import make_folder, replace_file
+from research.files import check_zip, make_folder, replace_file
 from research.models.customised import GLOBAL, CustomisedConfig
 from research.modules.axes import Kind
 from research.modules.state import Arrays, abstract, apply, initialize
@@ -174,6 +174,7 @@ def load_experts(path: Path, expert: Arrays) -> Arrays:
     """
     if not path.is_file():
         raise UserError(f"no local expert at {path}; make it by python -m launch.customise")
+    check_zip(path, "make it anew by python -m launch.customise")
     try:
         with np.load(path, allow_pickle=False) as data:
             own = {name: np.asarray(data[name]) for name in data.files}
