@@ -6,9 +6,11 @@ import fnmatch
 import functools
 import math
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from research.errors import UserError
+from research.files import printable
 from research.models import encoder, hmode, lenet, resnet, sequence, sequence_variants, unireplknet, vgg, vim, vit, vmamba, wide_resnet
 from research.modules.axes import role
 from research.modules.state import abstract
@@ -97,7 +99,38 @@ def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model
             values[field] = replaced(inner, name, value, f"{where}{field}.")
         else:
             values[field] = fit(value, kinds[field], f"{where}{field}", not_negative(defaults[field], kinds[field], LARGEST))
-    return dataclasses.replace(config, **values)
+    try:
+        return dataclasses.replace(config, **values)
+    except WRONG as error:
+        raise _unfit(name, where, fields, error) from None
+
+
+WRONG = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
+"""What building a model from sizes that do not fit may raise where no check of the family was before it."""
+
+
+def _unfit(name: str, where: str, fields: Mapping[str, Any], error: Exception) -> UserError:
+    told = printable((str(error).strip().splitlines() or [type(error).__name__])[0])
+    return UserError(
+        f"model {name} cannot be built with {printable(', '.join(f'{where}{k}={v!r}' for k, v in fields.items()), 200)}: {told}"
+    )
+
+
+def check_buildable(config: Any, name: str, fields: Mapping[str, Any]) -> None:
+    """Judges a model by the shapes of its arrays.
+
+    Args:
+      fields: those that were given, for the message.
+
+    Raises:
+      UserError: it cannot be built, or has an array without an entry.
+    """
+    try:
+        shapes = abstract(config)
+    except WRONG as error:
+        raise _unfit(name, "model.", fields, error) from None
+    if empty := [key for key, array in {**shapes.params, **shapes.stats}.items() if 0 in array.shape]:
+        raise _unfit(name, "model.", fields, ValueError(f"{empty[0]} would have no entry"))
 
 
 def deployed(config: Any, params: dict | None = None, stats: dict | None = None) -> tuple[Any, dict, dict]:

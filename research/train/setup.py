@@ -75,6 +75,7 @@ def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndar
     if config["train"]["remat"] != "none":
         fields.setdefault("remat", config["train"]["remat"])
     model = registry.model_config(name, **fields)
+    registry.check_buildable(model, name, config["model"])
     shape = sample[kind].shape[2 if kind == "pairs" else 1 :]
     if shape != model.input_shape():
         wrong = [f for f in given if f in config["model"]]
