@@ -66,21 +66,7 @@ def main() -> int:
         )
     sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character that a model writes
     prompts = [tokenizer.encode(p) for p in _PROMPT.value] or [text.read_ids(p, vocab_size) for p in _PROMPT_IDS.value]
-    request = text.Request(
-        num_tokens=_NUM_TOKENS.value,
-        temperature=_TEMPERATURE.value,
-        top_k=_TOP_K.value,
-        top_p=_TOP_P.value,
-        seed=_SEED.value,
-        lookahead=_LOOKAHEAD.value,
-        beams=_BEAMS.value,
-        groups=_GROUPS.value,
-        diversity=_DIVERSITY.value,
-        alpha=_ALPHA.value,
-        stop=tuple(_STOP.value),
-        stop_ids=tuple(int(i) for ids in _STOP_IDS.value for i in text.read_ids(ids, vocab_size, "--stop_ids")),
-        ignore_eot=_IGNORE_EOT.value,
-    )
+    request = _request(vocab_size)
     if _BEAMS.value:
         result = text.search(models[0], prompts, request, tokenizer)
     elif _DRAFT.value:
@@ -106,6 +92,26 @@ def main() -> int:
         write_json(_OUT.value, content)
         print(f"written to {_OUT.value}")
     return 0
+
+
+def _request(vocab_size: int):
+    from research.decode import text
+
+    return text.Request(
+        num_tokens=_NUM_TOKENS.value,
+        temperature=_TEMPERATURE.value,
+        top_k=_TOP_K.value,
+        top_p=_TOP_P.value,
+        seed=_SEED.value,
+        lookahead=_LOOKAHEAD.value,
+        beams=_BEAMS.value,
+        groups=_GROUPS.value,
+        diversity=_DIVERSITY.value,
+        alpha=_ALPHA.value,
+        stop=tuple(_STOP.value),
+        stop_ids=tuple(int(i) for ids in _STOP_IDS.value for i in text.read_ids(ids, vocab_size, "--stop_ids")),
+        ignore_eot=_IGNORE_EOT.value,
+    )
 
 
 def _write(model, prompts, request, tokenizer):

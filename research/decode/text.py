@@ -151,6 +151,13 @@ class _Bound:
     def prefill(self, state: Any, tokens: Any, ids: Any = None) -> Any:
         return self._prefill(self.params, self.stats, state, tokens, ids)
 
+    def read(self, tokens: Any, ids: Any) -> tuple[Any, Any, float]:
+        """Returns the logits and the state after the prompts, and the seconds of a call after the first."""
+        jax.block_until_ready(self.prefill(self.state(), tokens, ids))
+        compiled = time.perf_counter()
+        logits, state = jax.block_until_ready(self.prefill(self.state(), tokens, ids))
+        return logits, state, time.perf_counter() - compiled
+
     def step(self, state: Any, token: Any) -> Any:
         return self._step(self.params, self.stats, state, token)
 
@@ -182,11 +189,7 @@ def write(
     options = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=seeds.key(request.seed))
     check(request.temperature, request.top_k, request.top_p)
     start = time.perf_counter()
-    logits, state = bound.prefill(bound.state(), tokens, ids)
-    jax.block_until_ready(logits)
-    compiled = time.perf_counter()
-    logits, state = jax.block_until_ready(bound.prefill(bound.state(), tokens, ids))
-    prefill = time.perf_counter() - compiled
+    logits, state, prefill = bound.read(tokens, ids)
     ready = lambda *_: (logits, state)  # noqa: E731
     readers = [Reader(tokenizer, prompt, stops) for prompt in prompts]
     show = show or (lambda _: None)
