@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from launch import config as recipe
 from research.data.sources import load_splits
 from research.errors import UserError
+from research.train.setup import make_setup
 
 IMAGES, LABELS = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4), np.array([0, 1, 2, 0, 1, 2])
 GOOD = {"train_image": IMAGES, "train_label": LABELS, "test_image": IMAGES[:2], "test_label": LABELS[:2]}
@@ -72,3 +74,15 @@ def test_labels_beyond_the_classes_and_files_that_are_none(tmp_path):
     }.items():
         with pytest.raises(UserError, match=message):
             load_splits("arrays", file=str(tmp_path / name))
+
+
+def test_a_recipe_trains_on_a_file(tmp_path):
+    given = save(tmp_path, **GOOD)
+    config = recipe.load("tests/tiny.py", {"data.name": "arrays", "data.dir": given["data_dir"], "data.options.file": given["file"]})
+    config["data"]["batch_size"], config["data"]["validation_fraction"] = 2, 0.5
+    setup = make_setup(config)
+    assert setup.task.num_classes == 3 and {name: len(source) for name, source in setup.splits.items()} == {
+        "train": 3,
+        "validation": 3,
+        "test": 2,
+    }
