@@ -202,6 +202,6 @@ def _label(domain: str | None, domains: Sequence[str]) -> int:
         return 0
     if domain in domains:
         return list(domains).index(domain)
-    if domain is not None and domain.isdigit() and int(domain) < len(domains):
+    if domain is not None and domain.isdecimal() and int(domain) < len(domains):
         return int(domain)
     raise UserError(f"domain {domain!r} that no expert has; valid: {', '.join(domains)}, or 0..{len(domains) - 1}")

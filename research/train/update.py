@@ -2,7 +2,7 @@
 
 A batch is cut in as many parts as the draws ask for, and each part into `train.accumulate` microbatches. A loss is a mean over what the task
 counts (`Task.weight`), so a microbatch counts by its share of that in its part; what a layer adds (losses of routers, moments of batch norm)
-is of a microbatch, and the microbatches count alike.
+is of a microbatch, and the microbatches count alike. Random draws (mixing, dropout, attacks) are each microbatch's own.
 """
 
 from collections.abc import Callable, Mapping
