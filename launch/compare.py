@@ -26,7 +26,7 @@ def main(overrides: dict[str, str]) -> int:
     if not _CONFIG.value or not _WORKDIR.value:
         raise UserError("--config and --workdir are needed")
 
-    from research.report import run_card, tables
+    from research.report import provenance, run_card, tables
     from research.report.machine import command_line
     from research.search.comparison import alone_updates, join
     from research.train.results import finished
@@ -59,7 +59,9 @@ def main(overrides: dict[str, str]) -> int:
     spent, seconds = sum(r["train_flops"] for r in alone.values()), sum(r["wall_s"] for r in alone.values())
     facts = [
         f"mean {metric} over {len(rows)} networks: together {shown(means[0])}, alone {shown(means[1])}",
-        f"training FLOPs: together {whole['train_flops']:.4g}, alone {spent:.4g} in all; {updates} updates each alone",
+        f"training FLOPs: together {whole['train_flops']:.4g}, alone {spent:.4g} in all",
+        f"updates: together {whole['updates']:,}, each alone {updates:,}; equal FLOPs are not equal updates",
+        f"1 seed; chosen: {config['report']['chosen'] or provenance.UNKNOWN}",
         f"wall time with compiling: together {whole['wall_s']:.0f} s, alone {seconds:.0f} s in all",
     ]
     print("\n".join([tables.text_table(rows, list(rows[0])), *facts]))

@@ -63,7 +63,7 @@ def main(overrides: dict[str, str]) -> int:
     out = Path(_OUT.value or _WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
     tables.write_csv(out / "in_context.csv", rows, command=machine.command_line())
-    facts = f"{provenance.line([report], config)}; {report['subnets'][0]['params']:,} parameters, {_PROMPTS.value:,} test prompts"
+    facts = f"{provenance.line([report], [config])}; {report['subnets'][0]['params']:,} parameters, {_PROMPTS.value:,} test prompts"
     text = f"Made by `{machine.command_line()}`: {facts}.\n\n{line}.\n\n{tables.markdown_table(shown, columns)}"
     write_text(out / "in_context.md", text)
     series = {name: [{"examples": n, "value": float(v)} for n, v in enumerate(values)] for name, values in found.items()}

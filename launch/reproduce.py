@@ -72,7 +72,7 @@ def main(overrides: dict[str, str]) -> int:
     tables.write_csv(os.path.join(out, "networks.csv"), reports[0]["subnets"], command=command_line())
     networks = by_network(reports, list(configs))
     parts = [
-        f"Made by `{command_line()}`; {provenance.line(reports, config)}.\n",
+        f"Made by `{command_line()}`; {provenance.line(reports, list(configs.values()))}.\n",
         tables.markdown_table(networks, list(networks[0])),
         tables.markdown_table(rows, ["promise", "expected", "found", "kept"]),
     ]

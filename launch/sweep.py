@@ -81,7 +81,7 @@ def _write(rows: list[dict[str, Any]], means: list[dict[str, Any]], metric: str,
     out = Path(_OUT.value or _WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
     command = machine.command_line()
-    text = f'Made by `{command}`: {summary}, {metric} as "value".\n\n{tables.markdown_table(rows, columns(rows))}'
+    text = f'Made by `{command}`: {summary}; {metric} as "value".\n\n{tables.markdown_table(rows, columns(rows))}'
     print(tables.text_table(rows, columns(rows)))
     if means:
         print(tables.text_table(means, columns(means)))
@@ -100,7 +100,7 @@ def main(overrides: dict[str, str]) -> int:
             "--config, --grid and --workdir are needed, e.g. --config=configs/mqar.py --grid=model.dim=32,64 --workdir=runs/mqar"
         )
 
-    from research.report import run_card
+    from research.report import provenance, run_card
     from research.search import sweep
     from research.train.results import finished
 
@@ -115,7 +115,7 @@ def main(overrides: dict[str, str]) -> int:
         raise UserError(f"two points of the grid would share the folder {twice[0]}; leave one of them out")
     os.makedirs(_WORKDIR.value, exist_ok=True)
     codes = _train(points, workdirs, arguments, configs)
-    rows, failed, metric = [], [], "value"
+    rows, failed, metric, reports, told = [], [], "value", [], []
     groups: dict[str, list[str]] = {}
     lines = next((field for field, _ in grid if field != "seed"), "seed")
     for point, workdir, config, code in zip(points, workdirs, configs, codes, strict=True):
@@ -125,9 +125,13 @@ def main(overrides: dict[str, str]) -> int:
             rows.append({**point, "failed": _reason(workdir, code)})
             continue
         metric = report["metric"]
+        reports.append(report)
+        told.append(config)
         rows.append(sweep.row(point, report))
         groups.setdefault(point[lines], []).append(workdir)
     summary = f"{len(rows)} runs, {time.monotonic() - start:.0f} s in all" + (f", {len(failed)} of which failed" if failed else "")
+    if reports:
+        summary += f"; {provenance.line(reports, told, len({config['seed'] for config in told}))}"
     out = _write(rows, sweep.over_seeds(rows, [field for field, _ in grid]), metric, summary)
     print(f"table: {out}/sweep.md", flush=True)
     try:

@@ -6,21 +6,23 @@ from typing import Any
 UNKNOWN = "by hand while the recipe was written, trials not kept"
 
 
-def line(reports: Sequence[Mapping[str, Any]], config: Mapping[str, Any], seeds: int | None = None) -> str:
+def line(reports: Sequence[Mapping[str, Any]], configs: Sequence[Mapping[str, Any]], seeds: int | None = None) -> str:
     """Returns a sentence for the page of a result.
 
     Args:
       reports: of its runs, as report.json holds them.
-      config: of the first of them, resolved.
+      configs: of these runs, resolved.
       seeds: how many seeds each arm has; by default as many as there are reports.
     """
     seeds = len(reports) if seeds is None else seeds
     updates = _span([report["updates"] for report in reports], ",.0f")
     flops = _span([report["train_flops"] for report in reports], ".3g")
+    examples = _span([config["data"]["batch_size"] for config in configs], ".0f")
+    chosen = "; ".join(dict.fromkeys(config["report"]["chosen"] or UNKNOWN for config in configs))
     seconds = _span([report["wall_s"] for report in reports], ".0f")
     return (
-        f"{seeds} seed{'s' * (seeds != 1)}; {updates} updates of {config['data']['batch_size']} examples, {flops} training FLOPs and {seconds} s "
-        f"with compiling a run; {reports[0]['metric']}; chosen: {config['report']['chosen'] or UNKNOWN}"
+        f"{seeds} seed{'s' * (seeds != 1)}; {updates} updates of {examples} examples, {flops} training FLOPs and {seconds} s "
+        f"with compiling a run; {reports[0]['metric']}; chosen: {chosen}"
     )
 
 
