@@ -9,7 +9,6 @@ and links by the vendors' figures, so floors. --slow_axes names mesh axes that c
 """
 
 import json
-import os
 
 from absl import flags
 
@@ -30,8 +29,11 @@ def main(overrides: dict[str, str]) -> int:
     if not _CONFIG.value:
         raise UserError("--config is needed, e.g. --config=configs/lm_7b.py --devices=64 --config.mesh.fsdp=64")
     config = recipe.load(_CONFIG.value, overrides)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["JAX_NUM_CPU_DEVICES"] = str(_DEVICES.value)
+
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # reading the config may have imported JAX, which reads its environment then
+    jax.config.update("jax_num_cpu_devices", _DEVICES.value)
 
     from research.modules.mesh import MESH_AXES
     from research.report import roofline
