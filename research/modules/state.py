@@ -6,7 +6,7 @@ to an array), and the pure function `apply`. Modules exist only inside `apply`.
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -60,7 +60,7 @@ class Abstract:
     kept: Mapping[str, tuple[int, ...]]
     kinds: Mapping[str, Kind]
     precise: frozenset[str]
-    stat_kinds: Mapping[str, StatKind]
+    stat_kinds: Mapping[str, StatKind] = field(default_factory=dict)
 
     def num_params(self) -> int:
         """Number of trained values; running statistics are not among them."""
