@@ -184,7 +184,7 @@ class Run:
         try:
             self._train()
             self._settle()
-            if self.saved != self.step:  # before the evaluation: whatever becomes of that, the training is not lost
+            if not self._is_saved():  # before the evaluation: whatever becomes of that, the training is not lost
                 self._save_surely()
             if self.validates and not self.ended:
                 self._evaluate(final=True)
@@ -192,7 +192,7 @@ class Run:
             return self._finish()
         except Preempted as stop:
             self._settle()
-            if self.saved != self.step and self.step:
+            if self.step and not self._is_saved():
                 self.reporter.say(f"told to stop: saving step {self.step} (a second Ctrl-C ends at once)")
                 self._save_surely()
             self.checkpoints.close()
@@ -305,11 +305,15 @@ class Run:
         self.checkpoints.save(self.step, self.state, run)
         self.saved = self.step
 
+    def _is_saved(self) -> bool:
+        """Whether this step is on disk, everywhere; waits for a save that is under way, which may yet be given up."""
+        return self.saved == self.step and processes.everywhere(self.checkpoints.wait())
+
     def _save_surely(self) -> None:
         """The last save of a process: there is no next one that would make up for it."""
         for _ in range(SAVES):
             self._save()
-            if self.checkpoints.wait():
+            if self._is_saved():
                 return
         raise UserError(f"the state could not be saved in {SAVES} tries, because the clock keeps jumping; {self._safe()}")
 

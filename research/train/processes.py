@@ -40,6 +40,15 @@ def agree(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def everywhere(value: bool) -> bool:
+    """Returns whether it holds in every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
+
+
 def share_signals(stop: Stop) -> None:
     """Has what stops this process stop all of several: JAX tells the others of SIGTERM, see `told_to_stop`."""
     if jax.process_count() == 1:

@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from launch import config as recipe
@@ -113,6 +114,40 @@ def test_a_kill_between_save_and_evaluation_does_that_evaluation_once(tmp_path, 
         done[moment] = (workdir / "metrics.jsonl").read_bytes()
     assert done["before"] == done["after"]
     assert {s: len(v) for s, v in records.evaluations(tmp_path / "after", "accuracy").items()} == {2: 1, 4: 1}
+
+
+# -- saves that are given up -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["goal", "signal"])
+def test_a_save_that_the_clock_ended_is_not_taken_for_done(end, tmp_path, monkeypatch):
+    """The due save of step 4 is given up, then the run ends at step 4: by its goal, or told to stop."""
+    given_up, finalize = [], ocp.CheckpointManager._finalize_checkpoint
+
+    def jumps(self, step):
+        if not given_up:
+            given_up.append(step)
+            raise TimeoutError("the clock jumped")
+        finalize(self, step)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "_finalize_checkpoint", jumps)
+    workdir, lines = tmp_path / "run", Lines()
+    if end == "goal":
+        loop.train(tiny(eval__every=4, eval__stop_at=0.0), str(workdir), lines)
+        assert status(workdir)["state"] == "finished"
+    else:
+        tick = loop.Run._tick_step
+
+        def told(run):
+            if run.step == 4:
+                run.stop.told = "SIGTERM"
+            tick(run)
+
+        monkeypatch.setattr(loop.Run, "_tick_step", told)
+        with pytest.raises(loop.Preempted, match="stopped by SIGTERM at step 4; the state is saved"):
+            loop.train(tiny(), str(workdir), lines)
+    assert given_up == [4] and whole_steps(workdir) == [4]
+    assert any("was given up, because the clock jumped" in line for line in lines.said)
 
 
 # -- splits that are missing ------------------------------------------------------------------------------------------
