@@ -114,6 +114,10 @@ def main(overrides: dict[str, str]) -> int:
     if twice := [workdir for workdir in workdirs if workdirs.count(workdir) > 1]:
         raise UserError(f"two points of the grid would share the folder {twice[0]}; leave one of them out")
     os.makedirs(_WORKDIR.value, exist_ok=True)
+    for point, workdir in zip(points, workdirs, strict=True):
+        former = os.path.join(_WORKDIR.value, sweep.former_name(point))
+        if os.path.isdir(former) and not os.path.exists(workdir):
+            print(f"note: {former} is named as earlier versions did and is not used; rename it to {workdir} to keep its run", flush=True)
     codes = _train(points, workdirs, arguments, configs)
     rows, failed, metric, reports, told = [], [], "value", [], []
     groups: dict[str, list[str]] = {}

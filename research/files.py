@@ -30,7 +30,6 @@ RUN_FILES = (
     "metrics.jsonl",
     "timings.jsonl",
     "tokenizer.json",
-    "data.json",
     "report.json",
     "report.md",
     "pareto.png",

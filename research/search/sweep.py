@@ -65,6 +65,11 @@ def folder_name(point: Mapping[str, str]) -> str:
     return f"{safe[:LONGEST]}.{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
 
+def former_name(point: Point) -> str:
+    """Returns the name that earlier versions gave a point's folder, its values alone."""
+    return "_".join(value.replace(" ", "-") for value in point.values())
+
+
 def default_x(grid: Sequence[tuple[str, Sequence[str]]]) -> str:
     """Returns what a sweep is drawn against: its first field of numbers other than the seed, else the number of parameters."""
     return next((field for field, values in grid if field not in ("seed", "arg") and all(map(_is_number, values))), "params")

@@ -6,7 +6,7 @@ from typing import Any
 
 from research.errors import UserError
 from research.files import read_json
-from research.report.reading import check_report
+from research.report.reading import read_report
 from research.train.config import differences
 from research.train.rundir import read_config
 from research.train.used import ignored
@@ -36,10 +36,9 @@ def finished(workdir: str | os.PathLike, config: dict[str, Any]) -> dict[str, An
     if any(old["report"][field] != config["report"][field] for field in OF_REPORT):
         return None
     try:
-        report = read_json(folder / "report.json", ("metric", "subnets", "updates", "wall_s"))
+        report = read_report(folder)
         status = read_json(folder / "status.json", ("state",)) if (folder / "status.json").exists() else {"state": "finished"}
-        check_report(report)
-    except (UserError, ValueError):
+    except UserError:
         return None
     whole = (folder / "pareto.png").is_file()  # older versions wrote it after the report
-    return report if whole and status["state"] == "finished" and report["subnets"] else None
+    return report if report and whole and status["state"] == "finished" and report["subnets"] else None

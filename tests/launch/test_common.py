@@ -23,7 +23,8 @@ def nobody(monkeypatch):
     def unknown(uid):
         raise KeyError(uid)
 
-    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("NESTAX_DATA", raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
@@ -44,13 +45,14 @@ def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert recipe.load_recipe("~/r.py:some") == "some"
 
 
-def test_without_a_home_no_folder_named_tilde_is_made(nobody):
+def test_without_a_home_no_folder_named_tilde_is_made(nobody, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^~/x: the home folder is not known; set HOME"):
         files.user_path("~/x")
     with pytest.raises(ValueError, match="home folder is not known"):
         common._PathParser().parse("~/x")
     assert [str(place) for place in idx.usual_folders("mnist")][-1] == "/usr/share/datasets/mnist"
-    with pytest.raises(UserError, match="mnist is in none of /usr/share/datasets/mnist"):
+    monkeypatch.setattr(idx, "usual_folders", lambda name: [tmp_path / name])
+    with pytest.raises(UserError, match=f"mnist is in none of {tmp_path}/mnist"):
         idx.find_folder("mnist", None)
 
 

@@ -12,7 +12,13 @@ from research.files import write_json
 from research.report.run_card import write_report
 from research.train.results import finished
 
-REPORT = {"metric": "test accuracy", "subnets": [{"name": "full", "value": 0.123, "params": 7, "flops": 3}], "updates": 24, "wall_s": 1.0}
+REPORT = {
+    "metric": "test accuracy",
+    "subnets": [{"name": "full", "value": 0.123, "params": 7, "flops": 3}],
+    "updates": 24,
+    "wall_s": 1.0,
+    "train_flops": 1e9,
+}
 
 
 def made(folder, config, state="finished", **report):
