@@ -207,7 +207,8 @@ def save_folder(
       UserError: the folder cannot be written.
     """
     model = config_to_json(config)
-    arrays = {f"params/{k}": v for k, v in params.items()} | {f"stats/{k}": v for k, v in stats.items()}
+    kept = abstract(config).kept_stats()
+    arrays = {f"params/{k}": v for k, v in params.items()} | {f"stats/{k}": v for k, v in stats.items() if k in kept}
     with whole_folder(folder, CONFIG, (*MODEL_NAMES, *BESIDE)) as stage:
         save_safetensors(stage / WEIGHTS, arrays, {"format": "nestax", "model": json.dumps(model)})
         for name, text in (texts or {}).items():
@@ -240,11 +241,14 @@ def load_folder(folder: str | os.PathLike) -> tuple[Any, Arrays, Arrays]:
         raise UserError(f"{path}: {e}") from None
     _check_bound(weights, data)
     full = abstract(config)
-    expected = {f"params/{k}": v.shape for k, v in full.params.items()} | {f"stats/{k}": v.shape for k, v in full.stats.items()}
-    check_names({k: v.shape for k, v in arrays.items()}, expected, weights)
-    kinds = {f"params/{k}": v.dtype for k, v in full.params.items()} | {f"stats/{k}": v.dtype for k, v in full.stats.items()}
-    check_values(weights, arrays, kinds)
-    return config, {k: jnp.asarray(arrays[f"params/{k}"]) for k in full.params}, {k: jnp.asarray(arrays[f"stats/{k}"]) for k in full.stats}
+    kept = full.kept_stats()
+    sums = {k: s for k, s in full.stats.items() if k not in kept}
+    arrays = {k: v for k, v in arrays.items() if k.removeprefix("stats/") not in sums}
+    held = {f"params/{k}": s for k, s in full.params.items()} | {f"stats/{k}": s for k, s in kept.items()}
+    check_names({k: v.shape for k, v in arrays.items()}, {k: s.shape for k, s in held.items()}, weights)
+    check_values(weights, arrays, {k: s.dtype for k, s in held.items()})
+    stats = {k: jnp.zeros(s.shape, s.dtype) if k in sums else jnp.asarray(arrays[f"stats/{k}"]) for k, s in full.stats.items()}
+    return config, {k: jnp.asarray(arrays[f"params/{k}"]) for k in full.params}, stats
 
 
 def _check_bound(weights: str, model: Any) -> None:

@@ -74,6 +74,10 @@ class Abstract:
         """Returns the names of the statistics of these kinds."""
         return [name for name in self.stats if self.stat_kinds[name] in kinds]
 
+    def kept_stats(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the statistics that files hold: all but the sums, which are zero between updates."""
+        return {name: shape for name, shape in self.stats.items() if self.stat_kinds.get(name) is not StatKind.SUM}
+
 
 def _size(shape: tuple[int, ...]) -> int:
     return functools.reduce(lambda a, b: a * b, shape, 1)

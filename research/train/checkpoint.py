@@ -142,13 +142,13 @@ class Checkpoints:
     def _disk_errors(self, step: int | None) -> "_DiskErrors":
         return _DiskErrors(self, step)
 
-    def restore(self, step: int, shapes: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
-        """Returns (state, run) of a step, each array placed by `shardings`.
+    def restore(self, step: int, wanted: restore.Wanted) -> tuple[Any, dict[str, Any]]:
+        """Returns (state, run) of a step, each array placed by its sharding.
 
         Raises:
           UserError: the checkpoint does not have the arrays of this config.
         """
-        return restore.restore(self.folder, step, shapes, shardings)
+        return restore.restore(self.folder, step, wanted)
 
     def best_step(self) -> int | None:
         """Step with the best metric of those that exist, None without metrics."""

@@ -12,7 +12,7 @@ from research.errors import UserError
 from research.interop import safetensors_io
 from research.modules.state import Arrays, abstract, require_finite
 from research.nested.slicing import extract
-from research.train import data
+from research.train import data, kept
 from research.train.evaluation import Evaluator
 from research.train.programs import Programs
 from research.train.restore import restore_newest
@@ -31,8 +31,10 @@ class Trained:
         self.setup: Setup = make_setup(self.config, data.read(workdir), say)
         self.programs: Programs = make_programs(self.setup)
         self.say = say
-        places = self.programs.state_shapes, self.programs.state_shardings
-        self.step, self.state, self.run = restore_newest(self.workdir / "checkpoints", *places, say)
+        full, places = self.programs.full, (self.programs.state_shapes, self.programs.state_shardings)
+        wanted = kept.wanted(*places, full, optimizer=False)
+        self.step, state, self.run = restore_newest(self.workdir / "checkpoints", wanted, say)
+        self.state = kept.whole(state, full, self.programs.stat_shardings)
         self.weights: Arrays = self.state.params if self.state.ema is None else self.state.ema
         require_finite({**self.weights, **self.state.stats}, f"{workdir}, step {self.step}")
         self.evaluator = Evaluator(self.setup, self.programs)
@@ -49,8 +51,7 @@ class Trained:
 
     def statistics(self, name: str) -> Arrays:
         """Returns the network's own statistics: those saved at this step, where they are as they were written, else recalibrated now."""
-        shapes = {k: v.shape for k, v in abstract(self.setup.space.configs[name]).stats.items()}
-        saved, problem = load_statistics(self.workdir, self.step, name, shapes)
+        saved, problem = load_statistics(self.workdir, self.step, name, abstract(self.setup.space.configs[name]))
         if saved is not None:
             return {k: jax.device_put(v, self.programs.replicated) for k, v in saved.items()}
         if problem:

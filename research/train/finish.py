@@ -37,7 +37,8 @@ def final_report(setup: Setup, programs: Programs, evaluator: Evaluator, weights
     validation = evaluator.run(statistics, weights, "validation") if setup.examples("validation") else {}
     split = report_split(setup)
     results = evaluator.run(statistics, weights, split) if split == "test" else validation
-    save_statistics(folder, setup.total, statistics)
+    own = {name: {k: v for k, v in stats.items() if k in programs.small(name).kept_stats()} for name, stats in statistics.items()}
+    save_statistics(folder, setup.total, own)
     attacks, seconds = setup.config["report"].get("attacks", ()), programs.seconds
     robust = _attacked(setup, evaluator, weights, statistics, attacks, split) if attacks and split else {}
     return {

@@ -23,7 +23,7 @@ from research.report import machine
 from research.report.run_card import write_report
 from research.stopping import Preempted
 from research.tasks.base import shown
-from research.train import ahead, costs, data, experts, finish, foreseen, initial, processes, records, sharding, watch
+from research.train import ahead, costs, data, experts, finish, foreseen, initial, kept, processes, records, sharding, watch
 from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator
 from research.train.heartbeat import Heartbeat
@@ -102,7 +102,9 @@ class Run:
         """Restores the newest valid checkpoint, or makes the initial state."""
         newest = processes.agree(max(self.checkpoints.steps(), default=0))
         if newest:
-            state, run = self.checkpoints.restore(newest, self.programs.state_shapes, self.programs.state_shardings)
+            places = self.programs.state_shapes, self.programs.state_shardings
+            state, run = self.checkpoints.restore(newest, kept.wanted(*places, self.programs.full, optimizer=True))
+            state = kept.whole(state, self.programs.full, self.programs.stat_shardings)
             self.reporter.say(f"resumed from step {newest}")
             self.saved, self.lines = newest, run.get("lines", {})
             self.journal.flops, self.journal.skipped = run["flops"], run.get("skipped", 0)
@@ -302,7 +304,7 @@ class Run:
         self._status("saving")
         run = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.journal.flops, "skipped": self.journal.skipped}
         run["lines"] = dict(self.rundir.lines)
-        self.checkpoints.save(self.step, self.state, run)
+        self.checkpoints.save(self.step, kept.kept(self.state, self.programs.full), run)
         self.saved = self.step
 
     def _is_saved(self) -> bool:

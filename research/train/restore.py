@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ TRIES = 20
 """How often another step is taken where the one that is read vanishes, because the training has deleted it."""
 PAUSE_S = 0.2
 """Seconds before it is looked again whether all steps are damaged."""
+OPTIMIZER = "opt_state"
+"""Name of the branch of a state that only training reads."""
 _STEP = re.compile(r"0|[1-9][0-9]*")
 
 
@@ -33,34 +36,87 @@ def whole_steps(folder: Path) -> list[int]:
     return sorted(step for p in paths if (step := step_of(p)) is not None and (p / MANIFEST).is_file())
 
 
-def restore(folder: Path, step: int, shapes: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
-    """Returns (state, run) of a step, each array placed by `shardings`.
+@dataclass(frozen=True)
+class Wanted:
+    """What a checkpoint is asked for.
+
+    Attributes:
+      shapes, shardings: of the state.
+      others: (names of) branches that it may hold as well, and that are not read.
+    """
+
+    shapes: Any
+    shardings: Any
+    others: Collection[tuple[str, ...]] = ()
+
+
+def restore(folder: Path, step: int, wanted: Wanted) -> tuple[Any, dict[str, Any]]:
+    """Returns (state, run) of a step, each array placed by its sharding.
 
     Args:
       folder: where step folders lie.
-      shapes: of the state.
 
     Raises:
       UserError: the checkpoint does not have the arrays of this config.
     """
     import orbax.checkpoint as ocp
+    from etils import epath  # orbax's own
 
-    target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(target), run=ocp.args.JsonRestore())
+    target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), wanted.shapes, wanted.shardings)
+    arguments = ocp.checkpoint_utils.construct_restore_args(target)
+    items = ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True), run=ocp.args.JsonRestore()
+    )
+    where = f"checkpoint {step} in {folder}"
     try:
+        saved = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder.absolute() / str(step) / "state")).tree
+        _check(_by_path(saved), _by_path(target), wanted.others, where)
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler("state", "run")) as checkpointer:
             out = checkpointer.restore(folder.absolute() / str(step), args=items)
     except (ValueError, KeyError, TypeError) as error:
-        first = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"checkpoint {step} in {folder} does not fit this config: {first}") from None
+        first = " ".join(str(error).split())[:200]
+        raise UserError(f"{where} does not fit this config: {first}") from None
     return out["state"], out["run"]
 
 
-def restore_newest(folder: Path, shapes: Any, shardings: Any, say: Callable[[str], None]) -> tuple[int, Any, dict[str, Any]]:
+def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
+    """Returns the arrays of a tree by the names on the way to them, which files have too."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
+
+
+def _check(
+    saved: Mapping[tuple[str, ...], Any], wanted: Mapping[tuple[str, ...], Any], others: Collection[tuple[str, ...]], where: str
+) -> None:
+    """Raises UserError, which names the first array that a checkpoint lacks, has too much or in another shape."""
+    read = {path: array for path, array in saved.items() if not any(path[: len(other)] == other for other in others)}
+    problems = [(path, "it lacks") for path in wanted if path not in read] + [(path, "it holds") for path in read if path not in wanted]
+    problems += [
+        (path, f"it holds {tuple(read[path].shape)}, needed is {tuple(array.shape)}, of")
+        for path, array in wanted.items()
+        if path in read and tuple(read[path].shape) != tuple(array.shape)
+    ]
+    if not problems:
+        return
+    problems.sort(key=lambda problem: problem[0][0] == OPTIMIZER)  # the network first
+    path, what = problems[0]
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    name = "/".join(path)
+    if path[0] == OPTIMIZER:
+        raise UserError(
+            f"the optimizer's state in {where} does not fit (an earlier version saved it: {what} {name}{more}): the run can be evaluated and "
+            "extracted but not resumed; start anew from it by --config.train.init_from and another --workdir"
+        )
+    raise UserError(
+        f"{where} does not fit this config: {what} {name}{more}; open it with the version that saved it (git in environment.json)"
+    )
+
+
+def restore_newest(folder: Path, wanted: Wanted, say: Callable[[str], None]) -> tuple[int, Any, dict[str, Any]]:
     """Returns (step, state, run) of the newest step whose every byte is as it was written.
 
     Args:
-      folder, shapes, shardings: as of `restore`.
+      folder, wanted: as of `restore`.
       say: called with a line for each newer step that is damaged.
 
     Raises:
@@ -79,7 +135,7 @@ def restore_newest(folder: Path, shapes: Any, shardings: Any, say: Callable[[str
                 raise UserError(f"no step in {folder} is whole: {'; '.join(damaged[:3])}")
             raise UserError(f"no whole step is in {folder} yet; wait for the first save, or train it (python -m launch.train)")
         try:
-            state, run = restore(folder, step, shapes, shardings)
+            state, run = restore(folder, step, wanted)
         except Exception:
             if fault(folder / str(step), step) is None:
                 raise

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from research.files import make_folder, replace_file
-from research.modules.state import Arrays
+from research.modules.state import Abstract, Arrays
 from research.train import processes
 from research.train.manifests import MANIFEST, fault, write_manifest
 
@@ -36,17 +36,15 @@ def save_statistics(workdir: str | os.PathLike, step: int, statistics: Mapping[s
     write_manifest(folder, step)
 
 
-def load_statistics(
-    workdir: str | os.PathLike, step: int, name: str, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, np.ndarray] | None, str]:
+def load_statistics(workdir: str | os.PathLike, step: int, name: str, network: Abstract) -> tuple[dict[str, np.ndarray] | None, str]:
     """Returns (a network's statistics, "") where every byte is as it was written, else (None, why not; "" where none were saved).
 
     Args:
-      shapes: array -> shape, as the network has them.
+      network: of that name; its sums over an update are zero, whatever the file holds.
     """
     folder = Path(workdir) / FOLDER / str(step)
     path = folder / f"{name}.npz"
-    if not shapes:
+    if not network.stats:
         return {}, ""
     if not path.is_file():
         return None, ""
@@ -59,6 +57,7 @@ def load_statistics(
             arrays = {k: data[k] for k in data.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         return None, f"{path} cannot be read ({error})"
-    if {k: v.shape for k, v in arrays.items()} != dict(shapes):
+    held = network.kept_stats()
+    if any(k not in network.stats for k in arrays) or any(k not in arrays or arrays[k].shape != v.shape for k, v in held.items()):
         return None, f"{path} does not fit this network"
-    return arrays, ""
+    return {k: arrays[k] if k in held else np.zeros(v.shape, v.dtype) for k, v in network.stats.items()}, ""

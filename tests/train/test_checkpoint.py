@@ -12,7 +12,7 @@ from research.errors import UserError
 from research.train import checkpoint as module
 from research.train.checkpoint import Checkpoints
 from research.train.manifests import MANIFEST, fault, write_manifest
-from research.train.restore import restore_newest, whole_steps
+from research.train.restore import Wanted, restore_newest, whole_steps
 
 
 def tree(value):
@@ -40,7 +40,7 @@ def restore(checkpoints, step):
 
     target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree(0))
     place = jax.tree.map(lambda a: jax.sharding.SingleDeviceSharding(jax.devices()[0]), target)
-    return checkpoints.restore(step, target, place)
+    return checkpoints.restore(step, Wanted(target, place))
 
 
 def test_round_trip_is_bitwise(saved):
@@ -172,7 +172,8 @@ def newest(folder, say=lambda _: None):
     import jax
 
     target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree(0))
-    return restore_newest(folder, target, jax.tree.map(lambda a: jax.sharding.SingleDeviceSharding(jax.devices()[0]), target), say)
+    place = jax.tree.map(lambda a: jax.sharding.SingleDeviceSharding(jax.devices()[0]), target)
+    return restore_newest(folder, Wanted(target, place), say)
 
 
 def snapshot(folder):
@@ -267,9 +268,20 @@ def test_other_arrays_are_refused_in_one_line(saved):
     checkpoints, _ = reopen(saved)
     target = {"params": {"other": jax.ShapeDtypeStruct((3,), np.float32)}}
     place = {"params": {"other": jax.sharding.SingleDeviceSharding(jax.devices()[0])}}
-    with pytest.raises(UserError, match="does not fit this config") as error:
-        checkpoints.restore(3, target, place)
+    with pytest.raises(UserError, match=r"does not fit this config: it lacks params/other and 2 more; open it with the version") as error:
+        checkpoints.restore(3, Wanted(target, place))
     assert "\n" not in str(error.value)
+    target = {"params": {"b": jax.ShapeDtypeStruct((6,), np.float32)}}
+    place = {"params": {"b": place["params"]["other"]}}
+    for others, message in (
+        ((), "it holds params/w and 1 more; "),
+        ({("params", "w")}, r"it holds \(5,\), needed is \(6,\), of params/b; "),
+    ):
+        with pytest.raises(UserError, match=f"does not fit this config: {message}"):
+            checkpoints.restore(3, Wanted(target, place, others))
+    target["params"]["b"] = jax.ShapeDtypeStruct((5,), np.float32)
+    state, _ = checkpoints.restore(3, Wanted(target, place, {("params", "w")}))
+    assert list(state["params"]) == ["b"] and np.array_equal(state["params"]["b"], tree(3)["params"]["b"])
     checkpoints.close()
 
 
