@@ -4,8 +4,10 @@ Compiling is most of their time. Without LLVM's expensive passes code is slower 
 alike. JAX keeps programs in .pytest_cache/xla by their text, flags and versions, for all processes of a run and for later runs.
 """
 
+import contextlib
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,13 @@ CACHE = {
 }
 for name, value in CACHE.items():
     os.environ.setdefault(name, value)
+
+
+# Runs leave ignored signals alone, and a background job, as of CI, starts with some ignored; what tests send is to be heard.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(number, usual)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -142,7 +142,7 @@ def test_a_stem_of_its_own_width_is_projected_and_stays_so():
         ({"block": "wide"}, "unknown block 'wide'; valid: basic, bottleneck"),
         ({"stem": "patch"}, "unknown stem 'patch'; valid: imagenet, medium, small"),
         ({"depths": (1, 1, 1)}, "need one entry per stage"),
-        ({"depths": (1, 0, 1, 1)}, "valid: whole numbers from 1"),
+        ({"depths": (1, 0, 1, 1)}, "valid: a list of whole numbers from 1"),
         ({"image_size": 16}, "smaller than the total stride 32; use stem='small'"),
         ({"experts": -1}, "experts=-1; valid: a whole number from 0"),
         ({"router_dims": (8, 16)}, "need one whole number from 1 per stage"),

@@ -24,6 +24,7 @@ def test_created_model_runs_and_samples():
     assert research.model_info("resnet50")["params"] == 25_557_032
 
 
+@pytest.mark.slow
 def test_a_sample_takes_moments_of_its_own_from_images_and_says_so_where_it_keeps_others(monkeypatch):
     monkeypatch.setattr("research.nested.model.BATCH", 3)
     model = research.create_model("resnet18", **registry.entry("resnet18").tiny)
