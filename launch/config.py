@@ -31,8 +31,11 @@ def take_overrides(argv: list[str]) -> dict[str, str]:
     return out
 
 
-def load(text: str, overrides: dict[str, str]) -> dict[str, Any]:
+def load(text: str, overrides: dict[str, str], workdir: str = "") -> dict[str, Any]:
     """Returns the resolved config of a recipe with overrides applied.
+
+    Args:
+      workdir: of a run that is gone on with, if it is there: it keeps what only a new one would be refused.
 
     Raises:
       UserError: no such file, a field that does not exist, a value of another type or out of range, a setting that nothing goes by.
@@ -41,13 +44,18 @@ def load(text: str, overrides: dict[str, str]) -> dict[str, Any]:
     before = copy.deepcopy(config)
     for field, value in overrides.items():
         _set(config, field, value)
+    from research.train.rundir import check_optimizer, goes_on
+    from research.train.used import check_new, check_used
+
+    if workdir:
+        check_optimizer(workdir, config.optim.name)
     for field in left_over(config.optim, {name.removeprefix("optim.") for name in overrides if name.startswith("optim.")}):
         config.optim[field] = None
     check(config)
-    from research.train.used import check_used
-
     whole = resolved(config)
     check_used(whole, resolved(before), overrides)
+    if not workdir or not goes_on(workdir, whole):
+        check_new(whole)
     return whole
 
 

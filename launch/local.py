@@ -138,7 +138,7 @@ def main(overrides: dict[str, str]) -> int:
 
     if not _CONFIG.value or not _WORKDIR.value:
         raise UserError("--config and --workdir are needed, e.g. --processes=2 --config=configs/quickstart.py --workdir=runs/two")
-    recipe.load(_CONFIG.value, overrides)  # mistakes show before anything starts
+    recipe.load(_CONFIG.value, overrides, _WORKDIR.value)  # mistakes show before anything starts
     command = [sys.executable, "-m", "launch.train", f"--config={_CONFIG.value}", f"--workdir={_WORKDIR.value}"]
     command += [f"--config.{field}={value}" for field, value in overrides.items()]
     supervisor = Supervisor(command, _WORKDIR.value, _PROCESSES.value, _DEVICES.value)

@@ -157,7 +157,12 @@ def left_over(section: Mapping[str, Any], given: Collection[str]) -> list[str]:
 
 
 def stored(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the section of a run's config.json as `resolve` would: constants that the optimizer does not have never did anything there."""
+    """Returns the section of a run's config.json as `resolve` would: constants that the optimizer does not have never did anything there.
+
+    An optimizer that is no longer there keeps what it had: such a run is only read.
+    """
+    if section["name"] not in OPTIMIZERS:
+        return dict(section)
     known = optimizer(section["name"])
     return _filled({key: None if key in CONSTANTS and key not in known.constants else value for key, value in section.items()}, known)
 

@@ -1,5 +1,6 @@
 """What the loop asks of a task: model inputs and targets of a batch, a loss, and sums that become metrics."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax.numpy as jnp
@@ -18,6 +19,14 @@ class Means:
     """
 
     indivisible: str = ""
+
+    @classmethod
+    def check_new(cls, section: Mapping[str, Any]) -> None:
+        """Judges a config's section `task` in a run that begins; older runs keep what they were trained with.
+
+        Raises:
+          UserError: choices that mean nothing together.
+        """
 
     def weight(self, batch: Batch) -> Float[Array, ""] | None:
         """Returns what the means over a training batch divide by, e.g. its labelled tokens; None where all batches of a size have the same."""

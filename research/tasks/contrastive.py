@@ -6,6 +6,7 @@ Losses and the swap of the two texts follow arXiv 2401.15713; `mnr` is the multi
 on which pairs share a batch, which is fixed. What needs all pairs at once is in `research.search.embedding`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -46,13 +47,16 @@ class Contrastive(Means):
     def __post_init__(self):
         if self.loss_name not in LOSSES:
             raise UserError(f"task.contrastive.loss={self.loss_name!r}; valid: {', '.join(LOSSES)}")
-        if self.loss_name == "mnr_plus" and self.normalize:
+        if not self.temperature > 0:
+            raise UserError(f"task.contrastive.temperature={self.temperature}; valid: numbers above 0")
+
+    @classmethod
+    def check_new(cls, section: Mapping[str, Any]) -> None:
+        if section["contrastive"]["loss"] == "mnr_plus" and section["contrastive"]["normalize"]:
             raise UserError(
                 "task.contrastive.loss='mnr_plus' takes its targets from the lengths of the vectors, which task.contrastive.normalize=True "
                 "makes equal: every row's target is then its own pair; valid with vectors of length 1: symmetric, mnr"
             )
-        if not self.temperature > 0:
-            raise UserError(f"task.contrastive.temperature={self.temperature}; valid: numbers above 0")
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], None]:
         """The two texts of a pair change places with probability 1/2."""

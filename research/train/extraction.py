@@ -12,6 +12,7 @@ from research.errors import UserError
 from research.interop import safetensors_io
 from research.modules.state import Arrays, abstract, require_finite
 from research.nested.slicing import extract
+from research.optim import fields as optim_fields
 from research.train import data, kept
 from research.train.evaluation import Evaluator
 from research.train.programs import Programs
@@ -28,7 +29,8 @@ class Trained:
         self.workdir = Path(workdir)
         self.config: dict[str, Any] = read_config(workdir)
         self.config = {**self.config, "mesh": {**self.config["mesh"], "data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1}}
-        self.setup: Setup = make_setup(self.config, data.read(workdir), say)
+        readable = {**self.config, "optim": optim_fields.resolve(optim_fields.defaults())}  # any will do: its state is not read
+        self.setup: Setup = make_setup(readable, data.read(workdir), say)
         self.programs: Programs = make_programs(self.setup)
         self.say = say
         full, places = self.programs.full, (self.programs.state_shapes, self.programs.state_shardings)

@@ -15,6 +15,7 @@ import ml_collections
 
 from research.errors import UserError
 from research.files import check_workdir, dump_json, make_folder, open_for_append, printable, read_json, write_json, write_text
+from research.optim.fields import OPTIMIZERS
 from research.report.reading import read_journal
 from research.train import config as run_config
 from research.train.used import ignored
@@ -41,6 +42,32 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     except (UserError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged or of another version: {printable(error, 200)}; {remedy}") from None
     return config
+
+
+def goes_on(workdir: str | os.PathLike, config: dict[str, Any]) -> bool:
+    """Returns whether a run of this config is there to go on with.
+
+    Args:
+      config: resolved.
+    """
+    try:
+        old = read_config(workdir)
+    except UserError:
+        return False
+    return not run_config.differences(old, config, ignored=ignored(old, config))
+
+
+def check_optimizer(workdir: str | os.PathLike, name: str) -> None:
+    """Raises UserError where a run was trained by an optimizer of this name that is no longer there."""
+    try:
+        old = read_config(workdir)["optim"]["name"]
+    except UserError:
+        return
+    if name == old and name not in OPTIMIZERS:
+        raise UserError(
+            f"{workdir} was trained by optim.name={name!r}, which is no longer there: the run can be evaluated and extracted but not resumed; "
+            f"start anew from it by --config.train.init_from={workdir}, another optim.name and another --workdir"
+        )
 
 
 def _lock(folder: Path) -> Any:

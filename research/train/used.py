@@ -21,7 +21,8 @@ from research.tasks.density import DensityCounting
 from research.tasks.in_context import InContextLearning
 from research.tasks.language import LanguageModelling
 from research.tasks.robust import METHODS, RobustClassification
-from research.train.config import base_config, resolved, value_of
+from research.train.config import NAME, base_config, resolved, value_of
+from research.values import Rule, fit
 
 Config = Mapping[str, Any]
 OF_EXAMPLES: dict[str, Any] = {
@@ -131,6 +132,17 @@ def unread(config: Config) -> set[str]:
 def ignored(old: Config, new: Config) -> set[str]:
     """Returns the fields that neither of two configs goes by: they may differ when a run goes on."""
     return unread(old) & unread(new)
+
+
+def check_new(config: Config) -> None:
+    """Judges what only a run that begins is held to: older runs open and go on with what they were trained with.
+
+    Raises:
+      UserError: a name of a sub-network that is none, or choices of the task that mean nothing together.
+    """
+    for name in config["nested"]["points"]:
+        fit(name, str, "a name in config.nested.points", Rule(pattern=NAME, says="of letters, digits and _ + = -"))
+    task_of(config).check_new(config["task"])
 
 
 def check_used(config: Config, recipe: Config | None = None, given: Collection[str] = ()) -> None:

@@ -13,6 +13,7 @@ from research.optim.build import make_optimizer
 from research.optim.directions import DIRECTIONS
 from research.optim.fields import CONSTANTS, OPTIMIZERS, defaults, resolve, stored
 from research.train.checkpoint import Checkpoints
+from research.train.restore import Wanted
 from research.train.sharding import layout, like_params, make_mesh
 
 AXES = {"up": ("s/layers", "s/embed", "s/layer/mlp"), "bias": ("s/layers", "s/layer/mlp"), "scale": ()}
@@ -80,7 +81,7 @@ def test_states_of_all_optimizers_survive_a_checkpoint(tmp_path):
     checkpoints.save(1, states, {})
     checkpoints.wait()
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), states)
-    back, _ = checkpoints.restore(1, shapes, whole)
+    back, _ = checkpoints.restore(1, Wanted(shapes, whole))
     checkpoints.close()
     assert jax.tree.structure(back) == jax.tree.structure(states)
     same_bits(back, states)

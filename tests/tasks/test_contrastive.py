@@ -51,8 +51,10 @@ def test_symmetric_takes_both_directions_and_mnr_plus_is_refused_for_unit_vector
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (A, B))
     expected = (nll(a @ b.T / 0.1, np.arange(5)).mean() + nll(b @ a.T / 0.1, np.arange(5)).mean()) / 2
     np.testing.assert_allclose(Contrastive("symmetric", 0.1, True).loss(jnp.asarray(OUT)), expected, rtol=1e-5)
+    of_before = Contrastive("mnr_plus", 0.1, True).loss(jnp.asarray(OUT))  # a run of before is judged as it was trained
+    np.testing.assert_allclose(of_before, mnr_plus(jnp.asarray(a), jnp.asarray(b), 0.1), rtol=1e-5)
     with pytest.raises(UserError, match=r"lengths of the vectors, which .*normalize=True.*valid with vectors of length 1: symmetric, mnr"):
-        Contrastive("mnr_plus", 0.1, True)
+        Contrastive.check_new({"contrastive": {"loss": "mnr_plus", "normalize": True}})
 
 
 def test_normalised_products_do_not_know_lengths_and_raw_ones_do():

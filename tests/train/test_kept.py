@@ -1,6 +1,8 @@
 """What checkpoints and folders hold: no sums, which are zero between updates; readers take no optimizer's state."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -83,3 +85,14 @@ def test_files_that_hold_sums_are_read_as_well(run, tmp_path):
     safetensors_io.save_folder(tmp_path / "model", config, params, state.stats)
     safetensors_io.save_safetensors(tmp_path / "model" / "model.safetensors", arrays)
     assert jax.tree.all(jax.tree.map(np.array_equal, safetensors_io.load_folder(tmp_path / "model")[2], stats))
+
+
+def test_a_run_opens_whatever_its_optimizer_was(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "optim": {**config["optim"], "name": "sm3"}}))
+    opened = Trained(tmp_path / "run")
+    opened.programs.close()
+    assert opened.config["optim"]["name"] == "sm3"
+    assert jax.tree.all(jax.tree.map(np.array_equal, opened.model("full")[1], run[1].model("full")[1]))

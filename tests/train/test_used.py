@@ -1,11 +1,14 @@
 """A setting that nothing in a run goes by is refused, and says what would; older runs that hold one still open and go on."""
 
+import json
+
 import pytest
 
 from launch import config as recipe
 from research.errors import UserError
 from research.train.config import base_config, differences, resolved, value_of
 from research.train.fields import FIELDS
+from research.train.rundir import read_config
 from research.train.used import check_used, ignored, readers
 
 TEXT, IMAGES, PROBE = "tests/tiny_lm.py:full", "tests/tiny.py:full", "tests/tiny_lm.py:probe"
@@ -81,3 +84,37 @@ def test_an_older_run_with_such_a_setting_goes_on_without_it():
     assert differences(old, new, ignored=ignored(old, new)) == []
     value_of(old, "train")["ema"] = 0.5
     assert differences(old, new, ignored=ignored(old, new)) == ["train.ema: 0.5 -> 0.0"]
+
+
+PAIRS = "configs/domain_encoder.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (PAIRS, {"task.contrastive.loss": "mnr_plus"}, "mnr_plus' takes its targets from the lengths"),
+        (IMAGES, {"nested.points.half,width": "width=0.5"}, "a name in config.nested.points='half,width'.*letters, digits and _"),
+    ],
+)
+def test_what_a_new_run_is_refused_an_older_one_goes_on_with(text, overrides, message, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=message):
+        recipe.load(text, overrides, str(tmp_path))
+    with monkeypatch.context() as before:
+        before.setattr("research.train.used.check_new", lambda config: None)
+        config = recipe.load(text, overrides)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert recipe.load(text, overrides, str(tmp_path)) == config == read_config(tmp_path)
+    with pytest.raises(UserError, match=message):
+        recipe.load(text, {**overrides, "seed": "7"}, str(tmp_path))
+
+
+def test_a_run_whose_optimizer_is_no_longer_there_is_read_and_not_resumed(tmp_path):
+    config = recipe.load(IMAGES, {})
+    config["optim"]["name"] = "sm3"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(tmp_path)["optim"]["name"] == "sm3"
+    with pytest.raises(UserError, match="was trained by optim.name='sm3', which is no longer there: .* not resumed; start anew") as error:
+        recipe.load(IMAGES, {"optim.name": "sm3"}, str(tmp_path))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="unknown optim.name 'sm3'"):
+        recipe.load(IMAGES, {"optim.name": "sm3"}, str(tmp_path / "new"))
