@@ -259,7 +259,7 @@ def _open(path: PathLike, flag: int) -> IO[str]:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | flag | safe, 0o666)
     except OSError as error:
         if os.path.islink(path):
-            raise UserError(f"{path} is a link, which is not written through; remove it") from None
+            raise UserError(f"{path} is a link, which is not written through; put the file itself in its place") from None
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -274,12 +274,27 @@ def make_folder(path: PathLike) -> Path:
       UserError: a link or a file lies there, or it cannot be made.
     """
     if os.path.islink(path):
-        raise UserError(f"{path} is a link, which is not written through; remove it, or put the folder itself there")
+        raise UserError(f"{path} is a link, which is not written through; put the folder itself in its place")
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
     return Path(path)
+
+
+def make_linked_folder(path: PathLike) -> Path:
+    """As `make_folder`, but where a link lies there that somebody has put to a folder, for instance on another disk, returns that folder.
+
+    Raises:
+      UserError: the link leads nowhere or into another run, or the folder cannot be made.
+    """
+    if not os.path.islink(path):
+        return make_folder(path)
+    real = Path(os.path.realpath(path))
+    if not real.is_dir():
+        raise UserError(f"{path} is a link to {real}, where no folder is; mount its disk, or put the folder back there")
+    _check_outside_runs(real, path, "the link ")
+    return real
 
 
 @contextlib.contextmanager
@@ -337,7 +352,7 @@ def check_output(out: PathLike, *reads: PathLike, flag: str = "--out") -> None:
             raise UserError(f"{flag}={out} is a file of what is read ({read}) or holds one, and would be overwritten; give another one")
     if is_run(real):
         raise UserError(f"{flag}={out} is the directory of a run, whose files would be overwritten; give another one")
-    _check_outside_runs(real, out, flag)
+    _check_outside_runs(real, out, f"{flag}=")
 
 
 def check_workdir(workdir: PathLike, flag: str = "--workdir") -> None:
@@ -353,14 +368,14 @@ def check_workdir(workdir: PathLike, flag: str = "--workdir") -> None:
     real = Path(os.path.realpath(workdir))
     if not is_run(real) and (found := next((name for name in MODEL_FILES if (real / name).exists()), None)):
         raise UserError(f"{flag}={workdir} holds a model ({found}), whose config.json would be overwritten; give another one")
-    _check_outside_runs(real, workdir, flag)
+    _check_outside_runs(real, workdir, f"{flag}=")
 
 
 def _check_outside_runs(real: Path, path: PathLike, flag: str) -> None:
     for parent in real.parents:
         own = real.relative_to(parent).parts
         if own[0] in (*RUN_FILES, *RUN_FOLDERS) and is_run(parent):
-            raise UserError(f"{flag}={path} is part of the run in {parent}, which would be damaged; give another one")
+            raise UserError(f"{flag}{path} is part of the run in {parent}, which would be damaged; give another one")
 
 
 def is_run(folder: PathLike) -> bool:

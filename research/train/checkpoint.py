@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import UserError
-from research.files import make_folder
+from research.files import make_folder, make_linked_folder
 from research.train import processes, restore
 from research.train.manifests import fault, write_manifest
 from research.train.restore import step_of, whole_steps
@@ -28,7 +28,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      folder: where step folders lie.
+      folder: where step folders lie; may be a link to another disk, but nothing below it.
       keep_last: how many of the newest stay; two at least, so that one is whole while the next is written.
       keep_every: steps divisible by it stay as well; 0 switches that off.
       keep_best: keeps the step with the best metric as well.
@@ -50,8 +50,7 @@ class Checkpoints:
     ):
         import orbax.checkpoint as ocp
 
-        self.folder, self._say, self._ocp = Path(folder).absolute(), say, ocp
-        make_folder(self.folder)
+        self.folder, self._say, self._ocp = make_linked_folder(Path(folder).absolute()), say, ocp
         if processes.is_first():
             self._reject_invalid()
         processes.barrier("checkpoints are verified")

@@ -158,7 +158,7 @@ class RunDir:
         for name in JOURNALS if self.writes else ():
             path = self.path / name
             if os.path.islink(path):
-                raise UserError(f"{path} is a link, which is not written through; remove it")
+                raise UserError(f"{path} is a link, which is not written through; put the file itself in its place")
             rows, damaged = read_journal(path)
             kept = [row for row in rows if row["step"] <= step]
             lost = max((lines or {}).get(name, 0) - len(kept), 0)

@@ -289,3 +289,29 @@ def test_manifest_lists_every_file(saved):
     hashes = json.loads((saved / "1" / MANIFEST).read_text())["sha256"]
     assert set(hashes) == {str(p.relative_to(saved / "1")) for p in (saved / "1").rglob("*") if p.is_file() and p.name != MANIFEST}
     assert all(len(h) == 64 for h in hashes.values())
+
+
+def test_a_folder_on_another_disk_is_written_by_its_link_and_no_link_below_it(saved, tmp_path):
+    saved.rename(tmp_path / "disk")
+    saved.symlink_to(tmp_path / "disk")
+    checkpoints, said = reopen(saved)
+    assert checkpoints.steps() == [1, 2, 3] and said == []
+    checkpoints.save(4, tree(4), {"step": 4})
+    checkpoints.close()
+    assert (tmp_path / "disk" / "4" / MANIFEST).is_file() and saved.is_symlink() and newest(saved)[0] == 4
+    (tmp_path / "disk" / "4").rename(tmp_path / "four")
+    (tmp_path / "disk" / "4").symlink_to(tmp_path / "four")
+    checkpoints, said = reopen(saved)
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 3] and said == ["checkpoint 4 is not used: it is a link; moved to disk/rejected/4"]
+
+
+def test_a_link_that_leads_nowhere_or_into_another_run_is_refused(saved, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(saved)
+    (tmp_path / "lost").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match="link is part of the run in .*, which would be damaged"):
+        Checkpoints(tmp_path / "link")
+    with pytest.raises(UserError, match="lost is a link to .*unmounted, where no folder is; mount its disk"):
+        Checkpoints(tmp_path / "lost")
+    assert not (tmp_path / "unmounted").exists()
