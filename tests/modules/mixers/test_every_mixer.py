@@ -15,7 +15,11 @@ from tests.modules.mixers.agreement import check_documents
 DIM = 16
 
 
-@pytest.mark.parametrize("kind", SequenceConfig.specs())
+QUICK = ("attention", "gla", "hgrn", "mamba2", "sla", "window")
+"""Kinds of every way of keeping a state, whose check compiles quickly."""
+
+
+@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in SequenceConfig.specs()])
 def test_documents_states_and_padding_are_kept_apart(kind):
     config = registry.model_config(f"{kind}_small", **registry.entry(f"{kind}_small").tiny)
     check_documents(getattr(config, kind), DIM)
@@ -50,6 +54,7 @@ print(info["paper"], info["params"], logits.shape)
 """
 
 
+@pytest.mark.slow
 def test_a_mixer_is_a_file_and_a_field(tmp_path):
     """From a file outside the repository, as WORKSPACE.md says."""
     (tmp_path / "echo.py").write_text(pathlib.Path(echo.__file__).read_text())
