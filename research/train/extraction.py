@@ -61,7 +61,8 @@ class Trained:
         try:
             return self.evaluator.statistics(name, self.weights, self.state.stats)
         except UserError as error:
-            more = f"the statistics of {name} at step {self.step} are not in {self.workdir}, and making them needs the data"
+            lacking = f"cannot be used: {problem}" if problem else f"are not in {self.workdir}"
+            more = f"the statistics of {name} at step {self.step} {lacking}, and making them needs the data"
             raise UserError(f"{more}: {error}") from None
 
     def model(self, name: str) -> tuple[Any, Arrays, Arrays]:

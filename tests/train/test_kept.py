@@ -96,3 +96,22 @@ def test_a_run_opens_whatever_its_optimizer_was(run, tmp_path):
     opened.programs.close()
     assert opened.config["optim"]["name"] == "sm3"
     assert jax.tree.all(jax.tree.map(np.array_equal, opened.model("full")[1], run[1].model("full")[1]))
+
+
+def test_statistics_that_are_not_believed_are_told_where_the_data_are_gone(run, tmp_path, monkeypatch):
+    shutil.copytree(run[0], tmp_path / "run")
+    (tmp_path / "run" / "statistics" / "2" / "nestax_manifest.json").unlink()
+    opened = Trained(tmp_path / "run")
+    opened.programs.close()
+
+    def gone(*_):
+        raise UserError("the data are gone")
+
+    monkeypatch.setattr(opened.evaluator, "statistics", gone)
+    with pytest.raises(
+        UserError, match="step 2 cannot be used: .*full.npz has no checksum .*, and making them needs the data: the data are"
+    ):
+        opened.statistics("full")
+    shutil.rmtree(tmp_path / "run" / "statistics")
+    with pytest.raises(UserError, match="step 2 are not in .*run, and making them needs the data"):
+        opened.statistics("full")
