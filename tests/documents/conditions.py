@@ -22,13 +22,16 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Result:
-    """One committed result: its folder, the recipes of its arms, its seeds, where its seconds stand."""
+    """One committed result: its folder, the recipes of its arms, its seeds, where its seconds stand, what changed since it was made."""
 
     folder: str
     recipes: tuple[str, ...]
     seeds: int = 1
     wall: str = "seeds.csv"
+    since: str = ""
 
+
+DECAY = "weight decay no longer reaches biases, gains and constants"
 
 RESULTS = (
     Result("quickstart", ("quickstart",), 3),
@@ -41,8 +44,8 @@ RESULTS = (
     Result("lm_quickstart", ("lm_quickstart",)),
     Result("sandwich_lm", ("sandwich_lm",)),
     Result("wide_deep", ("wide_deep:1", "wide_deep:2", "wide_deep:4", "wide_deep:8"), wall="sweep.csv"),
-    Result("hybrid", ("hybrid",), wall="sweep.csv"),
-    Result("pixel_sequences", ("pixel_sequences",)),
+    Result("hybrid", ("hybrid",), wall="sweep.csv", since=DECAY),
+    Result("pixel_sequences", ("pixel_sequences",), since=DECAY),
     Result(
         "mqar/64",
         ("mqar:64x4", "mqar:64x16"),
@@ -53,20 +56,26 @@ RESULTS = (
         ("mqar:128x8", "mqar:128x32"),
         wall="sweep.csv",
     ),
-    Result("selective_copying", ("selective_copying:smallx16",), wall="sweep.csv"),
+    Result("selective_copying", ("selective_copying:smallx16",), wall="sweep.csv", since=DECAY),
     Result("in_context_linear", ("in_context_linear",), wall=""),
     *(Result(f"in_context_boolean/{f}", (f"in_context_boolean:{f}",), wall="") for f in ("conjunction", "dnf", "parity", "sparse_parity")),
     Result("moe_lm", ("moe_lm:dense", "moe_lm:moe"), 3, wall="sweep.csv"),
-    Result("fashion_vmoe", ("fashion_vmoe:dense", "fashion_vmoe:moe"), 3, wall="sweep.csv"),
+    Result("fashion_vmoe", ("fashion_vmoe:dense", "fashion_vmoe:moe"), 3, wall="sweep.csv", since=DECAY),
     Result(
         "advmoe",
         ("fashion_advmoe:dense", "fashion_advmoe:small", "fashion_advmoe:joint", "fashion_advmoe:alternate"),
         3,
         wall="sweep.csv",
     ),
-    Result("domain_encoder", ("domain_encoder:dense", "domain_encoder:domain"), 3, wall="sweep.csv"),
-    Result("counting", ("counting",)),
-    Result("customise", ("customise",), wall=""),
+    Result(
+        "domain_encoder",
+        ("domain_encoder:dense", "domain_encoder:domain"),
+        3,
+        wall="sweep.csv",
+        since="loss symmetric in place of mnr_plus, which for unit vectors is the same but for near copies",
+    ),
+    Result("counting", ("counting",), since="attention loss summed over pixels (it was a mean), upsampling with aligned corners"),
+    Result("customise", ("customise",), wall="", since=DECAY),
 )
 
 
@@ -108,6 +117,7 @@ def row(result: Result, data_dir: str = "") -> dict[str, Any]:
         "seeds": result.seeds,
         **facts(result, data_dir),
         "wall_s": wall(result),
+        "changed_since": result.since,
     }
 
 
