@@ -120,6 +120,16 @@ def _cut(x: Array, axes: Sequence[str], shape: Sequence[int], full: Abstract, sm
     return x
 
 
+def check_nests(full: Abstract, small: Abstract) -> None:
+    """Raises ValueError unless every array of `small` is a slice of one of `full`."""
+    for name, target in {**small.params, **small.stats}.items():
+        if name not in full.axes:
+            raise ValueError(f"{name} is in the smaller network but not in the larger one")
+        shape = {**full.params, **full.stats}[name].shape
+        for axis, before, after in zip(full.axes[name], shape, target.shape, strict=True):
+            axis_indices(axis, before, after, full.kept.get(axis), small.kept.get(axis))
+
+
 def cut_in_parts(axis: str, full: int, small: int, parts: int) -> bool:
     """Whether `slice_like` cuts an axis in each of its parts, so that none of them needs anything of another."""
     return parts > 1 and CUTS[role(axis)] == "leading" and full % parts == small % parts == 0 and small < full

@@ -7,6 +7,8 @@ from typing import Any
 
 from research.errors import UserError
 from research.modules import elastic
+from research.modules.state import abstract
+from research.nested.slicing import check_nests
 
 
 def parse_choices(text: str) -> dict[str, Any]:
@@ -66,9 +68,21 @@ class Space:
 
 
 def shrink(config: Any, choices: Mapping[str, Any]) -> Any:
-    """Returns `config.shrink(**choices)` with the dimensions' names checked."""
+    """Returns `config.shrink(**choices)`.
+
+    Raises:
+      UserError: an unknown dimension, or a network that is no part of this one because a size that is not elastic follows from one that is.
+    """
     elastic.check_choices(dict(choices), config.elastic)
-    return config.shrink(**choices)
+    small = config.shrink(**choices)
+    try:
+        check_nests(abstract(config), abstract(small))
+    except ValueError as error:
+        made = ",".join(f"{name}={value}" for name, value in choices.items())
+        raise UserError(
+            f"{made} of {config.family} is no part of the network: {error}; give that size in the model, or leave the choice out"
+        ) from None
+    return small
 
 
 def make_space(config: Any, points: Mapping[str, str | Mapping[str, Any]]) -> Space:
