@@ -118,7 +118,7 @@ def fill_model(
       dtype: of the returned parameters.
 
     Raises:
-      UserError: arrays that are missing, unknown or of another shape, values as `check_values`, or a read-out that differs from the
+      UserError: arrays that are missing, unknown or of another shape, values as `check_values`, or an output head that differs from the
         embedding it is tied to.
     """
     full = abstract(config)

@@ -282,7 +282,7 @@ class SequenceModel(nnx.Module):
         mode: str = "eval",
         key: Array | None = None,
     ) -> Float[Array, "B T N"] | Float[Array, "B N"]:
-        """Returns the read-out of every token, or of the pooled sequence.
+        """Returns the output of the head for every token, or for the pooled sequence.
 
         Args:
           tokens: ids, or vectors.
@@ -313,7 +313,7 @@ class SequenceModel(nnx.Module):
     def extend(
         self, tokens: Int[Array, "B T"], state: dict[str, Any], segment_ids: Int[Array, "B T"] | None = None, *, last: bool = False
     ) -> tuple[Float[Array, "B T N"], dict[str, Any]]:
-        """Goes on from a state by several tokens in the parallel form; returns (read-outs, state), with `last` that of the last token alone."""
+        """Continues from a state by several tokens in the parallel form; returns (outputs, state), with `last` that of the last token alone."""
         call = Call(segment_ids=segment_ids, position=state["position"], tokens=tokens, carried=True)
         xs = {"index": jnp.arange(self.config.periods), "state": state["layers"]}
         x, layers = self.blocks.scan("extend", self._embed(tokens, call), xs, call)
@@ -322,7 +322,7 @@ class SequenceModel(nnx.Module):
     def step(
         self, token: Int[Array, " B"], state: dict[str, Any], segment_ids: Int[Array, " B"] | None = None
     ) -> tuple[Float[Array, "B N"], dict[str, Any]]:
-        """Goes on by one token; returns (read-out, state)."""
+        """Continues by one token; returns (output, state)."""
         call = Call(segment_ids=segment_ids, position=state["position"], tokens=token, carried=True)
         xs = {"index": jnp.arange(self.config.periods), "state": state["layers"]}
         x, layers = self.blocks.scan("step", self._embed(token, call), xs, call)

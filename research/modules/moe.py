@@ -1,8 +1,8 @@
-"""A mixture of feed-forward experts in place of a feed-forward part: the router, the experts, what is told of both.
+"""A mixture of feed-forward experts in place of an FFN: the router, the experts, what is told of both.
 
 `research.modules.moe_options` says which experts, which router, which dispatch. A forward pass costs what the
 active experts cost, not what all do. Tokens that are not real (`Call.real`: padding, the filler of an evaluation batch) compete for
-nothing and count nowhere. Where tokens go on from a state (`Call.carried`: text is generated) nobody is dropped, whatever the capacity: what
+nothing and count nowhere. Where tokens continue from a state (`Call.carried`: text is generated) nobody is dropped, whatever the capacity: what
 becomes of a text depends neither on those beside it nor on how it is cut into pieces. Statistics, of the last call in mode "train": `load` (share of the tokens that chose each
 expert), `observed` (one number for each of `OBSERVED`), `aux_loss` (the balancing losses, weighted); for balancing without one `bias`, which
 an update as a whole moves, and `chosen`, the tokens of each expert in that update so far.
