@@ -42,12 +42,13 @@ class Children:
         command = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}"]
         command += [f"--config.{field}={value}" for field, value in fields.items()]
         try:
-            if self.stop:
-                return common.STOPPED
-            if not log:
-                return self._wait(subprocess.Popen(command), cores)
-            with open_anew(log) as file:
-                return self._wait(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT), cores)
+            with self.stop.heeded():
+                if self.stop:
+                    return common.STOPPED
+                if not log:
+                    return self._wait(subprocess.Popen(command), cores)
+                with open_anew(log) as file:
+                    return self._wait(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT), cores)
         finally:
             self.slots.put(cores)
 
@@ -70,7 +71,7 @@ class Children:
           UserError: training failed.
         """
         code = self.train(config, workdir, fields)
-        if code == common.STOPPED:
+        if code == common.STOPPED or self.stop:
             common.stopped(f"stopped by {self.stop.told or 'a signal'}; start the same command again to go on")
         if code:
             raise UserError(f"training --config={config} in {workdir} failed ({ending(code)}); what it said stands above")

@@ -53,7 +53,7 @@ def path_flag(name: str, default: str | None, help: str, **options: Any) -> flag
 def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | None = None, *, trains: bool = False) -> None:
     """Parses the flags, calls `main()` and exits with its code; never returns.
 
-    With `trains` the command listens from here on to what tells it to stop, see `research.stopping`, and `main` heeds it.
+    With `trains` the command listens from here on to what tells it to stop, see `research.stopping`: where `main` does not heed it the command ends.
 
     A UserError is printed as `error: ...` on stderr with exit code 2; so are unknown flags, what the system refuses (full disks,
     missing rights, too many open files) and memory that does not suffice. Any other exception keeps its traceback. Where nobody
@@ -69,7 +69,7 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
     logging.set_verbosity(logging.FATAL)
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     listening = stopping.listening() if trains else contextlib.nullcontext()
-    listening.__enter__()  # to the end of the process
+    stop = listening.__enter__()  # to the end of the process
     try:
         if {"--help", "--helpshort", "-h", "-help", "-helpshort"} & set(sys.argv[1:]):
             print(_help())
@@ -82,6 +82,10 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
         outputs.check()
         code = main()
         sys.stdout.flush()
+        if stop is not None:
+            stop.heed()  # the work is done
+    except stopping.Told as told:
+        stopped(told)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         _leave(USER_ERROR)

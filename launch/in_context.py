@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from launch import common, outputs
+from research import stopping
 from research.files import write_text
 
 _CONFIG = common.path_flag("config", None, "Recipe over an in_context: data set.")
@@ -44,6 +45,7 @@ def main(overrides: dict[str, str]) -> int:
             report = train(config, _WORKDIR.value, Terminal())
         except Preempted as stop:
             common.stopped(stop)
+        stopping.heed()
     trained = Trained(_WORKDIR.value, say=print)
     task: Any = trained.setup.task
     found = errors(trained.model("full"), trained.setup.splits["test"], task, prompts=_PROMPTS.value)

@@ -73,6 +73,7 @@ class Supervisor:
     def listen(self) -> None:
         """Has what stops this process stop the others."""
         with stopping.listening() as stop:  # as `common.run` does, to the end of the process
+            stop.heed()
             stop.forward, stop.last = self._stop, self._end_all
             if stop:
                 self.stopped = time.monotonic()

@@ -4,6 +4,7 @@ import os
 
 from absl import flags
 
+from research import stopping
 from research.errors import UserError
 
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Processes of the run, on all machines together.", lower_bound=1)
@@ -39,4 +40,6 @@ def connect() -> bool:
     except (RuntimeError, ValueError) as error:
         where = "the cluster" if _DISTRIBUTED.value else _COORDINATOR.value
         raise UserError(f"cannot join the run at {where}: {str(error).strip().splitlines()[0][:160]}") from None
+    with stopping.listening(leave=("SIGTERM",)) as stop:  # as `common.run` does, to the end of the process
+        stop.heed()
     return jax.process_index() == 0

@@ -48,9 +48,9 @@ def _train(points: list[dict[str, str]], workdirs: list[str], arguments: list, c
         config, fields = arguments[i]
         return 0 if done[i] else children.train(config, workdirs[i], fields, f"{workdirs[i]}.log" if _JOBS.value > 1 else "")
 
-    with ThreadPoolExecutor(_JOBS.value) as pool:
+    with children.stop.heeded(), ThreadPoolExecutor(_JOBS.value) as pool:
         codes = list(pool.map(run, range(len(points))))
-    if common.STOPPED in codes:
+    if common.STOPPED in codes or children.stop:
         common.stopped(f"stopped by {children.stop.told or 'a signal'}; start the same command again to go on")
     return codes
 

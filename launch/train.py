@@ -13,6 +13,7 @@ import os
 import sys
 
 from launch import common, outputs, processes
+from research import stopping
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG, for instance configs/quickstart.py.")
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.RUN, "Directory of the run; made when missing, resumed when not.")
@@ -69,6 +70,7 @@ def main(overrides: dict[str, str]) -> int:
         f"\n{report['wall_s']:.0f} s in all, {report['compile_s']:.0f} s of them compiling; report: {_WORKDIR.value}/report.md, plot: {_WORKDIR.value}/pareto.png"
     )
     if config["report"]["sample"]:
+        stopping.heed()
         _write_sample(_WORKDIR.value, config["report"]["sample"])
     smallest = report["subnets"][-1]["name"]
     print(f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={smallest} --out={_WORKDIR.value}/{smallest}")

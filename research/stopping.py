@@ -1,4 +1,6 @@
-"""How a process is told to stop: by SIGTERM, Ctrl-C, a closed terminal or spent CPU time. The first word sets a flag, a second Ctrl-C ends it.
+"""How a process is told to stop: by SIGTERM, Ctrl-C, a closed terminal or spent CPU time.
+
+Where somebody heeds it the first word sets a flag; elsewhere it raises `Told`, so that nothing goes on for ever. A second Ctrl-C ends the process.
 
 Standard library only, so that a command can listen before it imports anything else.
 """
@@ -8,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 AT_ONCE = 128 + signal.SIGINT
@@ -29,6 +31,14 @@ class Preempted(Exception):
         self.step = step
 
 
+class Told(BaseException):
+    """This process was told to stop where nobody heeds it; no error, so that nothing takes it for one."""
+
+    def __init__(self, by: str):
+        super().__init__(f"stopped by {by} outside of training; nothing was to be saved, start the same command again")
+        self.by = by
+
+
 class Stop:
     """Whether, and by what, this process was told to stop.
 
@@ -43,6 +53,22 @@ class Stop:
         self.last: Callable[[], None] = lambda: None
         self.forward: Callable[[int], None] = lambda _: None
         self._first_interrupt = 0.0
+        self._raised = -SAME_S  # when `Told` was raised last
+        self._heeding: set[object] = set()
+
+    @contextlib.contextmanager
+    def heeded(self) -> Iterator[None]:
+        """For the time of the body a signal only sets `told`, which the body looks at."""
+        who = object()
+        self._heeding.add(who)
+        try:
+            yield
+        finally:
+            self._heeding.discard(who)
+
+    def heed(self) -> None:
+        """From here on a signal only sets `told`: of processes that others wait for, which must not end alone."""
+        self._heeding.add(self)
 
     def __bool__(self) -> bool:
         return bool(self.told)
@@ -58,16 +84,32 @@ class Stop:
             self._first_interrupt = now
         self.told = self.told or SIGNALS[signal.Signals(number).name]
         self.forward(number)
+        if not self._heeding and now - self._raised > SAME_S:  # else it is the same one, and on its way
+            self._raised = now
+            raise Told(self.told)
 
 
 _listening: list[Stop] = []
 
 
+def heed() -> None:
+    """Ends what was told to stop, while that was heeded, before it begins what does not heed it.
+
+    Raises:
+      Told: it was.
+    """
+    if _listening and _listening[0]:
+        raise Told(_listening[0].told)
+
+
 @contextlib.contextmanager
-def listening() -> Iterator[Stop]:
+def listening(leave: Collection[str] = ()) -> Iterator[Stop]:
     """Yields the `Stop` that signals set for the time of the body: that of the caller where it listens already.
 
     Signals that were ignored, as SIGHUP is under nohup, stay so. Outside of the main thread nothing is heard.
+
+    Args:
+      leave: names of signals that somebody else listens to.
     """
     if _listening or threading.current_thread() is not threading.main_thread():
         yield _listening[0] if _listening else Stop()
@@ -75,7 +117,7 @@ def listening() -> Iterator[Stop]:
     stop, old = Stop(), {}
     for name in SIGNALS:
         number = getattr(signal, name, None)  # Windows has not all of them
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+        if number is not None and name not in leave and signal.getsignal(number) is not signal.SIG_IGN:
             old[number] = signal.signal(number, stop.hear)
     _listening.append(stop)
     try:

@@ -25,6 +25,7 @@ from research.data.tokenizer_files import load_tokenizer, save_tokenizer
 from research.data.tokens import TokenSource
 from research.errors import UserError
 from research.files import dump_json, read_json, write_json
+from research.train import processes
 
 FILE = "data.json"
 VOCABULARY = "the vocabulary"
@@ -142,8 +143,25 @@ def differences(old: Facts, new: Facts) -> list[str]:
     return lines
 
 
+def _refusal(found: Facts, tokenizer: Any, folder: Path) -> str:
+    """Why data are not those that the run in a folder was trained on, "" where they are."""
+    try:
+        known = read(folder)
+        before = load_tokenizer(folder, required=False) if tokenizer is not None else None
+    except UserError as error:
+        return str(error)
+    changed = differences(known, found) if known is not None else []
+    if not changed and before is not None and before.to_json() != tokenizer.to_json():
+        changed = [f"their vocabulary is not that of {TOKENIZER}"]
+    if not changed:
+        return ""
+    count = len(changed) - 1
+    more = f" (and {count} other difference{'s' if count > 1 else ''})" if count else ""
+    return f"{folder} was trained on other data: {changed[0]}{more}; restore them, or use another --workdir"
+
+
 def keep(data: Data, folder: Path, trained: bool) -> None:
-    """Writes what is known of a run's data, and its vocabulary, into its folder.
+    """Writes what is known of a run's data, and its vocabulary, into its folder; each of several processes compares its own, the first writes.
 
     Args:
       data: loaded.
@@ -151,20 +169,16 @@ def keep(data: Data, folder: Path, trained: bool) -> None:
       trained: whether a checkpoint is there: then the data must be those that it was trained on.
 
     Raises:
-      UserError: they are others.
+      UserError: they are others, in some process; raised in all of them.
     """
     found = _described(data, data.splits)
     train = data.splits["train"]
     tokenizer = train.tokenizer if isinstance(train, TokenSource) else None
-    if trained:
-        known = read(folder)
-        changed = differences(known, found) if known is not None else []
-        before = load_tokenizer(folder, required=False) if tokenizer is not None else None
-        if not changed and before is not None and before.to_json() != tokenizer.to_json():
-            changed = [f"their vocabulary is not that of {TOKENIZER}"]
-        if changed:
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise UserError(f"{folder} was trained on other data: {changed[0]}{more}; restore them, or use another --workdir")
+    refusals = processes.texts(_refusal(found, tokenizer, folder) if trained else "")
+    if refusal := next(filter(None, refusals), ""):
+        raise UserError(refusal)
+    if not processes.is_first():
+        return
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder)
     values = {

@@ -21,6 +21,7 @@ class Heartbeat:
         self._say, self._every = say, every
         self._what: Callable[[], str] | None = None
         self._began = 0.0
+        self._said = 0.0  # when a line was said last
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -38,13 +39,16 @@ class Heartbeat:
             self._what, self._began = outer, began
 
     def _run(self) -> None:
-        told, said = 0.0, 0.0  # the beginning of what was told last, and when
         while not self._over.wait(self._every / 10):
-            what, began, now = self._what, self._began, time.monotonic()
-            if what is None or now - (max(said, began) if told == began else began) < self._every:
-                continue
-            told, said = began, now
-            self._say(f"{what()} ({now - began:.0f} s)")
+            self.beat()
+
+    def beat(self) -> None:
+        """Tells what the main thread is at, where nothing was said for long."""
+        what, began, now = self._what, self._began, time.monotonic()
+        if what is None or now - max(self._said, began) < self._every:
+            return
+        self._said = now
+        self._say(f"{what()} ({now - began:.0f} s)")
 
     def close(self) -> None:
         """Ends the thread."""

@@ -5,6 +5,7 @@ any point and started again it ends with the same bits and the same `metrics.jso
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from research.train.evaluation import Evaluator
 from research.train.heartbeat import Heartbeat
 from research.train.journal import Journal, NotFinite, Pending
 from research.train.programs import Programs
+from research.train.restore import whole_steps
 from research.train.rundir import RunDir
 from research.train.setup import Setup, make_programs, make_setup
 from research.train.state import State
@@ -54,19 +56,29 @@ class Run:
 
     def __init__(self, config: dict[str, Any], workdir: str, reporter: Reporter):
         self.config, self.reporter = config, reporter
+        with contextlib.ExitStack() as closing:
+            self._make(Path(workdir), closing)
+            self.closing = closing.pop_all()
+
+    def _make(self, workdir: Path, closing: contextlib.ExitStack) -> None:
+        """Makes the parts; `closing` is told how they end."""
+        config, reporter = self.config, self.reporter
         self.heart = Heartbeat(reporter.say)
+        closing.callback(self.heart.close)
         with self.heart.at(lambda: f"loading data {config['data']['name']}"):
             self.setup: Setup = make_setup(config)
             foreseen.check(self.setup)
         # A stop while a program is waited for finds the state of the last whole update.
         self.programs: Programs = make_programs(self.setup, waiting=self._tick)
+        closing.callback(self.programs.close)
         self.total = self.setup.total
         self.rundir = RunDir(workdir, config, machine.environment(), writes=processes.is_first())
+        closing.callback(self.rundir.close)
         processes.barrier("the run's folder is there")
         keep = config["checkpoint"]
         self.metrics: dict[int, float] = {}  # step -> the full network's metric on validation
         self.checkpoints = Checkpoints(
-            Path(workdir) / "checkpoints",
+            workdir / "checkpoints",
             keep_last=keep["keep_last"],
             keep_every=keep["keep_every"],
             keep_best=keep["keep_best"],
@@ -74,14 +86,16 @@ class Run:
             higher_is_better=self.setup.task.higher_is_better,
             say=reporter.say,
         )
+        closing.callback(self.checkpoints.abandon)
         self.evaluator = Evaluator(self.setup, self.programs, tick=self._tick)
         self.updater = Updater(self.setup, self.programs, self._program)
         self.validates = self.setup.examples("validation") > 0
         work = getattr(self.setup.task, "work", 1)  # of an update, in plain ones
         self.flops = {name: work * costs.training_flops(c) for name, c in self.setup.space.configs.items()}
-        self.profile = watch.Profile(config["train"]["profile"], Path(workdir) / "profile")
+        self.profile = watch.Profile(config["train"]["profile"], workdir / "profile")
+        closing.callback(self.profile.close)
         self.stop = stopping.Stop()
-        self.step, self.saved, self.first = 0, -1, 0
+        self.step, self.saved, self.first = max(self.checkpoints.steps(), default=0), -1, 0
         self.lines: dict[str, int] = {}  # of the journals, when the step was saved that the run goes on from
         self.reached = self.ended = False
         self.evaluated = -1  # the last step whose evaluation is done
@@ -115,8 +129,12 @@ class Run:
         return 0, self.programs.init_state(), clock
 
     def _recall(self) -> None:
-        """Learns from metrics.jsonl which evaluations are done: they come after the save of their step, which does not know of them."""
-        done = records.evaluations(self.rundir.path, self.setup.task.metric)
+        """Learns from metrics.jsonl which evaluations are done: they come after the save of their step, which does not know of them.
+
+        The first process tells the others, which could read an older file or none.
+        """
+        own = records.evaluations(self.rundir.path, self.setup.task.metric) if self.rundir.writes else {}
+        done = {int(step): values for step, values in json.loads(processes.texts(json.dumps(own))[0]).items()}
         self.metrics.update({step: values[-1] for step, values in done.items()})
         here = done.get(self.step, [])
         self.evaluated = self.step if here else -1
@@ -147,43 +165,28 @@ class Run:
           Preempted: SIGTERM, Ctrl-C or a closed terminal; the state is saved.
           UserError: NaN, a full disk, or a config that does not fit.
         """
-        with stopping.listening() as self.stop:
+        with processes.listening() as self.stop, contextlib.ExitStack() as heeding:
             self.stop.last = self._last_words
-            processes.share_signals(self.stop)
             try:
+                self._prepare()
+                heeding.enter_context(self.stop.heeded())
                 report = self._run()
                 self._status("finished")
                 return report
             except BaseException as error:
-                state = "stopped" if isinstance(error, Preempted) else "failed"
+                stopped = isinstance(error, Preempted | stopping.Told)
                 with contextlib.suppress(OSError, UserError):
-                    self._status(state, **({} if isinstance(error, Preempted) else {"error": str(error) or type(error).__name__}))
+                    self._status("stopped" if stopped else "failed", **({} if stopped else {"error": str(error) or type(error).__name__}))
+                if isinstance(error, stopping.Told):  # before the first update
+                    raise Preempted(self.step, error.by) from None
                 raise
             finally:
                 self.stop.last = lambda: None
-                self.heart.close()
-                self.checkpoints.abandon()
-                self.profile.close()
-                self.programs.close()
-                self.rundir.close()
+                self.closing.close()
 
     def _run(self) -> dict[str, Any]:
-        self._tick()
-        if self.rundir.writes:
-            with self.heart.at(lambda: "comparing the data with those that the run knows"):
-                data.keep(self.setup.data, self.rundir.path, bool(self.checkpoints.steps()))
-        processes.barrier("the data are those of the run")
-        with self.heart.at(lambda: "making the state"):
-            self.step, self.state, self.clock = self._start()
-        self.first = self.step
-        for line in self.rundir.cut_back(self.step, self.lines):
-            self.reporter.say(line)
-        processes.barrier("metrics.jsonl is cut back")
-        self._recall()
-        self._announce()
-        ahead.compile_ahead(self.config, self.setup, self.programs, self.evaluator, self.step)
-        self.journal.begin(self.step, self.clock)
         try:
+            self._tick()
             self._train()
             self._settle()
             if not self._is_saved():  # before the evaluation: whatever becomes of that, the training is not lost
@@ -199,6 +202,21 @@ class Run:
                 self._save_surely()
             self.checkpoints.close()
             raise Preempted(self.step, self.stop.told or "SIGTERM") from stop
+
+    def _prepare(self) -> None:
+        """All that comes before the first update; a signal ends it anywhere."""
+        self._tick()
+        with self.heart.at(lambda: "comparing the data with those that the run knows"):
+            data.keep(self.setup.data, self.rundir.path, bool(self.checkpoints.steps()))
+        with self.heart.at(lambda: "making the state"):
+            self.step, self.state, self.clock = self._start()
+        self.first = self.step
+        for line in self.rundir.cut_back(self.step, self.lines):
+            self.reporter.say(line)
+        self._recall()
+        self._announce()
+        ahead.compile_ahead(self.config, self.setup, self.programs, self.evaluator, self.step)
+        self.journal.begin(self.step, self.clock)
 
     def _train(self) -> None:
         eval_every = self.setup.steps("eval", "every") if self.validates else 0
@@ -366,7 +384,11 @@ def train(config: dict[str, Any], workdir: str, reporter: Reporter) -> dict[str,
       UserError: a config, a folder or data that do not fit, a full disk, NaN.
       Preempted: SIGTERM, Ctrl-C or a closed terminal; the state is saved.
     """
-    with stopping.listening() as stop:
-        if stop and jax.process_count() == 1:
-            raise Preempted(0, stop.told)
-        return Run(config, workdir, reporter).run()
+    with processes.listening():
+        try:
+            if jax.process_count() == 1:
+                stopping.heed()
+            run = Run(config, workdir, reporter)
+        except stopping.Told as told:
+            raise Preempted(max(whole_steps(Path(workdir) / "checkpoints"), default=0), told.by) from None
+        return run.run()

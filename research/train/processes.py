@@ -4,15 +4,17 @@ All processes run the same loop on the same numbers. The first one alone writes 
 all together (orbax). With one process nothing here costs anything.
 """
 
+import contextlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from research import stopping
 from research.errors import UserError
 from research.modules.mesh import BATCH_AXES
 from research.stopping import Stop
@@ -40,6 +42,18 @@ def agree(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def texts(own: str) -> list[str]:
+    """Returns the text of every process, everywhere, by the index of the process."""
+    if jax.process_count() == 1:
+        return [own]
+    from jax.experimental import multihost_utils
+
+    letters = np.frombuffer(own.encode(), np.uint8)
+    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(letters))))
+    rows = multihost_utils.process_allgather(np.pad(letters, (0, int(sizes.max()) + 1 - len(letters))))  # no row is empty
+    return [bytes(row[:size]).decode() for row, size in zip(np.asarray(rows, np.uint8), sizes, strict=True)]
+
+
 def everywhere(value: bool) -> bool:
     """Returns whether it holds in every process."""
     if jax.process_count() == 1:
@@ -49,14 +63,20 @@ def everywhere(value: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
 
 
-def share_signals(stop: Stop) -> None:
-    """Has what stops this process stop all of several: JAX tells the others of SIGTERM, see `told_to_stop`."""
+@contextlib.contextmanager
+def listening() -> Iterator[Stop]:
+    """Yields what tells this process to stop, and has it stop all of several: JAX tells the others of SIGTERM, see `told_to_stop`."""
     if jax.process_count() == 1:
+        with stopping.listening() as stop:
+            yield stop
         return
-    terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731  (to JAX, which has taken this signal over)
-    stop.forward = lambda number: terminate() if number != signal.SIGTERM else None
-    if stop:
-        terminate()
+    terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731  (to JAX, which has taken this signal over, and must keep it)
+    with stopping.listening(leave=("SIGTERM",)) as stop:
+        stop.heed()
+        stop.forward = lambda number: terminate() if number != signal.SIGTERM else None
+        if stop:
+            terminate()
+        yield stop
 
 
 def told_to_stop(step: int) -> bool:

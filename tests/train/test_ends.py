@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -18,10 +19,11 @@ from research.data import pipeline
 from research.errors import UserError
 from research.report import plots
 from research.search import promises
-from research.train import foreseen, heartbeat, loop, records
+from research.train import foreseen, heartbeat, loop, processes, records
 from research.train.evaluation import Evaluator
 from research.train.manifests import MANIFEST
 from research.train.programs import Programs
+from research.train.rundir import RunDir
 from research.train.setup import make_setup
 from tests.models.twins import FAST
 from tests.train.reporter import Lines
@@ -284,20 +286,103 @@ def listens(pid, number):
     return int(mask, 16) >> (number - 1) & 1
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell which signals a process listens to")
+def wait_until_it_listens(process):
+    until = time.monotonic() + 120
+    while not listens(process.pid, signal.SIGTERM):
+        assert process.poll() is None and time.monotonic() < until, "it does not listen"
+        time.sleep(0.01)
+
+
+TELLS = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell which signals a process listens to")
+
+
+@TELLS
 @pytest.mark.parametrize("name, seconds", [("SIGTERM", 0.0), ("SIGINT", 1.0)])
 def test_a_signal_before_the_first_update_claims_no_save(name, seconds, tmp_path):
     command = [sys.executable, "-m", "launch.train", "--config=tests/tiny.py", f"--workdir={tmp_path / 'run'}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    latest = time.monotonic() + 120
-    while not listens(process.pid, signal.SIGTERM):
-        assert process.poll() is None and time.monotonic() < latest
-        time.sleep(0.01)
+    wait_until_it_listens(process)
     time.sleep(seconds)
     process.send_signal(getattr(signal, name))
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == 75 and "before the first update was done; nothing was to be saved" in output, output
+    assert process.returncode == 75 and "nothing was to be saved, start the same command again" in output, output
+    assert "Traceback" not in output
     assert not (tmp_path / "run" / "status.json").exists() or status(tmp_path / "run")["state"] == "stopped"
+
+
+SLEEPS = """
+import time
+from launch import common
+
+def main():
+    print("sleeps", flush=True)
+    time.sleep(100)
+
+common.run(main, trains=True)
+"""
+
+
+@TELLS
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_ends_a_command_that_trains_where_it_does_not(name):
+    process = subprocess.Popen([sys.executable, "-c", SLEEPS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout.readline() == "sleeps\n"
+    began = time.monotonic()
+    process.send_signal(getattr(signal, name))
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and time.monotonic() - began < 30
+    line = f"stopped by {stopping.SIGNALS[name]} outside of training; nothing was to be saved, start the same command again\n"
+    assert output.endswith(line) and "Traceback" not in output
+
+
+def test_what_was_told_while_it_was_heeded_ends_what_does_not_heed_it():
+    with stopping.listening() as stop:
+        with stop.heeded():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.told == "SIGTERM"
+        with pytest.raises(stopping.Told, match="stopped by SIGTERM outside of training"):
+            stopping.heed()
+        with pytest.raises(stopping.Told):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+
+@pytest.mark.parametrize("moment", ["make_setup", "costs.training_flops", "data.keep", "machine.environment"])
+def test_a_signal_before_a_run_begins_says_where_it_goes_on_and_leaves_nothing_open(moment, tmp_path, monkeypatch):
+    """Beside a save of step 2 in its folder; a second run in the same process shows that the lock is free."""
+    workdir = tmp_path / "run"
+    step = workdir / "checkpoints" / "2"
+
+    def told_then(run, final):
+        raise loop.Preempted(run.step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "_evaluate", told_then)
+        with pytest.raises(loop.Preempted):
+            loop.train(tiny(train__duration=2), str(workdir), Lines())
+    assert step.is_dir()
+
+    def told(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"research.train.loop.{moment}", told)
+        with pytest.raises(loop.Preempted, match="stopped by SIGTERM at step 2; the state is saved, start the same command again to go on"):
+            loop.train(tiny(train__duration=2), str(workdir), Lines())
+    assert status(workdir)["state"] == "stopped"
+    assert not any(thread.name == "heartbeat" and not thread.join(5) and thread.is_alive() for thread in threading.enumerate())
+    RunDir(workdir, tiny(train__duration=2), {}).close()
+
+
+def test_several_processes_leave_sigterm_to_jax(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    before, sent = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(number))
+    with processes.listening() as stop:
+        assert signal.getsignal(signal.SIGTERM) is before
+        stop.hear(signal.SIGHUP)
+    assert sent == [signal.SIGTERM]
 
 
 def test_a_stop_while_programs_compile_does_not_wait_for_them(tmp_path, monkeypatch):
@@ -318,14 +403,16 @@ def test_the_second_ctrl_c_ends_at_once(monkeypatch):
     stop, now = stopping.Stop(), [100.0]
     stop.last = lambda: said.append("last")
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    stop.hear(signal.SIGTERM)
-    stop.hear(signal.SIGTERM)
-    stop.hear(signal.SIGINT)
-    now[0] += 0.1
-    stop.hear(signal.SIGINT)  # the same one, passed on by a wrapper
+    with stop.heeded():
+        stop.hear(signal.SIGTERM)
+        stop.hear(signal.SIGTERM)
+        stop.hear(signal.SIGINT)
+        now[0] += 0.1
+        stop.hear(signal.SIGINT)  # the same one, passed on by a wrapper
     assert (stop.told, codes) == ("SIGTERM", [])
     now[0] += 1
-    stop.hear(signal.SIGINT)
+    with stop.heeded():
+        stop.hear(signal.SIGINT)
     assert (codes, said) == ([130], ["last"])
 
 
@@ -357,13 +444,30 @@ def test_the_time_left_is_told_by_updates_beside_which_nothing_compiles(tmp_path
     run.rundir.close()
 
 
-def test_silence_is_broken():
-    said = []
-    heart = heartbeat.Heartbeat(said.append, every=0.2)
-    with heart.at(lambda: "outer"), heart.at(lambda: "inner"):
-        time.sleep(0.5)
+def test_silence_is_broken(monkeypatch):
+    """By a clock that each wait moves on: a line after ten seconds of silence, of the innermost body."""
+    now, said = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    heart = heartbeat.Heartbeat(said.append)
+
+    def silent(seconds):
+        for _ in range(seconds):
+            now[0] += 1
+            heart.beat()
+
+    monkeypatch.setattr(heart, "_run", lambda: None)  # the thread ends at once
+    with heart.at(lambda: "outer"):
+        silent(5)
+        with heart.at(lambda: "inner"):
+            silent(25)
+        silent(6)
+    silent(15)
+    assert said == ["inner (10 s)", "inner (20 s)", "outer (35 s)"]
+
+
+def test_the_heart_beats_beside_the_main_thread():
+    said = threading.Event()
+    heart = heartbeat.Heartbeat(lambda _: said.set(), every=0.05)
+    with heart.at(lambda: "at work"):
+        assert said.wait(60)
     heart.close()
-    count = len(said)
-    time.sleep(0.3)
-    assert said and len(said) <= count + 1  # one may have been on its way
-    assert all(line.startswith("inner (") and line.endswith(" s)") for line in said)
