@@ -166,7 +166,12 @@ def _leave(code: int) -> NoReturn:
 
 
 def _unraisable(error) -> None:
-    """Leaves out what tensorstore's threads print when their writes end after a failed save has closed its event loop."""
+    """Ends a command that was told to stop inside a callback of a library, which would lose that.
+
+    Leaves out what tensorstore's threads print when their writes end after a failed save has closed its event loop.
+    """
+    if isinstance(error.exc_value, stopping.Told):
+        stopped(error.exc_value)
     if not (error.exc_type is RuntimeError and str(error.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(error)
 
