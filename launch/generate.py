@@ -47,6 +47,11 @@ def main() -> int:
         raise UserError("give --prompt (text) or --prompt_ids (numbers), at least once and only one kind")
     if _DRAFT.value and (_BEAMS.value or len(_PROMPT.value or _PROMPT_IDS.value) > 1):
         raise UserError("--draft works on one prompt, without --beams")
+    unread = [_LOOKAHEAD] * (not _DRAFT.value) + ([_TEMPERATURE, _TOP_K, _TOP_P, _SEED] if _BEAMS.value else [_GROUPS, _DIVERSITY, _ALPHA])
+    given = next((flag for flag in unread if flag.present), None)
+    if given is not None:
+        needs = "--draft" if given is _LOOKAHEAD else "sampling, without --beams" if _BEAMS.value else "--beams"
+        raise UserError(f"--{given.name} is not read here; it belongs to {needs}")
 
     import numpy as np
 

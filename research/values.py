@@ -254,8 +254,10 @@ def fit_options(options: Mapping[str, Any], takes: Callable[..., Any], where: st
 
 
 def not_negative(default: Any, kind: Any, most: int = LARGEST) -> Rule:
-    """The rule that whole numbers count from 0, unless the default itself is negative, up to `most`."""
+    """The rule that whole numbers count from 0 up to `most`: from a default that is negative, and from 1 in a list like the default's."""
     least = default if isinstance(default, int) and not isinstance(default, bool) and default < 0 else 0
+    if isinstance(default, tuple) and default and all(isinstance(entry, int) and entry > 0 for entry in default):
+        least = 1
     return Rule(least=least, most=most) if _counts(kind) else ANYTHING
 
 

@@ -155,3 +155,16 @@ def test_the_command_separates_prompt_and_continuation(tmp_path):
     done = command("generate", *flags, "--prompt=a", "--prompt=ü", "--stop=\x01\x01")
     assert (done.returncode, done.stderr) == (0, "")
     assert "--- prompt 1 ---\na\n--- continuation 1 ---\n" in done.stdout and "--- prompt 2 ---\nü\n--- continuation 2 ---\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--beams=2", "--top_k=1"], "--top_k is not read here; it belongs to sampling, without --beams"),
+        (["--alpha=1"], "--alpha is not read here; it belongs to --beams"),
+        (["--lookahead=2"], "--lookahead is not read here; it belongs to --draft"),
+    ],
+)
+def test_a_flag_of_another_way_of_decoding_is_refused(flags, message):
+    done = command("generate", "--workdir=nowhere", "--prompt=a", *flags)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")

@@ -141,6 +141,13 @@ def test_patterns_unknown_names_and_unknown_fields():
         registry.model_config("resnet18", num_clases=3)
 
 
+def test_sizes_in_a_list_count_from_1():
+    with pytest.raises(UserError, match="model.dims=8; valid: a list of whole numbers from 1 up to 16,777,216"):
+        registry.model_config("unireplknet_a", dims=8)
+    with pytest.raises(UserError, match=r"model.dims=\(0, 8\); valid: a list of whole numbers from 1"):
+        registry.model_config("unireplknet_a", dims=(0, 8))
+
+
 def test_derived_fields_follow_their_sources():
     assert registry.model_config("unireplknet_a", dims=(8, 16, 24, 32)).mlp_dims == (32, 64, 96, 128)
     assert registry.model_config("resnet50", dims=(32, 64, 128, 256)).inner_dims == (8, 16, 32, 64)
