@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import types
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ AT_ONCE = 128 + signal.SIGINT
 """Exit code after a second Ctrl-C."""
 SAME_S = 0.5
 """Seconds within which Ctrl-C comes twice where a wrapper passes on what its whole group got already."""
+PUT_OFF_S = 0.02
+"""Seconds after which a signal is looked at again that came while a module was being imported."""
 SIGNALS = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGHUP": "SIGHUP, a closed terminal", "SIGXCPU": "SIGXCPU, the limit of CPU time"}
 """Signals that are listened to, where the system has them -> what they are called."""
 
@@ -53,6 +56,7 @@ class Stop:
         self.last: Callable[[], None] = lambda: None
         self.forward: Callable[[int], None] = lambda _: None
         self._first_interrupt = 0.0
+        self._put_off = False  # whether the next signal is one that was put off
         self._raised = -SAME_S  # when `Told` was raised last
         self._heeding: set[object] = set()
 
@@ -76,17 +80,35 @@ class Stop:
     def hear(self, number: int, frame: Any = None) -> None:
         """The handler of the signals."""
         now = time.monotonic()
-        if number == signal.SIGINT and self._first_interrupt and now - self._first_interrupt > SAME_S:
+        again, self._put_off = self._put_off, False
+        if number == signal.SIGINT and self._first_interrupt and not again and now - self._first_interrupt > SAME_S:
             with contextlib.suppress(Exception):
                 self.last()
             os._exit(AT_ONCE)
         if number == signal.SIGINT and not self._first_interrupt:
             self._first_interrupt = now
         self.told = self.told or SIGNALS[signal.Signals(number).name]
-        self.forward(number)
-        if not self._heeding and now - self._raised > SAME_S:  # else it is the same one, and on its way
-            self._raised = now
-            raise Told(self.told)
+        if not again:
+            self.forward(number)
+        if self._heeding or now - self._raised <= SAME_S:  # heeded; or the same one, and on its way
+            return
+        if _importing(frame):  # compiled modules may crash where they are interrupted
+            self._put_off = True
+            timer = threading.Timer(PUT_OFF_S, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+            return
+        self._raised = now
+        raise Told(self.told)
+
+
+def _importing(frame: types.FrameType | None) -> bool:
+    """Whether a module is being imported where a signal came."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 _listening: list[Stop] = []

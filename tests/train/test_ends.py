@@ -335,6 +335,37 @@ def test_a_signal_ends_a_command_that_trains_where_it_does_not(name):
     assert output.endswith(line) and "Traceback" not in output
 
 
+IMPORTS = """
+from launch import common
+
+def main():
+    import slow_module
+    slow_module.time.sleep(100)
+
+common.run(main, trains=True)
+"""
+
+
+@TELLS
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_waits_for_the_end_of_an_import(name, tmp_path):
+    """Compiled modules that are interrupted while they are set up have crashed."""
+    body = "import time\nprint('imports', flush=True)\nend = time.monotonic() + 1.5\nwhile time.monotonic() < end: pass\nprint('imported', flush=True)\n"
+    (tmp_path / "slow_module.py").write_text(body)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    assert process.stdout.readline() == "imports\n"
+    process.send_signal(getattr(signal, name))
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75
+    assert (
+        output
+        == f"imported\nstopped by {stopping.SIGNALS[name]} outside of training; nothing was to be saved, start the same command again\n"
+    )
+
+
 def test_what_was_told_while_it_was_heeded_ends_what_does_not_heed_it():
     with stopping.listening() as stop:
         with stop.heeded():
