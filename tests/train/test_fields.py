@@ -70,6 +70,7 @@ def test_no_number_takes_what_is_none(name):
         ("nested.tensor_shards", "0"),
         ("train.accumulate", "-2"),
         ("train.duration", "-5%"),
+        ("train.duration", "10.5"),
         ("train.duration", "9" * 400),
         ("train.log_every", "ten"),
         ("train.profile", "5:0"),
