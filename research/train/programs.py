@@ -142,7 +142,10 @@ class Programs:
     def outputs(self, batch: Any) -> jax.ShapeDtypeStruct:
         """Returns the shape of the full network's outputs for a batch."""
         params, stats = dict(self.full.params), dict(self.full.stats)
-        run = lambda p, s, b: apply(self.space.full, p, s, *self.task.inputs(b), mode="eval")[0]  # noqa: E731
+
+        def run(params: Arrays, stats: Arrays, batch: Any) -> Any:
+            return apply(self.space.full, self._cast(params), stats, *self._cast_inputs(self.task.inputs(batch)), mode="eval")[0]
+
         return jax.eval_shape(run, params, stats, batch)
 
     def _layer_losses(self, name: str, stats: Arrays) -> Any:

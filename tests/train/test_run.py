@@ -253,10 +253,9 @@ def test_schemes_train(scheme, tmp_path):
     assert len(report["subnets"]) == 2 and np.isfinite(report["subnets"][0]["value"])
 
 
-def test_bfloat16_ema_clipping_and_remat(tmp_path):
-    config = tiny(
-        train__precision="bfloat16", train__ema=0.9, optim__clip_norm=1.0, train__remat="full", train__duration=4, optim__name="lion"
-    )
+def test_bfloat16_distillation_ema_clipping_and_remat(tmp_path):
+    precise = {"train__precision": "bfloat16", "train__ema": 0.9, "optim__clip_norm": 1.0, "train__remat": "full"}
+    config = tiny("sandwich", nested__count=2, train__duration=4, optim__name="lion", **precise)
     report = loop.train(config, str(tmp_path / "run"), Lines())
     assert np.isfinite(report["subnets"][0]["value"])
     trained = Trained(tmp_path / "run")
