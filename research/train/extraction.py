@@ -18,7 +18,7 @@ from research.train.evaluation import Evaluator
 from research.train.programs import Programs
 from research.train.restore import restore_newest
 from research.train.rundir import read_config
-from research.train.setup import Setup, make_programs, make_setup
+from research.train.setup import Setup, make_reading_programs, make_setup
 from research.train.statistics_files import load_statistics
 
 
@@ -28,10 +28,9 @@ class Trained:
     def __init__(self, workdir: str | os.PathLike, say: Callable[[str], None] = lambda _: None):
         self.workdir = Path(workdir)
         self.config: dict[str, Any] = read_config(workdir)
-        self.config = {**self.config, "mesh": {**self.config["mesh"], "data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1}}
         readable = {**self.config, "optim": optim_fields.resolve(optim_fields.defaults())}  # any will do: its state is not read
         self.setup: Setup = make_setup(readable, data.read(workdir), say)
-        self.programs: Programs = make_programs(self.setup)
+        self.programs: Programs = make_reading_programs(self.setup)
         self.say = say
         full, places = self.programs.full, (self.programs.state_shapes, self.programs.state_shardings)
         wanted = kept.wanted(*places, full, optimizer=False)
@@ -47,7 +46,7 @@ class Trained:
         if name not in self.setup.space.configs:
             configs = {**self.setup.space.configs, name: config}
             self.setup = dataclasses.replace(self.setup, space=type(self.setup.space)(self.setup.space.full, configs))
-            self.programs = make_programs(self.setup)
+            self.programs = make_reading_programs(self.setup)
             self.evaluator = Evaluator(self.setup, self.programs)
         return name
 

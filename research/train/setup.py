@@ -299,7 +299,11 @@ def check_experts(space: Space, devices: int) -> None:
 
 
 def make_programs(setup: Setup, waiting: Callable[[], None] = lambda: None) -> Programs:
-    """Builds optimizer, mesh and programs (nothing is compiled yet); `waiting` as of `Programs`."""
+    """Builds optimizer, mesh and programs (nothing is compiled yet); `waiting` as of `Programs`.
+
+    Raises:
+      UserError: a mesh that does not fit the devices, or batches, experts or networks that do not divide over it.
+    """
     config = setup.config
     mesh_config = dict(config["mesh"])
     mesh_config.pop("min_size")
@@ -313,6 +317,19 @@ def make_programs(setup: Setup, waiting: Callable[[], None] = lambda: None) -> P
     check_experts(setup.space, mesh.shape["expert"])
     _check_divisible(config, setup.task, mesh.size)
     spread.check(config, mesh)
+    return _programs(setup, mesh, waiting)
+
+
+def make_reading_programs(setup: Setup) -> Programs:
+    """Builds what a trained run is evaluated by, wherever it was trained: on as many devices as its batches divide over."""
+    devices = jax.devices()
+    if jax.process_count() == 1:
+        devices = devices[: math.gcd(len(devices), setup.config["data"]["batch_size"], setup.config["eval"]["batch_size"])]
+    return _programs(setup, sharding.make_mesh({"data": -1}, devices))
+
+
+def _programs(setup: Setup, mesh: Any, waiting: Callable[[], None] = lambda: None) -> Programs:
+    config = setup.config
     optim = config["optim"]
     rounds = len(setup.phases)
     schedule = make_schedule(

@@ -1,12 +1,14 @@
 """Whole runs of seconds: the run directory, exact resume after kill -9, SIGTERM, corruption, NaN, other configs."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -244,6 +246,28 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
         after[parts] = {k: np.asarray(v) for k, v in Trained(tmp_path / str(parts)).state.params.items()}
     for k, whole in after[1].items():
         np.testing.assert_allclose(after[4][k], whole, atol=2e-6 * max(np.abs(whole).max(), 1e-3), err_msg=k)
+
+
+def test_what_was_trained_on_other_devices_is_read_on_one(whole, tmp_path):
+    """Networks on devices of their own, of which this machine has not as many."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["nested"] |= {"scheme": "sorted", "count": 2, "spread": True}
+    config["mesh"] |= {"data": 2}
+    (workdir / "config.json").write_text(json.dumps(config))
+    _, params, stats = Trained(workdir).model("s")
+    _, wanted, wanted_stats = Trained(whole[0]).model("s")
+    jax.tree.map(np.testing.assert_array_equal, (params, stats), (wanted, wanted_stats))
+
+
+@pytest.mark.slow
+def test_a_run_is_read_on_more_devices_than_its_batches_divide_over(whole, tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    command = [sys.executable, "-m", "launch.evaluate", f"--workdir={whole[0]}", "--split=test", f"--out={tmp_path}/e.csv"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "e.csv").read_text().count("\n") > 2
 
 
 @pytest.mark.parametrize("scheme", ["random", "sorted", "sandwich"])
