@@ -143,7 +143,9 @@ def _refused_by_system(error: OSError) -> str:
 
 def _place(error: BaseException) -> str:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(root + os.sep)]
+    own = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith((f"{root}/research/", f"{root}/launch/"))
+    ]
     return f"at {os.path.relpath(own[-1].filename, root)}:{own[-1].lineno}" if own else "an unnamed file"
 
 

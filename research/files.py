@@ -210,6 +210,17 @@ def replace_file(path: PathLike, write: Callable[[str], Any]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
+@contextlib.contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """For writes to files that are open: what the system refuses there is told of `path`, which it does not name itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def write_text(path: PathLike, text: str) -> None:
     """Writes a text file as UTF-8, whole or not at all; errors as `replace_file`."""
 

@@ -6,6 +6,7 @@ Only who holds the run's lock may make these objects, which clean up; whoever re
 """
 
 import contextlib
+import errno
 import math
 import os
 import threading
@@ -108,7 +109,9 @@ class Checkpoints:
         """Keeps what `wait` is to judge."""
         try:
             yield
-        except TimeoutError as error:
+        except OSError as error:
+            if not _given_up(error):
+                raise
             self._failure = error
 
     def _seal(self, step: int) -> None:
@@ -131,7 +134,8 @@ class Checkpoints:
             self._sealing = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            if isinstance(failure, TimeoutError) and time.monotonic() - self._began < PATIENCE_S:
+            if _given_up(failure) and time.monotonic() - self._began < PATIENCE_S:
+                time.sleep(0.2)  # what still writes for the save before ends meanwhile
                 self._say("a checkpoint was given up, because the clock jumped while it was written; the next one counts")
                 return False
             with self._disk_errors(None):
@@ -168,6 +172,11 @@ class Checkpoints:
         """Ends a save that is under way, well or not, where a run ends for another reason: its threads must not outlive the interpreter."""
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _given_up(error: BaseException) -> bool:
+    """Whether a save ended only because orbax thought it late, or because the one given up before still writes in the same folder."""
+    return isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ENOTEMPTY)
 
 
 class _Best:

@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from research.errors import UserError
-from research.files import check_workdir, dump_json, make_folder, open_for_append, printable, read_json, write_json, write_text
+from research.files import check_workdir, dump_json, make_folder, naming, open_for_append, printable, read_json, write_json, write_text
 from research.optim.fields import OPTIMIZERS
 from research.report.reading import read_journal
 from research.train import config as run_config
@@ -91,9 +91,10 @@ def _lock(folder: Path) -> Any:
         raise UserError(f"{folder} is in use by another process, which trains there; wait for it, or use another --workdir") from None
     except OSError:  # a file system without locks
         return file
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    with naming(folder / "lock"):
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
     return file
 
 
@@ -179,9 +180,10 @@ class RunDir:
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(make_folder(self.path / "tensorboard")), purge_step=step)
-        for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self._board.add_scalar(name, value, step)
+        with naming(self.path / "tensorboard"):
+            for name, value in values.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    self._board.add_scalar(name, value, step)
 
     def timings(self, step: int, values: dict[str, Any]) -> None:
         """Appends one line to timings.jsonl."""
@@ -196,13 +198,15 @@ class RunDir:
     def _append(self, name: str, record: dict[str, Any]) -> None:
         if name not in self._files:
             self._files[name] = open_for_append(self.path / name)
-        self._files[name].write(dump_json(record) + "\n")
-        self._files[name].flush()
+        with naming(self.path / name):
+            self._files[name].write(dump_json(record) + "\n")
+            self._files[name].flush()
         self.lines[name] += 1
 
     def close(self) -> None:
-        for file in self._files.values():
-            file.close()
+        for name, file in self._files.items():
+            with naming(self.path / name):
+                file.close()
         self._files = {}
         if self._board is not None:
             self._board.close()

@@ -1,5 +1,7 @@
 """The files of a run's folder, hostile: bytes that are no UTF-8, deep nesting, other types, missing keys, links, pipes."""
 
+import contextlib
+import errno
 import json
 import os
 
@@ -123,6 +125,27 @@ def test_what_a_truncated_file_has_lost_is_told(run):
     (said,) = rundir.cut_back(4, {"metrics.jsonl": 4, "timings.jsonl": 4})
     assert "2 of 4 lines up to step 4 are lost" in said or "3 of 4 lines up to step 4 are lost" in said
     assert rundir.cut_back(4) == [] and rundir.lines["timings.jsonl"] == 4
+    rundir.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full disk to try on")
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timings.jsonl", "tensorboard"])
+def test_a_full_disk_is_told_of_the_file(run, name, monkeypatch):
+    """The system does not name a file that is open."""
+    rundir = RunDir(run, tiny(), ENVIRONMENT)
+    write = rundir.timings if name == "timings.jsonl" else rundir.metrics
+    write(5, {"loss": 1.0})
+    with open("/dev/full", "w") as full:
+        if name == "tensorboard":
+            monkeypatch.setattr(rundir._board, "add_scalar", lambda *_: (full.write("x"), full.flush()))
+        else:
+            monkeypatch.setitem(rundir._files, name, full)
+        with pytest.raises(OSError) as caught:
+            write(6, {"loss": 1.0})
+        assert caught.value.filename == str(run / name) and caught.value.errno == errno.ENOSPC
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
     rundir.close()
 
 
