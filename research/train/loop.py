@@ -177,6 +177,8 @@ class Run:
                 stopped = isinstance(error, Preempted | stopping.Told)
                 with contextlib.suppress(OSError, UserError):
                     self._status("stopped" if stopped else "failed", **({} if stopped else {"error": str(error) or type(error).__name__}))
+                with contextlib.suppress(OSError):  # of the disk that was told of already
+                    self.closing.close()
                 if isinstance(error, stopping.Told):  # before the first update
                     raise Preempted(self.step, error.by) from None
                 raise

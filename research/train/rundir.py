@@ -204,13 +204,15 @@ class RunDir:
         self.lines[name] += 1
 
     def close(self) -> None:
-        for name, file in self._files.items():
-            with naming(self.path / name):
-                file.close()
-        self._files = {}
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        files, self._files, board, self._board = self._files, {}, self._board, None
+        try:
+            for name, file in files.items():
+                with naming(self.path / name):
+                    file.close()
+            if board is not None:
+                with naming(self.path / "tensorboard"):
+                    board.close()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
