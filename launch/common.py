@@ -173,7 +173,9 @@ def _unraisable(error) -> None:
     Leaves out what tensorstore's threads print when their writes end after a failed save has closed its event loop.
     """
     if isinstance(error.exc_value, stopping.Told):
-        stopped(error.exc_value)
+        with contextlib.suppress(Exception):  # it may have come inside of a print
+            print(error.exc_value, flush=True)
+        _leave(STOPPED)
     if not (error.exc_type is RuntimeError and str(error.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(error)
 

@@ -92,6 +92,8 @@ class Supervisor:
                 self.running[i] = process
                 if self.count <= len(cores):
                     common.pin(process, cores[i :: self.count])
+            if self.stopped:  # a signal came before they were known
+                self._stop()
             try:
                 return self._watch()
             finally:

@@ -1,6 +1,7 @@
 """The flags by which several processes, on one machine or many, become one run."""
 
 import os
+import signal
 
 from absl import flags
 
@@ -14,6 +15,13 @@ _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", False, "Take the three flags above from the cluster: TPU pod slices, Slurm, Kubernetes, Open MPI."
 )
 _PEER_TIMEOUT = flags.DEFINE_integer("peer_timeout_s", 100, "Seconds without a sign of life after which a process counts as dead.")
+
+
+def listen() -> None:
+    """Where the run has other processes a signal only sets a flag from here on: they wait for this one, which must not end alone."""
+    if _PROCESSES.value > 1 or _DISTRIBUTED.value:
+        with stopping.listening() as stop:  # as `common.run` does, to the end of the process
+            stop.heed()
 
 
 def connect() -> bool:
@@ -40,6 +48,7 @@ def connect() -> bool:
     except (RuntimeError, ValueError) as error:
         where = "the cluster" if _DISTRIBUTED.value else _COORDINATOR.value
         raise UserError(f"cannot join the run at {where}: {str(error).strip().splitlines()[0][:160]}") from None
-    with stopping.listening(leave=("SIGTERM",)) as stop:  # as `common.run` does, to the end of the process
-        stop.heed()
+    if jax.process_count() == 1:  # JAX listens to SIGTERM now, and asks nobody
+        with stopping.listening() as stop:
+            stop.take_back(signal.SIGTERM)
     return jax.process_index() == 0

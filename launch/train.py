@@ -45,6 +45,7 @@ def main(overrides: dict[str, str]) -> int:
     if _CACHE.value:  # before the recipe: it may import JAX, which reads these once
         os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.value
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    processes.listen()
     config = recipe.load(_CONFIG.value, overrides, _WORKDIR.value)
     prints = processes.connect()
 

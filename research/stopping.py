@@ -18,8 +18,10 @@ AT_ONCE = 128 + signal.SIGINT
 """Exit code after a second Ctrl-C."""
 SAME_S = 0.5
 """Seconds within which Ctrl-C comes twice where a wrapper passes on what its whole group got already."""
-PUT_OFF_S = 0.02
-"""Seconds after which a signal is looked at again that came while a module was being imported."""
+PUT_OFF_S, AGAIN_S = 0.02, 5.0
+"""Seconds after which a signal is heard again: one that came while a module was being imported, and one that somebody swallowed."""
+IMPORTS_S = 20
+"""Seconds after which even an import is interrupted."""
 SIGNALS = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGHUP": "SIGHUP, a closed terminal", "SIGXCPU": "SIGXCPU, the limit of CPU time"}
 """Signals that are listened to, where the system has them -> what they are called."""
 
@@ -56,7 +58,8 @@ class Stop:
         self.last: Callable[[], None] = lambda: None
         self.forward: Callable[[int], None] = lambda _: None
         self._first_interrupt = 0.0
-        self._put_off = False  # whether the next signal is one that was put off
+        self._resent = 0  # the signal that this process sends itself, having heard it before
+        self._waits = 0.0  # since when a signal is to end what does not heed it
         self._raised = -SAME_S  # when `Told` was raised last
         self._heeding: set[object] = set()
 
@@ -80,7 +83,7 @@ class Stop:
     def hear(self, number: int, frame: Any = None) -> None:
         """The handler of the signals."""
         now = time.monotonic()
-        again, self._put_off = self._put_off, False
+        again, self._resent = number == self._resent, 0
         if number == signal.SIGINT and self._first_interrupt and not again and now - self._first_interrupt > SAME_S:
             with contextlib.suppress(Exception):
                 self.last()
@@ -92,14 +95,31 @@ class Stop:
             self.forward(number)
         if self._heeding or now - self._raised <= SAME_S:  # heeded; or the same one, and on its way
             return
-        if _importing(frame):  # compiled modules may crash where they are interrupted
-            self._put_off = True
-            timer = threading.Timer(PUT_OFF_S, os.kill, (os.getpid(), number))
-            timer.daemon = True
-            timer.start()
+        self._waits = self._waits or now
+        if _importing(frame) and now - self._waits < IMPORTS_S:  # compiled modules may crash where they are interrupted
+            self._later(number, PUT_OFF_S)
             return
         self._raised = now
+        self._later(number, AGAIN_S)
         raise Told(self.told)
+
+    def take_back(self, number: int) -> None:
+        """Listens again to a signal that a library has taken over, and heeds no more: no process waits for this one."""
+        if _listening[:1] == [self] and threading.current_thread() is threading.main_thread():
+            signal.signal(number, self.hear)
+        self._heeding.discard(self)
+
+    def _later(self, number: int, seconds: float) -> None:
+        """Has the signal heard again, unless it is heeded or nobody listens by then."""
+
+        def send() -> None:
+            if _listening[:1] == [self] and not self._heeding:
+                self._resent = number
+                os.kill(os.getpid(), number)
+
+        timer = threading.Timer(seconds, send)
+        timer.daemon = True
+        timer.start()
 
 
 def _importing(frame: types.FrameType | None) -> bool:

@@ -69,6 +69,7 @@ class Checkpoints:
         self._sealing: threading.Thread | None = None
         self._began = 0.0
         self._failure: BaseException | None = None
+        self._gave_up = False
 
     def _reject_invalid(self) -> None:
         """Moves away what has the name of a step and is none. Other names are somebody else's."""
@@ -110,9 +111,13 @@ class Checkpoints:
         try:
             yield
         except OSError as error:
-            if not _given_up(error):
+            if not self._is_late(error):
                 raise
             self._failure = error
+
+    def _is_late(self, error: BaseException) -> bool:
+        """Whether a save ended only because orbax thought it late, or because one that was given up for that still writes in its folder."""
+        return isinstance(error, TimeoutError) or (self._gave_up and isinstance(error, OSError) and error.errno == errno.ENOTEMPTY)
 
     def _seal(self, step: int) -> None:
         try:
@@ -134,7 +139,8 @@ class Checkpoints:
             self._sealing = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            if _given_up(failure) and time.monotonic() - self._began < PATIENCE_S:
+            if self._is_late(failure) and time.monotonic() - self._began < PATIENCE_S:
+                self._gave_up = True
                 time.sleep(0.2)  # what still writes for the save before ends meanwhile
                 self._say("a checkpoint was given up, because the clock jumped while it was written; the next one counts")
                 return False
@@ -172,11 +178,6 @@ class Checkpoints:
         """Ends a save that is under way, well or not, where a run ends for another reason: its threads must not outlive the interpreter."""
         with contextlib.suppress(Exception):
             self.close()
-
-
-def _given_up(error: BaseException) -> bool:
-    """Whether a save ended only because orbax thought it late, or because the one given up before still writes in the same folder."""
-    return isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ENOTEMPTY)
 
 
 class _Best:

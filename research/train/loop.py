@@ -174,6 +174,7 @@ class Run:
                 self._status("finished")
                 return report
             except BaseException as error:
+                heeding.enter_context(self.stop.heeded())  # closing is not interrupted
                 stopped = isinstance(error, Preempted | stopping.Told)
                 with contextlib.suppress(OSError, UserError):
                     self._status("stopped" if stopped else "failed", **({} if stopped else {"error": str(error) or type(error).__name__}))
@@ -386,11 +387,10 @@ def train(config: dict[str, Any], workdir: str, reporter: Reporter) -> dict[str,
       UserError: a config, a folder or data that do not fit, a full disk, NaN.
       Preempted: SIGTERM, Ctrl-C or a closed terminal; the state is saved.
     """
-    with processes.listening():
-        try:
+    try:
+        with processes.listening():
             if jax.process_count() == 1:
                 stopping.heed()
-            run = Run(config, workdir, reporter)
-        except stopping.Told as told:
-            raise Preempted(max(whole_steps(Path(workdir) / "checkpoints"), default=0), told.by) from None
-        return run.run()
+            return Run(config, workdir, reporter).run()
+    except stopping.Told as told:
+        raise Preempted(max(whole_steps(Path(workdir) / "checkpoints"), default=0), told.by) from None

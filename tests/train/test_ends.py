@@ -133,6 +133,9 @@ def test_a_save_that_the_clock_ended_is_not_taken_for_done(end, error, tmp_path,
     def jumps(self, step):
         if not given_up:
             given_up.append(step)
+            raise LATE
+        if error is HELD_UP and len(given_up) == 1:
+            given_up.append(step)
             raise error
         finalize(self, step)
 
@@ -152,7 +155,7 @@ def test_a_save_that_the_clock_ended_is_not_taken_for_done(end, error, tmp_path,
         monkeypatch.setattr(loop.Run, "_tick_step", told)
         with pytest.raises(loop.Preempted, match="stopped by SIGTERM at step 4; the state is saved"):
             loop.train(tiny(), str(workdir), lines)
-    assert given_up == [4] and whole_steps(workdir) == [4]
+    assert given_up == [4] * (2 if error is HELD_UP else 1) and whole_steps(workdir) == [4]
     assert any("was given up, because the clock jumped" in line for line in lines.said)
 
 
@@ -397,6 +400,8 @@ def test_a_signal_before_a_run_begins_says_where_it_goes_on_and_leaves_nothing_o
             loop.train(tiny(train__duration=2), str(workdir), Lines())
     assert step.is_dir()
 
+    (workdir / "status.json").write_text('{"state": "training"}')
+
     def told(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
@@ -405,9 +410,45 @@ def test_a_signal_before_a_run_begins_says_where_it_goes_on_and_leaves_nothing_o
         patch.setattr(f"research.train.loop.{moment}", told)
         with pytest.raises(loop.Preempted, match="stopped by SIGTERM at step 2; the state is saved, start the same command again to go on"):
             loop.train(tiny(train__duration=2), str(workdir), Lines())
-    assert status(workdir)["state"] == "stopped"
+    assert status(workdir)["state"] == ("stopped" if moment == "data.keep" else "training")  # before, the folder is not claimed
     assert not any(thread.name == "heartbeat" and not thread.join(5) and thread.is_alive() for thread in threading.enumerate())
     RunDir(workdir, tiny(train__duration=2), {}).close()
+
+
+def test_a_stop_that_is_swallowed_comes_again(monkeypatch):
+    monkeypatch.setattr(stopping, "AGAIN_S", 2 * stopping.SAME_S)
+    with stopping.listening():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except BaseException:  # as some libraries have it
+            pass
+        with pytest.raises(stopping.Told):
+            time.sleep(10)
+
+
+def test_a_second_ctrl_c_ends_an_import_that_hangs(tmp_path):
+    body = "import time\nprint('imports', flush=True)\nwhile True: pass\n"
+    (tmp_path / "slow_module.py").write_text(body)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    process = subprocess.Popen([sys.executable, "-c", IMPORTS], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline() == "imports\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == stopping.AT_ONCE
+
+
+def test_sigterm_that_a_library_took_over_is_taken_back():
+    with stopping.listening() as stop:
+        stop.heed()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop.take_back(signal.SIGTERM)
+        with pytest.raises(stopping.Told):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
 
 
 def test_several_processes_leave_sigterm_to_jax(monkeypatch):
