@@ -2,7 +2,7 @@
 
     python -m launch.reproduce --config=configs/counting.py --workdir=runs/counting --out=results/counting
 
-Hardware: two CPU cores, 229 s with others at work on them. The metric is the mean absolute error of the count on 200 images of up to 40
+Hardware: two CPU cores, 48 s. The metric is the mean absolute error of the count on 200 images of up to 40
 digits, of test digits that were not trained on. Number to expect: 1.8.
 `configs/counting.py:local` adds the relative local counting loss.
 """

@@ -74,7 +74,7 @@ RESULTS = (
         wall="sweep.csv",
         since="loss symmetric in place of mnr_plus, which for unit vectors is the same but for near copies",
     ),
-    Result("counting", ("counting",), since="attention loss summed over pixels (it was a mean), upsampling with aligned corners"),
+    Result("counting", ("counting",)),
     Result("customise", ("customise",), wall="", since=DECAY),
 )
 
