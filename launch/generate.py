@@ -62,8 +62,8 @@ def main() -> int:
 
     names = [_SUBNET.value] + ([_DRAFT.value] if _DRAFT.value else [])
     models = load_models(_WORKDIR.value, names, say=print)
-    tokenizer = tokenizer_files.load_tokenizer(_WORKDIR.value, required=bool(_PROMPT.value))
     check(models[0][0], 1)
+    tokenizer = tokenizer_files.load_tokenizer(_WORKDIR.value, required=bool(_PROMPT.value))
     vocab_size = models[0][0].vocab_size
     if tokenizer and tokenizer.vocab_size > vocab_size:
         raise UserError(

@@ -168,3 +168,10 @@ def test_the_command_separates_prompt_and_continuation(tmp_path):
 def test_a_flag_of_another_way_of_decoding_is_refused(flags, message):
     done = command("generate", "--workdir=nowhere", "--prompt=a", *flags)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+def test_a_model_of_images_is_told_as_such_and_not_by_the_tokenizer_that_it_lacks(tmp_path):
+    config, params, stats = model("lenet5")
+    save_folder(tmp_path / "model", config, params, stats, {"source": "test"})
+    done = command("generate", f"--workdir={tmp_path}/model", "--prompt=a")
+    assert done.returncode == 2 and "tokenizer" not in done.stderr and "lenet" in done.stderr and done.stderr.count("\n") == 1
