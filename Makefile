@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
 .PHONY: help install quickstart quickstart-seeds lm-quickstart test test-slow faults fuzz check format lock fashion fashion-fast overhead bench bench-peers tune
-.PHONY: versus mqar probes selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder advmoe moe-lm fashion-vmoe conditions clean
+.PHONY: same-bits versus mqar probes selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder advmoe moe-lm fashion-vmoe conditions clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
@@ -14,6 +14,7 @@ help:
 	@echo "make lm-quickstart train a language model on the text of Python's standard library and let it write"
 	@echo "make test          run the tests; make test-slow runs the slow ones"
 	@echo "make faults        the fault-injection suite: kills, damaged files, full disks, readers and the like, on runs of seconds; make fuzz mutates configs, weight files and files of runs"
+	@echo "make same-bits BASE=COMMIT  small runs at another commit and here, compared bit for bit: for changes of structure"
 	@echo "make check         lint, format and types"
 	@echo "make fashion       the Fashion-MNIST comparison of the README (about 40 minutes)"
 	@echo "make fashion-fast  the best single network in 300 s"
@@ -56,6 +57,9 @@ faults: $(STAMP)
 
 fuzz: $(STAMP)
 	$(PY) -m tests.faults.fuzz --configs=500 --weights=200 --hostile=200 --run_files=100
+
+same-bits: $(STAMP)
+	$(PY) -m tests.same_bits --base=$(BASE)
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -m slow
