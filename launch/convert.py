@@ -52,10 +52,8 @@ def main() -> None:
     if eot:  # the foreign tokenizer is not read: tokens are their numbers, and some end a text
         texts[tokenizer_files.FILE] = tokenizer_files.text_of(IntegerTokenizer(config.vocab_size, eot))
     safetensors_io.save_folder(_OUT.value, config, params, stats, origin, texts)
-    form = "deployed" if getattr(config, "deploy", False) else "training"
-    print(
-        f"{name}: {count:,} parameters in {form} form, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}"
-    )
+    form = "" if not config.merges else " in deployed form" if config.deployed() == config else " in training form"
+    print(f"{name}: {count:,} parameters{form}, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}")
     for unused in report.unexpected[:20]:
         print(f"unused: {printable(unused)}")
     if len(report.unexpected) > 20:

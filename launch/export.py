@@ -35,11 +35,9 @@ def main() -> None:
 
     config, params, stats = extraction.load_model(_WORKDIR.value, _SUBNET.value, say=print)
     if _DEPLOY.value:
-        if config.family != "unireplknet":
-            raise UserError(f"--deploy merges UniRepLKNet models; {_WORKDIR.value} holds a {config.family}")
-        from research.models.unireplknet import merge_reparam
-
-        config, params, stats = merge_reparam(config, params, stats)
+        if not config.merges:
+            raise UserError(f"--deploy merges models that train in another form; {_WORKDIR.value} holds a {config.family}, which does not")
+        config, params, stats = config.merge(params, stats)
     out, count = _OUT.value, sum(p.size for p in params.values())
     if _FORMAT.value == "safetensors":
         safetensors_io.save_folder(

@@ -41,7 +41,6 @@ def main() -> int:
 
     from research.data import tokenizer_files
     from research.interop import safetensors_io
-    from research.models import registry
     from research.modules.state import apply
     from research.train.extraction import Trained
 
@@ -52,13 +51,13 @@ def main() -> int:
     if batch is not None:
         inside = apply(config, trained.programs.sliced(name, trained.weights), stats, *trained.setup.task.inputs(batch))[0]
     if _DEPLOY.value:
-        config, params, stats = registry.deployed(config, params, stats)
+        config, params, stats = config.merge(params, stats)
     origin = {"workdir": str(_WORKDIR.value), "step": trained.step, "subnet": name, "preprocess": trained.config["data"]["augment"]}
     tokenizer = tokenizer_files.load_tokenizer(_WORKDIR.value, required=False)
     texts = {tokenizer_files.FILE: tokenizer_files.text_of(tokenizer)} if tokenizer else {}
     safetensors_io.save_folder(_OUT.value, config, params, stats, origin, texts)
     size = sum(int(np.prod(p.shape)) for p in params.values())
-    form = "" if registry.deployed(config)[0] == config else " of the training form (--deploy writes the smaller merged one)"
+    form = "" if not config.merges or config.deployed() == config else " of the training form (--deploy writes the smaller merged one)"
     print(f"{name}: {size:,} parameters{form} written to {_OUT.value}")
     if batch is not None:
         again = safetensors_io.load_folder(_OUT.value)

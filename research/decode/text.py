@@ -1,6 +1,5 @@
 """What `launch.generate` does: prompts in, tokens and their speed out, by sampling, speculation or beam search."""
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,6 @@ from research.decode.generate import check_length, check_sampled, generate, stre
 from research.decode.sampling import check
 from research.errors import UserError
 from research.files import printable
-from research.models.forms import on_cpu
 from research.models.sequence import SequenceConfig, take_batch
 from research.modules.state import Arrays
 
@@ -131,7 +129,7 @@ def pad(prompts: Sequence[Int[np.ndarray, " t"]]) -> tuple[Int[np.ndarray, "B T"
 
 def _chosen(config: SequenceConfig) -> SequenceConfig:
     """On a CPU the forms are chosen at once."""
-    return dataclasses.replace(config, form=on_cpu(config.form)) if jax.default_backend() == "cpu" else config
+    return config.on_cpu() if jax.default_backend() == "cpu" else config
 
 
 class _Bound:

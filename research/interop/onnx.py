@@ -1,6 +1,5 @@
 """ONNX export through jax2onnx, which is installed apart (see INSTALL)."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +31,7 @@ def export_onnx(config: Any, params: Mapping[str, Any], stats: Mapping[str, Any]
         raise UserError(f"ONNX export needs jax2onnx ({e}): {INSTALL}") from None
     if batch is not None and batch < 1:
         raise UserError(f"cannot export for batches of {batch}; valid: 1 or more, or none to leave it open")
-    config = dataclasses.replace(config, **{"form": "naive"} if hasattr(config, "form") else {})
+    config = config.with_form("naive")
     inputs, call = inputs_of(config), forward(config)
     try:
         model = to_onnx(

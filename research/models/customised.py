@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
+from research.models.base import ModelConfig
 from research.models.lenet import LeNetConfig
 from research.modules import elastic
 from research.modules.axes import Init
@@ -28,7 +29,7 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclass(frozen=True)
-class CustomisedConfig:
+class CustomisedConfig(ModelConfig):
     """Description of a customised network.
 
     Attributes:

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
+from research.models.registry import Entry, register
 from research.models.sequence import SequenceConfig
 from research.models.sequence_layers import MIXTURE, Period
 from research.modules import mesh
@@ -60,7 +61,7 @@ class EncoderConfig(SequenceConfig):
         super().__post_init__()
         if not self.outputs:
             object.__setattr__(self, "outputs", self.dim)
-        if MIXTURE in self.ffn_kinds and self.moe.router == "domain" and self.mixture.experts != self.domains:
+        if self.has_mixtures and self.moe.router == "domain" and self.mixture.experts != self.domains:
             raise UserError(
                 f"encoder: moe.experts={self.moe.experts} for domains={self.domains}: each domain has one expert; "
                 f"valid: {self.domains}, or 0 for as many as there are"
@@ -169,3 +170,8 @@ VARIANTS: dict[str, EncoderConfig] = {
 """Of a size for two cores, dense and with experts of five domains, and "encoder", to set the fields of."""
 
 PAPER = "arXiv 2401.15713"
+
+
+_TINY = dict(vocab_size=10, length=12, dim=16, depth=2, outputs=10, domains=3, attention=dict(heads=2, head_dim=8))
+for _name, _config in VARIANTS.items():
+    register(Entry(_name, _config, PAPER, "this repository", _TINY))

@@ -17,6 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
+from research.models.base import ModelConfig
+from research.models.registry import Entry, register
 from research.modules import elastic
 from research.modules.axes import Init, StatKind
 from research.modules.layers import Conv, kaiming, zeros
@@ -37,7 +39,7 @@ def positive(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
 
 
 @dataclass(frozen=True)
-class HMoDEConfig:
+class HMoDEConfig(ModelConfig):
     """Description of one network.
 
     `dims` and `depths` are channels and 3x3 convolutions of the five stages; each stage but the first halves the image. `head_dim`:
@@ -224,3 +226,7 @@ class HMoDE(nnx.Module):
 
 
 VARIANTS = {"hmode": HMoDEConfig()}
+
+
+_TINY = dict(dims=(4, 8, 8, 12, 16), depths=(1, 2, 1, 1, 2), head_dim=8, image_size=32)
+register(Entry("hmode", VARIANTS["hmode"], "arXiv 2208.02894", "this repository", _TINY))

@@ -14,6 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
+from research.models.base import ModelConfig
+from research.models.registry import Entry, register
 from research.modules import elastic
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear
@@ -27,7 +29,7 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclass(frozen=True)
-class LeNetConfig:
+class LeNetConfig(ModelConfig):
     """Description of one LeNet-5: `maps` of the convolutions, `hidden` units of the two layers behind them."""
 
     maps: tuple[int, int] = (6, 16)
@@ -101,3 +103,6 @@ class LeNet(nnx.Module):
 
 
 VARIANTS = {"lenet5": LeNetConfig()}
+
+
+register(Entry("lenet5", VARIANTS["lenet5"], "LeCun et al. 1998", "this repository", dict(maps=(4, 6), hidden=(12, 8)), 61_706))

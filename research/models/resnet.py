@@ -8,7 +8,7 @@ each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -16,7 +16,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
-from research.models.routing import EXPERTS_SHRINK, ROUTER, check_routing, shrunk_experts
+from research.models.base import ChoosesForms
+from research.models.registry import Entry, register
+from research.models.routing import ADVMOE, EXPERTS_SHRINK, ROUTER, ROUTER_COUNT, TINY_ROUTER, check_routing, shrunk_experts
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules.axes import Init
 from research.modules.layers import Linear, ones, zeros
@@ -33,7 +35,7 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(ChoosesForms):
     """Description of one ResNet.
 
     `dims` are the output channels of the stages; `inner_dims` those inside its blocks, () for dims / 4 in a
@@ -90,6 +92,10 @@ class ResNetConfig:
         _, stem_stride, pool = STEMS[self.stem]
         stride = stem_stride * pool * 2 ** (len(self.depths) - 1)
         check_image(self, stride, "stem='small' or larger images")
+
+    @property
+    def pathways(self) -> int:
+        return self.experts
 
     def build(self, init: Init) -> nnx.Module:
         return ResNet(self, init)
@@ -252,3 +258,16 @@ VARIANTS = {
 }
 """Table 1 and section 4.2 of the paper; the CIFAR nets project where they change width (option B). The last is AdvMoE's: two pathways
 of half the width behind a stem of the whole."""
+
+
+_COUNTS = {
+    "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160,
+    "resnet152": 60_192_808, "resnet18_cifar": 11_173_962, "advmoe_resnet18": 5_565_450 + ROUTER_COUNT,
+}  # fmt: skip
+for _name, _config in VARIANTS.items():
+    _width = 8 * EXPANSION[_config.block]
+    _depths = (2, 3, 1, 2)[: len(_config.depths)]
+    _dims = (_width, 3 * _width // 2, 2 * _width, 3 * _width)[: len(_depths)]
+    _tiny: dict[str, Any] = dict(dims=_dims, depths=_depths, num_classes=10, image_size=16 if _config.stem == "small" else 32)
+    _origin = ADVMOE if _config.experts else ("arXiv 1512.03385", "github.com/pytorch/vision")
+    register(Entry(_name, _config, *_origin, _tiny | ({**TINY_ROUTER, "stem_dim": 12} if _config.experts else {}), _COUNTS.get(_name)))

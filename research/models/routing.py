@@ -32,3 +32,11 @@ def check_routing(config: Any) -> None:
 def shrunk_experts(experts: int, choice: float | int) -> int:
     """Returns how many of the experts stay; an ordinary network has none."""
     return elastic.depth_count(choice, experts, 1, "experts") if experts else 0
+
+
+ADVMOE = ("arXiv 2308.10110", "github.com/OPTML-Group/Robust-MoE-CNN")
+"""Paper and source of the networks with routed convolutions."""
+ROUTER_COUNT = 269_202
+"""Parameters of their router."""
+TINY_ROUTER: dict[str, Any] = {"experts": 3, "router_dims": (4, 6), "router_depths": (1, 2), "form": "all"}
+"""What shrinks it, for tests."""

@@ -21,7 +21,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
-from research.models.forms import check_form, counted_form
+from research.models.base import ChoosesForms
+from research.models.forms import check_form
 from research.models.sequence_layers import FFNS, MIXTURE, Period
 from research.modules import elastic
 from research.modules.axes import Init, Kind
@@ -51,7 +52,7 @@ from research.values import Layers, Rate
 
 
 @dataclass(frozen=True)
-class SequenceConfig(ToldReal):
+class SequenceConfig(ChoosesForms, ToldReal):
     """Description of one sequence model.
 
     Attributes:
@@ -137,22 +138,22 @@ class SequenceConfig(ToldReal):
         if not self.vocab_size and not (self.input_dim and self.outputs):
             raise UserError("sequence: give vocab_size, or both input_dim and outputs for tokens that are vectors")
         if not self.ffn_dim and self.ffn != "none":
-            gated = "glu" in self.ffn_kinds or (MIXTURE in self.ffn_kinds and self.moe.gated)
+            gated = "glu" in self.ffn_kinds or (self.has_mixtures and self.moe.gated)
             object.__setattr__(self, "ffn_dim", -(-8 * self.dim // 96) * 32 if gated else 4 * self.dim)
-        if MIXTURE in self.ffn_kinds:
+        if self.has_mixtures:
             if self.moe.router == "hash" and self.vector_tokens:
                 raise UserError("sequence: moe.router='hash' needs tokens of a vocabulary; vector tokens have no ids")
             if self.pool == "none" and self.mixture.router not in Moe.causal_routers:
                 valid = ", ".join(Moe.causal_routers)
                 raise UserError(f"sequence: moe.router={self.moe.router!r} looks at later tokens; valid where pool=none: {valid}")
-        if self.pool == "none" and (later := [k for k in kinds if not getattr(self.spec(k), "causal", True)]):
+        if self.pool == "none" and (later := [k for k in kinds if self.spec(k).sees_later()]):
             raise UserError(f"sequence: {later[0]}.causal=False looks at later tokens; valid where pool=none: True")
         if not self.kept_layers:
             object.__setattr__(self, "kept_layers", tuple(range(self.periods)))
         if len(self.kept_layers) != self.periods:
             raise UserError(f"sequence: kept_layers={self.kept_layers} must have one entry for each of the {self.periods} periods")
         ops = {op: forms for kind in kinds for op, forms in self.spec(kind).ops.items()}
-        if MIXTURE in self.ffn_kinds:
+        if self.has_mixtures:
             ops[grouped_matmul.OP] = grouped_matmul.FORMS
         check_form("sequence", self.form, ops)
 
@@ -188,20 +189,16 @@ class SequenceConfig(ToldReal):
     @property
     def streams(self) -> bool:
         """Whether a state can carry the model on, token by token: no mixer sees later tokens."""
-        return all(getattr(self.spec(kind), "causal", True) for kind in self.kinds)
+        return not any(self.spec(kind).sees_later() for kind in self.kinds)
+
+    @property
+    def has_mixtures(self) -> bool:
+        return MIXTURE in self.ffn_kinds
 
     @property
     def mixture(self) -> Moe:
         """The options of the mixtures of experts, every size filled in."""
         return self.moe.resolve(self.ffn_dim)
-
-    @property
-    def counted_form(self) -> str:
-        return counted_form(MIXTURE in self.ffn_kinds)
-
-    @property
-    def counted_batch(self) -> int:
-        return self.moe.counted_batch if MIXTURE in self.ffn_kinds else 1
 
     def layer_places(self) -> tuple[tuple[str, int], ...]:
         """Where the arrays of each layer lie, in the order of the layers: (prefix of their names, index on their first axis)."""
@@ -235,7 +232,7 @@ class SequenceConfig(ToldReal):
         hidden = round(self.ffn_dim * dim / self.dim)
         if self.ffn != "none":
             sizes["ffn_dim"] = elastic.scaled(hidden, ffn, 8, "ffn")
-        if MIXTURE in self.ffn_kinds:
+        if self.has_mixtures:
             cut = self.mixture.shrink(dim / self.dim, ffn, experts, active)
             sizes["moe"] = self.moe if cut == self.mixture else cut
         return replace(self, dim=dim, depth=period * len(kept), kept_layers=kept, **sizes)

@@ -5,7 +5,9 @@ Mamba (Gu and Dao 2023, table 12), Mamba-2 (Dao and Gu 2024), Mixtral of experts
 """
 
 from dataclasses import replace
+from typing import Any
 
+from research.models.registry import Entry, register
 from research.models.sequence import SequenceConfig
 from research.modules.mixers.attention import Attention
 from research.modules.mixers.gla import GatedLinearAttention
@@ -92,3 +94,24 @@ PUBLISHED: dict[str, tuple[str, str, int]] = {
     },
 }
 """Name -> (paper, source, number of parameters)."""
+
+
+_HEADS = dict(heads=2, head_dim=8)
+_SMALL = {
+    "mamba": dict(state=4),
+    **{kind: dict(state=8, head_dim=8) for kind in ("mamba2", "mamba3")},
+    **{kind: dict(heads=2) for kind in ("gla", "retention", "deltanet", "gated_deltanet", "cosformer", "performer", "sla")},
+    "attention": _HEADS,
+    "window": _HEADS | dict(window=5),
+    "routing": dict(heads=2, local_heads=1, head_dim=8, clusters=2, window=5, local_window=4),
+}
+"""Options of the mixers of shrunken twins."""
+for _name, _config in VARIANTS.items():
+    _paper, _source, _count = PUBLISHED.get(_name, (_config.spec(_config.kinds[0]).paper, "this repository", None))
+    _tiny: dict[str, Any] = dict(vocab_size=10, length=12, dim=16, depth=2 * len(_config.period), ffn=_config.ffn)
+    if _config.has_mixtures:
+        _tiny["moe"] = dict(experts=4, active=2, hidden=16)
+    _tiny |= {kind: _SMALL[kind] for kind in set(_config.kinds) & set(_SMALL)}
+    if _config.attention.kv_heads:
+        _tiny["attention"] = dict(heads=4, kv_heads=2, head_dim=8)
+    register(Entry(_name, _config, _paper, _source, _tiny, _count))

@@ -14,7 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
+from research.models.base import ChoosesForms
 from research.models.forms import check_form
+from research.models.registry import Entry, register
 from research.modules import elastic
 from research.modules.axes import Init, Kind
 from research.modules.dilated_reparam import BRANCHES, DilatedReparam, batch_norm_affine, kernel_nests, merge_dilated_reparam
@@ -27,7 +29,7 @@ from research.values import Layers, Rate
 
 
 @dataclass(frozen=True)
-class UniRepLKNetConfig:
+class UniRepLKNetConfig(ChoosesForms):
     """Description of one UniRepLKNet.
 
     `kernels` holds one repeating pattern per stage: ((3,), (13,), (13, 3), (13,)). `stem_strides` are the
@@ -53,6 +55,7 @@ class UniRepLKNetConfig:
     remat: str = "none"
 
     family: ClassVar[str] = "unireplknet"
+    merges: ClassVar[bool] = True
     derived: ClassVar[dict[str, tuple[str, ...]]] = {"mlp_dims": ("dims",), "kept_layers": ("depths", "kernels")}
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels of every stage",
@@ -91,6 +94,12 @@ class UniRepLKNetConfig:
 
     def build(self, init: Init) -> nnx.Module:
         return UniRepLKNet(self, init)
+
+    def deployed(self) -> "UniRepLKNetConfig":
+        return replace(self, deploy=True)
+
+    def merge(self, params: Arrays, stats: Arrays) -> tuple["UniRepLKNetConfig", Arrays, Arrays]:
+        return merge_reparam(self, params, stats)
 
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         return {f"stage{i + 1}/layers": kept for i, kept in enumerate(self.kept_layers)}
@@ -319,3 +328,13 @@ VARIANTS = {
     "xl": _variant((3, 3, 27, 3), (256, 512, 1024, 2048), _LARGE, 0.2),
 }
 """Released variants at 1000 classes (Table 1 of the paper); drop-path rates are those of ImageNet-1K or 22K pre-training."""
+
+
+_COUNTS = {
+    "a": 4_649_060, "f": 6_489_328, "p": 11_080_520, "n": 18_818_880, "t": 31_693_420,
+    "s": 56_456_704, "b": 99_089_416, "l": 220_076_056, "xl": 388_690_984,
+}  # fmt: skip
+for _size, _config in VARIANTS.items():
+    _depths = tuple(2 * len(p) if i == 2 else len(p) for i, p in enumerate(_config.kernels))
+    _tiny = dict(dims=(8, 12, 16, 24), depths=_depths, num_classes=10, image_size=16, stem_strides=(1, 1), layer_scale=0.5)
+    register(Entry(f"unireplknet_{_size}", _config, "arXiv 2311.15599", "github.com/AILab-CVC/UniRepLKNet", _tiny, _COUNTS[_size]))

@@ -7,7 +7,7 @@ are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and `dims` th
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from research.models.base import ChoosesForms
+from research.models.registry import Entry, register
 from research.models.resnet import ConvNorm
-from research.models.routing import EXPERTS_SHRINK, ROUTER, check_routing, shrunk_experts
+from research.models.routing import ADVMOE, EXPERTS_SHRINK, ROUTER, ROUTER_COUNT, TINY_ROUTER, check_routing, shrunk_experts
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules import elastic
 from research.modules.axes import Init
@@ -29,7 +31,7 @@ GRID = 2  # side of the map that the head reads
 
 
 @dataclass(frozen=True)
-class VGGConfig:
+class VGGConfig(ChoosesForms):
     """Description of one VGG: VGG-16 has `depths` (2, 2, 3, 3, 3); `hidden` units in both hidden layers of the head.
 
     The other fields are as in `ResNetConfig`; `kept_layers` counts the convolutions of a stage.
@@ -64,6 +66,10 @@ class VGGConfig:
         check_routing(self)
         check_stages(self, ("dims",), (self.hidden, self.num_classes, self.in_channels))
         check_image(self, 2 ** (len(self.depths) - 1), "larger images or fewer stages")
+
+    @property
+    def pathways(self) -> int:
+        return self.experts
 
     def build(self, init: Init) -> nnx.Module:
         return VGG(self, init)
@@ -154,3 +160,10 @@ VARIANTS = {
     "advmoe_vgg16": VGGConfig(dims=(32, 64, 128, 256, 256), experts=2),
 }
 """VGG-16 (configuration D) for CIFAR, and AdvMoE's: two pathways of half the width."""
+
+
+_COUNTS = {"vgg16": 15_311_818, "advmoe_vgg16": 7_690_218 + ROUTER_COUNT}
+for _name, _config in VARIANTS.items():
+    _tiny: dict[str, Any] = dict(dims=(8, 12, 16), num_classes=10, image_size=8, depths=(2, 2, 3), hidden=8)
+    _origin = ADVMOE if _config.experts else ("arXiv 1409.1556", ADVMOE[1])
+    register(Entry(_name, _config, *_origin, _tiny | (TINY_ROUTER if _config.experts else {}), _COUNTS[_name]))

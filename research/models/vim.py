@@ -15,7 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
+from research.models.base import ChoosesForms
 from research.models.forms import check_form
+from research.models.registry import Entry, register
 from research.modules import elastic, mesh
 from research.modules.axes import Init, Kind
 from research.modules.bimamba import BiMamba
@@ -30,7 +32,7 @@ OPS = {depthwise_1d.OP: depthwise_1d.FORMS, selective_scan.OP: selective_scan.FO
 
 
 @dataclass(frozen=True)
-class VimConfig:
+class VimConfig(ChoosesForms):
     """Description of one Vision Mamba.
 
     `inner` 0 means 2 * dim, `rank` 0 ceil(dim / 16). `kept_layers` holds, for a sub-network, the indices of its blocks in the
@@ -178,3 +180,10 @@ VARIANTS = {
     "vim_micro_patch4_32": VimConfig(dim=128, depth=8, patch_size=4, image_size=32, num_classes=10),
 }
 """Table 1 of the paper; Vim-S's released recipe trains with a drop-path rate of 0.05. The micro one is our own, for a laptop."""
+
+
+_COUNTS = {"vim_tiny": 7_148_008, "vim_small": 25_796_584, "vim_base": 97_598_440}
+for _name, _config in VARIANTS.items():
+    _tiny = dict(dim=32, depth=4, state=4, patch_size=4, image_size=16, num_classes=10)
+    _count = _COUNTS.get("_".join(_name.split("_")[:2]))
+    register(Entry(_name, _config, "arXiv 2401.09417", "github.com/hustvl/Vim" if _count else "this repository", _tiny, _count))

@@ -9,7 +9,7 @@ the last few of these; with `moe.router` "soft" it is Soft MoE (Puigcerver et al
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from research.errors import UserError
-from research.models.forms import check_form, counted_form
+from research.models.base import ChoosesForms
+from research.models.forms import check_form
+from research.models.registry import Entry, register
 from research.modules import elastic, mesh
 from research.modules.attention import Attention
 from research.modules.axes import Init, Kind
@@ -35,7 +37,7 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclass(frozen=True)
-class ViTConfig(ToldReal):
+class ViTConfig(ChoosesForms, ToldReal):
     """Description of one vision Transformer.
 
     `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `ffn` names the feed-forward parts of
@@ -132,14 +134,6 @@ class ViTConfig(ToldReal):
     def mixture(self) -> Moe:
         """The options of the mixtures of experts, every size filled in."""
         return self.moe.resolve(self.mlp_dim)
-
-    @property
-    def counted_form(self) -> str:
-        return counted_form(self.has_mixtures)
-
-    @property
-    def counted_batch(self) -> int:
-        return self.moe.counted_batch if self.has_mixtures else 1
 
     def layer_places(self) -> tuple[tuple[str, int], ...]:
         """Where the arrays of each block lie, in their order: (prefix of their names, index on their first axis)."""
@@ -329,3 +323,18 @@ VARIANTS = {
 }
 """Names as in timm; DeiT's recipe trains with a drop-path rate of 0.1. V-MoE: 8 experts of full width, the last two of the odd blocks or
 all of them (its section 3 and appendix B)."""
+
+
+_COUNTS = {
+    "tiny": 5_717_416, "small": 22_050_664, "base": 86_567_656, "large": 304_326_632,
+    "tiny_distilled": 5_910_800, "small_distilled": 22_436_432, "base_distilled": 87_338_192,
+}  # fmt: skip
+_PAPERS = {"vit": "arXiv 2010.11929", "deit": "arXiv 2012.12877", "vmoe": "arXiv 2106.05974", "soft": "arXiv 2308.00951"}
+_SOURCES = {"vit": "google-research/vision_transformer", "deit": "facebookresearch/deit"}
+for _name, _config in VARIANTS.items():
+    _kind, _size = _name.removesuffix("_patch16_224").split("_", 1)
+    _tiny: dict[str, Any] = dict(dim=32, depth=4, heads=4, head_dim=8, patch_size=4, image_size=16, num_classes=10)
+    if _config.has_mixtures:
+        _tiny |= dict(dense_blocks=min(_config.dense_blocks, 2), moe=dict(experts=4, hidden=16))
+    _source = f"github.com/{_SOURCES.get(_kind, 'google-research/vmoe')}"
+    register(Entry(_name, _config, _PAPERS[_kind], _source, _tiny, _COUNTS.get(_size)))

@@ -14,7 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
+from research.models.base import ChoosesForms
 from research.models.forms import check_form
+from research.models.registry import Entry, register
 from research.models.stages import check_image, check_stages, shrunk_depths, shrunk_dims
 from research.modules import mesh
 from research.modules.axes import Init
@@ -31,7 +33,7 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclass(frozen=True)
-class VMambaConfig:
+class VMambaConfig(ChoosesForms):
     """Description of one VMamba.
 
     For each stage: `dims` channels, `inner_dims` of SS2D (() for `ssm_ratio` * dims), `ranks` of its step sizes (() for
@@ -211,3 +213,13 @@ VARIANTS = {
     "vmamba_micro_32": _variant((2, 2, 2), 48, num_classes=10, image_size=32, stem_strides=(2, 1)),
 }
 """Names as in the released repository ("s": SSM ratio, "l": blocks of stage 3). The micro one is our own, for a laptop."""
+
+
+_COUNTS = {
+    "vmamba_tiny_s1l8": 30_249_064, "vmamba_tiny_s2l5": 30_705_832,
+    "vmamba_small_s2l15": 50_147_752, "vmamba_base_s2l15": 88_557_800,
+}  # fmt: skip
+for _name, _config in VARIANTS.items():
+    _tiny = dict(dims=(8, 24), depths=(2, 3), ssm_ratio=1.5, num_classes=10, image_size=8, stem_strides=(1, 1))
+    _source = "github.com/MzeroMiko/VMamba" if _name in _COUNTS else "this repository"
+    register(Entry(_name, _config, "arXiv 2401.10166", _source, _tiny, _COUNTS.get(_name)))

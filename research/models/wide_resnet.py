@@ -7,13 +7,15 @@ of the blocks, projections included, are mixtures, an expert for each image (Adv
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.models.routing import EXPERTS_SHRINK, ROUTER, check_routing, shrunk_experts
+from research.models.base import ChoosesForms
+from research.models.registry import Entry, register
+from research.models.routing import ADVMOE, EXPERTS_SHRINK, ROUTER, ROUTER_COUNT, TINY_ROUTER, check_routing, shrunk_experts
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, kaiming
@@ -24,7 +26,7 @@ from research.values import Layers
 
 
 @dataclass(frozen=True)
-class WideResNetConfig:
+class WideResNetConfig(ChoosesForms):
     """Description of one Wide ResNet: WRN-28-10 has `depths` (4, 4, 4) and `dims` 16 x 10 x (1, 2, 4).
 
     `inner_dims` are the channels between the two convolutions of a block, () for dims; the other fields are as in `ResNetConfig`.
@@ -62,6 +64,10 @@ class WideResNetConfig:
             object.__setattr__(self, "inner_dims", self.dims)
         check_stages(self, ("dims", "inner_dims"), (self.stem_dim, self.num_classes, self.in_channels))
         check_image(self, 2 ** (len(self.depths) - 1), "larger images or fewer stages")
+
+    @property
+    def pathways(self) -> int:
+        return self.experts
 
     def build(self, init: Init) -> nnx.Module:
         return WideResNet(self, init)
@@ -151,3 +157,10 @@ VARIANTS = {
     "advmoe_wrn28_10": WideResNetConfig(dims=(80, 160, 320), stem_dim=8, experts=2),
 }
 """WRN-28-10 for CIFAR (section 3), and AdvMoE's: two pathways of half the width, the stem halved too."""
+
+
+_COUNTS = {"wrn28_10": 36_479_194, "advmoe_wrn28_10": 18_239_602 + ROUTER_COUNT}
+for _name, _config in VARIANTS.items():
+    _tiny: dict[str, Any] = dict(dims=(8, 12, 16), num_classes=10, image_size=8, depths=(2, 3, 2), stem_dim=8)
+    _origin = ADVMOE if _config.experts else ("arXiv 1605.07146", "github.com/szagoruyko/wide-residual-networks")
+    register(Entry(_name, _config, *_origin, _tiny | (TINY_ROUTER if _config.experts else {}), _COUNTS[_name]))

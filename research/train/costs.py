@@ -1,6 +1,5 @@
 """What sub-networks cost: nominal FLOPs, parameters, latency and memory of the form that runs at inference."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.models import registry
-from research.models.forms import on_cpu
+from research.models.base import active_params
 from research.modules.state import Arrays, abstract, apply
 from research.report import flops as flop_counter
 from research.report import timing
@@ -26,9 +24,7 @@ def forward_flops(config: Any) -> int:
 
     Where examples compete for places in groups (mixtures of experts), it is the mean over the examples of a group.
     """
-    count = getattr(config, "counted_batch", 1)
-    if hasattr(config, "form"):
-        config = dataclasses.replace(config, form=getattr(config, "counted_form", "naive"))
+    config, count = config.counted()
     shapes = abstract(config)
     image = jax.ShapeDtypeStruct((count, *config.input_shape()), input_dtype(config))
     run = lambda p, s, x: apply(config, p, s, x, mode="eval")[0]  # noqa: E731
@@ -42,11 +38,11 @@ def training_flops(config: Any) -> int:
 
 def static_costs(config: Any) -> dict[str, int]:
     """Returns {"params", "flops"} of the inference form, without arrays; "active_params" of mixtures, "state" of models that go on token by token."""
-    small = registry.deployed(config)[0]
+    small = config.deployed()
     costs = {"params": abstract(small).num_params(), "flops": forward_flops(small)}
-    active = registry.active_params(small)
+    active = active_params(small)
     costs |= {"active_params": active} if active < costs["params"] else {}
-    return costs | ({"state": state_size(small)} if getattr(small, "streams", False) else {})
+    return costs | ({"state": state_size(small)} if small.streams else {})
 
 
 def state_size(config: Any) -> int:
@@ -63,8 +59,8 @@ def arrays_of(config: Any) -> tuple[Any, Any]:
 
 def _compile(config: Any, params: Arrays, stats: Arrays, batch: int) -> tuple[Any, Any]:
     image = jnp.zeros((batch, *config.input_shape()), input_dtype(config))
-    if hasattr(config, "form") and jax.default_backend() == "cpu":
-        config = dataclasses.replace(config, form=on_cpu(config.form))
+    if jax.default_backend() == "cpu":
+        config = config.on_cpu()
     run = jax.jit(lambda p, s, x: apply(config, p, s, x, mode="eval")[0])
     program = run.lower(params, stats, image).compile()
     return program, functools.partial(program, params, stats, image)
@@ -81,9 +77,9 @@ def measured_costs(models: dict[str, tuple[Any, Arrays, Arrays]], batches: Seque
     Returns:
       name -> {"latency_ms", "latency_ms_32", ..., "peak_memory_bytes" (largest batch)}.
     """
-    ready = {name: registry.deployed(*model) for name, model in models.items()}
+    ready = {name: config.merge(params, stats) for name, (config, params, stats) in models.items()}
     jobs = [(name, batch) for batch in batches for name in ready]
-    compiled = {job: _compile(*ready[job[0]], job[1]) for job in jobs}
+    compiled = {(name, batch): _compile(*ready[name], batch=batch) for name, batch in jobs}
     out: dict[str, dict[str, float]] = {name: {} for name in ready}
     for batch in batches:
         stats = timing.latency({name: compiled[name, batch][1] for name in ready}, repeats=repeats)

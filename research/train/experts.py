@@ -30,7 +30,7 @@ def observed(stats: Mapping[str, Array]) -> dict[str, Array]:
 
 def labels(config: Any, path: str, shape: tuple[int, ...]) -> list[str]:
     """Returns a name for each layer of the mixtures at `path`, whose arrays of `shape` may have a first axis of layers."""
-    places = config.layer_places() if hasattr(config, "layer_places") else ()
+    places = config.layer_places()
     count = shape[0] if len(shape) > 1 else 1
     names = {i: f"layer{n}" for n, (prefix, i) in enumerate(places) if path.startswith(prefix + "/")}
     return [names.get(i, path if len(shape) == 1 else f"{path}[{i}]") for i in range(count)]

@@ -8,7 +8,6 @@ from research.errors import UserError
 from research.files import user_path
 from research.modules.state import Arrays, abstract
 from research.nested import importance, upcycle
-from research.train import experts
 from research.train.setup import Setup
 
 
@@ -29,7 +28,7 @@ def arrays(setup: Setup, config: dict[str, Any], say: Callable[[str], None]) -> 
     given, params, stats = load_model(str(user_path(source)), "full", say)
     full = abstract(setup.space.full)
     equal = {k: v.shape for k, v in params.items()} == {k: v.shape for k, v in full.params.items()}
-    if experts.has_mixtures(full) and not equal and hasattr(given, "layer_places"):
+    if setup.space.full.has_mixtures and not equal and given.layer_places():
         return _upcycled(setup, config, given, params, stats, say)
     for name, shape in full.params.items():
         if name not in params or params[name].shape != shape.shape:

@@ -21,7 +21,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from research import seeds
-from research.models.forms import on_cpu
 from research.modules.axes import StatKind
 from research.modules.mesh import BATCH_AXES
 from research.modules.state import Abstract, Arrays, abstract, apply, initialize, told
@@ -118,7 +117,7 @@ class Programs:
     def compute(self, name: str) -> Any:
         """The config to run with: on a CPU mesh the ops' forms are chosen for it."""
         config = self.space.configs[name]
-        return dataclasses.replace(config, form=on_cpu(config.form)) if self._on_cpu and hasattr(config, "form") else config
+        return config.on_cpu() if self._on_cpu else config
 
     # -- programs ----------------------------------------------------------------------------------------------
 

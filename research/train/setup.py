@@ -62,7 +62,7 @@ def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndar
     name, subnet = fields.pop("name"), fields.pop("subnet", "")
     given = model_fields(source, sample)
     kind = next(k for k in ("image", "tokens", "pairs", "vectors") if k in sample)
-    counts = getattr(registry.entry(name).config, "predicts", "") == "density"
+    counts = registry.entry(name).config.predicts == "density"
     if counts != ("density" in sample):
         wanted = "density maps" if "density" in sample else "labels, tokens or vectors"
         fits = "hmode" if "density" in sample else "another, or data set counting"
@@ -92,7 +92,7 @@ def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[s
     robust = fields.pop("robust")
     if robust["method"] != "none":
         check_pixels(config, sample)
-        routing = {"experts": getattr(model, "experts", 0), "router": getattr(model, "router", "")}
+        routing = {"experts": model.pathways, "router": model.router}
         return RobustClassification(num_classes=_classes(model, source, sample), **fields, **robust, **routing)
     if "pairs" in sample:
         _check_pairs(model, source)

@@ -141,6 +141,15 @@ def test_patterns_unknown_names_and_unknown_fields():
         registry.model_config("resnet18", num_clases=3)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_declares_what_its_arrays_show(name):
+    config = twin(name)
+    shapes = abstract(config)
+    assert config.has_mixtures == any(key.endswith("/load") for key in shapes.stats)
+    assert (config.pathways > 1) == (any(key.startswith(config.router) for key in shapes.params) if config.router else False)
+    assert config.merges == (abstract(config.deployed()).params != shapes.params)
+
+
 def test_sizes_in_a_list_count_from_1():
     with pytest.raises(UserError, match="model.dims=8; valid: a list of whole numbers from 1 up to 16,777,216"):
         registry.model_config("unireplknet_a", dims=8)

@@ -46,6 +46,9 @@ class Attention(Spec):
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {attention.OP: attention.FORMS}
 
+    def sees_later(self) -> bool:
+        return not self.causal
+
     def resolve(self, dim: int) -> "Attention":
         self.require(self.heads >= 1, f"heads={self.heads}; valid: whole numbers from 1")
         self.require(

@@ -72,6 +72,10 @@ class Spec:
     ops: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Names of the ops that the mixer uses, with their forms: what the config field `form` may ask for."""
 
+    def sees_later(self) -> bool:
+        """Whether a token sees later ones: then no state can carry the mixer on."""
+        return False
+
     def resolve(self, dim: int) -> Self:
         """Returns the spec with every size that was left to the width `dim` filled in.
 

@@ -1,0 +1,142 @@
+"""What the config of every model declares: all that the rest of the package asks of a model before its arrays are there."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from flax import nnx
+
+from research.models import forms
+from research.modules.axes import Init, role
+from research.modules.moe_options import Moe
+from research.modules.state import Arrays, abstract
+
+
+class ModelConfig:
+    """Base of the frozen dataclasses that describe models.
+
+    A family gives `family`, `elastic`, `build`, `input_shape` and `shrink`; everything else has a default, of a plain network whose ops leave
+    no choice, that is its own deployed form and sends every example through all of its parameters.
+
+    Attributes:
+      family: name of the family, unique.
+      elastic: dimension along which sub-networks are cut -> what a choice of it means.
+      derived: field -> the fields that it follows from where it is not given itself.
+      predicts: what the outputs are, "labels" (of examples or tokens, or embeddings) or "density" (a map).
+      merges: whether the network that runs at inference is another one than that which is trained.
+      router: what the names of the router's parameters start with, where images are sent along one of several pathways.
+    """
+
+    family: ClassVar[str]
+    elastic: ClassVar[Mapping[str, str]] = {}
+    derived: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    predicts: ClassVar[str] = "labels"
+    merges: ClassVar[bool] = False
+    router: ClassVar[str] = ""
+
+    def build(self, init: Init) -> nnx.Module:
+        """Builds the module; `init` names, shapes and initialises its arrays."""
+        raise NotImplementedError
+
+    def input_shape(self) -> tuple[int, ...]:
+        """Returns the shape of one example."""
+        raise NotImplementedError
+
+    def shrink(self, *args: Any, **choices: Any) -> Self:
+        """Returns the sub-network with these choices (see `elastic`).
+
+        Raises:
+          UserError: a choice lies outside the space.
+        """
+        raise NotImplementedError
+
+    def kept(self) -> Mapping[str, tuple[int, ...]]:
+        """Returns, for each axis of layers, which layers of the full network are there."""
+        return {}
+
+    # -- implementation of its ops -----------------------------------------------------------------------------
+
+    def with_form(self, form: str) -> Self:
+        """Returns the model with another choice of its ops' implementations, see `research.models.forms`."""
+        del form
+        return self
+
+    def on_cpu(self) -> Self:
+        """Returns the model as it runs on a CPU: what is left to the platform is chosen for it."""
+        return self
+
+    def counted(self) -> tuple[Self, int]:
+        """Returns the model whose FLOPs are the nominal ones, and the number of examples to count them over."""
+        return self, 1
+
+    # -- inference ---------------------------------------------------------------------------------------------
+
+    def deployed(self) -> Self:
+        """Returns the config of the network that runs at inference."""
+        return self
+
+    def merge(self, params: Arrays, stats: Arrays) -> tuple[Self, Arrays, Arrays]:
+        """Returns (config, params, stats) of the network that runs at inference and computes the same."""
+        return self, params, stats
+
+    @property
+    def streams(self) -> bool:
+        """Whether a state can carry the model on, token by token."""
+        return False
+
+    # -- experts -----------------------------------------------------------------------------------------------
+
+    @property
+    def pathways(self) -> int:
+        """Pathways of which every image takes one, 0 or 1 where there is no choice."""
+        return 0
+
+    @property
+    def has_mixtures(self) -> bool:
+        """Whether some layers are mixtures of experts: then the config has `mixture`, their options with all sizes."""
+        return False
+
+    @property
+    def mixture(self) -> Moe:
+        """The options of the mixtures of experts, every size filled in."""
+        raise NotImplementedError(f"{self.family} has no mixtures of experts")
+
+    def layer_places(self) -> tuple[tuple[str, int], ...]:
+        """Returns where the arrays of each layer lie, in order: (prefix of their names, index on their first axis); () where nobody asks."""
+        return ()
+
+
+class ChoosesForms(ModelConfig):
+    """A model whose field `form` chooses among the implementations of its ops."""
+
+    form: str
+
+    def with_form(self, form: str) -> Self:
+        return dataclasses.replace(self, form=form)  # type: ignore[type-var]
+
+    def on_cpu(self) -> Self:
+        return self.with_form(forms.on_cpu(self.form))
+
+    def counted(self) -> tuple[Self, int]:
+        """By the reference implementations, but for mixtures of experts, where a token visits only some."""
+        count = self.mixture.counted_batch if self.has_mixtures else 1
+        return self.with_form(forms.counted_form(self.has_mixtures)), count
+
+
+def active_params(config: ModelConfig) -> int:
+    """Parameters of a model that one token, or image, meets: of a mixture's experts those that it is sent to, of everything else all.
+
+    The embedding counts whole, as is usual; so do soft mixtures, whose tokens are spread over all experts.
+    """
+    full = abstract(config)
+    roles = {name: [role(axis) for axis in full.axes[name]] for name in full.params}
+    if config.pathways > 1:  # one expert of every routed convolution
+        of_experts = [name for name, own in roles.items() if "experts" in own and not name.startswith(config.router)]
+        idle = 1 - 1 / config.pathways
+    elif config.has_mixtures and config.mixture.router != "soft":
+        of_experts = [name for name, own in roles.items() if [r for r in own if r != "layers"][:1] == ["experts"]]
+        idle = 1 - config.mixture.active / config.mixture.experts
+    else:
+        return full.num_params()
+    return full.num_params() - round(idle * sum(math.prod(full.params[name].shape) for name in of_experts))
