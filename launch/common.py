@@ -15,12 +15,14 @@ from typing import Any, NoReturn
 from absl import flags, logging
 
 from launch.streams import set_streams
-from research import stopping
+from research import plugins, stopping
 from research.errors import Notice, UserError
 from research.files import printable, user_path
 from research.process import set_allocator, set_dispatch, set_xla_flags
 
 flags.disclaim_key_flags()  # what `path_flag` defines belongs to the command that calls it
+
+PLUGINS = flags.DEFINE_multi_string("plugin", [], "File of one's own that registers models, mixers or the like. Repeatable.")
 
 USER_ERROR = 2  # exit code of a user's mistake
 STOPPED = 75  # exit code of a run that was told to stop and that can go on (EX_TEMPFAIL)
@@ -80,6 +82,8 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
         from launch import outputs  # which imports this module
 
         outputs.check()
+        for file in PLUGINS.value:
+            plugins.load(file)
         code = main()
         sys.stdout.flush()
         if stop is not None:
@@ -196,6 +200,7 @@ def _show_notices() -> None:
 
 def _help() -> str:
     doc = sys.modules["__main__"].__doc__ or ""
+    flags.declare_key_flag("plugin")
     lines = [line for line in flags.FLAGS.main_module_help().splitlines() if not line.startswith("/")]
     return f"{doc.strip()}\n\nflags:\n" + "\n".join(lines).strip("\n")
 

@@ -7,8 +7,6 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
-import importlib
-import pkgutil
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +15,7 @@ from research.errors import UserError
 from research.files import printable
 from research.models.base import ModelConfig, active_params
 from research.modules.state import abstract
+from research.plugins import import_all
 from research.values import fit, not_negative
 
 
@@ -51,17 +50,9 @@ def register(entry: Entry) -> None:
     _ENTRIES[entry.name] = entry
 
 
-@functools.cache
-def _discover() -> None:
-    """Imports every file of this package, each of which registers its own models."""
-    package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{__package__}.{module.name}")
-
-
 def list_models(pattern: str = "*") -> list[str]:
     """Returns the names that match a shell pattern, sorted."""
-    _discover()
+    import_all(__package__)
     return sorted(fnmatch.filter(_ENTRIES, pattern))
 
 
@@ -71,7 +62,7 @@ def entry(name: str) -> Entry:
     Raises:
       UserError: no model has this name.
     """
-    _discover()
+    import_all(__package__)
     if name not in _ENTRIES:
         near = difflib.get_close_matches(name, _ENTRIES, n=5, cutoff=0.4) or list_models()
         raise UserError(f"unknown model {name!r}; near: {', '.join(near)} (all: python -m launch.models)")

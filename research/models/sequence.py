@@ -9,7 +9,6 @@ Attention (arXiv 2210.00640) is depth 1 with all heads in it.
 Smaller selves: `width` (channels; inner channels and, unless given, heads follow), `heads`, `state`, `ffn`, `experts`, `active`, `depth`.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,19 +28,7 @@ from research.modules.axes import Init, Kind
 from research.modules.dropout import dropout
 from research.modules.embedding import Embedding
 from research.modules.layers import normal_02
-from research.modules.mixers.activator import Activator
-from research.modules.mixers.attention import Attention
-from research.modules.mixers.base import Call, Spec
-from research.modules.mixers.delta import DeltaNet, GatedDeltaNet
-from research.modules.mixers.gla import GatedLinearAttention
-from research.modules.mixers.hgrn import HGRN
-from research.modules.mixers.kernel_attention import CosFormer, Performer, SimplifiedLinearAttention
-from research.modules.mixers.mamba import Mamba
-from research.modules.mixers.mamba2 import Mamba2
-from research.modules.mixers.mamba3 import Mamba3
-from research.modules.mixers.retention import Retention
-from research.modules.mixers.routing import Routing
-from research.modules.mixers.window import Window
+from research.modules.mixers.base import Call, Spec, known
 from research.modules.moe_options import Moe
 from research.modules.norms import RMSNorm
 from research.modules.ssm import torch_linear
@@ -51,7 +38,16 @@ from research.ops.pooling import masked_last, masked_mean
 from research.values import Layers, Rate
 
 
+def with_mixers(cls: type) -> type:
+    """Gives a class that becomes a dataclass a field for the options of every kind of mixer."""
+    for kind, spec in known().items():
+        cls.__annotations__[kind] = spec
+        setattr(cls, kind, spec())
+    return cls
+
+
 @dataclass(frozen=True)
+@with_mixers
 class SequenceConfig(ChoosesForms, ToldReal):
     """Description of one sequence model.
 
@@ -89,21 +85,6 @@ class SequenceConfig(ChoosesForms, ToldReal):
     unroll: bool = False
     form: str = "auto"
     remat: str = "none"
-    mamba: Mamba = Mamba()
-    mamba2: Mamba2 = Mamba2()
-    mamba3: Mamba3 = Mamba3()
-    gla: GatedLinearAttention = GatedLinearAttention()
-    retention: Retention = Retention()
-    deltanet: DeltaNet = DeltaNet()
-    gated_deltanet: GatedDeltaNet = GatedDeltaNet()
-    hgrn: HGRN = HGRN()
-    cosformer: CosFormer = CosFormer()
-    performer: Performer = Performer()
-    sla: SimplifiedLinearAttention = SimplifiedLinearAttention()
-    attention: Attention = Attention()
-    window: Window = Window()
-    routing: Routing = Routing()
-    activator: Activator = Activator()
     moe: Moe = Moe()
 
     family: ClassVar[str] = "sequence"
@@ -160,7 +141,7 @@ class SequenceConfig(ChoosesForms, ToldReal):
     @classmethod
     def specs(cls) -> dict[str, type[Spec]]:
         """Kind of mixer -> class of its options."""
-        return {f.name: type(f.default) for f in dataclasses.fields(cls) if isinstance(f.default, Spec)}
+        return known()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -204,9 +185,13 @@ class SequenceConfig(ChoosesForms, ToldReal):
         """Where the arrays of each layer lie, in the order of the layers: (prefix of their names, index on their first axis)."""
         return tuple((f"blocks/layer/layers/{j}", i) for i in range(self.periods) for j in range(len(self.period)))
 
+    def options(self, kind: str) -> Spec:
+        """Returns the options of a kind of mixer as they were given."""
+        return vars(self)[kind]
+
     def spec(self, kind: str) -> Spec:
         """Returns the options of a kind of mixer, every size filled in."""
-        return getattr(self, kind).resolve(self.dim)
+        return self.options(kind).resolve(self.dim)
 
     def build(self, init: Init) -> nnx.Module:
         return SequenceModel(self, init)

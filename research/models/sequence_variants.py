@@ -10,11 +10,7 @@ from typing import Any
 from research.models.registry import Entry, register
 from research.models.sequence import SequenceConfig
 from research.modules.mixers.attention import Attention
-from research.modules.mixers.gla import GatedLinearAttention
-from research.modules.mixers.mamba2 import Mamba2
-from research.modules.mixers.mamba3 import Mamba3
-from research.modules.mixers.routing import Routing
-from research.modules.mixers.window import Window
+from research.modules.mixers.base import known
 from research.modules.moe_options import FAMILIES
 
 _SIZES = {"130m": (768, 24), "370m": (1024, 48), "790m": (1536, 48), "1.4b": (2048, 48), "2.8b": (2560, 64)}
@@ -24,13 +20,18 @@ _MAMBA2_NAMES = ("130m", "370m", "780m", "1.3b", "2.7b")
 _MAMBA2_COUNTS = (128_989_632, 368_346_624, 780_161_280, 1_343_757_312, 2_702_599_680)
 
 
+def _config(**fields: Any) -> SequenceConfig:
+    """A config by fields of which some are the options of a mixer."""
+    return SequenceConfig(**fields)
+
+
 def _mamba(kind: str, vocab_size: int, size: tuple[int, int]) -> SequenceConfig:
     return SequenceConfig(vocab_size=vocab_size, length=2048, dim=size[0], depth=size[1], pattern=kind)
 
 
 def _small(pattern: str, ffn: str = "") -> SequenceConfig:
     """About 2 M parameters for a laptop: the mixers of Mamba's kind stand alone, the others take turns with a gated linear unit."""
-    alone = pattern in ("mamba", "mamba2", "mamba3", "activator")
+    alone = pattern in known() and known()[pattern].alone
     return SequenceConfig(
         vocab_size=256,
         length=256,
@@ -38,12 +39,7 @@ def _small(pattern: str, ffn: str = "") -> SequenceConfig:
         depth=6 if alone or len(pattern.split()) == 3 else 4,
         pattern=pattern,
         ffn=ffn or ("none" if alone else "glu"),
-        mamba2=Mamba2(state=64, head_dim=32),
-        mamba3=Mamba3(state=64, head_dim=32),
-        gla=GatedLinearAttention(expand_k=1.0),
-        attention=Attention(heads=6),
-        window=Window(heads=6, window=64),
-        routing=Routing(heads=6, local_heads=3, clusters=8, window=64, local_window=64),
+        **{kind: spec(**spec.small) for kind, spec in known().items()},
     )
 
 
@@ -52,7 +48,7 @@ VARIANTS: dict[str, SequenceConfig] = {
     **{f"{kind}_small": _small(kind) for kind in SequenceConfig.specs()},
     "hybrid_small": _small("mamba2 mamba2 window"),
     "moe_small": _small("attention", "glu moe"),
-    "mixtral_8x7b": SequenceConfig(
+    "mixtral_8x7b": _config(
         vocab_size=32000,
         tied=False,
         length=32768,
@@ -63,7 +59,7 @@ VARIANTS: dict[str, SequenceConfig] = {
         attention=Attention(heads=32, kv_heads=8, theta=1e6),
         moe=replace(FAMILIES["mixtral"], hidden=14336),
     ),
-    "qwen3_30b_a3b": SequenceConfig(
+    "qwen3_30b_a3b": _config(
         vocab_size=151936,
         tied=False,
         length=40960,
@@ -96,22 +92,13 @@ PUBLISHED: dict[str, tuple[str, str, int]] = {
 """Name -> (paper, source, number of parameters)."""
 
 
-_HEADS = dict(heads=2, head_dim=8)
-_SMALL = {
-    "mamba": dict(state=4),
-    **{kind: dict(state=8, head_dim=8) for kind in ("mamba2", "mamba3")},
-    **{kind: dict(heads=2) for kind in ("gla", "retention", "deltanet", "gated_deltanet", "cosformer", "performer", "sla")},
-    "attention": _HEADS,
-    "window": _HEADS | dict(window=5),
-    "routing": dict(heads=2, local_heads=1, head_dim=8, clusters=2, window=5, local_window=4),
-}
-"""Options of the mixers of shrunken twins."""
-for _name, _config in VARIANTS.items():
-    _paper, _source, _count = PUBLISHED.get(_name, (_config.spec(_config.kinds[0]).paper, "this repository", None))
-    _tiny: dict[str, Any] = dict(vocab_size=10, length=12, dim=16, depth=2 * len(_config.period), ffn=_config.ffn)
-    if _config.has_mixtures:
+for _name, _model in VARIANTS.items():
+    _paper, _source, _count = PUBLISHED.get(_name, (_model.spec(_model.kinds[0]).paper, "this repository", None))
+    _tiny: dict[str, Any] = dict(vocab_size=10, length=12, dim=16, depth=2 * len(_model.period), ffn=_model.ffn)
+    if _model.has_mixtures:
         _tiny["moe"] = dict(experts=4, active=2, hidden=16)
-    _tiny |= {kind: _SMALL[kind] for kind in set(_config.kinds) & set(_SMALL)}
-    if _config.attention.kv_heads:
+    _specs = {kind: _model.options(kind) for kind in dict.fromkeys(_model.kinds)}
+    _tiny |= {kind: spec.tiny for kind, spec in _specs.items() if spec.tiny}
+    if any(isinstance(spec, Attention) and spec.kv_heads for spec in _specs.values()):
         _tiny["attention"] = dict(heads=4, kv_heads=2, head_dim=8)
-    register(Entry(_name, _config, _paper, _source, _tiny, _count))
+    register(Entry(_name, _model, _paper, _source, _tiny, _count))

@@ -128,7 +128,7 @@ def test_shrinking_keeps_what_is_not_cut_derived():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"pattern": "mamba gru"}, "names .'gru'.; valid: mamba, mamba2"),
+        ({"pattern": "mamba gru"}, "names .'gru'.; valid: activator, attention"),
         ({"pattern": ""}, "names no mixer"),
         ({"pattern": "mamba attention", "depth": 3}, "no multiple of the 2 layers"),
         ({"ffn": "glu tree"}, "valid: none, mlp, glu, snnk, moe"),

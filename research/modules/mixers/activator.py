@@ -13,11 +13,12 @@ from jaxtyping import Array, Float
 
 from research.modules import elastic
 from research.modules.axes import Init, Kind
-from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.mixers.base import Call, Spec, State, fused, register
 from research.modules.norms import LayerNorm
 from research.modules.ssm import torch_linear
 
 
+@register
 @dataclass(frozen=True)
 class Activator(Spec):
     """`inner` 0: expand * dim (the paper's CIFAR model: 512 at width 256)."""
@@ -27,6 +28,7 @@ class Activator(Spec):
 
     kind: ClassVar[str] = "activator"
     paper: ClassVar[str] = "arXiv 2405.15953"
+    alone: ClassVar[bool] = True
 
     def resolve(self, dim: int) -> "Activator":
         return replace(self, inner=self.inner or round(self.expand * dim))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from research.modules import elastic
 from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02
-from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.mixers.base import Call, Spec, State, fused, register
 from research.modules.mixers.rotary import THETA, rotary
 from research.modules.norms import RMSNorm
 from research.ops import attention
@@ -25,6 +25,7 @@ NOTHING = -1
 """Id of a place of a cache that holds no token; ids of documents are 0 or more."""
 
 
+@register
 @dataclass(frozen=True)
 class Attention(Spec):
     """`kv_heads` 0: every head has keys and values of its own; else `kv_heads` groups of heads share them, and every smaller
@@ -43,6 +44,8 @@ class Attention(Spec):
 
     kind: ClassVar[str] = "attention"
     paper: ClassVar[str] = "arXiv 1706.03762"
+    small: ClassVar[dict[str, Any]] = {"heads": 6}
+    tiny: ClassVar[dict[str, Any]] = {"heads": 2, "head_dim": 8}
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {attention.OP: attention.FORMS}
 

@@ -11,7 +11,7 @@ Both forms compute the same numbers; a state is a dictionary of arrays whose fir
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -21,6 +21,7 @@ from research.errors import UserError
 from research.modules.axes import Init
 from research.modules.mesh import TENSOR_AXIS, own_size
 from research.ops.precision import matmul
+from research.plugins import import_all
 
 State = dict[str, Array]
 
@@ -60,11 +61,18 @@ class Call:
 
 @dataclass(frozen=True)
 class Spec:
-    """Options of one kind of mixer; subclasses add fields, `kind`, `paper` and `build`."""
+    """Options of one kind of mixer; subclasses add fields, `kind`, `paper` and `build`, and are made known by `register`."""
 
     kind: ClassVar[str] = ""
+    """What `pattern` calls the mixer; the model's config has a field of this name for its options."""
     paper: ClassVar[str] = "this repository"
     """Where the mixer comes from."""
+    alone: ClassVar[bool] = False
+    """True: layers of this mixer have no FFN, in the small model KIND_small."""
+    small: ClassVar[dict[str, Any]] = {}
+    """Options in KIND_small, a model for a laptop."""
+    tiny: ClassVar[dict[str, Any]] = {}
+    """Options in the shrunken twin that tests use: 16 channels, 12 tokens."""
     carries: ClassVar[bool] = True
     """False: the mixer sees a sequence as a whole, so that devices cannot hold stretches of it."""
     bounded: ClassVar[bool] = False
@@ -96,6 +104,36 @@ class Spec:
         """Raises UserError with the mixer's name unless the condition holds."""
         if not condition:
             raise UserError(f"mixer {self.kind}: {message}")
+
+
+S = TypeVar("S", bound=type[Spec])
+_SPECS: dict[str, type[Spec]] = {}
+_closed: list[str] = []
+
+
+def register(spec: S) -> S:
+    """Makes a kind of mixer known: models take it in their `pattern`, and there is a small model of it.
+
+    Raises:
+      UserError: another mixer has this name, or models were made already, which have no field for its options.
+    """
+    other = _SPECS.get(spec.kind)
+    if other is not None and (other.__module__, other.__qualname__) != (spec.__module__, spec.__qualname__):
+        raise UserError(f"mixer {spec.kind} of {spec.__module__} is there already, from {other.__module__}; choose another kind")
+    if _closed:
+        raise UserError(
+            f"mixer {spec.kind} comes too late: models were made before; import {spec.__module__} first, or give it by --plugin"
+        )
+    _SPECS[spec.kind] = spec
+    return spec
+
+
+def known() -> dict[str, type[Spec]]:
+    """Returns kind -> options of every mixer that is registered; those of this package are imported first. None comes after."""
+    if not _closed:
+        import_all(__package__ or "")
+        _closed.append(__name__)
+    return dict(_SPECS)
 
 
 class Mixer(Protocol):

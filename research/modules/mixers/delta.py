@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02
-from research.modules.mixers.base import Call, State
+from research.modules.mixers.base import Call, State, register
 from research.modules.mixers.linear import HeadSpec, attend, convolve, empty, head_kernel, join, out_kernel, project
 from research.modules.norms import RMSNorm
 from research.modules.ssm import ShortConv, dt_bias_init
@@ -23,6 +23,7 @@ from research.ops.precision import wide
 OPS = {depthwise_1d.OP: depthwise_1d.FORMS, linear_attention.OP: linear_attention.FORMS}
 
 
+@register
 @dataclass(frozen=True)
 class DeltaNet(HeadSpec):
     """`gate`: silu(x W_g) behind the norm; `negative`: beta up to 2, so that a memory's eigenvalues reach -1 (arXiv 2411.12537)."""
@@ -33,12 +34,14 @@ class DeltaNet(HeadSpec):
 
     kind: ClassVar[str] = "deltanet"
     paper: ClassVar[str] = "arXiv 2406.06484"
+    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = OPS
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "DeltaMixer":
         return DeltaMixer(self, dim, scope, init, form, gate=self.gate, decay=False)
 
 
+@register
 @dataclass(frozen=True)
 class GatedDeltaNet(HeadSpec):
     """`state` 0: expand_k * dim / heads features of a key; `head_dim` 0: expand_v times as many of a value; `negative` as in `DeltaNet`."""
@@ -50,6 +53,7 @@ class GatedDeltaNet(HeadSpec):
 
     kind: ClassVar[str] = "gated_deltanet"
     paper: ClassVar[str] = "arXiv 2412.06464"
+    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = OPS
 
     def resolve(self, dim: int) -> "GatedDeltaNet":

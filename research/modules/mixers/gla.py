@@ -10,13 +10,14 @@ from jaxtyping import Array, Float
 
 from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02, zeros
-from research.modules.mixers.base import Call, State
+from research.modules.mixers.base import Call, State, register
 from research.modules.mixers.linear import HeadSpec, attend, empty, head_kernel, join, out_kernel, project
 from research.modules.norms import RMSNorm
 from research.ops import linear_attention
 from research.ops.precision import wide
 
 
+@register
 @dataclass(frozen=True)
 class GatedLinearAttention(HeadSpec):
     """Log decays are logsigmoid(W_up W_down x + b) / `divisor` through `rank` features: they start small."""
@@ -27,6 +28,8 @@ class GatedLinearAttention(HeadSpec):
 
     kind: ClassVar[str] = "gla"
     paper: ClassVar[str] = "arXiv 2312.06635"
+    small: ClassVar[dict[str, Any]] = {"expand_k": 1.0}
+    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "GatedLinearAttentionMixer":

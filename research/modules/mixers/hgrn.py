@@ -17,13 +17,14 @@ from jaxtyping import Array, Float
 from research.modules import elastic
 from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02
-from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.mixers.base import Call, Spec, State, fused, register
 from research.modules.norms import RMSNorm
 from research.modules.ssm import ShortConv
 from research.ops import depthwise_1d, linear_recurrence
 from research.ops.precision import wide
 
 
+@register
 @dataclass(frozen=True)
 class HGRN(Spec):
     """`inner` 0: expand * dim channels; `bound`: lower bound of the forget gates before training, between 0 and 1.

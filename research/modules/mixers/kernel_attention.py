@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from research.errors import UserError
 from research.modules import elastic
 from research.modules.axes import Init, StatKind
-from research.modules.mixers.base import Call, State
+from research.modules.mixers.base import Call, State, register
 from research.modules.mixers.linear import HeadSpec, attend, empty, head_kernel, join, out_kernel, project
 from research.modules.ssm import ShortConv, short_conv, short_conv_step
 from research.ops import depthwise_1d, feature_maps, linear_attention
@@ -25,12 +25,14 @@ MAPS = ("positive", "relu")
 EPS = 1e-6
 
 
+@register
 @dataclass(frozen=True)
 class CosFormer(HeadSpec):
     """The model's length is part of every weight: the mixer holds that many tokens, prompt and new ones together, and not one more."""
 
     kind: ClassVar[str] = "cosformer"
     paper: ClassVar[str] = "arXiv 2202.08791"
+    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
@@ -38,6 +40,7 @@ class CosFormer(HeadSpec):
         return CosFormerMixer(self, dim, length, scope, init, form)
 
 
+@register
 @dataclass(frozen=True)
 class Performer(HeadSpec):
     """Keys are whole; `features` 0: floor(state ln state) random features, of which a smaller self keeps the first (choice `state`).
@@ -50,6 +53,7 @@ class Performer(HeadSpec):
 
     kind: ClassVar[str] = "performer"
     paper: ClassVar[str] = "arXiv 2009.14794"
+    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def resolve(self, dim: int) -> "Performer":
@@ -65,6 +69,7 @@ class Performer(HeadSpec):
         return PerformerMixer(self, dim, scope, init, form)
 
 
+@register
 @dataclass(frozen=True)
 class SimplifiedLinearAttention(HeadSpec):
     """`taps`: width of the convolution of the values."""
@@ -73,6 +78,7 @@ class SimplifiedLinearAttention(HeadSpec):
 
     kind: ClassVar[str] = "sla"
     paper: ClassVar[str] = "arXiv 2405.11582"
+    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         depthwise_1d.OP: depthwise_1d.FORMS,
         linear_attention.OP: linear_attention.FORMS,

@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 
 from research.modules import elastic
 from research.modules.axes import Init, Kind
-from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.mixers.base import Call, Spec, State, fused, register
 from research.modules.ssm import SelectiveSSM, torch_linear
 from research.ops import depthwise_1d, selective_scan
 
 
+@register
 @dataclass(frozen=True)
 class Mamba(Spec):
     """`inner` 0: expand * dim; `rank` 0: ceil(dim / 16)."""
@@ -28,6 +29,8 @@ class Mamba(Spec):
 
     kind: ClassVar[str] = "mamba"
     paper: ClassVar[str] = "arXiv 2312.00752"
+    alone: ClassVar[bool] = True
+    tiny: ClassVar[dict[str, Any]] = {"state": 4}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         depthwise_1d.OP: depthwise_1d.FORMS,
         selective_scan.OP: selective_scan.FORMS,

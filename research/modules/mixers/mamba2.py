@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from research.modules import elastic
 from research.modules.axes import Init, Kind
 from research.modules.layers import ones
-from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.mixers.base import Call, Spec, State, fused, register
 from research.modules.norms import RMSNorm
 from research.modules.ssm import ShortConv, dt_bias_init, short_convs, short_convs_step, torch_linear
 from research.ops import depthwise_1d, linear_attention
@@ -21,6 +21,7 @@ from research.ops.precision import wide
 from research.ops.ssd import ssd, ssd_step
 
 
+@register
 @dataclass(frozen=True)
 class Mamba2(Spec):
     """`heads` 0: expand * dim / head_dim; `groups` of heads share B and C; `dt_limit` (low, high) bounds step sizes, empty: no bounds.
@@ -39,6 +40,9 @@ class Mamba2(Spec):
 
     kind: ClassVar[str] = "mamba2"
     paper: ClassVar[str] = "arXiv 2405.21060"
+    alone: ClassVar[bool] = True
+    small: ClassVar[dict[str, Any]] = {"state": 64, "head_dim": 32}
+    tiny: ClassVar[dict[str, Any]] = {"state": 8, "head_dim": 8}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         depthwise_1d.OP: depthwise_1d.FORMS,
         linear_attention.OP: linear_attention.FORMS,

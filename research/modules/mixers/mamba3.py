@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from research.modules import elastic
 from research.modules.axes import Init, Kind
 from research.modules.layers import ones
-from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.mixers.base import Call, Spec, State, fused, register
 from research.modules.mixers.mamba2 import count_heads
 from research.modules.norms import RMSNorm
 from research.modules.ssm import dt_bias_init, torch_linear
@@ -25,6 +25,7 @@ from research.ops.mamba3 import cumulative_turns, rotate, trapezoidal_scan, trap
 from research.ops.precision import wide
 
 
+@register
 @dataclass(frozen=True)
 class Mamba3(Spec):
     """`heads` 0: expand * dim / head_dim; `angles` 0: pairs in half of the state; `a_floor`: least decay rate."""
@@ -40,6 +41,9 @@ class Mamba3(Spec):
 
     kind: ClassVar[str] = "mamba3"
     paper: ClassVar[str] = "arXiv 2603.15569"
+    alone: ClassVar[bool] = True
+    small: ClassVar[dict[str, Any]] = {"state": 64, "head_dim": 32}
+    tiny: ClassVar[dict[str, Any]] = {"state": 8, "head_dim": 8}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def resolve(self, dim: int) -> "Mamba3":

@@ -9,13 +9,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.modules.axes import Init
-from research.modules.mixers.base import Call, State
+from research.modules.mixers.base import Call, State, register
 from research.modules.mixers.linear import HeadSpec, attend, empty, head_kernel, join, out_kernel, project
 from research.modules.mixers.rotary import rotary
 from research.modules.norms import RMSNorm
 from research.ops import linear_attention
 
 
+@register
 @dataclass(frozen=True)
 class Retention(HeadSpec):
     """Keys are whole in every smaller self: their features turn in pairs, at rates that depend on how many there are."""
@@ -24,6 +25,7 @@ class Retention(HeadSpec):
 
     kind: ClassVar[str] = "retention"
     paper: ClassVar[str] = "arXiv 2307.08621"
+    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def resolve(self, dim: int) -> "Retention":

@@ -21,7 +21,7 @@ from research.modules import elastic
 from research.modules.axes import Init, Kind, StatKind
 from research.modules.layers import normal_02, zeros
 from research.modules.mixers.attention import NOTHING, documents, head_size, one_token, write
-from research.modules.mixers.base import Call, Spec, State, fused
+from research.modules.mixers.base import Call, Spec, State, fused, register
 from research.modules.mixers.rotary import THETA, rotary
 from research.modules.mixers.window import init_window, window_attention
 from research.modules.state import OncePerUpdate
@@ -33,6 +33,7 @@ COMMITMENT = 1e-4
 """Weight of the commitment loss (section 4.1)."""
 
 
+@register
 @dataclass(frozen=True)
 class Routing(Spec):
     """`heads` in all, of which `local_heads` are local and the rest route; `head_dim` 0: dim / heads.
@@ -54,6 +55,8 @@ class Routing(Spec):
     carries: ClassVar[bool] = False
     kind: ClassVar[str] = "routing"
     paper: ClassVar[str] = "arXiv 2003.05997"
+    small: ClassVar[dict[str, Any]] = {"heads": 6, "local_heads": 3, "clusters": 8, "window": 64, "local_window": 64}
+    tiny: ClassVar[dict[str, Any]] = {"heads": 2, "local_heads": 1, "head_dim": 8, "clusters": 2, "window": 5, "local_window": 4}
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         routing_attention.OP: routing_attention.FORMS,

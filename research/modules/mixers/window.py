@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 
 from research.modules.axes import Init
 from research.modules.mixers.attention import NOTHING, Attention, AttentionMixer, documents
-from research.modules.mixers.base import Call, State
+from research.modules.mixers.base import Call, State, register
 from research.ops import sliding_window
 from research.ops.sliding_window import WindowState, sliding_window_attention, sliding_window_extend
 
 
+@register
 @dataclass(frozen=True)
 class Window(Attention):
     """As `Attention`; `window`: tokens that a token sees, itself included."""
@@ -24,6 +25,8 @@ class Window(Attention):
 
     kind: ClassVar[str] = "window"
     paper: ClassVar[str] = "arXiv 2004.05150"
+    small: ClassVar[dict[str, Any]] = {"heads": 6, "window": 64}
+    tiny: ClassVar[dict[str, Any]] = {"heads": 2, "head_dim": 8, "window": 5}
     bounded: ClassVar[bool] = False
     ops: ClassVar[dict[str, tuple[str, ...]]] = {sliding_window.OP: sliding_window.FORMS}
 
