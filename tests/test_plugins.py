@@ -121,6 +121,28 @@ def command(name, *flags, check=True):
     return done
 
 
+DATA = '''
+"""Images of stripes, upright or level."""
+
+import numpy as np
+
+from research.data.registry import register
+from research.data.source import arrays_to_sources
+
+
+@register("stripes", "image", ready=False)
+def load_stripes(*, period: int = 2):
+    def images(count, seed):
+        rng = np.random.Generator(np.random.Philox(seed))
+        labels = rng.integers(0, 2, count).astype(np.int32)
+        stripes = np.where(np.arange(8) % (2 * period) < period, 255, 0)
+        upright = np.broadcast_to(stripes, (8, 8))
+        pixels = np.where(labels[:, None, None], upright, upright.T)
+        return np.clip(pixels + rng.normal(0, 50, (count, 8, 8)), 0, 255).astype(np.uint8)[..., None], labels
+
+    return arrays_to_sources("stripes", images(320, 0), images(80, 1), 2)
+'''
+
 RECIPE = """
 from tests.tiny import get_config as tiny
 
@@ -132,6 +154,7 @@ def get_config(arg="all"):
 """
 CASES = {
     "mixer": (MIXER, ["--config=tests/tiny_lm.py:probe", "--config.model.pattern=average", "--config.train.duration=24"]),
+    "data": (DATA, ["--config=tests/tiny.py", "--config.data.name=stripes", "--config.data.options.period=1"]),
     "model": (MODEL, ["--config={folder}/recipe.py"]),
 }
 

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 
+from research.data.registry import register
 from research.data.source import ArraySource, arrays_to_sources
 from research.errors import UserError
 from research.files import check_regular, check_zip, printable, user_path
@@ -15,6 +16,7 @@ HELD_OUT = ("validation_image", "validation_label")
 HOW = f"numpy.savez(FILE, {', '.join(f'{key}=...' for key in KEYS)})"
 
 
+@register("arrays", "image", ready=False)
 def load_arrays(
     *, data_dir: str | None = None, file: str = "", train: tuple = (), test: tuple = (), num_classes: int | None = None
 ) -> tuple[ArraySource, ...]:

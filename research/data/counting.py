@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from research.data import digests
 from research.data.keyed_random import KeyedRandom
 from research.data.probes import SPLITS, check_counts, require
+from research.data.registry import register
+from research.data.sources import load_splits
 
 SIZES = (6, 8, 12)
 """Sides of digits in the upper, the middle and the lower third, in pixels."""
@@ -23,8 +25,6 @@ SIZES = (6, 8, 12)
 def _stamps(split: str) -> Float[np.ndarray, "N 3 S S"]:
     """Digits of a split at every size, centred in the largest, values 0..1; test digits are never trained on."""
     from PIL import Image
-
-    from research.data.sources import load_splits
 
     digits: Any = load_splits("digits")[split]
     images = digits.images[..., 0]
@@ -112,6 +112,7 @@ class Counting:
         return (np.swapaxes(bumps(y) * there[..., None], 1, 2) @ bumps(x)).astype(np.float32)
 
 
+@register("counting", "density")
 def load_counting(
     *,
     train_examples: int = 4000,

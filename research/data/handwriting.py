@@ -14,7 +14,9 @@ from jaxtyping import Float, Int
 
 from research.data import digests
 from research.data.keyed_random import KeyedRandom
+from research.data.registry import register
 from research.data.source import keyed_permutation
+from research.data.sources import load_splits
 from research.errors import UserError
 
 SIDE, USERS = 28, 10
@@ -126,11 +128,10 @@ class Handwriting:
 
 @functools.lru_cache
 def _digits() -> Any:
-    from research.data.sources import load_splits
-
     return load_splits("digits", validation_fraction=0.0)
 
 
+@register("handwriting", "image", ready=False)
 def load_handwriting(*, user: int = -1) -> tuple[Handwriting, Handwriting]:
     """Training and test images: the population's, or those of one user.
 

@@ -15,6 +15,7 @@ from research.data import digests
 from research.data.boolean_functions import BOOLEAN, Boolean, Prompt, chosen, dot
 from research.data.keyed_random import KeyedRandom
 from research.data.probes import SPLITS, check_counts, find_rule, require
+from research.data.registry import register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +261,7 @@ class InContextBoolean(InContext):
     binary: ClassVar[bool] = True
 
 
+@register("in_context:", "vectors")
 def load_in_context(
     task: str,
     *,

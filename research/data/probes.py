@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from research.data import digests
 from research.data.keyed_random import KeyedRandom
+from research.data.registry import register
 from research.errors import UserError
 from research.values import fit, fit_options
 
@@ -304,6 +305,7 @@ class MixedProbe:
         return block
 
 
+@register("probe:", "tokens")
 def load_probe(
     kind: str,
     *,

@@ -4,9 +4,16 @@ import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
+import numpy as np
+from jaxtyping import Int
+
+from research.data.source import keyed_permutation
 from research.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+
+_SPLIT_STREAM = 0x5917
+"""Second word of the Philox key, so that no two uses of one seed share a stream."""
 
 _Sliced = TypeVar("_Sliced")
 
@@ -42,3 +49,21 @@ def path_split(relative_path: str, split: str | Sequence[float]) -> str:
 def path_digest(relative_path: str) -> int:
     """SHA-256 of a relative path, as an integer."""
     return int.from_bytes(hashlib.sha256(relative_path.encode("utf-8", "surrogateescape")).digest(), "big")
+
+
+def stratified_split(labels: Int[np.ndarray, " N"], count: int, seed: int) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " M"]]:
+    """Splits `range(N)` into (kept, held out), both ascending, with `count` held out in proportion to the classes.
+
+    Class c gives `count * N_c / N` examples rounded down; what is missing comes one each from the classes with the
+    largest remainders (ties: the lower class first). Which examples a class gives is a permutation keyed by `seed`.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = sizes * (count / max(len(labels), 1))
+    quotas = np.floor(exact).astype(np.int64)
+    by_remainder = np.argsort(quotas - exact, kind="stable")
+    quotas[by_remainder[: count - quotas.sum()]] += 1
+    order = keyed_permutation(len(labels), seed, _SPLIT_STREAM)
+    ordered_labels = labels[order]
+    held_out = [order[ordered_labels == c][:quota] for c, quota in zip(classes, quotas, strict=True)]
+    held_out = np.sort(np.concatenate([np.empty(0, np.int64), *held_out]))
+    return np.setdiff1d(np.arange(len(labels)), held_out, assume_unique=True), held_out

@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
+from research.data.registry import register
 from research.data.splits import SPLITS, path_split
 from research.data.stdlib_text import read_files
 from research.data.text_pairs import Pair, PairSource, pair_sources, words
@@ -36,6 +37,7 @@ DOMAINS: dict[str, str] = {
 """Domain -> its modules and packages; those in none are left out."""
 
 
+@register("stdlib_pairs", "pairs")
 def load_stdlib_pairs(*, length: int = 64, vocab_size: int = 8192) -> dict[str, PairSource]:
     """(docstring, body) of the functions of the standard library, of five domains.
 

@@ -11,6 +11,7 @@ import re
 import sysconfig
 from typing import Any
 
+from research.data.registry import register
 from research.data.splits import SPLITS, path_digest, path_split, split_bounds
 from research.data.text import text_sources
 from research.data.tokens import TokenSource
@@ -36,6 +37,7 @@ def manifest() -> dict[str, Any]:
     return {"python": platform.python_version(), "digest": digest, "bytes": sum(file["bytes"] for file in files), "files": files}
 
 
+@register("stdlib_text", "tokens")
 def load_stdlib_text(
     *,
     length: int = 256,

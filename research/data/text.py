@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from research.data import idx, tfds_source
+from research.data.registry import register
 from research.data.splits import SPLITS, contiguous_split, path_split, split_bounds
 from research.data.text_files import decode_text, list_files, read_file, read_files, say_left_out
 from research.data.tokenizers import make_tokenizer
@@ -63,6 +64,7 @@ def text_sources(
     return sources
 
 
+@register("text", "tokens")
 def load_text(
     *,
     data_dir: str | os.PathLike | None = None,
@@ -115,6 +117,7 @@ def load_text(
     return text_sources(f"text:{path.name}", texts, documents=True, **options)
 
 
+@register("tiny_shakespeare", "tokens")
 def load_tiny_shakespeare(
     *,
     data_dir: str | os.PathLike | None = None,
@@ -137,6 +140,7 @@ def load_tiny_shakespeare(
     return text_sources("tiny_shakespeare", texts, length=length, tokenizer=tokenizer, documents=False, shift=shift, seed=seed)
 
 
+@register("tfds_text:", "tokens")
 def load_tfds_text(
     name: str,
     *,

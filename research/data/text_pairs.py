@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from research.data.registry import register
 from research.data.source import keyed_permutation
 from research.data.splits import SPLITS
 from research.data.text_files import read_file
@@ -112,6 +113,7 @@ def pair_sources(
     return sources
 
 
+@register("text_pairs", "pairs")
 def load_text_pairs(*, data_dir: str | os.PathLike | None = None, length: int = 64, vocab_size: int = 8192) -> dict[str, PairSource]:
     """The files train.jsonl, validation.jsonl and test.jsonl of a folder: one {"a": TEXT, "b": TEXT, "domain": NAME} a line.
 

@@ -18,6 +18,7 @@ from jaxtyping import Int, UInt8
 from research.data import digests, idx
 from research.data.augment import resize_box
 from research.data.images import MODES, check_image, decode_image
+from research.data.registry import register
 from research.data.source import Source, arrays_to_sources
 from research.errors import UserError
 from research.files import printable, user_path
@@ -133,6 +134,7 @@ def _check_files(builder: Any, name: str) -> None:
             raise UserError(f"tfds:{name}: split {split!r} names files outside of {folder}; its dataset_info.json is not to be trusted")
 
 
+@register("tfds:", "image", ready=False)
 def load_tfds(
     name: str,
     *,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from research.data.registry import register
 from research.data.splits import contiguous_split
 from research.data.tokenizers import IntegerTokenizer, Tokenizer, tokenizer_from_json
 from research.data.tokens import TOKEN_DTYPES, TokenSource, check_trainable
@@ -67,6 +68,7 @@ def read_token_file(path: str | os.PathLike, vocab_size: int, dtype: str = "uint
     return tokens
 
 
+@register("token_file", "tokens")
 def load_token_file(
     *,
     data_dir: str | os.PathLike | None = None,

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.data import idx
+from research.data.idx_sets import reduced
 from research.data.source import ArraySource, keyed_permutation
-from research.data.sources import load_splits, reduced, stratified_split
+from research.data.sources import load_splits
+from research.data.splits import stratified_split
 from research.errors import UserError
 
 
