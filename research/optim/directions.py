@@ -4,14 +4,15 @@ Whatever weight decay a published optimizer has is added once, by the chain (`bu
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import optax
 import optax.contrib
 
+from research.errors import UserError
 from research.modules.axes import Axes, Kind, role
-from research.optim.fields import constants
+from research.optim.fields import CONSTANTS, OPTIMIZERS, Optimizer, constants
 
 MUON_RMS = 0.2  # root mean square of an update of Muon's, about that of AdamW's: one learning rate serves both
 STACKS = ("layers", "directions", "experts")
@@ -99,6 +100,30 @@ DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "muon": _muon,
     "novograd": lambda axes, kinds, **own: _by_layer(optax.scale_by_novograd(**own), axes),
 }
+
+
+Make = TypeVar("Make", bound=Callable[..., optax.GradientTransformation])
+
+
+def register(name: str, takes: Optimizer) -> Callable[[Make], Make]:
+    """Makes an optimizer of one's own known: decorates the factory of its direction, which is called with the constants of `takes`.
+
+    The direction comes without learning rate and decay, which the chain adds (`build.py`).
+
+    Raises:
+      UserError: another optimizer has this name, or a constant that no config has.
+    """
+
+    def known(make: Make) -> Make:
+        if name in OPTIMIZERS:
+            raise UserError(f"optimizer {name} is there already; choose another name")
+        if unknown := sorted(set(takes.constants) - set(CONSTANTS)):
+            raise UserError(f"optimizer {name} has a constant {unknown[0]!r} that no config has; valid: {', '.join(CONSTANTS)}")
+        OPTIMIZERS[name] = takes
+        DIRECTIONS[name] = lambda axes, kinds, **own: make(**own)
+        return make
+
+    return known
 
 
 def direction(config: Mapping[str, Any], axes: Mapping[str, Axes], kinds: Mapping[str, Kind]) -> optax.GradientTransformation:
