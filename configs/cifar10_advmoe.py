@@ -4,20 +4,28 @@
 
     python -m launch.train --config=configs/cifar10_advmoe.py:dense --workdir=runs/cifar10_dense
 
-The argument is resnet18, vgg16, wrn28_10 (mixtures, trained in alternation), or dense (ResNet-18 of full width, TRADES). As released:
-100 epochs of batches of 128 with two updates each, SGD with momentum 0.9, weight decay 5e-4 on every parameter, learning rate 0.1 by a
-cosine, attacks of 8/255 in 2 steps of 5/255, beta = alpha = 6, no normalisation. Not as released: the best checkpoint is chosen on held-out
-training images, the router's loss cannot become NaN, attacks follow the gradient of the function instead of the router's straight-through gate, and
-each phase attacks its own loss; --config.task.robust.through_gate=True --config.task.robust.shared_attack=True are the released ones.
+The argument is resnet18, vgg16, wrn28_10 (mixtures, trained in alternation), or dense (ResNet-18 of full width,
+TRADES). As released: 100 epochs of batches of 128 with two updates each, SGD with momentum 0.9, weight decay 5e-4 on
+every parameter, learning rate 0.1 by a cosine, attacks of 8/255 in 2 steps of 5/255, beta = alpha = 6, no
+normalisation. Not as released: the best checkpoint is chosen on held-out training images, the router's loss cannot
+become NaN, attacks follow the gradient of the function instead of the router's straight-through gate, and each phase
+attacks its own loss; --config.task.robust.through_gate=True --config.task.robust.shared_attack=True are the released
+ones.
 
-Hardware: one accelerator; not run here. Data: `tfds:cifar10`, see `python -m launch.prepare --helpshort`. To expect, as commonly quoted
+Hardware: one accelerator; not run here. Data: `tfds:cifar10`, see `python -m launch.prepare --helpshort`. To expect, as
+  commonly quoted
 for the paper: robust accuracy 51.8 % (AdvMoE) against 50.1 % (dense) under PGD-50.
 """
 
 from research.errors import UserError
 from research.train.config import base_config
 
-MODELS = {"resnet18": "advmoe_resnet18", "vgg16": "advmoe_vgg16", "wrn28_10": "advmoe_wrn28_10", "dense": "resnet18_cifar"}
+MODELS = {
+    "resnet18": "advmoe_resnet18",
+    "vgg16": "advmoe_vgg16",
+    "wrn28_10": "advmoe_wrn28_10",
+    "dense": "resnet18_cifar",
+}
 
 
 def get_config(arg: str = "resnet18"):

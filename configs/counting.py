@@ -1,4 +1,5 @@
-"""HMoDE counts digits scattered on a canvas: a small encoder, seven density maps, gates at every pixel; fresh images in every epoch.
+"""HMoDE counts digits scattered on a canvas: a small encoder, seven density maps, gates at every pixel; fresh images in
+every epoch.
 
     python -m launch.reproduce --config=configs/counting.py --workdir=runs/counting --out=results/counting
 

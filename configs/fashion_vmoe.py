@@ -1,11 +1,15 @@
-"""A vision Transformer with mixtures of experts in every second block (V-MoE, arXiv 2106.05974) against the dense one of the same active FLOPs.
+"""A vision Transformer with mixtures of experts in every second block (V-MoE, arXiv 2106.05974) against the dense one
+of the same active FLOPs.
 
     make fashion-vmoe
     python -m launch.train --config=configs/fashion_vmoe.py:moe --workdir=runs/fashion_vmoe
 
-Argument: dense; moe (8 experts, top-2 with noise, importance and load losses, batch priority and a capacity of 1.05); soft (Soft MoE).
-Hardware: two CPU cores, one for each of two runs; 52 minutes for all six with others at work on them. Numbers to expect over three seeds
-(results/fashion_vmoe): 86.0 % of the test images against 85.2 % of the dense network, better with every seed, and no expert dead.
+Argument: dense; moe (8 experts, top-2 with noise, importance and load losses, batch priority and a capacity of 1.05);
+  soft (Soft MoE).
+Hardware: two CPU cores, one for each of two runs; 52 minutes for all six with others at work on them. Numbers to expect
+  over three seeds
+(results/fashion_vmoe): 86.0 % of the test images against 85.2 % of the dense network, better with every seed, and no
+expert dead.
 Data: `dataset-fashion-mnist` of Debian, or any folder with the four IDX files.
 """
 
@@ -27,7 +31,15 @@ def get_config(arg: str = "moe"):
     if arg not in ("dense", *MIXTURES):
         raise UserError(f"configs/fashion_vmoe.py:{arg} is unknown; valid: dense, {', '.join(MIXTURES)}")
     config = base_config()
-    config.model = {"name": "vit_tiny_patch16_224", "dim": DIM, "depth": 4, "heads": 4, "head_dim": 24, "patch_size": 7, "unroll": True}
+    config.model = {
+        "name": "vit_tiny_patch16_224",
+        "dim": DIM,
+        "depth": 4,
+        "heads": 4,
+        "head_dim": 24,
+        "patch_size": 7,
+        "unroll": True,
+    }
     config.model.mlp_dim = HIDDEN
     if arg != "dense":
         config.model.update({"ffn": "mlp moe", "moe": asdict(MIXTURES[arg])})

@@ -1,16 +1,21 @@
-"""UniRepLKNet-T on ImageNet-1K with the hyper-parameters of the paper (arXiv 2311.15599; released command line of the official repository).
+"""UniRepLKNet-T on ImageNet-1K with the hyper-parameters of the paper (arXiv 2311.15599; released command line of the
+official repository).
 
     python -m launch.prepare --dataset=tfds:imagenet2012 --from=DIR_WITH_THE_TAR_FILES
     python -m launch.train --config=configs/imagenet_unireplknet_t.py --workdir=DIR                       # one network
-    python -m launch.train --config=configs/imagenet_unireplknet_t.py:sandwich --workdir=DIR              # many-in-one, sandwich rule
-    python -m launch.train --config=configs/imagenet_unireplknet_t.py:shrunken --workdir=runs/try         # two steps, synthetic data
+    python -m launch.train --config=configs/imagenet_unireplknet_t.py:sandwich --workdir=DIR              # many-in-one,
+    sandwich rule
+    python -m launch.train --config=configs/imagenet_unireplknet_t.py:shrunken --workdir=runs/try         # two steps,
+    synthetic data
 
-Where it differs from the released recipe: random crops are taken from images that were resized to 256 pixels, not from the
-originals; random erasing fills its box with the mean colour, not with random pixels; RandAugment has the operations of its paper (timm's
-`rand-m9-mstd0.5-inc1` adds invert and solarize-add); 1 % of the training images are kept for validation; float32 sums under bfloat16 instead of
-PyTorch's mixed precision; GRN's vectors are decayed by a rule of this file.
+Where it differs from the released recipe: random crops are taken from images that were resized to 256 pixels, not from
+the originals; random erasing fills its box with the mean colour, not with random pixels; RandAugment has the operations
+of its paper (timm's `rand-m9-mstd0.5-inc1` adds invert and solarize-add); 1 % of the training images are kept for
+validation; float32 sums under bfloat16 instead of PyTorch's mixed precision; GRN's vectors are decayed by a rule of
+this file.
 
-Hardware: a pod or several GPUs; 300 epochs at batch 4096, bfloat16. Not run here. Number of the released recipe: 83.2 % top-1 (README of
+Hardware: a pod or several GPUs; 300 epochs at batch 4096, bfloat16. Not run here. Number of the released recipe: 83.2 %
+  top-1 (README of
 the official repository). `shrunken` runs on a laptop in two minutes and checks the plumbing only.
 """
 
@@ -42,10 +47,20 @@ def get_config(arg: str = ""):
     config.checkpoint.update({"every": "1ep", "keep_every": 0})
     if arg == "sandwich":
         config.nested.update(
-            {"scheme": "sandwich", "count": 4, "points": {"m": "width=0.75", "s": "width=0.5", "xs": "width=0.5,depth=0.5"}}
+            {
+                "scheme": "sandwich",
+                "count": 4,
+                "points": {"m": "width=0.75", "s": "width=0.5", "xs": "width=0.5,depth=0.5"},
+            }
         )
     if arg == "shrunken":
-        config.model = {"name": "unireplknet_t", "drop_path_rate": 0.2, "dims": (8, 12, 16, 24), "depths": (3, 3, 4, 3), "image_size": 64}
+        config.model = {
+            "name": "unireplknet_t",
+            "drop_path_rate": 0.2,
+            "dims": (8, 12, 16, 24),
+            "depths": (3, 3, 4, 3),
+            "image_size": 64,
+        }
         config.data.update({"name": "synthetic", "batch_size": 16, "validation_fraction": 0.25})
         config.data.options = {"image_size": 96, "channels": 3, "examples": 64, "test_examples": 16}
         config.data.augment.resized_crop = 64

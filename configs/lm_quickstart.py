@@ -1,9 +1,11 @@
-"""A language model on the text of Python's own standard library, byte by byte: nothing to download, a sample at the end.
+"""A language model on the text of Python's own standard library, byte by byte: nothing to download, a sample at the
+end.
 
     python -m launch.train --config=configs/lm_quickstart.py --workdir=runs/lm_quickstart
     python -m launch.generate --workdir=runs/lm_quickstart --prompt="def " --temperature=0.7
 
-Hardware: two CPU cores, 211 s with compiling. Number to expect: 1.67 bits per byte. The files' names decide the split, so figures move a little with the
+Hardware: two CPU cores, 211 s with compiling. Number to expect: 1.67 bits per byte. The files' names decide the split,
+  so figures move a little with the
 version of Python; the digest of the training text stands in the report.
 """
 

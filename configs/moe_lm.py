@@ -3,11 +3,14 @@
     make moe-lm
     python -m launch.train --config=configs/moe_lm.py:moe --workdir=runs/moe_lm
 
-Argument: dense; moe (8 experts, of which a token visits 2, each half as wide as the dense part, nobody dropped); or a family of
+Argument: dense; moe (8 experts, of which a token visits 2, each half as wide as the dense part, nobody dropped); or a
+  family of
 research/modules/moe.py, such as switch, gshard, deepseek, deepseek_v3 or hash, with 8 experts of that active width.
-Hardware: two CPU cores, one for each of two runs; 31 minutes for all six with others at work on them. Numbers to expect over three seeds
+Hardware: two CPU cores, one for each of two runs; 31 minutes for all six with others at work on them. Numbers to expect
+  over three seeds
 (results/moe_lm): 1.837 bits per byte against 1.854 of the dense network, 1.828 against 1.843 on the validation text,
-better with every seed, and no expert dead. The mixture stores 2.7 times the parameters. Data: the text of Python's standard library, bytes.
+better with every seed, and no expert dead. The mixture stores 2.7 times the parameters. Data: the text of Python's
+standard library, bytes.
 """
 
 from dataclasses import asdict, replace
@@ -24,11 +27,23 @@ def get_config(arg: str = "moe"):
     if arg not in ("dense", "moe", *CAUSAL):
         raise UserError(f"configs/moe_lm.py:{arg} is unknown; valid: dense, moe, {', '.join(CAUSAL)}")
     config = text_config(600, max_bytes=2_000_000)
-    config.model = {"name": "sequence", "pattern": "hgrn", "hgrn": {"taps": 4}, "dim": 160, "depth": 3, "ffn_dim": 320, "unroll": True}
+    config.model = {
+        "name": "sequence",
+        "pattern": "hgrn",
+        "hgrn": {"taps": 4},
+        "dim": 160,
+        "depth": 3,
+        "ffn_dim": 320,
+        "unroll": True,
+    }
     config.model.ffn = "glu" if arg == "dense" else "moe"
     if arg != "dense":
         family = FAMILIES.get(arg, Moe(balance=0.01))
-        config.model.moe = asdict(replace(family, experts=8, active=min(family.active, 2), shared=min(family.shared, 1), expert_groups=1))
+        config.model.moe = asdict(
+            replace(family, experts=8, active=min(family.active, 2), shared=min(family.shared, 1), expert_groups=1)
+        )
     config.eval.every = "25%"
-    config.expect = {"dense": {"full": (None, 1.88)}, "moe": {"full": (None, 1.85), "dead_experts": (None, 0.0)}}.get(arg, {})
+    config.expect = {"dense": {"full": (None, 1.88)}, "moe": {"full": (None, 1.85), "dead_experts": (None, 0.0)}}.get(
+        arg, {}
+    )
     return config

@@ -1,9 +1,11 @@
-"""Four language models in one by the sandwich rule (arXiv 1903.05134), and the small ones draft for the full one (self-speculative decoding).
+"""Four language models in one by the sandwich rule (arXiv 1903.05134), and the small ones draft for the full one
+(self-speculative decoding).
 
     python -m launch.train --config=configs/sandwich_lm.py --workdir=runs/sandwich_lm
     python -m launch.generate --workdir=runs/sandwich_lm --prompt="def " --draft=w50_d50 --temperature=0
 
-Hardware: two CPU cores, 360 s with compiling. Number to expect: 1.79 bits per byte for the full network. Data: the text of Python's standard library, bytes.
+Hardware: two CPU cores, 360 s with compiling. Number to expect: 1.79 bits per byte for the full network. Data: the text
+  of Python's standard library, bytes.
 """
 
 from research.train.config import text_config
@@ -23,7 +25,11 @@ def get_config(arg: str = ""):
         "unroll": True,
     }
     config.nested.update(
-        {"scheme": "sandwich", "count": 3, "points": {"d50": "depth=0.5", "w50": "width=0.5", "w50_d50": "width=0.5,depth=0.5"}}
+        {
+            "scheme": "sandwich",
+            "count": 3,
+            "points": {"d50": "depth=0.5", "w50": "width=0.5", "w50_d50": "width=0.5,depth=0.5"},
+        }
     )
     config.checkpoint.every = "50%"
     config.expect = {"full": (None, 1.88), "smallest_share": 0.83, "networks": 4, "wall_s": (None, 480.0)}

@@ -1,11 +1,13 @@
-"""Wide against deep (Wide Attention, arXiv 2210.00640): layers x heads held constant, from the deepest to a single layer.
+"""Wide against deep (Wide Attention, arXiv 2210.00640): layers x heads held constant, from the deepest to a single
+layer.
 
     make wide-deep
     python -m launch.train --config=configs/wide_deep.py:1 --workdir=runs/wide
 
 Argument: the number of layers, 1, 2, 4 or 8 (default 1), of 8, 4, 2 or 1 heads of 32 features. Any mixer with heads:
 --config.model.pattern=gla and the like.
-Hardware: two CPU cores, nine minutes for all four, one on each core at a time. Numbers to expect: 2.18, 2.01, 1.96 and 1.95 bits
+Hardware: two CPU cores, nine minutes for all four, one on each core at a time. Numbers to expect: 2.18, 2.01, 1.96 and
+  1.95 bits
 per byte with 1, 2, 4 and 8 layers. Data: the text of Python's standard library, bytes.
 """
 

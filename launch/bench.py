@@ -7,7 +7,8 @@
     python -m launch.bench --tune=depthwise_conv2d                # measures research/ops/form_table.csv anew
     python -m launch.bench --config=configs/quickstart.py         # what the loop adds to the bare jitted step
 
-Each case prints its floor, the larger of FLOPs / rate of a matrix product and bytes / bandwidth, both measured in this run.
+Each case prints its floor, the larger of FLOPs / rate of a matrix product and bytes / bandwidth, both measured in this
+run.
 """
 
 import tempfile
@@ -24,14 +25,18 @@ _OP = flags.DEFINE_string("op", None, "Op to time.")
 _MODEL = flags.DEFINE_string("model", None, "Model to time.")
 _SUITE = flags.DEFINE_string("suite", None, "Cases to time and judge by their marks.")
 _TUNE = flags.DEFINE_string("tune", None, "Op whose rows in the table of forms are measured and written.")
-_LIST = flags.DEFINE_bool("list", False, "Print ops, models, suites, tunable ops and peers, and which peers are installed.")
+_LIST = flags.DEFINE_bool(
+    "list", False, "Print ops, models, suites, tunable ops and peers, and which peers are installed."
+)
 _SHAPES = flags.DEFINE_string("shapes", "", "Only cases whose name, shape and direction hold this text.")
 _FORMS = flags.DEFINE_bool("forms", False, "Time every form of the op by name as well.")
 _PEER = flags.DEFINE_list("peer", [], "Peers to time beside ours: NAME or NAME:PATH, separated by commas.")
 _PLOT = outputs.output_flag("plot", outputs.Place.FILE, "PNG file to write: times by contender, with the floors.")
 _CONFIG = common.path_flag("config", None, "Recipe whose training loop is measured against its bare step.")
 _STEPS = flags.DEFINE_integer("steps", 100, "With --config: updates of each kind to time.", lower_bound=3)
-_CSV = outputs.output_flag("csv", outputs.Place.FILE, "CSV file to write beside the table, and a page of Markdown with the same name.")
+_CSV = outputs.output_flag(
+    "csv", outputs.Place.FILE, "CSV file to write beside the table, and a page of Markdown with the same name."
+)
 
 COLUMNS = {
     "contender": "contender", "median_ms": "median", "p5_ms": "p5", "p95_ms": "p95", "repeats": "calls", "compile_s": "compile",
@@ -73,7 +78,13 @@ def _print_list() -> int:
         rows += [{"kind": "suite", "name": name, "what": f"{mark.claim}: {mark.bound}"} for mark in suite.marks]
     rows += [{"kind": "tune", "name": name, "what": "form by shape on a CPU"} for name in tune.TUNERS]
     for name, (needs, _) in catalog.PEERS.items():
-        rows.append({"kind": "peer", "name": name, "what": f"{'installed' if catalog.installed(name) else 'not installed'}: {needs}"})
+        rows.append(
+            {
+                "kind": "peer",
+                "name": name,
+                "what": f"{'installed' if catalog.installed(name) else 'not installed'}: {needs}",
+            }
+        )
     print(tables.text_table(rows, {"kind": "kind", "name": "name", "what": "what"}), end="")
     return 0
 
@@ -85,7 +96,9 @@ def _measure() -> int:
     peers = catalog.parse_peers(_PEER.value)
     if suite and marks.needs_peer(suite) and not {mark.peer for mark in suite.marks} & peers.keys():
         needed = ", ".join(sorted({mark.peer for mark in suite.marks}))
-        raise UserError(f"suite {_SUITE.value} judges against a peer: give --peer={needed} ({catalog.PEERS[needed.split(',')[0]][0]})")
+        raise UserError(
+            f"suite {_SUITE.value} judges against a peer: give --peer={needed} ({catalog.PEERS[needed.split(',')[0]][0]})"
+        )
     allocator = _allocator(bool(peers))  # before JAX starts threads
 
     from research.bench import run
@@ -115,8 +128,8 @@ def _measure() -> int:
 def _allocator(with_peers: bool) -> str:
     """Sets the allocator, for all contenders alike; returns how it is set.
 
-    PyTorch becomes several times slower in the one heap that XLA's compiler has left in pieces, and ours becomes slower with a heap
-    a thread: beside a peer there are two.
+    PyTorch becomes several times slower in the one heap that XLA's compiler has left in pieces, and ours becomes slower
+    with a heap a thread: beside a peer there are two.
     """
     if not set_allocator(arenas=2 if with_peers else 1):
         return "the C library's own settings"
@@ -136,7 +149,12 @@ def _cases(suite, peers: dict[str, str]) -> list:
 
     if suite:
         names = dict.fromkeys(wanted for wanted, _ in suite.wanted)
-        cases = [case for name in names for case in catalog.cases(name, peers) if suite.wants(case.name, case.shape, case.direction)]
+        cases = [
+            case
+            for name in names
+            for case in catalog.cases(name, peers)
+            if suite.wants(case.name, case.shape, case.direction)
+        ]
     else:
         kind, name = ("op", _OP.value) if _OP.value else ("model", _MODEL.value)
         cases = catalog.cases(catalog.known(kind, name), peers)
@@ -179,8 +197,9 @@ def _tune(op: str) -> int:
 
 
 def _loop_overhead(overrides: dict[str, str]) -> int:
-    """An update of the loop takes the batch from the pipeline, places it, runs the gradient programs and the update program,
-    and reads the metrics of the update before. The bare step runs the same programs on a batch that is already in place."""
+    """An update of the loop takes the batch from the pipeline, places it, runs the gradient programs and the update
+    program, and reads the metrics of the update before. The bare step runs the same programs on a batch that is already
+    in place."""
     from launch import config as recipe
     from research.report import tables
     from research.report.machine import command_line
@@ -188,7 +207,9 @@ def _loop_overhead(overrides: dict[str, str]) -> int:
     from research.train.setup import make_setup
 
     every = make_setup(recipe.load(_CONFIG.value, overrides)).steps("checkpoint", "every")
-    config = recipe.load(_CONFIG.value, {**overrides, "train.duration": str(2 * _STEPS.value + 200), "optim.warmup": "0"})
+    config = recipe.load(
+        _CONFIG.value, {**overrides, "train.duration": str(2 * _STEPS.value + 200), "optim.warmup": "0"}
+    )
     with tempfile.TemporaryDirectory() as workdir:
         rows, added = loop_overhead(config, _STEPS.value, workdir, _Quiet())
     print(tables.text_table(rows, ["what", "median_ms", "p95_ms"]))

@@ -40,7 +40,9 @@ class Children:
         """
         cores = self.slots.get()
         command = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}"]
-        command += [f"--config.{field}={value}" for field, value in fields.items()] + [f"--plugin={file}" for file in common.PLUGINS.value]
+        command += [f"--config.{field}={value}" for field, value in fields.items()] + [
+            f"--plugin={file}" for file in common.PLUGINS.value
+        ]
         try:
             with self.stop.heeded():
                 if self.stop:
@@ -60,7 +62,9 @@ class Children:
             common.pin(process, cores)
         try:
             code = process.wait()
-            return common.STOPPED if self.stop and code == -signal.SIGTERM else code  # it had not come so far as to listen
+            return (
+                common.STOPPED if self.stop and code == -signal.SIGTERM else code
+            )  # it had not come so far as to listen
         finally:
             self.running.discard(process)
 
@@ -74,7 +78,9 @@ class Children:
         if code == common.STOPPED or self.stop:
             common.stopped(f"stopped by {self.stop.told or 'a signal'}; start the same command again to go on")
         if code:
-            raise UserError(f"training --config={config} in {workdir} failed ({ending(code)}); what it said stands above")
+            raise UserError(
+                f"training --config={config} in {workdir} failed ({ending(code)}); what it said stands above"
+            )
 
 
 def ending(code: int) -> str:

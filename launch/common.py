@@ -22,7 +22,9 @@ from research.process import set_allocator, set_dispatch, set_xla_flags
 
 flags.disclaim_key_flags()  # what `path_flag` defines belongs to the command that calls it
 
-PLUGINS = flags.DEFINE_multi_string("plugin", [], "File of one's own that registers models, mixers or the like. Repeatable.")
+PLUGINS = flags.DEFINE_multi_string(
+    "plugin", [], "File of one's own that registers models, mixers or the like. Repeatable."
+)
 
 USER_ERROR = 2  # exit code of a user's mistake
 STOPPED = 75  # exit code of a run that was told to stop and that can go on (EX_TEMPFAIL)
@@ -39,10 +41,14 @@ class _PathParser(flags.ArgumentParser[str]):
     syntactic_help = "a path"
 
     def parse(self, argument: Any) -> str:
-        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # a byte that is no UTF-8; the library of checkpoints ends at it
+        if any(
+            "\ud800" <= letter <= "\udfff" for letter in argument
+        ):  # a byte that is no UTF-8; the library of checkpoints ends at it
             raise ValueError(f"{printable(argument, 300)} is not UTF-8; give another name")
         try:
-            return os.fspath(user_path(argument)) if argument.startswith("~") else argument  # an address has two slashes
+            return (
+                os.fspath(user_path(argument)) if argument.startswith("~") else argument
+            )  # an address has two slashes
         except UserError as error:
             raise ValueError(str(error)) from None
 
@@ -52,14 +58,17 @@ def path_flag(name: str, default: str | None, help: str, **options: Any) -> flag
     return flags.DEFINE(_PathParser(), name, default, help, serializer=flags.ArgumentSerializer(), **options)
 
 
-def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | None = None, *, trains: bool = False) -> None:
+def run(
+    main: Callable[[], int | None], before: Callable[[], dict[str, str]] | None = None, *, trains: bool = False
+) -> None:
     """Parses the flags, calls `main()` and exits with its code; never returns.
 
-    With `trains` the command listens from here on to what tells it to stop, see `research.stopping`: where `main` does not heed it the command ends.
+    With `trains` the command listens from here on to what tells it to stop, see `research.stopping`: where `main` does
+    not heed it the command ends.
 
-    A UserError is printed as `error: ...` on stderr with exit code 2; so are unknown flags, what the system refuses (full disks,
-    missing rights, too many open files) and memory that does not suffice. Any other exception keeps its traceback. Where nobody
-    reads what is printed any more (`| head`), the command still does its work to the end.
+    A UserError is printed as `error: ...` on stderr with exit code 2; so are unknown flags, what the system refuses
+    (full disks, missing rights, too many open files) and memory that does not suffice. Any other exception keeps its
+    traceback. Where nobody reads what is printed any more (`| head`), the command still does its work to the end.
     """
     set_streams()
     set_allocator()
@@ -67,7 +76,8 @@ def run(main: Callable[[], int | None], before: Callable[[], dict[str, str]] | N
     set_xla_flags()
     sys.unraisablehook = _unraisable
     _show_notices()
-    # Libraries' warnings are not the user's concern, and what they log as an error they also raise: it is told once, by us.
+    # Libraries' warnings are not the user's concern, and what they log as an error they also raise: it is told once, by
+    # us.
     logging.set_verbosity(logging.FATAL)
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     listening = stopping.listening() if trains else contextlib.nullcontext()
@@ -138,7 +148,8 @@ REMEDIES = {
 
 
 def _refused_by_system(error: OSError) -> str:
-    """The cause, the file and what to do; a file that the system did not name is told by the line of ours that used it."""
+    """The cause, the file and what to do; a file that the system did not name is told by the line of ours that used
+    it."""
     place = error.filename if error.filename is not None else _place(error)
     name = printable(os.fsdecode(place) if isinstance(place, bytes | str) else place, 300)
     remedy = REMEDIES.get(error.errno or 0)
@@ -148,7 +159,9 @@ def _refused_by_system(error: OSError) -> str:
 def _place(error: BaseException) -> str:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     own = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith((f"{root}/research/", f"{root}/launch/"))
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.startswith((f"{root}/research/", f"{root}/launch/"))
     ]
     return f"at {os.path.relpath(own[-1].filename, root)}:{own[-1].lineno}" if own else "an unnamed file"
 
@@ -164,7 +177,8 @@ def _out_of_memory(error: Exception) -> str | None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends the process at once: after a full disk, writers that close at exit would meet it again, with a traceback each."""
+    """Ends the process at once: after a full disk, writers that close at exit would meet it again, with a traceback
+    each."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
@@ -211,7 +225,9 @@ def _parse(argv: list[str]) -> None:
     except flags.UnrecognizedFlagError as error:
         names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module("__main__")]
         near = difflib.get_close_matches(error.flagname, names, n=3, cutoff=0.5) or names
-        raise UserError(f"unknown flag --{error.flagname}; near: {', '.join('--' + n for n in near)} (see --helpshort)") from None
+        raise UserError(
+            f"unknown flag --{error.flagname}; near: {', '.join('--' + n for n in near)} (see --helpshort)"
+        ) from None
     except flags.Error as error:
         raise UserError(printable(str(error).replace("\n", " ").strip(), 400)) from None
     if len(rest) > 1:

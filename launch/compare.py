@@ -1,6 +1,7 @@
 """Trains a recipe many-in-one and each of its networks alone, with the same total training FLOPs, and compares them.
 
-    python -m launch.compare --config=configs/fashion_unireplknet_sandwich.py --workdir=runs/fashion --out=results/fashion
+    python -m launch.compare --config=configs/fashion_unireplknet_sandwich.py --workdir=runs/fashion
+    --out=results/fashion
 
 The recipe takes `alone=NAME` as its argument. Every network trained alone sees the same number of examples, chosen so
 that all of them together cost the FLOPs of the many-in-one run: shared in proportion to size. Runs that are already
@@ -15,7 +16,9 @@ from launch.children import Children
 from research.files import write_text
 
 _CONFIG = common.path_flag("config", None, "Recipe FILE.py that takes alone=NAME.")
-_WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under which the runs lie: together, alone_NAME.")
+_WORKDIR = outputs.output_flag(
+    "workdir", outputs.Place.FOLDER, "Directory under which the runs lie: together, alone_NAME."
+)
 _OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for compare.csv, compare.md and compare.png.")
 
 
@@ -35,7 +38,8 @@ def main(overrides: dict[str, str]) -> int:
     children, config = Children(), recipe.load(_CONFIG.value, overrides)
 
     def result(text: str, name: str, fields: dict[str, str]) -> dict[str, Any]:
-        """The report of a run, trained in a process of its own where it is missing, so that its wall time starts from nothing."""
+        """The report of a run, trained in a process of its own where it is missing, so that its wall time starts from
+        nothing."""
         workdir, own = os.path.join(_WORKDIR.value, name), recipe.load(text, fields)
         if finished(workdir, own) is None:
             children.train_alone(text, workdir, fields)
@@ -47,7 +51,9 @@ def main(overrides: dict[str, str]) -> int:
     setup = make_setup(config)
     updates = alone_updates(setup)
     # What says how networks are trained together says nothing of one alone.
-    fields = {field: value for field, value in overrides.items() if not field.startswith("nested.")} | {"train.duration": str(updates)}
+    fields = {field: value for field, value in overrides.items() if not field.startswith("nested.")} | {
+        "train.duration": str(updates)
+    }
     for name in setup.order:
         recipe.load(f"{_CONFIG.value}:alone={name}", fields)  # mistakes show before the first run
     whole = result(_CONFIG.value, "together", overrides)
@@ -68,7 +74,9 @@ def main(overrides: dict[str, str]) -> int:
     if _OUT.value:
         os.makedirs(_OUT.value, exist_ok=True)
         tables.write_csv(os.path.join(_OUT.value, "compare.csv"), rows, command=command_line())
-        table = tables.markdown_table([{**r, **{k: shown(r[k]) for k in ("together", "alone")}} for r in rows], list(rows[0]))
+        table = tables.markdown_table(
+            [{**r, **{k: shown(r[k]) for k in ("together", "alone")}} for r in rows], list(rows[0])
+        )
         text = "\n".join([f"Made by `{command_line()}`.\n", table, *(f"* {fact}" for fact in facts)]) + "\n"
         write_text(os.path.join(_OUT.value, "compare.md"), text)
         run_card.plot_comparison(os.path.join(_OUT.value, "compare.png"), rows, metric)

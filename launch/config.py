@@ -38,7 +38,8 @@ def load(text: str, overrides: dict[str, str], workdir: str = "") -> dict[str, A
       workdir: of a run that is gone on with, if it is there: it keeps what only a new one would be refused.
 
     Raises:
-      UserError: no such file, a field that does not exist, a value of another type or out of range, a setting that nothing goes by.
+      UserError: no such file, a field that does not exist, a value of another type or out of range, a setting that
+        nothing goes by.
     """
     config = load_recipe(text)
     before = copy.deepcopy(config)
@@ -49,7 +50,9 @@ def load(text: str, overrides: dict[str, str], workdir: str = "") -> dict[str, A
 
     if workdir:
         check_optimizer(workdir, config.optim.name)
-    for field in left_over(config.optim, {name.removeprefix("optim.") for name in overrides if name.startswith("optim.")}):
+    for field in left_over(
+        config.optim, {name.removeprefix("optim.") for name in overrides if name.startswith("optim.")}
+    ):
         config.optim[field] = None
     check(config)
     whole = resolved(config)
@@ -64,7 +67,9 @@ def load_recipe(text: str) -> Any:
     path, arg = split_recipe(text)
     if not Path(path).is_file():
         near = difflib.get_close_matches(path, [str(p) for p in sorted(Path("configs").glob("*.py"))], n=3, cutoff=0.3)
-        raise UserError(f"no config file {path}; near: {', '.join(near) or 'none (run from the root of the repository)'}")
+        raise UserError(
+            f"no config file {path}; near: {', '.join(near) or 'none (run from the root of the repository)'}"
+        )
     try:
         module = runpy.run_path(path)
         return module["get_config"](arg) if arg else module["get_config"]()
@@ -78,7 +83,8 @@ def load_recipe(text: str) -> Any:
 
 
 def split_recipe(text: str) -> tuple[str, str]:
-    """Returns (file, argument) of `FILE.py[:ARG]`; neither a colon in a folder's name nor one in the argument is taken for the border."""
+    """Returns (file, argument) of `FILE.py[:ARG]`; neither a colon in a folder's name nor one in the argument is taken
+    for the border."""
     whole = str(user_path(text)) if text.startswith("~") else text
     if Path(whole).is_file():
         return whole, ""
@@ -89,7 +95,8 @@ def split_recipe(text: str) -> tuple[str, str]:
 
 
 def split_recipes(texts: Sequence[str]) -> list[str]:
-    """Returns the recipes of a flag that is repeated or separated by commas; a comma before what is no `FILE.py` belongs to an argument."""
+    """Returns the recipes of a flag that is repeated or separated by commas; a comma before what is no `FILE.py`
+    belongs to an argument."""
     return [part for text in texts for part in re.split(r",(?=[^,:]*\.py(?:[,:]|$))", text)]
 
 
@@ -128,7 +135,8 @@ def _set(config: Any, field: str, text: str) -> None:
 
 
 def _as_old(text: str, old: Any, where: str, free: bool) -> Any:
-    """Returns a text as a value of the type that the field has; in free sub-trees, whose readers judge, only texts and booleans stay such."""
+    """Returns a text as a value of the type that the field has; in free sub-trees, whose readers judge, only texts and
+    booleans stay such."""
     if old is None or (free and not isinstance(old, str | bool)):
         return parse(text, Any)
     kind = tuple if isinstance(old, tuple | list) else type(old)

@@ -1,9 +1,11 @@
-"""Trains soft actor-critic with a mixture of experts on a toy control task, over seeds, and sets estimators side by side.
+"""Trains soft actor-critic with a mixture of experts on a toy control task, over seeds, and sets estimators side by
+side.
 
-    python -m launch.control --task=detour --experts=1,2,4 --estimator=frequency,gumbel,score --seeds=0,1,2 --out=results/control/detour
+    python -m launch.control --task=detour --experts=1,2,4 --estimator=frequency,gumbel,score --seeds=0,1,2
+    --out=results/control/detour
 
-Each of the numbers of experts is run with each estimator (one expert once: there all are plain SAC). Writes control.csv, a row per
-seed, and control.md, means over seeds.
+Each of the numbers of experts is run with each estimator (one expert once: there all are plain SAC). Writes
+control.csv, a row per seed, and control.md, means over seeds.
 """
 
 import itertools
@@ -15,10 +17,14 @@ from launch import common, outputs
 
 _TASK = flags.DEFINE_string("task", "bandit", "Toy task: bandit, detour or pendulum.")
 _EXPERTS = flags.DEFINE_list("experts", ["1", "2"], "Numbers of primitives of the policy; 1 is plain SAC.")
-_ESTIMATOR = flags.DEFINE_list("estimator", ["frequency"], "Gradients of the router: frequency, frequency_best, gumbel, score.")
+_ESTIMATOR = flags.DEFINE_list(
+    "estimator", ["frequency"], "Gradients of the router: frequency, frequency_best, gumbel, score."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, trained side by side.")
 _STEPS = flags.DEFINE_integer("steps", 5000, "Environment steps of each seed, one update each.", lower_bound=10)
-_OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for control.csv and control.md; default: nothing is written.")
+_OUT = outputs.output_flag(
+    "out", outputs.Place.FOLDER, "Folder for control.csv and control.md; default: nothing is written."
+)
 
 
 def _numbers(name: str, texts: list[str]) -> list[int]:
@@ -48,7 +54,10 @@ def main() -> int:
         for evaluation, _ in runs.train(config, task, seeds, _STEPS.value):
             curve.append(evaluation)
             returns = " ".join(f"{value:.2f}" for value in evaluation.returns)
-            print(f"{_TASK.value}, {k} experts, {estimator}: step {evaluation.steps}/{_STEPS.value}  returns {returns}", flush=True)
+            print(
+                f"{_TASK.value}, {k} experts, {estimator}: step {evaluation.steps}/{_STEPS.value}  returns {returns}",
+                flush=True,
+            )
         rows += runs.summary(_TASK.value, k, estimator, seeds, curve, time.perf_counter() - start)
     shown = runs.over_seeds(rows)
     print(tables.text_table(shown, list(shown[0])))

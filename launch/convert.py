@@ -2,12 +2,14 @@
 
     python -m launch.convert --source=unireplknet --weights=unireplknet_t_in1k_224_acc83.21.pth --out=DIR
 
-    python -m launch.convert --source=hf-mamba --weights=FOLDER --out=DIR     # hf-mamba2, mamba-ssm, hf-mixtral, hf-qwen3-moe
+    python -m launch.convert --source=hf-mamba --weights=FOLDER --out=DIR     # hf-mamba2, mamba-ssm, hf-mixtral,
+    hf-qwen3-moe
 
-A FOLDER of language-model weights holds safetensors (or pytorch_model.bin) and config.json, any sizes; launch.export writes the
-same layouts. DIR gets model.safetensors, config.json and report.json (sizes, and the names that did not match), and tokenizer.json where the source
-declares end-of-text tokens (eos_token_id), at which launch.generate ends. The weights may be
-a `.pth` of PyTorch, which is read without PyTorch and without running what is pickled in it, or a `.safetensors`.
+A FOLDER of language-model weights holds safetensors (or pytorch_model.bin) and config.json, any sizes; launch.export
+writes the same layouts. DIR gets model.safetensors, config.json and report.json (sizes, and the names that did not
+match), and tokenizer.json where the source declares end-of-text tokens (eos_token_id), at which launch.generate ends.
+The weights may be a `.pth` of PyTorch, which is read without PyTorch and without running what is pickled in it, or a
+`.safetensors`.
 """
 
 import json
@@ -19,13 +21,19 @@ from launch import common, outputs
 from research import interop
 from research.files import printable
 
-_SOURCE = flags.DEFINE_enum("source", None, [*interop.SOURCES, *interop.FOLDERS], "Whose names the weights carry.", required=True)
+_SOURCE = flags.DEFINE_enum(
+    "source", None, [*interop.SOURCES, *interop.FOLDERS], "Whose names the weights carry.", required=True
+)
 _WEIGHTS = common.path_flag(
     "weights", None, "File with the weights, .pth or .safetensors; for language models their folder.", required=True
 )
 _OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for the result.", reads=[_WEIGHTS], required=True)
-_ENTRY = flags.DEFINE_string("entry", None, "Entry of a .pth that holds the state dict, such as model_ema; found by itself if not given.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels, which weights do not tell.", lower_bound=1)
+_ENTRY = flags.DEFINE_string(
+    "entry", None, "Entry of a .pth that holds the state dict, such as model_ema; found by itself if not given."
+)
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 224, "Height and width of the images in pixels, which weights do not tell.", lower_bound=1
+)
 
 
 def main() -> None:
@@ -47,13 +55,22 @@ def main() -> None:
     model = safetensors_io.config_to_json(config)
     name = _registry_name(config) or config.family
     count = sum(p.size for p in params.values())
-    full = {"name": name, **origin, "config": model, "params": count, "stats": sum(s.size for s in stats.values()), **report.to_json()}
+    full = {
+        "name": name,
+        **origin,
+        "config": model,
+        "params": count,
+        "stats": sum(s.size for s in stats.values()),
+        **report.to_json(),
+    }
     texts = {"report.json": json.dumps(full, indent=2) + "\n"}
     if eot:  # the foreign tokenizer is not read: tokens are their numbers, and some end a text
         texts[tokenizer_files.FILE] = tokenizer_files.text_of(IntegerTokenizer(config.vocab_size, eot))
     safetensors_io.save_folder(_OUT.value, config, params, stats, origin, texts)
     form = "" if not config.merges else " in deployed form" if config.deployed() == config else " in training form"
-    print(f"{name}: {count:,} parameters{form}, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}")
+    print(
+        f"{name}: {count:,} parameters{form}, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}"
+    )
     for unused in report.unexpected[:20]:
         print(f"unused: {printable(unused)}")
     if len(report.unexpected) > 20:
@@ -66,10 +83,16 @@ def _registry_name(config) -> str | None:
     from research.modules.state import abstract
 
     sequence = config.family == "sequence"
-    fields = ("vocab_size", "tied", "pattern", "ffn", "dim", "depth") if sequence else ("depths", "dims", "kernels", "mlp_dims")
+    fields = (
+        ("vocab_size", "tied", "pattern", "ffn", "dim", "depth")
+        if sequence
+        else ("depths", "dims", "kernels", "mlp_dims")
+    )
     for name in registry.list_models():
         other = registry.entry(name).config
-        same = other.family == config.family and all(getattr(other, f, None) == getattr(config, f, None) for f in fields)
+        same = other.family == config.family and all(
+            getattr(other, f, None) == getattr(config, f, None) for f in fields
+        )
         if same and (not sequence or abstract(other).num_params() == abstract(config).num_params()):
             return name
     return None

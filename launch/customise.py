@@ -1,11 +1,12 @@
-"""Makes a trained LeNet-5 several users' own: a local expert and a gate from each one's few images, the network itself frozen.
+"""Makes a trained LeNet-5 several users' own: a local expert and a gate from each one's few images, the network itself
+frozen.
 
     python -m launch.train --config=configs/customise.py --workdir=runs/customise
     python -m launch.customise --workdir=runs/customise --out=results/customise
 
-Users are simulated writers (research/data/handwriting.py). Writes customise.csv, a row per user: accuracy on the user's and on
-everybody's test images before and after, what local expert and gate add in parameters and multiply-adds (an error above --budget), and
-the checksum of the frozen network; and each user's experts to WORKDIR/customised/userN.npz.
+Users are simulated writers (research/data/handwriting.py). Writes customise.csv, a row per user: accuracy on the user's
+and on everybody's test images before and after, what local expert and gate add in parameters and multiply-adds (an
+error above --budget), and the checksum of the frozen network; and each user's experts to WORKDIR/customised/userN.npz.
 """
 
 from pathlib import Path
@@ -21,13 +22,21 @@ _SAMPLES = flags.DEFINE_integer("samples", 200, "Images that each user gives to 
 _RANK = flags.DEFINE_integer("rank", 8, "Rank of the local expert.")
 _HIDDEN = flags.DEFINE_integer("hidden", 8, "Hidden units of the gate.")
 _THRESHOLD = flags.DEFINE_float("threshold", 0.5, "The local expert answers where the gate is above it.")
-_BUDGET = flags.DEFINE_float("budget", 0.025, "Parameters and multiply-adds of local expert and gate over the network's, at most.")
+_BUDGET = flags.DEFINE_float(
+    "budget", 0.025, "Parameters and multiply-adds of local expert and gate over the network's, at most."
+)
 _OUT = outputs.output_flag(
-    "out", outputs.Place.FOLDER, "Folder for customise.csv and customise.md; default --workdir.", reads=[_WORKDIR], beside=_WORKDIR
+    "out",
+    outputs.Place.FOLDER,
+    "Folder for customise.csv and customise.md; default --workdir.",
+    reads=[_WORKDIR],
+    beside=_WORKDIR,
 )
 
 
-def _row(config: Any, expert: Any, user: int, everybody: dict[str, Any], prepare: Any, costs: dict[str, float]) -> dict[str, Any]:
+def _row(
+    config: Any, expert: Any, user: int, everybody: dict[str, Any], prepare: Any, costs: dict[str, float]
+) -> dict[str, Any]:
     import jax
 
     from research.data.handwriting import user_indices
@@ -37,7 +46,9 @@ def _row(config: Any, expert: Any, user: int, everybody: dict[str, Any], prepare
 
     own = load_splits("handwriting", validation_fraction=0.0, user=user)
     images = prepare(own["train"], user_indices(own["train"], _SAMPLES.value))
-    params = customise.train_experts(config, expert, images, everybody["train"], jax.random.key(user), customise.Schedule())
+    params = customise.train_experts(
+        config, expert, images, everybody["train"], jax.random.key(user), customise.Schedule()
+    )
     before, after = customise.checksum(expert), customise.checksum(customise.global_part(params))
     if before != after:
         raise UserError(f"user {user}: the global expert changed ({before[:12]} -> {after[:12]})")
@@ -55,7 +66,9 @@ def main() -> int:
     from research.errors import UserError
 
     if not _WORKDIR.value:
-        raise UserError("--workdir is needed, e.g. --workdir=runs/customise (made by launch.train --config=configs/customise.py)")
+        raise UserError(
+            "--workdir is needed, e.g. --workdir=runs/customise (made by launch.train --config=configs/customise.py)"
+        )
 
     import numpy as np
 
@@ -69,14 +82,18 @@ def main() -> int:
 
     run = read_config(_WORKDIR.value)
     if run["model"]["name"] != "lenet5" or run["data"]["name"] != "handwriting":
-        raise UserError(f"{_WORKDIR.value} holds a {run['model']['name']} on {run['data']['name']}; give a run of configs/customise.py")
+        raise UserError(
+            f"{_WORKDIR.value} holds a {run['model']['name']} on {run['data']['name']}; give a run of configs/customise.py"
+        )
     network, expert, _ = load_model(_WORKDIR.value, say=print)
     config = CustomisedConfig(network, _RANK.value, _HIDDEN.value, _THRESHOLD.value, _BUDGET.value)
     added = customise.overheads(config, costs.forward_flops(config) // 2, costs.forward_flops(network) // 2)
     augment = make_augment(run["data"]["augment"])
 
     def prepare(source: Any, indices: Any = None) -> Any:
-        return customise.Images(*augment.evaluate(source.gather(np.arange(len(source)) if indices is None else indices)).values())
+        return customise.Images(
+            *augment.evaluate(source.gather(np.arange(len(source)) if indices is None else indices)).values()
+        )
 
     population = load_splits("handwriting", validation_fraction=run["data"]["validation_fraction"])
     everybody = {split: prepare(population[split]) for split in ("train", "test")}

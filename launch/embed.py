@@ -1,10 +1,13 @@
-"""Judges a sentence encoder on the pairs of its test split, beside TF-IDF of the same words: F1, ROC-AUC, retrieval, by domain.
+"""Judges a sentence encoder on the pairs of its test split, beside TF-IDF of the same words: F1, ROC-AUC, retrieval, by
+domain.
 
     python -m launch.embed --workdir=runs/domain_encoder/arg=domain_seed=0 --out=results/domain_encoder/domain_0.csv
-    python -m launch.embed --workdir=runs/domain_encoder/arg=domain_seed=0 --query="open a socket and listen" --domain=internet
+    python -m launch.embed --workdir=runs/domain_encoder/arg=domain_seed=0 --query="open a socket and listen"
+    --domain=internet
 
-F1 takes a threshold from the validation split; pairs that do not belong together are of one domain. `next domain`: the model when every
-text is sent to the wrong experts. With --query, the test passages nearest to a text, in vectors of --domain's experts.
+F1 takes a threshold from the validation split; pairs that do not belong together are of one domain. `next domain`: the
+model when every text is sent to the wrong experts. With --query, the test passages nearest to a text, in vectors of
+--domain's experts.
 """
 
 from absl import flags
@@ -23,7 +26,9 @@ def main() -> int:
     from research.errors import UserError
 
     if not _WORKDIR.value:
-        raise UserError("--workdir is needed: the directory of a run, e.g. --workdir=runs/domain_encoder/arg=domain_seed=0")
+        raise UserError(
+            "--workdir is needed: the directory of a run, e.g. --workdir=runs/domain_encoder/arg=domain_seed=0"
+        )
 
     from research.report import tables
     from research.report.machine import command_line
@@ -34,7 +39,9 @@ def main() -> int:
     trained = Trained(_WORKDIR.value, say=print)
     task, splits = trained.setup.task, trained.setup.splits
     if not isinstance(task, Contrastive):
-        raise UserError(f"{_WORKDIR.value} is no run over pairs of texts; this command is for data sets such as stdlib_pairs")
+        raise UserError(
+            f"{_WORKDIR.value} is no run over pairs of texts; this command is for data sets such as stdlib_pairs"
+        )
     model = trained.model(trained.add(_SUBNET.value))
     trained.programs.close()
     if _QUERY.value is not None:

@@ -2,8 +2,10 @@
 
 python -m launch.evaluate --workdir=runs/quickstart                              # every named network
 python -m launch.evaluate --workdir=runs/quickstart --subnet=width=0.5,depth=0.5 --split=validation --out=table.csv
-python -m launch.evaluate --workdir=runs/shakespeare --split=validation --carry     # also with the state carried through the text
-python -m launch.evaluate --workdir=runs/advmoe/alternate --attacks=pgd50,apgd      # also under attack, on the first 1,000 images
+python -m launch.evaluate --workdir=runs/shakespeare --split=validation --carry     # also with the state carried
+through the text
+python -m launch.evaluate --workdir=runs/advmoe/alternate --attacks=pgd50,apgd      # also under attack, on the first
+1,000 images
 """
 
 from absl import flags
@@ -13,12 +15,20 @@ from launch import common, outputs
 _WORKDIR = common.path_flag("workdir", None, "Directory of a run.")
 _SUBNET = flags.DEFINE_string("subnet", "all", "A name, choices such as width=0.5,depth=0.5, or all.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation", "train"], "Which examples.")
-_CARRY = flags.DEFINE_bool("carry", False, "Language models: add the metrics of one pass over the whole text, the state carried.")
-_ATTACKS = flags.DEFINE_list(
-    "attacks", [], "Images in [0, 1]: also under pgdN (N steps), apgd_ce, apgd_dlr, apgd_t, apgd (the worst of the first two)."
+_CARRY = flags.DEFINE_bool(
+    "carry", False, "Language models: add the metrics of one pass over the whole text, the state carried."
 )
-_ATTACK_EXAMPLES = flags.DEFINE_integer("attack_examples", 1000, "How many images are attacked, from the start of the split.")
-_ATTACK_EPSILON = flags.DEFINE_float("attack_epsilon", 0.0, "Radius, in units of a pixel's range; 0: that of the run's config.")
+_ATTACKS = flags.DEFINE_list(
+    "attacks",
+    [],
+    "Images in [0, 1]: also under pgdN (N steps), apgd_ce, apgd_dlr, apgd_t, apgd (the worst of the first two).",
+)
+_ATTACK_EXAMPLES = flags.DEFINE_integer(
+    "attack_examples", 1000, "How many images are attacked, from the start of the split."
+)
+_ATTACK_EPSILON = flags.DEFINE_float(
+    "attack_epsilon", 0.0, "Radius, in units of a pixel's range; 0: that of the run's config."
+)
 _ATTACK_STEPS = flags.DEFINE_integer("attack_steps", 100, "Steps of each APGD.")
 _OUT = outputs.output_flag("out", outputs.Place.FILE, "CSV file to write beside the table.", reads=[_WORKDIR])
 
@@ -56,7 +66,9 @@ def main() -> int:
         check_pixels(trained.config, trained.setup.sample)
         check_sizes(epsilon, _ATTACK_EXAMPLES.value, _ATTACK_STEPS.value)
         sizes = {"epsilon": epsilon, "examples": _ATTACK_EXAMPLES.value, "steps": _ATTACK_STEPS.value}
-        robust = robust_accuracies(trained.evaluator, trained.weights, statistics, _ATTACKS.value, _SPLIT.value, **sizes)
+        robust = robust_accuracies(
+            trained.evaluator, trained.weights, statistics, _ATTACKS.value, _SPLIT.value, **sizes
+        )
         for row in rows:
             row |= columns(robust[row["name"]])
     print(f"{_SPLIT.value} split, step {trained.step} of {_WORKDIR.value}")

@@ -3,11 +3,12 @@
     python -m launch.export --workdir=DIR --format=safetensors --out=DIR2 [--subnet=NAME] [--deploy]
     python -m launch.export --workdir=DIR --format=stablehlo   --out=model.stablehlo
     python -m launch.export --workdir=DIR --format=onnx        --out=model.onnx
-    python -m launch.export --workdir=DIR --format=hf-mamba    --out=DIR2      # hf-mamba2, mamba-ssm, hf-mixtral, hf-qwen3-moe
+    python -m launch.export --workdir=DIR --format=hf-mamba    --out=DIR2      # hf-mamba2, mamba-ssm, hf-mixtral,
+    hf-qwen3-moe
 
 DIR is a run directory, or a folder written by launch.convert or launch.extract. stablehlo is a program serialised by
-jax.export for cpu, cuda and tpu, weights inside: `jax.export.deserialize(open(FILE, "rb").read()).call(images)`. What it
-is called with, images, tokens, or tokens with their domains and mask, stands in FILE.json: names, shapes, dtypes.
+jax.export for cpu, cuda and tpu, weights inside: `jax.export.deserialize(open(FILE, "rb").read()).call(images)`. What
+it is called with, images, tokens, or tokens with their domains and mask, stands in FILE.json: names, shapes, dtypes.
 onnx needs jax2onnx; the error without it names the command that installs it.
 """
 
@@ -20,12 +21,20 @@ from research import interop
 from research.files import replace_file
 
 _FORMATS = ("safetensors", "stablehlo", "onnx", *interop.FOLDERS)
-_WORKDIR = common.path_flag("workdir", None, "Run directory, or folder with model.safetensors and config.json.", required=True)
+_WORKDIR = common.path_flag(
+    "workdir", None, "Run directory, or folder with model.safetensors and config.json.", required=True
+)
 _FORMAT = flags.DEFINE_enum("format", None, _FORMATS, "What to write: a folder (safetensors) or a file.", required=True)
-_OUT = outputs.output_flag("out", outputs.Place.EITHER, "File to write; a folder for safetensors.", reads=[_WORKDIR], required=True)
-_SUBNET = flags.DEFINE_string("subnet", "full", "Which sub-network: a name of the run, or choices such as width=0.5,depth=0.5.")
+_OUT = outputs.output_flag(
+    "out", outputs.Place.EITHER, "File to write; a folder for safetensors.", reads=[_WORKDIR], required=True
+)
+_SUBNET = flags.DEFINE_string(
+    "subnet", "full", "Which sub-network: a name of the run, or choices such as width=0.5,depth=0.5."
+)
 _DEPLOY = flags.DEFINE_bool("deploy", False, "Merge re-parameterised branches and norms first (UniRepLKNet).")
-_BATCH = flags.DEFINE_integer("batch", None, "Fixed number of examples for stablehlo and onnx; left open if not given.", lower_bound=1)
+_BATCH = flags.DEFINE_integer(
+    "batch", None, "Fixed number of examples for stablehlo and onnx; left open if not given.", lower_bound=1
+)
 
 
 def main() -> None:
@@ -36,12 +45,18 @@ def main() -> None:
     config, params, stats = extraction.load_model(_WORKDIR.value, _SUBNET.value, say=print)
     if _DEPLOY.value:
         if not config.merges:
-            raise UserError(f"--deploy merges models that train in another form; {_WORKDIR.value} holds a {config.family}, which does not")
+            raise UserError(
+                f"--deploy merges models that train in another form; {_WORKDIR.value} holds a {config.family}, which does not"
+            )
         config, params, stats = config.merge(params, stats)
     out, count = _OUT.value, sum(p.size for p in params.values())
     if _FORMAT.value == "safetensors":
         safetensors_io.save_folder(
-            out, config, params, stats, {"source": os.path.basename(os.path.abspath(_WORKDIR.value)), "subnet": _SUBNET.value}
+            out,
+            config,
+            params,
+            stats,
+            {"source": os.path.basename(os.path.abspath(_WORKDIR.value)), "subnet": _SUBNET.value},
         )
     elif _FORMAT.value in interop.FOLDERS:
         interop.to_folder(_FORMAT.value, out, config, params)

@@ -49,15 +49,26 @@ def main() -> int:
     config, params, stats = trained.model(name)
     batch = _validation_batch(trained) if _CHECK.value else None
     if batch is not None:
-        inside = apply(config, trained.programs.sliced(name, trained.weights), stats, *trained.setup.task.inputs(batch))[0]
+        inside = apply(
+            config, trained.programs.sliced(name, trained.weights), stats, *trained.setup.task.inputs(batch)
+        )[0]
     if _DEPLOY.value:
         config, params, stats = config.merge(params, stats)
-    origin = {"workdir": str(_WORKDIR.value), "step": trained.step, "subnet": name, "preprocess": trained.config["data"]["augment"]}
+    origin = {
+        "workdir": str(_WORKDIR.value),
+        "step": trained.step,
+        "subnet": name,
+        "preprocess": trained.config["data"]["augment"],
+    }
     tokenizer = tokenizer_files.load_tokenizer(_WORKDIR.value, required=False)
     texts = {tokenizer_files.FILE: tokenizer_files.text_of(tokenizer)} if tokenizer else {}
     safetensors_io.save_folder(_OUT.value, config, params, stats, origin, texts)
     size = sum(int(np.prod(p.shape)) for p in params.values())
-    form = "" if not config.merges or config.deployed() == config else " of the training form (--deploy writes the smaller merged one)"
+    form = (
+        ""
+        if not config.merges or config.deployed() == config
+        else " of the training form (--deploy writes the smaller merged one)"
+    )
     print(f"{name}: {size:,} parameters{form} written to {_OUT.value}")
     if batch is not None:
         again = safetensors_io.load_folder(_OUT.value)
@@ -65,7 +76,9 @@ def main() -> int:
         gap = float(np.abs(np.asarray(outside) - np.asarray(inside)).max() / np.abs(np.asarray(inside)).max())
         print(f"largest difference of its logits to the in-place sub-network's: {gap:.1e} of the largest logit")
         if not gap < 1e-4:
-            raise UserError("the extracted network does not give the in-place one's output; this is a bug, please report it")
+            raise UserError(
+                "the extracted network does not give the in-place one's output; this is a bug, please report it"
+            )
     print(f"next: python -m launch.export --workdir={_OUT.value} --format=stablehlo --out={_OUT.value}/model.stablehlo")
     trained.programs.close()
     return 0

@@ -1,12 +1,14 @@
 """Continues text with a trained language model, token by token, and tells the tokens per second.
 
-    python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --num_tokens=300 --temperature=0.8 --top_p=0.95
+    python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --num_tokens=300 --temperature=0.8
+    --top_p=0.95
     python -m launch.generate --workdir=runs/shakespeare --prompt=A --prompt=B --seed=1            # a batch of prompts
-    python -m launch.generate --workdir=runs/sorted --prompt="ROMEO:" --draft=w50 --temperature=0  # a sub-network drafts
-    python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --beams=8 --groups=4 --diversity=0.5
+    python -m launch.generate --workdir=runs/sorted --prompt="ROMEO:" --draft=w50 --temperature=0  # a sub-network
+    drafts python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --beams=8 --groups=4 --diversity=0.5
 
-DIR is a run, or a folder that convert or extract wrote; without a tokenizer in it, give --prompt_ids=1,2,3 and read ids. Texts end
-at --stop, at --stop_ids and at the tokens that tokenizer.json lists as "eot", whether sampled, drafted or searched for.
+DIR is a run, or a folder that convert or extract wrote; without a tokenizer in it, give --prompt_ids=1,2,3 and read
+ids. Texts end at --stop, at --stop_ids and at the tokens that tokenizer.json lists as "eot", whether sampled, drafted
+or searched for.
 """
 
 import sys
@@ -47,7 +49,9 @@ def main() -> int:
         raise UserError("give --prompt (text) or --prompt_ids (numbers), at least once and only one kind")
     if _DRAFT.value and (_BEAMS.value or len(_PROMPT.value or _PROMPT_IDS.value) > 1):
         raise UserError("--draft works on one prompt, without --beams")
-    unread = [_LOOKAHEAD] * (not _DRAFT.value) + ([_TEMPERATURE, _TOP_K, _TOP_P, _SEED] if _BEAMS.value else [_GROUPS, _DIVERSITY, _ALPHA])
+    unread = [_LOOKAHEAD] * (not _DRAFT.value) + (
+        [_TEMPERATURE, _TOP_K, _TOP_P, _SEED] if _BEAMS.value else [_GROUPS, _DIVERSITY, _ALPHA]
+    )
     given = next((flag for flag in unread if flag.present), None)
     if given is not None:
         needs = "--draft" if given is _LOOKAHEAD else "sampling, without --beams" if _BEAMS.value else "--beams"

@@ -1,10 +1,11 @@
 """Trains an in-context learner, if its directory holds none yet, and sets it beside the algorithms that solve its task.
 
-    python -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear --out=results/in_context_linear
+    python -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear
+    --out=results/in_context_linear
 
-Writes in_context.csv, in_context.md and in_context.png: the error (or accuracy) after 0, 1, 2, ... examples of the model, of least
-squares, ridge regression and gradient descent (Boolean functions: nearest neighbour, averaging, least squares), on the same
-prompts of the test split.
+Writes in_context.csv, in_context.md and in_context.png: the error (or accuracy) after 0, 1, 2, ... examples of the
+model, of least squares, ridge regression and gradient descent (Boolean functions: nearest neighbour, averaging, least
+squares), on the same prompts of the test split.
 """
 
 from pathlib import Path
@@ -18,7 +19,9 @@ from research.files import write_text
 
 _CONFIG = common.path_flag("config", None, "Recipe over an in_context: data set.")
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.RUN, "Directory of the run.")
-_OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for the table and the plot; default --workdir.", beside=_WORKDIR)
+_OUT = outputs.output_flag(
+    "out", outputs.Place.FOLDER, "Folder for the table and the plot; default --workdir.", beside=_WORKDIR
+)
 _PROMPTS = flags.DEFINE_integer("prompts", 2000, "Prompts to compare on.", lower_bound=1)
 
 
@@ -28,7 +31,9 @@ def main(overrides: dict[str, str]) -> int:
     from research.errors import UserError
 
     if not _CONFIG.value or not _WORKDIR.value:
-        raise UserError("--config and --workdir are needed, e.g. --config=configs/in_context_linear.py --workdir=runs/in_context_linear")
+        raise UserError(
+            "--config and --workdir are needed, e.g. --config=configs/in_context_linear.py --workdir=runs/in_context_linear"
+        )
     config = recipe.load(_CONFIG.value, overrides)
     if not config["data"]["name"].startswith("in_context:"):
         raise UserError(f"{_CONFIG.value} has data.name={config['data']['name']}; this command is for in_context:TASK")
@@ -68,10 +73,18 @@ def main(overrides: dict[str, str]) -> int:
     facts = f"{provenance.line([report], [config])}; {report['subnets'][0]['params']:,} parameters, {_PROMPTS.value:,} test prompts"
     text = f"Made by `{machine.command_line()}`: {facts}.\n\n{line}.\n\n{tables.markdown_table(shown, columns)}"
     write_text(out / "in_context.md", text)
-    series = {name: [{"examples": n, "value": float(v)} for n, v in enumerate(values)] for name, values in found.items()}
+    series = {
+        name: [{"examples": n, "value": float(v)} for n, v in enumerate(values)] for name, values in found.items()
+    }
     title = f"{config['data']['name']}, {size} dimensions"
     plots.curves_plot(
-        out / "in_context.png", series, "value", step_key="examples", title=title, xlabel="examples in the prompt", ylabel=task.metric
+        out / "in_context.png",
+        series,
+        "value",
+        step_key="examples",
+        title=title,
+        xlabel="examples in the prompt",
+        ylabel=task.metric,
     )
     print(f"written to {out}/in_context.csv, .md, .png")
     return 0

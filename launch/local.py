@@ -1,12 +1,14 @@
 """Trains a recipe with several processes on this machine, and watches over them.
 
     python -m launch.local --processes=2 --config=configs/quickstart.py --workdir=runs/two
-    python -m launch.local --processes=2 --devices=4 --config=configs/fashion_fast.py --workdir=runs/eight --config.mesh.fsdp=2
+    python -m launch.local --processes=2 --devices=4 --config=configs/fashion_fast.py --workdir=runs/eight
+    --config.mesh.fsdp=2
 
-Every process is `launch.train` with the same recipe; together they make the batches and the numbers of one process. Process 0 prints; what the
-others say, and all that libraries print, goes to WORKDIR/processes/N.log. When one dies, the others, which would wait for it
-for ever, are ended and the cause is told in one line; --restarts=N starts all again from the last checkpoint. SIGTERM, Ctrl-C and a closed
-terminal save and stop; a second Ctrl-C ends at once. Exit code as of `launch.train`; 1 when a process was killed or crashed.
+Every process is `launch.train` with the same recipe; together they make the batches and the numbers of one process.
+Process 0 prints; what the others say, and all that libraries print, goes to WORKDIR/processes/N.log. When one dies, the
+others, which would wait for it for ever, are ended and the cause is told in one line; --restarts=N starts all again
+from the last checkpoint. SIGTERM, Ctrl-C and a closed terminal save and stop; a second Ctrl-C ends at once. Exit code
+as of `launch.train`; 1 when a process was killed or crashed.
 """
 
 import contextlib
@@ -25,10 +27,16 @@ from research import stopping
 from research.files import make_folder, open_anew
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
-_WORKDIR = outputs.output_flag("workdir", outputs.Place.RUN, "Directory of the run; made when missing, resumed when not.")
+_WORKDIR = outputs.output_flag(
+    "workdir", outputs.Place.RUN, "Directory of the run; made when missing, resumed when not."
+)
 _PROCESSES = flags.DEFINE_integer("processes", 2, "How many processes.", lower_bound=1)
-_DEVICES = flags.DEFINE_integer("devices", 1, "Simulated devices of each process, on a machine without accelerators.", lower_bound=1)
-_RESTARTS = flags.DEFINE_integer("restarts", 0, "How often all are started again after one of them was killed or crashed.", lower_bound=0)
+_DEVICES = flags.DEFINE_integer(
+    "devices", 1, "Simulated devices of each process, on a machine without accelerators.", lower_bound=1
+)
+_RESTARTS = flags.DEFINE_integer(
+    "restarts", 0, "How often all are started again after one of them was killed or crashed.", lower_bound=0
+)
 _GRACE = flags.DEFINE_float("grace_s", 120.0, "Seconds that processes have to save when they are told to stop.")
 
 CRASHED = 1
@@ -86,7 +94,11 @@ class Supervisor:
         with contextlib.ExitStack() as files:
             for i in range(self.count):
                 log = files.enter_context(open_anew(self.log(i)))
-                more = [f"--processes={self.count}", f"--process={i}", f"--coordinator=localhost:{port}"] if self.count > 1 else []
+                more = (
+                    [f"--processes={self.count}", f"--process={i}", f"--coordinator=localhost:{port}"]
+                    if self.count > 1
+                    else []
+                )
                 out = None if i == 0 else log
                 process = subprocess.Popen([*self.command, *more], stdout=out, stderr=log, env=environment)
                 self.running[i] = process
@@ -140,7 +152,9 @@ def main(overrides: dict[str, str]) -> int:
     from research.errors import UserError
 
     if not _CONFIG.value or not _WORKDIR.value:
-        raise UserError("--config and --workdir are needed, e.g. --processes=2 --config=configs/quickstart.py --workdir=runs/two")
+        raise UserError(
+            "--config and --workdir are needed, e.g. --processes=2 --config=configs/quickstart.py --workdir=runs/two"
+        )
     recipe.load(_CONFIG.value, overrides, _WORKDIR.value)  # mistakes show before anything starts
     command = [sys.executable, "-m", "launch.train", f"--config={_CONFIG.value}", f"--workdir={_WORKDIR.value}"]
     command += [f"--config.{field}={value}" for field, value in overrides.items()]
@@ -160,16 +174,24 @@ def main(overrides: dict[str, str]) -> int:
                 )
                 return CRASHED
             return max(end.code for end in ended)
-        if supervisor.stopped and lost.code == -signal.SIGTERM:  # it had not come so far as to listen, so nothing was trained
+        if (
+            supervisor.stopped and lost.code == -signal.SIGTERM
+        ):  # it had not come so far as to listen, so nothing was trained
             print("stopped before every process had begun; start the same command again to begin", flush=True)
             return common.STOPPED
         if lost.code == common.USER_ERROR and (mistake := _mistake(supervisor.log(lost.index))):
             print(mistake, file=sys.stderr)
             return common.USER_ERROR
         again = attempt < _RESTARTS.value and not supervisor.stopped
-        what = "starting again from the last checkpoint" if again else "start the same command again to go on from the last checkpoint"
+        what = (
+            "starting again from the last checkpoint"
+            if again
+            else "start the same command again to go on from the last checkpoint"
+        )
         print(
-            f"error: {lost.told(_PROCESSES.value, supervisor.log(lost.index))}; the others were ended, {what}", file=sys.stderr, flush=True
+            f"error: {lost.told(_PROCESSES.value, supervisor.log(lost.index))}; the others were ended, {what}",
+            file=sys.stderr,
+            flush=True,
         )
         if not again:
             break

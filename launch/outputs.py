@@ -74,7 +74,11 @@ def check() -> None:
         if output.place is Place.RUN:
             check_workdir(path, flag=name)  # whether it can be written is for the machine to say that trains there
             continue
-        if output.beside is None or not output.beside.value or os.path.realpath(path) != os.path.realpath(output.beside.value):
+        if (
+            output.beside is None
+            or not output.beside.value
+            or os.path.realpath(path) != os.path.realpath(output.beside.value)
+        ):
             check_output(path, *(read.value for read in output.reads if read.value), flag=name)
         _check_place(path, output.place, name)
 

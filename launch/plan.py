@@ -1,11 +1,13 @@
-"""Tells what a run would need on a mesh that need not exist: bytes a device, collectives of an update, a floor of its time.
+"""Tells what a run would need on a mesh that need not exist: bytes a device, collectives of an update, a floor of its
+time.
 
-    python -m launch.plan --config=configs/lm_7b.py --devices=64 --config.mesh.fsdp=8 --config.mesh.tensor=8 --chips=tpu_v5p,h100
-    python -m launch.plan --config=configs/fashion_fast.py --devices=8 --config.mesh.data=8
+    python -m launch.plan --config=configs/lm_7b.py --devices=64 --config.mesh.fsdp=8 --config.mesh.tensor=8
+    --chips=tpu_v5p,h100 python -m launch.plan --config=configs/fashion_fast.py --devices=8 --config.mesh.data=8
 
-Nothing is trained and no array made: the update is compiled for simulated devices. Bytes of parameters, statistics, optimizer and
-gradients are exactly those of the compiled programs; activations are estimated. Times are the longest of computing, memory
-and links by the vendors' figures, so floors. --slow_axes names mesh axes that cross the network between slices or hosts.
+Nothing is trained and no array made: the update is compiled for simulated devices. Bytes of parameters, statistics,
+optimizer and gradients are exactly those of the compiled programs; activations are estimated. Times are the longest of
+computing, memory and links by the vendors' figures, so floors. --slow_axes names mesh axes that cross the network
+between slices or hosts.
 """
 
 import json
@@ -32,7 +34,9 @@ def main(overrides: dict[str, str]) -> int:
 
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # reading the config may have imported JAX, which reads its environment then
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # reading the config may have imported JAX, which reads its environment then
     jax.config.update("jax_num_cpu_devices", _DEVICES.value)
 
     from research.modules.mesh import MESH_AXES
@@ -61,11 +65,19 @@ def main(overrides: dict[str, str]) -> int:
     for program, several in found.collectives.items():
         print(f"\ncollectives of the {program} program ({found.runs[program]} run(s) an update):")
         table = [
-            {"kind": c.kind, "axes": "+".join(c.axes), "result": c.shapes[:60], "times": c.times, "sent": gib(c.sent * c.times)}
+            {
+                "kind": c.kind,
+                "axes": "+".join(c.axes),
+                "result": c.shapes[:60],
+                "times": c.times,
+                "sent": gib(c.sent * c.times),
+            }
             for c in several
         ]
         print(text_table(table, ["kind", "axes", "result", "times", "sent"]) if table else "none")
-    print(f"\nfloor of an update ({found.flops:.3g} FLOPs in all); MFU where links overlap with computing, and where nothing does:")
+    print(
+        f"\nfloor of an update ({found.flops:.3g} FLOPs in all); MFU where links overlap with computing, and where nothing does:"
+    )
     slow, predictions = tuple(_SLOW_AXES.value), []
     for name in _CHIPS.value:
         p = found.prediction(name, slow)

@@ -18,8 +18,12 @@ from launch import common, outputs
 from research.errors import UserError
 from research.files import replace_file, user_path
 
-_DATASET = flags.DEFINE_string("dataset", None, "What to prepare: fashion_mnist, mnist, or tfds:NAME for any TFDS data set.")
-_FROM = flags.DEFINE_string("from", None, "Folder with files that are already on disk; nothing is downloaded that lies there.")
+_DATASET = flags.DEFINE_string(
+    "dataset", None, "What to prepare: fashion_mnist, mnist, or tfds:NAME for any TFDS data set."
+)
+_FROM = flags.DEFINE_string(
+    "from", None, "Folder with files that are already on disk; nothing is downloaded that lies there."
+)
 _DATA_DIR = outputs.output_flag("data_dir", outputs.Place.FOLDER, "Where to put the result instead of the usual place.")
 
 _IDX_NAMES = ("fashion_mnist", "mnist")
@@ -39,7 +43,9 @@ def prepare(dataset: str | None, source: str | None, data_dir: str | None) -> st
         return _prepare_idx(dataset, folder, data_dir)
     if dataset.startswith("tfds:"):
         return _prepare_tfds(dataset.removeprefix("tfds:"), folder, data_dir)
-    raise UserError(f"Unknown --dataset={dataset}. Valid: {', '.join(_IDX_NAMES)}, tfds:NAME (did you mean tfds:{dataset}?).")
+    raise UserError(
+        f"Unknown --dataset={dataset}. Valid: {', '.join(_IDX_NAMES)}, tfds:NAME (did you mean tfds:{dataset}?)."
+    )
 
 
 def _prepare_idx(name: str, folder: pathlib.Path | None, data_dir: str | None) -> str:
@@ -85,7 +91,9 @@ def _download_and_prepare(name: str, folder: pathlib.Path | None, data_dir: str 
     root = user_path(data_dir or DEFAULT_DIR)
     try:
         builder = tfds.builder(name, data_dir=str(root), file_format="array_record")
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder) if folder else None))
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=str(folder) if folder else None)
+        )
     except tfds.core.DatasetNotFoundError as error:
         near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
         hint = f" Near names: {', '.join(near)}." if near else " See https://www.tensorflow.org/datasets/catalog."
@@ -97,7 +105,9 @@ def _download_and_prepare(name: str, folder: pathlib.Path | None, data_dir: str 
         ) from error
     except Exception as error:  # TFDS and its network layers raise dozens of types; each ends this command.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"TFDS could not prepare {name} under {root}: {reason} Offline, give the files by --from=DIR.") from error
+        raise UserError(
+            f"TFDS could not prepare {name} under {root}: {reason} Offline, give the files by --from=DIR."
+        ) from error
     return pathlib.Path(builder.data_dir)
 
 

@@ -14,11 +14,14 @@ _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, t
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", False, "Take the three flags above from the cluster: TPU pod slices, Slurm, Kubernetes, Open MPI."
 )
-_PEER_TIMEOUT = flags.DEFINE_integer("peer_timeout_s", 100, "Seconds without a sign of life after which a process counts as dead.")
+_PEER_TIMEOUT = flags.DEFINE_integer(
+    "peer_timeout_s", 100, "Seconds without a sign of life after which a process counts as dead."
+)
 
 
 def listen() -> None:
-    """Where the run has other processes a signal only sets a flag from here on: they wait for this one, which must not end alone."""
+    """Where the run has other processes a signal only sets a flag from here on: they wait for this one, which must not
+    end alone."""
     if _PROCESSES.value > 1 or _DISTRIBUTED.value:
         with stopping.listening() as stop:  # as `common.run` does, to the end of the process
             stop.heed()
@@ -36,14 +39,23 @@ def connect() -> bool:
     if index >= count and not _DISTRIBUTED.value:
         raise UserError(f"--process={index} of --processes={count}; valid: 0..{count - 1}")
     if not _COORDINATOR.value and not _DISTRIBUTED.value:
-        raise UserError("--processes needs --coordinator=HOST:PORT, the address of process 0 (or --distributed inside a cluster)")
+        raise UserError(
+            "--processes needs --coordinator=HOST:PORT, the address of process 0 (or --distributed inside a cluster)"
+        )
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     import jax
 
-    given = {} if _DISTRIBUTED.value else {"coordinator_address": _COORDINATOR.value, "num_processes": count, "process_id": index}
+    given = (
+        {}
+        if _DISTRIBUTED.value
+        else {"coordinator_address": _COORDINATOR.value, "num_processes": count, "process_id": index}
+    )
     try:
         jax.distributed.initialize(
-            **given, heartbeat_timeout_seconds=_PEER_TIMEOUT.value, initialization_timeout=300, shutdown_timeout_seconds=60
+            **given,
+            heartbeat_timeout_seconds=_PEER_TIMEOUT.value,
+            initialization_timeout=300,
+            shutdown_timeout_seconds=60,
         )
     except (RuntimeError, ValueError) as error:
         where = "the cluster" if _DISTRIBUTED.value else _COORDINATOR.value

@@ -1,4 +1,5 @@
-"""What the launchers of clusters share: the command that every process runs, and how what they render is shown or handed over."""
+"""What the launchers of clusters share: the command that every process runs, and how what they render is shown or
+handed over."""
 
 import os
 import shlex
@@ -12,7 +13,9 @@ from launch import outputs
 from research.errors import UserError
 
 CONFIG = flags.DEFINE_string("config", None, "Recipe: FILE.py or FILE.py:ARG.")
-WORKDIR = outputs.output_flag("workdir", outputs.Place.RUN, "Directory of the run, on a file system that all machines share.")
+WORKDIR = outputs.output_flag(
+    "workdir", outputs.Place.RUN, "Directory of the run, on a file system that all machines share."
+)
 DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Print what would be submitted, and submit nothing.")
 NAME = flags.DEFINE_string("name", "nestax", "Name of the job.")
 
@@ -26,10 +29,20 @@ def command(overrides: Mapping[str, str], python: str = "python") -> list[str]:
     from launch import config as recipe
 
     if not CONFIG.value or not WORKDIR.value:
-        raise UserError("--config and --workdir are needed, e.g. --config=configs/quickstart.py --workdir=runs/quickstart")
+        raise UserError(
+            "--config and --workdir are needed, e.g. --config=configs/quickstart.py --workdir=runs/quickstart"
+        )
     recipe.load(CONFIG.value, dict(overrides))  # mistakes show here, not in the queue
     fields = [f"--config.{field}={value}" for field, value in overrides.items()]
-    return [python, "-m", "launch.train", f"--config={CONFIG.value}", f"--workdir={WORKDIR.value}", *fields, "--distributed"]
+    return [
+        python,
+        "-m",
+        "launch.train",
+        f"--config={CONFIG.value}",
+        f"--workdir={WORKDIR.value}",
+        *fields,
+        "--distributed",
+    ]
 
 
 def name() -> str:
@@ -46,7 +59,9 @@ def name() -> str:
         or not text[0].isalpha()
         or text[-1] == "-"
     ):
-        raise UserError(f"--name={text!r}; valid: up to 40 small letters, digits and '-', the first a letter, the last no '-'")
+        raise UserError(
+            f"--name={text!r}; valid: up to 40 small letters, digits and '-', the first a letter, the last no '-'"
+        )
     return text
 
 
@@ -70,7 +85,9 @@ def hand_over(text: str, program: Sequence[str]) -> int:
     try:
         return subprocess.run(program, input=text, text=True, check=False).returncode
     except FileNotFoundError:
-        raise UserError(f"{program[0]} is not installed here; install it, or render with --dry_run and submit elsewhere") from None
+        raise UserError(
+            f"{program[0]} is not installed here; install it, or render with --dry_run and submit elsewhere"
+        ) from None
 
 
 def root() -> str:

@@ -2,7 +2,8 @@
 
     python -m launch.report --workdir=runs/quickstart
     python -m launch.report --workdir="many-in-one=runs/sorted,alone=runs/alone/*" --out=runs/compare
-    python -m launch.report --workdir="mamba=runs/mqar/64/model.pattern=mamba_*,gla=runs/mqar/64/model.pattern=gla_*" --x=state --out=runs/mqar
+    python -m launch.report --workdir="mamba=runs/mqar/64/model.pattern=mamba_*,gla=runs/mqar/64/model.pattern=gla_*"
+    --x=state --out=runs/mqar
 
 A run that was trained alone as config.model.subnet counts as that sub-network. `LABEL=PATTERN` joins several
 runs in one column.
@@ -21,13 +22,18 @@ _WORKDIR = flags.DEFINE_multi_string(
     "workdir", [], "Directories of runs, repeatable or separated by commas; LABEL=PATTERN joins several as one."
 )
 _X = flags.DEFINE_string(
-    "x", None, "Draw the full networks against this: state, params, flops, or a field of the recipe such as data.options.length."
+    "x",
+    None,
+    "Draw the full networks against this: state, params, flops, or a field of the recipe such as data.options.length.",
 )
-_OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for compare.md, compare.csv, compare.png and curves.png.")
+_OUT = outputs.output_flag(
+    "out", outputs.Place.FOLDER, "Folder for compare.md, compare.csv, compare.png and curves.png."
+)
 
 
 def _runs(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Returns label -> directories; what is there as a whole is not split, be it at commas, equals signs or brackets."""
+    """Returns label -> directories; what is there as a whole is not split, be it at commas, equals signs or
+    brackets."""
     from research.errors import UserError
 
     runs: dict[str, list[str]] = {}

@@ -3,11 +3,11 @@
     python -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce
 
 A recipe's `expect` holds {"NAME": [least, most]} or {"NAME": least}, where NAME is one of: full (mean value of the
-full network over the seeds), smallest_share (the least value of any network over the full one's, of all seeds; for losses the full one's over theirs),
-smallest_flops (FLOPs of the cheapest network over the full one's), networks, wall_s (longest run), dead_experts (of a mixture of experts,
-in all its layers, the most of any seed), and of robust training the full network's means accuracy, clean_accuracy (on the images
-attacked) and robust_ATTACK for each of report.attacks. Exit code 1: a
-promise is not kept.
+full network over the seeds), smallest_share (the least value of any network over the full one's, of all seeds; for
+losses the full one's over theirs), smallest_flops (FLOPs of the cheapest network over the full one's), networks, wall_s
+(longest run), dead_experts (of a mixture of experts, in all its layers, the most of any seed), and of robust training
+the full network's means accuracy, clean_accuracy (on the images attacked) and robust_ATTACK for each of report.attacks.
+Exit code 1: a promise is not kept.
 """
 
 import os
@@ -34,7 +34,9 @@ def main(overrides: dict[str, str]) -> int:
     from research.errors import UserError
 
     if not _CONFIG.value or not _WORKDIR.value:
-        raise UserError("--config and --workdir are needed, e.g. --config=configs/quickstart.py --workdir=runs/reproduce")
+        raise UserError(
+            "--config and --workdir are needed, e.g. --config=configs/quickstart.py --workdir=runs/reproduce"
+        )
 
     from research.report import provenance, tables
     from research.report.machine import command_line
@@ -46,7 +48,9 @@ def main(overrides: dict[str, str]) -> int:
     workdirs = {seed: os.path.join(_WORKDIR.value, f"seed{seed}") for seed in configs}
     expect = next(iter(configs.values()))["expect"]
     check_promises(expect)
-    found_before = {seed: finished(workdirs[seed], config) for seed, config in configs.items()}  # mistakes show before the first run
+    found_before = {
+        seed: finished(workdirs[seed], config) for seed, config in configs.items()
+    }  # mistakes show before the first run
     reports = []
     for seed, config in configs.items():
         report = found_before[seed]
@@ -62,7 +66,8 @@ def main(overrides: dict[str, str]) -> int:
     print(f"\n{_CONFIG.value}, seeds {', '.join(configs)}")
     print(tables.text_table(rows, ["promise", "expected", "found", "kept"]))
     per_seed = [
-        {"seed": s, **{n["name"]: n["value"] for n in r["subnets"]}, "wall_s": r["wall_s"]} for s, r in zip(configs, reports, strict=True)
+        {"seed": s, **{n["name"]: n["value"] for n in r["subnets"]}, "wall_s": r["wall_s"]}
+        for s, r in zip(configs, reports, strict=True)
     ]
     print(tables.text_table(per_seed, list(per_seed[0])))
     out = _OUT.value or _WORKDIR.value

@@ -3,7 +3,8 @@
     python -m launch.select --workdir=runs/quickstart --max_flops=500000
     python -m launch.select --workdir=runs/quickstart --max_params=30000 --max_latency_ms=0.8 --candidate=width=0.6
 
-The values are those of the run's report where it has them all; else the networks are evaluated, which needs the data. Latency is measured now, on this machine, at batch 1, all networks interleaved.
+The values are those of the run's report where it has them all; else the networks are evaluated, which needs the data.
+Latency is measured now, on this machine, at batch 1, all networks interleaved.
 """
 
 from absl import flags
@@ -14,7 +15,9 @@ _WORKDIR = common.path_flag("workdir", None, "Directory of a run.")
 _MAX_PARAMS = flags.DEFINE_float("max_params", None, "Most parameters.")
 _MAX_FLOPS = flags.DEFINE_float("max_flops", None, "Most FLOPs of one example's forward pass.")
 _MAX_LATENCY = flags.DEFINE_float("max_latency_ms", None, "Most milliseconds for one example.")
-_CANDIDATES = flags.DEFINE_multi_string("candidate", [], "Further sub-networks to consider, as choices: width=0.6,depth=0.5. Repeatable.")
+_CANDIDATES = flags.DEFINE_multi_string(
+    "candidate", [], "Further sub-networks to consider, as choices: width=0.6,depth=0.5. Repeatable."
+)
 _OUT = outputs.output_flag("out", outputs.Place.FILE, "CSV file for the whole table.", reads=[_WORKDIR])
 
 
@@ -39,11 +42,16 @@ def main() -> int:
     names = [*trained.setup.order, *(trained.add(text) for text in _CANDIDATES.value)]
     metric, report = trained.setup.task.metric, read_report(_WORKDIR.value) or {}
     known = (
-        {row["name"]: row.get(f"validation_{metric}") for row in report.get("subnets", ())} if report.get("updates") == trained.step else {}
+        {row["name"]: row.get(f"validation_{metric}") for row in report.get("subnets", ())}
+        if report.get("updates") == trained.step
+        else {}
     )
     if any(known.get(name) is None for name in names):  # the report of this step has not all of them
         statistics = {name: trained.statistics(name) for name in names}
-        known = {name: values[metric] for name, values in trained.evaluator.run(statistics, trained.weights, "validation").items()}
+        known = {
+            name: values[metric]
+            for name, values in trained.evaluator.run(statistics, trained.weights, "validation").items()
+        }
     rows = [{"name": n, "value": known[n], **costs.static_costs(trained.setup.space.configs[n])} for n in names]
     if _MAX_LATENCY.value is not None:
         measured = costs.measured_costs({n: trained.model(n) for n in names}, (1,))

@@ -1,11 +1,12 @@
 """Trains a recipe on machines of a Slurm cluster.
 
-    python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=12:00:00 --config=configs/fashion_fast.py --workdir=runs/pod --dry_run
-    python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=12:00:00 --config=configs/fashion_fast.py --workdir=runs/pod
+    python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=12:00:00 --config=configs/fashion_fast.py
+    --workdir=runs/pod --dry_run python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=12:00:00
+    --config=configs/fashion_fast.py --workdir=runs/pod
 
-Renders a batch script and gives it to sbatch; --dry_run prints it. One process a GPU, one a machine where there are none. Before the
-time limit, and when the job is preempted, the run saves and the job goes back to the queue, where it goes on from its checkpoint; so it
-does after a node has failed. When one process is lost, srun ends the others.
+Renders a batch script and gives it to sbatch; --dry_run prints it. One process a GPU, one a machine where there are
+none. Before the time limit, and when the job is preempted, the run saves and the job goes back to the queue, where it
+goes on from its checkpoint; so it does after a node has failed. When one process is lost, srun ends the others.
 """
 
 import shlex
@@ -15,12 +16,16 @@ from absl import flags
 from launch import common, remote
 
 _NODES = flags.DEFINE_integer("nodes", 1, "Machines.", lower_bound=1)
-_GPUS = flags.DEFINE_integer("gpus_per_node", 0, "GPUs of each machine, with a process each; 0: one process on its cores.", lower_bound=0)
+_GPUS = flags.DEFINE_integer(
+    "gpus_per_node", 0, "GPUs of each machine, with a process each; 0: one process on its cores.", lower_bound=0
+)
 _CPUS = flags.DEFINE_integer("cpus_per_task", 8, "Cores of each process.", lower_bound=1)
 _TIME = flags.DEFINE_string("time", "24:00:00", "Time limit, as of sbatch.")
 _PARTITION = flags.DEFINE_string("partition", "", "Partition.")
 _ACCOUNT = flags.DEFINE_string("account", "", "Account.")
-_SAVE_S = flags.DEFINE_integer("save_s", 120, "Seconds before the time limit at which the run saves and stops.", lower_bound=10)
+_SAVE_S = flags.DEFINE_integer(
+    "save_s", 120, "Seconds before the time limit at which the run saves and stops.", lower_bound=10
+)
 
 
 def render(overrides: dict[str, str]) -> str:

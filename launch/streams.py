@@ -1,4 +1,5 @@
-"""Standard output and error that outlive their reader: after `| head`, or behind a terminal that is gone, a run goes on in silence."""
+"""Standard output and error that outlive their reader: after `| head`, or behind a terminal that is gone, a run goes on
+in silence."""
 
 import errno
 import io
@@ -11,7 +12,8 @@ GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET)
 
 
 class _Descriptor(io.FileIO):
-    """A descriptor whose writes vanish once nobody reads; other failures name the stream, a full disk behind `> file` for one."""
+    """A descriptor whose writes vanish once nobody reads; other failures name the stream, a full disk behind `> file`
+    for one."""
 
     def __init__(self, descriptor: int, title: str):
         super().__init__(descriptor, "w", closefd=False)
@@ -30,7 +32,8 @@ class _Descriptor(io.FileIO):
 
 
 def _lasting(stream: TextIO | None, title: str) -> TextIO:
-    """Returns a stream like the given one, which prints what its encoding lacks as '?'; None, a closed one, prints nowhere."""
+    """Returns a stream like the given one, which prints what its encoding lacks as '?'; None, a closed one, prints
+    nowhere."""
     try:
         if stream is None:
             raise OSError
@@ -39,10 +42,13 @@ def _lasting(stream: TextIO | None, title: str) -> TextIO:
     except (OSError, ValueError):  # closed before the command began (>&-)
         return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for as long as the process lives)
     raw = io.BufferedWriter(_Descriptor(descriptor, title))
-    return io.TextIOWrapper(raw, encoding=stream.encoding, errors="replace", line_buffering=stream.line_buffering, write_through=False)
+    return io.TextIOWrapper(
+        raw, encoding=stream.encoding, errors="replace", line_buffering=stream.line_buffering, write_through=False
+    )
 
 
 def set_streams() -> None:
-    """Replaces `sys.stdout` and `sys.stderr` by streams that never end a run: not by a missing reader, nor by a letter that they lack."""
+    """Replaces `sys.stdout` and `sys.stderr` by streams that never end a run: not by a missing reader, nor by a letter
+    that they lack."""
     sys.stdout = _lasting(sys.stdout, "standard output")
     sys.stderr = _lasting(sys.stderr, "standard error")

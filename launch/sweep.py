@@ -1,11 +1,14 @@
-"""Runs a recipe for every combination of some fields' values, each in a directory of its own, and tabulates the results.
+"""Runs a recipe for every combination of some fields' values, each in a directory of its own, and tabulates the
+results.
 
-    python -m launch.sweep --config=configs/mqar.py --grid=model.pattern=mamba,gla,attention --grid=model.dim=32,64 --workdir=runs/mqar
+    python -m launch.sweep --config=configs/mqar.py --grid=model.pattern=mamba,gla,attention --grid=model.dim=32,64
+    --workdir=runs/mqar
 
-Each run is a process of `launch.train` in WORKDIR/FIELD=VALUE_FIELD=VALUE; `--jobs=2` trains two at a time, each on its own part of the
-cores, and their lines go to WORKDIR/FIELD=VALUE.log. Runs that have finished are not repeated: the same command again goes on. The
-table lies in OUT as sweep.md and sweep.csv, over the seeds too where the grid has several; `--x` draws the values against a size (see
-launch.report), a line for each value of the first field. A run that fails is a line with its reason; exit code 1 then.
+Each run is a process of `launch.train` in WORKDIR/FIELD=VALUE_FIELD=VALUE; `--jobs=2` trains two at a time, each on its
+own part of the cores, and their lines go to WORKDIR/FIELD=VALUE.log. Runs that have finished are not repeated: the same
+command again goes on. The table lies in OUT as sweep.md and sweep.csv, over the seeds too where the grid has several;
+`--x` draws the values against a size (see launch.report), a line for each value of the first field. A run that fails is
+a line with its reason; exit code 1 then.
 """
 
 import os
@@ -21,12 +24,16 @@ from launch.children import Children, ending
 
 _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _GRID = flags.DEFINE_multi_string(
-    "grid", [], "FIELD=VALUE,VALUE,... of the recipe, or arg=... for its argument; ';' between values that hold commas. Repeatable."
+    "grid",
+    [],
+    "FIELD=VALUE,VALUE,... of the recipe, or arg=... for its argument; ';' between values that hold commas. Repeatable.",
 )
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under which each run gets its own.")
 _OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for the table and the plot; default --workdir.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its own part of the cores.", lower_bound=1)
-_X = flags.DEFINE_string("x", None, "What the plot sets the values against; default the grid's first field of numbers, else params.")
+_X = flags.DEFINE_string(
+    "x", None, "What the plot sets the values against; default the grid's first field of numbers, else params."
+)
 
 
 def _arguments(overrides: dict[str, str], point: dict[str, str]) -> tuple[str, dict[str, str]]:
@@ -46,7 +53,11 @@ def _train(points: list[dict[str, str]], workdirs: list[str], arguments: list, c
         text = f"[{i + 1}/{len(points)}] {', '.join(f'{k}={v}' for k, v in points[i].items())}: {workdirs[i]}"
         print(f"{text}: finished before" if done[i] else text, flush=True)
         config, fields = arguments[i]
-        return 0 if done[i] else children.train(config, workdirs[i], fields, f"{workdirs[i]}.log" if _JOBS.value > 1 else "")
+        return (
+            0
+            if done[i]
+            else children.train(config, workdirs[i], fields, f"{workdirs[i]}.log" if _JOBS.value > 1 else "")
+        )
 
     with children.stop.heeded(), ThreadPoolExecutor(_JOBS.value) as pool:
         codes = list(pool.map(run, range(len(points))))
@@ -117,7 +128,10 @@ def main(overrides: dict[str, str]) -> int:
     for point, workdir in zip(points, workdirs, strict=True):
         former = os.path.join(_WORKDIR.value, sweep.former_name(point))
         if os.path.isdir(former) and not os.path.exists(workdir):
-            print(f"note: {former} is named as earlier versions did and is not used; rename it to {workdir} to keep its run", flush=True)
+            print(
+                f"note: {former} is named as earlier versions did and is not used; rename it to {workdir} to keep its run",
+                flush=True,
+            )
     codes = _train(points, workdirs, arguments, configs)
     rows, failed, metric, reports, told = [], [], "value", [], []
     groups: dict[str, list[str]] = {}
@@ -133,14 +147,18 @@ def main(overrides: dict[str, str]) -> int:
         told.append(config)
         rows.append(sweep.row(point, report))
         groups.setdefault(point[lines], []).append(workdir)
-    summary = f"{len(rows)} runs, {time.monotonic() - start:.0f} s in all" + (f", {len(failed)} of which failed" if failed else "")
+    summary = f"{len(rows)} runs, {time.monotonic() - start:.0f} s in all" + (
+        f", {len(failed)} of which failed" if failed else ""
+    )
     if reports:
         summary += f"; {provenance.line(reports, told, len({config['seed'] for config in told}))}"
     out = _write(rows, sweep.over_seeds(rows, [field for field, _ in grid]), metric, summary)
     print(f"table: {out}/sweep.md", flush=True)
     try:
         print(
-            f"plot: {run_card.against(groups, _X.value or sweep.default_x(grid), out=out)['plots'][0]}" if groups else "no plot: no result"
+            f"plot: {run_card.against(groups, _X.value or sweep.default_x(grid), out=out)['plots'][0]}"
+            if groups
+            else "no plot: no result"
         )
     except UserError as error:
         print(f"no plot: {error}")

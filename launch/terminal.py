@@ -9,7 +9,8 @@ LEAST_NEEDED = ("MFU", "lr", "grad")
 
 
 def shorten(text: str, room: int) -> str:
-    """Returns the parts of a line (two spaces between them) that fit into `room` columns: the less needed go first, the last one, the ETA, stays."""
+    """Returns the parts of a line (two spaces between them) that fit into `room` columns: the less needed go first, the
+    last one, the ETA, stays."""
     parts = text.split("  ")
     while len(parts) > 1 and len("  ".join(parts)) > room:
         spare = next((i for i, part in enumerate(parts) if part.startswith(LEAST_NEEDED)), len(parts) - 2)
@@ -18,7 +19,8 @@ def shorten(text: str, room: int) -> str:
 
 
 def bar_line(done: int, total: int, text: str, columns: int) -> str:
-    """Returns step counter, bar and text in one line of less than `columns`; the counter is never cut, the bar goes first."""
+    """Returns step counter, bar and text in one line of less than `columns`; the counter is never cut, the bar goes
+    first."""
     counter = f"{done}/{total}"
     room = columns - 1 - len(counter) - 1
     width = min(BAR, room - len(text) - 1)

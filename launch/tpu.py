@@ -1,10 +1,12 @@
 """Trains a recipe on all hosts of a Cloud TPU slice, by gcloud's ssh.
 
-    python -m launch.tpu --tpu=my-slice --zone=us-east5-a --repository=URL --commit=HASH --config=configs/fashion_fast.py --workdir=/mnt/shared/pod --dry_run
+    python -m launch.tpu --tpu=my-slice --zone=us-east5-a --repository=URL --commit=HASH
+    --config=configs/fashion_fast.py --workdir=/mnt/shared/pod --dry_run
 
-Renders a script that sets every host up (clone, `make install`) and starts the run on all of them; --dry_run prints it. A run that was
-killed or crashed is started again by its hosts, up to --restarts times, from its last checkpoint. The workdir must lie on a file system
-that all hosts mount. `launch.jobset` does the same under Kubernetes, which also replaces machines.
+Renders a script that sets every host up (clone, `make install`) and starts the run on all of them; --dry_run prints it.
+A run that was killed or crashed is started again by its hosts, up to --restarts times, from its last checkpoint. The
+workdir must lie on a file system that all hosts mount. `launch.jobset` does the same under Kubernetes, which also
+replaces machines.
 """
 
 import shlex

@@ -1,10 +1,13 @@
-"""Trains nanoGPT's CPU recipe and recipes of ours on tiny Shakespeare, one after the other on this machine, and compares.
+"""Trains nanoGPT's CPU recipe and recipes of ours on tiny Shakespeare, one after the other on this machine, and
+compares.
 
-    python -m launch.versus --peer=nanogpt:CHECKOUT --configs=configs/shakespeare.py:small,configs/shakespeare.py --out=results/shakespeare
+    python -m launch.versus --peer=nanogpt:CHECKOUT --configs=configs/shakespeare.py:small,configs/shakespeare.py
+    --out=results/shakespeare
 
-Both are judged by the loss over the whole validation text, in nats per character. Ours is reported with windows that start
-afresh, as nanoGPT's do, and with the state carried through the text. Wall time is that of the whole process for both: start, imports, compiling, training, evaluating.
-A run of ours that lies in its directory from before is deleted, so that its time is whole.
+Both are judged by the loss over the whole validation text, in nats per character. Ours is reported with windows that
+start afresh, as nanoGPT's do, and with the state carried through the text. Wall time is that of the whole process for
+both: start, imports, compiling, training, evaluating. A run of ours that lies in its directory from before is deleted,
+so that its time is whole.
 """
 
 import os
@@ -55,7 +58,15 @@ def main(overrides: dict[str, str]) -> int:
     print("nanoGPT's CPU recipe ...", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         peer = nanogpt.train(checkout, splits, Path(folder))
-    rows = [{"model": "nanoGPT, CPU recipe", "params": peer["params"], "wall_s": peer["wall_s"], "loss": peer["loss"], "carried": None}]
+    rows = [
+        {
+            "model": "nanoGPT, CPU recipe",
+            "params": peer["params"],
+            "wall_s": peer["wall_s"],
+            "loss": peer["loss"],
+            "carried": None,
+        }
+    ]
     for text in configs:
         workdir = os.path.join(_WORKDIR.value, text.replace("/", "_").replace(":", "_").replace(".py", ""))
         print(f"{text}: {workdir}", flush=True)
@@ -70,7 +81,9 @@ def main(overrides: dict[str, str]) -> int:
         full = report["subnets"][0]
         carried = carried_metrics(trained.model("full"), splits["validation"], trained.setup.task)
         trained.programs.close()
-        rows.append({"model": text, "params": full["params"], "wall_s": wall, "loss": full["value"], "carried": carried["loss"]})
+        rows.append(
+            {"model": text, "params": full["params"], "wall_s": wall, "loss": full["value"], "carried": carried["loss"]}
+        )
     columns = {
         "model": "model",
         "params": "parameters",

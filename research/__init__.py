@@ -1,7 +1,7 @@
 """Nestax: efficient architectures in JAX, every one trainable many-in-one.
 
-`list_models` and `model_info` come from `research.models.registry`, `create_model` from `research.nested.model`; importing
-this package is cheap.
+`list_models` and `model_info` come from `research.models.registry`, `create_model` from `research.nested.model`;
+importing this package is cheap.
 """
 
 import importlib

@@ -1,4 +1,5 @@
-"""The one exception for a user's mistake, and the one warning of what a user should know; launch/ prints both in a line."""
+"""The one exception for a user's mistake, and the one warning of what a user should know; launch/ prints both in a
+line."""
 
 
 class UserError(Exception):

@@ -1,6 +1,8 @@
-"""How files are read and written: damaged ones are told in a line, outputs are whole or not there, links are not followed when writing.
+"""How files are read and written: damaged ones are told in a line, outputs are whole or not there, links are not
+followed when writing.
 
-Standard library only. Whatever reads a file that somebody else may have touched, or writes one that somebody may read, goes through here.
+Standard library only. Whatever reads a file that somebody else may have touched, or writes one that somebody may read,
+goes through here.
 """
 
 import contextlib
@@ -46,7 +48,10 @@ RUN_FOLDERS = ("checkpoints", "statistics", "tensorboard", "profile", "processes
 
 def printable(text: Any, limit: int = 80) -> str:
     """Returns foreign text for a message: control characters escaped, at most `limit` characters."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text)[: limit + 1])
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in str(text)[: limit + 1]
+    )
     return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
 
 
@@ -54,23 +59,31 @@ def user_path(path: PathLike) -> Path:
     """Returns a path as a user writes it, with a leading `~` or `~name` as that home folder.
 
     Raises:
-      UserError: nobody knows where that home is, as in a container without a user name: a folder called `~` is never made.
+      UserError: nobody knows where that home is, as in a container without a user name: a folder called `~` is never
+        made.
     """
     text = os.fspath(path)
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text and not os.path.lexists(text):
-        raise UserError(f"{printable(text)}: the home folder is not known; set HOME, give the whole path, or ./{printable(text)}")
+        raise UserError(
+            f"{printable(text)}: the home folder is not known; set HOME, give the whole path, or ./{printable(text)}"
+        )
     return Path(expanded)
 
 
 def check_regular(path: PathLike, remedy: str = "") -> None:
-    """Raises UserError unless a path leads to a regular file, links resolved: reading a pipe or a device may never end."""
+    """Raises UserError unless a path leads to a regular file, links resolved: reading a pipe or a device may never
+    end."""
     more = f"; {remedy}" if remedy else ""
     try:
         if not Path(path).is_file():
-            raise UserError(f"{printable(path, 300)} is {'not a regular file' if os.path.lexists(path) else 'missing'}{more}")
+            raise UserError(
+                f"{printable(path, 300)} is {'not a regular file' if os.path.lexists(path) else 'missing'}{more}"
+            )
     except (OSError, ValueError) as error:  # ValueError: a name that holds NUL
-        raise UserError(f"cannot read {printable(path, 300)}: {getattr(error, 'strerror', None) or error}{more}") from None
+        raise UserError(
+            f"cannot read {printable(path, 300)}: {getattr(error, 'strerror', None) or error}{more}"
+        ) from None
 
 
 MOST_SWELLING, SMALL = 100, 2**26
@@ -78,7 +91,8 @@ MOST_SWELLING, SMALL = 100, 2**26
 
 
 def check_zip(path: PathLike, remedy: str = "") -> None:
-    """Raises UserError unless a file is a zip archive whose contents, as its directory tells their sizes, do not fill the memory.
+    """Raises UserError unless a file is a zip archive whose contents, as its directory tells their sizes, do not fill
+    the memory.
 
     What reads an entry stops at the size that the directory tells.
     """
@@ -186,7 +200,8 @@ def read_json_lines(path: PathLike, keys: Sequence[str] = ()) -> tuple[list[dict
 
 
 def replace_file(path: PathLike, write: Callable[[str], Any]) -> None:
-    """Calls `write(temporary path)` and moves the result to `path` in one step; a link at `path` is replaced, not followed.
+    """Calls `write(temporary path)` and moves the result to `path` in one step; a link at `path` is replaced, not
+    followed.
 
     Raises:
       UserError: the folder cannot be written.
@@ -212,7 +227,8 @@ def replace_file(path: PathLike, write: Callable[[str], Any]) -> None:
 
 @contextlib.contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """For writes to files that are open: what the system refuses there is told of `path`, which it does not name itself."""
+    """For writes to files that are open: what the system refuses there is told of `path`, which it does not name
+    itself."""
     try:
         yield
     except OSError as error:
@@ -260,7 +276,8 @@ def open_for_append(path: PathLike) -> IO[str]:
 
 
 def open_anew(path: PathLike) -> IO[str]:
-    """Opens a text file that others watch while it is written, such as a log, and empties it; errors as `open_for_append`."""
+    """Opens a text file that others watch while it is written, such as a log, and empties it; errors as
+    `open_for_append`."""
     return _open(path, os.O_TRUNC)
 
 
@@ -270,7 +287,9 @@ def _open(path: PathLike, flag: int) -> IO[str]:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | flag | safe, 0o666)
     except OSError as error:
         if os.path.islink(path):
-            raise UserError(f"{path} is a link, which is not written through; put the file itself in its place") from None
+            raise UserError(
+                f"{path} is a link, which is not written through; put the file itself in its place"
+            ) from None
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -294,7 +313,8 @@ def make_folder(path: PathLike) -> Path:
 
 
 def make_linked_folder(path: PathLike) -> Path:
-    """As `make_folder`, but where a link lies there that somebody has put to a folder, for instance on another disk, returns that folder.
+    """As `make_folder`, but where a link lies there that somebody has put to a folder, for instance on another disk,
+    returns that folder.
 
     Raises:
       UserError: the link leads nowhere or into another run, or the folder cannot be made.
@@ -310,10 +330,11 @@ def make_linked_folder(path: PathLike) -> Path:
 
 @contextlib.contextmanager
 def whole_folder(folder: PathLike, last: str, replaces: Sequence[str] = ()) -> Iterator[Path]:
-    """Yields a folder to write files into, which then appear in `folder` together; where the body fails, `folder` stays as it was.
+    """Yields a folder to write files into, which then appear in `folder` together; where the body fails, `folder` stays
+    as it was.
 
-    A kill in the middle of the moves leaves `folder` without the file `last`, never with files of two writings that look whole:
-    readers must refuse a folder without it.
+    A kill in the middle of the moves leaves `folder` without the file `last`, never with files of two writings that
+    look whole: readers must refuse a folder without it.
 
     Args:
       folder: made when missing; other files in it stay.
@@ -356,11 +377,23 @@ def check_output(out: PathLike, *reads: PathLike, flag: str = "--out") -> None:
     real = Path(os.path.realpath(out))
     for read in reads:
         source = Path(os.path.realpath(read))
-        parts = [Path(os.path.realpath(path)) for path in source.iterdir() if path.is_symlink()] if source.is_dir() else []
-        if real == source or (source.is_file() and real == source.parent) or (real in source.parents and _holds_model(real)):
-            raise UserError(f"{flag}={out} is what is read ({read}) or holds it, and would be overwritten; give another one")
-        if (source.is_dir() and real.parent == source and real.is_file()) or any(real in (part, part.parent) for part in parts):
-            raise UserError(f"{flag}={out} is a file of what is read ({read}) or holds one, and would be overwritten; give another one")
+        parts = (
+            [Path(os.path.realpath(path)) for path in source.iterdir() if path.is_symlink()] if source.is_dir() else []
+        )
+        if (
+            real == source
+            or (source.is_file() and real == source.parent)
+            or (real in source.parents and _holds_model(real))
+        ):
+            raise UserError(
+                f"{flag}={out} is what is read ({read}) or holds it, and would be overwritten; give another one"
+            )
+        if (source.is_dir() and real.parent == source and real.is_file()) or any(
+            real in (part, part.parent) for part in parts
+        ):
+            raise UserError(
+                f"{flag}={out} is a file of what is read ({read}) or holds one, and would be overwritten; give another one"
+            )
     if is_run(real):
         raise UserError(f"{flag}={out} is the directory of a run, whose files would be overwritten; give another one")
     _check_outside_runs(real, out, f"{flag}=")
@@ -378,7 +411,9 @@ def check_workdir(workdir: PathLike, flag: str = "--workdir") -> None:
     """
     real = Path(os.path.realpath(workdir))
     if not is_run(real) and (found := next((name for name in MODEL_FILES if (real / name).exists()), None)):
-        raise UserError(f"{flag}={workdir} holds a model ({found}), whose config.json would be overwritten; give another one")
+        raise UserError(
+            f"{flag}={workdir} holds a model ({found}), whose config.json would be overwritten; give another one"
+        )
     _check_outside_runs(real, workdir, f"{flag}=")
 
 
@@ -392,7 +427,9 @@ def _check_outside_runs(real: Path, path: PathLike, flag: str) -> None:
 def is_run(folder: PathLike) -> bool:
     """Whether a folder is the directory of a run, be it one that has just started."""
     folder = Path(folder)
-    return (folder / "config.json").is_file() and ((folder / "checkpoints").is_dir() or (folder / "environment.json").is_file())
+    return (folder / "config.json").is_file() and (
+        (folder / "checkpoints").is_dir() or (folder / "environment.json").is_file()
+    )
 
 
 def _holds_model(folder: Path) -> bool:

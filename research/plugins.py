@@ -1,4 +1,5 @@
-"""Components that register themselves: those of a package are found by importing its files, a user's own by loading a file."""
+"""Components that register themselves: those of a package are found by importing its files, a user's own by loading a
+file."""
 
 import functools
 import importlib

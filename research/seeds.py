@@ -23,7 +23,8 @@ def check(seed: Any, field: str = "seed") -> int:
 
 
 def key(seed: int) -> Array:
-    """Returns the random key of a seed: `jax.random.key` of it, which without 64-bit numbers reads the low 32 bits alone.
+    """Returns the random key of a seed: `jax.random.key` of it, which without 64-bit numbers reads the low 32 bits
+    alone.
 
     Raises:
       UserError: a seed out of range.

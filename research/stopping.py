@@ -1,6 +1,7 @@
 """How a process is told to stop: by SIGTERM, Ctrl-C, a closed terminal or spent CPU time.
 
-Where somebody heeds it the first word sets a flag; elsewhere it raises `Told`, so that nothing goes on for ever. A second Ctrl-C ends the process.
+Where somebody heeds it the first word sets a flag; elsewhere it raises `Told`, so that nothing goes on for ever. A
+second Ctrl-C ends the process.
 
 Standard library only, so that a command can listen before it imports anything else.
 """
@@ -19,15 +20,22 @@ AT_ONCE = 128 + signal.SIGINT
 SAME_S = 0.5
 """Seconds within which Ctrl-C comes twice where a wrapper passes on what its whole group got already."""
 PUT_OFF_S, AGAIN_S = 0.02, 5.0
-"""Seconds after which a signal is heard again: one that came while a module was being imported, and one that somebody swallowed."""
+"""Seconds after which a signal is heard again: one that came while a module was being imported, and one that somebody
+swallowed."""
 IMPORTS_S = 20
 """Seconds after which even an import is interrupted."""
-SIGNALS = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGHUP": "SIGHUP, a closed terminal", "SIGXCPU": "SIGXCPU, the limit of CPU time"}
+SIGNALS = {
+    "SIGTERM": "SIGTERM",
+    "SIGINT": "Ctrl-C",
+    "SIGHUP": "SIGHUP, a closed terminal",
+    "SIGXCPU": "SIGXCPU, the limit of CPU time",
+}
 """Signals that are listened to, where the system has them -> what they are called."""
 
 
 class Preempted(Exception):
-    """The run was told to stop; `step` is where it goes on, and its state is saved unless that is 0. `by`: what told it."""
+    """The run was told to stop; `step` is where it goes on, and its state is saved unless that is 0. `by`: what told
+    it."""
 
     def __init__(self, step: int, by: str = "SIGTERM"):
         saved = "; the state is saved, start the same command again to go on"

@@ -1,4 +1,5 @@
-"""What a value must be, said by an annotation and a rule: configs, options of data sets and fields of models are typed here.
+"""What a value must be, said by an annotation and a rule: configs, options of data sets and fields of models are typed
+here.
 
 Standard library only. Whatever reads a setting that a user wrote, on a command line or in a recipe, goes through `fit`.
 """
@@ -66,8 +67,14 @@ class Rule:
 
 
 ANYTHING = Rule()
-SIZE, COUNT, SHARE, WEIGHT = Rule(least=1, most=LARGEST), Rule(least=0, most=LARGEST), Rule(least=0, most=1), Rule(least=0)
-"""A number of things of which there is one at least; of which there may be none; a part of a whole; a factor that is not negative."""
+SIZE, COUNT, SHARE, WEIGHT = (
+    Rule(least=1, most=LARGEST),
+    Rule(least=0, most=LARGEST),
+    Rule(least=0, most=1),
+    Rule(least=0),
+)
+"""A number of things of which there is one at least; of which there may be none; a part of a whole; a factor that is
+not negative."""
 
 
 Layers = Annotated[int, Rule(least=1, most=9999)]
@@ -81,7 +88,8 @@ class _Wrong(Exception):
 
 
 def fit(value: Any, kind: Any, where: str, rule: Rule = ANYTHING) -> Any:
-    """Returns a value as its kind: whole numbers as floats where those are wanted, lists as tuples, yes and no as booleans.
+    """Returns a value as its kind: whole numbers as floats where those are wanted, lists as tuples, yes and no as
+    booleans.
 
     Args:
       value: what a user gave.
@@ -125,7 +133,14 @@ def parse(text: str, kind: Any) -> Any:
 
 def described(kind: Any) -> str:
     """Returns an annotation in words."""
-    plain = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None", Any: "a value"}
+    plain = {
+        bool: "True or False",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        types.NoneType: "None",
+        Any: "a value",
+    }
     if kind in plain:
         return plain[kind]
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -134,7 +149,11 @@ def described(kind: Any) -> str:
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, args))}"
     if origin is tuple and args and args[-1] is ...:
-        return f"a list of {described(args[0]).removeprefix('a ')}s" if args[0] in plain else f"a list, each entry {described(args[0])}"
+        return (
+            f"a list of {described(args[0]).removeprefix('a ')}s"
+            if args[0] in plain
+            else f"a list, each entry {described(args[0])}"
+        )
     if origin is tuple and args:
         return f"({', '.join(described(arg) for arg in args)})"
     if _is_mapping(kind):
@@ -158,7 +177,13 @@ def _fit(value: Any, kind: Any) -> Any:
         return list(value) if isinstance(value, list | tuple) else _wrong()
     if _is_mapping(kind):
         return dict(value) if isinstance(value, Mapping) else _wrong()
-    single: dict[Any, Callable[[Any], Any]] = {bool: _boolean, int: _whole, float: _number, str: _text, types.NoneType: _none}
+    single: dict[Any, Callable[[Any], Any]] = {
+        bool: _boolean,
+        int: _whole,
+        float: _number,
+        str: _text,
+        types.NoneType: _none,
+    }
     if kind in single:
         return single[kind](value)
     return value if isinstance(kind, type) and isinstance(value, kind) else _wrong()
@@ -180,7 +205,9 @@ def _fit_tuple(value: Any, args: tuple) -> tuple:
         return tuple(value)
     if args[-1] is ...:
         return tuple(_fit(entry, args[0]) for entry in value)
-    return tuple(_fit(entry, arg) for entry, arg in zip(value, args, strict=True)) if len(value) == len(args) else _wrong()
+    return (
+        tuple(_fit(entry, arg) for entry, arg in zip(value, args, strict=True)) if len(value) == len(args) else _wrong()
+    )
 
 
 def _wrong() -> Any:
@@ -254,7 +281,8 @@ def fit_options(options: Mapping[str, Any], takes: Callable[..., Any], where: st
 
 
 def not_negative(default: Any, kind: Any, most: int = LARGEST) -> Rule:
-    """The rule that whole numbers count from 0 up to `most`: from a default that is negative, and from 1 in a list like the default's."""
+    """The rule that whole numbers count from 0 up to `most`: from a default that is negative, and from 1 in a list like
+    the default's."""
     least = default if isinstance(default, int) and not isinstance(default, bool) and default < 0 else 0
     if isinstance(default, tuple) and default and all(isinstance(entry, int) and entry > 0 for entry in default):
         least = 1

@@ -1,7 +1,8 @@
 """Tests run in a process set up as the commands set theirs up, but compile faster and keep what they compiled.
 
-Compiling is most of their time. Without LLVM's expensive passes code is slower and may differ in the last bits, in all processes
-alike. JAX keeps programs in .pytest_cache/xla by their text, flags and versions, for all processes of a run and for later runs.
+Compiling is most of their time. Without LLVM's expensive passes code is slower and may differ in the last bits, in all
+processes alike. JAX keeps programs in .pytest_cache/xla by their text, flags and versions, for all processes of a run
+and for later runs.
 """
 
 import contextlib
@@ -29,8 +30,13 @@ for name, value in CACHE.items():
     os.environ.setdefault(name, value)
 
 
-# Runs leave ignored signals alone, and a background job, as of CI, starts with some ignored; what tests send is to be heard.
-for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL)):
+# Runs leave ignored signals alone, and a background job, as of CI, starts with some ignored; what tests send is to be
+# heard.
+for number, usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
     if signal.getsignal(number) is signal.SIG_IGN:
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(number, usual)
@@ -49,7 +55,9 @@ def no_leftovers():
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Marks the tests of slow.txt as slow: they are run by `make test-slow`."""
-    listed = {line for line in Path(__file__).with_name("slow.txt").read_text().splitlines() if not line.startswith("#")}
+    listed = {
+        line for line in Path(__file__).with_name("slow.txt").read_text().splitlines() if not line.startswith("#")
+    }
     for item in items:
         if item.nodeid in listed:
             item.add_marker(pytest.mark.slow)

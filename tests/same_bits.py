@@ -1,10 +1,12 @@
-"""Trains the same small runs at another commit and here, and compares what comes out bit for bit: a change of structure must change nothing.
+"""Trains the same small runs at another commit and here, and compares what comes out bit for bit: a change of structure
+must change nothing.
 
     python -m tests.same_bits --base=COMMIT                     # make same-bits BASE=COMMIT
     python -m tests.same_bits --base=COMMIT --cases=moe,sharded --renames=renames.json --rtol=1e-6
 
-Compared are parameters and running statistics as `launch.extract` writes them, all numbers of metrics.jsonl, and those of the report that do not
-depend on the clock. Both commits run in the same environment. --renames is a JSON object of regular expressions of old names -> new names.
+Compared are parameters and running statistics as `launch.extract` writes them, all numbers of metrics.jsonl, and those
+of the report that do not depend on the clock. Both commits run in the same environment. --renames is a JSON object of
+regular expressions of old names -> new names.
 """
 
 import json
@@ -49,9 +51,12 @@ CASES = {
     "moe": Case("configs/moe_lm.py:moe", {"train.duration": "40", **QUIET}),
     "advmoe": Case("tests/tiny_robust.py:alternate", {"train.duration": "24"}),
     "sandwich": Case(
-        "tests/tiny.py:sandwich", {"nested.count": "2", "train.ema": "0.9", "train.precision": "bfloat16", "train.accumulate": "2"}
+        "tests/tiny.py:sandwich",
+        {"nested.count": "2", "train.ema": "0.9", "train.precision": "bfloat16", "train.accumulate": "2"},
     ),
-    "sharded": Case("tests/tiny.py:all", {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2", "mesh.min_size": "1"}, devices=8),
+    "sharded": Case(
+        "tests/tiny.py:all", {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2", "mesh.min_size": "1"}, devices=8
+    ),
 }
 TIMES = re.compile(r"wall_s|compile_s|latency|_per_s|seconds|time|memory|mfu|duration|commit|host")
 """Numbers of a report that depend on the machine and the hour."""
@@ -59,15 +64,24 @@ TIMES = re.compile(r"wall_s|compile_s|latency|_per_s|seconds|time|memory|mfu|dur
 
 def train(tree: Path, case: Case, folder: Path) -> None:
     """Trains a case at the commit that lies in `tree`, and extracts its full network."""
-    environment = {**os.environ, "PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(case.devices)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tree),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(case.devices),
+    }
     fields = [f"--config.{field}={value}" for field, value in case.fields.items()]
     for command in (
         ["launch.train", f"--config={case.recipe}", f"--workdir={folder}/run", *fields],
         ["launch.extract", f"--workdir={folder}/run", "--nocheck", f"--out={folder}/model"],
     ):
-        done = subprocess.run([sys.executable, "-m", *command], cwd=tree, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=tree, env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            sys.exit(f"error: {' '.join(command)} in {tree} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+            sys.exit(
+                f"error: {' '.join(command)} in {tree} ended with {done.returncode}: {done.stderr.strip()[-2000:]}"
+            )
 
 
 def renamed(values: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Any]:
@@ -98,15 +112,21 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     report = json.loads((folder / "run" / "report.json").read_text())
     return {
         "arrays": dict(arrays),
-        "metrics": {name: value for i, line in enumerate(lines) for name, value in numbers(json.loads(line), str(i)).items()},
+        "metrics": {
+            name: value for i, line in enumerate(lines) for name, value in numbers(json.loads(line), str(i)).items()
+        },
         "report": numbers(report),
     }
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[float, str]:
-    """Returns the largest difference, relative to the largest entry of its array, and where it is; infinite where names or shapes differ."""
+    """Returns the largest difference, relative to the largest entry of its array, and where it is; infinite where names
+    or shapes differ."""
     if old.keys() != new.keys():
-        return np.inf, f"only before: {sorted(old.keys() - new.keys())[:3]}; only after: {sorted(new.keys() - old.keys())[:3]}"
+        return (
+            np.inf,
+            f"only before: {sorted(old.keys() - new.keys())[:3]}; only after: {sorted(new.keys() - old.keys())[:3]}",
+        )
     worst, where = 0.0, ""
     for name, value in old.items():
         a, b = np.asarray(value), np.asarray(new[name])
@@ -126,7 +146,9 @@ def main(_: list[str]) -> None:
         sys.exit(f"error: --cases={unknown[0]} is unknown; valid: {', '.join(CASES)}")
     folder = Path(tempfile.mkdtemp(prefix="same_bits_"))
     base = folder / "base"
-    run: Callable[..., Any] = lambda *command: subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True)  # noqa: E731
+    run: Callable[..., Any] = lambda *command: subprocess.run(
+        ["git", *command], cwd=ROOT, check=True, capture_output=True
+    )  # noqa: E731
     run("worktree", "add", "--detach", str(base), _BASE.value)
     differs = False
     try:

@@ -56,7 +56,9 @@ def test_links_are_not_written_through(tmp_path):
     with pytest.raises(UserError, match="is a link"):
         files.open_for_append(tmp_path / "a")
     files.write_text(tmp_path / "b", "new")
-    assert precious.read_text() == "mine" and (tmp_path / "b").read_text() == "new" and not (tmp_path / "b").is_symlink()
+    assert (
+        precious.read_text() == "mine" and (tmp_path / "b").read_text() == "new" and not (tmp_path / "b").is_symlink()
+    )
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
@@ -78,7 +80,9 @@ def make_run(folder):
     return folder
 
 
-@pytest.mark.parametrize("out", ["run", "run/", "run/checkpoints", "run/checkpoints/3/x", "run/config.json", "link", "run/../run", "other"])
+@pytest.mark.parametrize(
+    "out", ["run", "run/", "run/checkpoints", "run/checkpoints/3/x", "run/config.json", "link", "run/../run", "other"]
+)
 def test_an_output_onto_a_run_is_refused(tmp_path, out):
     run = make_run(tmp_path / "run")
     make_run(tmp_path / "other")
@@ -153,7 +157,10 @@ def test_archives_that_swell_are_refused_before_they_are_read(tmp_path):
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", bytes(2**27))
-    with pytest.raises(UserError, match=r"a.npz claims 134,217,728 bytes in a file of \d+,\d+: damaged, or made to fill the memory; more"):
+    with pytest.raises(
+        UserError,
+        match=r"a.npz claims 134,217,728 bytes in a file of \d+,\d+: damaged, or made to fill the memory; more",
+    ):
         files.check_zip(path, "more")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", bytes(2**20))

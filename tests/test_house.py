@@ -12,7 +12,8 @@ from research.modules.state import abstract
 
 ROOT = Path(__file__).parents[1]
 
-# A room may import the rooms named here (and itself, and research.errors, research.files, research.process, research.seeds,
+# A room may import the rooms named here (and itself, and research.errors, research.files, research.process,
+# research.seeds,
 # research.plugins, research.stopping, research.values).
 ALLOWED = {
     "ops": set(),
@@ -52,9 +53,10 @@ def test_imports_point_one_way(room):
             assert not module.startswith(("launch", "configs", "tests")), f"{path}: {module}"
             if module.startswith("research.") and module.count("."):
                 target = module.split(".")[1]
-                assert target in {room, "errors", "files", "process", "plugins", "seeds", "stopping", "values"} | ALLOWED[room], (
-                    f"{path} imports {module}"
-                )
+                assert (
+                    target
+                    in {room, "errors", "files", "process", "plugins", "seeds", "stopping", "values"} | ALLOWED[room]
+                ), f"{path} imports {module}"
 
 
 def test_every_room_is_listed():
@@ -65,7 +67,9 @@ def test_every_room_is_listed():
 @pytest.mark.parametrize("path", sorted((ROOT / "research").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_research_neither_prints_nor_parses_flags(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"), f"{path}: print"
+        assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"), (
+            f"{path}: print"
+        )
     assert not any(module.startswith("absl") for module, _ in imports(path)), f"{path}: absl"
 
 
@@ -170,7 +174,9 @@ def test_recipe_builds_under_eval_shape(text, monkeypatch):
     [
         t
         for t in recipes()
-        if recipe.load(str(ROOT / t), {})["data"]["name"].startswith(("probe:", "in_context:", "digits", "counting", "handwriting"))
+        if recipe.load(str(ROOT / t), {})["data"]["name"].startswith(
+            ("probe:", "in_context:", "digits", "counting", "handwriting")
+        )
     ],
 )
 def test_recipe_s_data_model_and_task_fit(text, monkeypatch):
@@ -179,7 +185,9 @@ def test_recipe_s_data_model_and_task_fit(text, monkeypatch):
     from research.train.setup import make_setup
 
     setup = make_setup(recipe.load(text, {}))
-    assert setup.total > 0 and all(setup.transform.evaluate(source.gather(np.arange(1))) for source in setup.splits.values())
+    assert setup.total > 0 and all(
+        setup.transform.evaluate(source.gather(np.arange(1))) for source in setup.splits.values()
+    )
 
 
 def test_recipe_docstrings_hold_command_and_hardware():

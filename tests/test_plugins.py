@@ -1,4 +1,5 @@
-"""What a user brings in one file of their own, outside of the repository: it is trained, killed, resumed, evaluated, extracted and exported."""
+"""What a user brings in one file of their own, outside of the repository: it is trained, killed, resumed, evaluated,
+extracted and exported."""
 
 import os
 import signal
@@ -116,7 +117,9 @@ register(Entry("perceptron", PerceptronConfig(), "nobody", "a note of mine", {"h
 
 def command(name, *flags, check=True):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-m", f"launch.{name}", *flags], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", f"launch.{name}", *flags], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert not check or (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done
 
@@ -169,7 +172,10 @@ def get_config(arg="all"):
     return config
 """
 CASES = {
-    "mixer": (MIXER, ["--config=tests/tiny_lm.py:probe", "--config.model.pattern=average", "--config.train.duration=24"]),
+    "mixer": (
+        MIXER,
+        ["--config=tests/tiny_lm.py:probe", "--config.model.pattern=average", "--config.train.duration=24"],
+    ),
     "data": (DATA, ["--config=tests/tiny.py", "--config.data.name=stripes", "--config.data.options.period=1"]),
     "optimizer": (OPTIMIZER, ["--config=tests/tiny.py", "--config.optim.name=signum", "--config.optim.lr=1e-3"]),
     "model": (MODEL, ["--config={folder}/recipe.py"]),
@@ -184,7 +190,11 @@ def test_one_file_is_enough(name, tmp_path):
     plugin.write_text(source)
     mine = f"--plugin={plugin}"
     (tmp_path / "recipe.py").write_text(RECIPE)
-    fields = [*(field.format(folder=tmp_path) for field in fields), "--config.checkpoint.every=4", "--config.train.log_every=1"]
+    fields = [
+        *(field.format(folder=tmp_path) for field in fields),
+        "--config.checkpoint.every=4",
+        "--config.train.log_every=1",
+    ]
     command("train", mine, *fields, f"--workdir={tmp_path}/whole")
     killed = tmp_path / "killed"
     train = [sys.executable, "-m", "launch.train", mine, *fields, f"--workdir={killed}"]
@@ -204,7 +214,9 @@ def test_one_file_is_enough(name, tmp_path):
     command("export", mine, f"--workdir={tmp_path}/whole_s", "--format=stablehlo", f"--out={tmp_path}/model.stablehlo")
     assert (tmp_path / "model.stablehlo").stat().st_size > 1000
     without = command("evaluate", f"--workdir={killed}", check=False)
-    assert (without.returncode, without.stderr.count("\n")) == ((0, 0) if name == "optimizer" else (2, 1))  # whose state is not read
+    assert (without.returncode, without.stderr.count("\n")) == (
+        (0, 0) if name == "optimizer" else (2, 1)
+    )  # whose state is not read
 
 
 def test_files_that_are_no_plugin(tmp_path):
@@ -221,5 +233,7 @@ def test_files_that_are_no_plugin(tmp_path):
         load(str(late))
     again = tmp_path / "again.py"
     again.write_text(MIXER.replace('"average"', '"hgrn"'))
-    with pytest.raises(UserError, match=r"mixer hgrn of plugin_again is there already, from research\.modules\.mixers\.hgrn"):
+    with pytest.raises(
+        UserError, match=r"mixer hgrn of plugin_again is there already, from research\.modules\.mixers\.hgrn"
+    ):
         load(str(again))

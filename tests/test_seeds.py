@@ -22,7 +22,9 @@ def draws(seed):
     one = np.zeros(1, np.int64)
     return {
         "key": np.asarray(jax.random.bits(seeds.key(seed), (4,))),
-        "sub-networks": [schemes.draw("random", [str(i) for i in range(1000)], 1, seed, step)[0].name for step in range(4)],
+        "sub-networks": [
+            schemes.draw("random", [str(i) for i in range(1000)], 1, seed, step)[0].name for step in range(4)
+        ],
         "order": epoch_permutation(100, seed, 0),
         "windows": [window_shift(1000, seed, epoch) for epoch in range(4)],
         "augmentation": Draws(seed, one, one)(0),

@@ -70,7 +70,11 @@ def test_rules_hold_for_every_entry():
 
 
 def test_text_of_a_command_line():
-    assert parse("500", str | int) == "500" and parse("None", float | None) is None and parse("(1, 2)", tuple[int, ...]) == (1, 2)
+    assert (
+        parse("500", str | int) == "500"
+        and parse("None", float | None) is None
+        and parse("(1, 2)", tuple[int, ...]) == (1, 2)
+    )
     assert parse("1e-3", float) == 1e-3 and parse("(" * 500, int) == "(" * 500 and parse("nan", float) == "nan"
 
 

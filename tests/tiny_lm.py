@@ -1,6 +1,7 @@
 """Recipe of a language-model run of seconds, for tests: characters of a text given by --config.data.dir.
 
-With the argument "probe" a hybrid of three mixers on made sequences, which needs no text; with "moe" one with mixtures of experts.
+With the argument "probe" a hybrid of three mixers on made sequences, which needs no text; with "moe" one with mixtures
+of experts.
 """
 
 from research.train.config import base_config
@@ -24,9 +25,19 @@ def get_config(arg: str = "sandwich"):
 
 def _on_probe(config, arg):
     mixers = {"mamba2": {"state": 8, "head_dim": 8}, "gla": {"heads": 4}, "attention": {"heads": 8}}
-    config.model = {"name": "sequence", "pattern": "mamba2 gla attention", "ffn": "glu", "dim": 32, "depth": 3, "ffn_dim": 64, **mixers}
+    config.model = {
+        "name": "sequence",
+        "pattern": "mamba2 gla attention",
+        "ffn": "glu",
+        "dim": 32,
+        "depth": 3,
+        "ffn_dim": 64,
+        **mixers,
+    }
     if arg == "moe":
-        config.model.update({"pattern": "gla", "depth": 2, "ffn": "moe", "moe": {"experts": 8, "active": 2, "balance": 0.01}})
+        config.model.update(
+            {"pattern": "gla", "depth": 2, "ffn": "moe", "moe": {"experts": 8, "active": 2, "balance": 0.01}}
+        )
     config.data.name = "probe:mqar"
     config.data.options = {"vocab_size": 64, "length": 16, "pairs": 2, "train_examples": 256, "test_examples": 60}
     config.nested.scheme = "all"

@@ -9,7 +9,15 @@ from research.train.config import base_config
 def get_config(arg: str = "alternate"):
     config = base_config()
     router = {"router_dims": (4,), "router_depths": (1,)}
-    config.model = {"name": "advmoe_resnet18", "depths": (1, 1), "dims": (4, 8), "stem_dim": 8, "experts": 2, "form": "all", **router}
+    config.model = {
+        "name": "advmoe_resnet18",
+        "depths": (1, 1),
+        "dims": (4, 8),
+        "stem_dim": 8,
+        "experts": 2,
+        "form": "all",
+        **router,
+    }
     config.data.update({"name": "digits", "batch_size": 32})
     config.task.robust.update({"method": arg, "epsilon": 0.1, "steps": 1, "step_size": 0.1, "eval_steps": 1})
     config.optim.update({"name": "sgd", "lr": 0.05, "nesterov": False, "weight_decay": 5e-4, "warmup": "0"})

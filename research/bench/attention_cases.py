@@ -15,7 +15,12 @@ from research.ops.linear_attention import linear_attention
 HEADS, WIDTH = 4, 64
 LENGTHS = (1024, 8192)
 WINDOW, WINDOW_LENGTHS = 256, (1024, 4096, 16_384)
-ROUTING_LENGTHS = (512, 2048, 4096, 8192)  # at the first the naive twin runs beside: it needs a matrix of all pairs a cluster
+ROUTING_LENGTHS = (
+    512,
+    2048,
+    4096,
+    8192,
+)  # at the first the naive twin runs beside: it needs a matrix of all pairs a cluster
 NAIVE_LENGTH = 1024  # the longest whose matrix of all pairs is computed as one
 
 
@@ -83,7 +88,9 @@ def _routing(length: int, direction: str) -> Case:
     window = round(length / clusters)
 
     def form(name: str):
-        return lambda q, k, v, centroids: routing.routing_attention(q, k, v, centroids, window=window, causal=True, form=name)
+        return lambda q, k, v, centroids: routing.routing_attention(
+            q, k, v, centroids, window=window, causal=True, form=name
+        )
 
     return op_case(
         routing.OP,

@@ -61,8 +61,8 @@ def program(function: Callable, *, donated: Sequence[int] = ()) -> Contender:
     """A contender of ours: `function(*inputs)` under jit.
 
     Args:
-      donated: inputs whose buffers the program may take; it then returns their successors first, one for each, and the next
-        call gets those.
+      donated: inputs whose buffers the program may take; it then returns their successors first, one for each, and the
+        next call gets those.
     """
 
     def build(*inputs: Any) -> Built:
@@ -125,8 +125,8 @@ def op_case(
       flops: of the forward pass; the gradients of a product or a recurrence need twice as many again.
       draw: makes the arrays.
       functions, forms: contender to function of these arrays; the last of `functions` is traced for the output's shape.
-      peers: name to `make(direction)`, which returns what `foreign` wants: a function of the arrays (first the cotangent, in both
-        directions).
+      peers: name to `make(direction)`, which returns what `foreign` wants: a function of the arrays (first the
+        cotangent, in both directions).
       differentiated: number of leading arrays that get gradients; by default all.
     """
     arrays = jax.eval_shape(draw)

@@ -34,8 +34,14 @@ MODELS = {
     "mamba2": ("language_models", "the same of Mamba-2 layers"),
     "gla": ("language_models", "the same of gated linear attention layers"),
     "moe_ffn": ("moe_cases", "a mixture's training step beside a dense FFN of the same active FLOPs, 8 and 64 experts"),
-    "sequence_training": ("sequence_cases", "a training step of every linear mixer, length 256 to 8,192 at 8,192 tokens"),
-    "sequence_decoding": ("sequence_cases", "one step of generation at positions 100 and 10,000, recurrent mixers and attention"),
+    "sequence_training": (
+        "sequence_cases",
+        "a training step of every linear mixer, length 256 to 8,192 at 8,192 tokens",
+    ),
+    "sequence_decoding": (
+        "sequence_cases",
+        "one step of generation at positions 100 and 10,000, recurrent mixers and attention",
+    ),
 }
 
 PEERS = {
@@ -90,7 +96,9 @@ def known(kind: str, name: str) -> str:
     names = {"op": OPS, "model": MODELS}[kind]
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-        raise UserError(f"unknown {kind} {name!r}; {'near: ' + ', '.join(near) if near else 'valid: ' + ', '.join(names)} (all: --list)")
+        raise UserError(
+            f"unknown {kind} {name!r}; {'near: ' + ', '.join(near) if near else 'valid: ' + ', '.join(names)} (all: --list)"
+        )
     return name
 
 

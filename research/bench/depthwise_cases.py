@@ -25,7 +25,9 @@ def lax_depthwise(x, kernel, spatial, padding):
     numbers = ("N" + spatial + "C", spatial + "IO", "N" + spatial + "C")
     strides = (1,) * len(spatial)
     grouped = kernel[..., None, :]
-    return lax.conv_general_dilated(x, grouped, strides, padding, dimension_numbers=numbers, feature_group_count=x.shape[-1])
+    return lax.conv_general_dilated(
+        x, grouped, strides, padding, dimension_numbers=numbers, feature_group_count=x.shape[-1]
+    )
 
 
 def _conv2d(batch: int, side: int, channels: int, taps: int, direction: str) -> Case:

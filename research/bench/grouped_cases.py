@@ -27,7 +27,12 @@ def group_sizes(tokens: int, experts: int, skewed: bool) -> np.ndarray:
 
 
 def cases(name: str, peers: dict[str, str]) -> list[Case]:
-    return [_case(experts, skewed, direction) for experts in EXPERTS for skewed in (False, True) for direction in (FORWARD, BOTH)]
+    return [
+        _case(experts, skewed, direction)
+        for experts in EXPERTS
+        for skewed in (False, True)
+        for direction in (FORWARD, BOTH)
+    ]
 
 
 def _case(experts: int, skewed: bool, direction: str) -> Case:

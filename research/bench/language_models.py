@@ -1,8 +1,10 @@
-"""Small language models on the ops, as pure functions: Mamba-1, Mamba-2 and gated linear attention, for the benchmark alone.
+"""Small language models on the ops, as pure functions: Mamba-1, Mamba-2 and gated linear attention, for the benchmark
+alone.
 
 Embedding, per layer RMSNorm, mixer and residual, a final RMSNorm, the embedding again as the head, cross entropy of the
-next token. Parameters carry the names and shapes that transformers' models have, [out, in], so that both compute the same
-numbers. Sources: Gu and Dao 2023 (arXiv 2312.00752), Dao and Gu 2024 (arXiv 2405.21060), Yang et al. 2023 (arXiv 2312.06635).
+next token. Parameters carry the names and shapes that transformers' models have, [out, in], so that both compute the
+same numbers. Sources: Gu and Dao 2023 (arXiv 2312.00752), Dao and Gu 2024 (arXiv 2405.21060), Yang et al. 2023 (arXiv
+2312.06635).
 """
 
 import math
@@ -121,7 +123,9 @@ def next_token_loss(mixer: Callable[[Params, Array, Sizes], Array]):
     return loss
 
 
-def short_conv(x: Float[Array, "B T C"], weight: Float[Array, "C 1 K"], bias: Float[Array, " C"]) -> Float[Array, "B T C"]:
+def short_conv(
+    x: Float[Array, "B T C"], weight: Float[Array, "C 1 K"], bias: Float[Array, " C"]
+) -> Float[Array, "B T C"]:
     """Causal depthwise convolution and SiLU."""
     return nn.silu(causal_conv1d(x, weight[:, 0].T)[0] + bias)
 
@@ -217,7 +221,11 @@ def _gla(p: Params, x: Float[Array, "B T D"], sizes: Sizes) -> Float[Array, "B T
     def split(name: str, size: int) -> Float[Array, "B T H K"]:
         return (x @ p[name].T).reshape(*x.shape[:2], sizes.heads, size)
 
-    q, k, v = split("q_proj.weight", sizes.state), split("k_proj.weight", sizes.state), split("v_proj.weight", sizes.head_dim)
+    q, k, v = (
+        split("q_proj.weight", sizes.state),
+        split("k_proj.weight", sizes.state),
+        split("v_proj.weight", sizes.head_dim),
+    )
     gate = x @ p["gk_proj.0.weight"].T @ p["gk_proj.1.weight"].T + p["gk_proj.1.bias"]
     out, _ = linear_attention(q, k, v, log_decay=nn.log_sigmoid(gate).reshape(q.shape) / 16)
     out = rms_norm(out, p["g_norm.weight"]) * nn.silu(split("g_proj.weight", sizes.head_dim))

@@ -1,4 +1,5 @@
-"""Recurrences with a matrix state in chunks: Mamba-2's and Mamba-3's, and linear attention without decay, with decay and with the delta rule.
+"""Recurrences with a matrix state in chunks: Mamba-2's and Mamba-3's, and linear attention without decay, with decay
+and with the delta rule.
 
 The lengths from 512 to 16,384 hold the same number of tokens: time per token is to stay the same.
 """
@@ -69,7 +70,14 @@ def _trapezoidal(batch: int, length: int, direction: str) -> Case:
         dt = nn.softplus(normal(2, (batch, length, HEADS)) - 4)
         maps = [normal(seed, (batch, length, 1, HEADS, STATE)) / STATE**0.5 for seed in (4, 5)]
         mix = nn.sigmoid(normal(3, dt.shape))
-        return normal(1, (batch, length, 1, HEADS, WIDTH)), dt, -dt * jnp.arange(1.0, HEADS + 1), mix, *maps, jnp.ones(HEADS)
+        return (
+            normal(1, (batch, length, 1, HEADS, WIDTH)),
+            dt,
+            -dt * jnp.arange(1.0, HEADS + 1),
+            mix,
+            *maps,
+            jnp.ones(HEADS),
+        )
 
     return op_case(
         "trapezoidal_scan",
@@ -97,7 +105,10 @@ def _linear_attention(kind: str, batch: int, length: int, direction: str) -> Cas
             "retention": (nn.log_sigmoid(normal(4, (batch, length, HEADS)) + 3),),
             "gla": (nn.log_sigmoid(normal(4, (batch, length, HEADS, STATE)) + 3) / 4,),
             "delta": (nn.sigmoid(normal(5, (batch, length, HEADS))),),
-            "gated delta": (nn.log_sigmoid(normal(4, (batch, length, HEADS)) + 3), nn.sigmoid(normal(5, (batch, length, HEADS)))),
+            "gated delta": (
+                nn.log_sigmoid(normal(4, (batch, length, HEADS)) + 3),
+                nn.sigmoid(normal(5, (batch, length, HEADS))),
+            ),
         }
         return q, k / jnp.linalg.norm(k, axis=-1, keepdims=True), normal(3, (batch, length, HEADS, WIDTH)), *gates[kind]
 

@@ -34,11 +34,21 @@ class Mark:
     def judge(self, rows: Sequence[Row], peers: Iterable[str]) -> dict[str, Any]:
         """A row with claim, figure, asked and kept: "yes", "no", or why it was not judged."""
         if self.peer and self.peer not in peers:
-            return {"claim": self.claim, "figure": None, "asked": self.bound, "kept": f"not judged: needs --peer={self.peer}"}
+            return {
+                "claim": self.claim,
+                "figure": None,
+                "asked": self.bound,
+                "kept": f"not judged: needs --peer={self.peer}",
+            }
         try:
             figure = self.figure(rows)
         except LookupError:
-            return {"claim": self.claim, "figure": None, "asked": self.bound, "kept": "not judged: its cases were left out"}
+            return {
+                "claim": self.claim,
+                "figure": None,
+                "asked": self.bound,
+                "kept": "not judged: its cases were left out",
+            }
         kept = figure >= self.asked if self.at_least else figure <= self.asked
         return {"claim": self.claim, "figure": figure, "asked": self.bound, "kept": "yes" if kept else "no"}
 
@@ -60,7 +70,9 @@ def holds(shape: str, words: str) -> bool:
     return f" {words}" in f" {shape}"
 
 
-def ratios(rows: Sequence[Row], name: str, over: str, under: str, *, words: str = "", field: str = "median_ms") -> list[float]:
+def ratios(
+    rows: Sequence[Row], name: str, over: str, under: str, *, words: str = "", field: str = "median_ms"
+) -> list[float]:
     """The field of one contender over that of another, a number for each case that has both, forward with gradients.
 
     Args:
@@ -81,10 +93,16 @@ def geometric_mean(numbers: Sequence[float]) -> float:
 
 
 def times_by_length(rows: Sequence[Row], name: str, words: str = "") -> dict[int, float]:
-    """Length to the median of ours in ms, forward with gradients; the length is the second number of the shape's BATCHxLENGTHx..."""
+    """Length to the median of ours in ms, forward with gradients; the length is the second number of the shape's
+    BATCHxLENGTHx..."""
     found = {}
     for row in rows:
-        if row["name"] == name and row["contender"] == "ours" and row["direction"] != FORWARD and holds(row["shape"], words):
+        if (
+            row["name"] == name
+            and row["contender"] == "ours"
+            and row["direction"] != FORWARD
+            and holds(row["shape"], words)
+        ):
             sizes = next(word for word in row["shape"].split() if word.count("x") >= 2)
             found[int(sizes.split("x")[1])] = row["median_ms"]
     return found
@@ -105,12 +123,18 @@ def spread(numbers: Iterable[float]) -> float:
     return max(numbers) / min(numbers)
 
 
-def _faster(claim: str, name: str, than: str, asked: float, *, words: str = "", reduce: Callable = min, peer: str = "") -> Mark:
+def _faster(
+    claim: str, name: str, than: str, asked: float, *, words: str = "", reduce: Callable = min, peer: str = ""
+) -> Mark:
     """Ours is `asked` times as fast as another, at the case where it is least so, or in the geometric mean."""
-    return Mark(claim, lambda rows: reduce(ratios(rows, name, than, "ours", words=words)), asked, at_least=True, peer=peer)
+    return Mark(
+        claim, lambda rows: reduce(ratios(rows, name, than, "ours", words=words)), asked, at_least=True, peer=peer
+    )
 
 
-def _slower(claim: str, name: str, than: str, asked: float, *, words: str = "", reduce: Callable = max, peer: str = "") -> Mark:
+def _slower(
+    claim: str, name: str, than: str, asked: float, *, words: str = "", reduce: Callable = max, peer: str = ""
+) -> Mark:
     """Ours takes at most `asked` times as long as another."""
     return Mark(claim, lambda rows: reduce(ratios(rows, name, "ours", than, words=words)), asked, peer=peer)
 
@@ -133,16 +157,35 @@ SUITES = {
     "depthwise": Suite(
         (("depthwise_conv2d", ""),),
         (
-            _faster("depthwise 2-D: geometric mean of speed over lax's", "depthwise_conv2d", "xla", 10, reduce=geometric_mean),
+            _faster(
+                "depthwise 2-D: geometric mean of speed over lax's",
+                "depthwise_conv2d",
+                "xla",
+                10,
+                reduce=geometric_mean,
+            ),
             _faster("depthwise 2-D: least speed over lax's of any shape", "depthwise_conv2d", "xla", 1),
             _slower(
-                "depthwise 2-D: geometric mean of time over torch's", "depthwise_conv2d", "torch", 2, reduce=geometric_mean, peer="torch"
+                "depthwise 2-D: geometric mean of time over torch's",
+                "depthwise_conv2d",
+                "torch",
+                2,
+                reduce=geometric_mean,
+                peer="torch",
             ),
         ),
     ),
     "unireplknet": Suite(
         (("unireplknet_a", ""),),
-        (_slower("UniRepLKNet-A step: time over the official class's", "unireplknet_a", "unireplknet", 1, peer="unireplknet"),),
+        (
+            _slower(
+                "UniRepLKNet-A step: time over the official class's",
+                "unireplknet_a",
+                "unireplknet",
+                1,
+                peer="unireplknet",
+            ),
+        ),
     ),
     "selective_scan": Suite(
         (("selective_scan", ""),),
@@ -159,16 +202,30 @@ SUITES = {
     "language_models": Suite(
         (("mamba", ""), ("mamba2", ""), ("gla", "")),
         (
-            _faster("Mamba-1 language model: speed over transformers'", "mamba", "transformers", 100, peer="transformers"),
-            _faster("Mamba-2 language model: speed over transformers'", "mamba2", "transformers", 1.5, peer="transformers"),
-            _faster("GLA language model: speed over transformers' Mamba-2", "gla", "transformers", 1.5, peer="transformers"),
+            _faster(
+                "Mamba-1 language model: speed over transformers'", "mamba", "transformers", 100, peer="transformers"
+            ),
+            _faster(
+                "Mamba-2 language model: speed over transformers'", "mamba2", "transformers", 1.5, peer="transformers"
+            ),
+            _faster(
+                "GLA language model: speed over transformers' Mamba-2", "gla", "transformers", 1.5, peer="transformers"
+            ),
         ),
     ),
     "length": Suite(
         tuple((name, f"{kind}{shape}") for name, kind in ((_SSD, ""), (_GLA, "gla ")) for shape in _TOKENS_SHAPES),
         (
-            Mark("SSD: time per token, largest over smallest, length 512 to 16,384", lambda rows: _by_token(rows, _SSD, ""), 1.2),
-            Mark("GLA: time per token, largest over smallest, length 512 to 16,384", lambda rows: _by_token(rows, _GLA, "gla"), 1.2),
+            Mark(
+                "SSD: time per token, largest over smallest, length 512 to 16,384",
+                lambda rows: _by_token(rows, _SSD, ""),
+                1.2,
+            ),
+            Mark(
+                "GLA: time per token, largest over smallest, length 512 to 16,384",
+                lambda rows: _by_token(rows, _GLA, "gla"),
+                1.2,
+            ),
         ),
     ),
     "attention": Suite(
@@ -224,7 +281,13 @@ SUITES = {
         (("sequence_decoding", ""),),
         (
             *(
-                _slower(f"{kind}: a step at position 10,000 over one at 100", "sequence_decoding", "position 100", 1.1, words=f"{kind} ")
+                _slower(
+                    f"{kind}: a step at position 10,000 over one at 100",
+                    "sequence_decoding",
+                    "position 100",
+                    1.1,
+                    words=f"{kind} ",
+                )
                 for kind in (
                     "mamba",
                     "mamba2",
@@ -251,7 +314,11 @@ SUITES = {
         (("moe_ffn", ""),),
         (
             _slower(
-                "mixture of 8 experts, top-2: time over a dense FFN of the same active FLOPs", "moe_ffn", "dense", 1.8, words="8 experts"
+                "mixture of 8 experts, top-2: time over a dense FFN of the same active FLOPs",
+                "moe_ffn",
+                "dense",
+                1.8,
+                words="8 experts",
             ),
             _slower("mixture of 64 experts, top-2: the same", "moe_ffn", "dense", 3, words="64 experts"),
         ),
@@ -260,8 +327,16 @@ SUITES = {
         (("grouped_matmul", ""),),
         (
             *(_grouped(experts, asked) for experts, asked in ((4, 2), (8, 2), (16, 2), (64, 3))),
-            _faster("grouped_matmul, 8 experts: least speed over ragged_dot", "grouped_matmul", "xla", 3, words="8 experts"),
-            _faster("grouped_matmul, 64 experts: least speed over ragged_dot", "grouped_matmul", "xla", 10, words="64 experts"),
+            _faster(
+                "grouped_matmul, 8 experts: least speed over ragged_dot", "grouped_matmul", "xla", 3, words="8 experts"
+            ),
+            _faster(
+                "grouped_matmul, 64 experts: least speed over ragged_dot",
+                "grouped_matmul",
+                "xla",
+                10,
+                words="64 experts",
+            ),
         ),
     ),
 }

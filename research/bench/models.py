@@ -14,7 +14,9 @@ from research.report import flops
 from research.tasks.classification import Classification
 
 BATCH, SIDE, CLASSES = 32, 64, 10
-OPTIMIZER = dict(name="adamw", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=0.0, decay_rules=((".*", 1.0),), lr_rules=())
+OPTIMIZER = dict(
+    name="adamw", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=0.0, decay_rules=((".*", 1.0),), lr_rules=()
+)
 """As torch.optim.AdamW is by default: every parameter decays."""
 
 
@@ -27,7 +29,9 @@ def training_step(name: str, official: str, batch: int, side: int) -> Case:
     config = registry.model_config(name, num_classes=CLASSES, image_size=side)
     task = Classification(CLASSES)
     shapes = abstract(config)
-    optimizer = make_optimizer(OPTIMIZER, lambda step: 1e-3, {key: shapes.axes[key] for key in shapes.params}, shapes.kinds)
+    optimizer = make_optimizer(
+        OPTIMIZER, lambda step: 1e-3, {key: shapes.axes[key] for key in shapes.params}, shapes.kinds
+    )
 
     def inputs():
         params, stats = jax.jit(functools.partial(initialize, config))(jax.random.key(0))

@@ -1,4 +1,5 @@
-"""The block of a mixture of experts, router and all, beside a dense gated FFN of the same active FLOPs: forward and gradients."""
+"""The block of a mixture of experts, router and all, beside a dense gated FFN of the same active FLOPs: forward and
+gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,13 @@ def _case(experts: int) -> Case:
         kernels = {key: normal(i, (experts, *shape)) / shape[0] ** 0.5 for i, (key, shape) in enumerate(dims.items())}
         many = {key: tuple(ACTIVE * n if n == HIDDEN else n for n in shape) for key, shape in dims.items()}
         dense = {key: normal(i, shape) / shape[0] ** 0.5 for i, (key, shape) in enumerate(many.items())}
-        return normal(5, (TOKENS, WIDTH)), normal(6, (WIDTH, experts)) / WIDTH**0.5, kernels, dense, normal(7, (TOKENS, WIDTH))
+        return (
+            normal(5, (TOKENS, WIDTH)),
+            normal(6, (WIDTH, experts)) / WIDTH**0.5,
+            kernels,
+            dense,
+            normal(7, (TOKENS, WIDTH)),
+        )
 
     def mixture(dispatch):
         def forward(x, router, kernels):
@@ -36,7 +43,9 @@ def _case(experts: int) -> Case:
 
     def queued(x, routed, kernels):
         places_per_expert = capacity("megablocks", TOKENS, experts, ACTIVE, 1.25)
-        return with_places(x, routed.experts, routed.weights, places(routed.experts, experts), places_per_expert, kernels)
+        return with_places(
+            x, routed.experts, routed.weights, places(routed.experts, experts), places_per_expert, kernels
+        )
 
     def dense_step(x, router, kernels, dense, dy):
         def ffn(x, dense):
@@ -52,4 +61,6 @@ def _case(experts: int) -> Case:
     }
     flops = 3 * TOKENS * (6 * ACTIVE * WIDTH * HIDDEN + 2 * WIDTH * experts)
     num_bytes = 4 * (4 * TOKENS * WIDTH + 2 * 3 * experts * WIDTH * HIDDEN)
-    return Case("moe_ffn", f"{experts} experts top-{ACTIVE} {TOKENS}x{WIDTH}x{HIDDEN}", BOTH, flops, num_bytes, draw, contenders)
+    return Case(
+        "moe_ffn", f"{experts} experts top-{ACTIVE} {TOKENS}x{WIDTH}x{HIDDEN}", BOTH, flops, num_bytes, draw, contenders
+    )

@@ -1,7 +1,8 @@
 """nanoGPT's own CPU recipe, run from a checkout of the user's: its training script as it is, its wall time, its loss.
 
 The script estimates its validation loss from 20 random batches. For a comparison the saved model is evaluated over the
-whole validation text, in windows that do not overlap, each from its first token on (github.com/karpathy/nanoGPT, README).
+whole validation text, in windows that do not overlap, each from its first token on (github.com/karpathy/nanoGPT,
+README).
 """
 
 import importlib.util
@@ -38,7 +39,9 @@ def check(checkout: str) -> Path:
             f"{checkout} is no checkout of nanoGPT (train.py, config/train_shakespeare_char.py); clone github.com/karpathy/nanoGPT"
         )
     if importlib.util.find_spec("torch") is None:
-        raise UserError("nanoGPT needs PyTorch, which is not installed here; run this in the environment of the peers (make versus)")
+        raise UserError(
+            "nanoGPT needs PyTorch, which is not installed here; run this in the environment of the peers (make versus)"
+        )
     return folder.resolve()
 
 
@@ -67,13 +70,22 @@ def train(checkout: str, source: dict[str, Any], out: Path, **overrides: Any) ->
     arguments = [f"--{key}={value}" for key, value in {**RECIPE, **overrides}.items()]
     command = [sys.executable, str(folder / "train.py"), "config/train_shakespeare_char.py", *arguments]
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=out, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(out)}, check=False)
+    done = subprocess.run(
+        command, cwd=out, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(out)}, check=False
+    )
     wall = time.perf_counter() - start
     if done.returncode:
         raise UserError(f"nanoGPT's training failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     estimates = re.findall(r"val loss ([\d.]+)", done.stdout)
-    loss, params = full_loss(folder, out / "out-shakespeare-char" / "ckpt.pt", np.asarray(source["validation"].tokens, np.int64))
-    return {"params": params, "wall_s": wall, "loss": loss, "own_estimate": float(estimates[-1]) if estimates else math.nan}
+    loss, params = full_loss(
+        folder, out / "out-shakespeare-char" / "ckpt.pt", np.asarray(source["validation"].tokens, np.int64)
+    )
+    return {
+        "params": params,
+        "wall_s": wall,
+        "loss": loss,
+        "own_estimate": float(estimates[-1]) if estimates else math.nan,
+    }
 
 
 def full_loss(checkout: Path, checkpoint: Path, tokens: np.ndarray) -> tuple[float, int]:

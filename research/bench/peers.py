@@ -1,4 +1,5 @@
-"""What other frameworks do for the same job, on the same numbers and as many threads; PyTorch is imported when one is built."""
+"""What other frameworks do for the same job, on the same numbers and as many threads; PyTorch is imported when one is
+built."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -28,7 +29,8 @@ def torch_op(function: Callable, arrange: Callable, arrange_output: Callable) ->
 
     Args:
       function: (torch, *tensors) to the output.
-      arrange: tensors of the case's arrays to those of `function`, once, before anything is timed: its favourite layout.
+      arrange: tensors of the case's arrays to those of `function`, once, before anything is timed: its favourite
+        layout.
       arrange_output: the same for the cotangent.
     """
 
@@ -71,7 +73,9 @@ def depthwise_conv2d() -> Callable[[str], Make]:
         pads = [size // 2 for size in kernel.shape[2:]]
         return torch.nn.functional.conv2d(x, kernel, padding=pads, groups=x.shape[1])
 
-    return torch_op(function, lambda x, k: (_channels_last(x), k.permute(2, 0, 1)[:, None].contiguous()), _channels_last)
+    return torch_op(
+        function, lambda x, k: (_channels_last(x), k.permute(2, 0, 1)[:, None].contiguous()), _channels_last
+    )
 
 
 def causal_conv1d() -> Callable[[str], Make]:
@@ -100,7 +104,8 @@ def language_model(kind: str, sizes: Any, direction: str) -> Make:
 
     Args:
       kind: "mamba" or "mamba2".
-      sizes: see `language_models.Sizes`. Parameters of a model of the same kind are taken over: they have the same names.
+      sizes: see `language_models.Sizes`. Parameters of a model of the same kind are taken over: they have the same
+        names.
     """
 
     def make(params: dict[str, np.ndarray], ids: np.ndarray) -> Callable[[], Any]:
@@ -127,7 +132,8 @@ def language_model(kind: str, sizes: Any, direction: str) -> Make:
 
 
 def _kind_of(params: dict[str, Any]) -> str | None:
-    """The class of transformers that has these parameters, by a name that only it has; None for models that it lacks."""
+    """The class of transformers that has these parameters, by a name that only it has; None for models that it
+    lacks."""
     marks = {"layers.0.mixer.x_proj.weight": "mamba", "layers.0.mixer.dt_bias": "mamba2"}
     return next((kind for name, kind in marks.items() if name in params), None)
 
@@ -147,7 +153,8 @@ def _transformers_model(kind: str, sizes: Any) -> Any:
 
 
 def unireplknet_a(path: str, num_classes: int, *, channels_last: bool) -> Make:
-    """Training step of the official class with PyTorch's AdamW; inputs are (our state, images [B, H, W, 3], labels [B]).
+    """Training step of the official class with PyTorch's AdamW; inputs are (our state, images [B, H, W, 3], labels
+    [B]).
 
     Args:
       path: of the official unireplknet.py.
@@ -164,7 +171,11 @@ def unireplknet_a(path: str, num_classes: int, *, channels_last: bool) -> Make:
         sizes: dict[str, Sequence[int]] = {"depths": official.UniRepLKNet_A_F_P_depths, "dims": (40, 80, 160, 320)}
         layout = torch.channels_last if channels_last else torch.contiguous_format
         with golden.contextlib.redirect_stdout(golden.io.StringIO()):
-            model = official.UniRepLKNet(**sizes, num_classes=num_classes, attempt_use_lk_impl=False).train().to(memory_format=layout)
+            model = (
+                official.UniRepLKNet(**sizes, num_classes=num_classes, attempt_use_lk_impl=False)
+                .train()
+                .to(memory_format=layout)
+            )
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous(memory_format=layout)
         y = torch.from_numpy(np.array(labels, np.int64))

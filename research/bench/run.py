@@ -12,7 +12,10 @@ from research.report import machine, timing
 SECONDS = 3.0  # of timed calls of one contender
 MAX_REPEATS = 30
 FEW, SLOW_S = 5, 5.0  # the least number of timed calls, one where a single call takes longer than SLOW_S
-LEAD, LED_MS = 2, 100.0  # the first call after another library's is several times slower: threads wake up, caches are cold
+LEAD, LED_MS = (
+    2,
+    100.0,
+)  # the first call after another library's is several times slower: threads wake up, caches are cold
 PAUSE_S = 0.01  # threads of OpenMP go on spinning for milliseconds after a call of torch
 FOREIGN = ("torch", "transformers")
 
@@ -31,10 +34,15 @@ def header(measured: Mapping[str, float], peers: Sequence[str]) -> dict[str, str
     """What the figures depend on, in words: versions, commit, device, threads, flags and the two rates."""
     packages = ["jax", "jaxlib", "numpy", *FOREIGN[: 2 if "transformers" in peers else 1 if peers else 0]]
     git = machine.git_state()
-    commit = "none" if git is None or git["commit"] is None else git["commit"][:12] + (" and changes" if git["dirty"] else "")
+    commit = (
+        "none"
+        if git is None or git["commit"] is None
+        else git["commit"][:12] + (" and changes" if git["dirty"] else "")
+    )
     device = machine.device_summary()
     return {
-        "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages) + f", python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+        + f", python {platform.python_version()}",
         "commit": commit,
         "device": f"{device['count']} x {device['platform']}, {device['kind']}, {device['threads']} threads",
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
@@ -51,7 +59,9 @@ def select(case: Case, forms: bool, peers: Sequence[str]) -> dict[str, Callable[
     return chosen | {name: make for name, make in case.peers.items() if name.split()[0] in peers}
 
 
-def measure(case: Case, measured: Mapping[str, float], *, forms: bool = False, peers: Sequence[str] = ()) -> list[dict[str, Any]]:
+def measure(
+    case: Case, measured: Mapping[str, float], *, forms: bool = False, peers: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Times the contenders of a case, interleaved.
 
     Args:
@@ -60,8 +70,9 @@ def measure(case: Case, measured: Mapping[str, float], *, forms: bool = False, p
       peers: names of the peers to time.
 
     Returns:
-      One row a contender: name, shape, direction, contender, median_ms, p5_ms, p95_ms, repeats, compile_s (trace, lower and compile),
-      temp_bytes, flops, num_bytes, floor_ms, of_floor (median over the floor) and of_ours (median over ours).
+      One row a contender: name, shape, direction, contender, median_ms, p5_ms, p95_ms, repeats, compile_s (trace, lower
+      and compile), temp_bytes, flops, num_bytes, floor_ms, of_floor (median over the floor) and of_ours (median over
+      ours).
     """
     inputs = case.inputs()
     chosen = select(case, forms, peers)
@@ -90,7 +101,8 @@ def measure(case: Case, measured: Mapping[str, float], *, forms: bool = False, p
 
 
 def timed(calls: Mapping[str, Callable[[], Any]], seconds: float, pause_s: float = 0.0) -> dict[str, dict[str, float]]:
-    """`timing.latency` with as many calls of each as fit into `seconds`, from FEW to MAX_REPEATS, the fast ones led in by others."""
+    """`timing.latency` with as many calls of each as fit into `seconds`, from FEW to MAX_REPEATS, the fast ones led in
+    by others."""
     once = {name: _warm_up(call, pause_s) for name, call in calls.items()}
     counts = {name: max(FEW, min(MAX_REPEATS, round(1e3 * seconds / max(ms, 1e-3)))) for name, ms in once.items()}
     counts |= {name: 1 for name, ms in once.items() if ms > 1e3 * SLOW_S}

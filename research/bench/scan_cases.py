@@ -28,7 +28,11 @@ def _linear_recurrence(batch: int, length: int, channels: int, state: int, direc
         direction,
         2 * batch * length * channels * state,
         lambda: (nn.sigmoid(normal(1, shape) + 3), normal(2, shape)),
-        {"ours": form("auto"), "naive": form("naive"), "xla": lambda a, b: lax.associative_scan(recurrence.combine, (a, b), axis=1)[1]},
+        {
+            "ours": form("auto"),
+            "naive": form("naive"),
+            "xla": lambda a, b: lax.associative_scan(recurrence.combine, (a, b), axis=1)[1],
+        },
         forms={name: form(name) for name in fast(recurrence.FORMS)},
     )
 

@@ -1,4 +1,5 @@
-"""Sequence models: a training step over lengths at a fixed number of tokens, and one step of generation at two positions."""
+"""Sequence models: a training step over lengths at a fixed number of tokens, and one step of generation at two
+positions."""
 
 import functools
 import time
@@ -16,8 +17,33 @@ from research.tasks.language import LanguageModelling
 
 TOKENS, LENGTHS = 8192, (256, 1024, 8192)
 EARLY, LATE = 100, 10_000
-LINEAR = ("mamba", "mamba2", "mamba3", "gla", "retention", "deltanet", "gated_deltanet", "hgrn", "cosformer", "performer", "sla", "window")
-RECURRENT = ("mamba", "mamba2", "mamba3", "gla", "retention", "deltanet", "gated_deltanet", "hgrn", "performer", "sla", "window")
+LINEAR = (
+    "mamba",
+    "mamba2",
+    "mamba3",
+    "gla",
+    "retention",
+    "deltanet",
+    "gated_deltanet",
+    "hgrn",
+    "cosformer",
+    "performer",
+    "sla",
+    "window",
+)
+RECURRENT = (
+    "mamba",
+    "mamba2",
+    "mamba3",
+    "gla",
+    "retention",
+    "deltanet",
+    "gated_deltanet",
+    "hgrn",
+    "performer",
+    "sla",
+    "window",
+)
 GROWING = "attention"
 ONE_TOKEN = "one token"
 
@@ -59,7 +85,8 @@ def training(kind: str) -> Case:
 
 
 def one_token(kind: str) -> Case:
-    """One step of generation at position 10,000 ("ours") and at 100; attention's cache has the size that each asks for."""
+    """One step of generation at position 10,000 ("ours") and at 100; attention's cache has the size that each asks
+    for."""
     config = config_of(kind, 16_384)
     count = abstract(config).num_params()
 

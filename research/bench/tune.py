@@ -1,7 +1,7 @@
 """Measures the table that chooses forms on a CPU: every form of an op, direction by direction, over a grid of shapes.
 
-A tuner is a function of this room that yields (features of the shape, {direction: {form: call without arguments}}). A form
-that cannot do a case is left out of it there.
+A tuner is a function of this room that yields (features of the shape, {direction: {form: call without arguments}}). A
+form that cannot do a case is left out of it there.
 """
 
 import csv

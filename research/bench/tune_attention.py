@@ -17,7 +17,8 @@ Measured = tuple[dict[str, float], dict[str, dict[str, Callable[[], Any]]]]
 
 
 def cases() -> Iterator[Measured]:
-    """Yields (features, {direction: {form: call}}); a form is chosen once for both directions, so that they are timed together."""
+    """Yields (features, {direction: {form: call}}); a form is chosen once for both directions, so that they are timed
+    together."""
     for length in LENGTHS:
         arrays = tuple(normal(seed, (TOKENS // length, length, HEADS, WIDTH)) for seed in range(4))
         for causal in (False, True):

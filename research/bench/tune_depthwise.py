@@ -1,4 +1,5 @@
-"""The grid that the forms of depthwise convolution are chosen from: maps of UniRepLKNet's stages and sequences, few taps to many."""
+"""The grid that the forms of depthwise convolution are chosen from: maps of UniRepLKNet's stages and sequences, few
+taps to many."""
 
 import functools
 from collections.abc import Callable, Iterator

@@ -1,4 +1,5 @@
-"""The grid that the forms of the routed convolution are chosen from: the maps of small CIFAR networks, 1 to 8 experts."""
+"""The grid that the forms of the routed convolution are chosen from: the maps of small CIFAR networks, 1 to 8
+experts."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -19,20 +20,28 @@ Measured = tuple[dict[str, float], dict[str, dict[str, Callable[[], Any]]]]
 
 
 def cases() -> Iterator[Measured]:
-    """Yields (features, {direction: {form: call}}); a form is chosen once for both directions, so that they are timed together."""
+    """Yields (features, {direction: {form: call}}); a form is chosen once for both directions, so that they are timed
+    together."""
     for pixels, channels in SHAPES:
         side = round(pixels**0.5)
         for count in EXPERTS:
             width = channels // count
-            arrays = normal(1, (BATCH, side, side, width)), normal(2, (3, 3, width, count, width)), jnp.arange(BATCH) % count
+            arrays = (
+                normal(1, (BATCH, side, side, width)),
+                normal(2, (3, 3, width, count, width)),
+                jnp.arange(BATCH) % count,
+            )
             calls = {}
             for form in _worth_a_try(pixels, count):
                 run = functools.partial(routed_conv.routed_conv, form=form)
-                calls[form] = functools.partial(jax.jit(directed(run, BOTH, 2)), normal(3, (BATCH, side, side, width)), *arrays)
+                calls[form] = functools.partial(
+                    jax.jit(directed(run, BOTH, 2)), normal(3, (BATCH, side, side, width)), *arrays
+                )
             yield {"pixels": pixels, "inputs": width, "outputs": width, "experts": count}, {"forward": calls}
 
 
 def _worth_a_try(pixels: int, experts: int) -> list[str]:
-    """A matrix over the whole map grows by the square of its pixels; for two experts "grouped" gains little and compiles for long."""
+    """A matrix over the whole map grows by the square of its pixels; for two experts "grouped" gains little and
+    compiles for long."""
     left_out = {"matrix"} if pixels > 16 else set()
     return [form for form in fast(routed_conv.FORMS) if form not in left_out | ({"grouped"} if experts <= 2 else set())]

@@ -1,7 +1,8 @@
-"""Toy control tasks as pure functions of a state array: a bandit with two peaks, a detour round an obstacle, the pendulum.
+"""Toy control tasks as pure functions of a state array: a bandit with two peaks, a detour round an obstacle, the
+pendulum.
 
-Actions lie in [-1, 1]; each task scales them itself. `step` says whether the episode is over for good (nothing is earned after it);
-running out of `horizon` is not such an end, the value of the last state still counts.
+Actions lie in [-1, 1]; each task scales them itself. `step` says whether the episode is over for good (nothing is
+earned after it); running out of `horizon` is not such an end, the value of the last state still counts.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ class Environment(Protocol):
         """Returns what the agent sees of a state."""
         ...
 
-    def step(self, state: Float[Array, " S"], action: Float[Array, " A"]) -> tuple[Float[Array, " S"], Float[Array, ""], Bool[Array, ""]]:
+    def step(
+        self, state: Float[Array, " S"], action: Float[Array, " A"]
+    ) -> tuple[Float[Array, " S"], Float[Array, ""], Bool[Array, ""]]:
         """Returns (next state, reward, whether the episode ends for good)."""
         ...
 
@@ -55,16 +58,19 @@ class Bandit:
         distance = jnp.abs(jnp.abs(self.reach * action[..., 0]) - 1)
         return jnp.exp(-0.5 * jnp.square(distance / self.width))
 
-    def step(self, state: Float[Array, " S"], action: Float[Array, " A"]) -> tuple[Float[Array, " S"], Float[Array, ""], Bool[Array, ""]]:
+    def step(
+        self, state: Float[Array, " S"], action: Float[Array, " A"]
+    ) -> tuple[Float[Array, " S"], Float[Array, ""], Bool[Array, ""]]:
         return state, self.reward(action), jnp.array(True)
 
 
 @dataclass(frozen=True)
 class Detour:
-    """A point walks in the plane from (-1, 0) to (1, 0); a disc around the origin is in the way, both ways round are equally long.
+    """A point walks in the plane from (-1, 0) to (1, 0); a disc around the origin is in the way, both ways round are
+    equally long.
 
-    The reward is the progress towards the goal, minus 0.01 a step, plus 1 at the goal, minus 1 for touching the disc; both end the
-    episode. Without noise the shortest way round earns about 2.6.
+    The reward is the progress towards the goal, minus 0.01 a step, plus 1 at the goal, minus 1 for touching the disc;
+    both end the episode. Without noise the shortest way round earns about 2.6.
     """
 
     observations: ClassVar[int] = 2
@@ -80,7 +86,9 @@ class Detour:
     def observe(self, state: Float[Array, " S"]) -> Float[Array, " O"]:
         return state
 
-    def step(self, state: Float[Array, " S"], action: Float[Array, " A"]) -> tuple[Float[Array, " S"], Float[Array, ""], Bool[Array, ""]]:
+    def step(
+        self, state: Float[Array, " S"], action: Float[Array, " A"]
+    ) -> tuple[Float[Array, " S"], Float[Array, ""], Bool[Array, ""]]:
         new = jnp.clip(state + self.stride * action, -1.5, 1.5)
         before, after = (jnp.linalg.norm(p - jnp.array([1.0, 0.0])) for p in (state, new))
         arrived, crashed = after < self.goal, jnp.linalg.norm(new) < self.obstacle
@@ -89,9 +97,11 @@ class Detour:
 
 @dataclass(frozen=True)
 class Pendulum:
-    """Swing-up of a pendulum from anywhere by a weak torque in [-2, 2]: the equations and costs of Gymnasium's Pendulum-v1.
+    """Swing-up of a pendulum from anywhere by a weak torque in [-2, 2]: the equations and costs of Gymnasium's
+    Pendulum-v1.
 
-    State: angle from upright in rad, speed in rad/s. An episode has 200 steps of 0.05 s; about -1,200 at random, -150 when solved.
+    State: angle from upright in rad, speed in rad/s. An episode has 200 steps of 0.05 s; about -1,200 at random, -150
+      when solved.
     """
 
     observations: ClassVar[int] = 3
@@ -108,13 +118,17 @@ class Pendulum:
     def observe(self, state: Float[Array, " S"]) -> Float[Array, " O"]:
         return jnp.array([jnp.cos(state[0]), jnp.sin(state[0]), state[1]])
 
-    def step(self, state: Float[Array, " S"], action: Float[Array, " A"]) -> tuple[Float[Array, " S"], Float[Array, ""], Bool[Array, ""]]:
+    def step(
+        self, state: Float[Array, " S"], action: Float[Array, " A"]
+    ) -> tuple[Float[Array, " S"], Float[Array, ""], Bool[Array, ""]]:
         angle, speed = state
         torque = self.torque * action[0]
         wrapped = (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
         cost = wrapped**2 + 0.1 * speed**2 + 0.001 * torque**2
         # A rod of mass 1 and length 1: inertia 1/3.
-        speed = jnp.clip(speed + self.seconds * (1.5 * self.gravity * jnp.sin(angle) + 3.0 * torque), -self.fastest, self.fastest)
+        speed = jnp.clip(
+            speed + self.seconds * (1.5 * self.gravity * jnp.sin(angle) + 3.0 * torque), -self.fastest, self.fastest
+        )
         return jnp.array([angle + self.seconds * speed, speed]), -cost, jnp.array(False)
 
 

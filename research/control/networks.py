@@ -1,4 +1,5 @@
-"""Actor and critic of soft actor-critic: small multi-layer perceptrons whose smaller selves are slices, like every model's here.
+"""Actor and critic of soft actor-critic: small multi-layer perceptrons whose smaller selves are slices, like every
+model's here.
 
 The actor's head is a Gaussian mixture (`research.modules.gaussian_mixture`); with one expert it is SAC's own.
 """
@@ -95,7 +96,10 @@ class Trunk(nnx.Module):
     def __init__(self, hidden: int, layers: int, scope: str, init: Init):
         name = lambda i: f"{scope}/layer{i}/mlp"  # noqa: E731
         self.layers = nnx.List(
-            [Linear(hidden, hidden, (name(i), name(i + 1)), init.child(i), kernel_init=torch_default) for i in range(layers)]
+            [
+                Linear(hidden, hidden, (name(i), name(i + 1)), init.child(i), kernel_init=torch_default)
+                for i in range(layers)
+            ]
         )
 
     def __call__(self, x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
@@ -110,10 +114,18 @@ class Actor(nnx.Module):
 
     def __init__(self, config: ActorConfig, init: Init):
         state = "actor/input"
-        self.first = Linear(config.observations, config.hidden, (state, "actor/layer0/mlp"), init.child("first"), kernel_init=torch_default)
+        self.first = Linear(
+            config.observations,
+            config.hidden,
+            (state, "actor/layer0/mlp"),
+            init.child("first"),
+            kernel_init=torch_default,
+        )
         self.trunk = Trunk(config.hidden, config.depth - 1, "actor", init.child("trunk"))
         sizes = (config.hidden, config.observations, config.actions, config.experts)
-        self.head = GaussianMixtureHead(sizes, (f"actor/layer{config.depth - 1}/mlp", state), "actor", init.child("head"))
+        self.head = GaussianMixtureHead(
+            sizes, (f"actor/layer{config.depth - 1}/mlp", state), "actor", init.child("head")
+        )
 
     def __call__(self, observation: Float[Array, "*B O"], *, mode: str = "eval", key: Array | None = None) -> Mixture:
         return self.head(self.trunk(self.first(observation)), observation)
@@ -124,13 +136,22 @@ class Critic(nnx.Module):
 
     def __init__(self, config: CriticConfig, init: Init):
         first = "critic/layer0/mlp"
-        make = lambda size, axis: Linear(size, config.hidden, (axis, first), init.child(axis), kernel_init=torch_default)  # noqa: E731
+        make = lambda size, axis: Linear(
+            size, config.hidden, (axis, first), init.child(axis), kernel_init=torch_default
+        )  # noqa: E731
         self.state, self.action = make(config.observations, "critic/input"), make(config.actions, "critic/actions")
         self.trunk = Trunk(config.hidden, config.depth - 1, "critic", init.child("trunk"))
-        self.value = init.param("value", (config.hidden,), (f"critic/layer{config.depth - 1}/mlp",), small_uniform, Kind.MATRIX)
+        self.value = init.param(
+            "value", (config.hidden,), (f"critic/layer{config.depth - 1}/mlp",), small_uniform, Kind.MATRIX
+        )
         self.bias = init.param("bias", (), (), small_uniform, Kind.BIAS)
 
     def __call__(
-        self, observation: Float[Array, "*B O"], action: Float[Array, "*B A"], *, mode: str = "eval", key: Array | None = None
+        self,
+        observation: Float[Array, "*B O"],
+        action: Float[Array, "*B A"],
+        *,
+        mode: str = "eval",
+        key: Array | None = None,
     ) -> Float[Array, "*B"]:
         return self.trunk(self.state(observation) + self.action(action)) @ self.value[...] + self.bias[...]

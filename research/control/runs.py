@@ -42,7 +42,8 @@ class Evaluation:
 
     Attributes:
       returns: mean return of some episodes in which primitives play their means.
-      used: exponential of the router's mean entropy over the states of these episodes' starts: K when all primitives act equally often.
+      used: exponential of the router's mean entropy over the states of these episodes' starts: K when all primitives
+        act equally often.
     """
 
     steps: int
@@ -63,7 +64,9 @@ def start(config: Sac, environment: Environment, key: Array) -> Run:
 def remember(memory: Memory, transition: Transition) -> Memory:
     """Returns the memory with one more transition, the oldest gone where it is full."""
     place = memory.count % len(memory.transitions.reward)
-    return Memory(jax.tree.map(lambda ring, new: ring.at[place].set(new), memory.transitions, transition), memory.count + 1)
+    return Memory(
+        jax.tree.map(lambda ring, new: ring.at[place].set(new), memory.transitions, transition), memory.count + 1
+    )
 
 
 def recall(memory: Memory, key: Array, size: int) -> Transition:
@@ -148,8 +151,11 @@ def train(
         yield Evaluation((i + 1) * length, *map(np.asarray, evaluate(runs))), runs
 
 
-def summary(name: str, experts: int, estimator: str, seeds: list[int], curve: list[Evaluation], seconds: float) -> list[dict[str, Any]]:
-    """Returns a row per seed: the return at the end, its mean over all evaluations (the area under the curve) and the primitives in use."""
+def summary(
+    name: str, experts: int, estimator: str, seeds: list[int], curve: list[Evaluation], seconds: float
+) -> list[dict[str, Any]]:
+    """Returns a row per seed: the return at the end, its mean over all evaluations (the area under the curve) and the
+    primitives in use."""
     area = np.mean([e.returns for e in curve], 0)
     return [
         {

@@ -1,7 +1,8 @@
-"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905) whose actor is a mixture of experts (PMOE, arXiv 2104.09122).
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905) whose actor is a mixture of experts (PMOE, arXiv
+2104.09122).
 
-Twin critics with target copies and a learnt temperature. With one expert every estimator is plain SAC. Entropies are those of single
-primitives, as in the paper's code, so the temperature does not price the choice between them.
+Twin critics with target copies and a learnt temperature. With one expert every estimator is plain SAC. Entropies are
+those of single primitives, as in the paper's code, so the temperature does not price the choice between them.
 """
 
 import functools
@@ -26,9 +27,9 @@ ESTIMATORS = {
     "gumbel": "straight-through Gumbel-softmax; the drawn primitive is trained",
     "score": "score ratio (REINFORCE); the drawn primitive is trained",
 }
-"""Gradient estimator of the router -> what it is. Trained on its best actions alone, a primitive whose actions win seldom is not moved
-to where they would win oftener (at a peak the critic has no slope) and the other takes over: on the bandit of two equal peaks
-"frequency" finds both at equal weights, "frequency_best" does not (tests/control)."""
+"""Gradient estimator of the router -> what it is. Trained on its best actions alone, a primitive whose actions win
+seldom is not moved to where they would win oftener (at a peak the critic has no slope) and the other takes over: on the
+bandit of two equal peaks "frequency" finds both at equal weights, "frequency_best" does not (tests/control)."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,11 @@ def policy(config: Sac, environment: Environment, actor: Arrays, observation: Fl
 
 
 def values(
-    config: Sac, environment: Environment, critics: Arrays, observation: Float[Array, "*B O"], action: Float[Array, "*B A"]
+    config: Sac,
+    environment: Environment,
+    critics: Arrays,
+    observation: Float[Array, "*B O"],
+    action: Float[Array, "*B A"],
 ) -> Float[Array, "2 *B"]:
     """Returns what each critic thinks of an action."""
     return jax.vmap(lambda params: apply(config.critic(environment), params, {}, observation, action)[0])(critics)
@@ -134,7 +139,8 @@ def act(mixture: Mixture, key: Array, *, noise: bool = True) -> Float[Array, "*B
 def critic_loss(
     config: Sac, environment: Environment, critics: Arrays, learner: Learner, batch: Transition, key: Array
 ) -> Float[Array, ""]:
-    """Squared distance of both critics to r + gamma (1 - terminal) (min_j Q'_j(s', a') - alpha log pi_i(a'|s')), i drawn by the router."""
+    """Squared distance of both critics to r + gamma (1 - terminal) (min_j Q'_j(s', a') - alpha log pi_i(a'|s')), i
+    drawn by the router."""
     choice_key, noise_key = jax.random.split(key)
     mixture = policy(config, environment, learner.trained.actor, batch.following)
     draws, index = mixtures.draw(mixture, noise_key), mixtures.choose(mixture, choice_key)
@@ -177,7 +183,8 @@ def actor_loss(
 
 
 def update(config: Sac, environment: Environment, learner: Learner, batch: Transition, key: Array) -> Learner:
-    """Returns the learner after one step of critics, actor and temperature on a batch, and of the target copies after them."""
+    """Returns the learner after one step of critics, actor and temperature on a batch, and of the target copies after
+    them."""
     critic_key, noise_key, choice_key = jax.random.split(key, 3)
     frozen = jax.lax.stop_gradient(learner.trained)
 
@@ -187,7 +194,9 @@ def update(config: Sac, environment: Environment, learner: Learner, batch: Trans
         seen = jnp.broadcast_to(batch.observation[:, None], (*draws.log_probs.shape, batch.observation.shape[-1]))
         value_of = lambda a: values(config, environment, frozen.critics, seen[:, : a.shape[1]], a).min(0)  # noqa: E731
         acting, log_prob = actor_loss(config.estimator, mixture, draws, value_of, jnp.exp(frozen.log_alpha), choice_key)
-        surprise = jax.lax.stop_gradient(log_prob) - environment.actions  # target entropy: -1 nat per number of the action
+        surprise = (
+            jax.lax.stop_gradient(log_prob) - environment.actions
+        )  # target entropy: -1 nat per number of the action
         critics = critic_loss(config, environment, trained.critics, learner._replace(trained=frozen), batch, critic_key)
         return critics + acting - trained.log_alpha * surprise
 

@@ -24,16 +24,19 @@ def load_arrays(
 
     Args:
       data_dir: folder of `file`, or None where that is a whole path.
-      file: a .npz with `train_image`, `train_label`, `test_image`, `test_label` and, if wanted, `validation_image` and `validation_label`: uint8 or
-        float images [N, H, W] or [N, H, W, C], whole numbers from 0 as labels [N].
+      file: a .npz with `train_image`, `train_label`, `test_image`, `test_label` and, if wanted, `validation_image` and
+        `validation_label`: uint8 or float images [N, H, W] or [N, H, W, C], whole numbers from 0 as labels [N].
       train, test: pairs (images, labels) in place of a file, from Python.
       num_classes: None: the largest label + 1.
 
     Raises:
-      UserError: neither or both are given, a file that cannot be read or lacks an array, or arrays that are not as said.
+      UserError: neither or both are given, a file that cannot be read or lacks an array, or arrays that are not as
+        said.
     """
     if bool(file) == bool(train or test):
-        raise UserError(f"data set 'arrays' needs data.options.file=FILE.npz (from Python: train and test instead), made by {HOW}")
+        raise UserError(
+            f"data set 'arrays' needs data.options.file=FILE.npz (from Python: train and test instead), made by {HOW}"
+        )
     if not file:
         if len(train) != 2 or len(test) != 2:
             raise UserError("data set 'arrays': train and test must both be pairs (images, labels)")
@@ -41,7 +44,9 @@ def load_arrays(
     path = user_path(data_dir or ".") / user_path(file)
     held = _read(path)
     pairs = {
-        split: (held[f"{split}_image"], held[f"{split}_label"]) for split in ("train", "validation", "test") if f"{split}_image" in held
+        split: (held[f"{split}_image"], held[f"{split}_label"])
+        for split in ("train", "validation", "test")
+        if f"{split}_image" in held
     }
     if "validation" not in pairs:
         return arrays_to_sources("arrays", pairs["train"], pairs["test"], num_classes)
@@ -68,7 +73,9 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             found = list(data.files)
             wanted = (*KEYS, *(HELD_OUT if set(HELD_OUT) & set(found) else ()))
             if missing := [key for key in wanted if key not in found]:
-                raise UserError(f"{path} lacks {', '.join(missing)}; it holds {printable(', '.join(found)) or 'nothing'}")
+                raise UserError(
+                    f"{path} lacks {', '.join(missing)}; it holds {printable(', '.join(found)) or 'nothing'}"
+                )
             return {key: _array(data, key, path) for key in wanted}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as .npz: {printable(error)}; make it by {HOW}") from None
@@ -80,4 +87,6 @@ def _array(data: np.lib.npyio.NpzFile, key: str, path: pathlib.Path) -> np.ndarr
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise
-        raise UserError(f"{path}: {key} holds Python objects, which are not loaded; make it an array of numbers") from None
+        raise UserError(
+            f"{path}: {key} holds Python objects, which are not loaded; make it an array of numbers"
+        ) from None

@@ -64,8 +64,8 @@ class Augment:
       randaugment_prob: probability of each of the operations to be applied.
       mean, std: one number, or one for each channel: the result is (x / 255 - mean) / std.
       random_erasing: probability of setting a random box to 0 after normalisation (Zhong et al. 2017).
-      sequence: makes a sequence of the finished image, row by row of patches of this side, 1 for pixels (Le et al. 2015,
-        arXiv 1504.00941); the batch then holds "vectors" [B, T, side * side * C] in place of "image". 0: off.
+      sequence: makes a sequence of the finished image, row by row of patches of this side, 1 for pixels (Le et al.
+        2015, arXiv 1504.00941); the batch then holds "vectors" [B, T, side * side * C] in place of "image". 0: off.
     """
 
     pad_to: int = 0
@@ -97,7 +97,12 @@ class Augment:
         if self.randaugment:
             num_ops, magnitude = self.randaugment
             images = randaugment.apply(
-                images, num_ops, magnitude, self.randaugment_std, self.randaugment_prob, lambda s: draws(_RANDAUGMENT + s)
+                images,
+                num_ops,
+                magnitude,
+                self.randaugment_std,
+                self.randaugment_prob,
+                lambda s: draws(_RANDAUGMENT + s),
             )
         images = normalise(images, self.mean, self.std)
         return random_erase(images, self.random_erasing, draws) if self.random_erasing else images
@@ -112,7 +117,11 @@ class Augment:
 
     def _batch(self, images: Float[np.ndarray, "B H W C"], labels: Int[np.ndarray, " B"]) -> Block:
         labels = labels.astype(np.int32, copy=False)
-        return {"vectors": to_sequence(images, self.sequence), "label": labels} if self.sequence else {"image": images, "label": labels}
+        return (
+            {"vectors": to_sequence(images, self.sequence), "label": labels}
+            if self.sequence
+            else {"image": images, "label": labels}
+        )
 
     def preprocess(self, images: np.ndarray) -> Float[np.ndarray, "B H W C"]:
         """The deterministic part, for evaluation: padding, centre crop, normalisation."""
@@ -128,7 +137,9 @@ def pad_centred(images: np.ndarray, size: int) -> np.ndarray:
     if not size or (height, width) == (size, size):
         return images
     if size < max(height, width):
-        raise UserError(f"pad_to={size} is smaller than the images ({height}x{width}); give at least {max(height, width)}.")
+        raise UserError(
+            f"pad_to={size} is smaller than the images ({height}x{width}); give at least {max(height, width)}."
+        )
     top, left = (size - height) // 2, (size - width) // 2
     padded = np.zeros((len(images), size, size, images.shape[3]), images.dtype)
     padded[:, top : top + height, left : left + width] = images
@@ -151,7 +162,9 @@ def shift_crop(images: np.ndarray, padding: int, mode: str, draws: Draws) -> np.
     """Pads each side by `padding` and crops back to the same size at a random place."""
     count, height, width, _ = images.shape
     if mode == "reflect" and padding >= min(height, width):
-        raise UserError(f"crop_padding={padding} cannot reflect images of {height}x{width}; give less than {min(height, width)}.")
+        raise UserError(
+            f"crop_padding={padding} cannot reflect images of {height}x{width}; give less than {min(height, width)}."
+        )
     widths = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = np.pad(images, widths, mode="reflect" if mode == "reflect" else "constant")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
@@ -172,7 +185,9 @@ def normalise(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...
     channels = images.shape[3]
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
-            raise UserError(f"{name}={values} has {len(values)} numbers for images of {channels} channels; give 1 or {channels}.")
+            raise UserError(
+                f"{name}={values} has {len(values)} numbers for images of {channels} channels; give 1 or {channels}."
+            )
     scale = 1.0 / np.asarray(std, np.float64)
     bias = -np.asarray(mean, np.float64) * scale
     scale = scale / 255 if images.dtype == np.uint8 else scale
@@ -256,7 +271,9 @@ def make_augment(config: Mapping[str, Any] | None = None) -> Augment:
         if key not in valid:
             raise UserError(f"Unknown augmentation {key!r}. Valid: {', '.join(valid)}.")
         off = key == "randaugment" and value in ((), [])
-        values[key] = None if off else fit(value, kinds[key], f"data.augment.{key}", RULES.get(key, not_negative(0, kinds[key])))
+        values[key] = (
+            None if off else fit(value, kinds[key], f"data.augment.{key}", RULES.get(key, not_negative(0, kinds[key])))
+        )
     for key in ("mean", "std"):
         if isinstance(values.get(key), float):
             values[key] = (values[key],)
@@ -267,5 +284,7 @@ def make_augment(config: Mapping[str, Any] | None = None) -> Augment:
             f"data.augment.resized_crop_scale={augment.resized_crop_scale}; valid: (least, greatest), the least not above the other"
         )
     if augment.randaugment is not None and not (augment.randaugment[0] >= 1 and 0 <= augment.randaugment[1] <= 10):
-        raise UserError(f"data.augment.randaugment={augment.randaugment}; valid: None or (operations from 1, magnitude 0..10)")
+        raise UserError(
+            f"data.augment.randaugment={augment.randaugment}; valid: None or (operations from 1, magnitude 0..10)"
+        )
     return augment

@@ -24,7 +24,10 @@ class Boolean:
     points: int = 70
 
     def __post_init__(self):
-        require(self.dims >= 1 and self.points >= 1, f"in-context: dims={self.dims} and points={self.points} must be at least 1.")
+        require(
+            self.dims >= 1 and self.points >= 1,
+            f"in-context: dims={self.dims} and points={self.points} must be at least 1.",
+        )
 
     def generate(self, random: KeyedRandom) -> Prompt:
         """Inputs and labels, float32."""
@@ -38,9 +41,10 @@ class Boolean:
 class Conjunction(Boolean):
     """AND of literals: a coordinate is left out, plain or negated with probabilities .7, .15, .15.
 
-    Each input is made to satisfy all literals with probability 0.3. With teaching=True the literals are plain (probability 0.3), each
-    input is made positive with probability 0.4, and the prompt opens with a teaching sequence (appendix of the paper): one input
-    that has +1 at the literals and -1 elsewhere, then the same with each literal turned around, one after the other.
+    Each input is made to satisfy all literals with probability 0.3. With teaching=True the literals are plain
+    (probability 0.3), each input is made positive with probability 0.4, and the prompt opens with a teaching sequence
+    (appendix of the paper): one input that has +1 at the literals and -1 elsewhere, then the same with each literal
+    turned around, one after the other.
     """
 
     teaching: bool = False
@@ -48,7 +52,9 @@ class Conjunction(Boolean):
     def __post_init__(self):
         super().__post_init__()
         enough = not self.teaching or self.points > self.dims
-        require(enough, f"conjunction: a teaching sequence needs points > dims; points={self.points}, dims={self.dims}.")
+        require(
+            enough, f"conjunction: a teaching sequence needs points > dims; points={self.points}, dims={self.dims}."
+        )
 
     def generate(self, random):
         w = _literals(random, self.dims, 0.7)
@@ -92,7 +98,8 @@ class SparseDisjunction(Disjunction):
 
 
 class DNF(Boolean):
-    """OR of three conjunctions (probabilities .8, .1, .1); one of them is made true with probability 0.35, the same in a prompt."""
+    """OR of three conjunctions (probabilities .8, .1, .1); one of them is made true with probability 0.35, the same in
+    a prompt."""
 
     def generate(self, random):
         w, x = _force_clause(self, random, 0.35, 1)
@@ -100,7 +107,8 @@ class DNF(Boolean):
 
 
 class CNF(Boolean):
-    """AND of three disjunctions (probabilities .8, .1, .1); one of them is made false with probability 0.3, the same in a prompt."""
+    """AND of three disjunctions (probabilities .8, .1, .1); one of them is made false with probability 0.3, the same in
+    a prompt."""
 
     def generate(self, random):
         w, x = _force_clause(self, random, 0.3, -1)
@@ -108,7 +116,8 @@ class CNF(Boolean):
 
 
 class Majority(Boolean):
-    """sign(w.x - 1/2), w_i in {0, 1}, 1 with probability 0.3: the majority of the chosen coordinates, a tie being -1."""
+    """sign(w.x - 1/2), w_i in {0, 1}, 1 with probability 0.3: the majority of the chosen coordinates, a tie being
+    -1."""
 
     def generate(self, random):
         x = self.inputs(random)
@@ -163,7 +172,8 @@ class SparseParity(Parity):
 
 @dataclasses.dataclass(frozen=True)
 class NearestNeighbour(Boolean):
-    """The first `start` labels are random, then each is that of the most similar input before it, the earliest of equals.
+    """The first `start` labels are random, then each is that of the most similar input before it, the earliest of
+    equals.
 
     An input among the first that occurred before keeps its label. Predictions count from `start` on (`scored_from`).
     """
@@ -172,7 +182,10 @@ class NearestNeighbour(Boolean):
 
     def __post_init__(self):
         super().__post_init__()
-        require(1 <= self.start < self.points, f"nearest_neighbour: start={self.start} is not in 1..{self.points - 1} (points - 1).")
+        require(
+            1 <= self.start < self.points,
+            f"nearest_neighbour: start={self.start} is not in 1..{self.points - 1} (points - 1).",
+        )
 
     def generate(self, random):
         x, y = self.inputs(random), random.signs("labels", self.points)
@@ -234,6 +247,8 @@ def _conjunction(x: Float[np.ndarray, "B K D"], w: Float[np.ndarray, "B D"]) -> 
     return _threshold(x, w, np.abs(w).sum(1, keepdims=True) - 1)
 
 
-def _threshold(x: Float[np.ndarray, "B K D"], w: Float[np.ndarray, "B D"], threshold: Any = 0.5) -> Float[np.ndarray, "B K"]:
+def _threshold(
+    x: Float[np.ndarray, "B K D"], w: Float[np.ndarray, "B D"], threshold: Any = 0.5
+) -> Float[np.ndarray, "B K"]:
     """sign(w.x - threshold); the callers' values never meet the threshold."""
     return np.sign(dot(x, w) - threshold).astype(np.float32)

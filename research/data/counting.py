@@ -1,7 +1,9 @@
-"""Crowds of digits to be counted: real 8x8 digits of scikit-learn scattered on a canvas, with a density map of their centres.
+"""Crowds of digits to be counted: real 8x8 digits of scikit-learn scattered on a canvas, with a density map of their
+centres.
 
-As in a street, what is lower in the image is nearer and so larger: three sizes by thirds of the height. Part of a crowd stands around
-one place, the rest anywhere. Image i is a function of (seed, split, i), and of the epoch when `fresh`; nothing is stored.
+As in a street, what is lower in the image is nearer and so larger: three sizes by thirds of the height. Part of a crowd
+stands around one place, the rest anywhere. Image i is a function of (seed, split, i), and of the epoch when `fresh`;
+nothing is stored.
 """
 
 import dataclasses
@@ -33,7 +35,9 @@ def _stamps(split: str) -> Float[np.ndarray, "N 3 S S"]:
     for i, image in enumerate(images):
         for j, size in enumerate(SIZES):
             start = (largest - size) // 2
-            resized = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR), np.float32) / 255
+            resized = (
+                np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR), np.float32) / 255
+            )
             stamps[i, j, start : start + size, start : start + size] = resized
     return stamps
 
@@ -44,7 +48,8 @@ class Counting:
 
     Attributes:
       least, most: numbers of digits, all equally likely.
-      sigma: standard deviation of the bump that each digit adds to the density, in pixels; each sums to 1 inside the canvas.
+      sigma: standard deviation of the bump that each digit adds to the density, in pixels; each sums to 1 inside the
+        canvas.
     """
 
     name: str
@@ -69,8 +74,11 @@ class Counting:
     def __len__(self) -> int:
         return self.examples
 
-    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
-        """The block {"image": float32 [B, H, W, 1] in 0..1, "density": float32 [B, H, W], which sums to the number of digits}."""
+    def gather(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The block {"image": float32 [B, H, W, 1] in 0..1, "density": float32 [B, H, W], which sums to the number of
+        digits}."""
         random = KeyedRandom.of(self.seed, self.stream, indices, epochs if self.fresh else None)
         counts = self.least + random.integers("count", self.most - self.least + 1)
         there = np.arange(self.most) < counts[:, None]
@@ -88,7 +96,9 @@ class Counting:
         y, x = np.moveaxis(np.clip(chosen, 0, side - 1), 1, 0)
         return y, x
 
-    def _paint(self, random: KeyedRandom, y: np.ndarray, x: np.ndarray, there: np.ndarray) -> Float[np.ndarray, "B H W 1"]:
+    def _paint(
+        self, random: KeyedRandom, y: np.ndarray, x: np.ndarray, there: np.ndarray
+    ) -> Float[np.ndarray, "B H W 1"]:
         """Pastes the digits; where they overlap the brighter one is seen."""
         stamps, side, largest = _stamps(self.digits), self.image_size, max(SIZES)
         size = np.minimum((y * len(SIZES) / side).astype(np.int64), len(SIZES) - 1)
@@ -137,13 +147,25 @@ def load_counting(
       UserError: counts or sizes below 1.
     """
     check_counts("counting", {"train_examples": train_examples, "test_examples": test_examples})
-    require(image_size >= max(SIZES), f"counting: image_size={image_size} is less than the largest digit's {max(SIZES)} pixels.")
+    require(
+        image_size >= max(SIZES),
+        f"counting: image_size={image_size} is less than the largest digit's {max(SIZES)} pixels.",
+    )
     require(1 <= least <= most, f"counting: least={least} and most={most} must be 1 <= least <= most.")
     require(sigma > 0, f"counting: sigma={sigma} must be above 0.")
     counts = {"train": train_examples, "validation": test_examples, "test": test_examples}
     return {
         split: Counting(
-            f"counting/{split}", split, counts[split], seed, (stream,), fresh and split == "train", image_size, least, most, sigma
+            f"counting/{split}",
+            split,
+            counts[split],
+            seed,
+            (stream,),
+            fresh and split == "train",
+            image_size,
+            least,
+            most,
+            sigma,
         )
         for split, stream in SPLITS.items()
     }

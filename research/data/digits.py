@@ -11,7 +11,8 @@ _TEST_SEED, _TEST_EXAMPLES = 1797, 360
 
 @register("digits", "image", ready=False)
 def load_digits() -> tuple[ArraySource, ArraySource]:
-    """The 1797 digits of scikit-learn, 8x8 with values 0..16; 360 of them, by a fixed stratified choice, are the test."""
+    """The 1797 digits of scikit-learn, 8x8 with values 0..16; 360 of them, by a fixed stratified choice, are the
+    test."""
     from sklearn import datasets
 
     raw = datasets.load_digits()

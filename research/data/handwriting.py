@@ -1,8 +1,10 @@
-"""Writers, simulated: scikit-learn's digits at 28x28 in the hands of a population, or of one user with habits of his own.
+"""Writers, simulated: scikit-learn's digits at 28x28 in the hands of a population, or of one user with habits of his
+own.
 
-No collection of handwriting by writer is at hand without a download, so this is a simulation on real digits. In the population every
-image has a slant, a rotation, a width and a stroke of its own. A user's are fixed, further from upright than the population's, and he
-has an idiosyncrasy: one digit is written in the shape of another with a bar through it (a 1 like a crossed 7).
+No collection of handwriting by writer is at hand without a download, so this is a simulation on real digits. In the
+population every image has a slant, a rotation, a width and a stroke of its own. A user's are fixed, further from
+upright than the population's, and he has an idiosyncrasy: one digit is written in the shape of another with a bar
+through it (a 1 like a crossed 7).
 """
 
 import dataclasses
@@ -45,7 +47,10 @@ def population_styles(random: KeyedRandom) -> Styles:
     """Styles of a population: everyone a little different."""
     between = lambda what, low, high: low + (high - low) * random.uniform(what)  # noqa: E731
     return Styles(
-        between("slant", -0.25, 0.25), between("rotation", -0.15, 0.15), between("width", 0.85, 1.15), 2.0 ** between("stroke", -0.5, 0.5)
+        between("slant", -0.25, 0.25),
+        between("rotation", -0.15, 0.15),
+        between("width", 0.85, 1.15),
+        2.0 ** between("stroke", -0.5, 0.5),
     )
 
 
@@ -53,7 +58,12 @@ def user_styles(user: int, count: int) -> Styles:
     """The style of one user, `count` times."""
     random = KeyedRandom.of(user, (_USERS,), np.zeros(1, np.int64))
     away = lambda what, low, high: random.signs(what) * (low + (high - low) * random.uniform(what + " size"))  # noqa: E731
-    own = (away("slant", 0.3, 0.5), away("rotation", 0.2, 0.35), 1 + away("width", 0.15, 0.25), 2.0 ** away("stroke", 0.5, 1.0))
+    own = (
+        away("slant", 0.3, 0.5),
+        away("rotation", 0.2, 0.35),
+        1 + away("width", 0.15, 0.25),
+        2.0 ** away("stroke", 0.5, 1.0),
+    )
     return Styles(*(np.repeat(value, count) for value in own))
 
 
@@ -104,7 +114,9 @@ class Handwriting:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+    ) -> dict[str, np.ndarray]:
         """The block {"image": float32 [B, 28, 28, 1] in 0..1, "label": int32 [B]}."""
         indices = np.asarray(indices)
         if self.user < 0:
@@ -145,7 +157,9 @@ def load_handwriting(*, user: int = -1) -> tuple[Handwriting, Handwriting]:
         raise UserError(f"handwriting: user={user}; valid: 0 to {USERS - 1}, or -1 for the population.")
     name = "handwriting" if user < 0 else f"handwriting/user{user}"
     splits = [(split, _digits()[split]) for split in ("train", "test")]
-    train, test = (Handwriting(f"{name}/{s}", d.images[..., 0].astype(np.float32) / 255, d.labels, user) for s, d in splits)
+    train, test = (
+        Handwriting(f"{name}/{s}", d.images[..., 0].astype(np.float32) / 255, d.labels, user) for s, d in splits
+    )
     return train, test
 
 

@@ -29,7 +29,8 @@ HOW_TO_GET = {
 
 
 def read_idx(path: str | os.PathLike) -> np.ndarray:
-    """The array in an IDX file, in native byte order. Raises UserError for anything that is not exactly one IDX array."""
+    """The array in an IDX file, in native byte order. Raises UserError for anything that is not exactly one IDX
+    array."""
     path = pathlib.Path(path)
     check_regular(path)
     try:
@@ -47,7 +48,9 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
 def _read_stream(file: BinaryIO, path: pathlib.Path, file_size: int, most_ratio: int) -> np.ndarray:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _DTYPES or not 1 <= head[3] <= _MAX_DIMS:
-        raise UserError(f"{path} is not an IDX file: it starts with {head.hex() or 'nothing'}, not 0000TTDD (type, dimensions).")
+        raise UserError(
+            f"{path} is not an IDX file: it starts with {head.hex() or 'nothing'}, not 0000TTDD (type, dimensions)."
+        )
     dtype, ndim = np.dtype(_DTYPES[head[2]]), head[3]
     sizes = file.read(4 * ndim)
     if len(sizes) < 4 * ndim:
@@ -57,13 +60,17 @@ def _read_stream(file: BinaryIO, path: pathlib.Path, file_size: int, most_ratio:
     if most_ratio > 1 and wanted > SMALL:
         most_ratio = MOST_SWELLING  # a megabyte must not fill the memory
     if wanted > (file_size - (4 + 4 * ndim if most_ratio == 1 else 0)) * most_ratio:
-        raise UserError(f"{path} claims {list(shape)}, {wanted} bytes, more than a file of its size can hold: truncated or damaged.")
+        raise UserError(
+            f"{path} claims {list(shape)}, {wanted} bytes, more than a file of its size can hold: truncated or damaged."
+        )
     data = bytearray()
     while len(data) <= wanted and (chunk := file.read(min(_CHUNK, wanted + 1 - len(data)))):
         data += chunk
     if len(data) != wanted:
         found = f"holds {len(data)}" if len(data) < wanted else "goes on after them"
-        raise UserError(f"{path} is damaged: its header {list(shape)} asks for {wanted} bytes of data, the file {found}.")
+        raise UserError(
+            f"{path} is damaged: its header {list(shape)} asks for {wanted} bytes of data, the file {found}."
+        )
     return np.frombuffer(data, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
@@ -74,7 +81,9 @@ def find_file(folder: pathlib.Path, split: str, kind: str) -> pathlib.Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder} has no {names[0]} (nor {names[1]}); an IDX folder holds train and t10k images and labels, .gz or not.")
+    raise UserError(
+        f"{folder} has no {names[0]} (nor {names[1]}); an IDX folder holds train and t10k images and labels, .gz or not."
+    )
 
 
 def read_folder(folder: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -87,11 +96,17 @@ def read_folder(folder: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.nda
         paths = {kind: find_file(folder, split, kind) for kind in ("images", "labels")}
         images, labels = (read_idx(path) for path in paths.values())
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
-            raise UserError(f"{paths['images']} holds {images.dtype}{list(images.shape)}; images are uint8 with 3 or 4 dimensions.")
+            raise UserError(
+                f"{paths['images']} holds {images.dtype}{list(images.shape)}; images are uint8 with 3 or 4 dimensions."
+            )
         if labels.dtype != np.uint8 or labels.ndim != 1:
-            raise UserError(f"{paths['labels']} holds {labels.dtype}{list(labels.shape)}; labels are uint8 with 1 dimension.")
+            raise UserError(
+                f"{paths['labels']} holds {labels.dtype}{list(labels.shape)}; labels are uint8 with 1 dimension."
+            )
         if len(images) != len(labels):
-            raise UserError(f"{folder} does not fit together: {len(images)} images but {len(labels)} labels in its {split} files.")
+            raise UserError(
+                f"{folder} does not fit together: {len(images)} images but {len(labels)} labels in its {split} files."
+            )
         result[split] = images, labels
     return result
 

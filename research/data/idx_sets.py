@@ -27,12 +27,16 @@ def load_idx(
 
 
 @register("fashion_mnist", "image", ready=False)
-def load_fashion_mnist(*, data_dir: str | None = None, average: int = 1, train_examples: int = 0) -> tuple[ArraySource, ArraySource]:
+def load_fashion_mnist(
+    *, data_dir: str | None = None, average: int = 1, train_examples: int = 0
+) -> tuple[ArraySource, ArraySource]:
     return reduced(*_sources("fashion_mnist", idx.find_folder("fashion_mnist", data_dir), 10), average, train_examples)
 
 
 @register("mnist", "image", ready=False)
-def load_mnist(*, data_dir: str | None = None, average: int = 1, train_examples: int = 0) -> tuple[ArraySource, ArraySource]:
+def load_mnist(
+    *, data_dir: str | None = None, average: int = 1, train_examples: int = 0
+) -> tuple[ArraySource, ArraySource]:
     return reduced(*_sources("mnist", idx.find_folder("mnist", data_dir), 10), average, train_examples)
 
 
@@ -41,20 +45,24 @@ def _sources(name: str, folder: pathlib.Path, num_classes: int | None) -> tuple[
     return arrays_to_sources(name, arrays["train"], arrays["test"], num_classes)
 
 
-def reduced(train: ArraySource, test: ArraySource, average: int, train_examples: int) -> tuple[ArraySource, ArraySource]:
+def reduced(
+    train: ArraySource, test: ArraySource, average: int, train_examples: int
+) -> tuple[ArraySource, ArraySource]:
     """Returns smaller data sets of uint8 images.
 
     Args:
       average: side of the blocks of pixels of which each image keeps the rounded mean; 1: the images as they are.
-      train_examples: how many of the training examples stay, the first of a fixed permutation, in their order; 0: all. Validation
-        examples are taken from these.
+      train_examples: how many of the training examples stay, the first of a fixed permutation, in their order; 0: all.
+        Validation examples are taken from these.
 
     Raises:
       UserError: blocks that do not divide the images, or more examples than there are.
     """
     height, width, _ = train.image_shape
     if average < 1 or height % average or width % average:
-        raise UserError(f"{train.name}: average={average} does not divide images of {height}x{width}; give a divisor of both.")
+        raise UserError(
+            f"{train.name}: average={average} does not divide images of {height}x{width}; give a divisor of both."
+        )
     if not 0 <= train_examples <= len(train):
         raise UserError(f"{train.name}: train_examples={train_examples}; there are {len(train)} (0: all).")
     if average > 1:

@@ -1,8 +1,9 @@
 """Images of other people's files: one decoder, which brings every kind to that of the data set.
 
-The rules: the first frame counts; it is turned as its EXIF orientation says; colours of a palette are looked up; CMYK and the like
-become RGB as Pillow converts them; 16 bits become 8 by v / 257, rounded; what is transparent lies over white, unless the data set itself
-has four channels; grey is repeated where colour is wanted, colour weighed by ITU-R 601-2 where grey is.
+The rules: the first frame counts; it is turned as its EXIF orientation says; colours of a palette are looked up; CMYK
+and the like become RGB as Pillow converts them; 16 bits become 8 by v / 257, rounded; what is transparent lies over
+white, unless the data set itself has four channels; grey is repeated where colour is wanted, colour weighed by ITU-R
+601-2 where grey is.
 """
 
 import contextlib
@@ -23,7 +24,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
 """What is read; formats that Pillow hands to other programs (EPS) are not."""
 MOST_PIXELS = 2**26
 """Of an image: a few bytes may claim more than memory holds."""
-warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged images, which are errors here, and for good: threads decode
+warnings.filterwarnings(
+    "ignore", module=r"PIL\."
+)  # about damaged images, which are errors here, and for good: threads decode
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -43,7 +46,8 @@ def decode_image(data: bytes, channels: int) -> UInt8[np.ndarray, "H W C"]:
 
 
 def check_image(data: bytes) -> None:
-    """Raises the errors of `decode_image` that show without decoding; an image whose end is not where it should be is decoded."""
+    """Raises the errors of `decode_image` that show without decoding; an image whose end is not where it should be is
+    decoded."""
     with _decoding():
         image = _opened(data)
         ends = {"JPEG": b"\xff\xd9" in data[-64:], "MPO": True, "PNG": b"IEND" in data[-16:]}

@@ -27,8 +27,14 @@ class Regression:
     active_dims: int | None = None
 
     def __post_init__(self):
-        require(self.dims >= 1 and self.points >= 1, f"in-context: dims={self.dims} and points={self.points} must be at least 1.")
-        require(1 <= self._active() <= self.dims, f"in-context: active_dims={self.active_dims} is not in 1..{self.dims} (dims).")
+        require(
+            self.dims >= 1 and self.points >= 1,
+            f"in-context: dims={self.dims} and points={self.points} must be at least 1.",
+        )
+        require(
+            1 <= self._active() <= self.dims,
+            f"in-context: active_dims={self.active_dims} is not in 1..{self.dims} (dims).",
+        )
 
     def _active(self) -> int:
         return self.dims if self.active_dims is None else self.active_dims
@@ -68,7 +74,9 @@ class SparseLinear(Linear):
 
     def __post_init__(self):
         super().__post_init__()
-        require(1 <= self.nonzeros <= self.dims, f"sparse_linear: nonzeros={self.nonzeros} is not in 1..{self.dims} (dims).")
+        require(
+            1 <= self.nonzeros <= self.dims, f"sparse_linear: nonzeros={self.nonzeros} is not in 1..{self.dims} (dims)."
+        )
 
     @property
     def variance(self) -> float:
@@ -121,7 +129,8 @@ class ReluNetwork(Regression):
 
 @dataclasses.dataclass(frozen=True)
 class DecisionTree(Regression):
-    """A full binary tree: each node asks whether one random coordinate is above 0, each leaf holds a value ~ N(0, 1)."""
+    """A full binary tree: each node asks whether one random coordinate is above 0, each leaf holds a value ~ N(0,
+    1)."""
 
     points: int = 101
     depth: int = 4
@@ -159,7 +168,8 @@ class Curriculum:
 
     Attributes:
       every: epochs between two steps.
-      dims: coordinates that are not 0 at the start, and how many more at each step; None leaves them all. Regression only.
+      dims: coordinates that are not 0 at the start, and how many more at each step; None leaves them all. Regression
+        only.
       points: targets that are scored at the start, and how many more at each step; None scores them all.
     """
 
@@ -183,7 +193,10 @@ class Curriculum:
             counts = [value] if name == "every" else value
             wanted = "a count" if name == "every" else "a pair of counts"
             fits = isinstance(counts, (list, tuple)) and len(counts) == (1 if name == "every" else 2)
-            require(fits and all(isinstance(n, int) and n >= 1 for n in counts), f"curriculum: {name}={value} must be {wanted} from 1.")
+            require(
+                fits and all(isinstance(n, int) and n >= 1 for n in counts),
+                f"curriculum: {name}={value} must be {wanted} from 1.",
+            )
             given[name] = value if name == "every" else tuple(value)
         return cls(**given)
 
@@ -232,11 +245,13 @@ class InContext:
     def __len__(self) -> int:
         return self.examples
 
-    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+    ) -> dict[str, np.ndarray]:
         """The block {"vectors": float32 [B, 2K, D], "targets": float32 [B, K]}.
 
-        Vector 2i is x_i, vector 2i + 1 holds y_i in coordinate 0 and zeros; target i is predicted at vector 2i. Targets that the
-        curriculum does not score yet are NaN.
+        Vector 2i is x_i, vector 2i + 1 holds y_i in coordinate 0 and zeros; target i is predicted at vector 2i. Targets
+        that the curriculum does not score yet are NaN.
         """
         random = KeyedRandom.of(self.seed, self.stream, indices, epochs if self.fresh else None)
         growing = self.curriculum if epochs is not None else None
@@ -292,13 +307,22 @@ def load_in_context(
     counts = {"train": train_examples, "validation": test_examples, "test": test_examples}
     growing = Curriculum.of(curriculum) if curriculum else None
     if growing:
-        require(growing.dims is None or task in REGRESSION, f"curriculum: {task} has no coordinates to leave out; leave dims away.")
+        require(
+            growing.dims is None or task in REGRESSION,
+            f"curriculum: {task} has no coordinates to leave out; leave dims away.",
+        )
         first = (growing.points or (rule.points,))[0]
         start = getattr(rule, "start", 0)
         require(first > start, f"curriculum: points begin with {first}, but {task} scores from example {start} on.")
     return {
         split: source(
-            f"{task}/{split}", rule, counts[split], seed, (stream,), fresh and split == "train", growing if split == "train" else None
+            f"{task}/{split}",
+            rule,
+            counts[split],
+            seed,
+            (stream,),
+            fresh and split == "train",
+            growing if split == "train" else None,
         )
         for split, stream in SPLITS.items()
     }

@@ -1,7 +1,8 @@
-"""Random numbers that belong to examples: pure functions of (seed, stream, epoch, index), drawn for a whole block at once.
+"""Random numbers that belong to examples: pure functions of (seed, stream, epoch, index), drawn for a whole block at
+once.
 
-The generator is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): word i of key k is `mix(k + (i + 1) * gamma)`. Keys are folded
-the same way, so what an example draws depends neither on the block it is drawn in nor on what else is drawn.
+The generator is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): word i of key k is `mix(k + (i + 1) * gamma)`. Keys
+are folded the same way, so what an example draws depends neither on the block it is drawn in nor on what else is drawn.
 """
 
 import dataclasses
@@ -32,17 +33,22 @@ def fold(keys: UInt64[np.ndarray, "*N"], words: UInt64[np.ndarray, "*N"]) -> UIn
 class KeyedRandom:
     """The random numbers of a block of B examples.
 
-    Every method takes the name of the draw (`what`), which tells the draws of one example apart: the same name gives the same
-    words again. Results have the examples on axis 0.
+    Every method takes the name of the draw (`what`), which tells the draws of one example apart: the same name gives
+    the same words again. Results have the examples on axis 0.
     """
 
     keys: UInt64[np.ndarray, " B"]
 
     @classmethod
     def of(
-        cls, seed: int, stream: tuple[int, ...], indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+        cls,
+        seed: int,
+        stream: tuple[int, ...],
+        indices: Int[np.ndarray, " B"],
+        epochs: Int[np.ndarray, " B"] | None = None,
     ) -> "KeyedRandom":
-        """The numbers of the examples at `indices`; `stream` keeps splits apart, `epochs` (if given) the passes over the data."""
+        """The numbers of the examples at `indices`; `stream` keeps splits apart, `epochs` (if given) the passes over
+        the data."""
         indices = np.asarray(indices)
         epochs = np.zeros_like(indices) if epochs is None else np.asarray(epochs)
         keys = np.array([seed & _UINT64], np.uint64)
@@ -96,9 +102,11 @@ class KeyedRandom:
         return np.take_along_axis(chosen, self.permutation(what + " order", count), 1)
 
     def weighted(self, what: str, weights: Float[np.ndarray, " N"], count: int) -> Int[np.ndarray, "B count"]:
-        """`count` different integers of 0..N - 1, drawn one after the other with probability proportional to the weights left.
+        """`count` different integers of 0..N - 1, drawn one after the other with probability proportional to the
+        weights left.
 
-        An exponential race: the order of -log(u) / weight is that of drawing without replacement (Efraimidis and Spirakis, 2006).
+        An exponential race: the order of -log(u) / weight is that of drawing without replacement (Efraimidis and
+        Spirakis, 2006).
         """
         times = -np.log(self.uniform(what, len(weights))) / weights
         return np.argsort(times, axis=1)[:, :count]

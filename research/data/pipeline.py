@@ -23,7 +23,9 @@ Batch = dict[str, np.ndarray]
 class Transform(Protocol):
     """What happens to a block of examples on its way into a batch."""
 
-    def train(self, block: Batch, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"], seed: int) -> Batch: ...
+    def train(
+        self, block: Batch, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"], seed: int
+    ) -> Batch: ...
 
     def evaluate(self, block: Batch) -> Batch: ...
 
@@ -48,7 +50,14 @@ def epoch_permutation(num_examples: int, seed: int, epoch: int) -> Int[np.ndarra
 
 
 def batch_indices(
-    num_examples: int, step: int, *, batch_size: int, seed: int, shard_index: int = 0, shard_count: int = 1, parts: int = 1
+    num_examples: int,
+    step: int,
+    *,
+    batch_size: int,
+    seed: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    parts: int = 1,
 ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
     """Which examples (index, epoch) one shard of the batch at `step` holds; b = batch_size / shard_count.
 
@@ -105,12 +114,13 @@ def train_batches(
       start_step: the first step to give.
       shard_index: which contiguous slice of the global batch to give.
       shard_count: into how many slices the global batch is cut.
-      parts: of the batch, which are trained on one after the other: the slice is one of each, so that slices of a part make it up.
+      parts: of the batch, which are trained on one after the other: the slice is one of each, so that slices of a part
+        make it up.
       prefetch: how many batches to hold ready; 0 loads each when it is asked for, in the caller's thread.
 
     Yields:
-      What `augment` makes of the blocks, for images `{"image": float32 [b, H, W, C], "label": int32 [b]}`, and "index": int64 [b],
-      the examples' places in `source`; b = batch_size / shard_count.
+      What `augment` makes of the blocks, for images `{"image": float32 [b, H, W, C], "label": int32 [b]}`, and "index":
+      int64 [b], the examples' places in `source`; b = batch_size / shard_count.
     """
     _check_sizes(source, batch_size, shard_index, shard_count, parts)
     load = functools.partial(_load, source, batch_size, seed, augment or Augment(), (shard_index, shard_count, parts))
@@ -128,8 +138,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every example of a source once, in order, in batches of equal size.
 
-    `prepare` makes a batch of a block (`Augment.evaluate`). The last batch is filled with zeros of index -1, whose `mask`
-    (float32 [b]) is 0; real examples have mask 1.
+    `prepare` makes a batch of a block (`Augment.evaluate`). The last batch is filled with zeros of index -1, whose
+    `mask` (float32 [b]) is 0; real examples have mask 1.
     """
     if len(source) == 0:
         return iter(())
@@ -143,7 +153,9 @@ def eval_batches(
         # Filler reads example 0, so that a shard of nothing but filler has the right shape too.
         batch = prepare(source.gather(np.where(real, indices, 0)))
         if not real.all():
-            batch = {k: np.where(real.reshape(-1, *(1,) * (v.ndim - 1)), v, 0).astype(v.dtype) for k, v in batch.items()}
+            batch = {
+                k: np.where(real.reshape(-1, *(1,) * (v.ndim - 1)), v, 0).astype(v.dtype) for k, v in batch.items()
+            }
         return {**batch, "index": np.where(real, indices, -1), "mask": real.astype(np.float32)}
 
     return _iterate(load, 0, -(-len(source) // batch_size), prefetch)
@@ -159,7 +171,9 @@ def _check_sizes(source: AnySource, batch_size: int, shard_index: int, shard_cou
         raise UserError(f"shard_index={shard_index} is not in 0..{shard_count - 1}.")
 
 
-def _load(source: AnySource, batch_size: int, seed: int, augment: Transform, shard: tuple[int, int, int], step: int) -> Batch:
+def _load(
+    source: AnySource, batch_size: int, seed: int, augment: Transform, shard: tuple[int, int, int], step: int
+) -> Batch:
     index, count, parts = shard
     indices, epochs = batch_indices(
         len(source), int(step), batch_size=batch_size, seed=seed, shard_index=index, shard_count=count, parts=parts

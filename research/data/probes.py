@@ -1,8 +1,9 @@
 """Synthetic probes of recall and copying: token sequences made on demand, each a pure function of (seed, split, index).
 
-`mqar` is multi-query associative recall (Arora et al. 2023, Zoology, arXiv 2312.04927), `selective_copying` and `induction_heads`
-are the tasks of Mamba (Gu and Dao 2023, arXiv 2312.00752, section 4.1), `mad_recall` and `mad_selective_copying` those of MAD (Poli
-et al. 2024, arXiv 2403.17844, section 3). A label sits at the position whose output is read: the model does not shift.
+`mqar` is multi-query associative recall (Arora et al. 2023, Zoology, arXiv 2312.04927), `selective_copying` and
+`induction_heads` are the tasks of Mamba (Gu and Dao 2023, arXiv 2312.00752, section 4.1), `mad_recall` and
+`mad_selective_copying` those of MAD (Poli et al. 2024, arXiv 2403.17844, section 3). A label sits at the position whose
+output is read: the model does not shift.
 """
 
 import dataclasses
@@ -46,11 +47,13 @@ def require(ok: bool, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MultiQueryRecall:
-    """Multi-query associative recall: `pairs` keys and values, then every key once more, its value to be told on the spot.
+    """Multi-query associative recall: `pairs` keys and values, then every key once more, its value to be told on the
+    spot.
 
-    Keys are different tokens of 1..V/2 - 1, values of V/2..V - 1. Behind the 2D tokens of pairs come (T - 2D)/2 slots of two
-    tokens; the D queries take slots drawn without replacement with probability proportional to n^(power_a - 1), n = 1 being the
-    slot next to the pairs. The rest holds random tokens of the whole vocabulary, or 0 with random_non_queries=False.
+    Keys are different tokens of 1..V/2 - 1, values of V/2..V - 1. Behind the 2D tokens of pairs come (T - 2D)/2 slots
+    of two tokens; the D queries take slots drawn without replacement with probability proportional to n^(power_a - 1),
+    n = 1 being the slot next to the pairs. The rest holds random tokens of the whole vocabulary, or 0 with
+    random_non_queries=False.
     """
 
     vocab_size: int = 8192
@@ -62,10 +65,15 @@ class MultiQueryRecall:
     def __post_init__(self):
         require(self.pairs >= 1, f"mqar: pairs={self.pairs} must be at least 1.")
         require(self.length % 2 == 0, f"mqar: length={self.length} must be even.")
-        limit = f"mqar: pairs={self.pairs} need a length of at least {4 * self.pairs} (4 * pairs); length={self.length}."
+        limit = (
+            f"mqar: pairs={self.pairs} need a length of at least {4 * self.pairs} (4 * pairs); length={self.length}."
+        )
         require(4 * self.pairs <= self.length, limit)
         keys = self.vocab_size // 2 - 1
-        require(self.pairs <= keys, f"mqar: vocab_size={self.vocab_size} has {keys} keys (vocab_size // 2 - 1) for pairs={self.pairs}.")
+        require(
+            self.pairs <= keys,
+            f"mqar: vocab_size={self.vocab_size} has {keys} keys (vocab_size // 2 - 1) for pairs={self.pairs}.",
+        )
 
     def generate(self, random: KeyedRandom) -> Block:
         pairs, start = self.pairs, 2 * self.pairs
@@ -87,8 +95,9 @@ class MultiQueryRecall:
 class SelectiveCopying:
     """Selective copying as S4's generator makes it: pick the tokens out of the noise, say them in order at the markers.
 
-    `copies` tokens of 1..V - 2 lie in order at random places among zeros, then come as many markers V - 1, which are scored:
-    length = noise + 2 * copies. Defaults are Mamba's; S4's own task has length 120, 10 tokens to copy and a vocabulary of 10.
+    `copies` tokens of 1..V - 2 lie in order at random places among zeros, then come as many markers V - 1, which are
+    scored: length = noise + 2 * copies. Defaults are Mamba's; S4's own task has length 120, 10 tokens to copy and a
+    vocabulary of 10.
     """
 
     vocab_size: int = 16
@@ -96,7 +105,10 @@ class SelectiveCopying:
     copies: int = 16
 
     def __post_init__(self):
-        require(self.vocab_size >= 3, f"selective_copying: vocab_size={self.vocab_size} must be at least 3: noise, marker, tokens.")
+        require(
+            self.vocab_size >= 3,
+            f"selective_copying: vocab_size={self.vocab_size} must be at least 3: noise, marker, tokens.",
+        )
         limit = f"selective_copying: length={self.length} must be at least 2 * copies, copies={self.copies} at least 1."
         require(1 <= self.copies <= self.length // 2, limit)
 
@@ -113,10 +125,11 @@ class SelectiveCopying:
 
 @dataclasses.dataclass(frozen=True)
 class MADSelectiveCopying:
-    """Selective copying of MAD: tokens of 0..V - 3 with blanks (V - 2) between them, a copy token (V - 1), then blanks to fill.
+    """Selective copying of MAD: tokens of 0..V - 3 with blanks (V - 2) between them, a copy token (V - 1), then blanks
+    to fill.
 
-    Each blank goes before one of the tokens, chosen at random, so the last token stands right before the copy token. The
-    `copies` blanks at the end are scored.
+    Each blank goes before one of the tokens, chosen at random, so the last token stands right before the copy token.
+    The `copies` blanks at the end are scored.
     """
 
     vocab_size: int = 16
@@ -166,11 +179,13 @@ class InductionHeads:
 
 @dataclasses.dataclass(frozen=True)
 class MADRecall:
-    """In-context recall of MAD: key, value, key, value, ...; a key that has occurred before has its value told at the key.
+    """In-context recall of MAD: key, value, key, value, ...; a key that has occurred before has its value told at the
+    key.
 
-    Keys are drawn from the lower half of the tokens, each with one value from the upper half for the length of the sequence. With
-    `noise` > 0 a pair is, with that probability, two of the `noise_vocab` highest tokens instead (MAD: vocab_size=32, noise=0.2,
-    noise_vocab=16); one pair never is, and the last pair repeats an earlier key. MAD cuts off the last value; here it stays.
+    Keys are drawn from the lower half of the tokens, each with one value from the upper half for the length of the
+    sequence. With `noise` > 0 a pair is, with that probability, two of the `noise_vocab` highest tokens instead (MAD:
+    vocab_size=32, noise=0.2, noise_vocab=16); one pair never is, and the last pair repeats an earlier key. MAD cuts off
+    the last value; here it stays.
 
     With score_all=True every next token is a label, as MAD trains; `load_probe` does so for the training split only.
     """
@@ -182,10 +197,16 @@ class MADRecall:
     score_all: bool = False
 
     def __post_init__(self):
-        require(self.length % 2 == 0 and self.length >= 4, f"mad_recall: length={self.length} must be even and at least 4.")
+        require(
+            self.length % 2 == 0 and self.length >= 4, f"mad_recall: length={self.length} must be even and at least 4."
+        )
         require(0 <= self.noise < 1, f"mad_recall: noise={self.noise} is not in [0, 1).")
-        require(self.noise == 0 or self.noise_vocab >= 1, f"mad_recall: noise={self.noise} needs noise_vocab of at least 1.")
-        limit = f"mad_recall: vocab_size={self.vocab_size} less noise_vocab={self.noise_vocab} must leave 2 tokens or more."
+        require(
+            self.noise == 0 or self.noise_vocab >= 1, f"mad_recall: noise={self.noise} needs noise_vocab of at least 1."
+        )
+        limit = (
+            f"mad_recall: vocab_size={self.vocab_size} less noise_vocab={self.noise_vocab} must leave 2 tokens or more."
+        )
         require(self.vocab_size - self.noise_vocab >= 2 and self.noise_vocab >= 0, limit)
 
     def generate(self, random: KeyedRandom) -> Block:
@@ -227,8 +248,8 @@ KINDS: dict[str, Callable[..., Rule]] = {
 class TokenProbe:
     """A source of `examples` sequences made by a rule; nothing is stored.
 
-    Example i is a function of (seed, stream, i), and of the epoch too when `fresh` and `gather` is told it: then no sequence is
-    ever seen twice.
+    Example i is a function of (seed, stream, i), and of the epoch too when `fresh` and `gather` is told it: then no
+    sequence is ever seen twice.
     """
 
     name: str
@@ -255,15 +276,20 @@ class TokenProbe:
     def __len__(self) -> int:
         return self.examples
 
-    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+    ) -> dict[str, np.ndarray]:
         """The block {"tokens": int32 [B, T], "labels": int32 [B, T]}; the label -1 is not scored."""
-        tokens, labels = self.rule.generate(KeyedRandom.of(self.seed, self.stream, indices, epochs if self.fresh else None))
+        tokens, labels = self.rule.generate(
+            KeyedRandom.of(self.seed, self.stream, indices, epochs if self.fresh else None)
+        )
         return {"tokens": tokens, "labels": labels}
 
 
 @dataclasses.dataclass(frozen=True)
 class MixedProbe:
-    """Probes of several lengths one behind the other, filled up to the longest with token 0 and label -1 behind the sequence.
+    """Probes of several lengths one behind the other, filled up to the longest with token 0 and label -1 behind the
+    sequence.
 
     A model that looks back only scores the same with and without the filling; `parts` evaluates each setting by itself.
     """
@@ -288,10 +314,16 @@ class MixedProbe:
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
 
-    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
-        """The block {"tokens": int32 [B, T], "labels": int32 [B, T], "lengths": int32 [B]} with T of the longest part."""
+    def gather(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The block {"tokens": int32 [B, T], "labels": int32 [B, T], "lengths": int32 [B]} with T of the longest
+        part."""
         indices = np.asarray(indices)
-        block = {name: np.full((len(indices), self.length), fill, np.int32) for name, fill in (("tokens", 0), ("labels", NOT_SCORED))}
+        block = {
+            name: np.full((len(indices), self.length), fill, np.int32)
+            for name, fill in (("tokens", 0), ("labels", NOT_SCORED))
+        }
         block["lengths"] = np.zeros(len(indices), np.int32)
         start = 0
         for part in self.parts:
@@ -325,9 +357,9 @@ def load_probe(
       seed: keys every sequence.
       fresh: other training sequences in every epoch (where `gather` is told the epochs).
       test_options: options that are different for the test split, such as `{"length": 1024}`.
-      **options: fields of the rule. For `mqar` also `mix`, a list of (length, pairs, examples): sequences of several lengths
-        (Based, arXiv 2402.18668) in place of length, pairs and train_examples. Validation and test hold every part of the mix,
-        `test_examples` of each, unless `test_options` says otherwise.
+      **options: fields of the rule. For `mqar` also `mix`, a list of (length, pairs, examples): sequences of several
+        lengths (Based, arXiv 2402.18668) in place of length, pairs and train_examples. Validation and test hold every
+        part of the mix, `test_examples` of each, unless `test_options` says otherwise.
 
     Raises:
       UserError: an unknown kind or option, with the valid ones, or values that do not fit together.
@@ -352,10 +384,15 @@ def load_probe(
         probes = []
         for part, (fields, examples) in enumerate(settings):
             rule = find_rule("probe", kind, KINDS, fields, ("mix",) if kind == "mqar" else ())
-            probes.append(TokenProbe(f"{kind}/{split}", rule, examples, seed, (stream, part), fresh and split == "train"))
+            probes.append(
+                TokenProbe(f"{kind}/{split}", rule, examples, seed, (stream, part), fresh and split == "train")
+            )
         splits[split] = MixedProbe(f"{kind}/{split}", tuple(probes)) if mixed else probes[0]
     sizes = {split: source.vocab_size for split, source in splits.items()}
-    require(len(set(sizes.values())) == 1, f"{kind}: vocab_size differs between splits: {sizes}; leave it out of test_options.")
+    require(
+        len(set(sizes.values())) == 1,
+        f"{kind}: vocab_size differs between splits: {sizes}; leave it out of test_options.",
+    )
     return splits
 
 
@@ -365,7 +402,9 @@ def check_counts(kind: str, counts: dict[str, int | None]) -> None:
         require(count is not None and count >= 1, f"{kind}: {name}={count} must be a number of at least 1.")
 
 
-def find_rule(what: str, kind: str, kinds: dict[str, Callable[..., Any]], options: dict[str, Any], also: tuple[str, ...] = ()) -> Any:
+def find_rule(
+    what: str, kind: str, kinds: dict[str, Callable[..., Any]], options: dict[str, Any], also: tuple[str, ...] = ()
+) -> Any:
     """The rule of that kind with those options; unknown ones are errors that list the valid ones, `also` among them."""
     if kind not in kinds:
         near = difflib.get_close_matches(kind, kinds, n=2)
@@ -384,7 +423,10 @@ def _mix_settings(mix: list, options: dict[str, Any], examples: int | None) -> l
     require(fits, f"mqar: mix={mix} must be a list of (length, pairs, examples).")
     require(not {"length", "pairs"} & options.keys(), "mqar: the mix gives length and pairs; leave them out.")
     check_counts("mqar", {f"examples of mix[{place}]": part[2] for place, part in enumerate(mix)})
-    return [({**options, "length": length, "pairs": pairs}, count if examples is None else examples) for length, pairs, count in mix]
+    return [
+        ({**options, "length": length, "pairs": pairs}, count if examples is None else examples)
+        for length, pairs, count in mix
+    ]
 
 
 def _blank(random: KeyedRandom, length: int) -> Block:

@@ -2,8 +2,8 @@
 
 `num_ops=2, magnitude=9, std=0.5, probability=0.5` is close to timm's `rand-m9-mstd0.5-inc1`, with the operations of
 the paper (identity among them, no invert and no solarize_add). Examples are grouped by the operation that they drew
-and each group is done at once: pixel operations are tables [B, C, 256] that are looked up, equal to those of Pillow to within
-one step of 255; geometric ones are done by Pillow itself.
+and each group is done at once: pixel operations are tables [B, C, 256] that are looked up, equal to those of Pillow to
+within one step of 255; geometric ones are done by Pillow itself.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,9 @@ Levels = Float[np.ndarray, " B"]
 _STREAMS_PER_OP = 5
 
 
-def apply(images: Block, num_ops: int, magnitude: float, std: float, probability: float, draw: Callable[[int], Levels]) -> Block:
+def apply(
+    images: Block, num_ops: int, magnitude: float, std: float, probability: float, draw: Callable[[int], Levels]
+) -> Block:
     """Applies `num_ops` operations to each image, each drawn uniformly and applied with `probability`.
 
     The magnitude of each application is normal(magnitude, std), clipped to 0..10. `draw(stream)` gives one uniform

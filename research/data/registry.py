@@ -1,4 +1,5 @@
-"""The named data sets. Each registers itself in its own file; all files of this package are imported when a name is first asked for."""
+"""The named data sets. Each registers itself in its own file; all files of this package are imported when a name is
+first asked for."""
 
 import difflib
 from collections.abc import Callable
@@ -16,10 +17,12 @@ class DataSet:
     """One named data set, or many of which a name tells which: "tfds:" stands for every name that begins so.
 
     Attributes:
-      examples: what an example is: "image" (with a label), "density" (an image with a map), "tokens", "pairs" (of texts) or "vectors".
-      loader: called with what follows the colon and with options as keywords, whose annotations type them; `data_dir` and `seed` where it takes them.
-      ready: whether it gives the splits "train", "validation" and "test" by name; otherwise (train, test) or (train, validation, test), and
-        validation examples are taken from the training data where there are none.
+      examples: what an example is: "image" (with a label), "density" (an image with a map), "tokens", "pairs" (of
+        texts) or "vectors".
+      loader: called with what follows the colon and with options as keywords, whose annotations type them; `data_dir`
+        and `seed` where it takes them.
+      ready: whether it gives the splits "train", "validation" and "test" by name; otherwise (train, test) or (train,
+        validation, test), and validation examples are taken from the training data where there are none.
     """
 
     name: str
@@ -60,4 +63,6 @@ def find(name: str) -> tuple[DataSet, tuple[str, ...]]:
     valid = sorted(key + "NAME" if key.endswith(":") else key for key in _SETS)
     near = difflib.get_close_matches(name, valid, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise UserError(f"Unknown data set {name!r}.{hint} Valid: {', '.join(valid)} (tfds: TFDS data sets in array_record form).")
+    raise UserError(
+        f"Unknown data set {name!r}.{hint} Valid: {', '.join(valid)} (tfds: TFDS data sets in array_record form)."
+    )

@@ -29,11 +29,13 @@ class AnySource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+    ) -> dict[str, np.ndarray]:
         """The block of the examples at `indices`: name -> array whose first axis is the example's.
 
-        `epochs` says which pass over the data each example belongs to; a source may vary with it (windows of a text that
-        start elsewhere in each pass), as a pure function. None: for evaluation.
+        `epochs` says which pass over the data each example belongs to; a source may vary with it (windows of a text
+        that start elsewhere in each pass), as a pure function. None: for evaluation.
         """
         ...
 
@@ -55,7 +57,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+    ) -> dict[str, np.ndarray]:
         """The block `{"image": [B, H, W, C], "label": [B]}` of the examples at `indices`."""
         ...
 
@@ -85,7 +89,9 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+    ) -> dict[str, np.ndarray]:
         return {"image": self.images[indices], "label": self.labels[indices]}
 
     def subset(self, indices: Int[np.ndarray, " M"], name: str) -> "ArraySource":
@@ -104,7 +110,8 @@ def keyed_permutation(size: int, *key: int) -> Int[np.ndarray, " size"]:
 def arrays_to_sources(
     name: str, train: tuple, test: tuple, num_classes: int | None, splits: tuple[str, str] = ("train", "test")
 ) -> tuple[ArraySource, ArraySource]:
-    """Checks two pairs (images, labels) and makes sources of them, called `splits`; `num_classes` defaults to the largest label + 1."""
+    """Checks two pairs (images, labels) and makes sources of them, called `splits`; `num_classes` defaults to the
+    largest label + 1."""
     pairs = {split: _checked_pair(f"{name}/{split}", *pair) for split, pair in zip(splits, (train, test), strict=True)}
     largest = max(int(labels.max(initial=-1)) for _, labels in pairs.values())
     num_classes = largest + 1 if num_classes is None else num_classes
@@ -112,7 +119,9 @@ def arrays_to_sources(
         raise UserError(f"{name}: a label is {largest}, but num_classes={num_classes} allows 0..{num_classes - 1}.")
     shapes = [pair[0].shape[1:] for pair in pairs.values()]
     if shapes[0] != shapes[1]:
-        raise UserError(f"{name}: {splits[0]} images are {shapes[0]} but {splits[1]} images are {shapes[1]}; make them equal.")
+        raise UserError(
+            f"{name}: {splits[0]} images are {shapes[0]} but {splits[1]} images are {shapes[1]}; make them equal."
+        )
     train_source, test_source = (ArraySource(f"{name}/{s}", *pair, num_classes) for s, pair in pairs.items())
     return train_source, test_source
 
@@ -122,11 +131,17 @@ def _checked_pair(name: str, images: np.ndarray, labels: np.ndarray) -> tuple[np
     images = images[..., None] if images.ndim == 3 else images
     images = images.astype(np.float32) if images.dtype.kind == "f" else images
     if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
-        raise UserError(f"{name}: images are {images.dtype}{list(images.shape)}; wanted uint8 or float [N, H, W] or [N, H, W, C].")
+        raise UserError(
+            f"{name}: images are {images.dtype}{list(images.shape)}; wanted uint8 or float [N, H, W] or [N, H, W, C]."
+        )
     if images.dtype == np.float32 and not np.isfinite(images).all():
-        raise UserError(f"{name}: image {int(np.argmin(np.isfinite(images).all((1, 2, 3))))} holds a number that is not finite.")
+        raise UserError(
+            f"{name}: image {int(np.argmin(np.isfinite(images).all((1, 2, 3))))} holds a number that is not finite."
+        )
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
-        raise UserError(f"{name}: labels are {labels.dtype}{list(labels.shape)}; wanted integers, one for each of {len(images)} images.")
+        raise UserError(
+            f"{name}: labels are {labels.dtype}{list(labels.shape)}; wanted integers, one for each of {len(images)} images."
+        )
     if len(labels) and labels.min() < 0:
         raise UserError(f"{name}: a label is {labels.min()}; labels count from 0.")
     return images, labels.astype(np.int32)

@@ -25,11 +25,11 @@ def load_splits(
     """The splits 'train', 'validation' and 'test' of a named data set.
 
     Args:
-      name: one of those that are registered, e.g. `digits`, `fashion_mnist`, `arrays`, `tfds:NAME` (images); `text`, `token_file`,
-        `probe:KIND` (tokens); `in_context:TASK` (vectors); `stdlib_pairs`, `text_pairs` (pairs of texts).
+      name: one of those that are registered, e.g. `digits`, `fashion_mnist`, `arrays`, `tfds:NAME` (images); `text`,
+        `token_file`, `probe:KIND` (tokens); `in_context:TASK` (vectors); `stdlib_pairs`, `text_pairs` (pairs of texts).
       data_dir: where the files lie, for the data sets that are read from files.
-      validation_fraction: of images, the part of the training data held out for validation, stratified by class; 0 for none.
-        The other data sets have splits of their own, as have `arrays` that hold validation examples.
+      validation_fraction: of images, the part of the training data held out for validation, stratified by class; 0 for
+        none. The other data sets have splits of their own, as have `arrays` that hold validation examples.
       seed: keys the choice of the validation examples. The test split does not depend on it.
       **options: options of that data set; an unknown one is an error that lists the valid ones.
 
@@ -37,13 +37,17 @@ def load_splits(
       UserError: unknown name or option, missing or damaged files, or a fraction outside [0, 1), or a seed out of range.
     """
     if not 0 <= validation_fraction < 1:
-        raise UserError(f"validation_fraction={validation_fraction} is not in [0, 1): give the part of the training data to hold out.")
+        raise UserError(
+            f"validation_fraction={validation_fraction} is not in [0, 1): give the part of the training data to hold out."
+        )
     found, positional = find(name)
     loader = found.loader
     options = _typed_options(name, loader, options)
     seeds.check(seed, "data.options.seed")
     takes = inspect.signature(loader).parameters
-    place = {key: value for key, value in {"data_dir": data_dir, "seed": seed}.items() if key in takes and key not in options}
+    place = {
+        key: value for key, value in {"data_dir": data_dir, "seed": seed}.items() if key in takes and key not in options
+    }
     if found.ready:
         return loader(*positional, **place, **options)
     train, *own, test = loader(*positional, **place, **options)
@@ -52,7 +56,9 @@ def load_splits(
     held_out = round(validation_fraction * len(train))
     kept, held = stratified_split(train.labels, held_out, seed)
     if len(kept) == 0:
-        raise UserError(f"{name}: no training example is left of {len(train)} with validation_fraction={validation_fraction}; lower it.")
+        raise UserError(
+            f"{name}: no training example is left of {len(train)} with validation_fraction={validation_fraction}; lower it."
+        )
     return {
         "train": train.subset(kept, f"{name}/train"),
         "validation": train.subset(held, f"{name}/validation"),
@@ -61,7 +67,8 @@ def load_splits(
 
 
 def kind_of_examples(name: str) -> str:
-    """Returns what the examples of a named data set are, without reading any: image, density (images with maps), tokens, pairs or vectors.
+    """Returns what the examples of a named data set are, without reading any: image, density (images with maps),
+    tokens, pairs or vectors.
 
     Raises:
       UserError: an unknown name.

@@ -1,4 +1,5 @@
-"""Which part of a corpus is training, validation and test: by place within one text, by the name of a file in a folder."""
+"""Which part of a corpus is training, validation and test: by place within one text, by the name of a file in a
+folder."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ def split_bounds(split: str | Sequence[float]) -> tuple[float, float]:
     try:
         train, validation = map(float, split.split(",") if isinstance(split, str) else split)
     except (ValueError, TypeError) as error:
-        raise UserError(f"split={split!r} is not two numbers, the parts of training and validation: 0.9,0.05.") from error
+        raise UserError(
+            f"split={split!r} is not two numbers, the parts of training and validation: 0.9,0.05."
+        ) from error
     # Sums of decimals such as 0.7 + 0.2 + 0.1 miss 1 by a rounding.
     end = round(train + validation, 9)
     if not (0 < train <= 1 and validation >= 0 and end <= 1):
@@ -41,7 +44,8 @@ def contiguous_split(whole: _Sliced, split: str | Sequence[float]) -> dict[str, 
 
 
 def path_split(relative_path: str, split: str | Sequence[float]) -> str:
-    """The split that a file belongs to by a hash of its relative path: the same on every machine, whatever lies beside it."""
+    """The split that a file belongs to by a hash of its relative path: the same on every machine, whatever lies beside
+    it."""
     place = path_digest(relative_path) / 2.0**256
     return SPLITS[sum(place >= bound for bound in split_bounds(split))]
 
@@ -51,7 +55,9 @@ def path_digest(relative_path: str) -> int:
     return int.from_bytes(hashlib.sha256(relative_path.encode("utf-8", "surrogateescape")).digest(), "big")
 
 
-def stratified_split(labels: Int[np.ndarray, " N"], count: int, seed: int) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " M"]]:
+def stratified_split(
+    labels: Int[np.ndarray, " N"], count: int, seed: int
+) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " M"]]:
     """Splits `range(N)` into (kept, held out), both ascending, with `count` held out in proportion to the classes.
 
     Class c gives `count * N_c / N` examples rounded down; what is missing comes one each from the classes with the

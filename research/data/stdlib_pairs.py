@@ -1,7 +1,7 @@
 """Docstrings and the code that they describe, of Python's own standard library: real pairs that every machine has.
 
-A pair is the docstring of a function and its body without the docstring; neither the function's name nor its signature is in it.
-The module decides the domain. As in `stdlib_text`, figures move a little with the version of Python.
+A pair is the docstring of a function and its body without the docstring; neither the function's name nor its signature
+is in it. The module decides the domain. As in `stdlib_text`, figures move a little with the version of Python.
 """
 
 import ast
@@ -41,8 +41,9 @@ DOMAINS: dict[str, str] = {
 def load_stdlib_pairs(*, length: int = 64, vocab_size: int = 8192) -> dict[str, PairSource]:
     """(docstring, body) of the functions of the standard library, of five domains.
 
-    A hash of the file and the outermost class or function around it decides the split of a function, about 75 %, 10 % and
-    15 %: the methods of a class stay together. Docstrings that occur again and texts of fewer than four words are left out.
+    A hash of the file and the outermost class or function around it decides the split of a function, about 75 %, 10 %
+    and 15 %: the methods of a class stay together. Docstrings that occur again and texts of fewer than four words are
+    left out.
 
     Args:
       length: tokens of a text; longer ones are cut.
@@ -71,7 +72,8 @@ def load_stdlib_pairs(*, length: int = 64, vocab_size: int = 8192) -> dict[str, 
 
 
 def functions(data: bytes) -> Iterator[tuple[str, str, str]]:
-    """Yields (outermost name around it, docstring, the lines after it) of the functions of a file, if Python can read it."""
+    """Yields (outermost name around it, docstring, the lines after it) of the functions of a file, if Python can read
+    it."""
     try:
         tree = ast.parse(data)
     except (SyntaxError, ValueError):
@@ -80,4 +82,8 @@ def functions(data: bytes) -> Iterator[tuple[str, str, str]]:
     for root in tree.body:
         for node in ast.walk(root):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (doc := ast.get_docstring(node)):
-                yield getattr(root, "name", ""), doc, textwrap.dedent("\n".join(lines[node.body[0].end_lineno : node.end_lineno]))
+                yield (
+                    getattr(root, "name", ""),
+                    doc,
+                    textwrap.dedent("\n".join(lines[node.body[0].end_lineno : node.end_lineno])),
+                )

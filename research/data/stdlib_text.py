@@ -26,15 +26,27 @@ def manifest() -> dict[str, Any]:
     """Which files there are: plain data.
 
     Returns:
-      `{"python": version, "digest": SHA-256 over all entries, "bytes": sum, "files": [{"path", "bytes", "sha256", "split"}]}`,
-      sorted by relative path.
+      `{"python": version, "digest": SHA-256 over all entries, "bytes": sum, "files": [{"path", "bytes", "sha256",
+      "split"}]}`, sorted by relative path.
     """
     files = []
     for path, data in read_files().items():
-        files.append({"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "split": path_split(path, _SPLIT)})
+        files.append(
+            {
+                "path": path,
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "split": path_split(path, _SPLIT),
+            }
+        )
     lines = "".join(f"{file['sha256']}  {file['path']}\n" for file in files)
     digest = hashlib.sha256(lines.encode()).hexdigest()
-    return {"python": platform.python_version(), "digest": digest, "bytes": sum(file["bytes"] for file in files), "files": files}
+    return {
+        "python": platform.python_version(),
+        "digest": digest,
+        "bytes": sum(file["bytes"] for file in files),
+        "files": files,
+    }
 
 
 @register("stdlib_text", "tokens")
@@ -48,8 +60,8 @@ def load_stdlib_text(
 ) -> dict[str, TokenSource]:
     """The `.py` files of the standard library as documents, in the order of their relative paths.
 
-    Without tests, packages of others and files that are not UTF-8. A hash of the relative path alone decides the split of
-    a file, about 90 %, 5 % and 5 %.
+    Without tests, packages of others and files that are not UTF-8. A hash of the relative path alone decides the split
+    of a file, about 90 %, 5 % and 5 %.
 
     Args:
       length: tokens of an example.
@@ -72,7 +84,9 @@ def load_stdlib_text(
         shares = dict(zip(SPLITS, (first, second - first, 1 - second), strict=True))
         splits = {split: _first_bytes(files, round(shares[split] * max_bytes)) for split, files in splits.items()}
     texts = {split: [data.decode(errors="ignore") for data in files.values()] for split, files in splits.items()}
-    return text_sources("stdlib_text", texts, length=length, tokenizer=tokenizer, documents=True, shift=shift, seed=seed)
+    return text_sources(
+        "stdlib_text", texts, length=length, tokenizer=tokenizer, documents=True, shift=shift, seed=seed
+    )
 
 
 def read_files() -> dict[str, bytes]:

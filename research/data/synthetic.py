@@ -18,7 +18,9 @@ def load_synthetic(
 ) -> tuple[ArraySource, ArraySource]:
     """Class-dependent random patterns under noise; a function of the options alone."""
     sizes = (image_size, channels, num_classes, examples, test_examples)
-    for option, value in zip(("image_size", "channels", "num_classes", "examples", "test_examples"), sizes, strict=True):
+    for option, value in zip(
+        ("image_size", "channels", "num_classes", "examples", "test_examples"), sizes, strict=True
+    ):
         if value < 1:
             raise UserError(f"synthetic: {option}={value} must be at least 1.")
     shape = (image_size, image_size, channels)

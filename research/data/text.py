@@ -58,7 +58,13 @@ def text_sources(
         starts = np.cumsum([len(piece) for piece in pieces[:-1]], dtype=np.int64)
         moved = shift and split == "train"
         sources[split] = TokenSource(
-            f"{name}/{split}", np.concatenate(pieces), length, made, starts if documents else None, shift=moved, seed=seed
+            f"{name}/{split}",
+            np.concatenate(pieces),
+            length,
+            made,
+            starts if documents else None,
+            shift=moved,
+            seed=seed,
         )
     check_trainable(sources["train"])
     return sources
@@ -83,14 +89,16 @@ def load_text(
       length: tokens of an example.
       tokenizer: 'bytes' or 'chars'.
       pattern: which files of a folder: shell patterns of their names, such as '*.txt,*.md'; '' for all.
-      encoding: of the files; one that is not in it is an error. A byte order mark is no part of a text, line ends stay as they are.
+      encoding: of the files; one that is not in it is an error. A byte order mark is no part of a text, line ends stay
+        as they are.
       split: the parts of training and validation; the rest is test. A single file is cut at characters, in this order;
         each file of a folder belongs to one split, by a hash of its relative path.
       shift: whether the training windows differ between epochs, see `TokenSource`.
       seed: keys these shifts.
 
     Raises:
-      UserError: no such file, files that are not text in this encoding, no text, or no file of the folder belongs to training, or to a validation that is to be there.
+      UserError: no such file, files that are not text in this encoding, no text, or no file of the folder belongs to
+        training, or to a validation that is to be there.
     """
     if data_dir is None:
         raise UserError("Data set 'text' needs data_dir: a text file, or a folder of text files.")
@@ -108,12 +116,16 @@ def load_text(
     for relative, text in read.items():
         texts[path_split(relative, split)].append(text)
     if not any(map(any, texts.values())):
-        raise UserError(f"{path} holds no text: none of its files{f' that match {pattern}' if pattern else ''} has any.")
+        raise UserError(
+            f"{path} holds no text: none of its files{f' that match {pattern}' if pattern else ''} has any."
+        )
     first, second = split_bounds(split)
     for name, wanted in (("train", True), ("validation", first < second)):
         if wanted and not any(texts[name]):
             count = sum(map(len, texts.values()))
-            raise UserError(f"{path}: none of its {count} files falls into {name} with split={split}; give it a larger part, or one file.")
+            raise UserError(
+                f"{path}: none of its {count} files falls into {name} with split={split}; give it a larger part, or one file."
+            )
     return text_sources(f"text:{path.name}", texts, documents=True, **options)
 
 
@@ -128,16 +140,18 @@ def load_tiny_shakespeare(
 ) -> dict[str, TokenSource]:
     """Tiny Shakespeare (Karpathy 2015): 1,115,394 characters, 65 different ones, split as nanoGPT does.
 
-    The first int(0.9 N) characters are training, the others validation; test is empty. The file `tinyshakespeare.txt` or
-    `input.txt` or the TFDS set `tiny_shakespeare` is looked for in `data_dir` (which may be the file itself), and without one
-    in `data/`, in $NESTAX_DATA and among the prepared TFDS sets; options as in `load_text`.
+    The first int(0.9 N) characters are training, the others validation; test is empty. The file `tinyshakespeare.txt`
+    or `input.txt` or the TFDS set `tiny_shakespeare` is looked for in `data_dir` (which may be the file itself), and
+    without one in `data/`, in $NESTAX_DATA and among the prepared TFDS sets; options as in `load_text`.
 
     Raises:
       UserError: no such file, or another text than the one of this SHA-256.
     """
     text = _find_shakespeare(data_dir)
     texts = {name: [part] for name, part in contiguous_split(text, (0.9, 0.1)).items()}
-    return text_sources("tiny_shakespeare", texts, length=length, tokenizer=tokenizer, documents=False, shift=shift, seed=seed)
+    return text_sources(
+        "tiny_shakespeare", texts, length=length, tokenizer=tokenizer, documents=False, shift=shift, seed=seed
+    )
 
 
 @register("tfds_text:", "tokens")
@@ -162,8 +176,8 @@ def load_tfds_text(
       length, tokenizer, shift, seed: as in `load_text`.
       text_key: the feature that holds the text.
       train_split, validation_split, test_split: TFDS splits, slices such as 'train[:90%]' included. Those not given are
-        'train', 'validation' and 'test'; without a 'validation' the last 5 % of 'train' are held out, without a 'test' it
-        is empty.
+        'train', 'validation' and 'test'; without a 'validation' the last 5 % of 'train' are held out, without a 'test'
+        it is empty.
 
     Raises:
       UserError: not prepared, no such split or feature.
@@ -171,7 +185,9 @@ def load_tfds_text(
     builder = tfds_source.open_builder(name, data_dir)
     known = list(builder.info.splits)
     if text_key not in builder.info.features:
-        raise UserError(f"tfds:{name} has no feature {text_key!r}; set text_key to one of {', '.join(builder.info.features)}.")
+        raise UserError(
+            f"tfds:{name} has no feature {text_key!r}; set text_key to one of {', '.join(builder.info.features)}."
+        )
     if validation_split is None and "validation" not in known and train_split is None:
         train_split, validation_split = "train[:95%]", "train[95%:]"
     chosen = {"train": train_split or "train", "validation": validation_split or "validation", "test": test_split}
@@ -183,8 +199,12 @@ def load_tfds_text(
             continue
         if tfds_split.split("[")[0] not in known:
             raise UserError(f"tfds:{name} has no split {tfds_split!r}; set {part}_split. Valid: {', '.join(known)}.")
-        texts[part] = _decoded(f"tfds:{name}/{tfds_split}", tfds_source.read_records(builder, name, tfds_split), text_key)
-    return text_sources(f"tfds_text:{name}", texts, length=length, tokenizer=tokenizer, documents=True, shift=shift, seed=seed)
+        texts[part] = _decoded(
+            f"tfds:{name}/{tfds_split}", tfds_source.read_records(builder, name, tfds_split), text_key
+        )
+    return text_sources(
+        f"tfds_text:{name}", texts, length=length, tokenizer=tokenizer, documents=True, shift=shift, seed=seed
+    )
 
 
 def _find_shakespeare(data_dir: str | os.PathLike | None) -> str:
@@ -200,7 +220,10 @@ def _find_shakespeare(data_dir: str | os.PathLike | None) -> str:
         if (folder / "tiny_shakespeare").is_dir():
             builder = tfds_source.open_builder("tiny_shakespeare", str(folder))
             # TFDS cuts the same text into 90 %, 5 % and 5 %, one example each.
-            parts = [_decoded(f"tiny_shakespeare/{s}", tfds_source.read_records(builder, "tiny_shakespeare", s), "text") for s in SPLITS]
+            parts = [
+                _decoded(f"tiny_shakespeare/{s}", tfds_source.read_records(builder, "tiny_shakespeare", s), "text")
+                for s in SPLITS
+            ]
             text = "".join(text for part in parts for text in part)
             return _checked_shakespeare(str(folder / "tiny_shakespeare"), text)
     raise UserError(
@@ -225,12 +248,16 @@ def _decoded(name: str, examples: Iterable[Mapping[str, object]], key: str) -> l
     for number, example in enumerate(examples):
         value = example[key]
         if not isinstance(value, bytes | str):
-            raise UserError(f"{name} holds {type(value).__name__} where text is wanted; set text_key to the feature that holds the text.")
+            raise UserError(
+                f"{name} holds {type(value).__name__} where text is wanted; set text_key to the feature that holds the text."
+            )
         try:
             texts.append(value if isinstance(value, str) else decode_text(value))
         except UserError as error:
             bad.append(f"example {number} ({error})")
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise UserError(f"{name}: {len(bad)} of {len(texts) + len(bad)} texts are damaged: {', '.join(bad[:3])}{more}; prepare it anew")
+        raise UserError(
+            f"{name}: {len(bad)} of {len(texts) + len(bad)} texts are damaged: {', '.join(bad[:3])}{more}; prepare it anew"
+        )
     return texts

@@ -1,7 +1,8 @@
-"""Texts of a user's own as files: what cannot be read is named with its place, what is left out is said, and nothing else is lost.
+"""Texts of a user's own as files: what cannot be read is named with its place, what is left out is said, and nothing
+else is lost.
 
-A text keeps its line ends as they are; a byte order mark at its start is no part of it. A NUL is no text: a file that holds one is
-binary, or in an encoding of two bytes.
+A text keeps its line ends as they are; a byte order mark at its start is no part of it. A NUL is no text: a file that
+holds one is binary, or in an encoding of two bytes.
 """
 
 import codecs
@@ -26,7 +27,9 @@ def check_encoding(name: str) -> None:
     except (LookupError, ValueError):
         known = False
     if not known:
-        raise UserError(f"encoding={printable(name)} is not known; valid: utf-8, utf-16, latin-1, cp1252 and others of Python's codecs")
+        raise UserError(
+            f"encoding={printable(name)} is not known; valid: utf-8, utf-16, latin-1, cp1252 and others of Python's codecs"
+        )
 
 
 def decode_text(data: bytes, encoding: str = "utf-8") -> str:
@@ -54,7 +57,9 @@ def read_file(path: pathlib.Path, encoding: str = "utf-8", remedy: str = REMEDY)
     return text
 
 
-def read_files(paths: Iterable[pathlib.Path], folder: pathlib.Path, encoding: str = "utf-8", remedy: str = REMEDY) -> list[str]:
+def read_files(
+    paths: Iterable[pathlib.Path], folder: pathlib.Path, encoding: str = "utf-8", remedy: str = REMEDY
+) -> list[str]:
     """Returns the texts of files, read in their order.
 
     Args:
@@ -63,17 +68,22 @@ def read_files(paths: Iterable[pathlib.Path], folder: pathlib.Path, encoding: st
       remedy: what the user can do, for messages.
 
     Raises:
-      UserError: names the files that cannot be read, up to three, and their number; or together they are too large for memory.
+      UserError: names the files that cannot be read, up to three, and their number; or together they are too large for
+        memory.
     """
     check_encoding(encoding)
     texts, bad, paths = [], [], list(paths)
     size = sum(path.stat().st_size for path in paths if path.is_file())
     if size > LARGEST_CORPUS:
-        raise UserError(f"{folder}: {size:,} bytes of text, more than {LARGEST_CORPUS:,}; write token files (data set token_file) instead")
+        raise UserError(
+            f"{folder}: {size:,} bytes of text, more than {LARGEST_CORPUS:,}; write token files (data set token_file) instead"
+        )
     for path in paths:
         try:
             if not path.is_file():  # reading a pipe or a device may never end
-                raise UserError("not a regular file" if path.exists() else "a broken link" if path.is_symlink() else "missing")
+                raise UserError(
+                    "not a regular file" if path.exists() else "a broken link" if path.is_symlink() else "missing"
+                )
             texts.append(decode_text(path.read_bytes(), encoding))
         except OSError as error:
             bad.append(f"{_named(path, folder)} ({error.strerror})")
@@ -82,7 +92,9 @@ def read_files(paths: Iterable[pathlib.Path], folder: pathlib.Path, encoding: st
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         count = f"{len(bad)} of {len(paths)} files" if len(paths) > 1 else "a file"
-        raise UserError(f"{folder}: {count} cannot be read as {encoding.upper()} text: {', '.join(bad[:3])}{more};\n{remedy}")
+        raise UserError(
+            f"{folder}: {count} cannot be read as {encoding.upper()} text: {', '.join(bad[:3])}{more};\n{remedy}"
+        )
     return texts
 
 
@@ -111,7 +123,11 @@ def list_files(folder: pathlib.Path, pattern: str = "") -> list[str]:
             hidden.extend(name for name in (*folders, *names) if name.startswith("."))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             linked.extend(pathlib.Path(place, name) for name in folders if os.path.islink(os.path.join(place, name)))
-            chosen = [name for name in names if not name.startswith(".") and any(fnmatch.fnmatch(name, part) for part in patterns)]
+            chosen = [
+                name
+                for name in names
+                if not name.startswith(".") and any(fnmatch.fnmatch(name, part) for part in patterns)
+            ]
             found.extend(pathlib.Path(place, name).relative_to(folder).as_posix() for name in chosen)
 
     walk(folder)

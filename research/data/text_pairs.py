@@ -1,7 +1,7 @@
 """Pairs of texts that belong together, from several domains: what sentence encoders are trained on.
 
-Texts are cut into the words of prose and of code alike, `readBlock_2` into read, block and 2, and each word is a token by its
-hash, so no vocabulary is fitted or stored. Every text begins with a place for the token of its domain.
+Texts are cut into the words of prose and of code alike, `readBlock_2` into read, block and 2, and each word is a token
+by its hash, so no vocabulary is fitted or stored. Every text begins with a place for the token of its domain.
 """
 
 import dataclasses
@@ -41,9 +41,11 @@ def words(text: str) -> list[str]:
 
 
 def hashed(text: str, vocab_size: int, length: int) -> Int[np.ndarray, " n"]:
-    """Returns the tokens of a text: 0, the place of the domain's token, then 1 + CRC-32 of each word modulo (vocab_size - 1)
-    (feature hashing, Weinberger et al. 2009, arXiv 0902.2206); at most `length` in all."""
-    return np.array([0, *(1 + zlib.crc32(word.encode()) % (vocab_size - 1) for word in words(text)[: length - 1])], np.int32)
+    """Returns the tokens of a text: 0, the place of the domain's token, then 1 + CRC-32 of each word modulo (vocab_size
+    - 1) (feature hashing, Weinberger et al. 2009, arXiv 0902.2206); at most `length` in all."""
+    return np.array(
+        [0, *(1 + zlib.crc32(word.encode()) % (vocab_size - 1) for word in words(text)[: length - 1])], np.int32
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +82,17 @@ class PairSource:
         row = hashed(text, self.vocab_size, self.tokens.shape[2])
         return np.pad(row, (0, self.tokens.shape[2] - len(row))), len(row)
 
-    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+    ) -> dict[str, np.ndarray]:
         return {"pairs": self.tokens[indices], "lengths": self.lengths[indices], "domain": self.domain[indices]}
 
 
 def pair_sources(
     name: str, pairs: Mapping[str, Sequence[Pair]], domains: Sequence[str], *, length: int, vocab_size: int
 ) -> dict[str, PairSource]:
-    """Returns the sources of the splits, each in an order of chance (one for all time), so that any batch mixes the domains.
+    """Returns the sources of the splits, each in an order of chance (one for all time), so that any batch mixes the
+    domains.
 
     Raises:
       UserError: sizes that cannot be, a domain that is not among `domains`, or no pair to train on.
@@ -114,8 +119,11 @@ def pair_sources(
 
 
 @register("text_pairs", "pairs")
-def load_text_pairs(*, data_dir: str | os.PathLike | None = None, length: int = 64, vocab_size: int = 8192) -> dict[str, PairSource]:
-    """The files train.jsonl, validation.jsonl and test.jsonl of a folder: one {"a": TEXT, "b": TEXT, "domain": NAME} a line.
+def load_text_pairs(
+    *, data_dir: str | os.PathLike | None = None, length: int = 64, vocab_size: int = 8192
+) -> dict[str, PairSource]:
+    """The files train.jsonl, validation.jsonl and test.jsonl of a folder: one {"a": TEXT, "b": TEXT, "domain": NAME} a
+    line.
 
     The domains are those of the training file, sorted; a missing file is an empty split.
 
@@ -128,7 +136,9 @@ def load_text_pairs(*, data_dir: str | os.PathLike | None = None, length: int = 
       UserError: no such folder, a line that is no pair, or a domain that is not in the training file.
     """
     if data_dir is None:
-        raise UserError("Data set 'text_pairs' needs data_dir: a folder with train.jsonl, validation.jsonl and test.jsonl.")
+        raise UserError(
+            "Data set 'text_pairs' needs data_dir: a folder with train.jsonl, validation.jsonl and test.jsonl."
+        )
     folder = user_path(data_dir)
     if not os.path.lexists(folder / "train.jsonl"):
         raise UserError(f"There is no {folder / 'train.jsonl'}.")
@@ -166,5 +176,7 @@ def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
             rows.append(row | {"line": number})
     if bad:
         (number, line), more = bad[0], f"; so are {len(bad) - 1} more lines" if len(bad) > 1 else ""
-        raise UserError(f'{path}, line {number} is not {{"a": TEXT, "b": TEXT, "domain": NAME}}: {printable(line, 60)}{more}')
+        raise UserError(
+            f'{path}, line {number} is not {{"a": TEXT, "b": TEXT, "domain": NAME}}: {printable(line, 60)}{more}'
+        )
     return rows

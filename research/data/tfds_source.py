@@ -36,7 +36,8 @@ class TfdsSource:
     """Examples of one TFDS split, decoded when they are gathered.
 
     Attributes:
-      records: the split as `tfds.data_source`, whose examples are dictionaries with encoded images (`research.data.images`).
+      records: the split as `tfds.data_source`, whose examples are dictionaries with encoded images
+        (`research.data.images`).
       indices: which of the records this source holds, in its own order.
       image_size: images whose sides differ from it are resized by the shorter side and cropped at the centre; 0
         leaves them as they are.
@@ -55,21 +56,32 @@ class TfdsSource:
 
     @property
     def digest(self) -> str:
-        return digests.of_arrays(np.frombuffer(digests.of_files(self.files).encode(), np.uint8), self.indices, self.labels)
+        return digests.of_arrays(
+            np.frombuffer(digests.of_files(self.files).encode(), np.uint8), self.indices, self.labels
+        )
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+    ) -> dict[str, np.ndarray]:
         numbers = self.indices[indices].tolist()
-        images = [self.decoded(number, example) for number, example in zip(numbers, self.records.__getitems__(numbers), strict=True)]
-        return {"image": np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8), "label": self.labels[indices]}
+        images = [
+            self.decoded(number, example)
+            for number, example in zip(numbers, self.records.__getitems__(numbers), strict=True)
+        ]
+        return {
+            "image": np.stack(images) if images else np.empty((0, *self.image_shape), np.uint8),
+            "label": self.labels[indices],
+        }
 
     def subset(self, indices: Int[np.ndarray, " M"], name: str) -> "TfdsSource":
         return dataclasses.replace(self, name=name, indices=self.indices[indices], labels=self.labels[indices])
 
     def decoded(self, number: int, example: Mapping[str, Any]) -> UInt8[np.ndarray, "H W C"]:
-        """The image of an example, of the shape of all. Raises UserError with the example's number, and its file's name if it has one."""
+        """The image of an example, of the shape of all. Raises UserError with the example's number, and its file's name
+        if it has one."""
         try:
             image = self._sized(decode_image(example[self.image_key], self.image_shape[2]))
             if image.shape != self.image_shape:
@@ -105,7 +117,9 @@ def open_builder(name: str, data_dir: str | None):
     except Exception as error:
         if any(folder.joinpath(name.split(":")[0]).rglob("dataset_info.json")):
             told = printable(" ".join(str(error).split()), 160)
-            raise UserError(f"tfds:{name}: its description under {folder} cannot be read ({told}); prepare it anew") from error
+            raise UserError(
+                f"tfds:{name}: its description under {folder} cannot be read ({told}); prepare it anew"
+            ) from error
         raise UserError(
             f"tfds:{name} is not prepared under {folder}. Run: python -m launch.prepare --dataset=tfds:{name} "
             f"--data_dir={folder}, or set data_dir to where it lies."
@@ -120,7 +134,8 @@ def open_builder(name: str, data_dir: str | None):
 
 
 def _check_files(builder: Any, name: str) -> None:
-    """Raises UserError when a split, by the description that came with the data, names files outside of the data set's folder."""
+    """Raises UserError when a split, by the description that came with the data, names files outside of the data set's
+    folder."""
     folder = pathlib.Path(builder.data_dir).resolve()
     for split, info in builder.info.splits.items():
         try:
@@ -131,7 +146,9 @@ def _check_files(builder: Any, name: str) -> None:
             ) from error
         outside = [file for file in files if folder not in file.parents]
         if outside:
-            raise UserError(f"tfds:{name}: split {split!r} names files outside of {folder}; its dataset_info.json is not to be trusted")
+            raise UserError(
+                f"tfds:{name}: split {split!r} names files outside of {folder}; its dataset_info.json is not to be trusted"
+            )
 
 
 @register("tfds:", "image", ready=False)
@@ -180,14 +197,18 @@ def _open_split(builder, name: str, split: str, image_size: int) -> TfdsSource:
     image_key, label_key = keys[:2]
     image, label = features[image_key], features[label_key]
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
-        raise UserError(f"tfds:{name} pairs {type(image).__name__} with {type(label).__name__}; only Image with ClassLabel can be read.")
+        raise UserError(
+            f"tfds:{name} pairs {type(image).__name__} with {type(label).__name__}; only Image with ClassLabel can be read."
+        )
     height, width, channels = image.shape
     if not image_size and None in (height, width):
         raise UserError(f"The images of tfds:{name} differ in size; set image_size, for example image_size=256.")
     shape = (image_size or height, image_size or width, channels)
     if image.np_dtype not in (np.uint8, np.uint16) or channels not in MODES:
         valid = ", ".join(map(str, MODES))
-        raise UserError(f"The images of tfds:{name} are {np.dtype(image.np_dtype).name} of {channels} channels; valid: uint8 of {valid}.")
+        raise UserError(
+            f"The images of tfds:{name} are {np.dtype(image.np_dtype).name} of {channels} channels; valid: uint8 of {valid}."
+        )
     with _reading(f"tfds:{name}/{split}"):
         undecoded = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
     labels, bad = [], []
@@ -285,8 +306,13 @@ def write_idx_as_tfds(name: str, folder: pathlib.Path, data_dir: str | None) -> 
         return file
 
     def info(self):
-        features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(num_classes=num_classes)}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label"))
+        features = {
+            "image": tfds.features.Image(shape=shape),
+            "label": tfds.features.ClassLabel(num_classes=num_classes),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+        )
 
     def examples(self, split: str):
         for number, (image, label) in enumerate(zip(*arrays[split], strict=True)):

@@ -28,7 +28,9 @@ def write_token_file(path: str | os.PathLike, tokens: Int[np.ndarray, " N"], dty
     path, kind, tokens = pathlib.Path(path), _dtype(dtype), np.asarray(tokens)
     _check_suffix(path)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not len(tokens):
-        raise UserError(f"{path}: tokens are {tokens.dtype}{list(tokens.shape)}; wanted integers in one dimension, at least one.")
+        raise UserError(
+            f"{path}: tokens are {tokens.dtype}{list(tokens.shape)}; wanted integers in one dimension, at least one."
+        )
     _check_range(path, tokens, int(np.iinfo(kind).max) + 1, f"what {dtype} holds")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -57,11 +59,15 @@ def read_token_file(path: str | os.PathLike, vocab_size: int, dtype: str = "uint
     try:
         tokens = np.lib.format.open_memmap(path, "r") if path.suffix == ".npy" else _map_raw(path, _dtype(dtype))
     except (ValueError, EOFError, OverflowError, SyntaxError) as error:
-        raise UserError(f"{path} is not a whole .npy file of numbers: {printable(str(error).splitlines()[0], 160)}") from error
+        raise UserError(
+            f"{path} is not a whole .npy file of numbers: {printable(str(error).splitlines()[0], 160)}"
+        ) from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     if tokens.ndim != 1 or tokens.dtype not in TOKEN_DTYPES:
-        raise UserError(f"{path} holds {tokens.dtype}{list(tokens.shape)}; wanted one dimension of {', '.join(TOKEN_DTYPES)}.")
+        raise UserError(
+            f"{path} holds {tokens.dtype}{list(tokens.shape)}; wanted one dimension of {', '.join(TOKEN_DTYPES)}."
+        )
     if not len(tokens):
         raise UserError(f"{path} holds no tokens.")
     _check_range(path, tokens, vocab_size, "the vocabulary")
@@ -82,9 +88,9 @@ def load_token_file(
     """Tokens of another program's making, memory-mapped.
 
     Args:
-      data_dir: a folder with `train.bin`, `val.bin`, perhaps `test.bin` and `meta.json`, or `.npy` in place of `.bin`; or
-        one such file, which is cut by `split`. `meta.json` may hold `vocab_size`, `dtype` and `tokenizer` (the plain data
-        of `Tokenizer.to_json`, with which prompts and samples are text).
+      data_dir: a folder with `train.bin`, `val.bin`, perhaps `test.bin` and `meta.json`, or `.npy` in place of `.bin`;
+        or one such file, which is cut by `split`. `meta.json` may hold `vocab_size`, `dtype` and `tokenizer` (the plain
+        data of `Tokenizer.to_json`, with which prompts and samples are text).
       length: tokens of an example.
       vocab_size: needed where `meta.json` does not tell it.
       dtype: of a `.bin` file: uint8, uint16 (where nothing else is said), uint32 or int32.
@@ -96,7 +102,9 @@ def load_token_file(
       UserError: missing or broken files, a token outside the vocabulary, options that `meta.json` contradicts.
     """
     if data_dir is None:
-        raise UserError("Data set 'token_file' needs data_dir: a folder with train.bin and val.bin (or .npy), or one such file.")
+        raise UserError(
+            "Data set 'token_file' needs data_dir: a folder with train.bin and val.bin (or .npy), or one such file."
+        )
     path = user_path(data_dir)
     meta = _read_meta(path / "meta.json" if path.is_dir() else path.with_name("meta.json"))
     tokenizer = _tokenizer(path, meta, vocab_size)
@@ -144,13 +152,17 @@ def _tokenizer(path: pathlib.Path, meta: dict[str, Any], vocab_size: int | None)
         told = _agreed(path, "vocab_size", tokenizer.vocab_size, told)
     vocab_size = _agreed(path, "vocab_size", vocab_size, told)
     if vocab_size is None:
-        raise UserError(f"{path} does not tell its vocabulary: set vocab_size, or put it into meta.json beside the tokens.")
+        raise UserError(
+            f"{path} does not tell its vocabulary: set vocab_size, or put it into meta.json beside the tokens."
+        )
     return tokenizer if "tokenizer" in meta else IntegerTokenizer(vocab_size)
 
 
 def _agreed(path: pathlib.Path, option: str, given: Any, told: Any) -> Any:
     if None not in (given, told) and given != told:
-        raise UserError(f"{path}: {option}={given!r} is asked for, but its meta.json says {printable(repr(told))}; leave one out.")
+        raise UserError(
+            f"{path}: {option}={given!r} is asked for, but its meta.json says {printable(repr(told))}; leave one out."
+        )
     return told if given is None else given
 
 
@@ -163,7 +175,9 @@ def _dtype(name: str) -> np.dtype:
 def _map_raw(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
     size = path.stat().st_size
     if size == 0 or size % dtype.itemsize:
-        raise UserError(f"{path} has {size} bytes, not a positive multiple of {dtype.itemsize} as {dtype} needs: broken, or another dtype.")
+        raise UserError(
+            f"{path} has {size} bytes, not a positive multiple of {dtype.itemsize} as {dtype} needs: broken, or another dtype."
+        )
     return np.memmap(path, dtype, "r")
 
 
@@ -177,4 +191,6 @@ def _check_range(path: pathlib.Path, tokens: Int[np.ndarray, " N"], size: int, w
         chunk = tokens[start : start + _CHUNK]
         if chunk.max() >= size or chunk.min() < 0:
             place = int(np.argmax((chunk >= size) | (chunk < 0)))
-            raise UserError(f"{path}: token {chunk[place]} at place {start + place} is outside {what}, which is 0..{size - 1}.")
+            raise UserError(
+                f"{path}: token {chunk[place]} at place {start + place} is outside {what}, which is 0..{size - 1}."
+            )

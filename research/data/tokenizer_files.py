@@ -30,7 +30,9 @@ def load_tokenizer(folder: str | os.PathLike, *, required: bool = True) -> Token
     path = pathlib.Path(folder) / FILE
     if not os.path.lexists(path):
         if required:
-            raise UserError(f"{folder} holds no {FILE}, so text cannot become tokens; give tokens as numbers (--prompt_ids=1,2,3)")
+            raise UserError(
+                f"{folder} holds no {FILE}, so text cannot become tokens; give tokens as numbers (--prompt_ids=1,2,3)"
+            )
         return None
     data = read_json(path, ("kind",))
     try:

@@ -19,10 +19,12 @@ _CODE_POINTS = 0x110000
 
 
 class Decoder(Protocol):
-    """Text of tokens as they come, in symbols: all that it returns, joined by the tokenizer's `joint`, is `decode` of all tokens."""
+    """Text of tokens as they come, in symbols: all that it returns, joined by the tokenizer's `joint`, is `decode` of
+    all tokens."""
 
     def feed(self, token: int) -> Sequence[str]:
-        """The symbols that are complete after this token: characters (a string), or numbers of tokens. UserError as `decode`."""
+        """The symbols that are complete after this token: characters (a string), or numbers of tokens. UserError as
+        `decode`."""
         ...
 
     def flush(self) -> Sequence[str]:
@@ -33,7 +35,8 @@ class Decoder(Protocol):
 class Tokenizer(Protocol):
     """A mapping between text and integers in 0..vocab_size - 1.
 
-    `joint` stands between symbols: nothing between characters, a space between numbers. `eot`: tokens that end a text, () for none.
+    `joint` stands between symbols: nothing between characters, a space between numbers. `eot`: tokens that end a text,
+    () for none.
     """
 
     joint: ClassVar[str]
@@ -48,7 +51,8 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> Shaped[np.ndarray, " N"]:
-        """The tokens of a text, in the smallest unsigned type that holds the vocabulary. UserError for what it lacks."""
+        """The tokens of a text, in the smallest unsigned type that holds the vocabulary. UserError for what it
+        lacks."""
         ...
 
     def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
@@ -120,7 +124,8 @@ class ByteDecoder:
 
 @dataclasses.dataclass(frozen=True)
 class CharTokenizer:
-    """The characters `itos`, each once and in ascending order; token i is `itos[i]` (as nanoGPT's character data sets)."""
+    """The characters `itos`, each once and in ascending order; token i is `itos[i]` (as nanoGPT's character data
+    sets)."""
 
     itos: str
     eot: tuple[int, ...] = ()
@@ -128,7 +133,11 @@ class CharTokenizer:
 
     def __post_init__(self):
         _check_eot(self.eot, self.vocab_size)
-        if not self.itos or list(self.itos) != sorted(set(self.itos)) or any("\ud800" <= character <= "\udfff" for character in self.itos):
+        if (
+            not self.itos
+            or list(self.itos) != sorted(set(self.itos))
+            or any("\ud800" <= character <= "\udfff" for character in self.itos)
+        ):
             raise UserError(
                 f"The vocabulary {printable(self.itos, 40)!r} is not a sorted list of different characters; give ''.join(sorted(set(text)))."
             )
@@ -160,7 +169,9 @@ class CharTokenizer:
     def encode(self, text: str) -> Shaped[np.ndarray, " N"]:
         tokens = self._tokens_of_code_points[_code_points(text)]
         if tokens.min(initial=0) < 0:
-            raise _outside(text, int(np.argmin(tokens)), f"the vocabulary of {self.vocab_size} characters {self.itos[:100]!r}")
+            raise _outside(
+                text, int(np.argmin(tokens)), f"the vocabulary of {self.vocab_size} characters {self.itos[:100]!r}"
+            )
         return tokens.astype(np.min_scalar_type(self.vocab_size - 1))
 
     def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
@@ -245,7 +256,9 @@ def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
         raise UserError(f"A tokenizer's eot is {printable(eot)!r}; wanted a list of tokens that end a text.")
     wanted = {field.name: field.type for field in dataclasses.fields(_KINDS[kind]) if field.name != "eot"}
     if fields.keys() != wanted.keys() or not all(type(fields[key]) is wanted[key] for key in wanted):
-        raise UserError(f"A tokenizer of kind {kind!r} has the fields {printable(fields)}; wanted {', '.join(wanted) or 'none'}.")
+        raise UserError(
+            f"A tokenizer of kind {kind!r} has the fields {printable(fields)}; wanted {', '.join(wanted) or 'none'}."
+        )
     return _KINDS[kind](**fields, eot=tuple(eot))
 
 
@@ -273,7 +286,9 @@ def _check_eot(eot: tuple[int, ...], vocab_size: int) -> None:
 
 def _outside(text: str, place: int, what: str) -> UserError:
     character = text[place]
-    return UserError(f"The character {character!r} (U+{ord(character):04X}) at place {place} of the text is not in {what}.")
+    return UserError(
+        f"The character {character!r} (U+{ord(character):04X}) at place {place} of the text is not in {what}."
+    )
 
 
 def _checked(tokens: Int[np.ndarray, "*N"] | int, vocab_size: int) -> Int[np.ndarray, "*N"]:

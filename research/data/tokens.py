@@ -19,7 +19,8 @@ _CHUNK = 1 << 24
 
 
 def window_shift(length: int, seed: int, epoch: int) -> int:
-    """By how many tokens (0..length - 1) the windows of an epoch are moved: the raw word of Philox for (seed, epoch)."""
+    """By how many tokens (0..length - 1) the windows of an epoch are moved: the raw word of Philox for (seed,
+    epoch)."""
     words = np.array([seed & _UINT64, epoch & _UINT64], np.uint64)
     counter = np.array([0, 0, 0, _SHIFT_STREAM], np.uint64)
     return int(np.random.Philox(key=words, counter=counter).random_raw()) % length
@@ -59,12 +60,16 @@ class TokenSource:
             raise UserError(f"{self.name}: length={self.length} must be at least 1.")
         if self.tokens.ndim != 1 or self.tokens.dtype not in TOKEN_DTYPES:
             shape = list(self.tokens.shape)
-            raise UserError(f"{self.name}: tokens are {self.tokens.dtype}{shape}; wanted one dimension of {', '.join(TOKEN_DTYPES)}.")
+            raise UserError(
+                f"{self.name}: tokens are {self.tokens.dtype}{shape}; wanted one dimension of {', '.join(TOKEN_DTYPES)}."
+            )
         if self.documents is None or self.documents.size == self.tokens.size == 0:
             return
         places = np.append(self.documents, self.num_tokens)
         if places[0] != 0 or (np.diff(places) <= 0).any():
-            raise UserError(f"{self.name}: documents must start at 0 and ascend, each with a token, within {self.num_tokens} tokens.")
+            raise UserError(
+                f"{self.name}: documents must start at 0 and ascend, each with a token, within {self.num_tokens} tokens."
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -96,14 +101,17 @@ class TokenSource:
     def __len__(self) -> int:
         return max(self.num_tokens // self.length - 1 if self.shift else -(-(self.num_tokens - 1) // self.length), 0)
 
-    def gather(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None) -> dict[str, np.ndarray]:
+    def gather(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+    ) -> dict[str, np.ndarray]:
         """The windows at `indices`, moved by the shift of the epoch each belongs to; not moved without `epochs`.
 
         Returns:
           `{"tokens": int32 [B, T], "labels": int32 [B, T]}`; a label is the next token, or -1 (ignored) at the end of a
           document and in what fills up the last window, whose tokens are 0. Where documents are known also
           `"segment_ids": int32 [B, T]`, which count the documents of each window from 0; the filling is one of its own.
-          Of a source whose last window is filled up (no `shift`) also `"lengths": int32 [B]`, tokens that are not filling.
+          Of a source whose last window is filled up (no `shift`) also `"lengths": int32 [B]`, tokens that are not
+          filling.
         """
         indices = np.asarray(indices, np.int64)
         if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
@@ -138,7 +146,8 @@ class TokenSource:
         return windows
 
     def _begins(self, documents: Int[np.ndarray, " D"], starts: Int[np.ndarray, " B"]) -> Shaped[np.ndarray, "B T+1"]:
-        """Whether another document than that of the window's first token (or the filling) begins at a place of a window."""
+        """Whether another document than that of the window's first token (or the filling) begins at a place of a
+        window."""
         begins = np.zeros((len(starts), self.length + 1), bool)
         first, last = (np.searchsorted(documents, places, "right") for places in (starts, starts + self.length))
         counts = last - first
@@ -156,4 +165,6 @@ def check_trainable(source: TokenSource) -> None:
     """Raises UserError for a source that is too short for a single example."""
     if not len(source):
         least = 2 * source.length if source.shift else 2
-        raise UserError(f"{source.name}: {source.num_tokens} tokens are too few for length={source.length}; it needs at least {least}.")
+        raise UserError(
+            f"{source.name}: {source.num_tokens} tokens are too few for length={source.length}; it needs at least {least}."
+        )

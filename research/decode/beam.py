@@ -1,9 +1,9 @@
 """Beam search, and diverse beam search (Vijayakumar et al. 2016, arXiv 1610.02424, algorithm 1) with Hamming diversity.
 
-Groups take turns at each position: a group is charged `diversity` for every beam of earlier groups that just took the same
-token; the charge stays in the sums by which its beams are chosen, as in the authors' code. Reported scores are the model's own. Ended
-texts leave the beam for a list of their own, ranked by log-probability / ((5 + length) / 6)^alpha (Wu et al. 2016, arXiv 1609.08144,
-section 7), and the search ends when no beam can still enter the list.
+Groups take turns at each position: a group is charged `diversity` for every beam of earlier groups that just took the
+same token; the charge stays in the sums by which its beams are chosen, as in the authors' code. Reported scores are the
+model's own. Ended texts leave the beam for a list of their own, ranked by log-probability / ((5 + length) / 6)^alpha
+(Wu et al. 2016, arXiv 1609.08144, section 7), and the search ends when no beam can still enter the list.
 """
 
 import math
@@ -21,7 +21,8 @@ from research.errors import UserError
 
 
 class Beams(NamedTuple):
-    """Texts, the best first. A score of -inf marks a place for which there was no text (W above the number of texts)."""
+    """Texts, the best first. A score of -inf marks a place for which there was no text (W above the number of
+    texts)."""
 
     tokens: Int[Array, "B W N"]
     """A text that ended repeats its last token."""
@@ -71,7 +72,8 @@ def beam_search(
     sequences: Sequence[Sequence[int]] = (),
     take_batch: Callable[[State, Int[Array, " M"]], State] = take_batch,
 ) -> Beams:
-    """Searches for the likeliest continuations; to be jitted whole by the caller. A step is one call of `step` with B * W rows.
+    """Searches for the likeliest continuations; to be jitted whole by the caller. A step is one call of `step` with B *
+    W rows.
 
     Args:
       extend, step, state, prompt, segment_ids: as in `research.decode.generate.generate`.
@@ -85,7 +87,8 @@ def beam_search(
       take_batch: (state, indices) -> state of those rows, for states that hold the batch elsewhere than on axis 0.
 
     Returns:
-      W texts a row, the best first; of equal ones that of the earlier group. The scores are NaN where the model's logits are.
+      W texts a row, the best first; of equal ones that of the earlier group. The scores are NaN where the model's
+      logits are.
 
     Raises:
       UserError: for a number out of range.
@@ -181,7 +184,8 @@ def _completes(texts, at, sequences):
 
 
 def _lengths(tokens, settings):
-    """Tokens before what ended each text [B, W, N]: a stop token, or the longest of the sequences that are complete first."""
+    """Tokens before what ended each text [B, W, N]: a stop token, or the longest of the sequences that are complete
+    first."""
     at = jnp.arange(tokens.shape[-1])
     begins = jnp.where(is_any(tokens, settings.stop), at, len(at))
     ends = begins
@@ -199,7 +203,9 @@ def _join(*texts):
 def _best(texts, count):
     """The best by rank, of equal ones the first, and where they stood."""
     ranks, at = lax.top_k(texts.ranks, count)
-    return _Texts(jnp.take_along_axis(texts.tokens, at[..., None], -2), jnp.take_along_axis(texts.log_probs, at, -1), ranks), at
+    return _Texts(
+        jnp.take_along_axis(texts.tokens, at[..., None], -2), jnp.take_along_axis(texts.log_probs, at, -1), ranks
+    ), at
 
 
 def _collect(live, ended, num_tokens, settings):

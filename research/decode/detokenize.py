@@ -1,6 +1,8 @@
-"""From tokens to text as they come: only whole characters, context from the prompt, nothing of a stop text before it is sure to be none.
+"""From tokens to text as they come: only whole characters, context from the prompt, nothing of a stop text before it is
+sure to be none.
 
-A text is a sequence of symbols, which no stop text cuts: the characters of text, or the numbers of tokens that have no text.
+A text is a sequence of symbols, which no stop text cuts: the characters of text, or the numbers of tokens that have no
+text.
 """
 
 from collections.abc import Sequence
@@ -63,7 +65,9 @@ class Reader:
       end: "length" until it ends at a "stop text" or a "stop token".
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Int[np.ndarray, " t"] | Sequence[int] = (), stops: Stops = Stops()):
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Int[np.ndarray, " t"] | Sequence[int] = (), stops: Stops = Stops()
+    ):
         self._decoder, self._joint, self._ids = tokenizer.decoder(), tokenizer.joint, frozenset(stops.ids)
         self._texts = StopStrings(stops.texts)
         self.prompt = self._joint.join(symbol for token in prompt for symbol in self._decoder.feed(int(token)))
@@ -108,10 +112,11 @@ def read(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int], sto
 
 
 class StopStrings:
-    """Ends a text, which comes in pieces, at a string: the first one that is complete, the longest of those complete at once.
+    """Ends a text, which comes in pieces, at a string: the first one that is complete, the longest of those complete at
+    once.
 
-    The result is the same however the text is cut into pieces. What could be the beginning of a stop string is held back. Strings and
-    pieces may be tuples of symbols as well.
+    The result is the same however the text is cut into pieces. What could be the beginning of a stop string is held
+    back. Strings and pieces may be tuples of symbols as well.
 
     Attributes:
       stopped: True once a string was met.

@@ -1,9 +1,9 @@
 """Text from a language model, as one program or token by token.
 
-A model is two functions over a state, any tree of arrays: `extend(state, tokens [B, T], segment_ids [B, T] or None)` returns
-(logits [B, T, V], state), and `step(state, token [B])` (logits [B, V], state) continues the segment of the last token. Prompts of
-different lengths are padded on the left, and pads are another segment: the model lets a new segment start afresh. Of a prompt only the
-logits of the last token are read, so `extend` may return those alone (T = 1).
+A model is two functions over a state, any tree of arrays: `extend(state, tokens [B, T], segment_ids [B, T] or None)`
+returns (logits [B, T, V], state), and `step(state, token [B])` (logits [B, V], state) continues the segment of the last
+token. Prompts of different lengths are padded on the left, and pads are another segment: the model lets a new segment
+start afresh. Of a prompt only the logits of the last token are read, so `extend` may return those alone (T = 1).
 """
 
 import functools
@@ -50,8 +50,8 @@ def generate(
       stop: tokens that end a row.
 
     Returns:
-      Tokens, where a row that met a stop token repeats it to the end, and the number of tokens before it (N where there was none). A token
-      of -1 stands where the logits were no numbers to sample from.
+      Tokens, where a row that met a stop token repeats it to the end, and the number of tokens before it (N where there
+      was none). A token of -1 stands where the logits were no numbers to sample from.
 
     Raises:
       UserError: for a number out of range, or for a missing key.
@@ -89,10 +89,11 @@ def stream(
 ) -> Iterator[Int[np.ndarray, " B"]]:
     """Yields the columns of `generate`'s tokens as they come, up to the one in which the last row meets a stop token.
 
-    `extend` and `step` are compiled by the caller, so that parameters stay their arguments. A token is read, the only wait, when the
-    step after it is already under way; that step is wasted where all rows end.
+    `extend` and `step` are compiled by the caller, so that parameters stay their arguments. A token is read, the only
+    wait, when the step after it is already under way; that step is wasted where all rows end.
 
-    Args, Raises: as in `generate`; errors come at the call, before the first token is asked for. UserError in between: logits that
+    Args, Raises: as in `generate`; errors come at the call, before the first token is asked for. UserError in between:
+      logits that
     are no numbers to sample from.
     """
     check_length(num_tokens)
@@ -128,11 +129,14 @@ def _choose(key, logits, position, before, rows, *, temperature, top_k, top_p, s
 def check_length(num_tokens: int) -> None:
     """Raises UserError unless there is a token to make, and positions fit 32 bits."""
     if not 1 <= num_tokens < 2**30:
-        raise UserError(f"num_tokens={num_tokens}; valid: whole numbers from 1{'' if num_tokens < 1 else ' to 2^30 - 1'}")
+        raise UserError(
+            f"num_tokens={num_tokens}; valid: whole numbers from 1{'' if num_tokens < 1 else ' to 2^30 - 1'}"
+        )
 
 
 def check_sampled(tokens: Int[np.ndarray, "*B"], position: int = 0) -> None:
-    """Raises UserError where `sample` met logits that are no numbers; `position`: tokens before these, along the last axis where it is time."""
+    """Raises UserError where `sample` met logits that are no numbers; `position`: tokens before these, along the last
+    axis where it is time."""
     if (tokens < 0).any():
         position += int(np.argmax((tokens < 0).any(0))) if tokens.ndim > 1 else 0
         raise UserError(

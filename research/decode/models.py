@@ -52,7 +52,9 @@ def bind(config: SequenceConfig, params: Arrays, stats: Arrays, batch: int, leng
 def check(config: Any, length: int) -> None:
     """Raises UserError unless the model can continue texts up to so many tokens."""
     if not isinstance(config, SequenceConfig) or config.vector_tokens or config.outputs or config.pool != "none":
-        raise UserError(f"the {config.family} model is no language model; generate needs one that reads tokens and predicts the next")
+        raise UserError(
+            f"the {config.family} model is no language model; generate needs one that reads tokens and predicts the next"
+        )
     if length > (longest(config) or length):
         kinds = ", ".join(sorted(kind for kind in set(config.kinds) if config.spec(kind).bounded))
         raise UserError(
@@ -67,7 +69,8 @@ def longest(config: SequenceConfig) -> int | None:
 
 
 def full_of(functions: Functions) -> speculative.Full:
-    """A full model for speculative decoding: verifies in one pass; after a rejection single steps redo the accepted tokens."""
+    """A full model for speculative decoding: verifies in one pass; after a rejection single steps redo the accepted
+    tokens."""
 
     def verify(state, tokens):
         logits, after = functions.extend(state, tokens)

@@ -1,7 +1,8 @@
-"""The next token: temperature, top-k (Fan et al. 2018, arXiv 1805.04833) and nucleus (Holtzman et al. 2020, arXiv 1904.09751).
+"""The next token: temperature, top-k (Fan et al. 2018, arXiv 1805.04833) and nucleus (Holtzman et al. 2020, arXiv
+1904.09751).
 
-Tokens are ordered by logit, equal ones by id. All rules keep a beginning of that order, so greedy, top_k=1 and a tiny top_p agree
-at ties. A draw depends on (key, row, position) alone: a row's text is the same whatever batch it is in.
+Tokens are ordered by logit, equal ones by id. All rules keep a beginning of that order, so greedy, top_k=1 and a tiny
+top_p agree at ties. A draw depends on (key, row, position) alone: a row's text is the same whatever batch it is in.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ SMALLEST_TEMPERATURE = 1e-30
 """Below it a temperature is taken as 0: float32 could not divide by it."""
 
 
-def adjust(logits: Float[Array, "*B V"], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Float[Array, "*B V"]:
+def adjust(
+    logits: Float[Array, "*B V"], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> Float[Array, "*B V"]:
     """Returns the logits, up to a constant, of the distribution that is sampled from; -inf for tokens left out.
 
-    The order is temperature, then top-k, then the nucleus of what top-k left, renormalised. Costs a sort of the vocabulary if top_p < 1
-    and top_k = 0; a top_k of a hundred or so before the nucleus makes it cheap.
+    The order is temperature, then top-k, then the nucleus of what top-k left, renormalised. Costs a sort of the
+    vocabulary if top_p < 1 and top_k = 0; a top_k of a hundred or so before the nucleus makes it cheap.
 
     Args:
       logits: of the model, in any float dtype; each row has a finite one.
@@ -79,13 +82,15 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Int[Array, " B"]:
-    """Draws a token for each row, -1 where the logits hold NaN or infinity or none is finite: a program cannot raise, its caller must.
+    """Draws a token for each row, -1 where the logits hold NaN or infinity or none is finite: a program cannot raise,
+    its caller must.
 
     Args:
       key: of the whole text; may be None at temperature 0, which draws nothing.
       logits: of the next token.
       position: how many tokens the text has; for all rows or each.
-      rows: numbers that tell rows apart; 0 to B - 1 by default. A row keeps its draws in another batch if it keeps its number.
+      rows: numbers that tell rows apart; 0 to B - 1 by default. A row keeps its draws in another batch if it keeps its
+        number.
       temperature, top_k, top_p: as in `adjust`.
 
     Raises:
@@ -99,7 +104,8 @@ def sample(
 
 
 def refused(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Int[Array, "*B"]:
-    """Returns the tokens, -1 in place of those whose logits are no numbers to sample from; -inf is one, that of probability 0."""
+    """Returns the tokens, -1 in place of those whose logits are no numbers to sample from; -inf is one, that of
+    probability 0."""
     return jnp.where(jnp.isfinite(logits.astype(jnp.float32).max(-1)), tokens, -1)
 
 
@@ -109,7 +115,9 @@ def draw(keys: Key[Array, "*B"], logits: Float[Array, "*B V"]) -> Int[Array, "*B
     return flat.reshape(keys.shape).astype(jnp.int32)
 
 
-def position_keys(key: Key[Array, ""] | None, rows: Int[Array, "*B"], positions: int | Int[Array, "*#B"]) -> Key[Array, "*B"]:
+def position_keys(
+    key: Key[Array, ""] | None, rows: Int[Array, "*B"], positions: int | Int[Array, "*#B"]
+) -> Key[Array, "*B"]:
     """A key for each row and position.
 
     Raises:

@@ -1,19 +1,22 @@
-"""Speculative decoding (Leviathan et al. 2023, arXiv 2211.17192): a small model drafts, the full one verifies many tokens in one pass.
+"""Speculative decoding (Leviathan et al. 2023, arXiv 2211.17192): a small model drafts, the full one verifies many
+tokens in one pass.
 
-A round drafts `lookahead` = k tokens and ends with the ones that the full model accepts and one of its own, (1 - a^(k+1)) / (1 - a)
-tokens on average where each draft is accepted with probability a (equation 1). At temperature 0 the text is that of greedy
-decoding, as far as the verifying pass and single steps give the same logits; else its distribution is that of sampling (theorem
-in appendix A.1). Every draw is keyed by (key, row, position): drafts that are thrown away decide nothing about the text, so their keys
-serve again.
+A round drafts `lookahead` = k tokens and ends with the ones that the full model accepts and one of its own, (1 -
+a^(k+1)) / (1 - a) tokens on average where each draft is accepted with probability a (equation 1). At temperature 0 the
+text is that of greedy decoding, as far as the verifying pass and single steps give the same logits; else its
+distribution is that of sampling (theorem in appendix A.1). Every draw is keyed by (key, row, position): drafts that are
+thrown away decide nothing about the text, so their keys serve again.
 
-Both models must go back to the last accepted token. The draft keeps its state after each of its k + 1 steps. The full model gives
-`verify` and `commit` in one of two ways:
+Both models must go back to the last accepted token. The draft keeps its state after each of its k + 1 steps. The full
+model gives `verify` and `commit` in one of two ways:
 
-* `by_position`: a pass that returns the state after every token; commit picks one. A round costs the pass of k + 1 tokens and k + 1 states
-  of memory. For a key-value cache "all states" is the cache itself and a length, so give `verify` and `commit` of your own.
-* `by_rerun`: a pass that ignores the tokens after a number of valid ones, for recurrent states, which cannot be cut. Rounds with a rejection
-  cost a second pass of k + 1 tokens, over the accepted ones; memory is two states. With cost v of the pass against 1 of a step and c of
-  a step of the draft, a round costs (k + 1) c + v (2 - a^k) where by_position costs (k + 1) c + v.
+* `by_position`: a pass that returns the state after every token; commit picks one. A round costs the pass of k + 1
+  tokens and k + 1 states of memory. For a key-value cache "all states" is the cache itself and a length, so give
+  `verify` and `commit` of your own.
+* `by_rerun`: a pass that ignores the tokens after a number of valid ones, for recurrent states, which cannot be cut.
+  Rounds with a rejection cost a second pass of k + 1 tokens, over the accepted ones; memory is two states. With cost v
+  of the pass against 1 of a step and c of a step of the draft, a round costs (k + 1) c + v (2 - a^k) where by_position
+  costs (k + 1) c + v.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +28,17 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from research.decode.generate import Extend, State, Step, check_length
-from research.decode.sampling import SMALLEST_TEMPERATURE, adjust, check, draw, is_any, position_keys, refused, sample, text_lengths
+from research.decode.sampling import (
+    SMALLEST_TEMPERATURE,
+    adjust,
+    check,
+    draw,
+    is_any,
+    position_keys,
+    refused,
+    sample,
+    text_lengths,
+)
 from research.errors import UserError
 
 Pick = Callable[[State, Int[Array, " B"]], State]
@@ -88,14 +101,18 @@ def pick_state(states: State, index: Int[Array, " B"]) -> State:
         if x.ndim > 1:
             return x[index, jnp.arange(len(index))]
         if len(index) > 1:
-            raise ValueError("pick_state: a state without a batch axis cannot differ between rows; give a pick of your own, or one row")
+            raise ValueError(
+                "pick_state: a state without a batch axis cannot differ between rows; give a pick of your own, or one row"
+            )
         return x[index[0]]
 
     return jax.tree.map(pick, states)
 
 
 def by_position(
-    extend: Extend, extend_states: Callable[[State, Int[Array, "B T"]], tuple[Float[Array, "B T V"], State]], pick: Pick = pick_state
+    extend: Extend,
+    extend_states: Callable[[State, Int[Array, "B T"]], tuple[Float[Array, "B T V"], State]],
+    pick: Pick = pick_state,
 ) -> Full:
     """A full model that returns all its states: one pass a round, k + 1 states of memory.
 
@@ -111,7 +128,8 @@ def by_rerun(
     extend: Extend,
     extend_masked: Callable[[State, Int[Array, "B T"], Int[Array, " B"]], tuple[Float[Array, "B T V"], State]],
 ) -> Full:
-    """A full model that goes over the accepted tokens again after a rejection: up to two passes a round, two states of memory.
+    """A full model that goes over the accepted tokens again after a rejection: up to two passes a round, two states of
+    memory.
 
     Args:
       extend: reads the prompt.
@@ -124,7 +142,9 @@ def by_rerun(
 
     def commit(trail, num_valid):
         state, tokens, after = trail
-        return lax.cond((num_valid == tokens.shape[1]).all(), lambda: after, lambda: extend_masked(state, tokens, num_valid)[1])
+        return lax.cond(
+            (num_valid == tokens.shape[1]).all(), lambda: after, lambda: extend_masked(state, tokens, num_valid)[1]
+        )
 
     return Full(extend, verify, commit)
 
@@ -148,8 +168,8 @@ def speculate(
 ) -> Speculated:
     """Continues prompts with the full model's text; to be jitted whole by the caller.
 
-    Rows advance each at its own pace, and those that have ended go on idly until the last one has; caches need room for the prompt and
-    num_tokens + lookahead tokens of a row.
+    Rows advance each at its own pace, and those that have ended go on idly until the last one has; caches need room for
+    the prompt and num_tokens + lookahead tokens of a row.
 
     Args:
       full, draft: the models; a draft that is a sub-network of the full one makes this self-speculative decoding.
@@ -202,7 +222,9 @@ class _Rules(NamedTuple):
         return self.temperature < SMALLEST_TEMPERATURE
 
     def sample(self, key, logits, position):
-        return sample(key, logits, position, rows=self.rows, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return sample(
+            key, logits, position, rows=self.rows, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        )
 
     def probabilities(self, logits):
         return jax.nn.softmax(adjust(logits, self.temperature, self.top_k, self.top_p))
@@ -234,7 +256,8 @@ def _round(loop, full, draft, rules, stop):
 
 
 def _propose(loop, draft, rules):
-    """Drafts [B, k], the probabilities they were drawn from [B, k, V] (greedy: None), the states after the last token and each draft."""
+    """Drafts [B, k], the probabilities they were drawn from [B, k, V] (greedy: None), the states after the last token
+    and each draft."""
 
     def body(carry, i):
         token, state = carry

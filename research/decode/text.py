@@ -27,8 +27,8 @@ PAD, TEXT = 0, 1  # segment ids
 
 @dataclass(frozen=True)
 class Request:
-    """How to continue; the fields are the flags of `launch.generate`. Texts end at `stop` texts, at the tokens `stop_ids` and, unless
-    `ignore_eot`, at those that the tokenizer says end a text."""
+    """How to continue; the fields are the flags of `launch.generate`. Texts end at `stop` texts, at the tokens
+    `stop_ids` and, unless `ignore_eot`, at those that the tokenizer says end a text."""
 
     num_tokens: int = 200
     temperature: float = 1.0
@@ -72,7 +72,9 @@ class Result:
         return ", ".join(parts)
 
 
-def _result(readers: Sequence[Sequence[Reader]], speed: dict[str, float], scores: Sequence[Sequence[float]] = ()) -> Result:
+def _result(
+    readers: Sequence[Sequence[Reader]], speed: dict[str, float], scores: Sequence[Sequence[float]] = ()
+) -> Result:
     return Result(
         [row[0].prompt for row in readers],
         [[reader.text for reader in row] for row in readers],
@@ -103,10 +105,14 @@ def read_ids(text: str, vocab_size: int, what: str = "prompt") -> Int[np.ndarray
     try:
         ids = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{what} {printable(text)!r} is no list of tokens; write numbers joined by commas: 1,2,3") from None
+        raise UserError(
+            f"{what} {printable(text)!r} is no list of tokens; write numbers joined by commas: 1,2,3"
+        ) from None
     wrong = [i for i in ids if not 0 <= i < vocab_size]
     if wrong:
-        raise UserError(f"token {printable(wrong[0])} of the {what} is outside the vocabulary; valid: 0..{vocab_size - 1}")
+        raise UserError(
+            f"token {printable(wrong[0])} of the {what} is outside the vocabulary; valid: 0..{vocab_size - 1}"
+        )
     return np.array(ids, np.int32)
 
 
@@ -139,7 +145,9 @@ class _Bound:
         config, self.params, self.stats = _chosen(model[0]), model[1], model[2]
         models.check(config, length)
         self.config, self.batch, self.length = config, batch, length
-        call = lambda name, params, stats, *args: getattr(models.bind(config, params, stats, batch, length), name)(*args)  # noqa: E731
+        call = lambda name, params, stats, *args: getattr(models.bind(config, params, stats, batch, length), name)(
+            *args
+        )  # noqa: E731
         self._prefill = jax.jit(functools.partial(call, "prefill"))
         self._step = jax.jit(functools.partial(call, "step"), donate_argnums=(2,))
 
@@ -177,14 +185,16 @@ def write(
       show: called with the pieces of the first row's text as they come; joined they are its text.
 
     Raises:
-      UserError: a number out of range, an empty prompt, more tokens than the model reaches, a stop that cannot come, or logits that
-        are no numbers.
+      UserError: a number out of range, an empty prompt, more tokens than the model reaches, a stop that cannot come, or
+        logits that are no numbers.
     """
     tokenizer, stops = _reading(model, tokenizer, request)
     tokens, ids = pad(prompts)
     check_length(request.num_tokens)
     bound = _Bound(model, len(prompts), tokens.shape[1] + request.num_tokens)
-    options = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=seeds.key(request.seed))
+    options = dict(
+        temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=seeds.key(request.seed)
+    )
     check(request.temperature, request.top_k, request.top_p)
     start = time.perf_counter()
     logits, state, prefill = bound.read(tokens, ids)
@@ -192,7 +202,9 @@ def write(
     readers = [Reader(tokenizer, prompt, stops) for prompt in prompts]
     show = show or (lambda _: None)
     marks = []
-    for column in stream(ready, bound.step, state, tokens, ids, num_tokens=request.num_tokens, stop=stops.ids, **options):
+    for column in stream(
+        ready, bound.step, state, tokens, ids, num_tokens=request.num_tokens, stop=stops.ids, **options
+    ):
         marks.append(time.perf_counter())
         pieces = [reader.feed(int(token)) for reader, token in zip(readers, column, strict=True)]
         show(pieces[0])
@@ -212,7 +224,9 @@ def write(
     return _result([[reader] for reader in readers], speed)
 
 
-def speculate(full: Model, draft: Model, prompt: Int[np.ndarray, " t"], request: Request, tokenizer: Tokenizer | None = None) -> Result:
+def speculate(
+    full: Model, draft: Model, prompt: Int[np.ndarray, " t"], request: Request, tokenizer: Tokenizer | None = None
+) -> Result:
     """Continues one prompt with the full model's text, drafted by a smaller one; timed beside the full model alone.
 
     Raises:
@@ -262,8 +276,11 @@ def speculate(full: Model, draft: Model, prompt: Int[np.ndarray, " t"], request:
     return _result([[read(tokenizer, prompt, written[0].tolist(), stops)]], speed)
 
 
-def search(model: Model, prompts: Sequence[Int[np.ndarray, " t"]], request: Request, tokenizer: Tokenizer | None = None) -> Result:
-    """Continues each prompt by beam search, diverse where there are several groups; texts that stop leave the beam, as the search ranks them.
+def search(
+    model: Model, prompts: Sequence[Int[np.ndarray, " t"]], request: Request, tokenizer: Tokenizer | None = None
+) -> Result:
+    """Continues each prompt by beam search, diverse where there are several groups; texts that stop leave the beam, as
+    the search ranks them.
 
     Raises:
       UserError: as `write`, or beams that groups do not divide.
@@ -288,10 +305,14 @@ def search(model: Model, prompts: Sequence[Int[np.ndarray, " t"]], request: Requ
     if np.isnan(scores).any():
         check_sampled(np.array([-1]))
     found = [[j for j in range(request.beams) if np.isfinite(scores[i, j])] for i in range(batch)]
-    readers = [[read(tokenizer, prompt, written[i, j].tolist(), stops) for j in found[i]] for i, prompt in enumerate(prompts)]
+    readers = [
+        [read(tokenizer, prompt, written[i, j].tolist(), stops) for j in found[i]] for i, prompt in enumerate(prompts)
+    ]
     count = float(sum(max(len(reader.tokens) for reader in row) for row in readers))
     return _result(
-        readers, {"tokens_per_second": count / seconds, "tokens": count}, [scores[i, row].tolist() for i, row in enumerate(found)]
+        readers,
+        {"tokens_per_second": count / seconds, "tokens": count},
+        [scores[i, row].tolist() for i, row in enumerate(found)],
     )
 
 

@@ -13,7 +13,8 @@ FOLDERS = {
     **dict.fromkeys(("hf-mamba", "hf-mamba2", "mamba-ssm"), "research.interop.mamba_names"),
     **dict.fromkeys(("hf-mixtral", "hf-qwen3-moe"), "research.interop.moe_names"),
 }
-"""Sources whose weights have a config.json beside them -> module with `config_from_foreign`, `from_foreign` and `to_foreign`."""
+"""Sources whose weights have a config.json beside them -> module with `config_from_foreign`, `from_foreign` and
+`to_foreign`."""
 
 
 def read_weights(path: str, key: str | None = None) -> dict[str, Any]:
@@ -39,7 +40,8 @@ def read_weights(path: str, key: str | None = None) -> dict[str, Any]:
 
 
 def from_folder(source: str, path: str, **options: Any) -> tuple[Any, dict, dict, Any]:
-    """Returns (config, params, stats, report) of a folder (or a weights file with its config.json beside it) of one of FOLDERS.
+    """Returns (config, params, stats, report) of a folder (or a weights file with its config.json beside it) of one of
+    FOLDERS.
 
     Args:
       options: see `research.interop.folders.load`.

@@ -1,4 +1,5 @@
-"""Foreign arrays and ours: a table, made from a model's config, says of which of our arrays each foreign one is made, and how.
+"""Foreign arrays and ours: a table, made from a model's config, says of which of our arrays each foreign one is made,
+and how.
 
 Both directions and the report read the same table.
 """
@@ -18,7 +19,8 @@ from research.modules.state import Arrays, abstract
 
 
 class Layout(NamedTuple):
-    """How an array of ours and its part of a foreign one are laid out, and along which axis foreign parts follow each other."""
+    """How an array of ours and its part of a foreign one are laid out, and along which axis foreign parts follow each
+    other."""
 
     foreign: Callable[[np.ndarray], np.ndarray]
     ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
@@ -33,12 +35,13 @@ LAYOUTS = {
     "conv": Layout(lambda w: w.reshape(w.shape[0], -1).T[:, None], lambda w, shape: w[:, 0].T.reshape(shape)),
     "experts": Layout(lambda w: w.swapaxes(1, 2), lambda w, shape: w.swapaxes(1, 2), 1),
 }
-"""Name -> ours to foreign and back: as it is; vectors; (in, *outs) and (*ins, out) to (out, in); (taps, *C) to (C, 1, taps);
-(experts, in, out) to (experts, out, in)."""
+"""Name -> ours to foreign and back: as it is; vectors; (in, *outs) and (*ins, out) to (out, in); (taps, *C) to (C, 1,
+taps); (experts, in, out) to (experts, out, in)."""
 
 
 class Entry(NamedTuple):
-    """A foreign array and ours that follow each other in it; `index`: which entry of the first axes of ours (layer, expert)."""
+    """A foreign array and ours that follow each other in it; `index`: which entry of the first axes of ours (layer,
+    expert)."""
 
     foreign: str
     ours: tuple[str, ...]
@@ -81,7 +84,9 @@ def _foreign_shape(entry: Entry, shapes: Shapes) -> tuple[int, ...]:
     return tuple(parts[0])
 
 
-def match(table: Iterable[Entry], shapes: Shapes, found: Mapping[str, Sequence[int]], optional: Iterable[str] = ()) -> Report:
+def match(
+    table: Iterable[Entry], shapes: Shapes, found: Mapping[str, Sequence[int]], optional: Iterable[str] = ()
+) -> Report:
     """Compares the names and shapes of a foreign state dict with those of a table.
 
     Args:
@@ -118,8 +123,8 @@ def fill_model(
       dtype: of the returned parameters.
 
     Raises:
-      UserError: arrays that are missing, unknown or of another shape, values as `check_values`, or an output head that differs from the
-        embedding it is tied to.
+      UserError: arrays that are missing, unknown or of another shape, values as `check_values`, or an output head that
+        differs from the embedding it is tied to.
     """
     full = abstract(config)
     shapes = {name: s.shape for name, s in full.params.items()}
@@ -141,12 +146,18 @@ def check(report: Report, what: str) -> None:
     wrong = [f"{printable(name)} is {found}, needs {needed}" for name, found, needed in report.wrong_shape]
     missing, unknown = (list(map(printable, names)) for names in (report.missing, report.unexpected))
     named = (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
-    parts = [f"{len(names)} {which} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for which, names in named if names]
+    parts = [
+        f"{len(names)} {which} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for which, names in named
+        if names
+    ]
     if parts:
         raise UserError(f"{what}: {'; '.join(parts)}")
 
 
-def from_foreign_arrays(table: Iterable[Entry], shapes: Shapes, state: Mapping[str, np.ndarray], dtype: Any = np.float32) -> Arrays:
+def from_foreign_arrays(
+    table: Iterable[Entry], shapes: Shapes, state: Mapping[str, np.ndarray], dtype: Any = np.float32
+) -> Arrays:
     """Returns our arrays, in the order of `shapes`, of a state dict that `match` found to fit."""
     filled = {name: _empty(shape, dtype) for name, shape in shapes.items()}
     for entry in table:
@@ -159,7 +170,8 @@ def from_foreign_arrays(table: Iterable[Entry], shapes: Shapes, state: Mapping[s
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array that begins at a multiple of 64 bytes: a JAX on the CPU takes it as it is, where it would copy others."""
+    """An array that begins at a multiple of 64 bytes: a JAX on the CPU takes it as it is, where it would copy
+    others."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.empty(size + 64, np.uint8)
     start = -room.ctypes.data % 64
@@ -167,7 +179,8 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def to_foreign_arrays(table: Iterable[Entry], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `from_foreign_arrays`: foreign name -> array, in the order of the table; views of ours where none are joined."""
+    """The inverse of `from_foreign_arrays`: foreign name -> array, in the order of the table; views of ours where none
+    are joined."""
     arrays, state = {name: np.asarray(w) for name, w in params.items()}, {}
     for entry in table:
         layout = LAYOUTS[entry.layout]

@@ -19,8 +19,8 @@ def check_values(where: str, arrays: Mapping[str, Any], like: Mapping[str, Any] 
       like: name -> dtype, of arrays that need not be floating-point.
 
     Raises:
-      UserError: another kind of number (integers, as of a quantised model, or truth values), or NaN, an infinity or a number beyond
-        float32; the first three arrays by name, and their number.
+      UserError: another kind of number (integers, as of a quantised model, or truth values), or NaN, an infinity or a
+        number beyond float32; the first three arrays by name, and their number.
     """
     wrong = []
     for name, array in arrays.items():
@@ -32,7 +32,9 @@ def check_values(where: str, arrays: Mapping[str, Any], like: Mapping[str, Any] 
         elif not jnp.issubdtype(values.dtype, jnp.floating):
             wrong.append(f"{printable(name)} holds {values.dtype}, needs floating-point numbers")
         elif bad := _not_finite(values):
-            wrong.append(f"{printable(name)} holds {bad:,} of {values.size:,} numbers that are NaN, infinite or beyond float32")
+            wrong.append(
+                f"{printable(name)} holds {bad:,} of {values.size:,} numbers that are NaN, infinite or beyond float32"
+            )
     if wrong:
         raise UserError(f"{where}: {listed(wrong)}")
 

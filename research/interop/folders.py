@@ -28,7 +28,8 @@ def load(source: str, path: str | os.PathLike, **options: Any) -> tuple[Any, dic
 
     Args:
       source: one of FOLDERS.
-      path: the folder, or the file of weights in it: safetensors or pytorch_model.bin, or the index of several of either.
+      path: the folder, or the file of weights in it: safetensors or pytorch_model.bin, or the index of several of
+        either.
       options: of the source's `config_from_foreign`, such as `length`.
 
     Raises:
@@ -49,7 +50,8 @@ def load(source: str, path: str | os.PathLike, **options: Any) -> tuple[Any, dic
 
 
 def end_of_text(path: str | os.PathLike, vocab_size: int) -> tuple[int, ...]:
-    """Returns the tokens that end a text, as `generation_config.json` or else `config.json` of a foreign folder declare them; () for none.
+    """Returns the tokens that end a text, as `generation_config.json` or else `config.json` of a foreign folder declare
+    them; () for none.
 
     Args:
       path: as for `load`.
@@ -68,7 +70,9 @@ def end_of_text(path: str | os.PathLike, vocab_size: int) -> tuple[int, ...]:
             continue
         ids = declared if isinstance(declared, list) else [declared]
         if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
-            raise UserError(f"{file}: eos_token_id={printable(declared)}; valid: tokens in 0..{vocab_size - 1}, or null")
+            raise UserError(
+                f"{file}: eos_token_id={printable(declared)}; valid: tokens in 0..{vocab_size - 1}, or null"
+            )
         return tuple(ids)
     return ()
 
@@ -78,18 +82,23 @@ def _read_state(path: str) -> dict[str, np.ndarray]:
         return read_weights(path)
     index = read_object(path)
     places = index.get("weight_map") if isinstance(index, Mapping) else None
-    if not isinstance(places, Mapping) or not all(isinstance(name, str) and name == os.path.basename(name) for name in places.values()):
+    if not isinstance(places, Mapping) or not all(
+        isinstance(name, str) and name == os.path.basename(name) for name in places.values()
+    ):
         raise UserError(f"{path} has no weight_map from arrays to files beside it")
     state: dict[str, np.ndarray] = {}
     for name in sorted(set(places.values())):
         state |= read_weights(os.path.join(os.path.dirname(path), name))
     if absent := sorted(set(places) - set(state)):
-        raise UserError(f"{path} names arrays that its files do not hold: {listed([printable(name) for name in absent])}")
+        raise UserError(
+            f"{path} names arrays that its files do not hold: {listed([printable(name) for name in absent])}"
+        )
     return state
 
 
 def save(target: str, folder: str | os.PathLike, config: Any, params: Mapping[str, Any]) -> None:
-    """Writes weights and `folder/config.json`, which `from_pretrained` of transformers reads; large models in files of 5 GB.
+    """Writes weights and `folder/config.json`, which `from_pretrained` of transformers reads; large models in files of
+    5 GB.
 
     They take the place of any model that lies there, whole or not at all.
 

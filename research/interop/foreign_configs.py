@@ -1,4 +1,5 @@
-"""What readers and writers of foreign `config.json`s share: sizes and numbers within bounds, fields that must hold one value, errors by name.
+"""What readers and writers of foreign `config.json`s share: sizes and numbers within bounds, fields that must hold one
+value, errors by name.
 
 Nothing is built of a size before it is known to be one: a file of a kilobyte may ask for more layers than memory holds.
 """
@@ -16,7 +17,8 @@ from research.values import Rule, fit
 LARGEST_CONFIG = 2**26
 """Bytes of a config.json, or of an index of weights."""
 WIDTH, DEPTH, EXPERTS, VOCABULARY, TOKENS = 2**20, 2**14, 2**16, 2**26, 2**31 - 1
-"""The largest sizes that are believed: of channels and the like, of layers, of experts, of tokens there are, of tokens in a row."""
+"""The largest sizes that are believed: of channels and the like, of layers, of experts, of tokens there are, of tokens
+in a row."""
 
 
 def read_object(path: str | os.PathLike) -> Any:
@@ -26,7 +28,9 @@ def read_object(path: str | os.PathLike) -> Any:
       UserError: as `research.files.read_json`, or too large for a description.
     """
     if os.path.isfile(path) and os.path.getsize(path) > LARGEST_CONFIG:
-        raise UserError(f"{path} has {os.path.getsize(path):,} bytes; a description of a model has at most {LARGEST_CONFIG:,}")
+        raise UserError(
+            f"{path} has {os.path.getsize(path):,} bytes; a description of a model has at most {LARGEST_CONFIG:,}"
+        )
     return read_json(path)
 
 
@@ -37,7 +41,9 @@ def whole(source: str, data: Mapping[str, Any], name: str, high: int = WIDTH, lo
       KeyError: there is no such field (`reading` tells it).
       UserError: anything else.
     """
-    return fit(data[name], int, f"{source}: {name}", Rule(least=low, most=high, says=f"whole numbers from {low} to {high}"))
+    return fit(
+        data[name], int, f"{source}: {name}", Rule(least=low, most=high, says=f"whole numbers from {low} to {high}")
+    )
 
 
 def positive(source: str, data: Mapping[str, Any], name: str, *, zero: bool = False) -> float:
@@ -54,7 +60,9 @@ def flag(source: str, data: Mapping[str, Any], name: str) -> bool:
 def check_arrays(source: str, needed: int, found: int) -> None:
     """Raises UserError when a config asks for so many more arrays than the file holds that they are not even listed."""
     if needed > found:
-        raise UserError(f"{source}: the weights do not fit their config: it needs {needed:,} arrays or more, the file holds {found:,}")
+        raise UserError(
+            f"{source}: the weights do not fit their config: it needs {needed:,} arrays or more, the file holds {found:,}"
+        )
 
 
 def _shown(value: Any) -> str:
@@ -77,7 +85,8 @@ def check_object(source: str, data: Any) -> None:
 
 
 def need(source: str, data: Mapping[str, Any], needs: Mapping[str, Any]) -> None:
-    """Raises UserError when a field is there and holds another value than the one of `needs`; [] also stands for nothing."""
+    """Raises UserError when a field is there and holds another value than the one of `needs`; [] also stands for
+    nothing."""
     for name, value in needs.items():
         given = data.get(name, value)
         if given != value and not (value == [] and not given):

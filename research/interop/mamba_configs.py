@@ -1,4 +1,5 @@
-"""`config.json` of Mamba and Mamba-2 language models, of transformers and of state-spaces/mamba, into our config and back.
+"""`config.json` of Mamba and Mamba-2 language models, of transformers and of state-spaces/mamba, into our config and
+back.
 
 What a foreign class can be and ours cannot is refused by the name of its field, and the other way round. Fields that
 only initialise, or say how to compute, are passed over.
@@ -37,7 +38,14 @@ HF_DEFAULTS = {
                   "layer_norm_epsilon": 1e-5},
 }  # fmt: skip
 SSM_NEEDS = {"d_intermediate": 0, "attn_layer_idx": [], "rms_norm": True}
-SSM_CFG_NEEDS = {"bias": False, "conv_bias": True, "rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False, "d_ssm": None}
+SSM_CFG_NEEDS = {
+    "bias": False,
+    "conv_bias": True,
+    "rmsnorm": True,
+    "norm_before_gate": False,
+    "D_has_hdim": False,
+    "d_ssm": None,
+}
 SSM_CFG_INERT = {"conv_init", "A_init_range", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "chunk_size",
                  "use_fast_path", "use_mem_eff_path", "sequence_parallel", "process_group"}  # fmt: skip
 SSM_DEFAULTS: dict[str, Any] = {"ssm_cfg": {}, "pad_vocab_size_multiple": 8, "tie_embeddings": True}
@@ -68,12 +76,20 @@ def config_from_foreign(source: str, data: Mapping[str, Any], *, length: int = 2
 
 def _check_architecture(source: str, data: Mapping[str, Any]) -> None:
     found, original = data.get("model_type"), "d_model" in data and "n_layer" in data
-    wanted = "the original layout (d_model, n_layer, ...)" if source == "mamba-ssm" else f"model_type {source.removeprefix('hf-')!r}"
+    wanted = (
+        "the original layout (d_model, n_layer, ...)"
+        if source == "mamba-ssm"
+        else f"model_type {source.removeprefix('hf-')!r}"
+    )
     if source == "mamba-ssm" and original and found is None:
         return
     if source != "mamba-ssm" and found == source.removeprefix("hf-"):
         return
-    what = "the original layout (d_model, n_layer, ...)" if original and found is None else f"model_type {printable(repr(found))}"
+    what = (
+        "the original layout (d_model, n_layer, ...)"
+        if original and found is None
+        else f"model_type {printable(repr(found))}"
+    )
     known = {"mamba": "hf-mamba", "mamba2": "hf-mamba2", None: "mamba-ssm" if original else None}.get(
         found if isinstance(found, str | None) else ""
     )
@@ -112,12 +128,16 @@ def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfi
     options: dict[str, Any] = dict(data["ssm_cfg"])
     layer = options.pop("layer", "Mamba1")
     if layer not in SSM_LAYERS:
-        raise UserError(f"{source}: ssm_cfg.layer={printable(layer)!r} is a mixer that is not read; valid: {', '.join(SSM_LAYERS)}")
+        raise UserError(
+            f"{source}: ssm_cfg.layer={printable(layer)!r} is a mixer that is not read; valid: {', '.join(SSM_LAYERS)}"
+        )
     need(f"{source}: ssm_cfg", options, SSM_CFG_NEEDS)
     own = {"dt_rank"} if layer == "Mamba1" else {"headdim", "ngroups", "dt_limit"}
     known = {"d_state", "d_conv", "expand", *own, *SSM_CFG_NEEDS, *SSM_CFG_INERT}
     if unknown := sorted(set(options) - known):
-        raise UserError(f"{source}: ssm_cfg has an unknown field {printable(unknown[0])!r}; known for {layer}: {', '.join(sorted(known))}")
+        raise UserError(
+            f"{source}: ssm_cfg has an unknown field {printable(unknown[0])!r}; known for {layer}: {', '.join(sorted(known))}"
+        )
     options = SSM_CFG_DEFAULTS[layer] | options
     dim, inner, expand = _widths(source, {**options, "d_model": data["d_model"]}, "d_model")
     sizes = {"expand": expand, "taps": whole(source, options, "d_conv"), "state": whole(source, options, "d_state")}
@@ -127,7 +147,9 @@ def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfi
     else:
         width, groups = whole(source, options, "headdim"), whole(source, options, "ngroups")
         if inner % width:
-            raise UserError(f"{source}: ssm_cfg.headdim={width} does not divide the {inner} inner channels (expand * d_model)")
+            raise UserError(
+                f"{source}: ssm_cfg.headdim={width} does not divide the {inner} inner channels (expand * d_model)"
+            )
         spec = _mamba2(source, dim, inner // width, width, groups, options.get("dt_limit"), 1e-5, sizes)
     multiple = whole(source, data, "pad_vocab_size_multiple")
     return SequenceConfig(
@@ -146,7 +168,9 @@ def _widths(source: str, data: Mapping[str, Any], name: str) -> tuple[int, int, 
     dim, expand = whole(source, data, name), positive(source, data, "expand")
     inner = int(expand * dim)
     if not 1 <= inner <= WIDTH:
-        raise UserError(f"{source}: expand={expand:g} makes {expand * dim:g} inner channels of {dim}; valid: 1 to {WIDTH}")
+        raise UserError(
+            f"{source}: expand={expand:g} makes {expand * dim:g} inner channels of {dim}; valid: 1 to {WIDTH}"
+        )
     return dim, inner, expand
 
 
@@ -157,7 +181,9 @@ def _mamba(dim: int, inner: int, rank: int, sizes: dict[str, Any]) -> Mamba:
     return replace(plain, inner=0 if inner == derived.inner else inner, rank=0 if rank == derived.rank else rank)
 
 
-def _mamba2(source: str, dim: int, heads: int, width: int, groups: int, limit: Any, eps: float, sizes: dict[str, Any]) -> Mamba2:
+def _mamba2(
+    source: str, dim: int, heads: int, width: int, groups: int, limit: Any, eps: float, sizes: dict[str, Any]
+) -> Mamba2:
     low, high = (_number(bound) for bound in limit or (0.0, math.inf))
     if not 0 <= low <= high:
         raise UserError(f"{source}: steps between {low} and {high}; valid: two numbers from 0, the smaller first")
@@ -172,7 +198,8 @@ def _number(value: Any) -> float:
 
 
 def config_to_foreign(target: str, config: SequenceConfig) -> dict[str, Any]:
-    """Returns the `config.json` of the same model in the layout `target`; `config_from_foreign` gives an equal model again.
+    """Returns the `config.json` of the same model in the layout `target`; `config_from_foreign` gives an equal model
+    again.
 
     Raises:
       UserError: unknown target, or a model that the foreign class cannot be, by field.
@@ -181,7 +208,9 @@ def config_to_foreign(target: str, config: SequenceConfig) -> dict[str, Any]:
     kinds = set(config.kinds)
     valid = {"hf-mamba": ("mamba",), "hf-mamba2": ("mamba2",), "mamba-ssm": ("mamba", "mamba2")}[target]
     if len(kinds) > 1 or not kinds <= set(valid):
-        raise UserError(f"{target} holds one kind of mixer in all layers ({' or '.join(valid)}); got pattern={config.pattern!r}")
+        raise UserError(
+            f"{target} holds one kind of mixer in all layers ({' or '.join(valid)}); got pattern={config.pattern!r}"
+        )
     no_place(target, config, {"ffn": "none", "pool": "none", "outputs": 0, "input_dim": 0})
     spec: Any = config.spec(*kinds)
     inner = spec.inner if isinstance(spec, Mamba) else spec.heads * spec.head_dim
@@ -194,7 +223,9 @@ def _expand(target: str, inner: int, dim: int) -> int | float:
     if inner % dim == 0:
         return inner // dim
     if target != "mamba-ssm":
-        raise UserError(f"{target} takes whole expand factors; {inner} inner channels are {inner / dim:g} times the {dim} channels")
+        raise UserError(
+            f"{target} takes whole expand factors; {inner} inner channels are {inner / dim:g} times the {dim} channels"
+        )
     expand = inner / dim
     return expand if int(expand * dim) == inner else math.nextafter(expand, math.inf)
 
@@ -220,7 +251,9 @@ def _hf_config(config: SequenceConfig, spec: Mamba | Mamba2, expand: int | float
     if isinstance(spec, Mamba):
         return data | {"intermediate_size": inner, "time_step_rank": spec.rank}
     if spec.norm_eps != config.norm_eps:
-        raise UserError(f"hf-mamba2 has one epsilon for all norms; got norm_eps={config.norm_eps} and mamba2.norm_eps={spec.norm_eps}")
+        raise UserError(
+            f"hf-mamba2 has one epsilon for all norms; got norm_eps={config.norm_eps} and mamba2.norm_eps={spec.norm_eps}"
+        )
     limit = {"time_step_limit": list(spec.dt_limit)} if spec.dt_limit else {}
     return data | {"num_heads": spec.heads, "head_dim": spec.head_dim, "n_groups": spec.groups, **limit}
 

@@ -59,7 +59,9 @@ def entries(source: str, config: SequenceConfig) -> list[Entry]:
         index, place = divmod(layer, period)
         foreign, ours = f"backbone.layers.{layer}", f"blocks/layer/layers/{place}"
         for name, (parts, layout) in MIXERS[config.kinds[place]].items():
-            table.append(Entry(f"{foreign}.mixer.{name}", tuple(f"{ours}/mixer/{part}" for part in parts), layout, (index,)))
+            table.append(
+                Entry(f"{foreign}.mixer.{name}", tuple(f"{ours}/mixer/{part}" for part in parts), layout, (index,))
+            )
         table.append(Entry(f"{foreign}.norm.weight", (f"{ours}/norm/scale",), "same", (index,)))
     table.append(Entry("backbone.norm_f.weight", ("norm/scale",), "same"))
     return table if config.tied else [*table, Entry(HEAD, ("head",), "out")]
@@ -78,8 +80,8 @@ def from_foreign(
       dtype: of the returned arrays.
 
     Raises:
-      UserError: as `config_from_foreign`; or arrays that are missing, unknown or of another shape; or a read-out beside the
-        embedding that differs from it where the config calls the two tied.
+      UserError: as `config_from_foreign`; or arrays that are missing, unknown or of another shape; or a read-out beside
+        the embedding that differs from it where the config calls the two tied.
     """
     config = config_from_foreign(source, data, length=length)
     check_arrays(source, config.depth, len(state))
@@ -87,7 +89,9 @@ def from_foreign(
     return (config, *fill_model(source, config, entries(source, config), state, repeats=repeats, dtype=dtype))
 
 
-def to_foreign(target: str, config: SequenceConfig, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def to_foreign(
+    target: str, config: SequenceConfig, params: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The inverse of `from_foreign`: (content of config.json, state dict).
 
     A tied model has its read-out among the arrays only for mamba-ssm, whose class wants it there.

@@ -1,7 +1,8 @@
-"""`config.json` of Mixtral and Qwen3-MoE language models of transformers, of releases 4.x and 5.x, into our config and back.
+"""`config.json` of Mixtral and Qwen3-MoE language models of transformers, of releases 4.x and 5.x, into our config and
+back.
 
-What a foreign class can be and ours cannot is refused by the name of its field, and the other way round. Fields that only
-initialise, train (dropout, jitter, what the losses report) or say how to compute are passed over.
+What a foreign class can be and ours cannot is refused by the name of its field, and the other way round. Fields that
+only initialise, train (dropout, jitter, what the losses report) or say how to compute are passed over.
 """
 
 import dataclasses
@@ -70,11 +71,17 @@ def _check_architecture(source: str, data: Mapping[str, Any]) -> None:
     found = data.get("model_type")
     if found != MODEL_TYPES[source]:
         known = next((f"; give --source={other}" for other, kind in MODEL_TYPES.items() if kind == found), "")
-        raise UserError(f"{source} needs a config of model_type {MODEL_TYPES[source]!r}, found model_type {printable(repr(found))}{known}")
+        raise UserError(
+            f"{source} needs a config of model_type {MODEL_TYPES[source]!r}, found model_type {printable(repr(found))}{known}"
+        )
 
 
 def _config(source: str, data: Mapping[str, Any], length: int) -> SequenceConfig:
-    dim, depth, ffns = whole(source, data, "hidden_size"), whole(source, data, "num_hidden_layers", DEPTH), _ffns(source, data)
+    dim, depth, ffns = (
+        whole(source, data, "hidden_size"),
+        whole(source, data, "num_hidden_layers", DEPTH),
+        _ffns(source, data),
+    )
     spec, eps = _attention(source, data, dim), positive(source, data, "rms_norm_eps", zero=True)
     mixtral = source == "hf-mixtral"
     moe = dataclasses.replace(
@@ -106,7 +113,7 @@ def _experts(source: str, data: Mapping[str, Any]) -> int:
     return whole(source, data, other if own not in data and other in data else own, EXPERTS, low=0)
 
 
-# --- attention -----------------------------------------------------------------------------------------------------------
+# --- attention --------------------------------------------------------------------------------------------------------
 
 
 def _attention(source: str, data: Mapping[str, Any], dim: int) -> Attention:
@@ -152,15 +159,20 @@ def _window(source: str, data: Mapping[str, Any]) -> int | None:
     if source == "hf-qwen3-moe":
         if not flag(source, data, "use_sliding_window"):
             return None
-        need(f"{source}: with use_sliding_window", {"max_window_layers": data.get("max_window_layers") or 0}, {"max_window_layers": 0})
+        need(
+            f"{source}: with use_sliding_window",
+            {"max_window_layers": data.get("max_window_layers") or 0},
+            {"max_window_layers": 0},
+        )
     return None if data.get("sliding_window") is None else whole(source, data, "sliding_window", TOKENS)
 
 
-# --- feed-forward parts --------------------------------------------------------------------------------------------------
+# --- feed-forward parts -----------------------------------------------------------------------------------------------
 
 
 def _ffns(source: str, data: Mapping[str, Any]) -> str:
-    """The shortest pattern of feed-forward parts: layer i has experts when i + 1 is a multiple of the step and it is not set apart."""
+    """The shortest pattern of feed-forward parts: layer i has experts when i + 1 is a multiple of the step and it is
+    not set apart."""
     if source == "hf-mixtral":
         return "moe"
     depth, step = whole(source, data, "num_hidden_layers", DEPTH), whole(source, data, "decoder_sparse_step")
@@ -170,7 +182,7 @@ def _ffns(source: str, data: Mapping[str, Any]) -> str:
     return " ".join("moe" if one else "glu" for one in sparse[:period]) or "moe"
 
 
-# --- back ----------------------------------------------------------------------------------------------------------------
+# --- back -------------------------------------------------------------------------------------------------------------
 
 
 def config_to_foreign(target: str, config: SequenceConfig) -> dict[str, Any]:
@@ -182,7 +194,9 @@ def config_to_foreign(target: str, config: SequenceConfig) -> dict[str, Any]:
     check_source(target, SOURCES)
     mixtral, kinds = target == "hf-mixtral", set(config.kinds)
     if kinds not in ({"attention"}, {"window"}):
-        raise UserError(f"{target} holds one kind of mixer in all layers (attention or window); got pattern={config.pattern!r}")
+        raise UserError(
+            f"{target} holds one kind of mixer in all layers (attention or window); got pattern={config.pattern!r}"
+        )
     valid = {"moe"} if mixtral else {"moe", "glu"}
     if not set(config.ffn_kinds) <= valid:
         raise UserError(f"{target} has no place for ffn={config.ffn!r}; valid: {', '.join(sorted(valid))}")
@@ -194,8 +208,12 @@ def config_to_foreign(target: str, config: SequenceConfig) -> dict[str, Any]:
         moe = config.mixture
         no_place(target, moe, MOE_NEEDS | ({"renormalize": True} if mixtral else {}), "moe.")
         if moe.kept_groups < moe.expert_groups:
-            raise UserError(f"{target} has no place for moe.kept_groups={moe.kept_groups} of expert_groups={moe.expert_groups}; valid: all")
-    return _shared_fields(target, config, spec) | (_mixtral_fields(config, spec) if mixtral else _qwen_fields(config, spec))
+            raise UserError(
+                f"{target} has no place for moe.kept_groups={moe.kept_groups} of expert_groups={moe.expert_groups}; valid: all"
+            )
+    return _shared_fields(target, config, spec) | (
+        _mixtral_fields(config, spec) if mixtral else _qwen_fields(config, spec)
+    )
 
 
 def _shared_fields(target: str, config: SequenceConfig, spec: Attention) -> dict[str, Any]:

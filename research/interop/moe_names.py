@@ -5,8 +5,8 @@ A source is a layout of names and of `config.json`:
     hf-mixtral     MixtralForCausalLM
     hf-qwen3-moe   Qwen3MoeForCausalLM
 
-Published files hold every expert's products apart. Models of transformers 5 hold those of a layer's experts in two arrays, gate
-above up; it converts when it reads and writes files. Both are read, the published one is written.
+Published files hold every expert's products apart. Models of transformers 5 hold those of a layer's experts in two
+arrays, gate above up; it converts when it reads and writes files. Both are read, the published one is written.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,12 @@ from research.models.sequence_layers import MIXTURE
 from research.modules.state import Arrays
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-ATTENTION = {"q_proj": ("query", "linear"), "k_proj": ("key", "linear"), "v_proj": ("value", "linear"), "o_proj": ("out", "out")}
+ATTENTION = {
+    "q_proj": ("query", "linear"),
+    "k_proj": ("key", "linear"),
+    "v_proj": ("value", "linear"),
+    "o_proj": ("out", "out"),
+}
 QK_NORMS = {"q_norm": "query_norm/scale", "k_norm": "key_norm/scale"}
 DENSE = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 EXPERTS = {
@@ -88,18 +93,23 @@ def from_foreign(
       dtype: of the returned parameters.
 
     Raises:
-      UserError: as `config_from_foreign`; or arrays that are missing, unknown or of another shape; or a read-out beside the
-        embedding that differs from it where the config calls the two tied.
+      UserError: as `config_from_foreign`; or arrays that are missing, unknown or of another shape; or a read-out beside
+        the embedding that differs from it where the config calls the two tied.
     """
     config = config_from_foreign(source, data, length=length)
     fused = any(name.endswith(FUSED) for name in state)
     layers = sum(config.moe.experts if ffn == MIXTURE and not fused else 1 for _, ffn in config.period)
     check_arrays(source, config.periods * layers, len(state))
     table = entries(source, config, fused=fused)
-    return (config, *fill_model(source, config, table, state, repeats={HEAD: EMBEDDING} if config.tied else {}, dtype=dtype))
+    return (
+        config,
+        *fill_model(source, config, table, state, repeats={HEAD: EMBEDDING} if config.tied else {}, dtype=dtype),
+    )
 
 
-def to_foreign(target: str, config: SequenceConfig, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def to_foreign(
+    target: str, config: SequenceConfig, params: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The inverse of `from_foreign`: (content of config.json, state dict), experts apart as in published files.
 
     Raises:

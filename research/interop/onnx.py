@@ -8,11 +8,15 @@ from research.files import printable
 from research.interop.program_inputs import forward, inputs_of, output_of
 
 INSTALL = "pip install onnx onnx-ir onnxruntime dm-pix equinox einops && pip install --no-deps jax2onnx==0.17.1"
-"""jax2onnx asks for orbax-checkpoint below 0.11.37 but never imports it; without --no-deps pip would take orbax back."""
+"""jax2onnx asks for orbax-checkpoint below 0.11.37 but never imports it; without --no-deps pip would take orbax
+back."""
 
 
-def export_onnx(config: Any, params: Mapping[str, Any], stats: Mapping[str, Any], *, batch: int | None = None, opset: int = 23) -> bytes:
-    """Returns a serialised ONNX model, logits = f(*inputs), of the model in "eval" mode; inputs carry the names of `program_inputs`.
+def export_onnx(
+    config: Any, params: Mapping[str, Any], stats: Mapping[str, Any], *, batch: int | None = None, opset: int = 23
+) -> bytes:
+    """Returns a serialised ONNX model, logits = f(*inputs), of the model in "eval" mode; inputs carry the names of
+    `program_inputs`.
 
     The naive forms of the ops are exported: other runtimes know convolutions, not our way around XLA's. A scanned stack
     becomes an ONNX Scan, whose weights are stored once.
@@ -48,8 +52,12 @@ def export_onnx(config: Any, params: Mapping[str, Any], stats: Mapping[str, Any]
         if batch is not None:
             raise
         reason = printable(str(e).split("\n")[0], 120)
-        raise UserError(f"ONNX export: {config.family} cannot leave the number of examples open ({reason}); give it: --batch=N") from None
+        raise UserError(
+            f"ONNX export: {config.family} cannot leave the number of examples open ({reason}); give it: --batch=N"
+        ) from None
     try:
         return model.SerializeToString()
     except ValueError as e:
-        raise UserError(f"ONNX export: the model does not fit one file of 2 GB ({e}); export stablehlo or safetensors") from None
+        raise UserError(
+            f"ONNX export: the model does not fit one file of 2 GB ({e}); export stablehlo or safetensors"
+        ) from None

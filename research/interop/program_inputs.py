@@ -1,4 +1,5 @@
-"""What an exported program asks for: the names, shapes and dtypes of a model's inputs, and the function of them that is exported."""
+"""What an exported program asks for: the names, shapes and dtypes of a model's inputs, and the function of them that is
+exported."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,7 +49,14 @@ def inputs_of(config: Any) -> tuple[Input, ...]:
     if isinstance(config, SequenceConfig):
         if config.vector_tokens:
             return (Input("vectors", shape, "float32", "tokens as vectors"),)
-        return (Input("tokens", shape, "int32", f"ids in 0..{config.vocab_size - 1}; shorter texts are filled up behind their end"),)
+        return (
+            Input(
+                "tokens",
+                shape,
+                "int32",
+                f"ids in 0..{config.vocab_size - 1}; shorter texts are filled up behind their end",
+            ),
+        )
     return (Input("images", shape, "float32", "height, width, channels"),)
 
 
@@ -63,10 +71,15 @@ def forward(config: Any) -> Callable[..., Array]:
 
 
 def describe(config: Any, batch: int | None, preprocessing: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Returns what FILE.json says of a program: family, inputs in the order of the arguments, output, and preprocessing where it is known."""
+    """Returns what FILE.json says of a program: family, inputs in the order of the arguments, output, and preprocessing
+    where it is known."""
     inputs, full = inputs_of(config), abstract(config)
     out = jax.eval_shape(forward(config), dict(full.params), dict(full.stats), *(i.struct(batch or 1) for i in inputs))
-    output = {"name": output_of(config), "shape": ["batch" if batch is None else batch, *out.shape[1:]], "dtype": str(out.dtype)}
+    output = {
+        "name": output_of(config),
+        "shape": ["batch" if batch is None else batch, *out.shape[1:]],
+        "dtype": str(out.dtype),
+    }
     told = {} if preprocessing is None else {"preprocessing": dict(preprocessing)}
     return {"family": config.family, "inputs": [i.to_json(batch) for i in inputs], "output": output, **told}
 

@@ -25,7 +25,8 @@ from research.files import check_regular, printable
 
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_STEPS, STEPS_AN_ENTRY = 2**19, 256
-"""Opcodes that a pickle may have, beside so many for each storage: each may leave an object behind. A tensor takes about 30."""
+"""Opcodes that a pickle may have, beside so many for each storage: each may leave an object behind. A tensor takes
+about 30."""
 MAX_SHARING = 8  # tied weights share storages; nothing honest shares more
 NESTED_KEYS = ("model", "state_dict", "model_ema", "state_dict_ema")
 """Where training scripts put the state dict, in the order in which they are tried."""
@@ -98,8 +99,18 @@ def read_pth(path: str | os.PathLike, key: str | None = None) -> dict[str, np.nd
             return _materialise(archive, entries, described)
     except _Refused as e:
         raise UserError(f"{printable(path, 300)}: {printable(e, 400)}") from None
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError, struct.error) as e:
-        raise UserError(f"{printable(path, 300)}: damaged or cut short ({printable(e, 160)}); fetch or save it again") from None
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        NotImplementedError,
+        RuntimeError,
+        UnicodeDecodeError,
+        struct.error,
+    ) as e:
+        raise UserError(
+            f"{printable(path, 300)}: damaged or cut short ({printable(e, 160)}); fetch or save it again"
+        ) from None
 
 
 def _check_magic(path: str) -> None:
@@ -168,10 +179,13 @@ class _Dispatch(dict):
 class _Unpickler(pickle._Unpickler):
     """The pure-Python unpickler with nothing to call and few opcodes.
 
-    Its memo is a dictionary, so that no index can claim memory; keys are words or integers, so that no hash takes for ever.
+    Its memo is a dictionary, so that no index can claim memory; keys are words or integers, so that no hash takes for
+    ever.
     """
 
-    dispatch = _Dispatch({op[0]: pickle._Unpickler.dispatch[op[0]] for op in (getattr(pickle, name) for name in _OPCODES.split())})
+    dispatch = _Dispatch(
+        {op[0]: pickle._Unpickler.dispatch[op[0]] for op in (getattr(pickle, name) for name in _OPCODES.split())}
+    )
 
     def __init__(self, data: bytes, entries: Mapping[str, zipfile.ZipInfo], root: str):
         super().__init__(io.BytesIO(data), encoding="utf-8")
@@ -241,7 +255,12 @@ def _is_count(value: Any) -> bool:
 
 
 def _rebuild_tensor(storage, offset, size, stride, *_) -> _Tensor:
-    if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple) or len(size) != len(stride):
+    if (
+        not isinstance(storage, _Storage)
+        or not isinstance(size, tuple)
+        or not isinstance(stride, tuple)
+        or len(size) != len(stride)
+    ):
         raise _Refused("holds a tensor without a storage, a size and strides")
     if len(size) > 32 or not all(map(_is_count, (offset, *size, *stride))):
         raise _Refused("holds a tensor whose offset, size or strides are no counts, or with more than 32 axes")
@@ -281,7 +300,9 @@ def _choose(tree: Any, key: str | None) -> dict[str, _Tensor]:
     elif not any(isinstance(v, _Tensor) for v in tree.values()):
         found = [k for k in NESTED_KEYS if isinstance(tree.get(k), dict)]
         if not found:
-            raise _Refused(f"holds no state dict; its entries are {_shown(tree)}, and one of {', '.join(NESTED_KEYS)} is looked for")
+            raise _Refused(
+                f"holds no state dict; its entries are {_shown(tree)}, and one of {', '.join(NESTED_KEYS)} is looked for"
+            )
         tree = tree[found[0]]
     bad = [k for k, v in tree.items() if not isinstance(k, str) or not isinstance(v, _Tensor)]
     if bad or not tree:

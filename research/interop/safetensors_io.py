@@ -1,4 +1,5 @@
-"""Models as folders: `model.safetensors` (params and stats) and `config.json` (what builds the model), nothing else needed."""
+"""Models as folders: `model.safetensors` (params and stats) and `config.json` (what builds the model), nothing else
+needed."""
 
 import dataclasses
 import difflib
@@ -49,7 +50,8 @@ def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Returns the arrays of a safetensors file, mapped from disk and read-only.
 
     Raises:
-      UserError: no such file, a damaged one (the header is validated by the safetensors library), an unknown dtype, or too many axes.
+      UserError: no such file, a damaged one (the header is validated by the safetensors library), an unknown dtype, or
+        too many axes.
     """
     path = os.fspath(path)
     check_regular(path)
@@ -78,8 +80,11 @@ def _array(path: str, name: str, info: Mapping[str, Any], data: np.ndarray, star
     return data[first:end].view(DTYPES[info["dtype"]]).reshape(info["shape"])
 
 
-def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes arrays to a safetensors file, whole or not at all, one after the other: beside them, memory for one is needed.
+def save_safetensors(
+    path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes arrays to a safetensors file, whole or not at all, one after the other: beside them, memory for one is
+    needed.
 
     Raises:
       UserError: the folder cannot be written.
@@ -89,7 +94,11 @@ def save_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any], metadat
     host = {name: np.asarray(a) for name, a in arrays.items()}
     if wrong := [f"{name} is {a.dtype}" for name, a in host.items() if a.dtype not in codes]:
         raise TypeError(f"safetensors holds {', '.join(DTYPES)}: {wrong[0]}")
-    names, header, at = sorted(host, key=lambda name: (-host[name].itemsize, name)), {}, 0  # wide ones first: all are aligned
+    names, header, at = (
+        sorted(host, key=lambda name: (-host[name].itemsize, name)),
+        {},
+        0,
+    )  # wide ones first: all are aligned
     for name in names:
         a = host[name]
         header[name] = {"dtype": codes[a.dtype], "shape": list(a.shape), "data_offsets": [at, at + a.nbytes]}
@@ -129,7 +138,9 @@ def config_to_json(config: Any) -> dict[str, Any]:
     except UserError:
         same = False
     if not same:
-        raise TypeError(f"{type(config).__name__} does not survive JSON; its fields must be numbers, words, tuples or such dataclasses")
+        raise TypeError(
+            f"{type(config).__name__} does not survive JSON; its fields must be numbers, words, tuples or such dataclasses"
+        )
     return out
 
 
@@ -161,7 +172,9 @@ def _build(cls: type, values: Mapping[str, Any], most_entry: int) -> Any:
     try:
         return cls(
             **{
-                n: _build(hints[n], v, most_entry) if nested[n] else _checked(f"{cls.__name__}.{n}", v, hints[n], defaults[n], most_entry)
+                n: _build(hints[n], v, most_entry)
+                if nested[n]
+                else _checked(f"{cls.__name__}.{n}", v, hints[n], defaults[n], most_entry)
                 for n, v in values.items()
             }
         )
@@ -177,7 +190,9 @@ def _checked(where: str, value: Any, kind: Any, default: Any, most_entry: int) -
         finite,
         kind,
         where,
-        rule if rule.most is None else dataclasses.replace(rule, most=most_entry if isinstance(value, list) else LARGEST_FIELD),
+        rule
+        if rule.most is None
+        else dataclasses.replace(rule, most=most_entry if isinstance(value, list) else LARGEST_FIELD),
     )
     return _frozen(value)
 
@@ -196,7 +211,8 @@ def save_folder(
 ) -> None:
     """Writes a model as `folder/model.safetensors` and `folder/config.json`, in place of any model that lies there.
 
-    An interrupted call leaves the folder as it was, or without config.json, which `load_folder` refuses: never a mixture.
+    An interrupted call leaves the folder as it was, or without config.json, which `load_folder` refuses: never a
+    mixture.
 
     Args:
       config: model config; stored as `{"model": {"family": ..., ...}, **extra}`, and with the weights, which it binds.
@@ -236,7 +252,9 @@ def load_folder(folder: str | os.PathLike) -> tuple[Any, Arrays, Arrays]:
     data = read_json(path, ("model",), "it is no model config")["model"]
     arrays = load_safetensors(weights)
     try:  # no stage has more layers, or more channels, than there are arrays, or than an axis of one is long
-        config = config_from_json(data, max(2**10, len(arrays), *(size for w in arrays.values() for size in w.shape), 0))
+        config = config_from_json(
+            data, max(2**10, len(arrays), *(size for w in arrays.values() for size in w.shape), 0)
+        )
     except UserError as e:
         raise UserError(f"{path}: {e}") from None
     _check_bound(weights, data)
@@ -247,7 +265,10 @@ def load_folder(folder: str | os.PathLike) -> tuple[Any, Arrays, Arrays]:
     held = {f"params/{k}": s for k, s in full.params.items()} | {f"stats/{k}": s for k, s in kept.items()}
     check_names({k: v.shape for k, v in arrays.items()}, {k: s.shape for k, s in held.items()}, weights)
     check_values(weights, arrays, {k: s.dtype for k, s in held.items()})
-    stats = {k: jnp.zeros(s.shape, s.dtype) if k in sums else jnp.asarray(arrays[f"stats/{k}"]) for k, s in full.stats.items()}
+    stats = {
+        k: jnp.zeros(s.shape, s.dtype) if k in sums else jnp.asarray(arrays[f"stats/{k}"])
+        for k, s in full.stats.items()
+    }
     return config, {k: jnp.asarray(arrays[f"params/{k}"]) for k in full.params}, stats
 
 
@@ -260,12 +281,16 @@ def _check_bound(weights: str, model: Any) -> None:
     except (ValueError, RecursionError):
         same = False
     if not same:
-        raise UserError(f"{weights} was written with another config than the {CONFIG} beside it; write or copy both together")
+        raise UserError(
+            f"{weights} was written with another config than the {CONFIG} beside it; write or copy both together"
+        )
 
 
 def check_names(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Raises UserError unless both hold the same names with the same shapes."""
-    problems = [f"{k} is missing" for k in expected if k not in found] + [f"{printable(k)} is unknown" for k in found if k not in expected]
+    problems = [f"{k} is missing" for k in expected if k not in found] + [
+        f"{printable(k)} is unknown" for k in found if k not in expected
+    ]
     problems += [f"{k} is {found[k]}, needs {expected[k]}" for k in expected if k in found and found[k] != expected[k]]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""

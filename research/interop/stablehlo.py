@@ -1,7 +1,8 @@
-"""Compiled-program export through `jax.export`: one file with the network for several platforms, run without its source.
+"""Compiled-program export through `jax.export`: one file with the network for several platforms, run without its
+source.
 
-Where the batch is left open, ops whose programs are cut for a number of rows take a form that is not: on a CPU grouped products of
-mixtures of experts then compute every row with every expert, so a fixed batch is quicker.
+Where the batch is left open, ops whose programs are cut for a number of rows take a form that is not: on a CPU grouped
+products of mixtures of experts then compute every row with every expert, so a fixed batch is quicker.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,8 @@ def export_stablehlo(
       weights: "constants" puts them inside; "arguments" exports f(params, stats, *inputs) instead.
 
     Raises:
-      UserError: a platform, a batch or a place for the weights that does not exist, or a model whose program needs to know the batch.
+      UserError: a platform, a batch or a place for the weights that does not exist, or a model whose program needs to
+        know the batch.
     """
     unknown = sorted(set(platforms) - set(PLATFORMS))
     if unknown or not platforms:
@@ -64,10 +66,14 @@ def _export(config: Any, call: Callable[..., Any], platforms: Sequence[str], inp
     try:
         return export.export(jax.jit(call), platforms=tuple(platforms))(*inputs)
     except (InconclusiveDimensionOperation, TypeError) as error:
-        if isinstance(error, TypeError) and "_DimExpr" not in str(error):  # what Python says where a symbol cannot be a number
+        if isinstance(error, TypeError) and "_DimExpr" not in str(
+            error
+        ):  # what Python says where a symbol cannot be a number
             raise
         reason = str(error).split(".")[0].split("\n")[0]
-        raise UserError(f"{config.family}: an op needs to know the number of examples ({reason}); give it: --batch=N") from None
+        raise UserError(
+            f"{config.family}: an op needs to know the number of examples ({reason}); give it: --batch=N"
+        ) from None
 
 
 def load_stablehlo(data: bytes) -> export.Exported:

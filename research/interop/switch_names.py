@@ -1,8 +1,8 @@
 """One sparse feed-forward block of transformers' Switch (SwitchTransformersSparseMLP), in and out of our names.
 
-Each expert takes the first `expert_capacity` tokens of every sequence that choose it; the others go by it. So it was in releases up
-to 4.57 and is again in 5.23 and later. In those between the capacity never binds, and before about 4.51 a token that found no place
-came out as it went in, where here and now it comes out as zeros.
+Each expert takes the first `expert_capacity` tokens of every sequence that choose it; the others go by it. So it was in
+releases up to 4.57 and is again in 5.23 and later. In those between the capacity never binds, and before about 4.51 a
+token that found no place came out as it went in, where here and now it comes out as zeros.
 """
 
 import dataclasses
@@ -36,7 +36,9 @@ def switch_entries(experts: int, prefix: str = "") -> list[Entry]:
     ]
 
 
-def switch_from_foreign(state: Mapping[str, np.ndarray], prefix: str = "", *, expert_capacity: int = 64) -> tuple[Moe, Arrays]:
+def switch_from_foreign(
+    state: Mapping[str, np.ndarray], prefix: str = "", *, expert_capacity: int = 64
+) -> tuple[Moe, Arrays]:
     """Returns (options, parameters of `MoeFfn`) of a block; experts are two products with a ReLU between.
 
     Args:

@@ -50,7 +50,8 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What did not match: official names that the file lacks or has beyond the model, and (name, found, expected) shapes.
+    """What did not match: official names that the file lacks or has beyond the model, and (name, found, expected)
+    shapes.
 
     `batches_tracked` is PyTorch's count of batch-norm updates, which has no place in our statistics.
     """
@@ -121,7 +122,9 @@ def _block_pairs(official: str, ours: str, size: int, deploy: bool) -> list[Pair
 def _branch_pairs(official: str, ours: str, size: int) -> list[Pair]:
     pairs = _batch_norm(f"{official}.origin_bn", f"{ours}/large_norm")
     for dilation, k in BRANCHES[size].items():
-        pairs.append(Pair(f"{official}.dil_conv_k{k}_{dilation}.weight", f"{ours}/branches/d{dilation}/kernel", "depthwise"))
+        pairs.append(
+            Pair(f"{official}.dil_conv_k{k}_{dilation}.weight", f"{ours}/branches/d{dilation}/kernel", "depthwise")
+        )
         pairs += _batch_norm(f"{official}.dil_bn_k{k}_{dilation}", f"{ours}/norms/d{dilation}")
     return pairs
 
@@ -149,10 +152,15 @@ def infer_config(shapes: Mapping[str, Sequence[int]], image_size: int = 224) -> 
     depths = tuple(len(blocks[i]) for i in sorted(blocks))
     if not blocks or any(b != set(range(len(b))) for b in (set(blocks), *blocks.values())):
         raise UserError("not a UniRepLKNet state dict: blocks 'stages.I.J.*' do not count up from stages.0.0")
-    kernels = tuple(shortest_period([_kernel_size(shapes, f"stages.{i}.{j}.dwconv") for j in range(d)]) for i, d in enumerate(depths))
+    kernels = tuple(
+        shortest_period([_kernel_size(shapes, f"stages.{i}.{j}.dwconv") for j in range(d)])
+        for i, d in enumerate(depths)
+    )
     ups = [_shape(shapes, f"stages.{i}.0.pwconv1.1.weight", 2) for i in range(len(depths))]
     if "head.weight" not in shapes:
-        raise UserError("UniRepLKNet state dict without head.weight: a detection or segmentation backbone; a classifier is needed")
+        raise UserError(
+            "UniRepLKNet state dict without head.weight: a detection or segmentation backbone; a classifier is needed"
+        )
     return UniRepLKNetConfig(
         depths=depths,
         dims=tuple(u[1] for u in ups),
@@ -203,7 +211,11 @@ def _official_shape(pair: Pair, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _tracked_names(config: UniRepLKNetConfig) -> list[str]:
-    return [p.official.replace("running_var", "num_batches_tracked") for p in name_pairs(config) if p.official.endswith("running_var")]
+    return [
+        p.official.replace("running_var", "num_batches_tracked")
+        for p in name_pairs(config)
+        if p.official.endswith("running_var")
+    ]
 
 
 def from_official(
@@ -228,12 +240,16 @@ def from_official(
         raise UserError(f"UniRepLKNet state dict does not fit {_sizes(config)}: {_unmatched(report)}")
     check_values("UniRepLKNet state dict", {pair.official: state[pair.official] for pair in name_pairs(config)})
     tracked = [
-        int(state[name]) for name in _tracked_names(config) if name in state and state[name].shape == () and state[name].dtype.kind in "iu"
+        int(state[name])
+        for name in _tracked_names(config)
+        if name in state and state[name].shape == () and state[name].dtype.kind in "iu"
     ]
     full = abstract(config)
     layers = collections.defaultdict(list)
     for pair in name_pairs(config):
-        layers[pair.ours, pair.index is None].append(TO_OURS[pair.layout](np.asarray(state[pair.official])).astype(dtype))
+        layers[pair.ours, pair.index is None].append(
+            TO_OURS[pair.layout](np.asarray(state[pair.official])).astype(dtype)
+        )
     arrays = {ours: jnp.asarray(ws[0] if single else np.stack(ws), dtype) for (ours, single), ws in layers.items()}
     report = Report(report.matched, unexpected=report.unexpected, batches_tracked=max(tracked) if tracked else None)
     return config, {k: arrays[k] for k in full.params}, {k: arrays[k] for k in full.stats}, report
@@ -251,7 +267,11 @@ def _unmatched(report: Report) -> str:
 
 
 def to_official(
-    config: UniRepLKNetConfig, params: Mapping[str, Any], stats: Mapping[str, Any], *, batches_tracked: int | None = None
+    config: UniRepLKNetConfig,
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    *,
+    batches_tracked: int | None = None,
 ) -> dict[str, np.ndarray]:
     """The inverse of `from_official`: a state dict that the official class of the same sizes loads strictly.
 
@@ -262,7 +282,9 @@ def to_official(
       UserError: a stem that the official network does not have (its strides are fixed at 2, 2).
     """
     if tuple(config.stem_strides) != (2, 2) or len(config.dims) != 4:
-        raise UserError(f"the official UniRepLKNet has 4 stages and stem strides (2, 2); got {len(config.dims)} and {config.stem_strides}")
+        raise UserError(
+            f"the official UniRepLKNet has 4 stages and stem strides (2, 2); got {len(config.dims)} and {config.stem_strides}"
+        )
     arrays = {name: np.asarray(w) for name, w in {**params, **stats}.items()}
     state = {}
     for pair in name_pairs(config):

@@ -1,4 +1,5 @@
-"""What the config of every model declares: all that the rest of the package asks of a model before its arrays are there."""
+"""What the config of every model declares: all that the rest of the package asks of a model before its arrays are
+there."""
 
 import dataclasses
 import math
@@ -16,8 +17,9 @@ from research.modules.state import Arrays, abstract
 class ModelConfig:
     """Base of the frozen dataclasses that describe models.
 
-    A family gives `family`, `elastic`, `build`, `input_shape` and `shrink`; everything else has a default, of a plain network whose ops leave
-    no choice, that is its own deployed form and sends every example through all of its parameters.
+    A family gives `family`, `elastic`, `build`, `input_shape` and `shrink`; everything else has a default, of a plain
+    network whose ops leave no choice, that is its own deployed form and sends every example through all of its
+    parameters.
 
     Attributes:
       family: name of the family, unique.
@@ -103,7 +105,8 @@ class ModelConfig:
         raise NotImplementedError(f"{self.family} has no mixtures of experts")
 
     def layer_places(self) -> tuple[tuple[str, int], ...]:
-        """Returns where the arrays of each layer lie, in order: (prefix of their names, index on their first axis); () where nobody asks."""
+        """Returns where the arrays of each layer lie, in order: (prefix of their names, index on their first axis); ()
+        where nobody asks."""
         return ()
 
 
@@ -125,7 +128,8 @@ class ChoosesForms(ModelConfig):
 
 
 def active_params(config: ModelConfig) -> int:
-    """Parameters of a model that one token, or image, meets: of a mixture's experts those that it is sent to, of everything else all.
+    """Parameters of a model that one token, or image, meets: of a mixture's experts those that it is sent to, of
+    everything else all.
 
     The embedding counts whole, as is usual; so do soft mixtures, whose tokens are spread over all experts.
     """

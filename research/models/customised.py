@@ -1,7 +1,8 @@
-"""A network made one user's own: a frozen global expert, a small local expert and a gate (Sathe et al. 2018, arXiv 1811.00056).
+"""A network made one user's own: a frozen global expert, a small local expert and a gate (Sathe et al. 2018, arXiv
+1811.00056).
 
-The paper gives the parts and their cost, about 2.5 % of the global expert; sizes and what they read are our choice: both read the
-global expert's last features, the local expert is a low-rank head on them, the gate has one hidden layer.
+The paper gives the parts and their cost, about 2.5 % of the global expert; sizes and what they read are our choice:
+both read the global expert's last features, the local expert is a low-rank head on them, the gate has one hidden layer.
 """
 
 from collections.abc import Mapping
@@ -97,10 +98,11 @@ class CustomisedConfig(ModelConfig):
 
 
 class Customised(nnx.Module):
-    """The network. Mode "train" mixes softly, and gives log y as logits; else one of the two experts answers with its own logits.
+    """The network. Mode "train" mixes softly, and gives log y as logits; else one of the two experts answers with its
+    own logits.
 
-    y = g softmax(local) + (1 - g) softmax(global). Where the gate is not above its threshold, the output is the global expert's to
-    the last bit.
+    y = g softmax(local) + (1 - g) softmax(global). Where the gate is not above its threshold, the output is the global
+    expert's to the last bit.
     """
 
     def __init__(self, config: CustomisedConfig, init: Init):
@@ -108,10 +110,14 @@ class Customised(nnx.Module):
         features, classes = config.expert.hidden[-1], config.expert.num_classes
         self.global_expert: Any = config.expert.build(init.child("global_expert"))
         read, rank, hidden = "layer2/mlp", "local/rank", "gate/mlp"
-        self.down = Linear(features, config.rank, (read, rank), init.child("down"), bias=False, kernel_init=torch_default)
+        self.down = Linear(
+            features, config.rank, (read, rank), init.child("down"), bias=False, kernel_init=torch_default
+        )
         self.up = Linear(config.rank, classes, (rank, "classes"), init.child("up"), kernel_init=torch_default)
         self.gate1 = Linear(features, config.hidden, (read, hidden), init.child("gate1"), kernel_init=he, exact=True)
-        self.gate2 = Linear(config.hidden, 1, (hidden, "gate/observed"), init.child("gate2"), kernel_init=torch_default, exact=True)
+        self.gate2 = Linear(
+            config.hidden, 1, (hidden, "gate/observed"), init.child("gate2"), kernel_init=torch_default, exact=True
+        )
 
     def local(self, features: Float[Array, "B D"]) -> Float[Array, "B N"]:
         """Returns the local expert's logits."""
@@ -121,7 +127,9 @@ class Customised(nnx.Module):
         """Returns the logit of g, the share of the local expert."""
         return self.gate2(jax.nn.relu(self.gate1(features)))[:, 0]
 
-    def __call__(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B N"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
+    ) -> Float[Array, "B N"]:
         features = self.global_expert.embed(x, mode=mode, key=key)
         both, gate = (self.global_expert.classify(features), self.local(features)), self.gate(features)
         if mode != "train":

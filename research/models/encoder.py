@@ -1,9 +1,10 @@
 """Sentence encoders that are told the domain of a text: the domain picks the expert of every layer (enforced routing).
 
-After "Mixture of experts for text embeddings with enforced routing" (arXiv 2401.15713): attention, embeddings and norms are
-shared, each feed-forward part is one expert a domain, and a token of the domain stands at position 0 in place of whatever the
-sentence holds there. The sentence's vector is the mean over its real tokens, through LayerNorm, Linear, tanh, Linear. An
-encoder that is trained with dense feed-forward parts extends to experts without a change of its function (`research.nested.upcycle`).
+After "Mixture of experts for text embeddings with enforced routing" (arXiv 2401.15713): attention, embeddings and norms
+are shared, each feed-forward part is one expert a domain, and a token of the domain stands at position 0 in place of
+whatever the sentence holds there. The sentence's vector is the mean over its real tokens, through LayerNorm, Linear,
+tanh, Linear. An encoder that is trained with dense feed-forward parts extends to experts without a change of its
+function (`research.nested.upcycle`).
 """
 
 from dataclasses import dataclass, replace
@@ -51,13 +52,17 @@ class EncoderConfig(SequenceConfig):
 
     family: ClassVar[str] = "encoder"
     derived: ClassVar[dict[str, tuple[str, ...]]] = {**SequenceConfig.derived, "outputs": ("dim",)}
-    elastic: ClassVar[dict[str, str]] = {k: v for k, v in SequenceConfig.elastic.items() if k not in ("experts", "active")}
+    elastic: ClassVar[dict[str, str]] = {
+        k: v for k, v in SequenceConfig.elastic.items() if k not in ("experts", "active")
+    }
 
     def __post_init__(self):
         if self.domains < 1:
             raise UserError(f"encoder: domains={self.domains}; valid: whole numbers from 1")
         if self.pool != "mean" or self.vector_tokens:
-            raise UserError(f"encoder: pool={self.pool!r}, vocab_size={self.vocab_size}; valid: pool=mean over tokens of a vocabulary")
+            raise UserError(
+                f"encoder: pool={self.pool!r}, vocab_size={self.vocab_size}; valid: pool=mean over tokens of a vocabulary"
+            )
         super().__post_init__()
         if not self.outputs:
             object.__setattr__(self, "outputs", self.dim)
@@ -104,8 +109,12 @@ class EncoderModel(nnx.Module):
         self.config = config
         init = replace(init, branches=config.periods * sum(1 if ffn == "none" else 2 for _, ffn in config.period))
         self.embedding = Embedding(config.vocab_size, config.dim, init.child("embedding"))
-        self.domain_tokens = init.param("domain_tokens", (config.domains, config.dim), ("domains", "embed"), equal_rows, Kind.EMBEDDING)
-        self.blocks = Stack(lambda sub: Period(config, sub), config.periods, "layers", init.child("blocks"), unroll=config.unroll)
+        self.domain_tokens = init.param(
+            "domain_tokens", (config.domains, config.dim), ("domains", "embed"), equal_rows, Kind.EMBEDDING
+        )
+        self.blocks = Stack(
+            lambda sub: Period(config, sub), config.periods, "layers", init.child("blocks"), unroll=config.unroll
+        )
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
         self.pooler = Pooler(config.dim, config.outputs, init.child("pooler"))
 
@@ -128,8 +137,8 @@ class EncoderModel(nnx.Module):
 
         Args:
           tokens: ids; what stands at position 0 is not read.
-          domain: of each sentence; None: the first. Labels that are known here are checked, those inside a compiled program
-            where the data are set up.
+          domain: of each sentence; None: the first. Labels that are known here are checked, those inside a compiled
+            program where the data are set up.
           mask: which tokens are real; padding is seen by no other token and does not count in the mean. None: all are.
           real: which sentences are no filler of a batch; the others compete for no expert. None: all.
           mode, key: as in every model.
@@ -159,7 +168,15 @@ def equal_rows(key: Array, shape, dtype=jnp.float32) -> Array:
 
 def _small(ffn: str, domains: int) -> EncoderConfig:
     """1.6 M active parameters for two cores, half of them embeddings; short sentences of 8,192 words."""
-    return EncoderConfig(vocab_size=8192, length=64, dim=128, depth=2, ffn=ffn, domains=domains, attention=Attention(heads=4, causal=False))
+    return EncoderConfig(
+        vocab_size=8192,
+        length=64,
+        dim=128,
+        depth=2,
+        ffn=ffn,
+        domains=domains,
+        attention=Attention(heads=4, causal=False),
+    )
 
 
 VARIANTS: dict[str, EncoderConfig] = {

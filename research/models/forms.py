@@ -24,7 +24,8 @@ def check_form(family: str, form: str, ops: Mapping[str, Sequence[str]]) -> None
 
     Args:
       family: name for the message.
-      form: "auto", "cpu", a form that all of the ops have, or a list such as "depthwise_conv2d=dft,cpu"; see `ops.dispatch.resolve`.
+      form: "auto", "cpu", a form that all of the ops have, or a list such as "depthwise_conv2d=dft,cpu"; see
+        `ops.dispatch.resolve`.
       ops: name of each op to its forms.
     """
     named = [entry.split("=")[0].strip() for entry in form.split(",") if "=" in entry]

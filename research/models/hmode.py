@@ -1,10 +1,11 @@
 """HMoDE: counting by a hierarchical mixture of density experts (Du et al. 2023, arXiv 2208.02894).
 
-A VGG-16-BN encoder (Simonyan and Zisserman 2015, arXiv 1409.1556) at strides 1 to 16, three decoders that add one skip each, and a
-density map from each decoder. Gates at every pixel mix the maps in pairs, and a second gate, which sees only where the attention mask
-finds objects, mixes the three mixtures. All seven maps are supervised. Gating is soft: nothing is dropped, every expert runs.
-Our choice where the paper is silent: the last layer of a density head starts non-negative, so that no expert starts dead behind its
-ReLU. As in the released code, batch norm stands in the encoder only and bilinear upsampling aligns corners. Smaller selves: `width`.
+A VGG-16-BN encoder (Simonyan and Zisserman 2015, arXiv 1409.1556) at strides 1 to 16, three decoders that add one skip
+each, and a density map from each decoder. Gates at every pixel mix the maps in pairs, and a second gate, which sees
+only where the attention mask finds objects, mixes the three mixtures. All seven maps are supervised. Gating is soft:
+nothing is dropped, every expert runs. Our choice where the paper is silent: the last layer of a density head starts
+non-negative, so that no expert starts dead behind its ReLU. As in the released code, batch norm stands in the encoder
+only and bilinear upsampling aligns corners. Smaller selves: `width`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,8 +43,9 @@ def positive(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
 class HMoDEConfig(ModelConfig):
     """Description of one network.
 
-    `dims` and `depths` are channels and 3x3 convolutions of the five stages; each stage but the first halves the image. `head_dim`:
-    hidden channels of a density head. `importance`: coefficient of the loss that keeps the experts of a pair equally important.
+    `dims` and `depths` are channels and 3x3 convolutions of the five stages; each stage but the first halves the image.
+    `head_dim`: hidden channels of a density head. `importance`: coefficient of the loss that keeps the experts of a
+    pair equally important.
     """
 
     dims: tuple[int, ...] = (64, 128, 256, 512, 512)
@@ -95,7 +97,9 @@ class Stage(nnx.Module):
         self.convs, self.norms = nnx.List([]), nnx.List([])
         for i in range(config.depths[stage]):
             n_out, out = config.dims[stage], f"stage{stage + 1}/conv{i}/embed"
-            self.convs.append(Conv(n_in, n_out, 3, (axis, out), init.child(f"conv{i}"), bias=False, kernel_init=kaiming))
+            self.convs.append(
+                Conv(n_in, n_out, 3, (axis, out), init.child(f"conv{i}"), bias=False, kernel_init=kaiming)
+            )
             self.norms.append(BatchNorm(n_out, out, init.child(f"norm{i}")))
             n_in, axis = n_out, out
 
@@ -137,7 +141,9 @@ class Chain(nnx.Module):
         for i, (size, n_out) in enumerate(layers):
             ends = i == len(layers) - 1
             name = out if ends else f"{scope}/hidden{i}/mlp"
-            self.convs.append(Conv(n_in, n_out, size, (axis, name), init.child(i), kernel_init=final if ends else he, exact=exact))
+            self.convs.append(
+                Conv(n_in, n_out, size, (axis, name), init.child(i), kernel_init=final if ends else he, exact=exact)
+            )
             axis, n_in = name, n_out
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
@@ -148,9 +154,12 @@ class Chain(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Two 3x3 convolutions with ReLU; the first reads the coarser map, upsampled twice, and the skip, as if they were concatenated."""
+    """Two 3x3 convolutions with ReLU; the first reads the coarser map, upsampled twice, and the skip, as if they were
+    concatenated."""
 
-    def __init__(self, coarse: tuple[str, int], skip: tuple[str, int] | None, sizes: tuple[int, int], scope: str, init: Init):
+    def __init__(
+        self, coarse: tuple[str, int], skip: tuple[str, int] | None, sizes: tuple[int, int], scope: str, init: Init
+    ):
         hidden, out = f"{scope}/mlp", f"{scope}/embed"
         make = lambda tag, source, bias: Conv(  # noqa: E731
             source[1], sizes[0], 3, (source[0], hidden), init.child(tag), bias=bias, kernel_init=he
@@ -159,16 +168,19 @@ class Decoder(nnx.Module):
         self.skip = None if skip is None else make("skip", skip, False)
         self.second = Conv(sizes[0], sizes[1], 3, (hidden, out), init.child("second"), kernel_init=he)
 
-    def __call__(self, x: Float[Array, "B h w I"], skip: Float[Array, "B H W J"] | None = None) -> Float[Array, "B H W O"]:
+    def __call__(
+        self, x: Float[Array, "B h w I"], skip: Float[Array, "B H W J"] | None = None
+    ) -> Float[Array, "B H W O"]:
         y = self.coarse(x) if self.skip is None else self.coarse(upsample(x)) + self.skip(skip)
         return jax.nn.relu(self.second(jax.nn.relu(y)))
 
 
 class HMoDE(nnx.Module):
-    """The network: images to eight maps at their resolution, D1, D2, D3, M1, M2, M3, D (densities) and the attention mask's logits.
+    """The network: images to eight maps at their resolution, D1, D2, D3, M1, M2, M3, D (densities) and the attention
+    mask's logits.
 
-    `mode` as in `research.modules.norms`; no `key` is needed. In mode "train" the statistic `aux_loss` holds the importance loss over
-    the batch's size.
+    `mode` as in `research.modules.norms`; no `key` is needed. In mode "train" the statistic `aux_loss` holds the
+    importance loss over the batch's size.
     """
 
     def __init__(self, config: HMoDEConfig, init: Init):
@@ -178,15 +190,30 @@ class HMoDE(nnx.Module):
         self.stages = nnx.List([Stage(config, i, init.child(f"stage{i}")) for i in range(5)])
         self.decoder3 = Decoder((x5, d5), None, (2 * d5, d5), "decoder3", init.child("decoder3"))
         self.decoder2 = Decoder(("decoder3/embed", d5), (x4, d4), (d4, d4 // 2), "decoder2", init.child("decoder2"))
-        self.decoder1 = Decoder(("decoder2/embed", d4 // 2), (x3, d3), (d3, d3 // 2), "decoder1", init.child("decoder1"))
+        self.decoder1 = Decoder(
+            ("decoder2/embed", d4 // 2), (x3, d3), (d3, d3 // 2), "decoder1", init.child("decoder1")
+        )
         head = lambda i, n: Chain(  # noqa: E731
-            (f"decoder{i}/embed", n), [(1, config.head_dim), (1, 1)], f"head{i}", "density/observed", init.child(f"head{i}"), final=positive
+            (f"decoder{i}/embed", n),
+            [(1, config.head_dim), (1, 1)],
+            f"head{i}",
+            "density/observed",
+            init.child(f"head{i}"),
+            final=positive,
         )
         self.heads = nnx.List([head(1, d3 // 2), head(2, d4 // 2), head(3, d5)])
         deep = (x5, d5)
         # The released code keeps the ReLU before both softmaxes: gate logits are never negative.
         self.pairs = Chain(deep, [(3, d5 // 2), (1, 6)], "pairs", "pairs/observed", init.child("pairs"), exact=True)
-        self.mask = Chain(deep, [(3, d5 // 2), (3, d5 // 4), (1, 1)], "mask", "mask/observed", init.child("mask"), last=False, exact=True)
+        self.mask = Chain(
+            deep,
+            [(3, d5 // 2), (3, d5 // 4), (1, 1)],
+            "mask",
+            "mask/observed",
+            init.child("mask"),
+            last=False,
+            exact=True,
+        )
         wide = [(3, 2 * d5), (3, 4 * d5), (3, 2 * d5), (3, d5), (3, d5 // 2), (1, 3)]
         self.mixtures = Chain(deep, wide, "mixtures", "mixtures/experts", init.child("mixtures"), exact=True)
         self.aux_loss = init.stat("aux_loss", (), (), zeros, StatKind.LOSS)
@@ -208,14 +235,19 @@ class HMoDE(nnx.Module):
         maps = [nearest(head(y), 2**i) for i, (head, y) in enumerate(zip(self.heads, (y1, y2, y3), strict=True))]
         return jnp.concatenate(maps, -1)
 
-    def gates(self, x5: Float[Array, "B h w C"]) -> tuple[Float[Array, "B h w 3 2"], Float[Array, "B h w 3"], Float[Array, "B h w 1"]]:
-        """Returns the weights inside each pair, those of the three mixtures, and the logits of the attention mask, at stride 16."""
+    def gates(
+        self, x5: Float[Array, "B h w C"]
+    ) -> tuple[Float[Array, "B h w 3 2"], Float[Array, "B h w 3"], Float[Array, "B h w 1"]]:
+        """Returns the weights inside each pair, those of the three mixtures, and the logits of the attention mask, at
+        stride 16."""
         pairs = self.pairs(x5)
         mask = self.mask(x5)
         mixtures = self.mixtures(jax.nn.sigmoid(mask) * x5)
         return jax.nn.softmax(pairs.reshape(*pairs.shape[:-1], 3, 2)), jax.nn.softmax(mixtures), mask
 
-    def __call__(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B H W 8"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
+    ) -> Float[Array, "B H W 8"]:
         features = self.features(x, mode=mode)
         pairs, mixtures, mask = self.gates(features[-1])
         if mode == "train":

@@ -1,8 +1,8 @@
 """LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document recognition", section II.B) in today's form.
 
-Two 5x5 convolutions (6 and 16 maps), each with ReLU and 2x2 max-pooling, then layers of 120, 84 and the classes; every map of the
-second convolution reads all of the first. The layer of 120 is a convolution over what is left of the image, 5x5. Images of 28 pixels
-are padded to 32. Its smaller selves: `width`.
+Two 5x5 convolutions (6 and 16 maps), each with ReLU and 2x2 max-pooling, then layers of 120, 84 and the classes; every
+map of the second convolution reads all of the first. The layer of 120 is a convolution over what is left of the image,
+5x5. Images of 28 pixels are padded to 32. Its smaller selves: `width`.
 """
 
 from collections.abc import Mapping
@@ -46,9 +46,13 @@ class LeNetConfig(ModelConfig):
             raise UserError(f"lenet: maps={self.maps} and hidden={self.hidden} need two entries each")
         bad = [n for n in (*self.maps, *self.hidden, self.num_classes, self.in_channels) if n < 1]
         if bad:
-            raise UserError(f"lenet: {bad[0]} among maps, hidden units, channels or classes; valid: whole numbers from 1")
+            raise UserError(
+                f"lenet: {bad[0]} among maps, hidden units, channels or classes; valid: whole numbers from 1"
+            )
         if self.image_size not in PADDING:
-            raise UserError(f"lenet: image_size={self.image_size}; valid: {', '.join(map(str, PADDING))} (data.augment.pad_to=28)")
+            raise UserError(
+                f"lenet: image_size={self.image_size}; valid: {', '.join(map(str, PADDING))} (data.augment.pad_to=28)"
+            )
 
     def build(self, init: Init) -> nnx.Module:
         return LeNet(self, init)
@@ -98,11 +102,17 @@ class LeNet(nnx.Module):
         """Returns the logits of what `embed` returned."""
         return self.head(features)
 
-    def __call__(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B N"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
+    ) -> Float[Array, "B N"]:
         return self.classify(self.embed(x, mode=mode, key=key))
 
 
 VARIANTS = {"lenet5": LeNetConfig()}
 
 
-register(Entry("lenet5", VARIANTS["lenet5"], "LeCun et al. 1998", "this repository", dict(maps=(4, 6), hidden=(12, 8)), 61_706))
+register(
+    Entry(
+        "lenet5", VARIANTS["lenet5"], "LeCun et al. 1998", "this repository", dict(maps=(4, 6), hidden=(12, 8)), 61_706
+    )
+)

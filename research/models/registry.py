@@ -39,7 +39,8 @@ class Entry:
 
 
 LARGEST = 2**24
-"""Largest whole number that a field of a model takes: far above all sizes, and below those that are only found out when arrays are made."""
+"""Largest whole number that a field of a model takes: far above all sizes, and below those that are only found out when
+arrays are made."""
 _ENTRIES: dict[str, Entry] = {}
 
 
@@ -105,7 +106,9 @@ def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model
                 raise UserError(f"model {name} has no field {field}.{unknown[0]}; valid: {', '.join(valid)}")
             values[field] = replaced(inner, name, value, f"{where}{field}.")
         else:
-            values[field] = fit(value, kinds[field], f"{where}{field}", not_negative(defaults[field], kinds[field], LARGEST))
+            values[field] = fit(
+                value, kinds[field], f"{where}{field}", not_negative(defaults[field], kinds[field], LARGEST)
+            )
     try:
         return dataclasses.replace(config, **values)
     except WRONG as error:
@@ -142,7 +145,8 @@ def check_buildable(config: Any, name: str, fields: Mapping[str, Any]) -> None:
 
 @functools.lru_cache
 def model_info(name: str) -> dict[str, Any]:
-    """Returns name, family, params, those that a token meets, stats, input shape, paper and source of a named model; no arrays are made."""
+    """Returns name, family, params, those that a token meets, stats, input shape, paper and source of a named model; no
+    arrays are made."""
     e = entry(name)
     shapes = abstract(e.config)
     return {

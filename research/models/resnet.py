@@ -2,8 +2,8 @@
 
 Its smaller selves: `width` (stage and inner channels), `inner` (channels inside the blocks) and `depth` per stage,
 where the first block of a stage, which may stride and project, always stays. `stem` "small" is for CIFAR-sized images,
-"medium" halves them at once, for little compute. With `experts` the convolutions of the blocks are mixtures, an expert for
-each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
+"medium" halves them at once, for little compute. With `experts` the convolutions of the blocks are mixtures, an expert
+for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,15 @@ from jaxtyping import Array, Float
 from research.errors import UserError
 from research.models.base import ChoosesForms
 from research.models.registry import Entry, register
-from research.models.routing import ADVMOE, EXPERTS_SHRINK, ROUTER, ROUTER_COUNT, TINY_ROUTER, check_routing, shrunk_experts
+from research.models.routing import (
+    ADVMOE,
+    EXPERTS_SHRINK,
+    ROUTER,
+    ROUTER_COUNT,
+    TINY_ROUTER,
+    check_routing,
+    shrunk_experts,
+)
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules.axes import Init
 from research.modules.layers import Linear, ones, zeros
@@ -40,9 +48,9 @@ class ResNetConfig(ChoosesForms):
 
     `dims` are the output channels of the stages; `inner_dims` those inside its blocks, () for dims / 4 in a
     bottleneck and dims in a basic block; `stem_dim` 0 stands for inner_dims[0]. `zero_init` starts the last norm
-    of each block at zero. `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full model. `experts`
-    is the number of pathways (0: an ordinary network), `router_dims` and `router_depths` size the router that chooses among them,
-    `form` is that of the routed convolutions (see `research.ops.routed_conv`).
+    of each block at zero. `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full model.
+    `experts` is the number of pathways (0: an ordinary network), `router_dims` and `router_depths` size the router that
+    chooses among them, `form` is that of the routed convolutions (see `research.ops.routed_conv`).
     """
 
     block: str = "basic"
@@ -115,7 +123,9 @@ class ResNetConfig(ChoosesForms):
         dims, kept = shrunk_dims(self.dims, width), shrunk_depths(self.kept_layers, depth, keep)
         inner_dims = shrunk_dims(shrunk_dims(self.inner_dims, width), inner, "inner")
         stem_dim = shrunk_dims((self.stem_dim, *self.dims[1:]), width)[0]
-        small = replace(self, dims=dims, inner_dims=inner_dims, stem_dim=stem_dim, depths=tuple(map(len, kept)), kept_layers=kept)
+        small = replace(
+            self, dims=dims, inner_dims=inner_dims, stem_dim=stem_dim, depths=tuple(map(len, kept)), kept_layers=kept
+        )
         if stem_axis(small) != stem_axis(self):
             raise UserError(
                 f"sub-network width={width} gives stem and stage 1 equally many channels ({stem_dim}), which the full network projects; "
@@ -125,7 +135,8 @@ class ResNetConfig(ChoosesForms):
 
 
 class ConvNorm(nnx.Module):
-    """Convolution without bias, of each image's expert where `experts` > 0, then batch norm, which the experts share."""
+    """Convolution without bias, of each image's expert where `experts` > 0, then batch norm, which the experts
+    share."""
 
     def __init__(
         self,
@@ -151,11 +162,14 @@ class Block(nnx.Module):
     """relu(shortcut(x) + branch(x)): 3x3 - 3x3 (basic), or 1x1 - 3x3 - 1x1 (bottleneck); the first 3x3 strides.
 
     Args:
-      n_in, source: size and name of the input's channels; a projection is the shortcut where `source` is not the stage's own.
+      n_in, source: size and name of the input's channels; a projection is the shortcut where `source` is not the
+        stage's own.
       scope: scope of the axes that belong to this block alone.
     """
 
-    def __init__(self, config: ResNetConfig, stage: int, n_in: int, source: str, scope: str, init: Init, *, stride: int = 1):
+    def __init__(
+        self, config: ResNetConfig, stage: int, n_in: int, source: str, scope: str, init: Init, *, stride: int = 1
+    ):
         width, n_out, embed = config.inner_dims[stage], config.dims[stage], f"stage{stage + 1}/embed"
         first, second = f"{scope}/first/bottleneck", f"{scope}/second/bottleneck"
         last = zeros if config.zero_init else ones
@@ -167,7 +181,9 @@ class Block(nnx.Module):
         routed = {"experts": config.experts, "form": config.form}
         self.convs = nnx.List(
             [
-                ConvNorm(*size, init.child(f"conv{i}"), stride=s, scale_init=last if i == len(sizes) - 1 else ones, **routed)
+                ConvNorm(
+                    *size, init.child(f"conv{i}"), stride=s, scale_init=last if i == len(sizes) - 1 else ones, **routed
+                )
                 for i, (*size, s) in enumerate(sizes)
             ]
         )
@@ -176,7 +192,9 @@ class Block(nnx.Module):
         project = lambda: ConvNorm(n_in, n_out, 1, (source, embed), init.child("shortcut"), stride=stride, **routed)  # noqa: E731
         self.shortcut = None if source == embed else project()
 
-    def __call__(self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str, route: Route | None = None) -> Float[Array, "B h w O"]:
+    def __call__(
+        self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str, route: Route | None = None
+    ) -> Float[Array, "B h w O"]:
         y = x
         for i, conv in enumerate(self.convs):
             y = conv(jax.nn.relu(y) if i else y, mode, route)
@@ -188,9 +206,13 @@ class Stage(nnx.Module):
 
     def __init__(self, config: ResNetConfig, stage: int, init: Init):
         scope, embed = f"stage{stage + 1}", f"stage{stage + 1}/embed"
-        n_in, source = (config.stem_dim, stem_axis(config)) if stage == 0 else (config.dims[stage - 1], f"stage{stage}/embed")
+        n_in, source = (
+            (config.stem_dim, stem_axis(config)) if stage == 0 else (config.dims[stage - 1], f"stage{stage}/embed")
+        )
         self.remat = config.remat
-        self.block0 = Block(config, stage, n_in, source, f"{scope}/block0", init.child("block0"), stride=1 if stage == 0 else 2)
+        self.block0 = Block(
+            config, stage, n_in, source, f"{scope}/block0", init.child("block0"), stride=1 if stage == 0 else 2
+        )
         rest = config.depths[stage] - 1
         make = lambda sub: Block(config, stage, config.dims[stage], embed, f"{scope}/layer", sub)  # noqa: E731
         self.blocks = Stack(make, rest, f"{scope}/layers", init.child("blocks"), unroll=config.unroll) if rest else None
@@ -201,7 +223,8 @@ class Stage(nnx.Module):
 
 
 def stem_axis(config: ResNetConfig) -> str:
-    """Name of the stem's output channels: basic blocks add them to stage 1 as they are, unless stage 1 has another width."""
+    """Name of the stem's output channels: basic blocks add them to stage 1 as they are, unless stage 1 has another
+    width."""
     return "stage1/embed" if config.block == "basic" and config.stem_dim == config.dims[0] else "stem"
 
 
@@ -217,7 +240,9 @@ class ResNet(RoutedNetwork):
     def __init__(self, config: ResNetConfig, init: Init):
         self.config = config
         size, stride, _ = STEMS[config.stem]
-        self.stem = ConvNorm(config.in_channels, config.stem_dim, size, ("image", stem_axis(config)), init.child("stem"), stride=stride)
+        self.stem = ConvNorm(
+            config.in_channels, config.stem_dim, size, ("image", stem_axis(config)), init.child("stem"), stride=stride
+        )
         self.stages = nnx.List([Stage(config, i, init.child(f"stage{i}")) for i in range(len(config.depths))])
         axes = (f"stage{len(config.dims)}/embed", "classes")
         self.head = Linear(config.dims[-1], config.num_classes, axes, init.child("head"), kernel_init=torch_default)
@@ -256,8 +281,8 @@ VARIANTS = {
     "resnet56_cifar": _variant("basic", (9, 9, 9), 16, **_CIFAR),
     "advmoe_resnet18": _variant("basic", (2, 2, 2, 2), 32, stem_dim=64, experts=2, **_CIFAR),
 }
-"""Table 1 and section 4.2 of the paper; the CIFAR nets project where they change width (option B). The last is AdvMoE's: two pathways
-of half the width behind a stem of the whole."""
+"""Table 1 and section 4.2 of the paper; the CIFAR nets project where they change width (option B). The last is
+AdvMoE's: two pathways of half the width behind a stem of the whole."""
 
 
 _COUNTS = {
@@ -268,6 +293,16 @@ for _name, _config in VARIANTS.items():
     _width = 8 * EXPANSION[_config.block]
     _depths = (2, 3, 1, 2)[: len(_config.depths)]
     _dims = (_width, 3 * _width // 2, 2 * _width, 3 * _width)[: len(_depths)]
-    _tiny: dict[str, Any] = dict(dims=_dims, depths=_depths, num_classes=10, image_size=16 if _config.stem == "small" else 32)
+    _tiny: dict[str, Any] = dict(
+        dims=_dims, depths=_depths, num_classes=10, image_size=16 if _config.stem == "small" else 32
+    )
     _origin = ADVMOE if _config.experts else ("arXiv 1512.03385", "github.com/pytorch/vision")
-    register(Entry(_name, _config, *_origin, _tiny | ({**TINY_ROUTER, "stem_dim": 12} if _config.experts else {}), _COUNTS.get(_name)))
+    register(
+        Entry(
+            _name,
+            _config,
+            *_origin,
+            _tiny | ({**TINY_ROUTER, "stem_dim": 12} if _config.experts else {}),
+            _COUNTS.get(_name),
+        )
+    )

@@ -1,4 +1,5 @@
-"""What families with routed convolutions share: the fields `experts`, `router_dims`, `router_depths` and `form`, and their smaller selves.
+"""What families with routed convolutions share: the fields `experts`, `router_dims`, `router_depths` and `form`, and
+their smaller selves.
 
 Layers, router and training are those of Robust MoE-CNN (Zhang et al. 2023, arXiv 2308.10110).
 """
@@ -24,7 +25,9 @@ def check_routing(config: Any) -> None:
         raise UserError(f"{family}: experts={config.experts}; valid: 0 (an ordinary network) or whole numbers from 1")
     dims, depths = config.router_dims, config.router_depths
     if len(dims) != len(depths) or not dims or min(*dims, *depths) < 1:
-        raise UserError(f"{family}: router_dims={dims} and router_depths={depths} need one whole number from 1 per stage")
+        raise UserError(
+            f"{family}: router_dims={dims} and router_depths={depths} need one whole number from 1 per stage"
+        )
     if any(wide < narrow for narrow, wide in zip(dims, dims[1:])):
         raise UserError(f"{family}: router_dims={dims} must not fall: the router's shortcuts pad channels")
 

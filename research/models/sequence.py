@@ -1,12 +1,13 @@
 """Sequence models: one backbone that takes any pattern of mixers, for language, probes and classification of sequences.
 
-Embedding (or a linear read-in), then pre-norm residual layers - a mixer each, and a feed-forward part if asked for - a final
-RMSNorm and a read-out, by default the embedding again. `pattern` names the mixers of consecutive layers and repeats:
-"mamba", "mamba mamba attention"; so does `ffn` their feed-forward parts: "glu", "glu moe". Both together are one period of
-the stack, so depth is a multiple of the number of its layers. Wide
-Attention (arXiv 2210.00640) is depth 1 with all heads in it.
+Embedding (or a linear read-in), then pre-norm residual layers - a mixer each, and a feed-forward part if asked for - a
+final RMSNorm and a read-out, by default the embedding again. `pattern` names the mixers of consecutive layers and
+repeats: "mamba", "mamba mamba attention"; so does `ffn` their feed-forward parts: "glu", "glu moe". Both together are
+one period of the stack, so depth is a multiple of the number of its layers. Wide Attention (arXiv 2210.00640) is depth
+1 with all heads in it.
 
-Smaller selves: `width` (channels; inner channels and, unless given, heads follow), `heads`, `state`, `ffn`, `experts`, `active`, `depth`.
+Smaller selves: `width` (channels; inner channels and, unless given, heads follow), `heads`, `state`, `ffn`, `experts`,
+`active`, `depth`.
 """
 
 import math
@@ -58,9 +59,10 @@ class SequenceConfig(ChoosesForms, ToldReal):
       length: tokens of a training example, and the longest sequence of mixers with absolute positions.
       dim, depth: channels and layers.
       pattern: kinds of mixer, space-separated, repeated to the depth.
-      ffn: feed-forward part after the mixers of consecutive layers, space-separated: none, mlp, glu, snnk (random features in place of
-        the first product), or moe (a mixture of experts).
-      ffn_dim: hidden units of the dense ones; 0: 4 * dim, with glu or gated experts 8/3 * dim rounded up to a multiple of 32.
+      ffn: feed-forward part after the mixers of consecutive layers, space-separated: none, mlp, glu, snnk (random
+        features in place of the first product), or moe (a mixture of experts).
+      ffn_dim: hidden units of the dense ones; 0: 4 * dim, with glu or gated experts 8/3 * dim rounded up to a multiple
+        of 32.
       moe: options of the mixtures.
       pool: "none", or "mean" / "last" over the tokens before the read-out: a classifier of sequences.
       dropout: rate on the embedding and on every branch in training.
@@ -88,7 +90,10 @@ class SequenceConfig(ChoosesForms, ToldReal):
     moe: Moe = Moe()
 
     family: ClassVar[str] = "sequence"
-    derived: ClassVar[dict[str, tuple[str, ...]]] = {"ffn_dim": ("dim", "ffn"), "kept_layers": ("depth", "pattern", "ffn")}
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {
+        "ffn_dim": ("dim", "ffn"),
+        "kept_layers": ("depth", "pattern", "ffn"),
+    }
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels; inner channels, hidden units and, unless given, heads follow",
         "depth": "fraction of the layers, or a whole number of them, a multiple of the pattern's length",
@@ -104,7 +109,9 @@ class SequenceConfig(ChoosesForms, ToldReal):
         kinds = self.kinds
         unknown = sorted(set(kinds) - set(self.specs()))
         if unknown or not kinds:
-            raise UserError(f"sequence: pattern={self.pattern!r} names {unknown or 'no mixer'}; valid: {', '.join(self.specs())}")
+            raise UserError(
+                f"sequence: pattern={self.pattern!r} names {unknown or 'no mixer'}; valid: {', '.join(self.specs())}"
+            )
         for name in ("length", "dim", "depth"):
             if getattr(self, name) < 1:
                 raise UserError(f"sequence: {name}={getattr(self, name)}; valid: whole numbers from 1")
@@ -126,13 +133,17 @@ class SequenceConfig(ChoosesForms, ToldReal):
                 raise UserError("sequence: moe.router='hash' needs tokens of a vocabulary; vector tokens have no ids")
             if self.pool == "none" and self.mixture.router not in Moe.causal_routers:
                 valid = ", ".join(Moe.causal_routers)
-                raise UserError(f"sequence: moe.router={self.moe.router!r} looks at later tokens; valid where pool=none: {valid}")
+                raise UserError(
+                    f"sequence: moe.router={self.moe.router!r} looks at later tokens; valid where pool=none: {valid}"
+                )
         if self.pool == "none" and (later := [k for k in kinds if self.spec(k).sees_later()]):
             raise UserError(f"sequence: {later[0]}.causal=False looks at later tokens; valid where pool=none: True")
         if not self.kept_layers:
             object.__setattr__(self, "kept_layers", tuple(range(self.periods)))
         if len(self.kept_layers) != self.periods:
-            raise UserError(f"sequence: kept_layers={self.kept_layers} must have one entry for each of the {self.periods} periods")
+            raise UserError(
+                f"sequence: kept_layers={self.kept_layers} must have one entry for each of the {self.periods} periods"
+            )
         ops = {op: forms for kind in kinds for op, forms in self.spec(kind).ops.items()}
         if self.has_mixtures:
             ops[grouped_matmul.OP] = grouped_matmul.FORMS
@@ -182,7 +193,8 @@ class SequenceConfig(ChoosesForms, ToldReal):
         return self.moe.resolve(self.ffn_dim)
 
     def layer_places(self) -> tuple[tuple[str, int], ...]:
-        """Where the arrays of each layer lie, in the order of the layers: (prefix of their names, index on their first axis)."""
+        """Where the arrays of each layer lie, in the order of the layers: (prefix of their names, index on their first
+        axis)."""
         return tuple((f"blocks/layer/layers/{j}", i) for i in range(self.periods) for j in range(len(self.period)))
 
     def options(self, kind: str) -> Spec:
@@ -202,7 +214,9 @@ class SequenceConfig(ChoosesForms, ToldReal):
     def input_shape(self) -> tuple[int, ...]:
         return (self.length, self.input_dim) if self.vector_tokens else (self.length,)
 
-    def shrink(self, *, width=1.0, depth=1.0, ffn=1.0, heads=None, state=None, experts=None, active=None, keep="first") -> "SequenceConfig":
+    def shrink(
+        self, *, width=1.0, depth=1.0, ffn=1.0, heads=None, state=None, experts=None, active=None, keep="first"
+    ) -> "SequenceConfig":
         """Returns the smaller self with these choices (see `elastic`).
 
         Raises:
@@ -211,9 +225,13 @@ class SequenceConfig(ChoosesForms, ToldReal):
         elastic.check_fraction(width, "width")
         dim = elastic.scaled(self.dim, width, 8, "width")
         period = len(self.period)
-        kept = elastic.kept_layers(self.kept_layers, elastic.depth_count(depth, self.depth, period, "depth") // period, keep)
+        kept = elastic.kept_layers(
+            self.kept_layers, elastic.depth_count(depth, self.depth, period, "depth") // period, keep
+        )
         cuts = {kind: self.spec(kind).shrink(dim / self.dim, heads, state) for kind in set(self.kinds)}
-        sizes: dict[str, Any] = {kind: spec for kind, spec in cuts.items() if spec != self.spec(kind)}  # what is not cut stays derived
+        sizes: dict[str, Any] = {
+            kind: spec for kind, spec in cuts.items() if spec != self.spec(kind)
+        }  # what is not cut stays derived
         hidden = round(self.ffn_dim * dim / self.dim)
         if self.ffn != "none":
             sizes["ffn_dim"] = elastic.scaled(hidden, ffn, 8, "ffn")
@@ -224,7 +242,8 @@ class SequenceConfig(ChoosesForms, ToldReal):
 
 
 class SequenceModel(nnx.Module):
-    """The network. A state is {"layers": [one entry a layer of the period, stacked over periods], "position": int32 scalar}."""
+    """The network. A state is {"layers": [one entry a layer of the period, stacked over periods], "position": int32
+    scalar}."""
 
     def __init__(self, config: SequenceConfig, init: Init):
         self.config = config
@@ -233,11 +252,19 @@ class SequenceModel(nnx.Module):
         vectors = config.vector_tokens
         self.embedding = None if vectors else Embedding(config.vocab_size, config.dim, init.child("embedding"))
         self.read_in = (
-            init.param("read_in", (config.input_dim, config.dim), ("input", "embed"), torch_linear(config.input_dim), Kind.MATRIX)
+            init.param(
+                "read_in",
+                (config.input_dim, config.dim),
+                ("input", "embed"),
+                torch_linear(config.input_dim),
+                Kind.MATRIX,
+            )
             if vectors
             else None
         )
-        self.blocks = Stack(lambda sub: Period(config, sub), config.periods, "layers", init.child("blocks"), unroll=config.unroll)
+        self.blocks = Stack(
+            lambda sub: Period(config, sub), config.periods, "layers", init.child("blocks"), unroll=config.unroll
+        )
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
         tied = config.tied and not vectors and not config.outputs
         axis = "classes" if config.outputs else "vocab"
@@ -270,7 +297,8 @@ class SequenceModel(nnx.Module):
           tokens: ids, or vectors.
           segment_ids: documents packed on one axis.
           domain: of each example, where it chooses the experts.
-          real: which examples, or which of their tokens, are no filler; None: all. Padding stands behind the text, or has `segment_ids` of its own.
+          real: which examples, or which of their tokens, are no filler; None: all. Padding stands behind the text, or
+            has `segment_ids` of its own.
           mode, key: as in every model.
         """
         padded = real is not None and real.ndim == 2
@@ -293,9 +321,15 @@ class SequenceModel(nnx.Module):
         return {"layers": stacked, "position": jnp.zeros((), jnp.int32)}
 
     def extend(
-        self, tokens: Int[Array, "B T"], state: dict[str, Any], segment_ids: Int[Array, "B T"] | None = None, *, last: bool = False
+        self,
+        tokens: Int[Array, "B T"],
+        state: dict[str, Any],
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        last: bool = False,
     ) -> tuple[Float[Array, "B T N"], dict[str, Any]]:
-        """Continues from a state by several tokens in the parallel form; returns (outputs, state), with `last` that of the last token alone."""
+        """Continues from a state by several tokens in the parallel form; returns (outputs, state), with `last` that of
+        the last token alone."""
         call = Call(segment_ids=segment_ids, position=state["position"], tokens=tokens, carried=True)
         xs = {"index": jnp.arange(self.config.periods), "state": state["layers"]}
         x, layers = self.blocks.scan("extend", self._embed(tokens, call), xs, call)

@@ -1,4 +1,5 @@
-"""The layers of sequence models and encoders: pre-norm residual branches, a mixer each and a feed-forward part if asked for."""
+"""The layers of sequence models and encoders: pre-norm residual branches, a mixer each and a feed-forward part if asked
+for."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ class Layer(nnx.Module):
         self.rate, self.carries = config.dropout, config.spec(kind).carries
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
         self.mixer = config.spec(kind).build(config.dim, config.length, scope, init.child("mixer"), config.form)
-        self.ffn_norm = None if ffn == "none" else RMSNorm(config.dim, "embed", init.child("ffn_norm"), eps=config.norm_eps)
+        self.ffn_norm = (
+            None if ffn == "none" else RMSNorm(config.dim, "embed", init.child("ffn_norm"), eps=config.norm_eps)
+        )
         self.ffn = _feed_forward_part(config, ffn, scope, init.child("ffn"))
 
     def _add(self, x: Array, y: Array, call: Call, salt: int) -> Array:
@@ -56,7 +59,9 @@ class Layer(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], call: Call) -> Float[Array, "B T D"]:
         """From the start of the sequences."""
-        return self._feed_forward(self._add(x, context.mix(self.mixer, self.norm(x), call, self.carries), call, 0), call)
+        return self._feed_forward(
+            self._add(x, context.mix(self.mixer, self.norm(x), call, self.carries), call, 0), call
+        )
 
     def extend(self, x: Float[Array, "B T D"], call: Call, state) -> tuple[Float[Array, "B T D"], Any]:
         """From a state."""
@@ -73,7 +78,10 @@ class Period(nnx.Module):
 
     def __init__(self, config: SequenceConfig, init: Init):
         self.layers = nnx.List(
-            [Layer(config, kind, ffn, f"layer/mix{j}", init.child(f"mix{j}")) for j, (kind, ffn) in enumerate(config.period)]
+            [
+                Layer(config, kind, ffn, f"layer/mix{j}", init.child(f"mix{j}"))
+                for j, (kind, ffn) in enumerate(config.period)
+            ]
         )
 
     def _calls(self, per_period: Mapping[str, Any], call: Call) -> Iterator[tuple[int, Layer, Call]]:

@@ -1,7 +1,7 @@
 """The named models of the sequence family: published ones, and small ones of every kind of mixer for a laptop.
 
-Mamba (Gu and Dao 2023, table 12), Mamba-2 (Dao and Gu 2024), Mixtral of experts (Jiang et al. 2024, arXiv 2401.04088, table 1), Qwen3
-(Yang et al. 2025, arXiv 2505.09388, table 2).
+Mamba (Gu and Dao 2023, table 12), Mamba-2 (Dao and Gu 2024), Mixtral of experts (Jiang et al. 2024, arXiv 2401.04088,
+table 1), Qwen3 (Yang et al. 2025, arXiv 2505.09388, table 2).
 """
 
 from dataclasses import replace
@@ -14,7 +14,8 @@ from research.modules.mixers.base import known
 from research.modules.moe_options import FAMILIES
 
 _SIZES = {"130m": (768, 24), "370m": (1024, 48), "790m": (1536, 48), "1.4b": (2048, 48), "2.8b": (2560, 64)}
-"""Size -> (dim, depth): Gu and Dao 2023, table 12; Mamba-2's models of about the same size are called 780m, 1.3b and 2.7b."""
+"""Size -> (dim, depth): Gu and Dao 2023, table 12; Mamba-2's models of about the same size are called 780m, 1.3b and
+2.7b."""
 _MAMBA_COUNTS = (129_135_360, 371_516_416, 793_204_224, 1_372_178_432, 2_768_345_600)
 _MAMBA2_NAMES = ("130m", "370m", "780m", "1.3b", "2.7b")
 _MAMBA2_COUNTS = (128_989_632, 368_346_624, 780_161_280, 1_343_757_312, 2_702_599_680)
@@ -30,7 +31,8 @@ def _mamba(kind: str, vocab_size: int, size: tuple[int, int]) -> SequenceConfig:
 
 
 def _small(pattern: str, ffn: str = "") -> SequenceConfig:
-    """About 2 M parameters for a laptop: the mixers of Mamba's kind stand alone, the others take turns with a gated linear unit."""
+    """About 2 M parameters for a laptop: the mixers of Mamba's kind stand alone, the others take turns with a gated
+    linear unit."""
     alone = pattern in known() and known()[pattern].alone
     return SequenceConfig(
         vocab_size=256,
@@ -73,7 +75,10 @@ VARIANTS: dict[str, SequenceConfig] = {
         moe=replace(FAMILIES["qwen3"], hidden=768),
     ),
     **{f"mamba_{name}": _mamba("mamba", 50280, size) for name, size in _SIZES.items()},
-    **{f"mamba2_{name}": _mamba("mamba2", 50288, size) for name, size in zip(_MAMBA2_NAMES, _SIZES.values(), strict=True)},
+    **{
+        f"mamba2_{name}": _mamba("mamba2", 50288, size)
+        for name, size in zip(_MAMBA2_NAMES, _SIZES.values(), strict=True)
+    },
 }
 """Published models, small ones for a laptop with every kind of mixer, and "sequence", to set the fields of."""
 

@@ -1,6 +1,8 @@
-"""What convnets of several stages share: the checks of their sizes, and how width and depth of a smaller self are cut stage by stage.
+"""What convnets of several stages share: the checks of their sizes, and how width and depth of a smaller self are cut
+stage by stage.
 
-A config has `depths`, `kept_layers` (indices of each stage's layers in the full model) and other tuples with an entry for each stage.
+A config has `depths`, `kept_layers` (indices of each stage's layers in the full model) and other tuples with an entry
+for each stage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,9 @@ def check_stages(config: Any, names: Sequence[str], more: Sequence[int] = (), *,
         raise UserError(f"{config.family}: depths, {', '.join(names)} and kept_layers need one entry per stage")
     bad = [n for n in (*(n for sizes in lists for n in sizes), *more) if n < 1]
     if bad:
-        raise UserError(f"{config.family}: {bad[0]} among depths, channels, classes and the like; valid: whole numbers from 1")
+        raise UserError(
+            f"{config.family}: {bad[0]} among depths, channels, classes and the like; valid: whole numbers from 1"
+        )
     if any(len(k) != d or (first_stays and k[0] != 0) for k, d in zip(config.kept_layers, config.depths, strict=True)):
         start = "start with 0 and have" if first_stays else "have"
         raise UserError(f"{config.family}: kept_layers={config.kept_layers} must {start} {config.depths} entries")
@@ -34,7 +38,9 @@ def check_stages(config: Any, names: Sequence[str], more: Sequence[int] = (), *,
 def check_image(config: Any, stride: int, remedy: str) -> None:
     """Raises UserError for images that are smaller than the total stride of the network."""
     if config.image_size < stride:
-        raise UserError(f"{config.family}: images of {config.image_size} pixels are smaller than the total stride {stride}; use {remedy}")
+        raise UserError(
+            f"{config.family}: images of {config.image_size} pixels are smaller than the total stride {stride}; use {remedy}"
+        )
 
 
 def kept_after_first(config: Any) -> Mapping[str, tuple[int, ...]]:

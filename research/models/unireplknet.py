@@ -19,7 +19,13 @@ from research.models.forms import check_form
 from research.models.registry import Entry, register
 from research.modules import elastic
 from research.modules.axes import Init, Kind
-from research.modules.dilated_reparam import BRANCHES, DilatedReparam, batch_norm_affine, kernel_nests, merge_dilated_reparam
+from research.modules.dilated_reparam import (
+    BRANCHES,
+    DilatedReparam,
+    batch_norm_affine,
+    kernel_nests,
+    merge_dilated_reparam,
+)
 from research.modules.layers import Conv, DepthwiseConv, Linear, drop_path, drop_path_rates, normal_02
 from research.modules.norms import BatchNorm, GeluGRN, LayerNorm
 from research.modules.squeeze_excite import SqueezeExcite
@@ -77,10 +83,14 @@ class UniRepLKNetConfig(ChoosesForms):
             object.__setattr__(self, "kept_layers", tuple(tuple(range(r)) for r in reps))
         for i, (depth, pattern) in enumerate(zip(self.depths, self.kernels, strict=True)):
             if depth % len(pattern):
-                raise UserError(f"unireplknet: stage {i + 1} has {depth} blocks, not a multiple of its kernel pattern {pattern}")
+                raise UserError(
+                    f"unireplknet: stage {i + 1} has {depth} blocks, not a multiple of its kernel pattern {pattern}"
+                )
             bad = [k for k in pattern if k not in (0, 3, 5) and (k not in BRANCHES or k < 7)]
             if bad:
-                raise UserError(f"unireplknet: kernel size {bad[0]} in stage {i + 1}; valid: 0, 3, 5, 7, 9, 11, 13, 15, 17")
+                raise UserError(
+                    f"unireplknet: kernel size {bad[0]} in stage {i + 1}; valid: 0, 3, 5, 7, 9, 11, 13, 15, 17"
+                )
         if any(d % 4 for d in self.dims):
             raise UserError(f"unireplknet: channels {self.dims} must be multiples of 4")
         if len(self.stem_strides) != 2 or not all(isinstance(s, int) and s >= 1 for s in self.stem_strides):
@@ -114,7 +124,10 @@ class UniRepLKNetConfig(ChoosesForms):
           UserError: a choice lies outside the space.
         """
         stages = len(self.depths)
-        dims = tuple(elastic.scaled(d, w, 4, "width") for d, w in zip(self.dims, elastic.per_stage(width, stages, "width"), strict=True))
+        dims = tuple(
+            elastic.scaled(d, w, 4, "width")
+            for d, w in zip(self.dims, elastic.per_stage(width, stages, "width"), strict=True)
+        )
         fractions = elastic.per_stage(ffn, stages, "ffn")
         ratios = [m / d for m, d in zip(self.mlp_dims, self.dims, strict=True)]
         mlp = tuple(elastic.scaled(round(d * r), f, 4, "ffn") for d, r, f in zip(dims, ratios, fractions, strict=True))
@@ -168,7 +181,9 @@ class Block(nnx.Module):
             scale = jax.nn.initializers.constant(config.layer_scale)
             self.layer_scale = init.param("layer_scale", (channels,), (embed,), scale, Kind.GAIN)
 
-    def __call__(self, x: Float[Array, "B H W C"], rate: Array, key: Array | None, mode: str) -> Float[Array, "B H W C"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], rate: Array, key: Array | None, mode: str
+    ) -> Float[Array, "B H W C"]:
         u = x
         if self.dw is not None:
             u = self.dw(x, mode=mode) if self.large else self.dw(x)
@@ -188,7 +203,10 @@ class Repetition(nnx.Module):
     def __init__(self, config: UniRepLKNetConfig, stage: int, init: Init):
         pattern = config.kernels[stage]
         self.phases = nnx.List(
-            [Block(config, stage, k, f"stage{stage + 1}/layer/phase{j}", init.child(f"phase{j}")) for j, k in enumerate(pattern)]
+            [
+                Block(config, stage, k, f"stage{stage + 1}/layer/phase{j}", init.child(f"phase{j}"))
+                for j, k in enumerate(pattern)
+            ]
         )
 
     def __call__(self, x, per_layer, *, mode, key):
@@ -233,7 +251,9 @@ class UniRepLKNet(nnx.Module):
     def __init__(self, config: UniRepLKNetConfig, init: Init):
         self.config = config
         stages = range(len(config.depths))
-        self.reduce = nnx.List([Stem(config, init.child("stem"))] + [Downsample(config, i, init.child(f"down{i}")) for i in stages[1:]])
+        self.reduce = nnx.List(
+            [Stem(config, init.child("stem"))] + [Downsample(config, i, init.child(f"down{i}")) for i in stages[1:]]
+        )
         self.stages = nnx.List(
             [
                 Stack(
@@ -249,7 +269,9 @@ class UniRepLKNet(nnx.Module):
         last = f"stage{len(config.dims)}/embed"
         self.norm = LayerNorm(config.dims[-1], last, init.child("norm"))
         head_init = lambda key, shape, dtype: config.head_scale * normal_02(key, shape, dtype)  # noqa: E731
-        self.head = Linear(config.dims[-1], config.num_classes, (last, "classes"), init.child("head"), kernel_init=head_init)
+        self.head = Linear(
+            config.dims[-1], config.num_classes, (last, "classes"), init.child("head"), kernel_init=head_init
+        )
 
     def features(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> list[Array]:
         """Returns the outputs of the stem or downsampling and of the blocks of every stage, in order."""
@@ -269,7 +291,9 @@ class UniRepLKNet(nnx.Module):
             start += depth
         return outs
 
-    def __call__(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B N"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
+    ) -> Float[Array, "B N"]:
         return self.head(self.norm(self.features(x, mode=mode, key=key)[-1].mean((1, 2))))
 
 
@@ -285,7 +309,9 @@ def merge_reparam(config: UniRepLKNetConfig, params: Arrays, stats: Arrays) -> t
         for j, size in enumerate(pattern):
             prefix = f"stages/{i}/layer/phases/{j}"
             old = {name: merged.pop(name) for name in list(merged) if name.startswith(prefix + "/")}
-            merged |= {k: v for k, v in old.items() if "/se/" in k or "/up/" in k} | _merge_block(old, stats, prefix, size)
+            merged |= {k: v for k, v in old.items() if "/se/" in k or "/up/" in k} | _merge_block(
+                old, stats, prefix, size
+            )
     return replace(config, deploy=True), merged, {}
 
 
@@ -327,7 +353,8 @@ VARIANTS = {
     "l": _variant((3, 3, 27, 3), (192, 384, 768, 1536), _LARGE, 0.1),
     "xl": _variant((3, 3, 27, 3), (256, 512, 1024, 2048), _LARGE, 0.2),
 }
-"""Released variants at 1000 classes (Table 1 of the paper); drop-path rates are those of ImageNet-1K or 22K pre-training."""
+"""Released variants at 1000 classes (Table 1 of the paper); drop-path rates are those of ImageNet-1K or 22K
+pre-training."""
 
 
 _COUNTS = {
@@ -336,5 +363,16 @@ _COUNTS = {
 }  # fmt: skip
 for _size, _config in VARIANTS.items():
     _depths = tuple(2 * len(p) if i == 2 else len(p) for i, p in enumerate(_config.kernels))
-    _tiny = dict(dims=(8, 12, 16, 24), depths=_depths, num_classes=10, image_size=16, stem_strides=(1, 1), layer_scale=0.5)
-    register(Entry(f"unireplknet_{_size}", _config, "arXiv 2311.15599", "github.com/AILab-CVC/UniRepLKNet", _tiny, _COUNTS[_size]))
+    _tiny = dict(
+        dims=(8, 12, 16, 24), depths=_depths, num_classes=10, image_size=16, stem_strides=(1, 1), layer_scale=0.5
+    )
+    register(
+        Entry(
+            f"unireplknet_{_size}",
+            _config,
+            "arXiv 2311.15599",
+            "github.com/AILab-CVC/UniRepLKNet",
+            _tiny,
+            _COUNTS[_size],
+        )
+    )

@@ -1,7 +1,10 @@
-"""VGG with batch norm (Simonyan and Zisserman 2014, arXiv 1409.1556) in the form for CIFAR-sized images of the AdvMoE release.
+"""VGG with batch norm (Simonyan and Zisserman 2014, arXiv 1409.1556) in the form for CIFAR-sized images of the AdvMoE
+release.
 
-Convolutions have no bias, no pooling follows the last stage, the head averages to 2x2 pixels and has three layers. Its smaller
-selves: `width` and `depth` per stage, where the first convolution of a stage stays. With `experts` all convolutions but the first
+Convolutions have no bias, no pooling follows the last stage, the head averages to 2x2 pixels and has three layers. Its
+smaller
+selves: `width` and `depth` per stage, where the first convolution of a stage stays. With `experts` all convolutions but
+  the first
 are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
 """
 
@@ -18,7 +21,15 @@ from jaxtyping import Array, Float
 from research.models.base import ChoosesForms
 from research.models.registry import Entry, register
 from research.models.resnet import ConvNorm
-from research.models.routing import ADVMOE, EXPERTS_SHRINK, ROUTER, ROUTER_COUNT, TINY_ROUTER, check_routing, shrunk_experts
+from research.models.routing import (
+    ADVMOE,
+    EXPERTS_SHRINK,
+    ROUTER,
+    ROUTER_COUNT,
+    TINY_ROUTER,
+    check_routing,
+    shrunk_experts,
+)
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules import elastic
 from research.modules.axes import Init
@@ -98,7 +109,9 @@ class Layer(nnx.Module):
         embed = f"stage{stage + 1}/embed"
         self.conv = ConvNorm(n_in, config.dims[stage], 3, (source, embed), init, experts=experts, form=config.form)
 
-    def __call__(self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str, route: Route | None) -> Float[Array, "B H W O"]:
+    def __call__(
+        self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str, route: Route | None
+    ) -> Float[Array, "B H W O"]:
         return jax.nn.relu(self.conv(x, mode, route))
 
 
@@ -112,7 +125,9 @@ class Stage(nnx.Module):
         self.first = Layer(config, stage, n_in, source, init.child("first"), experts=experts if stage else 0)
         rest = config.depths[stage] - 1
         make = lambda sub: Layer(config, stage, config.dims[stage], embed, sub, experts=experts)  # noqa: E731
-        self.rest = Stack(make, rest, f"stage{stage + 1}/layers", init.child("rest"), unroll=config.unroll) if rest else None
+        self.rest = (
+            Stack(make, rest, f"stage{stage + 1}/layers", init.child("rest"), unroll=config.unroll) if rest else None
+        )
 
     def __call__(self, x: Float[Array, "B H W I"], mode: str, route: Route | None) -> Float[Array, "B H W O"]:
         x = self.first(x, mode=mode, route=route)
@@ -125,7 +140,8 @@ def max_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
 
 
 def adaptive_mean(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B S S C"]:
-    """Averages to size x size pixels: the i-th of a side of H reads rows floor(i H / size) to ceil((i + 1) H / size), as PyTorch's does."""
+    """Averages to size x size pixels: the i-th of a side of H reads rows floor(i H / size) to ceil((i + 1) H / size),
+    as PyTorch's does."""
     for axis in (1, 2):
         length = x.shape[axis]
         ends = [(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
@@ -144,7 +160,9 @@ class VGG(RoutedNetwork):
         axes = (embed, "first/mlp")
         self.flat = Conv(config.dims[-1], hidden, GRID, axes, init.child("flat"), padding=0, kernel_init=normal_01)
         self.middle = Linear(hidden, hidden, ("first/mlp", "second/mlp"), init.child("middle"), kernel_init=normal_01)
-        self.head = Linear(hidden, config.num_classes, ("second/mlp", "classes"), init.child("head"), kernel_init=normal_01)
+        self.head = Linear(
+            hidden, config.num_classes, ("second/mlp", "classes"), init.child("head"), kernel_init=normal_01
+        )
         router = (config.in_channels, config.router_dims, config.router_depths, config.experts)
         self.router = ImageRouter(*router, init.child("router")) if config.experts > 1 else None
 

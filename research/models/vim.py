@@ -1,8 +1,9 @@
-"""Vision Mamba, "Vim" (Zhu et al. 2024, arXiv 2401.09417): patches as a sequence that bidirectional Mamba blocks walk over.
+"""Vision Mamba, "Vim" (Zhu et al. 2024, arXiv 2401.09417): patches as a sequence that bidirectional Mamba blocks walk
+over.
 
-Pre-norm blocks of one mixer each, RMSNorm eps 1e-5, learnt positions, the class token in the middle of the sequence, which is
-also where the head reads. Smaller selves: `width` (channels; inner channels and ranks follow), `state` and `depth`; Vim-S at
-width 0.5 has the shape of Vim-Ti.
+Pre-norm blocks of one mixer each, RMSNorm eps 1e-5, learnt positions, the class token in the middle of the sequence,
+which is also where the head reads. Smaller selves: `width` (channels; inner channels and ranks follow), `state` and
+`depth`; Vim-S at width 0.5 has the shape of Vim-Ti.
 """
 
 from collections.abc import Mapping
@@ -35,8 +36,8 @@ OPS = {depthwise_1d.OP: depthwise_1d.FORMS, selective_scan.OP: selective_scan.FO
 class VimConfig(ChoosesForms):
     """Description of one Vision Mamba.
 
-    `inner` 0 means 2 * dim, `rank` 0 ceil(dim / 16). `kept_layers` holds, for a sub-network, the indices of its blocks in the
-    full model. `form`: of the convolution over time and the selective scan, see `research.ops.dispatch`.
+    `inner` 0 means 2 * dim, `rank` 0 ceil(dim / 16). `kept_layers` holds, for a sub-network, the indices of its blocks
+    in the full model. `form`: of the convolution over time and the selective scan, see `research.ops.dispatch`.
     """
 
     dim: int = 192
@@ -70,16 +71,30 @@ class VimConfig(ChoosesForms):
         object.__setattr__(self, "rank", self.rank or -(-self.dim // 16))
         if not self.kept_layers:
             object.__setattr__(self, "kept_layers", tuple(range(self.depth)))
-        for name in ("dim", "depth", "state", "inner", "rank", "patch_size", "image_size", "num_classes", "in_channels"):
+        for name in (
+            "dim",
+            "depth",
+            "state",
+            "inner",
+            "rank",
+            "patch_size",
+            "image_size",
+            "num_classes",
+            "in_channels",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"vim: {name}={getattr(self, name)}; valid: whole numbers from 1")
         if not 1 <= self.taps <= depthwise.MAX_KERNEL_SIZE:
             raise UserError(f"vim: taps={self.taps}; valid: 1 to {depthwise.MAX_KERNEL_SIZE}")
         if self.image_size % self.patch_size:
             valid = [p for p in range(2, self.image_size + 1) if self.image_size % p == 0]
-            raise UserError(f"vim: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: {valid}")
+            raise UserError(
+                f"vim: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: {valid}"
+            )
         if len(self.kept_layers) != self.depth:
-            raise UserError(f"vim: kept_layers={self.kept_layers} must have one entry for each of the {self.depth} blocks")
+            raise UserError(
+                f"vim: kept_layers={self.kept_layers} must have one entry for each of the {self.depth} blocks"
+            )
 
     @property
     def num_patches(self) -> int:
@@ -137,7 +152,9 @@ class Block(nnx.Module):
             form=config.form,
         )
 
-    def __call__(self, x: Float[Array, "B T D"], per_layer: dict, *, mode: str, key: Array | None) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], per_layer: dict, *, mode: str, key: Array | None
+    ) -> Float[Array, "B T D"]:
         y = mesh.module_on_own_rows(self.mixer, self.norm(x).astype(self.mixer.out[...].dtype))
         if self.drop and mode == "train" and key is not None:
             y = drop_path(y, per_layer["rate"], jax.random.fold_in(key, per_layer["index"]))
@@ -151,25 +168,45 @@ class Vim(nnx.Module):
         self.config = config
         size, lecun = config.patch_size, jax.nn.initializers.lecun_normal()
         self.patches = Conv(
-            config.in_channels, config.dim, size, ("image", "embed"), init.child("patches"), stride=size, padding=0, kernel_init=lecun
+            config.in_channels,
+            config.dim,
+            size,
+            ("image", "embed"),
+            init.child("patches"),
+            stride=size,
+            padding=0,
+            kernel_init=lecun,
         )
         self.cls_token = init.param("cls_token", (config.dim,), ("embed",), normal_02, Kind.POSITION)
-        self.positions = init.param("positions", (config.num_patches + 1, config.dim), ("tokens", "embed"), normal_02, Kind.POSITION)
-        self.blocks = Stack(lambda sub: Block(config, sub), config.depth, "layers", init.child("blocks"), unroll=config.unroll)
+        self.positions = init.param(
+            "positions", (config.num_patches + 1, config.dim), ("tokens", "embed"), normal_02, Kind.POSITION
+        )
+        self.blocks = Stack(
+            lambda sub: Block(config, sub), config.depth, "layers", init.child("blocks"), unroll=config.unroll
+        )
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"))
         self.head = Linear(config.dim, config.num_classes, ("embed", "classes"), init.child("head"))
 
-    def features(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B T D"]:
+    def features(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
+    ) -> Float[Array, "B T D"]:
         """Returns the normalised tokens: the patches row by row, with the class token at `config.cls_position`."""
         x = self.patches(x)
         dtype, middle, depth = x.dtype, self.config.cls_position, self.config.depth
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         token = jnp.broadcast_to(self.cls_token[...].astype(dtype), (x.shape[0], 1, x.shape[-1]))
-        x = mesh.by_rows(precision.wide(jnp.concatenate([x[:, :middle], token, x[:, middle:]], 1) + self.positions[...]))
-        per_layer = {"rate": jnp.asarray(drop_path_rates(self.config.drop_path_rate, depth), jnp.float32), "index": jnp.arange(depth)}
+        x = mesh.by_rows(
+            precision.wide(jnp.concatenate([x[:, :middle], token, x[:, middle:]], 1) + self.positions[...])
+        )
+        per_layer = {
+            "rate": jnp.asarray(drop_path_rates(self.config.drop_path_rate, depth), jnp.float32),
+            "index": jnp.arange(depth),
+        }
         return self.norm(self.blocks(x, xs=per_layer, remat=self.config.remat, mode=mode, key=key)).astype(dtype)
 
-    def __call__(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B N"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
+    ) -> Float[Array, "B N"]:
         return self.head(self.features(x, mode=mode, key=key)[:, self.config.cls_position])
 
 
@@ -179,11 +216,16 @@ VARIANTS = {
     "vim_base_patch16_224": VimConfig(dim=768),
     "vim_micro_patch4_32": VimConfig(dim=128, depth=8, patch_size=4, image_size=32, num_classes=10),
 }
-"""Table 1 of the paper; Vim-S's released recipe trains with a drop-path rate of 0.05. The micro one is our own, for a laptop."""
+"""Table 1 of the paper; Vim-S's released recipe trains with a drop-path rate of 0.05. The micro one is our own, for a
+laptop."""
 
 
 _COUNTS = {"vim_tiny": 7_148_008, "vim_small": 25_796_584, "vim_base": 97_598_440}
 for _name, _config in VARIANTS.items():
     _tiny = dict(dim=32, depth=4, state=4, patch_size=4, image_size=16, num_classes=10)
     _count = _COUNTS.get("_".join(_name.split("_")[:2]))
-    register(Entry(_name, _config, "arXiv 2401.09417", "github.com/hustvl/Vim" if _count else "this repository", _tiny, _count))
+    register(
+        Entry(
+            _name, _config, "arXiv 2401.09417", "github.com/hustvl/Vim" if _count else "this repository", _tiny, _count
+        )
+    )

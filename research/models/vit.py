@@ -1,10 +1,11 @@
-"""ViT (Dosovitskiy et al. 2021, arXiv 2010.11929) and DeiT with its distillation token (Touvron et al. 2021, arXiv 2012.12877).
+"""ViT (Dosovitskiy et al. 2021, arXiv 2010.11929) and DeiT with its distillation token (Touvron et al. 2021, arXiv
+2012.12877).
 
 Pre-norm blocks, LN eps 1e-6, a class token, learnt positions. Smaller selves: `width` (channels), `heads`, `ffn`
 and `depth`; heads keep their size, so DeiT-B at width 0.5 has the shape of DeiT-S, and at 0.25 that of DeiT-Ti.
 
-Feed-forward parts may be mixtures of experts: V-MoE (Riquelme et al. 2021, arXiv 2106.05974) has one in every second block, or in
-the last few of these; with `moe.router` "soft" it is Soft MoE (Puigcerver et al. 2023, arXiv 2308.00951).
+Feed-forward parts may be mixtures of experts: V-MoE (Riquelme et al. 2021, arXiv 2106.05974) has one in every second
+block, or in the last few of these; with `moe.router` "soft" it is Soft MoE (Puigcerver et al. 2023, arXiv 2308.00951).
 """
 
 from collections.abc import Mapping
@@ -40,10 +41,11 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class ViTConfig(ChoosesForms, ToldReal):
     """Description of one vision Transformer.
 
-    `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `ffn` names the feed-forward parts of
-    consecutive blocks, "mlp" or "moe", and repeats ("mlp moe": every second block has a mixture with the options `moe`), after
-    `dense_blocks` with "mlp" alone. `kept_layers` holds, for a sub-network, the indices in the full model of the repetitions of
-    `ffn`, `kept_dense` those of the blocks before. `form`: of the ops, see `research.ops.dispatch`.
+    `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `ffn` names the feed-forward
+    parts of consecutive blocks, "mlp" or "moe", and repeats ("mlp moe": every second block has a mixture with the
+    options `moe`), after `dense_blocks` with "mlp" alone. `kept_layers` holds, for a sub-network, the indices in the
+    full model of the repetitions of `ffn`, `kept_dense` those of the blocks before. `form`: of the ops, see
+    `research.ops.dispatch`.
     """
 
     dim: int = 192
@@ -87,17 +89,31 @@ class ViTConfig(ChoosesForms, ToldReal):
         check_form("vit", self.form, ops | ({grouped_matmul.OP: grouped_matmul.FORMS} if self.has_mixtures else {}))
         if not self.mlp_dim:
             object.__setattr__(self, "mlp_dim", 4 * self.dim)
-        for name in ("dim", "depth", "heads", "head_dim", "mlp_dim", "patch_size", "image_size", "num_classes", "in_channels"):
+        for name in (
+            "dim",
+            "depth",
+            "heads",
+            "head_dim",
+            "mlp_dim",
+            "patch_size",
+            "image_size",
+            "num_classes",
+            "in_channels",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"vit: {name}={getattr(self, name)}; valid: whole numbers from 1")
         if self.image_size % self.patch_size:
             valid = [p for p in range(2, self.image_size + 1) if self.image_size % p == 0]
-            raise UserError(f"vit: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: {valid}")
+            raise UserError(
+                f"vit: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: {valid}"
+            )
         if not set(self.period) <= {"mlp", "moe"} or not self.period:
             raise UserError(f"vit: ffn={self.ffn!r}; valid: mlp and moe, separated by spaces")
         if self.has_mixtures:
             if self.moe.router in ("hash", "domain"):
-                raise UserError(f"vit: moe.router={self.moe.router!r} is for tokens of a vocabulary or examples of a domain")
+                raise UserError(
+                    f"vit: moe.router={self.moe.router!r} is for tokens of a vocabulary or examples of a domain"
+                )
             self.mixture  # noqa: B018 - says what does not fit
         rest = self.depth - self.dense_blocks
         if self.dense_blocks < 0 or rest < 1 or rest % len(self.period):
@@ -110,7 +126,9 @@ class ViTConfig(ChoosesForms, ToldReal):
             object.__setattr__(self, "kept_dense", tuple(range(self.dense_blocks)))
         if len(self.kept_layers) != self.periods or len(self.kept_dense) != self.dense_blocks:
             kept = f"kept_layers={self.kept_layers}, kept_dense={self.kept_dense}"
-            raise UserError(f"vit: {kept} must have one entry for each of {self.periods} repetitions of ffn and {self.dense_blocks} blocks")
+            raise UserError(
+                f"vit: {kept} must have one entry for each of {self.periods} repetitions of ffn and {self.dense_blocks} blocks"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -150,7 +168,9 @@ class ViTConfig(ChoosesForms, ToldReal):
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
 
-    def shrink(self, *, width=1.0, depth=1.0, ffn=1.0, experts=None, active=None, heads=None, keep="first") -> "ViTConfig":
+    def shrink(
+        self, *, width=1.0, depth=1.0, ffn=1.0, experts=None, active=None, heads=None, keep="first"
+    ) -> "ViTConfig":
         """Returns the smaller self with these choices (see `elastic`).
 
         Raises:
@@ -176,13 +196,19 @@ class ViTConfig(ChoosesForms, ToldReal):
         """Which blocks before the repetitions, and which repetitions, a smaller depth keeps: the same part of both."""
         part, whole = len(self.period), self.depth - self.dense_blocks
         if not self.dense_blocks:
-            return (), elastic.kept_layers(self.kept_layers, elastic.depth_count(depth, whole, part, "depth") // part, keep)
+            return (), elastic.kept_layers(
+                self.kept_layers, elastic.depth_count(depth, whole, part, "depth") // part, keep
+            )
         fraction = depth / self.depth if isinstance(depth, int) and not isinstance(depth, bool) else depth
         dense = elastic.depth_count(fraction, self.dense_blocks, 1, "depth")
         rest = elastic.depth_count(fraction, whole, part, "depth")
         if isinstance(depth, int) and dense + rest != depth:
-            raise UserError(f"sub-network depth={depth} would keep {dense} of the dense blocks and {rest} of the rest; give a fraction")
-        return elastic.kept_layers(self.kept_dense, dense, keep), elastic.kept_layers(self.kept_layers, rest // part, keep)
+            raise UserError(
+                f"sub-network depth={depth} would keep {dense} of the dense blocks and {rest} of the rest; give a fraction"
+            )
+        return elastic.kept_layers(self.kept_dense, dense, keep), elastic.kept_layers(
+            self.kept_layers, rest // part, keep
+        )
 
 
 class Block(nnx.Module):
@@ -191,7 +217,9 @@ class Block(nnx.Module):
     def __init__(self, config: ViTConfig, ffn: str, scope: str, init: Init):
         self.drop, self.depth = config.drop_path_rate > 0, config.depth
         self.norm1 = LayerNorm(config.dim, "embed", init.child("norm1"))
-        self.attention = Attention(config.dim, config.heads, config.head_dim, "embed", scope, init.child("attention"), form=config.form)
+        self.attention = Attention(
+            config.dim, config.heads, config.head_dim, "embed", scope, init.child("attention"), form=config.form
+        )
         self.norm2 = LayerNorm(config.dim, "embed", init.child("norm2"))
         axes = "embed", f"{scope}/mlp"
         self.mlp = (
@@ -203,7 +231,9 @@ class Block(nnx.Module):
     def _feed_forward(self, x: Array, index: Array, call: Call) -> Array:
         if not isinstance(self.mlp, MoeFfn):
             return self.mlp(x)
-        return self.mlp(x, replace(call, key=None if call.key is None else jax.random.fold_in(call.key, 2 * self.depth + index)))
+        return self.mlp(
+            x, replace(call, key=None if call.key is None else jax.random.fold_in(call.key, 2 * self.depth + index))
+        )
 
     def __call__(self, x: Float[Array, "B T D"], per_layer: dict, *, call: Call) -> Float[Array, "B T D"]:
         mode, key = call.mode, call.key
@@ -230,7 +260,8 @@ class Period(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """The network; `mode` "train" turns on drop path, which needs a `key`. `real` says which images are no filler of a batch; None: all."""
+    """The network; `mode` "train" turns on drop path, which needs a `key`. `real` says which images are no filler of a
+    batch; None: all."""
 
     def __init__(self, config: ViTConfig, init: Init):
         self.config = config
@@ -245,20 +276,35 @@ class ViT(nnx.Module):
             kernel_init=torch_default,
         )
         self.cls_token = init.param("cls_token", (config.dim,), ("embed",), normal_02, Kind.POSITION)
-        self.dist_token = init.param("dist_token", (config.dim,), ("embed",), normal_02, Kind.POSITION) if config.distilled else None
-        self.positions = init.param("positions", (config.num_tokens, config.dim), ("tokens", "embed"), normal_02, Kind.POSITION)
+        self.dist_token = (
+            init.param("dist_token", (config.dim,), ("embed",), normal_02, Kind.POSITION) if config.distilled else None
+        )
+        self.positions = init.param(
+            "positions", (config.num_tokens, config.dim), ("tokens", "embed"), normal_02, Kind.POSITION
+        )
         dense = lambda sub: Block(config, "mlp", "dense/layer", sub)  # noqa: E731
         first, unroll = config.dense_blocks, config.unroll
-        self.dense_blocks = Stack(dense, first, "dense/layers", init.child("dense_blocks"), unroll=unroll) if first else None
+        self.dense_blocks = (
+            Stack(dense, first, "dense/layers", init.child("dense_blocks"), unroll=unroll) if first else None
+        )
         several = len(config.period) > 1
         make = lambda sub: Period(config, sub) if several else Block(config, config.period[0], "layer", sub)  # noqa: E731
         self.blocks = Stack(make, config.periods, "layers", init.child("blocks"), unroll=unroll)
         self.norm = LayerNorm(config.dim, "embed", init.child("norm"))
         self.head = Linear(config.dim, config.num_classes, ("embed", "classes"), init.child("head"))
-        self.dist_head = Linear(config.dim, config.num_classes, ("embed", "classes"), init.child("dist_head")) if config.distilled else None
+        self.dist_head = (
+            Linear(config.dim, config.num_classes, ("embed", "classes"), init.child("dist_head"))
+            if config.distilled
+            else None
+        )
 
     def features(
-        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, real: Bool[Array, " B"] | None = None
+        self,
+        x: Float[Array, "B H W C"],
+        *,
+        mode: str = "eval",
+        key: Array | None = None,
+        real: Bool[Array, " B"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Returns the normalised tokens: class, distillation (if any), then the patches row by row."""
         call = Call(mode, key, real=real)
@@ -268,7 +314,10 @@ class ViT(nnx.Module):
         tokens = [jnp.broadcast_to(t[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])) for t in tokens]
         x = mesh.by_rows(jnp.concatenate([*tokens, x], 1) + self.positions[...])
         depth, first, several = self.config.depth, self.config.dense_blocks, len(self.config.period)
-        per_layer = {"rate": jnp.asarray(drop_path_rates(self.config.drop_path_rate, depth), jnp.float32), "index": jnp.arange(depth)}
+        per_layer = {
+            "rate": jnp.asarray(drop_path_rates(self.config.drop_path_rate, depth), jnp.float32),
+            "index": jnp.arange(depth),
+        }
         if self.dense_blocks is not None:
             xs = {name: values[:first] for name, values in per_layer.items()}
             x = self.dense_blocks(x, xs=xs, remat=self.config.remat, call=call)
@@ -278,14 +327,25 @@ class ViT(nnx.Module):
         return self.norm(self.blocks(x, xs=rest, remat=self.config.remat, call=call))
 
     def both_heads(
-        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, real: Bool[Array, " B"] | None = None
+        self,
+        x: Float[Array, "B H W C"],
+        *,
+        mode: str = "eval",
+        key: Array | None = None,
+        real: Bool[Array, " B"] | None = None,
     ) -> tuple[Array, Array]:
-        """Returns the logits (from the class token, from the distillation token) of a distilled model, for its two losses."""
+        """Returns the logits (from the class token, from the distillation token) of a distilled model, for its two
+        losses."""
         x = self.features(x, mode=mode, key=key, real=real)
         return self.head(x[:, 0]), self.dist_head(x[:, 1])
 
     def __call__(
-        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, real: Bool[Array, " B"] | None = None
+        self,
+        x: Float[Array, "B H W C"],
+        *,
+        mode: str = "eval",
+        key: Array | None = None,
+        real: Bool[Array, " B"] | None = None,
     ) -> Float[Array, "B N"]:
         if self.dist_head is None:
             return self.head(self.features(x, mode=mode, key=key, real=real)[:, 0])
@@ -309,7 +369,11 @@ VARIANTS = {
     },
     **{
         f"vmoe_{size}_patch{patch}_{kind}": _variant(
-            *shape, patch_size=patch, ffn="mlp moe", dense_blocks=shape[1] - last, moe=replace(FAMILIES["v_moe"], hidden=4 * shape[0])
+            *shape,
+            patch_size=patch,
+            ffn="mlp moe",
+            dense_blocks=shape[1] - last,
+            moe=replace(FAMILIES["v_moe"], hidden=4 * shape[0]),
         )
         for size, patch, shape, kind, last in (
             ("small", 32, (512, 8, 8), "last2", 4),
@@ -321,15 +385,20 @@ VARIANTS = {
         *SIZES["small"], dense_blocks=6, ffn="moe", moe=replace(FAMILIES["soft"], experts=128, slots=1, hidden=1536)
     ),
 }
-"""Names as in timm; DeiT's recipe trains with a drop-path rate of 0.1. V-MoE: 8 experts of full width, the last two of the odd blocks or
-all of them (its section 3 and appendix B)."""
+"""Names as in timm; DeiT's recipe trains with a drop-path rate of 0.1. V-MoE: 8 experts of full width, the last two of
+the odd blocks or all of them (its section 3 and appendix B)."""
 
 
 _COUNTS = {
     "tiny": 5_717_416, "small": 22_050_664, "base": 86_567_656, "large": 304_326_632,
     "tiny_distilled": 5_910_800, "small_distilled": 22_436_432, "base_distilled": 87_338_192,
 }  # fmt: skip
-_PAPERS = {"vit": "arXiv 2010.11929", "deit": "arXiv 2012.12877", "vmoe": "arXiv 2106.05974", "soft": "arXiv 2308.00951"}
+_PAPERS = {
+    "vit": "arXiv 2010.11929",
+    "deit": "arXiv 2012.12877",
+    "vmoe": "arXiv 2106.05974",
+    "soft": "arXiv 2308.00951",
+}
 _SOURCES = {"vit": "google-research/vision_transformer", "deit": "facebookresearch/deit"}
 for _name, _config in VARIANTS.items():
     _kind, _size = _name.removesuffix("_patch16_224").split("_", 1)

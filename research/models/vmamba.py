@@ -1,7 +1,8 @@
-"""VMamba (Liu et al. 2024, arXiv 2401.10166) in its released second form: a hierarchy of blocks that scan the map in four directions.
+"""VMamba (Liu et al. 2024, arXiv 2401.10166) in its released second form: a hierarchy of blocks that scan the map in
+four directions.
 
-Blocks are SS2D and an MLP, both pre-norm and residual, LN eps 1e-5; stem and downsampling are 3x3 convolutions. Smaller selves:
-`width` (channels of every stage; inner channels, hidden units and ranks follow), `ffn` and `depth` per stage.
+Blocks are SS2D and an MLP, both pre-norm and residual, LN eps 1e-5; stem and downsampling are 3x3 convolutions. Smaller
+selves: `width` (channels of every stage; inner channels, hidden units and ranks follow), `ffn` and `depth` per stage.
 """
 
 from collections.abc import Mapping
@@ -37,9 +38,9 @@ class VMambaConfig(ChoosesForms):
     """Description of one VMamba.
 
     For each stage: `dims` channels, `inner_dims` of SS2D (() for `ssm_ratio` * dims), `ranks` of its step sizes (() for
-    ceil(dims / 16)) and `mlp_dims` hidden units (() for 4 * dims); `state` numbers of state per inner channel and direction.
-    `stem_strides` are the strides of the stem's two convolutions: (2, 2) for 224 pixels, (2, 1) or (1, 1) for small images.
-    `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full model.
+    ceil(dims / 16)) and `mlp_dims` hidden units (() for 4 * dims); `state` numbers of state per inner channel and
+    direction. `stem_strides` are the strides of the stem's two convolutions: (2, 2) for 224 pixels, (2, 1) or (1, 1)
+    for small images. `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full model.
     """
 
     depths: tuple[Layers, ...] = (2, 2, 8, 2)
@@ -82,9 +83,16 @@ class VMambaConfig(ChoosesForms):
         }
         for name, value in defaults.items():
             object.__setattr__(self, name, getattr(self, name) or value)
-        check_stages(self, ("dims", *defaults), (self.state, self.num_classes, self.in_channels, *self.stem_strides), first_stays=False)
+        check_stages(
+            self,
+            ("dims", *defaults),
+            (self.state, self.num_classes, self.in_channels, *self.stem_strides),
+            first_stays=False,
+        )
         if self.dims[0] < 2:
-            raise UserError(f"vmamba: dims={self.dims} leave no channel for the stem, which has half of the first stage's")
+            raise UserError(
+                f"vmamba: dims={self.dims} leave no channel for the stem, which has half of the first stage's"
+            )
         stride = self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.depths) - 1)
         check_image(self, stride, "stem_strides=(1, 1) or larger images")
 
@@ -129,12 +137,21 @@ class Block(nnx.Module):
         self.drop = config.drop_path_rate > 0
         self.norm1 = LayerNorm(dim, embed, init.child("norm1"), eps=1e-5)
         self.mixer = SS2D(
-            dim, config.inner_dims[stage], config.state, config.ranks[stage], embed, scope, init.child("mixer"), form=config.form
+            dim,
+            config.inner_dims[stage],
+            config.state,
+            config.ranks[stage],
+            embed,
+            scope,
+            init.child("mixer"),
+            form=config.form,
         )
         self.norm2 = LayerNorm(dim, embed, init.child("norm2"), eps=1e-5)
         self.mlp = Mlp(dim, config.mlp_dims[stage], (embed, f"{scope}/mlp"), init.child("mlp"))
 
-    def __call__(self, x: Float[Array, "B H W D"], per_layer: dict, *, mode: str, key: Array | None) -> Float[Array, "B H W D"]:
+    def __call__(
+        self, x: Float[Array, "B H W D"], per_layer: dict, *, mode: str, key: Array | None
+    ) -> Float[Array, "B H W D"]:
         branches = (lambda x: mesh.module_on_own_rows(self.mixer, self.norm1(x)), lambda x: self.mlp(self.norm2(x)))
         for j, branch in enumerate(branches):
             y = branch(x)
@@ -197,7 +214,9 @@ class VMamba(nnx.Module):
             start += depth
         return outs
 
-    def __call__(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B N"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
+    ) -> Float[Array, "B N"]:
         return self.head(self.norm(self.features(x, mode=mode, key=key)[-1]).mean((1, 2)))
 
 
@@ -212,7 +231,8 @@ VARIANTS = {
     "vmamba_base_s2l15": _variant((2, 2, 15, 2), 128, ssm_ratio=2.0, drop_path_rate=0.6),
     "vmamba_micro_32": _variant((2, 2, 2), 48, num_classes=10, image_size=32, stem_strides=(2, 1)),
 }
-"""Names as in the released repository ("s": SSM ratio, "l": blocks of stage 3). The micro one is our own, for a laptop."""
+"""Names as in the released repository ("s": SSM ratio, "l": blocks of stage 3). The micro one is our own, for a
+laptop."""
 
 
 _COUNTS = {

@@ -1,7 +1,9 @@
-"""Wide ResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146): pre-activation blocks of two 3x3 convolutions for CIFAR-sized images.
+"""Wide ResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146): pre-activation blocks of two 3x3 convolutions for
+CIFAR-sized images.
 
-Its smaller selves: `width`, `inner` and `depth` per stage, where the first block of a stage stays. With `experts` the convolutions
-of the blocks, projections included, are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
+Its smaller selves: `width`, `inner` and `depth` per stage, where the first block of a stage stays. With `experts` the
+convolutions of the blocks, projections included, are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and
+`dims` the widths of one pathway.
 """
 
 import functools
@@ -15,7 +17,15 @@ from jaxtyping import Array, Float
 
 from research.models.base import ChoosesForms
 from research.models.registry import Entry, register
-from research.models.routing import ADVMOE, EXPERTS_SHRINK, ROUTER, ROUTER_COUNT, TINY_ROUTER, check_routing, shrunk_experts
+from research.models.routing import (
+    ADVMOE,
+    EXPERTS_SHRINK,
+    ROUTER,
+    ROUTER_COUNT,
+    TINY_ROUTER,
+    check_routing,
+    shrunk_experts,
+)
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, kaiming
@@ -29,7 +39,8 @@ from research.values import Layers
 class WideResNetConfig(ChoosesForms):
     """Description of one Wide ResNet: WRN-28-10 has `depths` (4, 4, 4) and `dims` 16 x 10 x (1, 2, 4).
 
-    `inner_dims` are the channels between the two convolutions of a block, () for dims; the other fields are as in `ResNetConfig`.
+    `inner_dims` are the channels between the two convolutions of a block, () for dims; the other fields are as in
+    `ResNetConfig`.
     """
 
     depths: tuple[Layers, ...] = (4, 4, 4)
@@ -97,21 +108,35 @@ class WideResNetConfig(ChoosesForms):
 
 
 class Block(nnx.Module):
-    """x + conv(relu(norm(conv(relu(norm(x)))))); where the shape changes the shortcut projects relu(norm(x)) instead."""
+    """x + conv(relu(norm(conv(relu(norm(x)))))); where the shape changes the shortcut projects relu(norm(x))
+    instead."""
 
-    def __init__(self, config: WideResNetConfig, stage: int, n_in: int, source: str, scope: str, init: Init, *, stride: int = 1):
-        width, n_out, embed, inner = config.inner_dims[stage], config.dims[stage], f"stage{stage + 1}/embed", f"{scope}/bottleneck"
+    def __init__(
+        self, config: WideResNetConfig, stage: int, n_in: int, source: str, scope: str, init: Init, *, stride: int = 1
+    ):
+        width, n_out, embed, inner = (
+            config.inner_dims[stage],
+            config.dims[stage],
+            f"stage{stage + 1}/embed",
+            f"{scope}/bottleneck",
+        )
         self.first_norm = BatchNorm(n_in, source, init.child("norm0"))
         conv = functools.partial(convolution, experts=config.experts, form=config.form)
         self.first = conv(n_in, width, 3, (source, inner), init.child("conv0"), stride=stride)
         self.second_norm = BatchNorm(width, inner, init.child("norm1"))
         self.second = conv(width, n_out, 3, (inner, embed), init.child("conv1"))
-        self.shortcut = None if source == embed else conv(n_in, n_out, 1, (source, embed), init.child("shortcut"), stride=stride)
+        self.shortcut = (
+            None if source == embed else conv(n_in, n_out, 1, (source, embed), init.child("shortcut"), stride=stride)
+        )
 
-    def __call__(self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str, route: Route | None) -> Float[Array, "B h w O"]:
+    def __call__(
+        self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str, route: Route | None
+    ) -> Float[Array, "B h w O"]:
         active = jax.nn.relu(self.first_norm(x, mode=mode))
         y = jax.nn.relu(self.second_norm(convolve(self.first, active, route), mode=mode))
-        return convolve(self.second, y, route) + (x if self.shortcut is None else convolve(self.shortcut, active, route))
+        return convolve(self.second, y, route) + (
+            x if self.shortcut is None else convolve(self.shortcut, active, route)
+        )
 
 
 class Stage(nnx.Module):
@@ -121,7 +146,9 @@ class Stage(nnx.Module):
         scope, embed = f"stage{stage + 1}", f"stage{stage + 1}/embed"
         n_in, source = (config.stem_dim, "stem") if stage == 0 else (config.dims[stage - 1], f"stage{stage}/embed")
         self.remat = config.remat
-        self.block0 = Block(config, stage, n_in, source, f"{scope}/block0", init.child("block0"), stride=1 if stage == 0 else 2)
+        self.block0 = Block(
+            config, stage, n_in, source, f"{scope}/block0", init.child("block0"), stride=1 if stage == 0 else 2
+        )
         rest = config.depths[stage] - 1
         make = lambda sub: Block(config, stage, config.dims[stage], embed, f"{scope}/layer", sub)  # noqa: E731
         self.blocks = Stack(make, rest, f"{scope}/layers", init.child("blocks"), unroll=config.unroll) if rest else None
@@ -137,11 +164,15 @@ class WideResNet(RoutedNetwork):
     def __init__(self, config: WideResNetConfig, init: Init):
         self.config = config
         stem = ("image", "stem")
-        self.stem = Conv(config.in_channels, config.stem_dim, 3, stem, init.child("stem"), bias=False, kernel_init=kaiming)
+        self.stem = Conv(
+            config.in_channels, config.stem_dim, 3, stem, init.child("stem"), bias=False, kernel_init=kaiming
+        )
         self.stages = nnx.List([Stage(config, i, init.child(f"stage{i}")) for i in range(len(config.depths))])
         embed = f"stage{len(config.dims)}/embed"
         self.norm = BatchNorm(config.dims[-1], embed, init.child("norm"))
-        self.head = Linear(config.dims[-1], config.num_classes, (embed, "classes"), init.child("head"), kernel_init=normal_01)
+        self.head = Linear(
+            config.dims[-1], config.num_classes, (embed, "classes"), init.child("head"), kernel_init=normal_01
+        )
         router = (config.in_channels, config.router_dims, config.router_depths, config.experts)
         self.router = ImageRouter(*router, init.child("router")) if config.experts > 1 else None
 

@@ -1,4 +1,5 @@
-"""Softmax attention (Vaswani et al. 2017, section 3.2) with queries, keys, values, heads and head_dim on axes of their own."""
+"""Softmax attention (Vaswani et al. 2017, section 3.2) with queries, keys, values, heads and head_dim on axes of their
+own."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -42,7 +43,9 @@ class Attention(nnx.Module):
       form: of `ops.attention.softmax_attention`.
     """
 
-    def __init__(self, channels: int, heads: int, head_dim: int, embed: str, scope: str, init: Init, *, form: str = "auto"):
+    def __init__(
+        self, channels: int, heads: int, head_dim: int, embed: str, scope: str, init: Init, *, form: str = "auto"
+    ):
         self.form = form
         matched = (embed, f"{scope}/heads", f"{scope}/qk/head_dim")
         carried = (embed, f"{scope}/heads", f"{scope}/v/head_dim")

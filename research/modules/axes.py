@@ -127,7 +127,9 @@ class Init:
         """Returns an Init that creates `size` independent layers along a new first axis called `name`."""
         return replace(self, stack=(*self.stack, (size, name)))
 
-    def param(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer, kind: Kind, *, precise: bool = False) -> Param:
+    def param(
+        self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer, kind: Kind, *, precise: bool = False
+    ) -> Param:
         """Creates a parameter.
 
         Args:
@@ -156,6 +158,10 @@ class Init:
         make = lambda key: init(key, tuple(shape), self.dtype)  # noqa: E731
         keys = self.child(tag).key
         for size, _ in self.stack:
-            keys = jax.vmap(lambda k, n=size: jax.random.split(k, n), in_axes=0)(keys) if keys.ndim else jax.random.split(keys, size)
+            keys = (
+                jax.vmap(lambda k, n=size: jax.random.split(k, n), in_axes=0)(keys)
+                if keys.ndim
+                else jax.random.split(keys, size)
+            )
             make = jax.vmap(make)
         return make(keys)

@@ -1,7 +1,8 @@
-"""The bidirectional mixer of Vision Mamba (Zhu et al. 2024, arXiv 2401.09417, algorithm 1), "bimamba v2" of the released code.
+"""The bidirectional mixer of Vision Mamba (Zhu et al. 2024, arXiv 2401.09417, algorithm 1), "bimamba v2" of the
+released code.
 
-Both directions share the projections in and out; each has a convolution and a selective state space of its own. They run one after
-the other: as one scan over stacked rows they take about a third longer on a CPU.
+Both directions share the projections in and out; each has a convolution and a selective state space of its own. They
+run one after the other: as one scan over stacked rows they take about a third longer on a CPU.
 """
 
 import jax
@@ -17,8 +18,8 @@ from research.modules.ssm import SelectiveSSM, torch_linear
 class BiMamba(nnx.Module):
     """out((forward(x W_x) + flip(backward(flip(x W_x)))) / 2 * silu(x W_z)), without biases; flips are of time.
 
-    3 D E parameters beside the two of `SelectiveSSM`. The released "div2" models halve the sum; the gate of the flipped z, flipped
-    back, is that of z.
+    3 D E parameters beside the two of `SelectiveSSM`. The released "div2" models halve the sum; the gate of the flipped
+    z, flipped back, is that of z.
 
     Args:
       dim, inner, state, rank: D, E, and N and R of each direction.
@@ -47,7 +48,9 @@ class BiMamba(nnx.Module):
         axis = f"{scope}/inner"
         self.x = init.param("x", (dim, inner), (embed, axis), torch_linear(dim), Kind.MATRIX)
         self.z = init.param("z", (dim, inner), (embed, axis), torch_linear(dim), Kind.MATRIX)
-        direction = lambda name: SelectiveSSM(inner, state, rank, axis, f"{scope}/{name}", init.child(name), taps=taps, form=form)  # noqa: E731
+        direction = lambda name: SelectiveSSM(
+            inner, state, rank, axis, f"{scope}/{name}", init.child(name), taps=taps, form=form
+        )  # noqa: E731
         self.forward, self.backward = direction("forward"), direction("backward")
         self.out = init.param("out", (inner, dim), (axis, embed), out_init or torch_linear(inner), Kind.MATRIX)
 

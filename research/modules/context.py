@@ -1,8 +1,8 @@
 """Sequences cut over the mesh axis `context`: every device holds a stretch of every sequence.
 
-Mixers that remember the past in a state hand it on: device i takes a part of the batch once device i - 1 has passed its state for that
-part, so that all devices work after i steps (a pipeline over parts of the batch). Mixers that read all tokens gather what they read.
-Everything else of a network is token by token, and left to XLA's partitioner.
+Mixers that remember the past in a state hand it on: device i takes a part of the batch once device i - 1 has passed its
+state for that part, so that all devices work after i steps (a pipeline over parts of the batch). Mixers that read all
+tokens gather what they read. Everything else of a network is token by token, and left to XLA's partitioner.
 """
 
 from dataclasses import replace
@@ -20,7 +20,8 @@ from research.modules.state import merge, split
 
 
 def mix(mixer: Any, x: Float[Array, "B T D"], call: Call, carries: bool) -> Float[Array, "B T D"]:
-    """Returns `mixer(x, call)[0]` from the start of the sequences, each device of the mesh on its own rows and its stretch of them.
+    """Returns `mixer(x, call)[0]` from the start of the sequences, each device of the mesh on its own rows and its
+    stretch of them.
 
     Args:
       mixer: of one layer.
@@ -28,7 +29,8 @@ def mix(mixer: Any, x: Float[Array, "B T D"], call: Call, carries: bool) -> Floa
       call: as for the mixer.
       carries: whether its state is all that later tokens need of earlier ones, see `research.modules.mixers.base.Spec`.
 
-    Without a mesh, where neither rows nor tokens divide over it, or where the mixer keeps statistics of all tokens, it sees whole sequences.
+    Without a mesh, where neither rows nor tokens divide over it, or where the mixer keeps statistics of all tokens, it
+    sees whole sequences.
     """
     batch, devices = own_rows(x), own_size(CONTEXT_AXIS)
     cut = devices > 1 and x.shape[1] % devices == 0 and carries
@@ -74,7 +76,9 @@ def _handed_on(mixer: Any, x: Float[Array, "B T D"], call: Call, devices: int) -
         take = lambda a: None if a is None else lax.dynamic_index_in_dim(a, part, keepdims=False)  # noqa: E731
         own_ids = take(ids)
         fresh = jnp.full((size // parts,), index == 0) if own_ids is None else (index == 0) | (own_ids[:, 0] != last)
-        mine = jax.tree.map(lambda new, old: jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old), start, state)
+        mine = jax.tree.map(
+            lambda new, old: jnp.where(fresh.reshape(-1, *(1,) * (old.ndim - 1)), new, old), start, state
+        )
         y, after = mixer(take(pieces), replace(call, segment_ids=own_ids), mine)
         after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, start)
         ended = last if own_ids is None else own_ids[:, -1]

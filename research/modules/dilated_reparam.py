@@ -44,7 +44,10 @@ class DilatedReparam(nnx.Module):
         self.large = DepthwiseConv(channels, size, axis, init.child("large"))
         self.large_norm = BatchNorm(channels, axis, init.child("large_norm"))
         self.branches = nnx.Dict(
-            {f"d{r}": DepthwiseConv(channels, k, axis, init.child(f"d{r}"), dilation=r) for r, k in BRANCHES[size].items()}
+            {
+                f"d{r}": DepthwiseConv(channels, k, axis, init.child(f"d{r}"), dilation=r)
+                for r, k in BRANCHES[size].items()
+            }
         )
         self.norms = nnx.Dict({f"d{r}": BatchNorm(channels, axis, init.child(f"norm_d{r}")) for r in self.dilations})
 
@@ -56,7 +59,9 @@ class DilatedReparam(nnx.Module):
             factors, offsets = (jnp.stack(rows) for rows in zip(*(norm.affine() for norm in norms), strict=True))
             if self.form == "naive":  # counted and exported as the network is defined, branch by branch
                 outs = depthwise.depthwise_conv2d_multi(x, kernels, dilations, form="naive")
-                return sum(y * f for y, f in zip(outs, factors, strict=True)).astype(x.dtype) + offsets.sum(0).astype(x.dtype)
+                return sum(y * f for y, f in zip(outs, factors, strict=True)).astype(x.dtype) + offsets.sum(0).astype(
+                    x.dtype
+                )
             kernel = reparam_conv.merged_kernel(kernels, dilations, factors)
             convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, form=self.form)  # noqa: E731
             return mesh.on_own_rows(convolve, x, kernel) + offsets.sum(0).astype(x.dtype)
@@ -65,7 +70,9 @@ class DilatedReparam(nnx.Module):
 
         def train(x, whole, axes):
             kernels, scales, biases = whole
-            return reparam_conv.reparam_conv(x, kernels, dilations, scales, biases, self.large_norm.eps, form=self.form, axis_name=axes)
+            return reparam_conv.reparam_conv(
+                x, kernels, dilations, scales, biases, self.large_norm.eps, form=self.form, axis_name=axes
+            )
 
         y, mean, var = mesh.on_own_rows(train, x, (kernels, scales, biases), results=(True, False, False))
         for i, norm in enumerate(norms):

@@ -37,7 +37,9 @@ def depth_count(value, size: int, multiple: int, name: str) -> int:
     """Returns how many of `size` layers stay: a float is a fraction (rounded half up), an int a number of layers."""
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 < value <= size or value % multiple:
-            raise UserError(f"sub-network {name}={value} is outside its space; valid: multiples of {multiple} up to {size}")
+            raise UserError(
+                f"sub-network {name}={value} is outside its space; valid: multiples of {multiple} up to {size}"
+            )
         return value
     fraction = check_fraction(value, name)
     units = size // multiple
@@ -55,7 +57,9 @@ def per_stage(value, stages: int, name: str) -> tuple:
         return (value,) * stages
     if len(value) != stages:
         given = ":".join(map(str, value))
-        raise UserError(f"sub-network {name}={given} has {len(value)} entries; valid: one number, or {stages} joined by ':'")
+        raise UserError(
+            f"sub-network {name}={given} has {len(value)} entries; valid: one number, or {stages} joined by ':'"
+        )
     return tuple(value)
 
 

@@ -14,7 +14,8 @@ SMALL = 512
 
 
 class Embedding(nnx.Module):
-    """Row `token` of a table [vocab, embed]. Tokens outside the vocabulary are the caller's error: sources check their files."""
+    """Row `token` of a table [vocab, embed]. Tokens outside the vocabulary are the caller's error: sources check their
+    files."""
 
     def __init__(self, vocab_size: int, channels: int, init: Init):
         self.table = init.param("table", (vocab_size, channels), ("vocab", "embed"), normal_02, Kind.EMBEDDING)
@@ -26,4 +27,6 @@ class Embedding(nnx.Module):
     def _read(tokens: Int[Array, "*B"], table: Float[Array, "N D"]) -> Float[Array, "*B D"]:
         if table.shape[0] > SMALL:
             return table[tokens]
-        return matmul(jax.nn.one_hot(tokens, table.shape[0], dtype=table.dtype), table)  # the rows themselves, not rounded
+        return matmul(
+            jax.nn.one_hot(tokens, table.shape[0], dtype=table.dtype), table
+        )  # the rows themselves, not rounded

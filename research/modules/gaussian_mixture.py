@@ -1,8 +1,9 @@
 """Probabilistic mixture of experts: a policy that is a mixture of Gaussians, and gradients for its discrete choice.
 
-PMOE (Ren et al. 2021, arXiv 2104.09122): pi(a|s) = sum_i w_i(s) N(a; mu_i(s), diag sigma_i(s)^2). Which primitive acts is a
-discrete choice; three estimators of the router's gradient stand side by side: the paper's frequency loss, the score ratio
-(REINFORCE) and the straight-through Gumbel-softmax. Actions may be squashed by tanh into (-1, 1), as SAC does.
+PMOE (Ren et al. 2021, arXiv 2104.09122): pi(a|s) = sum_i w_i(s) N(a; mu_i(s), diag sigma_i(s)^2). Which primitive acts
+is a discrete choice; three estimators of the router's gradient stand side by side: the paper's frequency loss, the
+score ratio (REINFORCE) and the straight-through Gumbel-softmax. Actions may be squashed by tanh into (-1, 1), as SAC
+does.
 """
 
 import math
@@ -22,7 +23,8 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def small_uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """Uniform within 3e-3, where heads of policies and critics start (Lillicrap et al. 2016, arXiv 1509.02971, section 7)."""
+    """Uniform within 3e-3, where heads of policies and critics start (Lillicrap et al. 2016, arXiv 1509.02971, section
+    7)."""
     return jax.random.uniform(key, shape, dtype, -3e-3, 3e-3)
 
 
@@ -55,9 +57,13 @@ class GaussianMixtureHead(nnx.Module):
     def __init__(self, sizes: tuple[int, int, int, int], axes: tuple[str, str], scope: str, init: Init):
         features, state, actions, experts = sizes
         inner = (f"{scope}/experts", f"{scope}/actions")
-        self.means_kernel = init.param("means_kernel", (features, experts, actions), (axes[0], *inner), small_uniform, Kind.MATRIX)
+        self.means_kernel = init.param(
+            "means_kernel", (features, experts, actions), (axes[0], *inner), small_uniform, Kind.MATRIX
+        )
         self.means_bias = init.param("means_bias", (experts, actions), inner, small_uniform, Kind.BIAS)
-        self.log_stds_kernel = init.param("log_stds_kernel", (features, experts, actions), (axes[0], *inner), small_uniform, Kind.MATRIX)
+        self.log_stds_kernel = init.param(
+            "log_stds_kernel", (features, experts, actions), (axes[0], *inner), small_uniform, Kind.MATRIX
+        )
         self.log_stds_bias = init.param("log_stds_bias", (experts, actions), inner, small_uniform, Kind.BIAS)
         self.router = Linear(state, experts, (axes[1], inner[0]), init.child("router"), kernel_init=zeros, exact=True)
 
@@ -79,9 +85,11 @@ def log_density(mixture: Mixture, x: Float[Array, "*B A"]) -> Float[Array, "*B"]
 
 
 def squash(x: Float[Array, "*B A"]) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
-    """Returns (tanh x, log |det| of its Jacobian), SAC's bound on actions (Haarnoja et al. 2018, arXiv 1801.01290, appendix C).
+    """Returns (tanh x, log |det| of its Jacobian), SAC's bound on actions (Haarnoja et al. 2018, arXiv 1801.01290,
+    appendix C).
 
-    log(1 - tanh^2 x) is written as 2 (log 2 - x - softplus(-2x)), exact where the usual log(1 - tanh^2 x + 1e-6) saturates.
+    log(1 - tanh^2 x) is written as 2 (log 2 - x - softplus(-2x)), exact where the usual log(1 - tanh^2 x + 1e-6)
+    saturates.
     """
     return jnp.tanh(x), 2 * (math.log(2) - x - jax.nn.softplus(-2 * x)).sum(-1)
 
@@ -128,8 +136,11 @@ def frequency_loss(
     return errors.sum(-1) if form == "sum" else errors.mean(-1)
 
 
-def score_ratio_loss(log_weights: Float[Array, "*B K"], values: Float[Array, "*B K"], index: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """-log w_i (Q_i - sum_j w_j Q_j) for a drawn i: its gradient is REINFORCE's (Williams 1992) of -E_i[Q_i], with a baseline.
+def score_ratio_loss(
+    log_weights: Float[Array, "*B K"], values: Float[Array, "*B K"], index: Int[Array, "*B"]
+) -> Float[Array, "*B"]:
+    """-log w_i (Q_i - sum_j w_j Q_j) for a drawn i: its gradient is REINFORCE's (Williams 1992) of -E_i[Q_i], with a
+    baseline.
 
     No gradient reaches `values`. The baseline, our choice, does not depend on the drawn i and so adds no bias.
     """

@@ -23,7 +23,8 @@ ones = jax.nn.initializers.ones
 
 
 class Linear(nnx.Module):
-    """y = x W + b over the last axis; `axes` names (in, out). `exact`: no accelerator rounds what it multiplies, as routers need it."""
+    """y = x W + b over the last axis; `axes` names (in, out). `exact`: no accelerator rounds what it multiplies, as
+    routers need it."""
 
     def __init__(
         self,
@@ -47,7 +48,8 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """Dense square convolution with symmetric explicit padding `size // 2`; `axes` names (in, out), `exact` as in `Linear`."""
+    """Dense square convolution with symmetric explicit padding `size // 2`; `axes` names (in, out), `exact` as in
+    `Linear`."""
 
     def __init__(
         self,
@@ -66,11 +68,15 @@ class Conv(nnx.Module):
         self.precision = jax.lax.Precision.HIGHEST if exact else None
         self.stride = stride
         self.padding = size // 2 if padding is None else padding
-        self.kernel = init.param("kernel", (size, size, n_in, n_out), ("window_h", "window_w", *axes), kernel_init, Kind.MATRIX)
+        self.kernel = init.param(
+            "kernel", (size, size, n_in, n_out), ("window_h", "window_w", *axes), kernel_init, Kind.MATRIX
+        )
         self.bias = init.param("bias", (n_out,), axes[1:], zeros, Kind.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        y = mesh.on_own_rows(lambda x, kernel, _: self._convolved(x, kernel), mesh.input_of(self.kernel, x), self.kernel[...])
+        y = mesh.on_own_rows(
+            lambda x, kernel, _: self._convolved(x, kernel), mesh.input_of(self.kernel, x), self.kernel[...]
+        )
         return y if self.bias is None else y + self.bias[...]
 
     def _convolved(self, x: Float[Array, "B H W I"], kernel: Float[Array, "K K I O"]) -> Float[Array, "B h w O"]:
@@ -83,9 +89,21 @@ class Conv(nnx.Module):
 class DepthwiseConv(nnx.Module):
     """Depthwise KxK convolution, stride 1, zero padding; the form is chosen in `research.ops.depthwise`."""
 
-    def __init__(self, channels: int, size: int, axis: str, init: Init, *, bias: bool = False, dilation: int = 1, form: str = "auto"):
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        axis: str,
+        init: Init,
+        *,
+        bias: bool = False,
+        dilation: int = 1,
+        form: str = "auto",
+    ):
         self.dilation, self.form = dilation, form
-        self.kernel = init.param("kernel", (size, size, channels), ("kernel_h", "kernel_w", axis), normal_02, Kind.DEPTHWISE)
+        self.kernel = init.param(
+            "kernel", (size, size, channels), ("kernel_h", "kernel_w", axis), normal_02, Kind.DEPTHWISE
+        )
         self.bias = init.param("bias", (channels,), (axis,), zeros, Kind.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
@@ -95,7 +113,8 @@ class DepthwiseConv(nnx.Module):
 
 
 def drop_path(x: Float[Array, "B *S"], rate: Float[Array, ""] | float, key: Array) -> Float[Array, "B *S"]:
-    """Stochastic depth (Huang et al. 2016): zeroes whole examples with probability `rate`, scales the rest by 1/(1-rate)."""
+    """Stochastic depth (Huang et al. 2016): zeroes whole examples with probability `rate`, scales the rest by
+    1/(1-rate)."""
     keep = 1.0 - rate
     mask = jax.random.bernoulli(key, keep, (x.shape[0],) + (1,) * (x.ndim - 1))
     return jnp.where(mask, x / jnp.asarray(keep, x.dtype), jnp.zeros((), x.dtype))

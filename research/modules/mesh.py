@@ -1,7 +1,8 @@
 """The names of the mesh's axes, and layers that run part of themselves on each device's own tokens.
 
-XLA's partitioner would gather what a sort, a search, a convolution's gradient or a loop over experts reads. A program that is traced
-under a mesh (`jax.set_mesh`) runs such a part under `jax.shard_map` instead; without a mesh it is called as it is.
+XLA's partitioner would gather what a sort, a search, a convolution's gradient or a loop over experts reads. A program
+that is traced under a mesh (`jax.set_mesh`) runs such a part under `jax.shard_map` instead; without a mesh it is called
+as it is.
 """
 
 import math
@@ -22,7 +23,8 @@ TENSOR_ROLES = ("mlp", "heads", "bottleneck", "inner", "classes", "vocab")
 
 
 def own_sizes(names: tuple[str, ...]) -> dict[str, int]:
-    """Returns axis -> devices along it, of the mesh that the program is traced under; 1 without a mesh and where the code is a device's own."""
+    """Returns axis -> devices along it, of the mesh that the program is traced under; 1 without a mesh and where the
+    code is a device's own."""
     mesh = jax.sharding.get_abstract_mesh()
     return {name: 1 if mesh.empty or name in mesh.manual_axes else mesh.shape.get(name, 1) for name in names}
 
@@ -33,7 +35,8 @@ def own_size(name: str) -> int:
 
 
 def laid_out(x: Any, *spec: Any) -> Any:
-    """Returns x with this layout, one entry an axis as in `PartitionSpec`, where the program is traced for several devices."""
+    """Returns x with this layout, one entry an axis as in `PartitionSpec`, where the program is traced for several
+    devices."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or set(mesh.manual_axes) == set(mesh.axis_names):
         return x
@@ -41,13 +44,15 @@ def laid_out(x: Any, *spec: Any) -> Any:
 
 
 def by_rows(x: Any) -> Any:
-    """Returns x with its first axis over the batch axes of the mesh, which a parameter that was put beside it may have changed."""
+    """Returns x with its first axis over the batch axes of the mesh, which a parameter that was put beside it may have
+    changed."""
     names = own_rows(x)
     return laid_out(x, names, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)) if names else x
 
 
 def tensor_axis(axes: Sequence[str], shape: Sequence[int], parts: int) -> int | None:
-    """Returns which axis of an array the rules cut over the mesh axis `tensor` of `parts` devices: the last one of the first role that fits."""
+    """Returns which axis of an array the rules cut over the mesh axis `tensor` of `parts` devices: the last one of the
+    first role that fits."""
     for wanted in TENSOR_ROLES:
         if fits := [i for i, name in enumerate(axes) if role(name) == wanted and shape[i] % parts == 0]:
             return fits[-1]
@@ -55,9 +60,11 @@ def tensor_axis(axes: Sequence[str], shape: Sequence[int], parts: int) -> int | 
 
 
 def input_of(kernel: Any, x: Any) -> Any:
-    """Returns the input of a layer as the layout of its kernel [..., in, out] wants it: features whole where the outputs are cut over `tensor`.
+    """Returns the input of a layer as the layout of its kernel [..., in, out] wants it: features whole where the
+    outputs are cut over `tensor`.
 
-    Left to itself the partitioner cuts such a product in other ways, and moves results and gradients to where they belong.
+    Left to itself the partitioner cuts such a product in other ways, and moves results and gradients to where they
+    belong.
     """
     parts = own_size(TENSOR_AXIS)
     shape = kernel[...].shape
@@ -67,7 +74,8 @@ def input_of(kernel: Any, x: Any) -> Any:
 
 
 def own_rows(*arrays: Any) -> tuple[str, ...]:
-    """Returns the mesh axes over which the first axis of these arrays is cut; none without a mesh, or where it does not divide."""
+    """Returns the mesh axes over which the first axis of these arrays is cut; none without a mesh, or where it does not
+    divide."""
     sizes = own_sizes(BATCH_AXES)
     devices = math.prod(sizes.values())
     divides = all(array.shape[0] % devices == 0 for array in jax.tree.leaves(arrays))
@@ -78,10 +86,13 @@ def on_own_rows(function: Callable[..., Any], rows: Any, whole: Any = (), result
     """Calls `function(rows, whole, axes)` with each device's share of `rows`.
 
     Args:
-      function: `axes` are the names of the mesh axes over which it must sum what all rows take part in, none where it sees all.
-      rows: tree of arrays, cut along their first axis over the batch axes of the mesh. Other axes of the mesh are left to the partitioner.
+      function: `axes` are the names of the mesh axes over which it must sum what all rows take part in, none where it
+        sees all.
+      rows: tree of arrays, cut along their first axis over the batch axes of the mesh. Other axes of the mesh are left
+        to the partitioner.
       whole: tree of arrays that every device has whole, e.g. weights; their gradients are summed over the devices.
-      results: tree prefix of what the function returns: True where the first axis is that of rows, False where all devices have the same.
+      results: tree prefix of what the function returns: True where the first axis is that of rows, False where all
+        devices have the same.
 
     Returns:
       What the function returns, of all rows.
@@ -100,7 +111,8 @@ def on_own_rows(function: Callable[..., Any], rows: Any, whole: Any = (), result
 
 
 def module_on_own_rows(module: Any, x: Any) -> Any:
-    """Returns `module(x)`, each device on its own rows; for modules whose rows have nothing to do with each other and that keep no statistics."""
+    """Returns `module(x)`, each device on its own rows; for modules whose rows have nothing to do with each other and
+    that keep no statistics."""
     if not own_rows(x):
         return module(x)
     graphdef, params, _, _ = split(module)
@@ -111,14 +123,16 @@ def on_own_tokens(function: Callable[..., Any], tokens: tuple[Any, ...], experts
     """Calls `function(tokens, experts, axis)` with each device's share of both.
 
     Args:
-      function: of the arrays of `tokens`, whose first axis is cut along the batch axes of the mesh, as are its results, and of the
-        tree `experts`, whose arrays are cut along their first axis over the mesh axis of experts; `axis` is the name of that, or None
-        where one device holds all experts. Other axes of the mesh are left to the partitioner.
+      function: of the arrays of `tokens`, whose first axis is cut along the batch axes of the mesh, as are its results,
+        and of the tree `experts`, whose arrays are cut along their first axis over the mesh axis of experts; `axis` is
+        the name of that, or None where one device holds all experts. Other axes of the mesh are left to the
+        partitioner.
       tokens: arrays.
       experts: tree of arrays.
 
     Returns:
-      What the function returns, of all tokens. Without a mesh, or where the tokens do not divide, the function sees all of both.
+      What the function returns, of all tokens. Without a mesh, or where the tokens do not divide, the function sees all
+      of both.
     """
     names = own_rows(tokens)
     if not names:

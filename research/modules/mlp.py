@@ -9,7 +9,8 @@ from research.modules.layers import Linear, normal_02
 
 
 class Mlp(nnx.Module):
-    """y = gelu(x W1 + b1) W2 + b2 over the last axis (Vaswani et al. 2017, section 3.3, with the exact GELU); `axes` names (channels, hidden units)."""
+    """y = gelu(x W1 + b1) W2 + b2 over the last axis (Vaswani et al. 2017, section 3.3, with the exact GELU); `axes`
+    names (channels, hidden units)."""
 
     def __init__(self, channels: int, hidden: int, axes: tuple[str, str], init: Init):
         self.up = Linear(channels, hidden, axes, init.child("up"))
@@ -20,7 +21,8 @@ class Mlp(nnx.Module):
 
 
 class Glu(nnx.Module):
-    """y = (silu(x W1) * x W2) W3 over the last axis, without biases (SwiGLU, Shazeer 2020, arXiv 2002.05202); `axes` as in `Mlp`."""
+    """y = (silu(x W1) * x W2) W3 over the last axis, without biases (SwiGLU, Shazeer 2020, arXiv 2002.05202); `axes` as
+    in `Mlp`."""
 
     def __init__(self, channels: int, hidden: int, axes: tuple[str, str], init: Init):
         self.gate = init.param("gate", (channels, hidden), axes, normal_02, Kind.MATRIX)

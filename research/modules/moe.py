@@ -1,11 +1,12 @@
 """A mixture of feed-forward experts in place of an FFN: the router, the experts, what is told of both.
 
 `research.modules.moe_options` says which experts, which router, which dispatch. A forward pass costs what the
-active experts cost, not what all do. Tokens that are not real (`Call.real`: padding, the filler of an evaluation batch) compete for
-nothing and count nowhere. Where tokens continue from a state (`Call.carried`: text is generated) nobody is dropped, whatever the capacity: what
-becomes of a text depends neither on those beside it nor on how it is cut into pieces. Statistics, of the last call in mode "train": `load` (share of the tokens that chose each
-expert), `observed` (one number for each of `OBSERVED`), `aux_loss` (the balancing losses, weighted); for balancing without one `bias`, which
-an update as a whole moves, and `chosen`, the tokens of each expert in that update so far.
+active experts cost, not what all do. Tokens that are not real (`Call.real`: padding, the filler of an evaluation batch)
+compete for nothing and count nowhere. Where tokens continue from a state (`Call.carried`: text is generated) nobody is
+dropped, whatever the capacity: what becomes of a text depends neither on those beside it nor on how it is cut into
+pieces. Statistics, of the last call in mode "train": `load` (share of the tokens that chose each expert), `observed`
+(one number for each of `OBSERVED`), `aux_loss` (the balancing losses, weighted); for balancing without one `bias`,
+which an update as a whole moves, and `chosen`, the tokens of each expert in that update so far.
 """
 
 import functools
@@ -30,7 +31,8 @@ from research.ops.precision import matmul, wide
 JITTER, NOISE, SECOND = 8, 9, 10
 """What the layer's key is folded with; its dropout folds smaller numbers."""
 OBSERVED = ("entropy", "max_load", "dropped", "router_z", "confidence")
-"""Entropy of the load in nats (ln E when even); largest load over the mean one; share of the choices that found no place (expert
+"""Entropy of the load in nats (ln E when even); largest load over the mean one; share of the choices that found no
+place (expert
 choice: of the tokens that no expert took); mean squared log-sum-exp of the logits; mean score of the first choice."""
 
 
@@ -39,8 +41,11 @@ def _search(scores: Float[Array, "B *T E"], k: int) -> Array:
     return on_own_tokens(lambda tokens, experts, axis: expert_routing.best(tokens[0], k), (scores,), {})
 
 
-def _places(rule: Callable[[int], int], tokens: int, real: Bool[Array, "G T"] | None) -> tuple[int, tuple[Int[Array, " G"], ...]]:
-    """Returns (an expert's places for a group of so many tokens, and where not all are real, how many of them each group may fill)."""
+def _places(
+    rule: Callable[[int], int], tokens: int, real: Bool[Array, "G T"] | None
+) -> tuple[int, tuple[Int[Array, " G"], ...]]:
+    """Returns (an expert's places for a group of so many tokens, and where not all are real, how many of them each
+    group may fill)."""
     if real is None:
         return rule(tokens), ()
     table = expert_routing.by_count(rule, tokens)
@@ -50,8 +55,8 @@ def _places(rule: Callable[[int], int], tokens: int, real: Bool[Array, "G T"] | 
 class MoeFfn(nnx.Module, OncePerUpdate):
     """y = sum over a token's experts of weight * expert(x), plus the shared experts.
 
-    D E parameters of the router and (2 or 3) D F of each expert, D + F more with biases. Router and statistics are in float32 whatever the rest is in.
-    `axes` as in `Mlp`; `scope` names the axis of the experts.
+    D E parameters of the router and (2 or 3) D F of each expert, D + F more with biases. Router and statistics are in
+    float32 whatever the rest is in. `axes` as in `Mlp`; `scope` names the axis of the experts.
     """
 
     def __init__(self, spec: Moe, channels: int, axes: tuple[str, str], scope: str, init: Init, form: str = "auto"):
@@ -62,14 +67,20 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         self.up = init.param("up", *inward, normal_02, Kind.MATRIX)
         self.gate = init.param("gate", *inward, normal_02, Kind.MATRIX) if gated else None
         self.down = init.param("down", (count, spec.hidden, channels), (experts, *axes[::-1]), normal_02, Kind.MATRIX)
-        self.up_bias = init.param("up_bias", (count, spec.hidden), (experts, axes[1]), zeros, Kind.BIAS) if biased else None
-        self.down_bias = init.param("down_bias", (count, channels), (experts, axes[0]), zeros, Kind.BIAS) if biased else None
+        self.up_bias = (
+            init.param("up_bias", (count, spec.hidden), (experts, axes[1]), zeros, Kind.BIAS) if biased else None
+        )
+        self.down_bias = (
+            init.param("down_bias", (count, channels), (experts, axes[0]), zeros, Kind.BIAS) if biased else None
+        )
         around = channels, spec.shared * spec.hidden, (axes[0], f"{scope}/shared/mlp")
         self.shared = SHARED[spec.expert](*around, init.child("shared")) if spec.shared else None
         routed = (channels, count), (axes[0], experts)
         learnt = spec.router in ("top_k", "expert_choice")
         self.router = init.param("router", *routed, normal_02, Kind.MATRIX, precise=True) if learnt else None
-        self.noise = init.param("noise", *routed, zeros, Kind.MATRIX, precise=True) if learnt and spec.learned_noise else None
+        self.noise = (
+            init.param("noise", *routed, zeros, Kind.MATRIX, precise=True) if learnt and spec.learned_noise else None
+        )
         soft = spec.router == "soft"
         slots = (channels, count, spec.slots), (axes[0], experts, f"{scope}/slots")
         self.slots = init.param("slots", *slots, normal_02, Kind.MATRIX) if soft else None
@@ -93,14 +104,17 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         return y if self.shared is None else y + self.shared(x)
 
     def _grouped(self, x: Float[Array, "B *T D"], call: Call) -> tuple[Float[Array, "G T D"], Call]:
-        """Returns the tokens in groups that compete apart, and the call with `tokens`, `domain` and `real` laid out alike, [G, T].
+        """Returns the tokens in groups that compete apart, and the call with `tokens`, `domain` and `real` laid out
+        alike, [G, T].
 
-        A group is of `group` sequences, or all of a smaller batch; 0: of all. The last one may have fewer, and is filled up with sequences
-        that are not real.
+        A group is of `group` sequences, or all of a smaller batch; 0: of all. The last one may have fewer, and is
+        filled up with sequences that are not real.
         """
         batch, wanted = x.shape[0], self.spec.group
         wanted = min(wanted, 1) if x.ndim == 2 else wanted  # a step of generation has one token of each sequence
-        size = wanted if wanted == 1 else min(wanted, batch) or batch  # an exported program's batch is open, and no number
+        size = (
+            wanted if wanted == 1 else min(wanted, batch) or batch
+        )  # an exported program's batch is open, and no number
         missing = 0 if wanted < 2 else -batch % size
         mask, router = call.mask(x.shape[:-1]), self.spec.router
         ids, domain = call.tokens if router == "hash" else None, call.domain if router == "domain" else None
@@ -120,10 +134,13 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         arrays = {name: getattr(self, name) for name in ("up", "gate", "down", "up_bias", "down_bias")}
         return {name: array[...] for name, array in arrays.items() if array is not None}
 
-    # --- the router ------------------------------------------------------------------------------------------------------
+    # --- the router ---------------------------------------------------------------------------------------------------
 
-    def _logits(self, x: Float[Array, "G T D"], call: Call) -> tuple[Float[Array, "G T E"], Float[Array, "G T E"], Array | float]:
-        """Returns (logits, logits with noise, its standard deviation); noise and jitter in training only, and only under a key."""
+    def _logits(
+        self, x: Float[Array, "G T D"], call: Call
+    ) -> tuple[Float[Array, "G T E"], Float[Array, "G T E"], Array | float]:
+        """Returns (logits, logits with noise, its standard deviation); noise and jitter in training only, and only
+        under a key."""
         x, spec = wide(x), self.spec
         noisy = call.mode == "train" and call.key is not None
         if noisy and spec.jitter:
@@ -134,16 +151,23 @@ class MoeFfn(nnx.Module, OncePerUpdate):
             std = jax.nn.softplus(matmul(x, self.noise[...].astype(x.dtype)))
         if not noisy or not (spec.noise or spec.learned_noise):
             return logits, logits, std
-        return logits, logits + std * jax.random.normal(jax.random.fold_in(call.key, NOISE), logits.shape, logits.dtype), std
+        return (
+            logits,
+            logits + std * jax.random.normal(jax.random.fold_in(call.key, NOISE), logits.shape, logits.dtype),
+            std,
+        )
 
     def _enforced(self, call: Call) -> expert_routing.Choice:
-        """The choice of routers that learn nothing: by a hash of the token's id, or by the domain that the example comes with."""
+        """The choice of routers that learn nothing: by a hash of the token's id, or by the domain that the example
+        comes with."""
         spec = self.spec
         given = call.tokens if spec.router == "hash" else call.domain
         if given is None:
             needs = {"hash": "token ids", "domain": "the domain of each example"}[spec.router]
             raise UserError(f"moe: router={spec.router!r} needs {needs}, which this call does not have")
-        experts = (expert_routing.hashed(given, spec.experts) if spec.router == "hash" else given)[..., None].astype(jnp.int32)
+        experts = (expert_routing.hashed(given, spec.experts) if spec.router == "hash" else given)[..., None].astype(
+            jnp.int32
+        )
         return expert_routing.Choice(experts, jnp.ones(experts.shape), jax.nn.one_hot(experts[..., 0], spec.experts))
 
     def _token_choice(self, x: Float[Array, "G T D"], call: Call) -> Float[Array, "G T D"]:
@@ -181,7 +205,12 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         return expert_routing.expert_fractions(experts.reshape(-1, experts.shape[-1]), count, real.reshape(-1))
 
     def _balance(
-        self, choice: expert_routing.Choice, logits: Array, noisy: Array, std: Array | float, real: Bool[Array, "G T"] | None
+        self,
+        choice: expert_routing.Choice,
+        logits: Array,
+        noisy: Array,
+        std: Array | float,
+        real: Bool[Array, "G T"] | None,
     ) -> None:
         """Stores the weighted losses, the load and the numbers of `OBSERVED`, and counts what the bias is moved by."""
         spec = self.spec
@@ -206,7 +235,9 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         if self.chosen is not None:
             tokens = experts.size // spec.active if real is None else real.sum()
             self.chosen[...] += jnp.round(load * tokens)  # whole, so that an even load is no step in rounding
-        self._observe(load, expert_routing.z_loss(logits, real), expert_routing.over_tokens(choice.scores.max(-1), real))
+        self._observe(
+            load, expert_routing.z_loss(logits, real), expert_routing.over_tokens(choice.scores.max(-1), real)
+        )
 
     def after_update(self) -> None:
         if self.bias is not None and self.chosen is not None:
@@ -224,12 +255,16 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         for name, value in numbers.items():
             self._set_observed(name, value)
 
-    # --- to the experts and back -------------------------------------------------------------------------------------------
+    # --- to the experts and back --------------------------------------------------------------------------------------
 
     def _dispatch(self, x: Float[Array, "G T D"], choice: expert_routing.Choice, call: Call) -> Float[Array, "G T D"]:
         spec = self.spec
         if spec.capacity == "none" or call.carried:
-            pairs = x.reshape(-1, x.shape[-1]), choice.experts.reshape(-1, spec.active), choice.weights.reshape(-1, spec.active)
+            pairs = (
+                x.reshape(-1, x.shape[-1]),
+                choice.experts.reshape(-1, spec.active),
+                choice.weights.reshape(-1, spec.active),
+            )
             return on_own_tokens(self._dropless, pairs, self.kernels).reshape(x.shape)
         train = call.mode == "train" or not spec.eval_capacity_factor
         factor = spec.capacity_factor if train else spec.eval_capacity_factor
@@ -238,14 +273,20 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         own = (x, choice.experts, choice.weights, *limit)
         y, found = on_own_tokens(functools.partial(self._with_places, capacity), own, self.kernels)
         if call.mode == "train":
-            share = found.mean(dtype=jnp.float32) if call.real is None else expert_routing.over_tokens(found.mean(-1), call.real)
+            share = (
+                found.mean(dtype=jnp.float32)
+                if call.real is None
+                else expert_routing.over_tokens(found.mean(-1), call.real)
+            )
             self._set_observed("dropped", 1 - share)
         return y
 
     def _dropless(self, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> Array:
         return expert_dispatch.dropless(*tokens, kernels, activation=self.activation, form=self.form, axis=axis)
 
-    def _with_places(self, capacity: int, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> tuple[Array, Array]:
+    def _with_places(
+        self, capacity: int, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None
+    ) -> tuple[Array, Array]:
         """Returns the output and which pairs found a place."""
         spec = self.spec
         x, experts, weights, *limit = tokens
@@ -278,12 +319,16 @@ class MoeFfn(nnx.Module, OncePerUpdate):
             self._set_observed("dropped", expert_routing.over_tokens((taken == 0).astype(jnp.float32), real))
         return y
 
-    def _taken(self, capacity: int, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> tuple[Array, Array]:
+    def _taken(
+        self, capacity: int, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None
+    ) -> tuple[Array, Array]:
         """Returns the output of expert choice, and how many experts took each token."""
         x, logits, *told = tokens
         slots = expert_routing.expert_choice(logits, capacity, **dict(zip(("mask", "limit"), told, strict=bool(told))))
         taken = jax.nn.one_hot(slots.tokens, x.shape[1]).sum((1, 2))
-        y = expert_dispatch.chosen_by_experts(x, slots.tokens, slots.weights, kernels, activation=self.activation, axis=axis)
+        y = expert_dispatch.chosen_by_experts(
+            x, slots.tokens, slots.weights, kernels, activation=self.activation, axis=axis
+        )
         return y, taken
 
     def _soft(self, x: Float[Array, "G T D"], call: Call) -> Float[Array, "G T D"]:
@@ -295,5 +340,7 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         x, dispatch, combine = tokens
         count, slots, groups = self.spec.experts, self.spec.slots, x.shape[0]
         rows = jnp.einsum("gts,gtd->sgd", dispatch.astype(x.dtype), x).reshape(count, slots * groups, -1)
-        rows = expert_dispatch.in_slots(rows, kernels, activation=self.activation, axis=axis).reshape(count * slots, groups, -1)
+        rows = expert_dispatch.in_slots(rows, kernels, activation=self.activation, axis=axis).reshape(
+            count * slots, groups, -1
+        )
         return jnp.einsum("gts,sgd->gtd", combine.astype(x.dtype), rows)

@@ -9,7 +9,12 @@ from research.modules.mlp import Glu, Mlp
 from research.ops import expert_routing
 
 ROUTERS = ("top_k", "expert_choice", "soft", "hash", "domain")
-EXPERTS = {"glu": ("silu", True, False), "geglu": ("gelu", True, False), "mlp": ("gelu", False, True), "relu": ("relu", False, False)}
+EXPERTS = {
+    "glu": ("silu", True, False),
+    "geglu": ("gelu", True, False),
+    "mlp": ("gelu", False, True),
+    "relu": ("relu", False, False),
+}
 """Kind of expert -> (activation, whether it is gated, whether it has biases)."""
 SHARED = {"glu": Glu, "mlp": Mlp}
 BALANCE_OVER = ("first", "all", "mean")
@@ -22,22 +27,29 @@ class Moe:
     Attributes:
       experts: E, of which each token is sent to some.
       active: k, experts of a token; of expert choice, the mean number; of the router soft, 1.
-      hidden: hidden units of each expert; 0: those of the dense part over (active + shared), so that active FLOPs are the dense one's.
+      hidden: hidden units of each expert; 0: those of the dense part over (active + shared), so that active FLOPs are
+        the dense one's.
       expert: glu, geglu, mlp (GELU, with biases) or relu.
       shared: experts that every token visits beside its own (DeepSeekMoE), as one of shared * hidden units.
-      router: top_k; expert_choice and soft, which look at later tokens; hash of the token's id; domain, given with the example.
-      score, renormalize, scale, expert_groups, kept_groups, group_score: see `research.ops.expert_routing.top_k_choice`.
+      router: top_k; expert_choice and soft, which look at later tokens; hash of the token's id; domain, given with the
+        example.
+      score, renormalize, scale, expert_groups, kept_groups, group_score: see
+        `research.ops.expert_routing.top_k_choice`.
       noise: in training, normal noise of this many 1 / E is added to the logits (V-MoE: 1).
-      learned_noise: its standard deviation is softplus(x W) instead (Shazeer et al. 2017, arXiv 1701.06538, equation 4).
+      learned_noise: its standard deviation is softplus(x W) instead (Shazeer et al. 2017, arXiv 1701.06538, equation
+        4).
       jitter: in training, the router's input is multiplied by uniform numbers within 1 +- jitter.
       bias_rate: step of the bias that balances without a loss; 0: there is none.
       slots: soft slots of each expert.
       capacity: rule of the places per expert (`research.ops.expert_routing.CAPACITIES`), or "none": nobody is dropped.
       capacity_factor, eval_capacity_factor: factor in the rule; for evaluation 0 means the same.
       order, priority: who gets a place first, see `places`; `priority`: those with the best first choice.
-      random_second: in training, second choices are kept with probability min(1, weight / 0.2) (GShard in Mesh, there also in evaluation).
-      group: sequences whose tokens compete for places; 0: the whole batch. The last group of a batch that it does not divide has fewer.
-      balance, balance_over: coefficient of the load-balance loss, counted over first choices, all, or all over k ("mean").
+      random_second: in training, second choices are kept with probability min(1, weight / 0.2) (GShard in Mesh, there
+        also in evaluation).
+      group: sequences whose tokens compete for places; 0: the whole batch. The last group of a batch that it does not
+        divide has fewer.
+      balance, balance_over: coefficient of the load-balance loss, counted over first choices, all, or all over k
+        ("mean").
       balance_groups: the loss is of each group and averaged, instead of over all tokens.
       z, importance, load: coefficients of these losses.
     """
@@ -99,19 +111,29 @@ class Moe:
         self._require("expert", not self.shared or self.expert in SHARED, f"{' or '.join(SHARED)} with shared experts")
         self._require("router", self.router in ROUTERS, ", ".join(ROUTERS))
         self._require("balance_over", self.balance_over in BALANCE_OVER, ", ".join(BALANCE_OVER))
-        self._require("capacity", self.capacity in ("none", *expert_routing.CAPACITIES), ", ".join(("none", *expert_routing.CAPACITIES)))
+        self._require(
+            "capacity",
+            self.capacity in ("none", *expert_routing.CAPACITIES),
+            ", ".join(("none", *expert_routing.CAPACITIES)),
+        )
         self._require("order", self.order in expert_routing.ORDERS, ", ".join(expert_routing.ORDERS))
         self._require("score", self.score in expert_routing.SCORES, ", ".join(expert_routing.SCORES))
         whole = self.expert_groups >= 1 and self.experts % self.expert_groups == 0
         self._require("expert_groups", whole, f"divisors of experts={self.experts}")
         reach = self.experts
         if self.expert_groups > 1:
-            self._require("kept_groups", 1 <= self.kept_groups <= self.expert_groups, f"1 to expert_groups={self.expert_groups}")
+            self._require(
+                "kept_groups", 1 <= self.kept_groups <= self.expert_groups, f"1 to expert_groups={self.expert_groups}"
+            )
             reach = self.experts // self.expert_groups * self.kept_groups
         if self.router in ("hash", "domain", "soft"):
             self._require("active", self.active == 1, f"1 with router={self.router}")
         if self.router == "top_k":
-            self._require("active", self.active <= reach, f"1 to the {reach} experts that a token can reach (experts={self.experts})")
+            self._require(
+                "active",
+                self.active <= reach,
+                f"1 to the {reach} experts that a token can reach (experts={self.experts})",
+            )
         hidden = self.hidden or max(8, round(ffn_dim / (self.active + self.shared) / 8) * 8)
         return replace(self, hidden=hidden, kept_groups=min(self.kept_groups, self.expert_groups))
 

@@ -23,7 +23,9 @@ class BatchNorm(nnx.Module):
     The stored variance is the biased one.
     """
 
-    def __init__(self, channels: int, axis: str, init: Init, *, eps: float = 1e-5, momentum: float = 0.9, scale_init=ones):
+    def __init__(
+        self, channels: int, axis: str, init: Init, *, eps: float = 1e-5, momentum: float = 0.9, scale_init=ones
+    ):
         self.eps, self.momentum = eps, momentum
         self.scale = init.param("scale", (channels,), (axis,), scale_init, Kind.GAIN)
         self.bias = init.param("bias", (channels,), (axis,), zeros, Kind.BIAS)
@@ -67,12 +69,15 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Division by the root mean square over the last axis (Zhang and Sennrich 2019), eps inside the square root, times a scale.
+    """Division by the root mean square over the last axis (Zhang and Sennrich 2019), eps inside the square root, times
+    a scale.
 
     `axes` names the trailing axes that the scale has; the mean runs over the last `over` of them (all by default).
     """
 
-    def __init__(self, shape: int | tuple[int, ...], axes: str | tuple[str, ...], init: Init, *, eps: float = 1e-5, over: int = 0):
+    def __init__(
+        self, shape: int | tuple[int, ...], axes: str | tuple[str, ...], init: Init, *, eps: float = 1e-5, over: int = 0
+    ):
         shape = (shape,) if isinstance(shape, int) else shape
         axes = (axes,) if isinstance(axes, str) else axes
         self.eps, self.over = eps, over or len(shape)
@@ -85,7 +90,8 @@ class RMSNorm(nnx.Module):
 
 
 class GeluGRN(nnx.Module):
-    """Exact GELU, then global response normalisation (ConvNeXt V2, Woo et al. 2023, eq. 1-3), eps 1e-6 added to the mean.
+    """Exact GELU, then global response normalisation (ConvNeXt V2, Woo et al. 2023, eq. 1-3), eps 1e-6 added to the
+    mean.
 
     The square root is guarded: a channel that is zero everywhere gets the gradient zero, not NaN.
     """

@@ -1,7 +1,10 @@
-"""Convolutions with channel-wise experts, one for each image, and the router that chooses (AdvMoE, Zhang et al. 2023, arXiv 2308.10110).
+"""Convolutions with channel-wise experts, one for each image, and the router that chooses (AdvMoE, Zhang et al. 2023,
+arXiv 2308.10110).
 
-One router reads the raw image, and its choice holds for every routed layer: a network of n experts has n pathways. The choice is
-hard: an expert's output counts as it is, and the score that won gets the gradient of a factor 1 on that output (straight through).
+One router reads the raw image, and its choice holds for every routed layer: a network of n experts has n pathways. The
+choice is
+hard: an expert's output counts as it is, and the score that won gets the gradient of a factor 1 on that output
+  (straight through).
 """
 
 from typing import NamedTuple
@@ -26,7 +29,8 @@ grouped_kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal",
 
 
 THROUGH_GATE = "through_gate"
-"""Mode of attacks that follow the straight-through gate, as those of the released code do; running statistics are as in eval mode."""
+"""Mode of attacks that follow the straight-through gate, as those of the released code do; running statistics are as in
+eval mode."""
 
 
 class Route(NamedTuple):
@@ -37,11 +41,12 @@ class Route(NamedTuple):
 
 
 def choose(scores: Float[Array, "B E"], mode: str) -> Route:
-    """Returns the route of the highest scores (of equal ones the first); the gate is 1, in training its gradient is that of the score chosen.
+    """Returns the route of the highest scores (of equal ones the first); the gate is 1, in training its gradient is
+    that of the score chosen.
 
-    In eval mode the gradient is that of the function, to which a score adds nothing but at a tie: an attack that follows the gate
-    climbs what no output depends on, and networks trained against it learn to hide behind the gate. That is what mode "through_gate"
-    is for: eval mode in all else.
+    In eval mode the gradient is that of the function, to which a score adds nothing but at a tie: an attack that
+    follows the gate climbs what no output depends on, and networks trained against it learn to hide behind the gate.
+    That is what mode "through_gate" is for: eval mode in all else.
     """
     experts = scores.argmax(-1)
     if mode not in ("train", THROUGH_GATE):
@@ -51,14 +56,24 @@ def choose(scores: Float[Array, "B E"], mode: str) -> Route:
 
 
 class RoutedConv(nnx.Module):
-    """Square convolution without bias whose kernel is that of each image's expert; padding `size // 2`, `axes` names (in, out).
+    """Square convolution without bias whose kernel is that of each image's expert; padding `size // 2`, `axes` names
+    (in, out).
 
-    `experts` * n_in * n_out * size^2 parameters, of which an image meets one expert's. Kernels start as kaiming-normal over the
-    outputs of all experts, those of the one convolution that holds them.
+    `experts` * n_in * n_out * size^2 parameters, of which an image meets one expert's. Kernels start as kaiming-normal
+    over the outputs of all experts, those of the one convolution that holds them.
     """
 
     def __init__(
-        self, n_in: int, n_out: int, size: int, experts: int, axes: tuple[str, str], init: Init, *, stride: int = 1, form: str = "auto"
+        self,
+        n_in: int,
+        n_out: int,
+        size: int,
+        experts: int,
+        axes: tuple[str, str],
+        init: Init,
+        *,
+        stride: int = 1,
+        form: str = "auto",
     ):
         self.stride, self.form = stride, form
         names = ("window_h", "window_w", axes[0], EXPERTS, axes[1])
@@ -67,8 +82,12 @@ class RoutedConv(nnx.Module):
     def __call__(self, x: Float[Array, "B H W I"], route: Route | None) -> Float[Array, "B h w O"]:
         """Without a route all images meet the first expert."""
         if route is None:
-            return routed_conv(x, self.kernel[..., :1, :], jnp.zeros(x.shape[:1], jnp.int32), stride=self.stride, form=self.form)
-        y = on_own_tokens(self._convolve, (input_of(self.kernel, x), route.experts), jnp.moveaxis(self.kernel[...], 3, 0))
+            return routed_conv(
+                x, self.kernel[..., :1, :], jnp.zeros(x.shape[:1], jnp.int32), stride=self.stride, form=self.form
+            )
+        y = on_own_tokens(
+            self._convolve, (input_of(self.kernel, x), route.experts), jnp.moveaxis(self.kernel[...], 3, 0)
+        )
         return y * route.gate[:, None, None, None].astype(y.dtype)
 
     def _convolve(self, images: tuple[Array, Array], kernel: Array, axis: str | None) -> Array:
@@ -80,7 +99,15 @@ class RoutedConv(nnx.Module):
 
 
 def convolution(
-    n_in: int, n_out: int, size: int, axes: tuple[str, str], init: Init, *, stride: int = 1, experts: int = 0, form: str = "auto"
+    n_in: int,
+    n_out: int,
+    size: int,
+    axes: tuple[str, str],
+    init: Init,
+    *,
+    stride: int = 1,
+    experts: int = 0,
+    form: str = "auto",
 ) -> Conv | RoutedConv:
     """Returns a convolution without bias: of each image's expert where `experts` > 0, else an ordinary one."""
     if experts:
@@ -94,12 +121,15 @@ def convolve(conv: Conv | RoutedConv, x: Float[Array, "B H W I"], route: Route |
 
 
 class RouterBlock(nnx.Module):
-    """relu(shortcut(x) + 3x3 - 3x3); the shortcut takes every stride-th pixel and pads channels with zeros on both sides (option A)."""
+    """relu(shortcut(x) + 3x3 - 3x3); the shortcut takes every stride-th pixel and pads channels with zeros on both
+    sides (option A)."""
 
     def __init__(self, n_in: int, n_out: int, source: str, out: str, init: Init, *, stride: int):
         self.stride, self.padding = stride, ((n_out - n_in) // 2, n_out - n_in - (n_out - n_in) // 2)
         inner = init.child("inner")
-        self.first = Conv(n_in, n_out, 3, (source, out), inner, stride=stride, bias=False, kernel_init=kaiming, exact=True)
+        self.first = Conv(
+            n_in, n_out, 3, (source, out), inner, stride=stride, bias=False, kernel_init=kaiming, exact=True
+        )
         self.first_norm = BatchNorm(n_out, out, inner)
         self.second = Conv(n_out, n_out, 3, (out, out), init, bias=False, kernel_init=kaiming, exact=True)
         self.second_norm = BatchNorm(n_out, out, init)
@@ -112,13 +142,24 @@ class RouterBlock(nnx.Module):
 
 
 class ImageRouter(nnx.Module):
-    """Scores of the experts from the raw image: a CIFAR ResNet (He et al. 2016, section 4.2) of stages `dims` x `depths`.
+    """Scores of the experts from the raw image: a CIFAR ResNet (He et al. 2016, section 4.2) of stages `dims` x
+    `depths`.
 
-    With dims (16, 32, 64) and depths (3, 3, 3), which is ResNet-20, and two experts: 269,202 parameters. Smaller selves keep it whole.
+    With dims (16, 32, 64) and depths (3, 3, 3), which is ResNet-20, and two experts: 269,202 parameters. Smaller selves
+    keep it whole.
     """
 
     def __init__(self, channels: int, dims: tuple[int, ...], depths: tuple[int, ...], experts: int, init: Init):
-        self.stem = Conv(channels, dims[0], 3, ("image", "stage1/router"), init.child("stem"), bias=False, kernel_init=kaiming, exact=True)
+        self.stem = Conv(
+            channels,
+            dims[0],
+            3,
+            ("image", "stage1/router"),
+            init.child("stem"),
+            bias=False,
+            kernel_init=kaiming,
+            exact=True,
+        )
         self.norm = BatchNorm(dims[0], "stage1/router", init.child("stem"))
         blocks, size, source = [], dims[0], "stage1/router"
         for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
@@ -138,14 +179,17 @@ class ImageRouter(nnx.Module):
 
 
 class RoutedNetwork(nnx.Module):
-    """What networks with routed convolutions share: `classify(x, route, mode)` is theirs, `router` is None where there is at most one expert."""
+    """What networks with routed convolutions share: `classify(x, route, mode)` is theirs, `router` is None where there
+    is at most one expert."""
 
     router: ImageRouter | None
 
     def classify(self, x: Float[Array, "B H W C"], route: Route | None, mode: str) -> Float[Array, "B N"]:
         raise NotImplementedError
 
-    def scores(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B E"]:
+    def scores(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
+    ) -> Float[Array, "B E"]:
         """Returns the router's scores alone."""
         return self.router(x, mode)
 
@@ -156,11 +200,15 @@ class RoutedNetwork(nnx.Module):
         scores = self.scores(x, mode=mode, key=key)
         return self.classify(x, choose(scores, mode), mode), scores
 
-    def on_path(self, x: Float[Array, "B H W C"], scores: Float[Array, "B E"], *, mode: str = "eval") -> Float[Array, "B N"]:
+    def on_path(
+        self, x: Float[Array, "B H W C"], scores: Float[Array, "B E"], *, mode: str = "eval"
+    ) -> Float[Array, "B N"]:
         """Returns the logits under given scores."""
         return self.classify(x, choose(scores, mode), mode)
 
-    def __call__(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B N"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
+    ) -> Float[Array, "B N"]:
         if self.router is None:
             return self.classify(x, None, mode)
         return self.with_scores(x, mode=mode, key=key)[0]

@@ -1,6 +1,8 @@
-"""The two-dimensional selective scan of VMamba (Liu et al. 2024, arXiv 2401.10166, section 4.2), "SS2D v05_noz" of the released code.
+"""The two-dimensional selective scan of VMamba (Liu et al. 2024, arXiv 2401.10166, section 4.2), "SS2D v05_noz" of the
+released code.
 
-A map is read in four walks, each with step sizes, maps and decays of its own, and the four outputs are added up where they belong.
+A map is read in four walks, each with step sizes, maps and decays of its own, and the four outputs are added up where
+they belong.
 """
 
 import jax
@@ -23,7 +25,8 @@ WINDOW = 3
 class SS2D(nnx.Module):
     """out(LN(merge(scan(walks of silu(depthwise 3x3(x W_x)))))), without a gate or biases.
 
-    Parameters: 2 D E + 11 E, and for each of the four directions E (R + 2 N) + R E + E N + 2 E, on an axis `directions`.
+    Parameters: 2 D E + 11 E, and for each of the four directions E (R + 2 N) + R E + E N + 2 E, on an axis
+      `directions`.
 
     Args:
       dim, inner, state, rank: D, E, N and R.
@@ -32,11 +35,15 @@ class SS2D(nnx.Module):
       form: of `depthwise_conv2d` and `selective_scan`.
     """
 
-    def __init__(self, dim: int, inner: int, state: int, rank: int, embed: str, scope: str, init: Init, *, form: str = "auto"):
+    def __init__(
+        self, dim: int, inner: int, state: int, rank: int, embed: str, scope: str, init: Init, *, form: str = "auto"
+    ):
         self.form = form
         axis, states, ranks = f"{scope}/inner", f"{scope}/state", f"{scope}/rank"
         self.x = init.param("x", (dim, inner), (embed, axis), normal_02, Kind.MATRIX)
-        self.window = init.param("window", (WINDOW, WINDOW, inner), ("kernel_h", "kernel_w", axis), torch_linear(WINDOW**2), Kind.DEPTHWISE)
+        self.window = init.param(
+            "window", (WINDOW, WINDOW, inner), ("kernel_h", "kernel_w", axis), torch_linear(WINDOW**2), Kind.DEPTHWISE
+        )
         each = init.stacked(DIRECTIONS, f"{scope}/directions")
         self.dt_down = each.param("dt_down", (inner, rank), (axis, ranks), torch_linear(inner), Kind.MATRIX)
         self.b = each.param("b", (inner, state), (axis, states), torch_linear(inner), Kind.MATRIX)

@@ -78,16 +78,22 @@ class ShortConv(nnx.Module):
         return kernel, None if self.bias is None else self.bias[...].reshape(-1)
 
     def __call__(
-        self, x: Float[Array, "B T C"], segment_ids: Int[Array, "B T"] | None = None, state: Float[Array, "B S C"] | None = None
+        self,
+        x: Float[Array, "B T C"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        state: Float[Array, "B S C"] | None = None,
     ) -> tuple[Float[Array, "B T C"], Float[Array, "B S C"]]:
         return short_conv(x, *self.flat(), segment_ids, state, activation=self.activation, form=self.form)
 
-    def step(self, x: Float[Array, "B C"], state: Float[Array, "B S C"]) -> tuple[Float[Array, "B C"], Float[Array, "B S C"]]:
+    def step(
+        self, x: Float[Array, "B C"], state: Float[Array, "B S C"]
+    ) -> tuple[Float[Array, "B C"], Float[Array, "B S C"]]:
         return short_conv_step(x, *self.flat(), state, activation=self.activation)
 
 
 def short_conv(x, kernel, bias, segment_ids=None, state=None, *, activation: bool = True, form: str = "auto"):
-    """Causal depthwise convolution, bias and SiLU as a function, for several convolutions side by side; returns (y, state)."""
+    """Causal depthwise convolution, bias and SiLU as a function, for several convolutions side by side; returns (y,
+    state)."""
     y, state = causal_conv1d(x, kernel.astype(x.dtype), state, segment_ids=segment_ids, form=form)
     y = y if bias is None else y + bias
     return (jax.nn.silu(y) if activation else y), state
@@ -103,11 +109,15 @@ def short_convs(
 ) -> tuple[list[Float[Array, "B T C"]], Float[Array, "B S C"]]:
     """Several convolutions, each of an input of its own; returns (outputs, state of all their channels side by side).
 
-    They are one convolution of all channels, but where channels are cut over devices: side by side they would be cut elsewhere.
+    They are one convolution of all channels, but where channels are cut over devices: side by side they would be cut
+    elsewhere.
     """
     if own_size(TENSOR_AXIS) > 1:
         states = [None] * len(xs) if state is None else jnp.split(state, _cuts(xs), -1)
-        each = [short_conv(x, *conv.flat(), segment_ids, before, form=form) for x, conv, before in zip(xs, convs, states, strict=True)]
+        each = [
+            short_conv(x, *conv.flat(), segment_ids, before, form=form)
+            for x, conv, before in zip(xs, convs, states, strict=True)
+        ]
         return [y for y, _ in each], jnp.concatenate([after for _, after in each], -1)
     y, state = short_conv(jnp.concatenate(xs, -1), *_side_by_side(convs), segment_ids, state, form=form)
     return jnp.split(y, _cuts(xs), -1), state
@@ -149,7 +159,9 @@ class SelectiveSSM(nnx.Module):
       taps: width of the convolution.
     """
 
-    def __init__(self, inner: int, state: int, rank: int, axis: str, scope: str, init: Init, *, taps: int = 4, form: str = "auto"):
+    def __init__(
+        self, inner: int, state: int, rank: int, axis: str, scope: str, init: Init, *, taps: int = 4, form: str = "auto"
+    ):
         self.inner, self.state, self.form = inner, state, form
         states, ranks = f"{scope}/state", f"{scope}/rank"
         linear = torch_linear(inner)
@@ -175,7 +187,9 @@ class SelectiveSSM(nnx.Module):
     ) -> tuple[Float[Array, "B T E"], State]:
         state = state or {}
         x, conv = self.conv(x, segment_ids, state.get("conv"))
-        y, ssm = selective_scan(x, *self._maps(x), self.skip[...], initial_state=state.get("ssm"), segment_ids=segment_ids, form=self.form)
+        y, ssm = selective_scan(
+            x, *self._maps(x), self.skip[...], initial_state=state.get("ssm"), segment_ids=segment_ids, form=self.form
+        )
         return y, {"conv": conv, "ssm": ssm}
 
     def step(self, x: Float[Array, "B E"], state: State) -> tuple[Float[Array, "B E"], State]:

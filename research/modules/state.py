@@ -35,11 +35,13 @@ class ModelConfig(Protocol):
 
 
 class ToldReal:
-    """What a config derives from whose tokens or examples may compete: its model takes `real=` ([B], or [B, T] of sequences), False for filler."""
+    """What a config derives from whose tokens or examples may compete: its model takes `real=` ([B], or [B, T] of
+    sequences), False for filler."""
 
 
 def told(config: Any, real: Array | None) -> dict[str, Array]:
-    """Returns the keyword arguments that tell a model which of its input is real; none where it does not ask or all is (None)."""
+    """Returns the keyword arguments that tell a model which of its input is real; none where it does not ask or all is
+    (None)."""
     return {"real": real} if real is not None and isinstance(config, ToldReal) else {}
 
 
@@ -95,7 +97,10 @@ def _flat(state: nnx.State) -> tuple[Arrays, dict[str, Axes]]:
 def _unflat(arrays: Mapping[str, Array]) -> nnx.State:
     """Arrays of numpy become JAX's: a variable would write into them in place."""
     return nnx.from_flat_state(
-        [(tuple(int(p) if p.isdigit() else p for p in name.split("/")), _device_array(value)) for name, value in sorted(arrays.items())]
+        [
+            (tuple(int(p) if p.isdigit() else p for p in name.split("/")), _device_array(value))
+            for name, value in sorted(arrays.items())
+        ]
     )
 
 
@@ -161,7 +166,8 @@ class OncePerUpdate:
     """A module with statistics of kind STATE: its calls in training only add to those of kind SUM."""
 
     def after_update(self) -> None:
-        """Moves the STATE by the SUMs of a whole update and sets these to zero; arrays of stacked layers have axes of layers in front."""
+        """Moves the STATE by the SUMs of a whole update and sets these to zero; arrays of stacked layers have axes of
+        layers in front."""
         raise NotImplementedError
 
 

@@ -1,7 +1,8 @@
 """Importance sorting: permute coupled channels, most important first, so that leading slices keep what counts.
 
-Importance is the L1 norm of the weights that read a channel, as in Once-for-All (arXiv 1908.09791, section 3.3), or of those
-that write it where none reads it (the state of a state space); all arrays that share the axis name are permuted alike, so the network's function does not change.
+Importance is the L1 norm of the weights that read a channel, as in Once-for-All (arXiv 1908.09791, section 3.3), or of
+those that write it where none reads it (the state of a state space); all arrays that share the axis name are permuted
+alike, so the network's function does not change.
 """
 
 from collections.abc import Mapping
@@ -17,15 +18,17 @@ from research.nested.slicing import CUTS
 def coupled_groups(shapes: Abstract) -> dict[str, list[tuple[str, int]]]:
     """Returns axis name -> [(array, axis position)] for every name that is cut by a leading slice and may be sorted.
 
-    Not so are states that turn in pairs (with `angles` in the same scope), where neighbours belong together, and axes of
-    statistics alone, such as drawn projections.
+    Not so are states that turn in pairs (with `angles` in the same scope), where neighbours belong together, and axes
+    of statistics alone, such as drawn projections.
     """
     groups: dict[str, list[tuple[str, int]]] = {}
     for array, axes in shapes.axes.items():
         for i, name in enumerate(axes):
             if CUTS[role(name)] == "leading":
                 groups.setdefault(name, []).append((array, i))
-    turning = {name.removesuffix("angles") + r for name in groups if role(name) == "angles" for r in ("state", "angles")}
+    turning = {
+        name.removesuffix("angles") + r for name in groups if role(name) == "angles" for r in ("state", "angles")
+    }
     trained = {name for name, members in groups.items() if any(array in shapes.params for array, _ in members)}
     return {name: members for name, members in groups.items() if name in trained - turning}
 

@@ -31,8 +31,9 @@ class Model:
         """Returns a sub-network that shares nothing with this model: `model.sample(width=0.5, depth=0.5)`.
 
         Args:
-          calibrate: inputs, some hundreds of the training ones: the moments of batch norm become the sub-network's own, the averages over them
-            (Once-for-All, universally slimmable networks). Without them they stay those of this model, which costs accuracy; a warning says so.
+          calibrate: inputs, some hundreds of the training ones: the moments of batch norm become the sub-network's own,
+            the averages over them (Once-for-All, universally slimmable networks). Without them they stay those of this
+            model, which costs accuracy; a warning says so.
           choices: of the family's dimensions.
 
         Raises:
@@ -54,7 +55,9 @@ class Model:
 
 def _recalibrated(config: Any, params: Arrays, stats: Arrays, inputs: Array, moments: list[str]) -> Arrays:
     """The averages of the moments over batches of the inputs, by their sizes."""
-    run = jax.jit(lambda x: {k: v for k, v in apply(config, params, stats, x, mode="calibrate")[1].items() if k in moments})
+    run = jax.jit(
+        lambda x: {k: v for k, v in apply(config, params, stats, x, mode="calibrate")[1].items() if k in moments}
+    )
     total: Arrays = {}
     for start in range(0, len(inputs), BATCH):
         batch = inputs[start : start + BATCH]

@@ -16,7 +16,8 @@ from research.errors import UserError
 
 @dataclass(frozen=True)
 class Draw:
-    """One sub-network of a step: its name, whether it learns from the full network's outputs on the same part, its part of the batch."""
+    """One sub-network of a step: its name, whether it learns from the full network's outputs on the same part, its part
+    of the batch."""
 
     name: str
     distill: bool = False
@@ -54,7 +55,8 @@ def _all(names, count, seed, step):
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the sub-networks of an update are chosen, and which fields of the config's section `nested` that depends on."""
+    """How the sub-networks of an update are chosen, and which fields of the config's section `nested` that depends
+    on."""
 
     choose: Callable[[Sequence[str], int, int, int], tuple[Draw, ...]]
     reads: tuple[str, ...] = ()

@@ -50,7 +50,9 @@ CUTS = {
 """Role -> how the smaller self is cut: leading slice, centre crop, the kept layers, or not at all."""
 
 
-def axis_indices(name: str, full: int, small: int, full_kept: Sequence[int] | None, small_kept: Sequence[int] | None) -> Sequence[int]:
+def axis_indices(
+    name: str, full: int, small: int, full_kept: Sequence[int] | None, small_kept: Sequence[int] | None
+) -> Sequence[int]:
     """Returns which of `full` indices along the axis `name` the smaller self of size `small` holds.
 
     Raises:
@@ -81,7 +83,9 @@ def _take(x: Array, axis: int, indices: Sequence[int]) -> Array:
     return jnp.concatenate([jax.lax.slice_in_dim(x, i, i + 1, 1, axis) for i in indices], axis)
 
 
-def slice_like(arrays: Mapping[str, Array], full: Abstract, small: Abstract, shards: Mapping[str, int] | None = None) -> Arrays:
+def slice_like(
+    arrays: Mapping[str, Array], full: Abstract, small: Abstract, shards: Mapping[str, int] | None = None
+) -> Arrays:
     """Cuts the arrays of a full network to those of a smaller self.
 
     Args:
@@ -108,7 +112,9 @@ def slice_like(arrays: Mapping[str, Array], full: Abstract, small: Abstract, sha
     return out
 
 
-def _cut(x: Array, axes: Sequence[str], shape: Sequence[int], full: Abstract, small: Abstract, shards: Mapping[str, int]) -> Array:
+def _cut(
+    x: Array, axes: Sequence[str], shape: Sequence[int], full: Abstract, small: Abstract, shards: Mapping[str, int]
+) -> Array:
     for i, (name, size) in enumerate(zip(axes, shape, strict=True)):
         parts = shards.get(role(name), 1)
         if cut_in_parts(name, x.shape[i], size, parts):

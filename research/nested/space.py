@@ -63,7 +63,9 @@ class Space:
             return text, self.configs[text]
         if "=" not in text:
             near = difflib.get_close_matches(text, self.configs, n=3, cutoff=0.3) or self.names()
-            raise UserError(f"unknown sub-network {text!r}; near: {', '.join(near)}; or choices such as width=0.5,depth=0.5")
+            raise UserError(
+                f"unknown sub-network {text!r}; near: {', '.join(near)}; or choices such as width=0.5,depth=0.5"
+            )
         return text, shrink(self.full, parse_choices(text))
 
 
@@ -71,7 +73,8 @@ def shrink(config: Any, choices: Mapping[str, Any]) -> Any:
     """Returns `config.shrink(**choices)`.
 
     Raises:
-      UserError: an unknown dimension, or a network that is no part of this one because a size that is not elastic follows from one that is.
+      UserError: an unknown dimension, or a network that is no part of this one because a size that is not elastic
+        follows from one that is.
     """
     elastic.check_choices(dict(choices), config.elastic)
     small = config.shrink(**choices)

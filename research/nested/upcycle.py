@@ -1,9 +1,11 @@
 """A dense network becomes a mixture of experts: every expert starts as the dense feed-forward part (sparse upcycling).
 
-Where the weights of a token's experts sum to 1 and nobody is dropped, the mixture computes what the dense network did: copies of one
-function, averaged. Experts drift apart by what the router sends them; `noise` and `reinit` make them differ at once, and give that up.
+Where the weights of a token's experts sum to 1 and nobody is dropped, the mixture computes what the dense network did:
+copies of one function, averaged. Experts drift apart by what the router sends them; `noise` and `reinit` make them
+differ at once, and give that up.
 
-Sources: Komatsuzaki et al. 2022 (arXiv 2212.05055), section 3; Drop-Upcycling, Nakamura et al. 2025 (arXiv 2502.19261), section 3.2.
+Sources: Komatsuzaki et al. 2022 (arXiv 2212.05055), section 3; Drop-Upcycling, Nakamura et al. 2025 (arXiv 2502.19261),
+  section 3.2.
 """
 
 from collections.abc import Mapping
@@ -45,19 +47,26 @@ def changes_function(moe: Moe) -> str:
 
 
 def upcycle(
-    dense: Any, params: Mapping[str, Array], stats: Mapping[str, Array], config: Any, key: Array, *, noise: float = 0.0, reinit: float = 0.0
+    dense: Any,
+    params: Mapping[str, Array],
+    stats: Mapping[str, Array],
+    config: Any,
+    key: Array,
+    *,
+    noise: float = 0.0,
+    reinit: float = 0.0,
 ) -> tuple[Arrays, Arrays]:
     """Returns (params, stats) of a network with mixtures of experts from those of the same network without.
 
     Args:
-      dense: config of the dense network, or of one whose mixtures have a single expert. Of an encoder with one domain, every
-        domain's token becomes a copy of its token too (arXiv 2401.15713, extension of a pretrained encoder).
+      dense: config of the dense network, or of one whose mixtures have a single expert. Of an encoder with one domain,
+        every domain's token becomes a copy of its token too (arXiv 2401.15713, extension of a pretrained encoder).
       params, stats: its arrays.
       config: the network with mixtures; its experts are as wide as the dense parts that they replace.
       key: for the routers, which start from scratch, and for noise and reinit.
       noise: standard deviation of normal noise on every expert's kernels, relative to that of the kernel.
-      reinit: part of the hidden units of each expert, drawn for each, whose weights are drawn anew with the mean and deviation of the
-        weights that they replace (Drop-Upcycling).
+      reinit: part of the hidden units of each expert, drawn for each, whose weights are drawn anew with the mean and
+        deviation of the weights that they replace (Drop-Upcycling).
 
     Raises:
       UserError: the networks differ in more than mixtures, or experts are shared, of another width or of another kind.
@@ -96,8 +105,12 @@ def upcycle(
     return {**drawn, **result}, {**fresh, **same}
 
 
-def _check_all_taken(layers: list[dict[str, Array]], others: dict[str, Array], taken: set[tuple[int, str]], result: Arrays) -> None:
-    left = [s for n, layer in enumerate(layers) for s in layer if (n, s) not in taken] + sorted(set(others) - set(result))
+def _check_all_taken(
+    layers: list[dict[str, Array]], others: dict[str, Array], taken: set[tuple[int, str]], result: Arrays
+) -> None:
+    left = [s for n, layer in enumerate(layers) for s in layer if (n, s) not in taken] + sorted(
+        set(others) - set(result)
+    )
     if left:
         raise UserError(
             f"upcycling: the dense network has {left[0]}, for which the mixture has no place; experts are of the kind of what they replace"
@@ -114,7 +127,8 @@ def _by_layer(config: Any, params: Mapping[str, Array]) -> tuple[list[dict[str, 
 
 
 def _fitting(name: str, array: Array | None, shape: tuple[int, ...], axes: Axes) -> Array:
-    """Returns the array in `shape`: along axes of experts and domains by copies, where it has one of them or no such axis."""
+    """Returns the array in `shape`: along axes of experts and domains by copies, where it has one of them or no such
+    axis."""
     found = "no such array" if array is None else f"one of {array.shape}"
     if array is not None:
         array = jnp.asarray(array)
@@ -131,7 +145,8 @@ def _fitting(name: str, array: Array | None, shape: tuple[int, ...], axes: Axes)
 
 
 def _apart(copies: Float[Array, "E *S"], tag: str, key: Array, noise: float, reinit: float) -> Float[Array, "E *S"]:
-    """Returns the copies apart by `noise` and by units drawn anew; `key` is one for all kernels of a layer's experts."""
+    """Returns the copies apart by `noise` and by units drawn anew; `key` is one for all kernels of a layer's
+    experts."""
     if tag not in HIDDEN_AXIS or not (noise or reinit):
         return copies
     own = jax.random.fold_in(key, 1 + list(DENSE_NAMES).index(tag))

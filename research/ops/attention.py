@@ -1,7 +1,8 @@
 """Softmax attention with grouped queries (Vaswani et al. 2017, section 3.2; Ainslie et al. 2023, arXiv 2305.13245).
 
-Three forms: `fused`, JAX's own; `naive`, two products and a softmax, which also serves float64 (JAX's rounds it to float32 inside);
-`chunked`, in memory linear in the length, which skips what a causal mask hides and is the fastest on a CPU but for short sequences.
+Three forms: `fused`, JAX's own; `naive`, two products and a softmax, which also serves float64 (JAX's rounds it to
+float32 inside); `chunked`, in memory linear in the length, which skips what a causal mask hides and is the fastest on a
+CPU but for short sequences.
 """
 
 import functools
@@ -50,14 +51,28 @@ def softmax_attention(
     """
     form = dispatch.resolve(form, OP, FORMS)
     sizes = checks.shapes(
-        OP, query=(query, "*B T H K"), key=(key, "*B S G K"), value=(value, "*B S G V"), segment_ids=(segment_ids, "*B T")
+        OP,
+        query=(query, "*B T H K"),
+        key=(key, "*B S G K"),
+        value=(value, "*B S G V"),
+        segment_ids=(segment_ids, "*B T"),
     )
     batch, queries, heads, keys, groups = (sizes[letter] for letter in ("*B", "T", "H", "S", "G"))
-    checks.require(heads % groups == 0, OP, "query", f"of {heads} heads", f"a multiple of the {groups} heads of key and value")
+    checks.require(
+        heads % groups == 0, OP, "query", f"of {heads} heads", f"a multiple of the {groups} heads of key and value"
+    )
     if causal or segment_ids is not None:
         name = "causal" if causal else "segment_ids"
-        checks.require(queries == keys, OP, name, f"given with {queries} queries and {keys} keys", "as many queries as keys (or a mask)")
-    checks.require(bias is None or form != "chunked", OP, "bias", "given with form 'chunked'", "form 'fused' or 'naive'")
+        checks.require(
+            queries == keys,
+            OP,
+            name,
+            f"given with {queries} queries and {keys} keys",
+            "as many queries as keys (or a mask)",
+        )
+    checks.require(
+        bias is None or form != "chunked", OP, "bias", "given with form 'chunked'", "form 'fused' or 'naive'"
+    )
     double = precision.wide(query).dtype == jnp.float64
     checks.require(not double or form != "fused", OP, "query", "float64 with form 'fused'", "form 'naive' or 'chunked'")
 
@@ -73,7 +88,8 @@ def softmax_attention(
         dense = "naive" if double else "fused"
         chosen = _choose_cpu(query, key, causal) if bias is None else dense
         if chosen == "chunked":
-            # The gradient of the other platforms' branch computes its weights again: what a branch keeps, all platforms hold.
+            # The gradient of the other platforms' branch computes its weights again: what a branch keeps, all platforms
+            # hold.
             out = dispatch.per_platform(form, forms["chunked"], jax.checkpoint(forms[dense]), *operands)
         else:
             out = forms[dense](*operands)
@@ -122,7 +138,11 @@ def _naive(query, key, value, mask, bias, segment_ids, *, causal, scale):
     logits = logits.reshape(logits.shape[0], -1, *logits.shape[3:])
     logits = logits if bias is None else logits + bias
     logits = logits if visible is None else jnp.where(visible, logits, jnp.finfo(wide).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype).reshape(logits.shape[0], *grouped.shape[2:4], *logits.shape[2:])
+    weights = (
+        jax.nn.softmax(logits, axis=-1)
+        .astype(value.dtype)
+        .reshape(logits.shape[0], *grouped.shape[2:4], *logits.shape[2:])
+    )
     out = jnp.einsum("bgrts,bsgv->btgrv", weights, value, preferred_element_type=wide).astype(value.dtype)
     out = out.reshape(*query.shape[:3], value.shape[-1])
     return out if mask is None else _zero_unseeing(out, visible)
@@ -134,7 +154,9 @@ def _fused(query, key, value, mask, bias, segment_ids, *, causal, scale):
     # JAX wants one size of head: zeros change neither a product nor, cut off again, the output.
     size, value_size = max(query.shape[-1], value.shape[-1]), value.shape[-1]
     query, key, value = (jnp.pad(x, [(0, 0)] * 3 + [(0, size - x.shape[-1])]) for x in (query, key, value))
-    out = jax.nn.dot_product_attention(query, key, value, bias, visible, scale=scale, is_causal=causal)[..., :value_size]
+    out = jax.nn.dot_product_attention(query, key, value, bias, visible, scale=scale, is_causal=causal)[
+        ..., :value_size
+    ]
     return out if mask is None else _zero_unseeing(out, visible)
 
 
@@ -153,11 +175,16 @@ def _chunked(query, key, value, mask, bias, segment_ids, *, causal, scale):
 
 
 def _split_heads(mask, groups, heads):
-    return mask[:, :, None] if mask.shape[1] == 1 else mask.reshape(mask.shape[0], groups, heads // groups, *mask.shape[2:])
+    return (
+        mask[:, :, None]
+        if mask.shape[1] == 1
+        else mask.reshape(mask.shape[0], groups, heads // groups, *mask.shape[2:])
+    )
 
 
 def block_size(length: int) -> int:
-    """The size of a block on a CPU: about half the length, at most 512 (1 MB of logits a head), equal parts in whole vector registers."""
+    """The size of a block on a CPU: about half the length, at most 512 (1 MB of logits a head), equal parts in whole
+    vector registers."""
     parts = max(-(-length // 512), 1 if length <= 64 else 2)
     return max(-(-length // (parts * LANES)) * LANES, LANES)
 

@@ -1,8 +1,9 @@
 """Softmax attention over blocks of queries and keys, in memory linear in the length, forwards and backwards.
 
-A loop over blocks of queries holds a loop over those blocks of keys that a pattern of positions lets them see, with a running maximum
-and sum. Kept for the gradient: inputs, output and the logarithm of the sum of each row; weights are computed again. The
-order of work is FlashAttention-2's (Dao 2023, arXiv 2307.08691, algorithms 1 and 2); blocks outside the pattern cost nothing.
+A loop over blocks of queries holds a loop over those blocks of keys that a pattern of positions lets them see, with a
+running maximum and sum. Kept for the gradient: inputs, output and the logarithm of the sum of each row; weights are
+computed again. The order of work is FlashAttention-2's (Dao 2023, arXiv 2307.08691, algorithms 1 and 2); blocks outside
+the pattern cost nothing.
 """
 
 import functools
@@ -115,7 +116,9 @@ class _Walk:
         self.query = _padded(precision.wide(query) * blocks.scale, 3, blocks.rows)
         self.key, self.value = (_padded(precision.wide(x), 2, blocks.columns) for x in (key, value))
         self.segments = (
-            None if query_segments is None else (_padded(query_segments, 1, blocks.rows), _padded(key_segments, 1, blocks.columns))
+            None
+            if query_segments is None
+            else (_padded(query_segments, 1, blocks.rows), _padded(key_segments, 1, blocks.columns))
         )
         self.mask = mask
         if mask is not None:
@@ -177,9 +180,12 @@ def _forward(blocks, *operands):
 
         start = jnp.full(shape, low, dtype), jnp.zeros(shape, dtype), jnp.zeros((*shape, walk.value.shape[-1]), dtype)
         peak, total, out = lax.fori_loop(*walk.range(i), column_block, start)
-        # A row that has seen nothing has summed exp(low - low): its sums are dropped, and a zero log-sum-exp makes its weights zero later.
+        # A row that has seen nothing has summed exp(low - low): its sums are dropped, and a zero log-sum-exp makes its
+        # weights zero later.
         seen = peak > low
-        return jnp.where(seen[..., None], out / jnp.where(seen, total, 1)[..., None], 0), jnp.where(seen, peak + jnp.log(total), 0)
+        return jnp.where(seen[..., None], out / jnp.where(seen, total, 1)[..., None], 0), jnp.where(
+            seen, peak + jnp.log(total), 0
+        )
 
     out, log_sum = lax.map(row_block, jnp.arange(walk.row_blocks))
     length = operands.query.shape[3]
@@ -230,7 +236,8 @@ _attend.defvjp(_forward, _backward)
 
 
 def attend_parallel(operands: Operands, blocks: Blocks) -> Float[Array, "B G R T V"]:
-    """The same for a pattern that is bounded both ways, without a loop: every block of queries beside copies of the blocks that it sees.
+    """The same for a pattern that is bounded both ways, without a loop: every block of queries beside copies of the
+    blocks that it sees.
 
     Args:
       operands: arrays, without a mask.
@@ -247,7 +254,8 @@ def attend_parallel(operands: Operands, blocks: Blocks) -> Float[Array, "B G R T
     front = back * size - pattern.offset
 
     def beside(x, axis):
-        """Blocks of keys, and for each block of queries those that it sees: [.., count, (back + 1 + ahead) * size, ..]."""
+        """Blocks of keys, and for each block of queries those that it sees: [.., count, (back + 1 + ahead) * size,
+        ..]."""
         end = (back + count + ahead) * size - front - keys
         x = jnp.pad(x, [(front, max(end, 0)) if a == axis else (0, 0) for a in range(x.ndim)])
         x = x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])

@@ -1,6 +1,7 @@
 """Batch normalisation by batch moments, with the gradient written out: two reductions and one pass over the data.
 
-Where devices hold rows each of their own (`jax.shard_map`), `axis_name` names the mesh axes over which the moments are those of all rows.
+Where devices hold rows each of their own (`jax.shard_map`), `axis_name` names the mesh axes over which the moments are
+those of all rows.
 
 Source: Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3; the naive twin leaves the gradient to autodiff.
 """
@@ -30,14 +31,22 @@ def over_devices(mean: Array, axis_name: Axes) -> Array:
     return lax.pmean(mean, axis_name) if axis_name else mean
 
 
-def batch_norm_naive(x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], eps: float, axis_name: Axes = ()):
+def batch_norm_naive(
+    x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], eps: float, axis_name: Axes = ()
+):
     """The twin of `batch_norm`: same result, gradient by autodiff."""
     mean, var = moments(x, axis_name)
     factor = scale * lax.rsqrt(var + eps)
-    return (precision.wide(x) * factor + (bias - mean * factor)).astype(x.dtype), lax.stop_gradient(mean), lax.stop_gradient(var)
+    return (
+        (precision.wide(x) * factor + (bias - mean * factor)).astype(x.dtype),
+        lax.stop_gradient(mean),
+        lax.stop_gradient(var),
+    )
 
 
-def batch_norm(x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], eps: float, axis_name: Axes = ()):
+def batch_norm(
+    x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], eps: float, axis_name: Axes = ()
+):
     """Normalises by the moments of the batch.
 
     Args:

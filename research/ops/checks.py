@@ -8,8 +8,9 @@ def shapes(op: str, **arguments: tuple[Any, str]) -> dict[str, Any]:
 
     Args:
       op: name for the message.
-      arguments: name = (array, pattern), e.g. `k=(k, "*B T H K")`. A letter stands for one size, the same in all patterns;
-        a number stands for itself; `*B` at the start for any leading axes. Arguments that are None are passed over.
+      arguments: name = (array, pattern), e.g. `k=(k, "*B T H K")`. A letter stands for one size, the same in all
+        patterns; a number stands for itself; `*B` at the start for any leading axes. Arguments that are None are passed
+        over.
 
     Returns:
       Letter to size; "*B" to the tuple of leading sizes.

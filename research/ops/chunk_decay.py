@@ -1,9 +1,11 @@
 """What decays do inside a chunk: to inner products of its tokens, to what enters it and to what leaves it.
 
-Axes: ... batch-like, c (or i, j) tokens of a chunk, K key channels. With s(i, j) the sum of log decays over j < t <= i, token i sees
-token j under e^s(i,j), what entered the chunk under e^s(i,-1), and hands itself on under e^s(last,i). A start of a segment between two of
-them makes the factor zero. Exponents are always sums over a segment, never differences that cancel, and at most 0.
-Source of the sub-blocks for vector decays: Yang et al. 2023 (arXiv 2312.06635, section 4.3), here in blocks that halve down to one token.
+Axes: ... batch-like, c (or i, j) tokens of a chunk, K key channels. With s(i, j) the sum of log decays over j < t <= i,
+  token i sees
+token j under e^s(i,j), what entered the chunk under e^s(i,-1), and hands itself on under e^s(last,i). A start of a
+segment between two of them makes the factor zero. Exponents are always sums over a segment, never differences that
+cancel, and at most 0. Source of the sub-blocks for vector decays: Yang et al. 2023 (arXiv 2312.06635, section 4.3),
+here in blocks that halve down to one token.
 """
 
 from collections.abc import Callable
@@ -55,7 +57,9 @@ def make(log_decay: Array | None, starts: Array | None, size: int, *, vector: bo
     between = sum(spread(x[..., :, None], -1, size) - spread(x[..., None, :], -2, size) for x in parts)
     factors = jnp.exp(jnp.where(allowed, between, -jnp.inf))
     heads = factors.shape[-3]
-    return ChunkDecay(lambda x, y: spread(_inner(x, y), -3, heads) * factors, *_cut(segment, enter, leave, enter[..., -1, :]))
+    return ChunkDecay(
+        lambda x, y: spread(_inner(x, y), -3, heads) * factors, *_cut(segment, enter, leave, enter[..., -1, :])
+    )
 
 
 def _cut(segment, enter, leave, total):
@@ -74,8 +78,9 @@ def _inner(x, y):
 def _vector_scores(x, y, parts):
     """Inner products under a decay per channel.
 
-    Blocks of 1, 2, 4, ... tokens meet their neighbour at the border between them: what the second one reads decays from the border,
-    what the first one writes decays to it, and both exponents are at most 0. Each pair of tokens meets at one such border.
+    Blocks of 1, 2, 4, ... tokens meet their neighbour at the border between them: what the second one reads decays from
+    the border, what the first one writes decays to it, and both exponents are at most 0. Each pair of tokens meets at
+    one such border.
     """
     size, width = x.shape[-2:]
     itself = jnp.matmul(x * y, jnp.ones((width, 1), x.dtype), precision=lax.Precision.HIGHEST)
@@ -89,7 +94,8 @@ def _vector_scores(x, y, parts):
 
 
 def _distance_to_border(parts, half):
-    """Sums of log decays [..., c, K] from the border of a token's pair of blocks to the token, or from the token to the border."""
+    """Sums of log decays [..., c, K] from the border of a token's pair of blocks to the token, or from the token to the
+    border."""
     *lead, size, width = parts[0].shape
     pairs = [part.reshape(*lead, size // (2 * half), 2 * half, width) for part in parts]
     after = sum(pair - spread(pair[..., half - 1 : half, :], -2, 2 * half) for pair in pairs)

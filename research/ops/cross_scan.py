@@ -1,4 +1,5 @@
-"""Cross-scan and cross-merge of VMamba (Liu et al. 2024, arXiv 2401.10166, section 4.2): an image as four sequences, and back.
+"""Cross-scan and cross-merge of VMamba (Liu et al. 2024, arXiv 2401.10166, section 4.2): an image as four sequences,
+and back.
 
 Direction 0 reads a map row by row, 1 column by column, 2 is the reverse of 0 and 3 the reverse of 1.
 """
@@ -37,4 +38,6 @@ def cross_merge(y: Float[Array, "4 B T C"], height: int, width: int) -> Float[Ar
     sizes = checks.shapes("cross_merge", y=(y, f"{DIRECTIONS} B {height * width} C"))
     rows, columns = y[:2] + y[2:, :, ::-1]
     batch, channels = sizes["B"], sizes["C"]
-    return rows.reshape(batch, height, width, channels) + jnp.swapaxes(columns.reshape(batch, width, height, channels), 1, 2)
+    return rows.reshape(batch, height, width, channels) + jnp.swapaxes(
+        columns.reshape(batch, width, height, channels), 1, 2
+    )

@@ -17,7 +17,9 @@ def mix_pairs(
       pairs: weights of the two experts of each of PAIRS; they sum to 1.
       mixtures: weights of the three mixtures; they sum to 1.
     """
-    first = [(pairs[..., i, :] * jnp.stack([experts[..., a], experts[..., b]], -1)).sum(-1) for i, (a, b) in enumerate(PAIRS)]
+    first = [
+        (pairs[..., i, :] * jnp.stack([experts[..., a], experts[..., b]], -1)).sum(-1) for i, (a, b) in enumerate(PAIRS)
+    ]
     mixed = jnp.stack(first, -1)
     return jnp.concatenate([experts, mixed, (mixtures * mixed).sum(-1, keepdims=True)], -1)
 
@@ -25,7 +27,8 @@ def mix_pairs(
 def importance_variation(weights: Float[Array, "*B G E"], eps: float = 1e-10) -> Float[Array, ""]:
     """Sum over G gates of var(I) / (mean(I)^2 + eps), I the E experts' summed weights, with the unbiased variance.
 
-    Zero where the experts of each gate are equally important (Shazeer et al. 2017, arXiv 1701.06538, section 4, there with its root).
+    Zero where the experts of each gate are equally important (Shazeer et al. 2017, arXiv 1701.06538, section 4, there
+    with its root).
     """
     importance = weights.sum(tuple(range(weights.ndim - 2)))
     return (importance.var(-1, ddof=1) / (jnp.square(importance.mean(-1)) + eps)).sum()
@@ -37,10 +40,11 @@ def nearest(x: Float[Array, "B h w *C"], times: int) -> Float[Array, "B H W *C"]
 
 
 def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
-    """Doubles height and width bilinearly with aligned corners: the first and the last pixels of an axis keep their places and values.
+    """Doubles height and width bilinearly with aligned corners: the first and the last pixels of an axis keep their
+    places and values.
 
-    New pixel i of 2 n lies at i (n - 1) / (2 n - 1) of the old ones: pixel 2 k lies k / (2 n - 1) before the old k, pixel 2 k + 1 lies
-    (n - 1 - k) / (2 n - 1) after it.
+    New pixel i of 2 n lies at i (n - 1) / (2 n - 1) of the old ones: pixel 2 k lies k / (2 n - 1) before the old k,
+    pixel 2 k + 1 lies (n - 1 - k) / (2 n - 1) after it.
     """
     for axis in (1, 2):
         size = x.shape[axis]

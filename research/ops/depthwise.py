@@ -1,9 +1,10 @@
 """Depthwise 2-D convolution, single or several over one input, with the fastest known form for the platform and shape.
 
 XLA:CPU runs a depthwise `lax.conv_general_dilated` at about a hundredth of its matrix rate, and its weight gradient
-slower still. The convolution, its input gradient and its weight gradient each get the form that the table of measurements
-names; other platforms keep the lax convolution, which cuDNN and the TPU compiler know. Several dilated
-convolutions of one input are the training form of UniRepLKNet's blocks (Ding et al., 2024, arXiv:2311.15599, section 3.1).
+slower still. The convolution, its input gradient and its weight gradient each get the form that the table of
+measurements names; other platforms keep the lax convolution, which cuDNN and the TPU compiler know. Several dilated
+convolutions of one input are the training form of UniRepLKNet's blocks (Ding et al., 2024, arXiv:2311.15599, section
+3.1).
 """
 
 import functools
@@ -41,7 +42,7 @@ def choose_cpu(branch: geometry.Branch, op: str = OP) -> Choice:
     return Choice(*(dispatch.choose(op, direction, **at) for direction in ("forward", "input_grad", "weight_grad")))
 
 
-# --- one or several branches in chosen forms ---------------------------------------------------------------------------
+# --- one or several branches in chosen forms --------------------------------------------------------------------------
 
 
 def _groups(names, branches):
@@ -93,7 +94,11 @@ def _transposed_fold_kernel(dk, branch):
 
 def _grads(choices, branches, x, kernels, grads):
     stride, multiplier = branches[0].stride, _multiplier(x, kernels)
-    x_, kernels_, grads_ = precision.wide(x), [k.astype(precision.wide(x).dtype) for k in kernels], [precision.wide(g) for g in grads]
+    x_, kernels_, grads_ = (
+        precision.wide(x),
+        [k.astype(precision.wide(x).dtype) for k in kernels],
+        [precision.wide(g) for g in grads],
+    )
     folded_x, folded_branches = geometry.fold_input(x_, stride, multiplier), [geometry.fold_branch(b) for b in branches]
     folded_grads = [geometry.spread_grad(g, stride) for g in grads_]
     terms, folded_terms, dks = [], [], [None] * len(kernels)
@@ -119,11 +124,12 @@ def _grads(choices, branches, x, kernels, grads):
     return functools.reduce(jnp.add, terms).astype(x.dtype), tuple(dks)
 
 
-# --- the differentiable op ---------------------------------------------------------------------------------------------
+# --- the differentiable op --------------------------------------------------------------------------------------------
 
 
 def _per_platform(form, op, branches, function, *operands):
-    """Calls function(choices, branches, *operands), one choice a branch, for the platform that the program is compiled for."""
+    """Calls function(choices, branches, *operands), one choice a branch, for the platform that the program is compiled
+    for."""
 
     def uniform(name):
         return functools.partial(function, (Choice(name, name, name),) * len(branches), branches)
@@ -135,8 +141,11 @@ def _per_platform(form, op, branches, function, *operands):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def convolve(x: Float[Array, "B H W C"], kernels: tuple[Array, ...], branches: tuple[geometry.Branch, ...], form: str, op: str):
-    """Convolves maps with kernels [Kh, Kw, C * M] whose branches share one stride; what the ops in one and two dimensions call."""
+def convolve(
+    x: Float[Array, "B H W C"], kernels: tuple[Array, ...], branches: tuple[geometry.Branch, ...], form: str, op: str
+):
+    """Convolves maps with kernels [Kh, Kw, C * M] whose branches share one stride; what the ops in one and two
+    dimensions call."""
     return _per_platform(form, op, branches, _conv, x, kernels)
 
 
@@ -151,18 +160,22 @@ def _convolve_bwd(branches, form, op, residuals, grads):
 convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
-# --- the public functions ----------------------------------------------------------------------------------------------
+# --- the public functions ---------------------------------------------------------------------------------------------
 
 
 def _pair(op, argument, value):
     pair = (value, value) if isinstance(value, int) else tuple(value)
-    checks.require(len(pair) == 2 and all(v >= 1 for v in pair), op, argument, value, "an integer of at least 1, or two of them")
+    checks.require(
+        len(pair) == 2 and all(v >= 1 for v in pair), op, argument, value, "an integer of at least 1, or two of them"
+    )
     return pair
 
 
 def _padding(op, padding):
     if isinstance(padding, str):
-        checks.require(padding in ("SAME", "VALID"), op, "padding", repr(padding), '"SAME", "VALID" or ((low, high), (low, high))')
+        checks.require(
+            padding in ("SAME", "VALID"), op, "padding", repr(padding), '"SAME", "VALID" or ((low, high), (low, high))'
+        )
         return padding, padding
     pairs = tuple(tuple(int(p) for p in pair) for pair in padding)
     valid = len(pairs) == 2 and all(len(pair) == 2 and min(pair) >= 0 for pair in pairs)
@@ -172,10 +185,14 @@ def _padding(op, padding):
 
 def _branch(op, x, kernel, stride, dilation, padding):
     size, extent = tuple(kernel.shape[:2]), x.shape[-3:-1]
-    checks.require(max(size) <= MAX_KERNEL_SIZE and min(size) >= 1, op, "kernel", size, f"1 to {MAX_KERNEL_SIZE} taps a side")
+    checks.require(
+        max(size) <= MAX_KERNEL_SIZE and min(size) >= 1, op, "kernel", size, f"1 to {MAX_KERNEL_SIZE} taps a side"
+    )
     axes = zip(extent, size, dilation, stride, _padding(op, padding), strict=True)
     out, low = zip(*(geometry.extent_and_low(*axis) for axis in axes), strict=True)
-    checks.require(min(out) >= 1, op, "x", tuple(x.shape), f"maps no smaller than the kernel of {size} taps at dilation {dilation}")
+    checks.require(
+        min(out) >= 1, op, "x", tuple(x.shape), f"maps no smaller than the kernel of {size} taps at dilation {dilation}"
+    )
     return geometry.Branch(size, dilation, low, out, stride)
 
 
@@ -192,19 +209,21 @@ def depthwise_conv2d(
 
     Args:
       x: maps [*B, H, W, C], float32, bfloat16 (sums are float32) or float64.
-      kernel: one filter a channel [Kh, Kw, C], 1 to 63 taps a side, odd or even; it may be larger than the map. [Kh, Kw, C, M]
-        gives each channel M outputs, of which output m of channel c is channel c * M + m.
+      kernel: one filter a channel [Kh, Kw, C], 1 to 63 taps a side, odd or even; it may be larger than the map. [Kh,
+        Kw, C, M] gives each channel M outputs, of which output m of channel c is channel c * M + m.
       stride: distance between outputs, in pixels; one number or (rows, columns).
       dilation: distance between taps, in pixels; one number or (rows, columns).
-      padding: "SAME" (ceil(H / stride) outputs; of an odd number of zeros the greater part is at the high end), "VALID", or
-        ((low, high), (low, high)) zeros about rows and columns.
-      form: 'auto' (by platform and shape), 'cpu' (by shape, for a CPU: half the tracing of 'auto'), or 'naive', 'shift', 'toeplitz' or 'dft' in all directions.
+      padding: "SAME" (ceil(H / stride) outputs; of an odd number of zeros the greater part is at the high end),
+        "VALID", or ((low, high), (low, high)) zeros about rows and columns.
+      form: 'auto' (by platform and shape), 'cpu' (by shape, for a CPU: half the tracing of 'auto'), or 'naive',
+        'shift', 'toeplitz' or 'dft' in all directions.
 
     Returns:
       Maps [*B, Ho, Wo, C * M] in the dtype of x. Differentiable once, in reverse.
 
     Raises:
-      ValueError: for an unknown form or padding, a kernel that is too large or of other channels, a stride or dilation below 1.
+      ValueError: for an unknown form or padding, a kernel that is too large or of other channels, a stride or dilation
+        below 1.
 
     Source: depthwise convolution as in Xception (Chollet 2017, arXiv:1610.02357), section 2.
     """
@@ -245,7 +264,9 @@ def depthwise_conv2d_multi(
     arguments = {f"kernel {i}" if i else "kernel": (k, pattern.format(i or "")) for i, k in enumerate(kernels)}
     checks.shapes(OP, x=(x, "*B H W C"), **arguments)
     stride = _pair(OP, "stride", stride)
-    branches = tuple(_branch(OP, x, k, stride, _pair(OP, "dilation", d), padding) for k, d in zip(kernels, dilations, strict=True))
+    branches = tuple(
+        _branch(OP, x, k, stride, _pair(OP, "dilation", d), padding) for k, d in zip(kernels, dilations, strict=True)
+    )
     flat = x.reshape(-1, *x.shape[-3:])
     outputs = convolve(flat, tuple(k.reshape(*k.shape[:2], -1) for k in kernels), branches, form, OP)
     return tuple(y.reshape(*x.shape[:-3], *y.shape[1:]) for y in outputs)
@@ -266,5 +287,7 @@ def centre_pad_kernel(kernel: Float[Array, "*lead Kh Kw C"], size: int | Pair) -
     size = (size, size) if isinstance(size, int) else tuple(size)
     taps = tuple(kernel.shape[-3:-1])
     fits = all(s >= k and (s - k) % 2 == 0 for k, s in zip(taps, size, strict=True))
-    checks.require(fits, "centre_pad_kernel", "size", size, f"{taps}, the taps of the kernel, plus an even number a side")
+    checks.require(
+        fits, "centre_pad_kernel", "size", size, f"{taps}, the taps of the kernel, plus an even number a side"
+    )
     return geometry.place(kernel, (1, 1), tuple((s - k) // 2 for k, s in zip(taps, size, strict=True)), size)

@@ -1,7 +1,8 @@
 """Depthwise 1-D convolution over time: causal or centred, whole, in pieces with carried-in state, or token by token.
 
-Time takes the place of the rows of a map of one column, so forms and gradients are those of `depthwise`, and the rows of the
-table are its own. Its first use is the short convolution of Mamba (Gu and Dao 2023, arXiv:2312.00752, section 3.4).
+Time takes the place of the rows of a map of one column, so forms and gradients are those of `depthwise`, and the rows
+of the table are its own. Its first use is the short convolution of Mamba (Gu and Dao 2023, arXiv:2312.00752, section
+3.4).
 """
 
 import functools
@@ -32,20 +33,22 @@ def depthwise_conv1d(
 
     Args:
       x: sequences [*B, T, C], float32, bfloat16 (sums are float32) or float64.
-      kernel: one filter a channel [K, C], 1 to 63 taps, the last one the latest; [K, C, M] gives each channel M outputs, of which
-        output m of channel c is channel c * M + m.
+      kernel: one filter a channel [K, C], 1 to 63 taps, the last one the latest; [K, C, M] gives each channel M
+        outputs, of which output m of channel c is channel c * M + m.
       stride: distance between outputs, in steps.
       dilation: distance between taps, in steps.
       padding: "CAUSAL" ((K - 1) * dilation zeros before, none after), "SAME", "VALID" or (low, high) zeros.
-      segment_ids: number of the segment that each step belongs to; taps that reach into another count as zero. It wants stride 1 and
-        padding "CAUSAL" or "SAME". Every form but "naive" is then "shift".
-      form: 'auto' (by platform and shape), 'cpu' (by shape, for a CPU), or 'naive', 'shift', 'toeplitz' or 'dft' in all directions.
+      segment_ids: number of the segment that each step belongs to; taps that reach into another count as zero. It wants
+        stride 1 and padding "CAUSAL" or "SAME". Every form but "naive" is then "shift".
+      form: 'auto' (by platform and shape), 'cpu' (by shape, for a CPU), or 'naive', 'shift', 'toeplitz' or 'dft' in all
+        directions.
 
     Returns:
       Sequences [*B, To, C * M] in the dtype of x. Differentiable once, in reverse.
 
     Raises:
-      ValueError: for an unknown form or padding, shapes that do not fit, a kernel that is too large, a stride or dilation below 1.
+      ValueError: for an unknown form or padding, shapes that do not fit, a kernel that is too large, a stride or
+        dilation below 1.
 
     Source: Mamba (Gu and Dao 2023, arXiv:2312.00752), section 3.4.
     """
@@ -67,19 +70,21 @@ def causal_conv1d(
     segment_ids: Int[Array, "*B T"] | None = None,
     form: str = "auto",
 ) -> tuple[Float[Array, "*B T C*M"], Float[Array, "*B S C"]]:
-    """Causal `depthwise_conv1d` of a piece of a sequence, from the inputs before it to the inputs that the next piece wants.
+    """Causal `depthwise_conv1d` of a piece of a sequence, from the inputs before it to the inputs that the next piece
+    wants.
 
     Args:
       x: the piece [*B, T, C].
       kernel: as in `depthwise_conv1d`.
-      state: the last S = (K - 1) * dilation inputs before the piece, [*B, S, C]; None for zeros. It belongs to the segment of the
-        piece's first step.
+      state: the last S = (K - 1) * dilation inputs before the piece, [*B, S, C]; None for zeros. It belongs to the
+        segment of the piece's first step.
       dilation: distance between taps, in steps.
       segment_ids: as in `depthwise_conv1d`.
       form: as in `depthwise_conv1d`.
 
     Returns:
-      (outputs [*B, T, C * M], the state after the piece [*B, S, C], zero where an input is not of the last step's segment).
+      (outputs [*B, T, C * M], the state after the piece [*B, S, C], zero where an input is not of the last step's
+      segment).
 
     Raises:
       ValueError: as in `depthwise_conv1d`, or for a state of another shape.
@@ -101,7 +106,11 @@ def causal_conv1d(
 
 
 def causal_conv1d_step(
-    x_t: Float[Array, "*B C"], kernel: Float[Array, "K C"] | Float[Array, "K C M"], state: Float[Array, "*B S C"], *, dilation: int = 1
+    x_t: Float[Array, "*B C"],
+    kernel: Float[Array, "K C"] | Float[Array, "K C M"],
+    state: Float[Array, "*B S C"],
+    *,
+    dilation: int = 1,
 ) -> tuple[Float[Array, "*B C*M"], Float[Array, "*B S C"]]:
     """One step of `causal_conv1d`.
 
@@ -128,14 +137,20 @@ def causal_conv1d_step(
     return y.reshape(*x_t.shape[:-1], -1).astype(x_t.dtype), whole[..., 1:, :]
 
 
-# --- checks and states -------------------------------------------------------------------------------------------------
+# --- checks and states ------------------------------------------------------------------------------------------------
 
 
 def _checked(x, kernel, dilation, segment_ids, form):
     form = dispatch.resolve(form, OP, FORMS)
     pattern = "K C M" if kernel.ndim == 3 else "K C"
     checks.shapes(OP, x=(x, "*B T C"), kernel=(kernel, pattern), segment_ids=(segment_ids, "*B T"))
-    checks.require(1 <= kernel.shape[0] <= depthwise.MAX_KERNEL_SIZE, OP, "kernel", kernel.shape, f"1 to {depthwise.MAX_KERNEL_SIZE} taps")
+    checks.require(
+        1 <= kernel.shape[0] <= depthwise.MAX_KERNEL_SIZE,
+        OP,
+        "kernel",
+        kernel.shape,
+        f"1 to {depthwise.MAX_KERNEL_SIZE} taps",
+    )
     checks.require(dilation >= 1, OP, "dilation", dilation, "an integer of at least 1")
     return form
 
@@ -150,7 +165,13 @@ def _check_padding(padding):
 
 def _check_state(x, state, reach):
     wanted = (*x.shape[:-2], reach, x.shape[-1])
-    checks.require(tuple(state.shape) == wanted, OP, "state", f"of shape {tuple(state.shape)}", f"[*B, (K - 1) * dilation, C] = {wanted}")
+    checks.require(
+        tuple(state.shape) == wanted,
+        OP,
+        "state",
+        f"of shape {tuple(state.shape)}",
+        f"[*B, (K - 1) * dilation, C] = {wanted}",
+    )
 
 
 def _repeat_first(ids, count):
@@ -161,17 +182,25 @@ def _of_last_segment(latest, ids, reach):
     """The last inputs with zeros where they are not of the last step's segment."""
     if ids is None or reach == 0:
         return latest
-    ids = jnp.concatenate([_repeat_first(ids, max(reach - ids.shape[-1], 0)), ids[..., max(ids.shape[-1] - reach, 0) :]], -1)
+    ids = jnp.concatenate(
+        [_repeat_first(ids, max(reach - ids.shape[-1], 0)), ids[..., max(ids.shape[-1] - reach, 0) :]], -1
+    )
     return jnp.where((ids == ids[..., -1:])[..., None], latest, 0)
 
 
-# --- maps of one column ------------------------------------------------------------------------------------------------
+# --- maps of one column -----------------------------------------------------------------------------------------------
 
 
 def _convolve(x, kernel, stride, dilation, padding, ids_in, ids_out, form):
     taps, time = kernel.shape[0], x.shape[-2]
     out, low = geometry.extent_and_low(time, taps, dilation, stride, padding)
-    checks.require(out >= 1, OP, "x", tuple(x.shape), f"at least {dilation * (taps - 1) + 1} steps for a {padding} kernel of {taps} taps")
+    checks.require(
+        out >= 1,
+        OP,
+        "x",
+        tuple(x.shape),
+        f"at least {dilation * (taps - 1) + 1} steps for a {padding} kernel of {taps} taps",
+    )
     branch = geometry.Branch((taps, 1), (dilation, 1), (low, 0), (out, 1), (stride, 1))
     maps, filters = x.reshape(-1, time, 1, x.shape[-1]), kernel.reshape(taps, 1, -1)
     if ids_in is None:
@@ -190,7 +219,9 @@ def _within_naive(x, kernel, ids_in, ids_out, branch):
     there, reads = (reads >= 0) & (reads < x.shape[1]), jnp.clip(reads, 0, x.shape[1] - 1)
     alike = ids_in[:, :, 0, 0][:, reads] == ids_out[:, :, 0, 0][:, :, None]
     taken = jnp.where((alike & there)[..., None], precision.wide(x)[:, reads, 0], 0)
-    return jnp.einsum("btkc,kc->btc", taken, precision.wide(kernel[:, 0]), precision="highest")[:, :, None].astype(x.dtype)
+    return jnp.einsum("btkc,kc->btc", taken, precision.wide(kernel[:, 0]), precision="highest")[:, :, None].astype(
+        x.dtype
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

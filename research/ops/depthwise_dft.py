@@ -1,7 +1,7 @@
 """Depthwise convolution as a product of spectra, the Fourier transforms being products with constant matrices.
 
-The circle is just long enough to keep wrapped taps off the map, no FFT op is needed, and the transforms run at the rate of
-matrix products on every back end. Long maps are cut into tiles.
+The circle is just long enough to keep wrapped taps off the map, no FFT op is needed, and the transforms run at the rate
+of matrix products on every back end. Long maps are cut into tiles.
 """
 
 import functools
@@ -18,7 +18,7 @@ from research.ops import depthwise_tiles
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
-# --- transforms --------------------------------------------------------------------------------------------------------
+# --- transforms -------------------------------------------------------------------------------------------------------
 
 
 class _Dft(NamedTuple):
@@ -36,7 +36,8 @@ def _complex_as_real(m):
 
 
 def _dft_matrices(out_h, out_w, first_h, first_w, size_h, size_w):
-    """DFT of circular size (size_h, size_w) of a patch that starts at (first_h, first_w) and has (out_h, out_w) pixels."""
+    """DFT of circular size (size_h, size_w) of a patch that starts at (first_h, first_w) and has (out_h, out_w)
+    pixels."""
     half = size_h // 2 + 1
     h, w = first_h + np.arange(out_h), first_w + np.arange(out_w)
     f_h = np.exp(-2j * np.pi * np.outer(np.arange(half), h) / size_h)
@@ -77,7 +78,8 @@ def _idft(v, m):
 
 
 def _times(a, b):
-    """Complex product of spectra with the parts on axis 1; a reversal fuses with the product where a stack would not."""
+    """Complex product of spectra with the parts on axis 1; a reversal fuses with the product where a stack would
+    not."""
     real, imag = b[:, :1], b[:, 1:]
     return a * real + a[:, ::-1] * jnp.concatenate([-imag, imag], 1)
 
@@ -102,7 +104,8 @@ class _Plan(NamedTuple):
 
 
 def _plan(branches, extent):
-    """Matrices on a circle that has room for every pair of input and output, so that no tap wraps around onto the map."""
+    """Matrices on a circle that has room for every pair of input and output, so that no tap wraps around onto the
+    map."""
     window, out = geometry.common_window(branches, extent), branches[0].out
     axes = zip(extent, out, window.first, window.size, strict=True)
     circle = [max(e - first, o + first + size - 1) for e, o, first, size in axes]
@@ -127,14 +130,16 @@ def _kernel_spectra(kernels, branches, plan):
     return _dft(geometry.windows(kernels, branches, plan.window).transpose(1, 2, 0, 3), plan.taps)
 
 
-# --- the three directions ----------------------------------------------------------------------------------------------
+# --- the three directions ---------------------------------------------------------------------------------------------
 
 
 def _conv(x, kernels, branches):
     plan = _plan(branches, x.shape[1:3])
     x_hat = _dft(_spatial_major(x), plan.inputs)
     k_hat = _kernel_spectra(kernels, branches, plan)
-    return tuple(_batch_major(_idft(_times_conj(x_hat, k_hat[..., n, None, :]), plan.outputs)) for n in range(len(kernels)))
+    return tuple(
+        _batch_major(_idft(_times_conj(x_hat, k_hat[..., n, None, :]), plan.outputs)) for n in range(len(kernels))
+    )
 
 
 def _input_grad(kernels, grads, branches, extent):

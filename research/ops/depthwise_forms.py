@@ -6,9 +6,9 @@ All forms have the same three functions, for one input and N kernels, each with 
     input_grad(kernels, grads, branches, extent)    -> gradient of x, [B, *extent, C]
     weight_grad(x, grads, branches)                 -> N kernel gradients, [Kh, Kw, C] each
 
-Kernels are [Kh, Kw, C]; the naive form alone takes strides and [Kh, Kw, C * M]. Equal subexpressions (the transform of x in
-conv and weight_grad, of the output gradients in both gradients) are written alike, so that XLA computes them once within
-one program. Arrays are computed in the dtype that they come in.
+Kernels are [Kh, Kw, C]; the naive form alone takes strides and [Kh, Kw, C * M]. Equal subexpressions (the transform of
+x in conv and weight_grad, of the output gradients in both gradients) are written alike, so that XLA computes them once
+within one program. Arrays are computed in the dtype that they come in.
 """
 
 import jax

@@ -1,9 +1,9 @@
 """Where the taps of a depthwise kernel fall on a map: padding, dilation, stride, and kernels in a common window.
 
-A branch is one kernel over one map. Output o reads input `stride * o + i * dilation - low` through tap i, zero off the map;
-the padding at the high end follows from the size of the output. Windows are dense kernels over the offsets from `first` to
-`first + size - 1`, the form that Toeplitz matrices and Fourier transforms are made from. A stride folds away: the map is cut
-into one map per phase, which become channels, and the outputs are summed over the phases.
+A branch is one kernel over one map. Output o reads input `stride * o + i * dilation - low` through tap i, zero off the
+map; the padding at the high end follows from the size of the output. Windows are dense kernels over the offsets from
+`first` to `first + size - 1`, the form that Toeplitz matrices and Fourier transforms are made from. A stride folds
+away: the map is cut into one map per phase, which become channels, and the outputs are summed over the phases.
 """
 
 import math
@@ -36,7 +36,8 @@ class Window(NamedTuple):
 
 
 def extent_and_low(extent: int, size: int, dilation: int, stride: int, padding: str | Pair) -> Pair:
-    """Returns (number of outputs, padding at the low end) along one axis; "SAME" and "VALID" are TensorFlow's and XLA's."""
+    """Returns (number of outputs, padding at the low end) along one axis; "SAME" and "VALID" are TensorFlow's and
+    XLA's."""
     reach = dilation * (size - 1)
     if padding == "SAME":
         out = -(-extent // stride)
@@ -52,14 +53,18 @@ def same(size: Pair, dilation: int, extent: Pair) -> Branch:
 
 
 def flipped(branch: Branch, extent: Pair) -> Branch:
-    """The branch of the kernel turned by 180 degrees that takes the output's gradient to the gradient of a map of `extent`."""
+    """The branch of the kernel turned by 180 degrees that takes the output's gradient to the gradient of a map of
+    `extent`."""
     low = tuple(d * (k - 1) - lo for k, d, lo in zip(branch.size, branch.dilation, branch.low, strict=True))
     return Branch(branch.size, branch.dilation, low, tuple(extent))
 
 
 def pad(x: Float[Array, "B H W C"], branch: Branch) -> Float[Array, "B Hp Wp C"]:
     """Pads (or crops, where padding is negative) so that the branch at stride 1 reads nothing else."""
-    (low_h, low_w), lengths = branch.low, [o + d * (k - 1) for o, d, k in zip(branch.out, branch.dilation, branch.size, strict=True)]
+    (low_h, low_w), lengths = (
+        branch.low,
+        [o + d * (k - 1) for o, d, k in zip(branch.out, branch.dilation, branch.size, strict=True)],
+    )
     high_h, high_w = (n - e - lo for n, e, lo in zip(lengths, x.shape[1:3], branch.low, strict=True))
     batch, height, width, channels = x.shape
     # Columns and channels as one axis: XLA:CPU pads long rows of numbers up to 1.5 times faster.
@@ -71,9 +76,14 @@ def pad(x: Float[Array, "B H W C"], branch: Branch) -> Float[Array, "B Hp Wp C"]
 # --- windows ---------------------------------------------------------------------------------------------------------
 
 
-def place(kernel: Float[Array, "*lead Kh Kw C"], dilation: Pair, before: Pair, size: Pair) -> Float[Array, "*lead Sh Sw C"]:
+def place(
+    kernel: Float[Array, "*lead Kh Kw C"], dilation: Pair, before: Pair, size: Pair
+) -> Float[Array, "*lead Sh Sw C"]:
     """Dilates a kernel and puts its first tap at `before` in zeros of `size`; taps that fall outside are cropped."""
-    pads = [(b, s - b - (d * (k - 1) + 1), d - 1) for k, d, b, s in zip(kernel.shape[-3:-1], dilation, before, size, strict=True)]
+    pads = [
+        (b, s - b - (d * (k - 1) + 1), d - 1)
+        for k, d, b, s in zip(kernel.shape[-3:-1], dilation, before, size, strict=True)
+    ]
     return lax.pad(kernel, jnp.zeros((), kernel.dtype), [(0, 0, 0)] * (kernel.ndim - 3) + pads + [(0, 0, 0)])
 
 
@@ -89,7 +99,9 @@ def common_window(branches: Sequence[Branch], extent: Pair) -> Window:
     return Window(tuple(first), tuple(size))
 
 
-def windows(kernels: Sequence[Float[Array, "Kh Kw C"]], branches: Sequence[Branch], window: Window) -> Float[Array, "N Sh Sw C"]:
+def windows(
+    kernels: Sequence[Float[Array, "Kh Kw C"]], branches: Sequence[Branch], window: Window
+) -> Float[Array, "N Sh Sw C"]:
     """N kernels as one array; taps outside the window are cropped away."""
     placed = []
     for kernel, b in zip(kernels, branches, strict=True):
@@ -98,17 +110,20 @@ def windows(kernels: Sequence[Float[Array, "Kh Kw C"]], branches: Sequence[Branc
     return jnp.stack(placed)
 
 
-def unwindow(d_windows: Float[Array, "N Sh Sw C"], branches: Sequence[Branch], window: Window) -> tuple[Float[Array, "Kh Kw C"], ...]:
+def unwindow(
+    d_windows: Float[Array, "N Sh Sw C"], branches: Sequence[Branch], window: Window
+) -> tuple[Float[Array, "Kh Kw C"], ...]:
     """Transpose of `windows`."""
     kernels = tuple(jax.ShapeDtypeStruct((*b.size, d_windows.shape[-1]), d_windows.dtype) for b in branches)
     return jax.linear_transpose(lambda ks: windows(ks, branches, window), kernels)(d_windows)[0]
 
 
-# --- strides and channel multipliers -----------------------------------------------------------------------------------
+# --- strides and channel multipliers ----------------------------------------------------------------------------------
 
 
 def fold_input(x: Float[Array, "B H W C"], stride: Pair, multiplier: int) -> Float[Array, "B h w P"]:
-    """Repeats each channel `multiplier` times, then makes the phases of the stride channels: P = stride_h * stride_w * C * multiplier."""
+    """Repeats each channel `multiplier` times, then makes the phases of the stride channels: P = stride_h * stride_w *
+    C * multiplier."""
     x = jnp.repeat(x, multiplier, axis=-1) if multiplier > 1 else x
     if stride == (1, 1):
         return x

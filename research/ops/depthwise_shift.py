@@ -1,8 +1,8 @@
 """Depthwise convolution as a sum of shifted maps, one multiply-add per tap: few taps stream at memory speed.
 
-The weight gradient keeps one accumulator per tap, of the size of a block of rows, so that nothing is reduced until the end
-and each block of the maps is read while it is cached. Both can leave out taps that reach into another segment, which packed
-sequences want: `ids` are then the segment numbers of inputs and of outputs, integers [B, H, W, 1].
+The weight gradient keeps one accumulator per tap, of the size of a block of rows, so that nothing is reduced until the
+end and each block of the maps is read while it is cached. Both can leave out taps that reach into another segment,
+which packed sequences want: `ids` are then the segment numbers of inputs and of outputs, integers [B, H, W, 1].
 """
 
 import functools
@@ -17,7 +17,9 @@ _UNROLLED_TAPS = 49
 _TAPS_OF_A_STEP = 32
 _FUSED_PAD_TAPS = 9  # beyond it the bounds that each tap checks cost more than a padded copy
 _ACCUMULATED_TAPS = 25
-_ACCUMULATED_NUMBERS = 2**15  # of a block; the blocks of input and gradient and the accumulators stay in the second-level cache
+_ACCUMULATED_NUMBERS = (
+    2**15
+)  # of a block; the blocks of input and gradient and the accumulators stay in the second-level cache
 _SUMMED_NUMBERS = 2**14  # of the whole gradient; below it the steps of the loop cost more than they save
 _BLOCKS_AT_ONCE = 4
 
@@ -49,7 +51,7 @@ def _is_flat(x, branch):
     return x.shape[2] == 1 and branch.size[1] == 1 and branch.out[1] == 1
 
 
-# --- convolution -------------------------------------------------------------------------------------------------------
+# --- convolution ------------------------------------------------------------------------------------------------------
 
 
 def conv_single(x, kernel, branch, ids=None):
@@ -65,14 +67,19 @@ def conv_single(x, kernel, branch, ids=None):
     terms = (view * kernel[i, j] for view, (i, j) in zip(views, taps, strict=True))
     if ids is not None:
         ids_in = geometry.pad(ids[0], branch)
-        terms = (jnp.where(_shifted(ids_in, branch, i, j, rows) == ids[1], term, 0) for term, (i, j) in zip(terms, taps, strict=True))
+        terms = (
+            jnp.where(_shifted(ids_in, branch, i, j, rows) == ids[1], term, 0)
+            for term, (i, j) in zip(terms, taps, strict=True)
+        )
     return functools.reduce(jnp.add, terms)
 
 
 def _pad_for_tap(x, branch, i):
     """The map of one column under tap i as one shift of the map itself: it fuses, so nothing is copied first."""
     low = branch.low[0] - i * branch.dilation[0]
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (low, branch.out[0] - x.shape[1] - low, 0), (0, 0, 0), (0, 0, 0)])
+    return lax.pad(
+        x, jnp.zeros((), x.dtype), [(0, 0, 0), (low, branch.out[0] - x.shape[1] - low, 0), (0, 0, 0), (0, 0, 0)]
+    )
 
 
 def _conv_by_rows(padded, kernel, branch):
@@ -82,7 +89,9 @@ def _conv_by_rows(padded, kernel, branch):
     count = rows // group
 
     def group_sum(maps, taps):
-        shifted = ((_shifted(maps, branch, i, j, branch.out[0]), taps[i, j]) for i in range(len(taps)) for j in range(columns))
+        shifted = (
+            (_shifted(maps, branch, i, j, branch.out[0]), taps[i, j]) for i in range(len(taps)) for j in range(columns)
+        )
         return functools.reduce(jnp.add, (view * tap for view, tap in shifted))
 
     def add_group(n, total):
@@ -100,7 +109,7 @@ def input_grad_single(kernel, g, branch, extent, ids=None):
     return conv_single(g, kernel[::-1, ::-1], geometry.flipped(branch, extent), ids and ids[::-1])
 
 
-# --- weight gradient ---------------------------------------------------------------------------------------------------
+# --- weight gradient --------------------------------------------------------------------------------------------------
 
 
 def weight_grad_single(x, g, branch, ids=None):
@@ -122,7 +131,8 @@ def weight_grad_single(x, g, branch, ids=None):
 
 
 def weight_grad_plain(x, g, branch, ids=None):
-    """One kernel's gradient by one reduction per tap, in a loop over the rows of the kernel: no long loop on any platform."""
+    """One kernel's gradient by one reduction per tap, in a loop over the rows of the kernel: no long loop on any
+    platform."""
     x, ids_in = geometry.pad(x, branch), None if ids is None else geometry.pad(ids[0], branch)
 
     def row_grads(i):
@@ -168,7 +178,10 @@ def _sums_over_blocks(padded, g, branch, taps, ids, start, block, count):
         if ids is None:
             return terms
         in_1, out_1 = cut(ids[0], index, block + halo), cut(ids[1], index, block)
-        return [jnp.where(_shifted(in_1, branch, i, j, block) == out_1, term, 0) for term, (i, j) in zip(terms, taps, strict=True)]
+        return [
+            jnp.where(_shifted(in_1, branch, i, j, block) == out_1, term, 0)
+            for term, (i, j) in zip(terms, taps, strict=True)
+        ]
 
     def add_blocks(sums, index):
         for part in range(at_once):

@@ -1,7 +1,8 @@
-"""Long maps cut into tiles of outputs, each with the halo of inputs that it reads: overlap-save for any form at stride 1.
+"""Long maps cut into tiles of outputs, each with the halo of inputs that it reads: overlap-save for any form at stride
+1.
 
-Tiles go into the batch, so the form sees one small map, and its matrices do not grow with the map. The branches of a call
-share the size of their outputs.
+Tiles go into the batch, so the form sees one small map, and its matrices do not grow with the map. The branches of a
+call share the size of their outputs.
 """
 
 import math
@@ -15,7 +16,8 @@ from research.ops import depthwise_geometry as geometry
 
 
 def _plan(branches, extent, tile):
-    """(window of the branches, outputs of a tile, number of tiles, the branch of a dense kernel on a tile), pairs by axis."""
+    """(window of the branches, outputs of a tile, number of tiles, the branch of a dense kernel on a tile), pairs by
+    axis."""
     window = geometry.common_window(branches, extent)
     sizes, counts = [], []
     for out, span in zip(branches[0].out, window.size, strict=True):
@@ -60,7 +62,8 @@ def _join(tiles, counts, out):
 
 
 class Form(NamedTuple):
-    """One way to compute depthwise convolutions and their gradients, with the signatures that `depthwise_forms` gives."""
+    """One way to compute depthwise convolutions and their gradients, with the signatures that `depthwise_forms`
+    gives."""
 
     conv: Callable
     input_grad: Callable

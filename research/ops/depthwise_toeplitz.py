@@ -1,4 +1,5 @@
-"""Depthwise convolution with one dense Toeplitz matrix per channel, batched over channels; long maps are cut into tiles."""
+"""Depthwise convolution with one dense Toeplitz matrix per channel, batched over channels; long maps are cut into
+tiles."""
 
 import functools
 
@@ -15,11 +16,12 @@ _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 _ONE_HOT_PIXELS = 64  # largest map whose matrices are made by a product with a constant; it has taps * pixels^2 numbers
 
 
-# --- matrices ----------------------------------------------------------------------------------------------------------
+# --- matrices ---------------------------------------------------------------------------------------------------------
 
 
 def _skew(v, axis, rows, columns):
-    """Replaces an axis of rows + columns - 1 offsets by a Toeplitz pair: result[row, column] = v[column - row + rows - 1].
+    """Replaces an axis of rows + columns - 1 offsets by a Toeplitz pair: result[row, column] = v[column - row + rows -
+    1].
 
     Rows of period p read with stride p - 1 slip by one a row: no gather, and the transpose is no scatter.
     """
@@ -80,12 +82,18 @@ def _matrices(kernels, branches, extent):
     return matrices(geometry.windows(kernels, branches, window), window, branches[0].out, extent)
 
 
-# --- the three directions ----------------------------------------------------------------------------------------------
+# --- the three directions ---------------------------------------------------------------------------------------------
 
 
 def _conv(x, kernels, branches):
-    x_cm, made, shape = channel_major(x), _matrices(kernels, branches, x.shape[1:3]), (x.shape[0], *branches[0].out, x.shape[-1])
-    return tuple(_einsum("cbi,coi->cbo", x_cm, made[:, n]).transpose(1, 2, 0).reshape(shape) for n in range(len(kernels)))
+    x_cm, made, shape = (
+        channel_major(x),
+        _matrices(kernels, branches, x.shape[1:3]),
+        (x.shape[0], *branches[0].out, x.shape[-1]),
+    )
+    return tuple(
+        _einsum("cbi,coi->cbo", x_cm, made[:, n]).transpose(1, 2, 0).reshape(shape) for n in range(len(kernels))
+    )
 
 
 def _input_grad(kernels, grads, branches, extent):

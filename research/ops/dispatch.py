@@ -1,8 +1,8 @@
 """How an op finds its form: an argument, else the platform that the program is compiled for, else a table by shape.
 
 The default back end is never read: an export for cuda from a CPU gets the cuda form. For CPU the table
-`form_table.csv` names the fastest form at measured shapes; `launch.bench --tune=OP` makes its rows. Other platforms get the
-form that each op gives as its `default`: products of matrices and no long sequential loop.
+`form_table.csv` names the fastest form at measured shapes; `launch.bench --tune=OP` makes its rows. Other platforms get
+the form that each op gives as its `default`: products of matrices and no long sequential loop.
 """
 
 import csv
@@ -21,8 +21,9 @@ def resolve(form: str, op: str, valid: Sequence[str]) -> str:
     """The form that `form` asks for this op.
 
     Args:
-      form: "auto" (by platform and shape), "cpu" (by shape, for a CPU: half the tracing of "auto"), one of `valid`, or a list for several ops,
-        `"depthwise_conv2d=dft,grouped_matmul=naive"`, which leaves ops that it does not name at "auto" (an entry without `=` is for all).
+      form: "auto" (by platform and shape), "cpu" (by shape, for a CPU: half the tracing of "auto"), one of `valid`, or
+        a list for several ops, `"depthwise_conv2d=dft,grouped_matmul=naive"`, which leaves ops that it does not name at
+        "auto" (an entry without `=` is for all).
       op: name of the op.
       valid: its own forms.
 
@@ -30,7 +31,9 @@ def resolve(form: str, op: str, valid: Sequence[str]) -> str:
       ValueError: for a form that is not valid.
     """
     if "=" in form or "," in form:
-        entries = dict(entry.strip().split("=", 1) if "=" in entry else ("", entry.strip()) for entry in form.split(","))
+        entries = dict(
+            entry.strip().split("=", 1) if "=" in entry else ("", entry.strip()) for entry in form.split(",")
+        )
         form = entries.get(op, entries.get("", "auto"))
     if form not in ("auto", "cpu", *valid):
         raise ValueError(f"{op}: form is {form!r}; expected one of {', '.join(('auto', 'cpu', *valid))}")
@@ -45,7 +48,8 @@ def per_platform(form: str, cpu: Callable[..., Any], default: Callable[..., Any]
 
 
 def known(size: Any) -> bool:
-    """Whether a size is a number: one that an exported program leaves open, such as its batch, is none until the program is called."""
+    """Whether a size is a number: one that an exported program leaves open, such as its batch, is none until the
+    program is called."""
     return isinstance(size, int)
 
 
@@ -56,7 +60,9 @@ def _rows(op: str, direction: str) -> tuple[tuple[dict[str, float], str], ...]:
         found = [(row["at"], row["form"]) for row in rows if row["op"] == op and row["direction"] == direction]
     if not found:
         raise LookupError(f"{TABLE.name} has no row for {op}, {direction}: make them by launch.bench --tune={op}")
-    return tuple(({key: float(value) for key, value in (pair.split("=") for pair in at.split())}, form) for at, form in found)
+    return tuple(
+        ({key: float(value) for key, value in (pair.split("=") for pair in at.split())}, form) for at, form in found
+    )
 
 
 @functools.lru_cache(maxsize=4096)

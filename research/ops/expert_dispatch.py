@@ -2,8 +2,9 @@
 
     y[t] = sum_i weights[t, i] * ffn(x[t], kernels of experts[t, i])
 
-Kernels are {"up": [E, D, F], "down": [E, F, D]} and, for gated linear units, "gate": [E, D, F]: down(act(gate x) * up x) or
-down(act(up x)); "up_bias" [E, F] and "down_bias" [E, D] are added where they are given. An expert E (one beyond the last) stands for none. Activations take k rows per token, or E C rows, whatever E is.
+Kernels are {"up": [E, D, F], "down": [E, F, D]} and, for gated linear units, "gate": [E, D, F]: down(act(gate x) * up
+x) or down(act(up x)); "up_bias" [E, F] and "down_bias" [E, D] are added where they are given. An expert E (one beyond
+the last) stands for none. Activations take k rows per token, or E C rows, whatever E is.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,18 +31,28 @@ Affine = Callable[[Array, Array, Array | None], Array]
 
 def _ffn(x: Array, kernels: Kernels, activation: str, affine: Affine) -> Array:
     up = affine(x, kernels["up"], kernels.get("up_bias"))
-    hidden = ACTIVATIONS[activation](affine(x, kernels["gate"], None)) * up if "gate" in kernels else ACTIVATIONS[activation](up)
+    hidden = (
+        ACTIVATIONS[activation](affine(x, kernels["gate"], None)) * up
+        if "gate" in kernels
+        else ACTIVATIONS[activation](up)
+    )
     return affine(hidden, kernels["down"], kernels.get("down_bias"))
 
 
-def _in_rows(x: Float[Array, "E C I"], kernel: Float[Array, "E I O"], bias: Float[Array, "E O"] | None) -> Float[Array, "E C O"]:
+def _in_rows(
+    x: Float[Array, "E C I"], kernel: Float[Array, "E I O"], bias: Float[Array, "E O"] | None
+) -> Float[Array, "E C O"]:
     y = jnp.matmul(x, kernel)
     return y if bias is None else y + bias[:, None]
 
 
 def _grouped(counts: Int[Array, " E"], form: str) -> Affine:
-    def affine(x: Float[Array, "P I"], kernel: Float[Array, "E I O"], bias: Float[Array, "E O"] | None) -> Float[Array, "P O"]:
-        if bias is not None:  # as the kernel of a feature that is always 1: picking a bias for each row would have a scattered gradient
+    def affine(
+        x: Float[Array, "P I"], kernel: Float[Array, "E I O"], bias: Float[Array, "E O"] | None
+    ) -> Float[Array, "P O"]:
+        if (
+            bias is not None
+        ):  # as the kernel of a feature that is always 1: picking a bias for each row would have a scattered gradient
             x = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], 1)
             kernel = jnp.concatenate([kernel, bias[:, None]], 1)
         return grouped_matmul(x, kernel, counts, form=form, partial=True)
@@ -56,7 +67,9 @@ def _check(op: str, x: Array, kernels: Kernels, activation: str, **more) -> dict
     return checks.shapes(op, x=(x, "E C D" if x.ndim == 3 else "T D"), **arrays, **more)
 
 
-def combine_matrix(experts: Int[Array, "*G T k"], weights: Float[Array, "*G T k"], num_experts: int) -> Float[Array, "*G T E"]:
+def combine_matrix(
+    experts: Int[Array, "*G T k"], weights: Float[Array, "*G T k"], num_experts: int
+) -> Float[Array, "*G T E"]:
     """Returns the weight that each token gives to each expert."""
     return (weights[..., None] * jax.nn.one_hot(experts, num_experts, dtype=weights.dtype)).sum(-2)
 
@@ -93,8 +106,9 @@ def dropless(
       kernels: of all experts.
       activation: silu, gelu or relu.
       form: of `grouped_matmul`.
-      axis: mesh axis over which the experts lie, inside a `shard_map`: `x` holds the tokens of this device, `kernels` its experts. The
-        tokens of the axis are gathered, each device computes what goes to its own experts, and the sums are scattered back.
+      axis: mesh axis over which the experts lie, inside a `shard_map`: `x` holds the tokens of this device, `kernels`
+        its experts. The tokens of the axis are gathered, each device computes what goes to its own experts, and the
+        sums are scattered back.
 
     Returns:
       y in the dtype of x; the sum over choices is taken in the dtype of `weights`.
@@ -139,31 +153,38 @@ def with_places(
       x, experts, weights, kernels, activation: as in `dropless`.
       places: of each pair, from `research.ops.routing.places`.
       capacity: rows of each expert, C.
-      axis: mesh axis over which the experts lie, inside a `shard_map`: `x` and `places` are of the tokens of this device, each of which
-        sends C rows to every expert; rows and outputs are exchanged all to all.
+      axis: mesh axis over which the experts lie, inside a `shard_map`: `x` and `places` are of the tokens of this
+        device, each of which sends C rows to every expert; rows and outputs are exchanged all to all.
 
     Raises:
       ValueError: when shapes do not fit or the activation is unknown.
     """
     of = dict(experts=(experts, "T k"), weights=(weights, "T k"), places=(places, "T k"))
-    num_experts = _check("with_places", x, kernels, activation, **of)["E"] * (1 if axis is None else lax.axis_size(axis))
+    num_experts = _check("with_places", x, kernels, activation, **of)["E"] * (
+        1 if axis is None else lax.axis_size(axis)
+    )
     num_slots = num_experts * capacity
     kept = (places < capacity) & (experts < num_experts)
     slot_of_pair = jnp.where(kept, experts * capacity + places, num_slots).reshape(-1)
     pairs = jnp.arange(experts.size, dtype=jnp.int32)
-    pair_in_slot = jnp.full(num_slots, experts.size, jnp.int32).at[slot_of_pair].set(pairs, mode="drop", unique_indices=True)
+    pair_in_slot = (
+        jnp.full(num_slots, experts.size, jnp.int32).at[slot_of_pair].set(pairs, mode="drop", unique_indices=True)
+    )
     rows = permute(x, pair_in_slot, slot_of_pair, partial=True).reshape(num_experts, capacity, -1)
     rows = in_slots(rows, kernels, activation=activation, axis=axis).reshape(num_slots, -1)
     return _weighted(unpermute(rows, pair_in_slot, slot_of_pair, partial=True), weights).astype(x.dtype)
 
 
-def in_slots(rows: Float[Array, "E C D"], kernels: Kernels, *, activation: str = "silu", axis: str | None = None) -> Float[Array, "E C D"]:
-    """Returns ffn_e of the rows of each expert e: what soft slots and expert choice compute once their rows are gathered.
+def in_slots(
+    rows: Float[Array, "E C D"], kernels: Kernels, *, activation: str = "silu", axis: str | None = None
+) -> Float[Array, "E C D"]:
+    """Returns ffn_e of the rows of each expert e: what soft slots and expert choice compute once their rows are
+    gathered.
 
     Args:
       rows, kernels, activation: as in `dropless`, C rows for each expert.
-      axis: mesh axis over which the experts lie, inside a `shard_map`: `rows` are of this device's tokens, for all experts, and are
-        exchanged all to all, there and back.
+      axis: mesh axis over which the experts lie, inside a `shard_map`: `rows` are of this device's tokens, for all
+        experts, and are exchanged all to all, there and back.
 
     Raises:
       ValueError: when shapes do not fit or the activation is unknown.
@@ -184,7 +205,8 @@ def chosen_by_experts(
     activation: str = "silu",
     axis: str | None = None,
 ) -> Float[Array, "G T D"]:
-    """Every expert computes the tokens that it took of each group; a token gets the weighted sum of those that took it, zero from none.
+    """Every expert computes the tokens that it took of each group; a token gets the weighted sum of those that took it,
+    zero from none.
 
     Args:
       x, kernels, activation: as in `dropless`, in groups.
@@ -197,7 +219,9 @@ def chosen_by_experts(
     checks.shapes("chosen_by_experts", x=(x, "G T D"), tokens=(tokens, "G E C"), weights=(weights, "G E C"))
     groups, experts, places = tokens.shape
     rows = jax.vmap(lambda x, tokens: x[tokens])(x, tokens)
-    rows = in_slots(rows.swapaxes(0, 1).reshape(experts, groups * places, -1), kernels, activation=activation, axis=axis)
+    rows = in_slots(
+        rows.swapaxes(0, 1).reshape(experts, groups * places, -1), kernels, activation=activation, axis=axis
+    )
     rows = rows.reshape(experts, groups, places, -1).swapaxes(0, 1) * weights[..., None]
     add = lambda tokens, rows: jnp.zeros((x.shape[1], rows.shape[-1]), rows.dtype).at[tokens].add(rows)  # noqa: E731
     return jax.vmap(add)(tokens, rows).astype(x.dtype)

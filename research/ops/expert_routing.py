@@ -1,9 +1,11 @@
-"""Routers of sparse mixtures of experts: who goes where, with what weight, who finds no place, and the losses that balance.
+"""Routers of sparse mixtures of experts: who goes where, with what weight, who finds no place, and the losses that
+balance.
 
-Tokens compete for places within a group: arrays are [*G, T, E] (groups, tokens of a group, experts) and [*G, T, k] (the k
-choices of a token, best first). Everything is computed in float32 at least, whatever the activations are in; equal scores are
-decided for the lower index. A choice of expert `num_experts` means none: padding, or a second choice that was given up. A `mask`
-[*G, T] is False for tokens that are not real, which compete for nothing and count nowhere; None: all are real.
+Tokens compete for places within a group: arrays are [*G, T, E] (groups, tokens of a group, experts) and [*G, T, k] (the
+k choices of a token, best first). Everything is computed in float32 at least, whatever the activations are in; equal
+scores are decided for the lower index. A choice of expert `num_experts` means none: padding, or a second choice that
+was given up. A `mask` [*G, T] is False for tokens that are not real, which compete for nothing and count nowhere; None:
+all are real.
 """
 
 import math
@@ -62,9 +64,12 @@ def top_k_choice(
       score: "softmax" over all experts (Switch, Mixtral, Qwen3) or "sigmoid" of each (DeepSeek-V3).
       renormalize: weights sum to 1 over the k; with softmax this is the softmax over the chosen logits.
       scale: factor of the weights.
-      bias: is added to the scores for the choice alone; the weights do not see it, and it has no gradient (DeepSeek-V3, section 2.1.2).
-      expert_groups, kept_groups: experts are chosen from the best `kept_groups` of so many equal groups of consecutive experts.
-      group_score: what ranks a group, the sum of its two best scores ("top2", DeepSeek-V3) or its best ("max", DeepSeek-V2).
+      bias: is added to the scores for the choice alone; the weights do not see it, and it has no gradient (DeepSeek-V3,
+        section 2.1.2).
+      expert_groups, kept_groups: experts are chosen from the best `kept_groups` of so many equal groups of consecutive
+        experts.
+      group_score: what ranks a group, the sum of its two best scores ("top2", DeepSeek-V3) or its best ("max",
+        DeepSeek-V2).
       search: finds the indices of the k largest scores in `best`'s place: the same, on each device's own tokens.
 
     Raises:
@@ -76,7 +81,9 @@ def top_k_choice(
     checks.require(group_score in GROUP_SCORES, op, "group_score", repr(group_score), " or ".join(GROUP_SCORES))
     whole = expert_groups >= 1 and num_experts % expert_groups == 0
     checks.require(whole, op, "expert_groups", expert_groups, f"a divisor of the {num_experts} experts")
-    checks.require(1 <= kept_groups <= expert_groups, op, "kept_groups", kept_groups, f"1 to expert_groups={expert_groups}")
+    checks.require(
+        1 <= kept_groups <= expert_groups, op, "kept_groups", kept_groups, f"1 to expert_groups={expert_groups}"
+    )
     reach = num_experts // expert_groups * kept_groups
     checks.require(1 <= k <= reach, op, "k", k, f"1 to the {reach} experts that a token can reach")
     scores = SCORES[score](wide(logits))
@@ -99,7 +106,9 @@ def only_real(choice: Choice, mask: Bool[Array, "*G T"] | None) -> Choice:
     return choice._replace(experts=experts, weights=jnp.where(real, choice.weights, 0))
 
 
-def _in_best_groups(scores: Float[Array, "*G T E"], groups: int, kept: int, group_score: str, search: Search) -> Bool[Array, "*G T E"]:
+def _in_best_groups(
+    scores: Float[Array, "*G T E"], groups: int, kept: int, group_score: str, search: Search
+) -> Bool[Array, "*G T E"]:
     grouped = scores.reshape(*scores.shape[:-1], groups, -1)
     size = grouped.shape[-1]
     ranks = grouped.max(-1) if group_score == "max" else pick(grouped, search(grouped, min(2, size))).sum(-1)
@@ -113,12 +122,14 @@ def best(scores: Float[Array, "*B E"], k: int) -> Int[Array, "*B k"]:
 
 
 def pick(scores: Float[Array, "*B E"], experts: Int[Array, "*B k"]) -> Float[Array, "*B k"]:
-    """Returns scores[..., experts]: a product with one-hot rows, whose gradient is elementwise where a gather's is scattered."""
+    """Returns scores[..., experts]: a product with one-hot rows, whose gradient is elementwise where a gather's is
+    scattered."""
     return (scores[..., None, :] * jax.nn.one_hot(experts, scores.shape[-1], dtype=scores.dtype)).sum(-1)
 
 
 def hashed(ids: Int[Array, "*B"], num_experts: int) -> Int[Array, "*B"]:
-    """Returns an expert for each token id that looks random and is always the same (Roller et al. 2021, arXiv 2106.04426, section 3.1)."""
+    """Returns an expert for each token id that looks random and is always the same (Roller et al. 2021, arXiv
+    2106.04426, section 3.1)."""
     mixed = ids.astype(jnp.uint32) * jnp.uint32(2654435761)
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
     return ((mixed ^ (mixed >> 13)) % num_experts).astype(jnp.int32)
@@ -139,9 +150,14 @@ class Slots(NamedTuple):
 
 
 def expert_choice(
-    logits: Float[Array, "*G T E"], capacity: int, *, mask: Bool[Array, "*G T"] | None = None, limit: Int[Array, "*G"] | None = None
+    logits: Float[Array, "*G T E"],
+    capacity: int,
+    *,
+    mask: Bool[Array, "*G T"] | None = None,
+    limit: Int[Array, "*G"] | None = None,
 ) -> Slots:
-    """Every expert takes its `capacity` best tokens by their softmax over experts; a token is taken by none to all of them.
+    """Every expert takes its `capacity` best tokens by their softmax over experts; a token is taken by none to all of
+    them.
 
     Perfectly balanced, and not causal: who takes a token depends on later tokens.
 
@@ -157,7 +173,9 @@ def expert_choice(
     Source: Zhou et al. 2022 (arXiv 2202.09368), section 3.2.
     """
     num_tokens = logits.shape[-2]
-    checks.require(1 <= capacity <= num_tokens, "expert_choice", "capacity", capacity, f"1 to the {num_tokens} tokens of a group")
+    checks.require(
+        1 <= capacity <= num_tokens, "expert_choice", "capacity", capacity, f"1 to the {num_tokens} tokens of a group"
+    )
     scores = jax.nn.softmax(wide(logits))
     by_expert = jnp.swapaxes(scores, -1, -2)
     if mask is None:
@@ -176,7 +194,8 @@ def soft_slots(
 ) -> tuple[Float[Array, "*G T S"], Float[Array, "*G T S"]]:
     """Returns (dispatch, combine) of Soft MoE: slot inputs are dispatch^T x, outputs combine times those of the slots.
 
-    Columns of `dispatch` and rows of `combine` sum to 1. Tokens and slot vectors are brought to unit length before their product.
+    Columns of `dispatch` and rows of `combine` sum to 1. Tokens and slot vectors are brought to unit length before
+    their product.
 
     Args:
       x: tokens.
@@ -200,11 +219,12 @@ def unit(x: Float[Array, "*B D"], axis: int, eps: float = 1e-6) -> Float[Array, 
 
 
 def jitter(x: Float[Array, "*B D"], key: Array, epsilon: float) -> Float[Array, "*B D"]:
-    """x times uniform numbers from 1 - epsilon to 1 + epsilon, each entry its own (Switch, arXiv 2101.03961, section 2.4)."""
+    """x times uniform numbers from 1 - epsilon to 1 + epsilon, each entry its own (Switch, arXiv 2101.03961, section
+    2.4)."""
     return x * jax.random.uniform(key, x.shape, x.dtype, 1 - epsilon, 1 + epsilon)
 
 
-# --- capacity --------------------------------------------------------------------------------------------------------------
+# --- capacity ---------------------------------------------------------------------------------------------------------
 
 
 def _up(value: int, multiple: int) -> int:
@@ -222,8 +242,8 @@ CAPACITIES: dict[str, Callable[[int, int, int, float], int]] = {
     "llm_random": lambda tokens, experts, k, factor: min(int(factor * k * tokens / experts), tokens),
     "fixed": lambda tokens, experts, k, factor: int(factor),
 }
-"""Rule -> places per expert and group as its library computes them; `mesh` and `flaxformer` do not count k, and `fixed` is the factor
-itself, whatever the tokens: `expert_capacity` of transformers' Switch."""
+"""Rule -> places per expert and group as its library computes them; `mesh` and `flaxformer` do not count k, and `fixed`
+is the factor itself, whatever the tokens: `expert_capacity` of transformers' Switch."""
 
 
 def capacity(rule: str, tokens: int, experts: int, k: int, factor: float) -> int:
@@ -241,7 +261,8 @@ def capacity(rule: str, tokens: int, experts: int, k: int, factor: float) -> int
 def by_count(places: Callable[[int], int], tokens: int) -> np.ndarray:
     """Returns [tokens + 1] int32: `places(n)` of a group of n real tokens, 0 where there is none.
 
-    Rules count tokens, so where some are not real the number of places is known only when the program runs, and is looked up here.
+    Rules count tokens, so where some are not real the number of places is known only when the program runs, and is
+    looked up here.
     """
     return np.array([0, *map(places, range(1, tokens + 1))], np.int32)
 
@@ -252,15 +273,16 @@ ORDERS = ("choice", "token")
 def places(
     experts: Int[Array, "T k"], num_experts: int, *, order: str = "choice", priority: Float[Array, " T"] | None = None
 ) -> Int[Array, "T k"]:
-    """Returns the place of every (token, choice) pair in the queue of its expert: 0 for the first one. Those at or beyond the capacity find none.
+    """Returns the place of every (token, choice) pair in the queue of its expert: 0 for the first one. Those at or
+    beyond the capacity find none.
 
     Args:
       experts: of each token, best first; `num_experts` for pairs that queue nowhere (their places mean nothing).
       num_experts: E.
-      order: who comes first: "choice" - all first choices, then all second ones (Mesh, GShard, Flaxformer, V-MoE, Tutel) - or
-        "token" - token by token with all of its choices (MaxText).
-      priority: tokens queue by falling priority instead of position, equal ones by position: batch priority routing with the first
-        choice's score (V-MoE, arXiv 2106.05974, section 4).
+      order: who comes first: "choice" - all first choices, then all second ones (Mesh, GShard, Flaxformer, V-MoE,
+        Tutel) - or "token" - token by token with all of its choices (MaxText).
+      priority: tokens queue by falling priority instead of position, equal ones by position: batch priority routing
+        with the first choice's score (V-MoE, arXiv 2106.05974, section 4).
 
     Raises:
       ValueError: unknown order.
@@ -279,17 +301,22 @@ def places(
 
 
 def give_up_second(choice: Choice, key: Array, threshold: float = 0.2) -> Choice:
-    """Keeps second and later choices with probability min(1, weight / threshold) only: the random policy of GShard's top-2 in Mesh."""
+    """Keeps second and later choices with probability min(1, weight / threshold) only: the random policy of GShard's
+    top-2 in Mesh."""
     num_experts = choice.scores.shape[-1]
     kept = jax.random.uniform(key, choice.weights.shape) < choice.weights / threshold
     kept = kept | (jnp.arange(choice.experts.shape[-1]) == 0)
-    return choice._replace(experts=jnp.where(kept, choice.experts, num_experts), weights=jnp.where(kept, choice.weights, 0))
+    return choice._replace(
+        experts=jnp.where(kept, choice.experts, num_experts), weights=jnp.where(kept, choice.weights, 0)
+    )
 
 
-# --- losses ----------------------------------------------------------------------------------------------------------------
+# --- losses -----------------------------------------------------------------------------------------------------------
 
 
-def expert_fractions(experts: Int[Array, "*G T k"], num_experts: int, mask: Bool[Array, "*G T"] | None = None) -> Float[Array, "*G E"]:
+def expert_fractions(
+    experts: Int[Array, "*G T k"], num_experts: int, mask: Bool[Array, "*G T"] | None = None
+) -> Float[Array, "*G E"]:
     """Returns, for every expert, the share of the (unmasked) tokens that choose it; shares sum to k."""
     chosen = (experts[..., None] == jnp.arange(num_experts)).sum(-2, dtype=jnp.float32)
     return _mean(chosen, mask)
@@ -307,8 +334,9 @@ def load_balance_loss(
 ) -> Float[Array, ""]:
     """Mean over groups of E sum_e f_e P_e: f_e the share of tokens that choose e, without gradient, P_e the mean score.
 
-    Give the first choice alone (`experts[..., :1]`) for Switch, GShard and V-MoE: 1 at uniform scores, E at collapse. All k choices
-    (Mixtral, Qwen3, Flaxformer) give k at uniform scores; divided by k it is MegaBlocks' and DeepSeek's. Values below 1 are possible.
+    Give the first choice alone (`experts[..., :1]`) for Switch, GShard and V-MoE: 1 at uniform scores, E at collapse.
+    All k choices (Mixtral, Qwen3, Flaxformer) give k at uniform scores; divided by k it is MegaBlocks' and DeepSeek's.
+    Values below 1 are possible.
 
     Source: Switch Transformer (Fedus et al. 2021, arXiv 2101.03961), equations 4 to 6.
     """
@@ -333,7 +361,8 @@ def over_tokens(x: Float[Array, "*G T"], mask: Bool[Array, "*G T"] | None) -> Fl
 
 
 def z_loss(logits: Float[Array, "*G T E"], mask: Bool[Array, "*G T"] | None = None) -> Float[Array, ""]:
-    """Mean over tokens of the squared log-sum-exp of the logits (ST-MoE, Zoph et al. 2022, arXiv 2202.08906, equation 5)."""
+    """Mean over tokens of the squared log-sum-exp of the logits (ST-MoE, Zoph et al. 2022, arXiv 2202.08906, equation
+    5)."""
     square = jnp.square(jax.nn.logsumexp(wide(logits), -1))
     return square[..., None].mean(-2).mean() if mask is None else over_tokens(square, mask)
 
@@ -344,7 +373,8 @@ def squared_variation(x: Float[Array, "*G E"]) -> Float[Array, " *G"]:
 
 
 def importance_loss(scores: Float[Array, "*G T E"], mask: Bool[Array, "*G T"] | None = None) -> Float[Array, ""]:
-    """Squared variation over experts of their scores summed over tokens, mean over groups (V-MoE, arXiv 2106.05974, equation 8)."""
+    """Squared variation over experts of their scores summed over tokens, mean over groups (V-MoE, arXiv 2106.05974,
+    equation 8)."""
     if mask is None:
         return squared_variation(wide(scores).sum(-2)).mean()
     return _variation_over_groups(jnp.where(mask[..., None], wide(scores), 0).sum(-2), mask)
@@ -381,7 +411,8 @@ def load_loss(
 
 
 def balanced_bias(bias: Float[Array, "*L E"], load: Float[Array, "*L E"], rate: float) -> Float[Array, "*L E"]:
-    """Returns b + rate * sign(mean load - load): balancing without a loss (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
+    """Returns b + rate * sign(mean load - load): balancing without a loss (DeepSeek-V3, arXiv 2412.19437, section
+    2.1.2)."""
     return bias + rate * jnp.sign(load.mean(-1, keepdims=True) - load)
 
 

@@ -1,8 +1,8 @@
 """GELU followed by global response normalisation, with the gradient written out: two passes over the data each way.
 
 Source: ConvNeXt V2 (Woo et al. 2023, arXiv 2301.00808), equations 1 to 3, in the order in which its block and
-UniRepLKNet's apply them; GELU is the exact one (Hendrycks and Gimpel 2016, arXiv 1606.08415). Only the input is kept for
-the gradient; autodiff of the naive twin keeps the activations and the complementary error function beside it.
+UniRepLKNet's apply them; GELU is the exact one (Hendrycks and Gimpel 2016, arXiv 1606.08415). Only the input is kept
+for the gradient; autodiff of the naive twin keeps the activations and the complementary error function beside it.
 """
 
 import functools
@@ -22,7 +22,9 @@ def _guarded_sqrt(squares: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
 
 
-def grn(x: Float[Array, "B *S C"], scale: Float[Array, " C"], bias: Float[Array, " C"] | None, eps: float) -> Float[Array, "B *S C"]:
+def grn(
+    x: Float[Array, "B *S C"], scale: Float[Array, " C"], bias: Float[Array, " C"] | None, eps: float
+) -> Float[Array, "B *S C"]:
     """Global response normalisation alone, see `gelu_grn`; the gradient is autodiff's."""
     response = _guarded_sqrt(jnp.square(precision.wide(x)).sum(tuple(range(1, x.ndim - 1)), keepdims=True))
     y = x * (scale * response / (response.mean(-1, keepdims=True) + eps) + 1).astype(x.dtype)
@@ -34,7 +36,9 @@ def gelu_grn_naive(x: Float[Array, "B *S C"], scale: Float[Array, " C"], bias: F
     return grn(jax.nn.gelu(precision.wide(x), approximate=False), scale, bias, eps).astype(x.dtype)
 
 
-def gelu_grn(x: Float[Array, "B *S C"], scale: Float[Array, " C"], bias: Float[Array, " C"] | None, eps: float) -> Float[Array, "B *S C"]:
+def gelu_grn(
+    x: Float[Array, "B *S C"], scale: Float[Array, " C"], bias: Float[Array, " C"] | None, eps: float
+) -> Float[Array, "B *S C"]:
     """Returns g * (scale * N + 1) + bias with g = GELU(x), N = G / (mean over C of G + eps), G = L2 norm of g over *S.
 
     Args:

@@ -1,6 +1,8 @@
-"""The forms of the grouped matrix product: a masked loop over the groups, `lax.ragged_dot`, and blocks of rows for a CPU.
+"""The forms of the grouped matrix product: a masked loop over the groups, `lax.ragged_dot`, and blocks of rows for a
+CPU.
 
-Each form has two functions, for rows x [T, K] sorted by group, weights [E, K, N] and group sizes [E] that sum to at most T:
+Each form has two functions, for rows x [T, K] sorted by group, weights [E, K, N] and group sizes [E] that sum to at
+most T:
 
     product(x, weights, sizes)           -> [T, N], zero in the rows beyond the sum
     gradients(x, weights, sizes, dy)     -> dx [T, K], zero there too, and dweights [E, K, N]
@@ -29,11 +31,12 @@ class Form(NamedTuple):
     gradients: Callable[..., tuple[Array, Array]]
 
 
-# --- naive: the definition -----------------------------------------------------------------------------------------------
+# --- naive: the definition --------------------------------------------------------------------------------------------
 
 
 def naive(x: Array, weights: Array, sizes: Array) -> Array:
-    """All rows with each group's weights in turn, those of other groups masked: E times the work; gradients by autodiff."""
+    """All rows with each group's weights in turn, those of other groups masked: E times the work; gradients by
+    autodiff."""
     x, weights, ends = precision.wide(x), precision.wide(weights), jnp.cumsum(sizes)
     row = jnp.arange(x.shape[0])[:, None]
 
@@ -50,7 +53,7 @@ def _naive_gradients(x, weights, sizes, dy):
     return transpose(dy.astype(product.dtype))
 
 
-# --- ragged: XLA's own op, a kernel on accelerators, E times the work on a CPU --------------------------------------------
+# --- ragged: XLA's own op, a kernel on accelerators, E times the work on a CPU ----------------------------------------
 
 _OUTER = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[])
 
@@ -66,11 +69,13 @@ def _ragged(x, weights, sizes):
 
 
 def _ragged_gradients(x, weights, sizes, dy):
-    outer = functools.partial(lax.ragged_dot_general, ragged_dot_dimension_numbers=_OUTER, preferred_element_type=_wide_dtype(x))
+    outer = functools.partial(
+        lax.ragged_dot_general, ragged_dot_dimension_numbers=_OUTER, preferred_element_type=_wide_dtype(x)
+    )
     return _ragged(dy, weights.swapaxes(1, 2), sizes), outer(x, dy, sizes, precision=lax.Precision.HIGHEST)
 
 
-# --- blocks: as many products as the groups have blocks of rows -----------------------------------------------------------
+# --- blocks: as many products as the groups have blocks of rows -------------------------------------------------------
 
 BLOCK_SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 FINEST = 8  # sizes below this part of the mean group would save less than compiling their loops costs
@@ -129,10 +134,11 @@ def _take(array, i):
 
 
 def _over_blocks(cuts: _Cuts, num_rows: int, step: Callable[..., Any], carry: Any) -> Any:
-    """Folds `step(carry, group, start, size, mask)` over all blocks; mask [size, 1] marks the group's rows, None stands for all.
+    """Folds `step(carry, group, start, size, mask)` over all blocks; mask [size, 1] marks the group's rows, None stands
+    for all.
 
-    A group's last block comes before its others: it is the first to touch the weights' gradient. A block that would reach beyond
-    the last row starts earlier.
+    A group's last block comes before its others: it is the first to touch the weights' gradient. A block that would
+    reach beyond the last row starts earlier.
     """
 
     def last(size, state):
@@ -145,12 +151,16 @@ def _over_blocks(cuts: _Cuts, num_rows: int, step: Callable[..., Any], carry: An
 
     def full(i, carry):
         group = _take(cuts.full_groups, i)
-        start = _take(cuts.starts, group) + (i + _take(cuts.full, group) - _take(cuts.full_ends, group)) * cuts.sizes[-1]
+        start = (
+            _take(cuts.starts, group) + (i + _take(cuts.full, group) - _take(cuts.full_ends, group)) * cuts.sizes[-1]
+        )
         return step(carry, group, start, cuts.sizes[-1], None)
 
     state = jnp.zeros((), jnp.int32), carry
     for kind, size in enumerate(cuts.sizes):
-        state = lax.while_loop(lambda state, kind=kind: state[0] < cuts.last_bounds[kind], functools.partial(last, size), state)
+        state = lax.while_loop(
+            lambda state, kind=kind: state[0] < cuts.last_bounds[kind], functools.partial(last, size), state
+        )
     return lax.fori_loop(0, cuts.full_ends[-1], full, state[1])
 
 

@@ -1,8 +1,9 @@
-"""Products of rows with the weights of their group: what a mixture of experts computes once its tokens are sorted by expert.
+"""Products of rows with the weights of their group: what a mixture of experts computes once its tokens are sorted by
+expert.
 
-Nothing is dropped and nothing is padded to a capacity (MegaBlocks, Gale et al. 2022, arXiv 2211.15841, sections 4 and 5). On a CPU
-the time follows the number of rows, not that of groups; `lax.ragged_dot` is what accelerators are given. Sorting, and moving rows
-there and back, stand beside it, with gradients that gather and never scatter.
+Nothing is dropped and nothing is padded to a capacity (MegaBlocks, Gale et al. 2022, arXiv 2211.15841, sections 4 and
+5). On a CPU the time follows the number of rows, not that of groups; `lax.ragged_dot` is what accelerators are given.
+Sorting, and moving rows there and back, stand beside it, with gradients that gather and never scatter.
 """
 
 import functools
@@ -20,21 +21,28 @@ FORMS = tuple(grouped_forms.FORMS)
 
 
 def grouped_matmul(
-    x: Float[Array, "T K"], weights: Float[Array, "E K N"], group_sizes: Int[Array, " E"], *, form: str = "auto", partial: bool = False
+    x: Float[Array, "T K"],
+    weights: Float[Array, "E K N"],
+    group_sizes: Int[Array, " E"],
+    *,
+    form: str = "auto",
+    partial: bool = False,
 ) -> Float[Array, "T N"]:
-    """Returns y[t] = x[t] @ weights[group of t], where the first group_sizes[0] rows are of group 0, the next ones of group 1, and so on.
+    """Returns y[t] = x[t] @ weights[group of t], where the first group_sizes[0] rows are of group 0, the next ones of
+    group 1, and so on.
 
     Args:
       x: rows sorted by group, see `sort_by_group`.
       weights: one matrix per group.
-      group_sizes: rows of each group; zeros are allowed. As traced values they are not checked: rows beyond their sum give zero and
-        get a zero gradient, rows that they count beyond T are passed over.
-      form: "auto" (by platform), "cpu", "blocks" (a CPU's), "ragged" (`lax.ragged_dot`, that of accelerators) or "naive" (all rows with
-        each group's weights in turn, E times the work; gradient by autodiff).
+      group_sizes: rows of each group; zeros are allowed. As traced values they are not checked: rows beyond their sum
+        give zero and get a zero gradient, rows that they count beyond T are passed over.
+      form: "auto" (by platform), "cpu", "blocks" (a CPU's), "ragged" (`lax.ragged_dot`, that of accelerators) or
+        "naive" (all rows with each group's weights in turn, E times the work; gradient by autodiff).
       partial: rows beyond the sum of the sizes are meant to be of no group.
 
     Returns:
-      Rows in the common dtype of x and weights; sums are taken in float32 at least. Differentiable once, in reverse, in x and weights.
+      Rows in the common dtype of x and weights; sums are taken in float32 at least. Differentiable once, in reverse, in
+      x and weights.
 
     Raises:
       ValueError: when shapes do not fit, group sizes that are known do not sum to T, or the form is unknown.
@@ -59,7 +67,11 @@ def grouped_matmul(
 def _check_sizes(sizes, num_rows, partial):
     told = f"of shape {sizes.shape} and sum {sizes.sum()}"
     checks.require(
-        sizes.sum() == num_rows or (partial and sizes.sum() < num_rows), OP, "group_sizes", told, f"sum {num_rows}, the rows of x"
+        sizes.sum() == num_rows or (partial and sizes.sum() < num_rows),
+        OP,
+        "group_sizes",
+        told,
+        f"sum {num_rows}, the rows of x",
     )
     checks.require((sizes >= 0).all(), OP, "group_sizes", f"{told}, the least {sizes.min()}", "none below 0")
 
@@ -92,7 +104,7 @@ def _backward(form, residuals, dy):
 _grouped_matmul.defvjp(_forward, _backward)
 
 
-# --- sorting rows by group, and moving them ------------------------------------------------------------------------------
+# --- sorting rows by group, and moving them ---------------------------------------------------------------------------
 
 
 def sort_by_group(assignments: Int[Array, " T"] | Int[Array, "T k"], num_groups: int) -> tuple[Array, Array, Array]:
@@ -103,7 +115,8 @@ def sort_by_group(assignments: Int[Array, " T"] | Int[Array, "T k"], num_groups:
       num_groups: number of groups E.
 
     Returns:
-      permutation [T * k]: which pair, t * k + choice, comes at each place; inverse [T * k]: the place of each pair; group sizes [E].
+      permutation [T * k]: which pair, t * k + choice, comes at each place; inverse [T * k]: the place of each pair;
+      group sizes [E].
 
     Raises:
       ValueError: for other shapes or dtypes, or so many pairs and groups that their product exceeds 32 bits.
@@ -115,8 +128,11 @@ def sort_by_group(assignments: Int[Array, " T"] | Int[Array, "T k"], num_groups:
     num_pairs = assignments.size
     groups, pairs = assignments.reshape(-1).astype(jnp.uint32), jnp.arange(num_pairs, dtype=jnp.uint32)
     if dispatch.known(num_pairs):
-        checks.require(num_pairs * num_groups <= 2**32, op, "num_groups", num_groups, f"at most 2**32 / {num_pairs} pairs")
-        # One integer holds group and pair: on a CPU, XLA sorts plain integers several times faster than a key with its value.
+        checks.require(
+            num_pairs * num_groups <= 2**32, op, "num_groups", num_groups, f"at most 2**32 / {num_pairs} pairs"
+        )
+        # One integer holds group and pair: on a CPU, XLA sorts plain integers several times faster than a key with its
+        # value.
         permutation = (lax.sort(groups * num_pairs + pairs) % max(num_pairs, 1)).astype(jnp.int32)
     else:
         permutation = jnp.argsort(groups, stable=True).astype(jnp.int32)
@@ -127,7 +143,11 @@ def sort_by_group(assignments: Int[Array, " T"] | Int[Array, "T k"], num_groups:
 
 
 def _gather(rows, index, partial=False):
-    return jnp.take(rows, index, axis=0, mode="fill", fill_value=0) if partial else jnp.take(rows, index, axis=0, mode="clip")
+    return (
+        jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
+        if partial
+        else jnp.take(rows, index, axis=0, mode="clip")
+    )
 
 
 def permute(
@@ -139,15 +159,17 @@ def permute(
       x: one row per token.
       permutation: which of the P = T * k pairs (pair p is of token p // k) comes at each of R places.
       inverse: the place of each pair.
-      partial: some pairs have no place (an inverse of R) and some places no pair (a permutation of P), which gives rows of zeros;
-        otherwise R is P.
+      partial: some pairs have no place (an inverse of R) and some places no pair (a permutation of P), which gives rows
+        of zeros; otherwise R is P.
 
     Raises:
       ValueError: when shapes do not fit.
     """
     checks.shapes("permute", x=(x, "T D"), permutation=(permutation, "R"), inverse=(inverse, "P" if partial else "R"))
     whole = inverse.size % max(x.shape[0], 1) == 0
-    checks.require(whole, "permute", "inverse", f"of shape {inverse.shape}", f"a multiple of the {x.shape[0]} rows of x")
+    checks.require(
+        whole, "permute", "inverse", f"of shape {inverse.shape}", f"a multiple of the {x.shape[0]} rows of x"
+    )
     return _permute(partial, x, permutation, inverse)
 
 

@@ -6,10 +6,11 @@ The state S [K, V] of a head is a matrix that maps keys to values:
     S'  = diag(e^{g_t}) S_{t-1};  S_t = S' + beta_t k_t (v_t - S'^T k_t)^T     (gated) delta rule
     o_t = scale * S_t^T q_t
 
-Sources: Katharopoulos et al. 2020 (arXiv 2006.16236, section 3.3); Yang et al. 2023 (GLA, arXiv 2312.06635, section 4: chunks
-and vector decays); Dao and Gu 2024 (SSD, arXiv 2405.21060, section 6); Yang et al. 2024 (arXiv 2406.06484, section 3, delta rule
-by products of matrices, and arXiv 2412.06464, section 3.3, gated). All chunks are computed at once; only the states at their
-boundaries are chained. Every exponent is a sum of log decays over a segment, at most 0.
+Sources: Katharopoulos et al. 2020 (arXiv 2006.16236, section 3.3); Yang et al. 2023 (GLA, arXiv 2312.06635, section 4:
+  chunks
+and vector decays); Dao and Gu 2024 (SSD, arXiv 2405.21060, section 6); Yang et al. 2024 (arXiv 2406.06484, section 3,
+delta rule by products of matrices, and arXiv 2412.06464, section 3.3, gated). All chunks are computed at once; only the
+states at their boundaries are chained. Every exponent is a sum of log decays over a segment, at most 0.
 """
 
 import functools
@@ -59,9 +60,11 @@ def linear_attention(
       beta: writing strengths of the delta rule (then G = H); its keys should have unit length.
       scale: factor of q; K^-0.5 by default.
       initial_state: state before the first token; None for zeros.
-      normalize: divide by scale * q_t . z_t + eps, with z_t the same recurrence over k alone. The states then have V + 1 columns, the last of which is z. Not with beta.
+      normalize: divide by scale * q_t . z_t + eps, with z_t the same recurrence over k alone. The states then have V +
+        1 columns, the last of which is z. Not with beta.
       eps: added to the normaliser.
-      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from `initial_state`.
+      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from
+        `initial_state`.
       chunk_size: tokens a chunk, a power of two; by default 64, on a CPU 32 for vector decays and the delta rule.
       form: "auto" and "cpu" are "chunked"; "naive" is a loop over tokens with the gradient by autodiff.
 
@@ -119,7 +122,13 @@ def linear_attention_step(
     axes_of_decay = 0 if log_decay is None else 2 + (log_decay.ndim - (v.ndim - 1))
     options = {"log_decay": in_time(log_decay, axes_of_decay), "beta": in_time(beta, 2)}
     out, state = linear_attention(
-        *(in_time(x, 3) for x in (q, k, v)), initial_state=state, scale=scale, normalize=normalize, eps=eps, form="naive", **options
+        *(in_time(x, 3) for x in (q, k, v)),
+        initial_state=state,
+        scale=scale,
+        normalize=normalize,
+        eps=eps,
+        form="naive",
+        **options,
     )
     return jnp.squeeze(out, -3), state
 
@@ -141,7 +150,9 @@ def _check(q, k, v, log_decay, beta, initial_state, normalize, segment_ids) -> d
     checks.require(heads % groups == 0, OP, "v", f"of {heads} heads", f"a multiple of the {groups} heads of q and k")
     if vector or beta is not None:
         what = "vector log_decay" if vector else "beta"
-        checks.require(groups == heads, OP, "q", f"of {groups} heads", f"{heads} heads, one for each of v, under a {what}")
+        checks.require(
+            groups == heads, OP, "q", f"of {groups} heads", f"{heads} heads, one for each of v, under a {what}"
+        )
     checks.require(not (normalize and beta is not None), OP, "normalize", True, "False under the delta rule (beta)")
     return sizes
 
@@ -180,7 +191,8 @@ def _product(text, *operands):
     return jnp.einsum(text, *operands, precision=lax.Precision.HIGHEST)
 
 
-# --- the chunked form. Axes: n chunks, b batch, g heads of q and k, r heads of v for each of them, c (i, j) tokens of a chunk ---
+# --- the chunked form. Axes: n chunks, b batch, g heads of q and k, r heads of v for each of them, c (i, j) tokens of a
+# chunk ---
 
 
 def _chunked(tokens_at_once, *operands, size):
@@ -198,7 +210,8 @@ def _chunked(tokens_at_once, *operands, size):
 
 
 def _chunked_rows(tokens_at_once, q, k, v, g, beta, state, starts, *, size):
-    """Scans over groups of chunks that fit the cache; the chunks of a group are computed at once, and again for the gradient."""
+    """Scans over groups of chunks that fit the cache; the chunks of a group are computed at once, and again for the
+    gradient."""
     batch, length, groups, width = q.shape
     repeats, columns = v.shape[2] // groups, v.shape[-1]
     vector = g is not None and g.ndim == v.ndim
@@ -214,7 +227,9 @@ def _chunked_rows(tokens_at_once, q, k, v, g, beta, state, starts, *, size):
     def group_step(state, group):
         q_c, k_c, v_c, g_c, beta_c, starts_c = group
         decay = chunk_decay.make(g_c, starts_c, size, vector=vector)
-        out, state = _additive(q_c, k_c, v_c, decay, state) if beta is None else _delta(q_c, k_c, v_c, beta_c, decay, state)
+        out, state = (
+            _additive(q_c, k_c, v_c, decay, state) if beta is None else _delta(q_c, k_c, v_c, beta_c, decay, state)
+        )
         return state, out
 
     state = state.reshape(batch, groups, repeats, width, columns)
@@ -224,7 +239,8 @@ def _chunked_rows(tokens_at_once, q, k, v, g, beta, state, starts, *, size):
 
 
 def _split(x, size, at_once, heads):
-    """[b, T, heads, ...] to [groups, n, b, *heads, c, ...], with zeros at the end: tokens that leave the state alone."""
+    """[b, T, heads, ...] to [groups, n, b, *heads, c, ...], with zeros at the end: tokens that leave the state
+    alone."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % (size * at_once)), *[(0, 0)] * (x.ndim - 2)))
     x = x.reshape(x.shape[0], -1, at_once, size, *heads, *x.shape[3 if heads else 2 :])
     before = 4 + len(heads)
@@ -264,7 +280,8 @@ def _chain(total, written, state):
 
 
 def _delta(q, k, v, beta, decay, state):
-    """The delta rule: writes within a chunk depend on each other by a triangular system, on the state before it linearly."""
+    """The delta rule: writes within a chunk depend on each other by a triangular system, on the state before it
+    linearly."""
     strictly_lower = jnp.tril(jnp.ones((q.shape[-2],) * 2, q.dtype), -1)
     solve = unit_lower_inverse(decay.scores(k * beta[..., None], k) * strictly_lower)
     writes = _matmul(solve, v * beta[..., None])
@@ -274,7 +291,9 @@ def _delta(q, k, v, beta, decay, state):
     def chunk_step(state, chunk):
         writes_c, reads_c, leaving_c, total_c = chunk
         new = writes_c - _matmul(reads_c, state)
-        after = _times(state, None if total_c is None else total_c[..., None]) + _matmul(jnp.swapaxes(leaving_c, -1, -2), new)
+        after = _times(state, None if total_c is None else total_c[..., None]) + _matmul(
+            jnp.swapaxes(leaving_c, -1, -2), new
+        )
         return after, (state, new)
 
     state, (before, new) = lax.scan(chunk_step, state, (writes, reads, leaving, decay.total))

@@ -1,8 +1,8 @@
 """The diagonal linear recurrence h_t = a_t h_{t-1} + b_t, forwards or backwards in time, in three parallelisations.
 
-All forms share one hand-written gradient: with g_t = dL/dh_t, g_t = dh_t + a_{t+1} g_{t+1} is the same recurrence run the
-other way (Martin and Cundy 2018, arXiv 1709.04057, section 2.2), so that only a and the states are kept. Nothing is ever
-divided by a product of decays: those underflow.
+All forms share one hand-written gradient: with g_t = dL/dh_t, g_t = dh_t + a_{t+1} g_{t+1} is the same recurrence run
+the other way (Martin and Cundy 2018, arXiv 1709.04057, section 2.2), so that only a and the states are kept. Nothing is
+ever divided by a product of decays: those underflow.
 """
 
 import functools
@@ -36,13 +36,15 @@ def linear_recurrence(
     """Returns all states of h_t = a_t h_{t-1} + b_t, elementwise, and the last one.
 
     Args:
-      a: decays, any real numbers; axes of size 1 are broadcast against b (a scalar decay of a vector or matrix state), time is not.
+      a: decays, any real numbers; axes of size 1 are broadcast against b (a scalar decay of a vector or matrix state),
+        time is not.
       b: inputs; time on `axis`, anything on the others.
       initial_state: b without the time axis; None for zeros.
       axis: the axis of time, which may not be negative.
       reverse: run from the last step to the first: h_t = a_t h_{t+1} + b_t, and the last state is that of step 0.
-      form: "auto" (by platform), "cpu", "sequential" (a loop over time: the fastest on a CPU at any shape), "chunked" (a loop over the steps
-        of all chunks of 64 at once, then one over chunks), "associative" (logarithmic depth) or "naive" (a loop, gradient by autodiff).
+      form: "auto" (by platform), "cpu", "sequential" (a loop over time: the fastest on a CPU at any shape), "chunked"
+        (a loop over the steps of all chunks of 64 at once, then one over chunks), "associative" (logarithmic depth) or
+        "naive" (a loop, gradient by autodiff).
 
     Returns:
       (states like b, last state), in the dtype of b; computed in float32 at least. Differentiable once, in reverse.
@@ -57,7 +59,9 @@ def linear_recurrence(
     state_shape = b.shape[:axis] + b.shape[axis + 1 :]
     if initial_state is None:
         initial_state = jnp.zeros(state_shape, precision.wide(b).dtype)
-    checks.require(initial_state.shape == state_shape, OP, "initial_state", f"of shape {initial_state.shape}", str(state_shape))
+    checks.require(
+        initial_state.shape == state_shape, OP, "initial_state", f"of shape {initial_state.shape}", str(state_shape)
+    )
     if b.shape[axis] == 0:
         return b, initial_state.astype(b.dtype)
 
@@ -117,7 +121,8 @@ _FORMS = {"sequential": _sequential, "chunked": _chunked, "associative": _associ
 
 
 def _recur(form, a, b, h0, reverse):
-    """The platform is chosen inside each direction: a differentiated choice would keep what every platform's branch keeps."""
+    """The platform is chosen inside each direction: a differentiated choice would keep what every platform's branch
+    keeps."""
     if form in _FORMS:
         return _FORMS[form](a, b, h0, reverse)
     run = lambda name: functools.partial(_FORMS[name], reverse=reverse)
@@ -136,7 +141,8 @@ def _states_fwd(form, reverse, a, b, h0):
 
 def _states_bwd(form, reverse, residuals, d_states):
     a, states, h0 = residuals
-    # The state at t reaches the next one through its decay; the step after the last is given a decay that no state meets.
+    # The state at t reaches the next one through its decay; the step after the last is given a decay that no state
+    # meets.
     ones = jnp.ones_like(a[:1])
     a_next = jnp.concatenate([ones, a[:-1]] if reverse else [a[1:], ones])
     g = _recur(form, a_next, d_states, jnp.zeros_like(h0), not reverse)

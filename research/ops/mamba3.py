@@ -1,11 +1,15 @@
-"""The recurrence of Mamba-3: a decaying state written by the exponential-trapezoidal rule, read and written at rotating angles.
+"""The recurrence of Mamba-3: a decaying state written by the exponential-trapezoidal rule, read and written at rotating
+angles.
 
-    S_t = a_t S_{t-1} + (1 - l_t) dt_t a_t x_{t-1} (outer) B_{t-1} + l_t dt_t x_t (outer) B_t        a_t = e^{log_decay_t}
-    y_t = S_t C_t + skip x_t
+    S_t = a_t S_{t-1} + (1 - l_t) dt_t a_t x_{t-1} (outer) B_{t-1} + l_t dt_t x_t (outer) B_t        a_t =
+    e^{log_decay_t} y_t = S_t C_t + skip x_t
 
-Source: "Mamba-3" (arXiv 2603.15569), sections 3.1 (trapezoidal rule), 3.2 (rotation) and 3.3 (several inputs and outputs a
-head: R outer products are written and R vectors read in each step). l = 1 is the rule of Mamba-2. In parallel, token s counts
-for all later ones with l_s dt_s + (1 - l_{s+1}) dt_{s+1}, which is linear attention; for itself it counts with l_s dt_s alone.
+Source: "Mamba-3" (arXiv 2603.15569), sections 3.1 (trapezoidal rule), 3.2 (rotation) and 3.3 (several inputs and
+  outputs a
+head: R outer products are written and R vectors read in each step). l = 1 is the rule of Mamba-2. In parallel, token s
+  counts
+for all later ones with l_s dt_s + (1 - l_{s+1}) dt_{s+1}, which is linear attention; for itself it counts with l_s dt_s
+alone.
 """
 
 import jax
@@ -44,7 +48,8 @@ def trapezoidal_scan(
       C: output maps, rotated.
       skip: factor of the direct path x -> y ("D" in the paper).
       initial_state: `ssm` [*B, H, P, N], and the last token's `x` [*B, R, H, P] and `b` [*B, R, H, N]; None for zeros.
-      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from `initial_state`.
+      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from
+        `initial_state`.
       chunk_size, form: as in `linear_attention`; the form "naive" is a loop of steps.
 
     Returns:
@@ -90,7 +95,9 @@ def wrap(turns: Float[Array, "*B"]) -> Float[Array, "*B"]:
     return turns - lax.stop_gradient(jnp.round(turns))
 
 
-def cumulative_turns(turns: Float[Array, "B T *S"], initial: Float[Array, "B *S"] | None = None) -> Float[Array, "B T *S"]:
+def cumulative_turns(
+    turns: Float[Array, "B T *S"], initial: Float[Array, "B *S"] | None = None
+) -> Float[Array, "B T *S"]:
     """Returns the angles after each step, wrapped at every addition: precise however long the sequence is."""
     turns = wrap(turns)
     if initial is not None:
@@ -106,7 +113,8 @@ def rotate(x: Float[Array, "*B N"], turns: Float[Array, "*B S"]) -> Float[Array,
     even, odd = x[..., 0:size:2], x[..., 1:size:2]
     turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
     return jnp.concatenate(
-        [turned.reshape(*turned.shape[:-2], size), jnp.broadcast_to(x, (*turned.shape[:-2], x.shape[-1]))[..., size:]], -1
+        [turned.reshape(*turned.shape[:-2], size), jnp.broadcast_to(x, (*turned.shape[:-2], x.shape[-1]))[..., size:]],
+        -1,
     )
 
 
@@ -121,7 +129,10 @@ def _check(x, dt, log_decay, mix, B, C, skip, state, segment_ids, lead):
         B=(B, f"{lead} R H N"),
         C=(C, f"{lead} R H N"),
         skip=(skip, "H"),
-        **{f"state {name}": (state.get(name), pattern) for name, pattern in (("ssm", "*B H P N"), ("x", "*B R H P"), ("b", "*B R H N"))},
+        **{
+            f"state {name}": (state.get(name), pattern)
+            for name, pattern in (("ssm", "*B H P N"), ("x", "*B R H P"), ("b", "*B R H N"))
+        },
         segment_ids=(segment_ids, lead),
     )
 
@@ -155,12 +166,16 @@ def _naive(x, dt, log_decay, mix, B, C, state, segment_ids):
     state = jax.tree.map(precision.wide, state or _zeros(x, B))
     starts = None
     if segment_ids is not None:
-        starts = jnp.concatenate([jnp.zeros_like(segment_ids[..., :1], bool), segment_ids[..., 1:] != segment_ids[..., :-1]], -1)
+        starts = jnp.concatenate(
+            [jnp.zeros_like(segment_ids[..., :1], bool), segment_ids[..., 1:] != segment_ids[..., :-1]], -1
+        )
 
     def body(state, token):
         *operands, start = token
         if start is not None:
-            state = jax.tree.map(lambda a: jnp.where(start.reshape(*start.shape, *[1] * (a.ndim - start.ndim)), 0, a), state)
+            state = jax.tree.map(
+                lambda a: jnp.where(start.reshape(*start.shape, *[1] * (a.ndim - start.ndim)), 0, a), state
+            )
         y, state = _step(*operands, state=state)
         return state, y
 
@@ -170,7 +185,8 @@ def _naive(x, dt, log_decay, mix, B, C, state, segment_ids):
 
 
 def _parallel(x, dt, log_decay, mix, B, C, state, options):
-    """Linear attention over R * T writes. Where R > 1, the writes of one token come one after the other, the decay before them."""
+    """Linear attention over R * T writes. Where R > 1, the writes of one token come one after the other, the decay
+    before them."""
     *lead, time, rank, heads, width = x.shape
     own, carried = mix * dt, (1 - mix) * dt
     later = jnp.concatenate([carried[..., 1:, :], jnp.zeros_like(carried[..., :1, :])], -2)
@@ -193,7 +209,8 @@ def _parallel(x, dt, log_decay, mix, B, C, state, options):
         initial_state=before,
         **options,
     )
-    # Within a token every read meets every write, with `own` alone: read r has met the writes up to r with `own + later`.
+    # Within a token every read meets every write, with `own` alone: read r has met the writes up to r with `own +
+    # later`.
     met = jnp.tril(jnp.ones((rank, rank), x.dtype))[..., None]
     missing = (1 - met) * own[..., None, None, :] - met * later[..., None, None, :]
     scores = _product("...rhn,...shn->...rsh", C, B) * missing

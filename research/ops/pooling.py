@@ -1,14 +1,16 @@
-"""Pooling over small windows without `reduce_window`, whose gradient is slow on a CPU, and over the real tokens of sequences."""
+"""Pooling over small windows without `reduce_window`, whose gradient is slow on a CPU, and over the real tokens of
+sequences."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
 def max_pool_2x2(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-    """Maximum over 2x2 windows of stride 2; of equal values each gets its share of the gradient. An odd last row or column is left out.
+    """Maximum over 2x2 windows of stride 2; of equal values each gets its share of the gradient. An odd last row or
+    column is left out.
 
-    Pairwise, not by a reduction: the gradient of `max` divides by the number of values that equal it, and XLA may compute a value again,
-    with another rounding, so that none does.
+    Pairwise, not by a reduction: the gradient of `max` divides by the number of values that equal it, and XLA may
+    compute a value again, with another rounding, so that none does.
     """
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])

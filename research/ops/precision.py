@@ -7,7 +7,8 @@ from jax import lax
 from jaxtyping import Array
 
 matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-"""Product in the precision of its operands: by default TPUs and GPUs round float32 to bfloat16 or TF32 before they multiply."""
+"""Product in the precision of its operands: by default TPUs and GPUs round float32 to bfloat16 or TF32 before they
+multiply."""
 einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 """As `matmul`."""
 

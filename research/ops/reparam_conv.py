@@ -1,4 +1,5 @@
-"""Sum of batch-normalised dilated depthwise convolutions of one input: UniRepLKNet's re-parameterised block in training.
+"""Sum of batch-normalised dilated depthwise convolutions of one input: UniRepLKNet's re-parameterised block in
+training.
 
 Batch norm of a convolution needs only the mean and variance of its output, and these follow from the first and
 second moments of the input: with T the Toeplitz matrix of a channel's kernel and G = sum over the batch of x x^T,
@@ -42,8 +43,8 @@ def reparam_conv(
       scales: batch-norm factors, one row per branch.
       biases: batch-norm offsets, one row per branch.
       eps: added to the variances.
-      form: "auto" (by platform and shape), "cpu" (by shape), "moments", or a form of `depthwise_conv2d` for explicit branches; or a
-        list for several ops, as `dispatch.resolve` takes it.
+      form: "auto" (by platform and shape), "cpu" (by shape), "moments", or a form of `depthwise_conv2d` for explicit
+        branches; or a list for several ops, as `dispatch.resolve` takes it.
       axis_name: mesh axes over which devices hold other rows, under `jax.shard_map`: the moments are those of all.
 
     Returns:
@@ -61,11 +62,18 @@ def reparam_conv(
     return out[0], lax.stop_gradient(out[1]), lax.stop_gradient(out[2])
 
 
-def merged_kernel(kernels: Sequence[Array], dilations: Sequence[int], factors: Float[Array, "N C"]) -> Float[Array, "K K C"]:
+def merged_kernel(
+    kernels: Sequence[Array], dilations: Sequence[int], factors: Float[Array, "N C"]
+) -> Float[Array, "K K C"]:
     """Returns sum_n factor_n * kernel_n, dilated and centred in the window of the first kernel."""
     size = kernels[0].shape[-3]
-    windows = [depthwise.centre_pad_kernel(depthwise.dilate_kernel(k, d), size) for k, d in zip(kernels, dilations, strict=True)]
-    return jnp.einsum("nhwc,nc->hwc", jnp.stack(windows), factors.astype(windows[0].dtype), precision=lax.Precision.HIGHEST)
+    windows = [
+        depthwise.centre_pad_kernel(depthwise.dilate_kernel(k, d), size)
+        for k, d in zip(kernels, dilations, strict=True)
+    ]
+    return jnp.einsum(
+        "nhwc,nc->hwc", jnp.stack(windows), factors.astype(windows[0].dtype), precision=lax.Precision.HIGHEST
+    )
 
 
 def _explicit(x, kernels, scales, biases, *, dilations, eps, form, axis_name) -> Result:
@@ -100,7 +108,9 @@ def branch_moments(
     x_cm = x_cm - centre[:, None, :]
     gram = jnp.einsum("cbi,cbj->cij", x_cm, x_cm, precision=lax.Precision.HIGHEST) / batch
     gram = batch_norm.over_devices(gram, axis_name)
-    at_pixel = jnp.einsum("cpi,ci->cp", matrices, centre, precision=lax.Precision.HIGHEST).reshape(channels, count, pixels)
+    at_pixel = jnp.einsum("cpi,ci->cp", matrices, centre, precision=lax.Precision.HIGHEST).reshape(
+        channels, count, pixels
+    )
     mean = at_pixel.mean(-1)
     half = jnp.einsum("cpi,cij->cpj", matrices, gram, precision=lax.Precision.HIGHEST)
     spread = (half * matrices).reshape(channels, count, pixels * pixels).sum(-1) / pixels

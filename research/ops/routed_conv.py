@@ -33,9 +33,10 @@ def routed_conv(
       kernel: windows of odd sides, input channels, experts, output channels of one expert.
       experts: the expert of each image, from 0 to E - 1.
       stride: of both axes.
-      form: "auto" (by platform and, on a CPU, by shape), "cpu", "all" (one convolution with all E * O outputs, E times the work; that
-        of accelerators), "matrix" (the same as one matrix over the whole map, for maps of a few pixels, where XLA's convolution is slow),
-        "grouped" (windows of the images, sorted by expert, times the matrix of theirs) or "naive" (image by image).
+      form: "auto" (by platform and, on a CPU, by shape), "cpu", "all" (one convolution with all E * O outputs, E times
+        the work; that of accelerators), "matrix" (the same as one matrix over the whole map, for maps of a few pixels,
+        where XLA's convolution is slow), "grouped" (windows of the images, sorted by expert, times the matrix of
+        theirs) or "naive" (image by image).
 
     Returns:
       Images of ceil(H / stride) x ceil(W / stride). Differentiable in x and kernel; "grouped" once and in reverse.
@@ -45,7 +46,9 @@ def routed_conv(
     """
     form = dispatch.resolve(form, OP, tuple(FORMS))
     sizes = checks.shapes(OP, x=(x, "B H W I"), kernel=(kernel, "K L I E O"), experts=(experts, "B"))
-    checks.require(sizes["K"] % 2 == sizes["L"] % 2 == 1, OP, "kernel", f"of windows {sizes['K']}x{sizes['L']}", "odd sides")
+    checks.require(
+        sizes["K"] % 2 == sizes["L"] % 2 == 1, OP, "kernel", f"of windows {sizes['K']}x{sizes['L']}", "odd sides"
+    )
     if form in FORMS:
         return FORMS[form](x, kernel, experts, stride=stride)
     pixels = -(-sizes["H"] // stride) * -(-sizes["W"] // stride)
@@ -91,7 +94,8 @@ def as_matrix(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
 
 
 def _taps(size: tuple[int, int], sides: tuple[int, int], stride: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Which tap t of the window leads from input pixel p to output pixel q, 1 or 0 as [p, q, t]; and the size of the output."""
+    """Which tap t of the window leads from input pixel p to output pixel q, 1 or 0 as [p, q, t]; and the size of the
+    output."""
     along = []
     for length, side in zip(size, sides):
         source = stride * np.arange(-(-length // stride))[:, None] + np.arange(side) - side // 2
@@ -127,7 +131,8 @@ def grouped(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
 
 
 def windows(x: Float[Array, "B H W I"], sides: tuple[int, int], stride: int) -> Float[Array, "B h w K*L*I"]:
-    """Returns the window around every stride-th pixel, zeros beyond the edge, as one vector: rows, columns, channels."""
+    """Returns the window around every stride-th pixel, zeros beyond the edge, as one vector: rows, columns,
+    channels."""
     (tall, wide), (height, width) = sides, x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (tall // 2, tall // 2), (wide // 2, wide // 2), (0, 0)))
     taps = [padded[:, i : i + height : stride, j : j + width : stride] for i in range(tall) for j in range(wide)]

@@ -1,10 +1,12 @@
 """Routing attention: every cluster of an online k-means attends within itself, in O(n^1.5) for about sqrt(n) clusters.
 
-Source: Roy et al. 2021 (arXiv 2003.05997), section 4 and algorithm 1, as in the authors' code. Queries and keys are scored against
-centroids; each centroid takes its `window` best tokens, whatever their number (clusters are balanced, may overlap and may
-leave tokens out); a token's output is the mean over the clusters that took it.
+Source: Roy et al. 2021 (arXiv 2003.05997), section 4 and algorithm 1, as in the authors' code. Queries and keys are
+  scored against
+centroids; each centroid takes its `window` best tokens, whatever their number (clusters are balanced, may overlap and
+may leave tokens out); a token's output is the mean over the clusters that took it.
 
-Strictness: which tokens a cluster takes depends on the whole sequence, so with `causal` no token attends to later ones, yet a later one
+Strictness: which tokens a cluster takes depends on the whole sequence, so with `causal` no token attends to later ones,
+  yet a later one
 can push an earlier one out of a cluster. Decode with tokens after the present one left out by `mask`.
 """
 
@@ -25,7 +27,8 @@ COUNT_EPS = 1e-5
 
 
 def spherical(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
-    """Layer normalisation over the last axis without scale or bias: a point on the sphere of radius sqrt(K), float32 at least."""
+    """Layer normalisation over the last axis without scale or bias: a point on the sphere of radius sqrt(K), float32 at
+    least."""
     x = precision.wide(x)
     centred = x - x.mean(-1, keepdims=True)
     return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + NORM_EPS)
@@ -56,24 +59,28 @@ def routing_attention(
       value: values.
       centroids: C means per head; no gradient.
       window: tokens that each cluster takes, at most T; T / C for about the same total as tokens.
-      causal: a token sees none after it. Queries and keys of a cluster are sorted by position, and differ if not shared.
+      causal: a token sees none after it. Queries and keys of a cluster are sorted by position, and differ if not
+        shared.
       mask: True for tokens; False for padding, which no cluster takes while it can take tokens, and which gives zeros.
       segment_ids: sequences packed on one axis see only themselves.
       form: see `dispatch.resolve`; the naive twin builds [T, T] masks.
 
     Returns:
-      Output in the dtype of the value: sum / (number of clusters + 0.01); zeros where no cluster took the token. A cluster in which
-      a query sees no key does not count.
+      Output in the dtype of the value: sum / (number of clusters + 0.01); zeros where no cluster took the token. A
+      cluster in which a query sees no key does not count.
 
     Raises:
       ValueError: naming the argument that does not fit.
     """
     form = dispatch.resolve(form, OP, FORMS)
-    patterns = dict(query=(query, "*B T H K"), key=(key, "*B T H K"), value=(value, "*B T H V"), centroids=(centroids, "H C K"))
+    patterns = dict(
+        query=(query, "*B T H K"), key=(key, "*B T H K"), value=(value, "*B T H V"), centroids=(centroids, "H C K")
+    )
     sizes = checks.shapes(OP, **patterns, mask=(mask, "*B T"), segment_ids=(segment_ids, "*B T"))
     checks.require(1 <= window <= sizes["T"], OP, "window", window, f"1 to the number of tokens, {sizes['T']}")
     query, key, value, mask, segment_ids = (
-        None if x is None else x.reshape(-1, *x.shape[len(sizes["*B"]) :]) for x in (query, key, value, mask, segment_ids)
+        None if x is None else x.reshape(-1, *x.shape[len(sizes["*B"]) :])
+        for x in (query, key, value, mask, segment_ids)
     )
     query = spherical(query)
     key = None if key is None else spherical(key)
@@ -108,7 +115,9 @@ def _naive(query, key, value, query_at, key_at, segments, causal):
         seen = seen & ((segments[:, :, None] == segments[:, None]) & (segments >= 0)[:, None])[:, None]
     total, count = 0.0, 0
     for cluster in range(query_at.shape[2]):
-        took_query, took_key = (jnp.any(at[:, :, cluster, :, None] == jnp.arange(tokens), 2) for at in (query_at, key_at))
+        took_query, took_key = (
+            jnp.any(at[:, :, cluster, :, None] == jnp.arange(tokens), 2) for at in (query_at, key_at)
+        )
         visible = seen & took_query[..., :, None] & took_key[..., None, :]
         weights = jax.nn.softmax(jnp.where(visible, logits, jnp.finfo(logits.dtype).min), axis=-1)
         total += jnp.einsum("bhts,bshv->bthv", jnp.where(visible, weights, 0), value)
@@ -139,7 +148,8 @@ def _cluster_mask(query_at, key_at, segments, causal):
 
 
 def _rows(at, tokens):
-    """The rows of an array [B * H * T, ..] that positions [B, H, C, W] mean: one flat index makes one loop of copies."""
+    """The rows of an array [B * H * T, ..] that positions [B, H, C, W] mean: one flat index makes one loop of
+    copies."""
     batch, heads = at.shape[:2]
     return (at + (jnp.arange(batch * heads, dtype=at.dtype) * tokens).reshape(batch, heads, 1, 1)).reshape(-1)
 
@@ -193,7 +203,14 @@ def _cluster_backward(residuals, d_total):
     d_key = jnp.einsum("bhcij,bhcik->bhcjk", d_logits, query_rows)
     d_value = jnp.einsum("bhcij,bhciv->bhcjv", weights, d_out)
     tokens = query.shape[2]
-    return _scatter(d_query, query_at, tokens), _scatter(d_key, key_at, tokens), _scatter(d_value, key_at, tokens), None, None, None
+    return (
+        _scatter(d_query, query_at, tokens),
+        _scatter(d_key, key_at, tokens),
+        _scatter(d_value, key_at, tokens),
+        None,
+        None,
+        None,
+    )
 
 
 _cluster_attention.defvjp(_cluster_forward, _cluster_backward)
@@ -261,7 +278,9 @@ def update_centroids(
     Raises:
       ValueError: naming the argument that does not fit.
     """
-    checks.shapes("update_centroids", centroids=(state.centroids, "H C K"), counts=(counts, "H C"), sums=(sums, "H C K"))
+    checks.shapes(
+        "update_centroids", centroids=(state.centroids, "H C K"), counts=(counts, "H C"), sums=(sums, "H C K")
+    )
     new_counts = decay * state.counts + (1 - decay) * counts
     new_sums = decay * state.sums + (1 - decay) * sums
     total = new_counts.sum(-1, keepdims=True)

@@ -1,9 +1,10 @@
 """Sums of log decays over segments of time, without cancellation.
 
-The log decay from step j to step i is the sum of log_decay over j < s <= i. As the difference of two running sums it loses
-eps * |running sum|: with a total of -1000 the decays of late neighbours are wrong in the fourth digit. Here each log decay is split
-into a multiple of 2^-6, whose running sums are exact in float32, and a remainder below 2^-7, whose running sums are small; both
-differences are then as good as their terms. Source of the matrix: Dao and Gu 2024 (arXiv 2405.21060), section 6 ("segsum").
+The log decay from step j to step i is the sum of log_decay over j < s <= i. As the difference of two running sums it
+loses eps * |running sum|: with a total of -1000 the decays of late neighbours are wrong in the fourth digit. Here each
+log decay is split into a multiple of 2^-6, whose running sums are exact in float32, and a remainder below 2^-7, whose
+running sums are small; both differences are then as good as their terms. Source of the matrix: Dao and Gu 2024 (arXiv
+2405.21060), section 6 ("segsum").
 """
 
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ def running_sums(log_decay: Float[Array, "*S"], axis: int = -1) -> tuple[Float[A
       axis: -1 or -2.
 
     Returns:
-      (exact part, for totals down to -2^18; small part). The differences of two entries, added up over both parts, are the segment sum between them.
+      (exact part, for totals down to -2^18; small part). The differences of two entries, added up over both parts, are
+      the segment sum between them.
     """
     log_decay = jnp.maximum(precision.wide(log_decay), LOWEST)
     coarse = lax.stop_gradient(jnp.round(log_decay / _GRID) * _GRID)

@@ -3,9 +3,9 @@
     h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t        y_t = sum_n C_t[n] h_t[:, n] + skip u_t
 
 Source: Gu and Dao 2023 (arXiv 2312.00752), algorithm 2 and section 3.3.2. The fast forms keep the state at every chunk
-boundary only and make the states of a chunk again in the backward pass, as section 3.3.2 proposes; the loop over steps then holds nothing but the
-recurrence itself, and every sum is taken over a whole chunk at once. Channels are the last axis of the state: sums over N and
-the outer products run along them.
+boundary only and make the states of a chunk again in the backward pass, as section 3.3.2 proposes; the loop over steps
+then holds nothing but the recurrence itself, and every sum is taken over a whole chunk at once. Channels are the last
+axis of the state: sums over N and the outer products run along them.
 """
 
 import functools
@@ -46,9 +46,11 @@ def selective_scan(
       C: output maps, shared by all channels.
       skip: factor of the direct path u -> y ("D" in the paper).
       initial_state: state before the first token; None for zeros.
-      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from `initial_state`.
+      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from
+        `initial_state`.
       form: "auto" (by platform), "cpu", "sequential" (a loop over time inside a loop over chunks, for CPUs), "chunked"
-        (logarithmic depth inside chunks of 256), "associative" (logarithmic depth throughout), or "naive" (a loop, gradient by autodiff).
+        (logarithmic depth inside chunks of 256), "associative" (logarithmic depth throughout), or "naive" (a loop,
+        gradient by autodiff).
 
     Returns:
       (y in the dtype of u, final state in float32 at least). Differentiable once, in reverse, in all arrays.
@@ -81,7 +83,9 @@ def selective_scan(
         ids = jnp.swapaxes(segment_ids.reshape(-1, length), 0, 1)
         keep = jnp.concatenate([jnp.ones_like(ids[:1]), ids[1:] == ids[:-1]]).astype(h0.dtype)
     u_, delta_ = time_major(u), time_major(delta)
-    y, state = _as_two_rows(functools.partial(_run, form), u_, delta_, precision.wide(A).T[None], time_major(B), time_major(C), h0, keep)
+    y, state = _as_two_rows(
+        functools.partial(_run, form), u_, delta_, precision.wide(A).T[None], time_major(B), time_major(C), h0, keep
+    )
     if skip is not None:
         y = y + precision.wide(skip) * u_
     y = jnp.swapaxes(y, 0, 1).reshape(u.shape).astype(u.dtype)
@@ -122,7 +126,8 @@ def selective_scan_step(
 
 
 def _as_two_rows(run, u, delta, A, B, C, h0, keep):
-    """Runs a batch of one as two rows with half the channels each: XLA:CPU does not vectorise the loop over the state of a batch of one."""
+    """Runs a batch of one as two rows with half the channels each: XLA:CPU does not vectorise the loop over the state
+    of a batch of one."""
     length, rows, channels = u.shape
     if rows != 1 or channels % 2:
         return run(u, delta, A, B, C, h0, keep)
@@ -188,7 +193,8 @@ def _chunk_length(name, length, state_numbers):
 
 
 def _split(name, state_numbers, arrays):
-    """Pads time by steps that leave the state alone (delta 0, keep 1, inputs 0) and splits it: [chunks, c, ...] each."""
+    """Pads time by steps that leave the state alone (delta 0, keep 1, inputs 0) and splits it: [chunks, c, ...]
+    each."""
     length = arrays[0].shape[0]
     chunk = _chunk_length(name, length, state_numbers)
     pad = -length % chunk
@@ -213,9 +219,12 @@ def _scan(form, u, delta, A, B, C, h0, keep):
 
 
 def _forward(form, *operands):
-    """The platform is chosen inside each direction: a differentiated choice would keep what every platform's branch keeps."""
+    """The platform is chosen inside each direction: a differentiated choice would keep what every platform's branch
+    keeps."""
     length, numbers = operands[0].shape[0], operands[5].size
-    rows = max(_chunks(name, length, numbers) for name in (("sequential", "chunked") if form in ("auto", "cpu") else (form,)))
+    rows = max(
+        _chunks(name, length, numbers) for name in (("sequential", "chunked") if form in ("auto", "cpu") else (form,))
+    )
 
     def forward(name):
         def run(*operands):
@@ -271,7 +280,9 @@ def _backward_pass(name, residuals, cotangents):
     boundaries = boundaries[: _chunks(name, length, h0.size)]
 
     def chunk_step(carry, chunk):
-        carried, d_A = carry  # dL/dh of the step before this chunk's end, already through the decay of the step after it
+        carried, d_A = (
+            carry  # dL/dh of the step before this chunk's end, already through the decay of the step after it
+        )
         (u_c, delta_c, b_c, c_c, dy_c, keep_c), h = chunk
         inputs = delta_c * u_c
         decay = _decay(delta_c, keep_c, A)

@@ -1,8 +1,9 @@
 """Attention to a window of positions, in time and memory linear in the length, and step by step from the last keys.
 
-Patterns: a sliding window (Beltagy et al. 2020, Longformer, arXiv 2004.05150, section 3.1) and the local heads of the Routing
-Transformer (Roy et al. 2021, arXiv 2003.05997, section 4): a block and the one before it. On a CPU a loop over blocks of
-queries (`attention_blocks.attend`), elsewhere all blocks at once.
+Patterns: a sliding window (Beltagy et al. 2020, Longformer, arXiv 2004.05150, section 3.1) and the local heads of the
+  Routing
+Transformer (Roy et al. 2021, arXiv 2003.05997, section 4): a block and the one before it. On a CPU a loop over blocks
+of queries (`attention_blocks.attend`), elsewhere all blocks at once.
 """
 
 import functools
@@ -70,7 +71,13 @@ def sliding_window_attention(
       ValueError: naming the argument that does not fit.
     """
     checks.require(window >= 1, OP, "window", window, "at least 1")
-    checks.shapes(OP, query=(query, "*B T H K"), key=(key, "*B T G K"), value=(value, "*B T G V"), segment_ids=(segment_ids, "*B T"))
+    checks.shapes(
+        OP,
+        query=(query, "*B T H K"),
+        key=(key, "*B T G K"),
+        value=(value, "*B T G V"),
+        segment_ids=(segment_ids, "*B T"),
+    )
     pattern = Pattern(before=window - 1, after=0 if causal else window - 1)
     return _attend(OP, query, key, value, pattern, segment_ids, segment_ids, scale, form)
 
@@ -99,7 +106,13 @@ def block_local_attention(
     """
     op = "block_local_attention"
     checks.require(block >= 1, op, "block", block, "at least 1")
-    checks.shapes(op, query=(query, "*B T H K"), key=(key, "*B T G K"), value=(value, "*B T G V"), segment_ids=(segment_ids, "*B T"))
+    checks.shapes(
+        op,
+        query=(query, "*B T H K"),
+        key=(key, "*B T G K"),
+        value=(value, "*B T G V"),
+        segment_ids=(segment_ids, "*B T"),
+    )
     return _attend(op, query, key, value, Pattern(after=0, local=block), segment_ids, segment_ids, scale, form)
 
 
@@ -116,7 +129,8 @@ def sliding_window_extend(
     """Goes on from a state: `sliding_window_attention` of the whole sequence, a piece (or one token, T = 1) at a time.
 
     Args:
-      query, key, value, segment_ids, scale, form: the new tokens, as in `sliding_window_attention`; without segment_ids all are 0.
+      query, key, value, segment_ids, scale, form: the new tokens, as in `sliding_window_attention`; without segment_ids
+        all are 0.
       state: what the pieces before left, at first `window_state(key, value, window)`; its length gives the window.
 
     Returns:
@@ -126,7 +140,13 @@ def sliding_window_extend(
       ValueError: naming the argument that does not fit.
     """
     op = "sliding_window_extend"
-    checks.shapes(op, query=(query, "*B T H K"), key=(key, "*B T G K"), value=(value, "*B T G V"), segment_ids=(segment_ids, "*B T"))
+    checks.shapes(
+        op,
+        query=(query, "*B T H K"),
+        key=(key, "*B T G K"),
+        value=(value, "*B T G V"),
+        segment_ids=(segment_ids, "*B T"),
+    )
     named = {
         "state.key": (state.key, "*B W G K"),
         "state.value": (state.value, "*B W G V"),
@@ -150,7 +170,9 @@ def sliding_window_extend(
 def _attend(op, query, key, value, pattern, query_segments, key_segments, scale, form):
     form = dispatch.resolve(form, OP, FORMS)
     batch, (heads, size), groups = query.shape[:-3], query.shape[-2:], key.shape[-2]
-    checks.require(heads % groups == 0, op, "query", f"of {heads} heads", f"a multiple of the {groups} heads of key and value")
+    checks.require(
+        heads % groups == 0, op, "query", f"of {heads} heads", f"a multiple of the {groups} heads of key and value"
+    )
     scale = size**-0.5 if scale is None else scale
     if form == "naive":
         mask = pattern.visible(pattern.offset + jnp.arange(query.shape[-3]), jnp.arange(key.shape[-3]))
@@ -159,8 +181,12 @@ def _attend(op, query, key, value, pattern, query_segments, key_segments, scale,
         return softmax_attention(query, key, value, mask=mask, scale=scale, form="naive")
     query = query.reshape(-1, query.shape[-3], groups, heads // groups, size)
     key, value = (x.reshape(-1, *x.shape[len(batch) :]) for x in (key, value))
-    query_segments, key_segments = (None if s is None else s.reshape(-1, s.shape[-1]) for s in (query_segments, key_segments))
-    operands = Operands(jnp.moveaxis(query, 1, 3), jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), query_segments, key_segments)
+    query_segments, key_segments = (
+        None if s is None else s.reshape(-1, s.shape[-1]) for s in (query_segments, key_segments)
+    )
+    operands = Operands(
+        jnp.moveaxis(query, 1, 3), jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2), query_segments, key_segments
+    )
     chunked = functools.partial(_chunked, pattern=pattern, scale=scale)
     # The weights of all blocks are the largest arrays here: the gradient computes them again.
     parallel = jax.checkpoint(functools.partial(_parallel, pattern=pattern, scale=scale))
@@ -186,7 +212,8 @@ def _parallel(operands, *, pattern, scale):
 
 
 def _block_size(reach, length):
-    """A quarter of the reach bounds the work that is masked away at a fifth; blocks smaller than 64 make poor products."""
+    """A quarter of the reach bounds the work that is masked away at a fifth; blocks smaller than 64 make poor
+    products."""
     return min(max(_power_of_two(reach) // 4, 64), 256, _power_of_two(length))
 
 

@@ -1,7 +1,7 @@
 """Broadcasting whose gradient is a product with ones.
 
-The gradient of a broadcast is a sum. XLA:CPU computes a reduction together with everything that feeds it in one slow kernel; as a
-product of matrices the same sum is a kernel of its own (`launch.bench --op=ssd` times what rests on it).
+The gradient of a broadcast is a sum. XLA:CPU computes a reduction together with everything that feeds it in one slow
+kernel; as a product of matrices the same sum is a kernel of its own (`launch.bench --op=ssd` times what rests on it).
 """
 
 import functools

@@ -37,7 +37,8 @@ def ssd(
       C: output maps.
       skip: factor of the direct path x -> y ("D" in the paper).
       initial_state: state before the first token; None for zeros.
-      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from `initial_state`.
+      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from
+        `initial_state`.
       chunk_size: tokens a chunk, a power of two; 64 by default.
       form: "auto", "cpu", "chunked" or "naive", as in `linear_attention`.
 
@@ -51,7 +52,15 @@ def ssd(
     values, log_decay = _values_and_decay(x, dt, A)
     state = None if initial_state is None else jnp.swapaxes(initial_state, -1, -2)
     y, state = linear_attention(
-        C, B, values, log_decay=log_decay, scale=1.0, initial_state=state, segment_ids=segment_ids, chunk_size=chunk_size, form=form
+        C,
+        B,
+        values,
+        log_decay=log_decay,
+        scale=1.0,
+        initial_state=state,
+        segment_ids=segment_ids,
+        chunk_size=chunk_size,
+        form=form,
     )
     return _skip(y, x, skip), jnp.swapaxes(state, -1, -2)
 
@@ -89,7 +98,9 @@ def _check(x, dt, A, B, C, skip, state, segment_ids, lead):
         initial_state=(state, "*B H P N"),
         segment_ids=(segment_ids, lead),
     )
-    checks.require(sizes["H"] % sizes["G"] == 0, OP, "B", f"of {sizes['G']} groups", f"a divisor of the {sizes['H']} heads of x")
+    checks.require(
+        sizes["H"] % sizes["G"] == 0, OP, "B", f"of {sizes['G']} groups", f"a divisor of the {sizes['H']} heads of x"
+    )
 
 
 def _values_and_decay(x, dt, A):

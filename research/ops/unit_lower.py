@@ -15,9 +15,10 @@ def _product(x, y):
 def unit_lower_inverse(strict: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     """Returns (I + strict)^-1 for strictly lower-triangular matrices whose size is a power of two.
 
-    Blocks are inverted from the diagonal outwards: with inverses P and Q of two neighbours on the diagonal and M below them, the
-    lower-left block of the pair's inverse is -Q M P. No powers of `strict` are formed (they grow and cancel), and the depth is
-    log2(C) products. Source: block forward substitution, Golub and Van Loan, Matrix Computations, section 3.1.4.
+    Blocks are inverted from the diagonal outwards: with inverses P and Q of two neighbours on the diagonal and M below
+    them, the lower-left block of the pair's inverse is -Q M P. No powers of `strict` are formed (they grow and cancel),
+    and the depth is log2(C) products. Source: block forward substitution, Golub and Van Loan, Matrix Computations,
+    section 3.1.4.
 
     Args:
       strict: entries on and above the diagonal are taken as zero.
@@ -36,7 +37,8 @@ def unit_lower_inverse(strict: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]
 
 
 def lower_left_of_pairs(size: int, half: int) -> np.ndarray:
-    """Where, in a matrix of `size`, the second of two neighbouring blocks of `half` rows meets the first one's columns."""
+    """Where, in a matrix of `size`, the second of two neighbouring blocks of `half` rows meets the first one's
+    columns."""
     pair, upper = np.arange(size) // (2 * half), np.arange(size) // half % 2 == 0
     return (pair[:, None] == pair[None, :]) & ~upper[:, None] & upper[None, :]
 

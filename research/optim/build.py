@@ -61,11 +61,13 @@ def make_optimizer(
     return optax.chain(*parts)
 
 
-def alternating(parts: Mapping[str, tuple[optax.GradientTransformation, Sequence[str]]]) -> optax.GradientTransformationExtraArgs:
+def alternating(
+    parts: Mapping[str, tuple[optax.GradientTransformation, Sequence[str]]],
+) -> optax.GradientTransformationExtraArgs:
     """Returns an optimizer of phases, each with an optimizer and parameters of its own.
 
-    `update(grads, state, params, phase=NAME)` returns the updates of that phase's parameters alone; the state of the others stays as it
-    is. Schedules count the updates of their own phase.
+    `update(grads, state, params, phase=NAME)` returns the updates of that phase's parameters alone; the state of the
+    others stays as it is. Schedules count the updates of their own phase.
 
     Args:
       parts: phase -> (optimizer, names of its parameters).

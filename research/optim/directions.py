@@ -1,6 +1,8 @@
-"""The direction of an update, by the optimizer's name: gradients in, what the parameters are moved against out, without rate and decay.
+"""The direction of an update, by the optimizer's name: gradients in, what the parameters are moved against out, without
+rate and decay.
 
-Whatever weight decay a published optimizer has is added once, by the chain (`build.py`), decoupled and by the kinds of arrays.
+Whatever weight decay a published optimizer has is added once, by the chain (`build.py`), decoupled and by the kinds of
+arrays.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,10 +24,12 @@ ENDS = {"image", "input", "vocab", "domains", "classes", "actions", "slots"}
 
 
 def matrix_axes(axes: Axes, kind: Kind) -> optax.contrib.MuonDimensionNumbers | None:
-    """Returns which axes of a parameter are inputs and which outputs of a matrix between hidden features, for Muon; None where it is none.
+    """Returns which axes of a parameter are inputs and which outputs of a matrix between hidden features, for Muon;
+    None where it is none.
 
-    Stacked layers, walks over an image and experts have matrices of their own; the window of a dense convolution belongs to the inputs.
-    Matrices that touch images, classes, domains or a vocabulary, and those to one number for each expert, are left to Adam.
+    Stacked layers, walks over an image and experts have matrices of their own; the window of a dense convolution
+    belongs to the inputs. Matrices that touch images, classes, domains or a vocabulary, and those to one number for
+    each expert, are left to Adam.
     """
     roles = [role(name) for name in axes]
     places = [i for i, r in enumerate(roles) if r not in STACKS]
@@ -37,8 +41,11 @@ def matrix_axes(axes: Axes, kind: Kind) -> optax.contrib.MuonDimensionNumbers | 
     return optax.contrib.MuonDimensionNumbers(tuple(places[:inputs]), tuple(places[inputs:]))
 
 
-def _muon(axes: Mapping[str, Axes], kinds: Mapping[str, Kind], *, momentum: float, b1: float, b2: float) -> optax.GradientTransformation:
-    """Muon for matrices, Adam with Nesterov momentum for the rest (Liu et al. 2025, arXiv 2502.16982), without decay and learning rate."""
+def _muon(
+    axes: Mapping[str, Axes], kinds: Mapping[str, Kind], *, momentum: float, b1: float, b2: float
+) -> optax.GradientTransformation:
+    """Muon for matrices, Adam with Nesterov momentum for the rest (Liu et al. 2025, arXiv 2502.16982), without decay
+    and learning rate."""
     return optax.contrib.muon(
         learning_rate=-1.0,  # optax flips the sign: the direction itself remains
         beta=momentum,
@@ -106,7 +113,8 @@ Make = TypeVar("Make", bound=Callable[..., optax.GradientTransformation])
 
 
 def register(name: str, takes: Optimizer) -> Callable[[Make], Make]:
-    """Makes an optimizer of one's own known: decorates the factory of its direction, which is called with the constants of `takes`.
+    """Makes an optimizer of one's own known: decorates the factory of its direction, which is called with the constants
+    of `takes`.
 
     The direction comes without learning rate and decay, which the chain adds (`build.py`).
 
@@ -118,7 +126,9 @@ def register(name: str, takes: Optimizer) -> Callable[[Make], Make]:
         if name in OPTIMIZERS:
             raise UserError(f"optimizer {name} is there already; choose another name")
         if unknown := sorted(set(takes.constants) - set(CONSTANTS)):
-            raise UserError(f"optimizer {name} has a constant {unknown[0]!r} that no config has; valid: {', '.join(CONSTANTS)}")
+            raise UserError(
+                f"optimizer {name} has a constant {unknown[0]!r} that no config has; valid: {', '.join(CONSTANTS)}"
+            )
         OPTIMIZERS[name] = takes
         DIRECTIONS[name] = lambda axes, kinds, **own: make(**own)
         return make
@@ -126,7 +136,9 @@ def register(name: str, takes: Optimizer) -> Callable[[Make], Make]:
     return known
 
 
-def direction(config: Mapping[str, Any], axes: Mapping[str, Axes], kinds: Mapping[str, Kind]) -> optax.GradientTransformation:
+def direction(
+    config: Mapping[str, Any], axes: Mapping[str, Axes], kinds: Mapping[str, Kind]
+) -> optax.GradientTransformation:
     """Returns the direction of the config's optimizer, with its constants.
 
     Raises:

@@ -1,6 +1,8 @@
-"""The fields of a config's section `optim`, and what each optimizer takes of them: its own constants where a recipe leaves them open.
+"""The fields of a config's section `optim`, and what each optimizer takes of them: its own constants where a recipe
+leaves them open.
 
-Without JAX: recipes are read by it before anything heavy is imported. The directions themselves stand in `directions.py`.
+Without JAX: recipes are read by it before anything heavy is imported. The directions themselves stand in
+`directions.py`.
 """
 
 import difflib
@@ -18,7 +20,11 @@ _SOME = Rule(above=0)
 
 CONSTANTS: dict[str, tuple[Any, str, Rule]] = {
     "b1": (float | None, "decay of the average of gradients", _AVERAGE),
-    "b2": (float | None, "decay of the average of squared gradients; of Lion, of its momentum; of Adan, of differences", _AVERAGE),
+    "b2": (
+        float | None,
+        "decay of the average of squared gradients; of Lion, of its momentum; of Adan, of differences",
+        _AVERAGE,
+    ),
     "b3": (float | None, "of Adan, decay of the average of squares; of AdEMAMix, of the slow average", _AVERAGE),
     "rho": (float | None, "of rms, stddev and adadelta, decay of the average of squares", _AVERAGE),
     "eps": (float | None, "added to what is divided by", _SOME),
@@ -29,13 +35,21 @@ CONSTANTS: dict[str, tuple[Any, str, Rule]] = {
 FIELDS: dict[str, tuple[Any, str, Rule]] = {
     "name": (str, "optimizer, see OPTIMIZERS in research/optim/fields.py", Rule()),
     "lr": (float | None, "largest learning rate; None: the optimizer's own", WEIGHT),
-    "weight_decay": (float | None, "decoupled decay, multiplied by the learning rate; None: the optimizer's own", WEIGHT),
+    "weight_decay": (
+        float | None,
+        "decoupled decay, multiplied by the learning rate; None: the optimizer's own",
+        WEIGHT,
+    ),
     **CONSTANTS,
     "clip_norm": (float, "largest global norm of the gradients; 0: off", WEIGHT),
     "schedule": (str, "how the learning rate falls after the warm-up", Rule(choices=SCHEDULES)),
     "final_lr": (float, "learning rate at the end", WEIGHT),
     "order": (float, "power of cosine_power; 1 is plain cosine", Rule(least=1, most=1e6)),
-    "decay_rules": (tuple, "(regular expression, factor) of weight decay by parameter; (): by what each array is", Rule()),
+    "decay_rules": (
+        tuple,
+        "(regular expression, factor) of weight decay by parameter; (): by what each array is",
+        Rule(),
+    ),
     "lr_rules": (tuple, "(regular expression, factor) of the learning rate by parameter", Rule()),
 }
 """Field -> (type, meaning, range), all but `warmup`, which is a duration."""
@@ -87,7 +101,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "stddev": Optimizer({"rho": 0.9, "eps": 1e-8}, "Graves 2013, arXiv 1308.0850, section 4.2", lr=1e-4),
     "yogi": Optimizer(_adam(eps=1e-3), "Zaheer et al. 2018, NeurIPS", lr=1e-2),
 }  # fmt: skip
-"""Name -> optimizer. All need gradients, their state and the parameters only: line searches and steps from the loss's value are not here."""
+"""Name -> optimizer. All need gradients, their state and the parameters only: line searches and steps from the loss's
+value are not here."""
 
 
 def defaults() -> dict[str, Any]:
@@ -124,7 +139,8 @@ def resolve(section: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the section with the optimizer's own values where it holds None.
 
     Raises:
-      UserError: unknown optimizer, a constant that it does not have, no learning rate where it has no usual one, a bad rule.
+      UserError: unknown optimizer, a constant that it does not have, no learning rate where it has no usual one, a bad
+        rule.
     """
     name = section["name"]
     known = optimizer(name)
@@ -157,14 +173,18 @@ def left_over(section: Mapping[str, Any], given: Collection[str]) -> list[str]:
 
 
 def stored(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the section of a run's config.json as `resolve` would: constants that the optimizer does not have never did anything there.
+    """Returns the section of a run's config.json as `resolve` would: constants that the optimizer does not have never
+    did anything there.
 
     An optimizer that is no longer there keeps what it had: such a run is only read.
     """
     if section["name"] not in OPTIMIZERS:
         return dict(section)
     known = optimizer(section["name"])
-    return _filled({key: None if key in CONSTANTS and key not in known.constants else value for key, value in section.items()}, known)
+    return _filled(
+        {key: None if key in CONSTANTS and key not in known.constants else value for key, value in section.items()},
+        known,
+    )
 
 
 def _filled(section: Mapping[str, Any], known: Optimizer) -> dict[str, Any]:
@@ -189,7 +209,10 @@ def compiled(rules: Sequence[Any], field: str) -> list[tuple[re.Pattern, float]]
         fitted = fit(rule, tuple, field)
         if len(fitted) != 2:
             raise UserError(f"{field}: {rule!r} is no pair; write a list of (regular expression, number)")
-        pattern, value = fit(fitted[0], str, f"{field}: a pattern"), fit(fitted[1], float, f"{field}: {fitted[0]!r}", WEIGHT)
+        pattern, value = (
+            fit(fitted[0], str, f"{field}: a pattern"),
+            fit(fitted[1], float, f"{field}: {fitted[0]!r}", WEIGHT),
+        )
         try:
             out.append((re.compile(pattern), value))
         except re.error as error:

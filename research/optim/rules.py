@@ -1,7 +1,7 @@
 """Which parameters decay, and rules over parameters in general.
 
-By default weight decay follows from the kind that an array is declared with. Rules of a config are ordered: the first pattern that is
-found decides; a parameter without a rule is an error, and so is a rule that is found in none.
+By default weight decay follows from the kind that an array is declared with. Rules of a config are ordered: the first
+pattern that is found decides; a parameter without a rule is an error, and so is a rule that is found in none.
 
 A pattern is a regular expression searched in `path|axis,axis,...`, for instance
 `stages/0/layer/phases/0/up/kernel|stage1/embed,stage1/layer/phase0/mlp`. Stack axes are left out, so
@@ -17,10 +17,11 @@ from research.optim.fields import compiled
 Rules = Sequence[tuple[str, float]]
 
 DECAYED = {Kind.MATRIX, Kind.DEPTHWISE, Kind.EMBEDDING}
-"""Kinds that decay: weights of sums, as in timm, DeiT (arXiv 2012.12877) and big_vision, and tables of embeddings, as in GPT-2.
+"""Kinds that decay: weights of sums, as in timm, DeiT (arXiv 2012.12877) and big_vision, and tables of embeddings, as
+in GPT-2.
 
-Biases, gains, position embeddings and class tokens do not (timm's `no_weight_decay`), nor do a recurrence's coefficients (Mamba's
-`_no_weight_decay`).
+Biases, gains, position embeddings and class tokens do not (timm's `no_weight_decay`), nor do a recurrence's
+coefficients (Mamba's `_no_weight_decay`).
 """
 
 
@@ -49,7 +50,9 @@ def resolve(rules: Rules, axes: Mapping[str, Axes], field: str) -> dict[str, flo
     texts = {path: label(path, names) for path, names in axes.items()}
     for pattern, _ in ordered:
         if not any(pattern.search(text) for text in texts.values()):
-            raise UserError(f"{field}: {pattern.pattern!r} is found in no parameter; they read like {next(iter(texts.values()), 'none')!r}")
+            raise UserError(
+                f"{field}: {pattern.pattern!r} is found in no parameter; they read like {next(iter(texts.values()), 'none')!r}"
+            )
     out = {}
     for path, text in texts.items():
         value = next((v for pattern, v in ordered if pattern.search(text)), None)

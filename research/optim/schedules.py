@@ -1,4 +1,5 @@
-"""Learning-rate schedules as functions of the update's index: warm-up, then cosine, linear, constant or cosine power."""
+"""Learning-rate schedules as functions of the update's index: warm-up, then cosine, linear, constant or cosine
+power."""
 
 import math
 
@@ -10,7 +11,8 @@ from research.optim.fields import SCHEDULES
 
 
 def cosine_power(peak: float, total: int, order: float, final: float = 0.0) -> optax.Schedule:
-    """Cosine power annealing (sharpDARTS, arXiv 1903.09900, section 3.4): exactly `peak` at step 0, `final` at `total - 1`.
+    """Cosine power annealing (sharpDARTS, arXiv 1903.09900, section 3.4): exactly `peak` at step 0, `final` at `total -
+    1`.
 
     Args:
       peak: first learning rate.
@@ -32,7 +34,9 @@ def cosine_power(peak: float, total: int, order: float, final: float = 0.0) -> o
     return schedule
 
 
-def make_schedule(kind: str, *, peak: float, total: int, warmup: int = 0, final: float = 0.0, order: float = 2.0) -> optax.Schedule:
+def make_schedule(
+    kind: str, *, peak: float, total: int, warmup: int = 0, final: float = 0.0, order: float = 2.0
+) -> optax.Schedule:
     """Returns learning rate as a function of the update's index.
 
     Args:

@@ -1,4 +1,5 @@
-"""The collectives of a compiled program, read from its HLO: kind, bytes, which axes of the mesh they run over, how often.
+"""The collectives of a compiled program, read from its HLO: kind, bytes, which axes of the mesh they run over, how
+often.
 
 XLA counts a loop's body once; here it counts as often as the loop runs, where the compiler knows that.
 """
@@ -51,7 +52,12 @@ class Collective:
     def sent(self) -> float:
         """Bytes that each device sends at every run, by the ring algorithm."""
         n = self.group
-        share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "all-gather": (n - 1) / n, "all-to-all": (n - 1) / n}
+        share = {
+            "all-reduce": 2 * (n - 1) / n,
+            "reduce-scatter": n - 1,
+            "all-gather": (n - 1) / n,
+            "all-to-all": (n - 1) / n,
+        }
         return self.bytes * share.get(self.kind, 1.0)
 
 
@@ -78,7 +84,9 @@ def collectives(hlo: str, mesh: Any = None) -> list[Collective]:
         every = mesh.size if mesh is not None else 2
         group = 2 if kind == "collective-permute" else len(groups[0]) if groups else every
         found[(kind, axes_of(groups, mesh), text, size, group)] += places[computation]
-    return sorted(Collective(kind, axes, text, size, group, times) for (kind, axes, text, size, group), times in found.items())
+    return sorted(
+        Collective(kind, axes, text, size, group, times) for (kind, axes, text, size, group), times in found.items()
+    )
 
 
 def axes_of(groups: Sequence[Sequence[int]], mesh: Any) -> tuple[str, ...]:
@@ -148,7 +156,8 @@ def _runs(hlo: str) -> Mapping[str, int]:
 
 
 def _groups(line: str) -> list[list[int]]:
-    """Returns the groups of devices of a line, explicit, in XLA's iota form or by the axes of a mesh; of a permute the pairs.
+    """Returns the groups of devices of a line, explicit, in XLA's iota form or by the axes of a mesh; of a permute the
+    pairs.
 
     Raises:
       ValueError: groups in a form that is not known.
@@ -170,7 +179,8 @@ def _groups(line: str) -> list[list[int]]:
 
 
 def _groups_of_mesh(axes: str, dims: str | None, order: str | None, over: str) -> list[list[int]]:
-    """Groups of mesh['a'=4,'b'=2] {'a'}, maybe with an order of devices; of an axis 'a':(2)2 the part of 2 behind the first 2 takes part."""
+    """Groups of mesh['a'=4,'b'=2] {'a'}, maybe with an order of devices; of an axis 'a':(2)2 the part of 2 behind the
+    first 2 takes part."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     ids = np.arange(math.prod(sizes.values()))
     if dims:
@@ -178,7 +188,10 @@ def _groups_of_mesh(axes: str, dims: str | None, order: str | None, over: str) -
         ids = ids.transpose([int(i) for i in order.split(",")]) if order else ids
     shape: list[int] = []
     takes_part: list[bool] = []
-    wanted = {name: (int(before or 1), int(size or 0)) for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over)}
+    wanted = {
+        name: (int(before or 1), int(size or 0))
+        for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over)
+    }
     for name, size in sizes.items():
         before, part = wanted.get(name, (size, 1))
         part = part or size

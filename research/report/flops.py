@@ -1,20 +1,27 @@
 """FLOPs by our own count over the jaxpr: a multiply-add is two, a loop body counts as often as it runs.
 
-What is counted, and nothing else (the field's convention for MACs: elementwise work, reductions, norms, softmax, pooling,
-gathers and sorts cost 0):
+What is counted, and nothing else (the field's convention for MACs: elementwise work, reductions, norms, softmax,
+pooling, gathers and sorts cost 0):
 
-| primitive                | FLOPs                                                                                      |
-| ------------------------ | ------------------------------------------------------------------------------------------ |
-| dot_general, ragged dot  | 2 per multiply-add (ragged: each row meets one group)                                       |
-| conv_general_dilated     | 2 * N * H_out * W_out * C_out * C_in/groups * kh * kw, padding and kernel dilation nominal; |
-|                          | divided by the input dilation, whose zeros are no work (transposed convs, input gradients)  |
-| fft                      | 5 n log2(n) per transform of n points, half of it for real ones (FFTW's convention)         |
-| triangular_solve         | n^2 per right-hand side                                                                    |
-| cholesky                 | n^3 / 3                                                                                    |
+| primitive                | FLOPs
+| | ------------------------ |
+------------------------------------------------------------------------------------------ |
+| dot_general, ragged dot  | 2 per multiply-add (ragged: each row meets one group)
+|
+| conv_general_dilated     | 2 * N * H_out * W_out * C_out * C_in/groups * kh * kw, padding and kernel dilation nominal;
+|
+|                          | divided by the input dilation, whose zeros are no work (transposed convs, input gradients)
+|
+| fft                      | 5 n log2(n) per transform of n points, half of it for real ones (FFTW's convention)
+|
+| triangular_solve         | n^2 per right-hand side
+|
+| cholesky                 | n^3 / 3
+|
 
-Complex multiply-adds count as four real ones. `scan` multiplies by its length, `cond` / `switch` / `platform_dependent` take
-the dearest branch, `shard_map` multiplies by the number of shards. A `while` has no trip count in the jaxpr: a body that
-holds counted work is an error. The count is of the program as traced, before XLA removes dead code.
+Complex multiply-adds count as four real ones. `scan` multiplies by its length, `cond` / `switch` / `platform_dependent`
+take the dearest branch, `shard_map` multiplies by the number of shards. A `while` has no trip count in the jaxpr: a
+body that holds counted work is an error. The count is of the program as traced, before XLA removes dead code.
 """
 
 import math
@@ -46,7 +53,8 @@ def count_macs(fn: Callable, *args: Any) -> int:
 
 
 def flops_by_primitive(fn: Callable, *args: Any) -> dict[str, int]:
-    """`count_flops` split by primitive name, the dearest first, e.g. `{"conv_general_dilated": 1000, "dot_general": 20}`."""
+    """`count_flops` split by primitive name, the dearest first, e.g. `{"conv_general_dilated": 1000, "dot_general":
+    20}`."""
     closed = jax.make_jaxpr(fn)(*args)
     return dict(_of_jaxpr(closed.jaxpr).most_common())
 

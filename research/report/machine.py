@@ -1,4 +1,5 @@
-"""What the machine is and what it can do: measured peak rates, devices, and the contents of a run's environment.json."""
+"""What the machine is and what it can do: measured peak rates, devices, and the contents of a run's
+environment.json."""
 
 import datetime
 import functools
@@ -30,7 +31,8 @@ VARIABLES = (
 
 
 def gemm_rate(size: int | None = None, dtype: Any = jnp.float32) -> float:
-    """FLOP/s of one device on a square matrix product, the denominator of MFU: median of several, measured once a process.
+    """FLOP/s of one device on a square matrix product, the denominator of MFU: median of several, measured once a
+    process.
 
     Args:
       size: rows and columns of both matrices; by default 1024 on CPU (tens of milliseconds) and 8192 on accelerators.
@@ -49,7 +51,8 @@ def _gemm_rate(size: int, dtype: str) -> float:
 
 
 def bandwidth(num_bytes: int | None = None) -> float:
-    """Bytes/s of one device's memory, read plus written, by `x + 1` in place on a donated buffer; measured once a process.
+    """Bytes/s of one device's memory, read plus written, by `x + 1` in place on a donated buffer; measured once a
+    process.
 
     Args:
       num_bytes: the buffer's size; by default 128 MiB on CPU, 1 GiB on accelerators, beyond most caches.
@@ -88,7 +91,8 @@ def num_threads() -> int:
 
 
 def device_summary() -> dict[str, Any]:
-    """The devices of this run: platform, kind, count over all processes, bytes of memory of one (None where unknown)."""
+    """The devices of this run: platform, kind, count over all processes, bytes of memory of one (None where
+    unknown)."""
     first = jax.local_devices()[0]
     stats = first.memory_stats() or {}
     return {
@@ -140,8 +144,8 @@ def command_line() -> str:
 def git_state(root: str | os.PathLike | None = None) -> dict[str, Any] | None:
     """Commit, dirty diff and untracked files of the checkout at `root`; None without git or outside a checkout.
 
-    Returns: `{"commit", "dirty", "diff", "untracked"}`. `commit` and `diff` are None before the first commit. A diff longer
-      than MAX_DIFF_CHARS is cut and says so in its last line.
+    Returns: `{"commit", "dirty", "diff", "untracked"}`. `commit` and `diff` are None before the first commit. A diff
+      longer than MAX_DIFF_CHARS is cut and says so in its last line.
     """
     root = Path(root) if root is not None else Path(__file__).resolve().parents[2]
     top = _git(root, "rev-parse", "--show-toplevel")

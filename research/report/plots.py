@@ -1,4 +1,5 @@
-"""Plots as PNG files: value against cost with Pareto fronts, and curves over steps. Matplotlib is imported when one is made."""
+"""Plots as PNG files: value against cost with Pareto fronts, and curves over steps. Matplotlib is imported when one is
+made."""
 
 import math
 import os
@@ -47,7 +48,8 @@ def pareto_plot(
 
     Args:
       path: the PNG to write (atomically).
-      series: label to rows, e.g. {"many-in-one": rows, "trained alone": rows}; rows without a finite cost or value are left out.
+      series: label to rows, e.g. {"many-in-one": rows, "trained alone": rows}; rows without a finite cost or value are
+        left out.
       cost_key, value_key, name_key: keys of a row. The cost's unit follows from its key, as in tables.
       full: name of the full network: a dashed line marks its value in the first series that has it.
       higher_is_better: of the value; False for a loss.
@@ -59,7 +61,9 @@ def pareto_plot(
         color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         rows = [row for row in rows if is_finite(row.get(cost_key)) and is_finite(row.get(value_key))]
         front = pareto(rows, cost_key, value_key, higher_is_better=higher_is_better)
-        axes.plot([r[cost_key] for r in front], [r[value_key] for r in front], color=color, lw=1.6, alpha=0.75, zorder=2)
+        axes.plot(
+            [r[cost_key] for r in front], [r[value_key] for r in front], color=color, lw=1.6, alpha=0.75, zorder=2
+        )
         points = [r[cost_key] for r in rows], [r[value_key] for r in rows]
         axes.scatter(*points, s=44, color=color, marker=marker, edgecolor="white", linewidth=0.9, label=label, zorder=3)
         costs += points[0]
@@ -114,9 +118,15 @@ def curves_plot(
 
 
 def heat_maps(
-    path: str | os.PathLike, panels: Mapping[str, tuple[Sequence[float], Any]], *, title: str = "", ylabel: str = "", most: float = 2.0
+    path: str | os.PathLike,
+    panels: Mapping[str, tuple[Sequence[float], Any]],
+    *,
+    title: str = "",
+    ylabel: str = "",
+    most: float = 2.0,
 ) -> Path:
-    """Draws a map for each panel, one below the other: steps from left to right, a row for each of the values at a step.
+    """Draws a map for each panel, one below the other: steps from left to right, a row for each of the values at a
+    step.
 
     Args:
       path: the PNG to write (atomically).
@@ -142,7 +152,14 @@ def heat_maps(
 
 
 def bars_plot(
-    path: str | os.PathLike, rows: Sequence[Row], group_key: str, series_key: str, value_key: str, floor_key: str, *, title: str = ""
+    path: str | os.PathLike,
+    rows: Sequence[Row],
+    group_key: str,
+    series_key: str,
+    value_key: str,
+    floor_key: str,
+    *,
+    title: str = "",
 ) -> Path:
     """Draws a group of horizontal bars for each value of `group_key`, a bar for each row, on a logarithmic axis.
 
@@ -155,7 +172,10 @@ def bars_plot(
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     figure, axes = _figure()
-    groups = {group: [row for row in rows if row[group_key] == group] for group in dict.fromkeys(row[group_key] for row in rows)}
+    groups = {
+        group: [row for row in rows if row[group_key] == group]
+        for group in dict.fromkeys(row[group_key] for row in rows)
+    }
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(dict.fromkeys(row[series_key] for row in rows))}
     low = min(min(row[value_key], row[floor_key]) for row in rows) / 2
     top, ticks = 0.0, []
@@ -183,7 +203,12 @@ def bars_plot(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value_key, value)))
     handles = [axes.barh(-9, 0, color=color) for color in colors.values()] + axes.plot([], [], color="black", lw=1.6)
     figure.legend(
-        handles=handles, labels=[*colors, "floor"], loc="outside lower center", ncols=min(6, len(colors) + 1), fontsize=8, frameon=False
+        handles=handles,
+        labels=[*colors, "floor"],
+        loc="outside lower center",
+        ncols=min(6, len(colors) + 1),
+        fontsize=8,
+        frameon=False,
     )
     axes.set_title(title, loc="left", fontsize=8)
     return _save(figure, path)
@@ -212,7 +237,9 @@ def _figure() -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def _full_line(axes: "Axes", series: Mapping[str, Sequence[Row]], value_key: str, name_key: str, full: str | None) -> None:
+def _full_line(
+    axes: "Axes", series: Mapping[str, Sequence[Row]], value_key: str, name_key: str, full: str | None
+) -> None:
     found = (r[value_key] for rows in series.values() for r in rows if full is not None and r.get(name_key) == full)
     value = next(filter(is_finite, found), None)
     if value is None:
@@ -253,7 +280,8 @@ def _short(text: str) -> str:
 
 
 def _once(labels: Sequence[tuple[float, float, str, str]]) -> list[tuple[float, float, str, str]]:
-    """Names a network once, at its first point at each cost: series over the same networks would write every name twice."""
+    """Names a network once, at its first point at each cost: series over the same networks would write every name
+    twice."""
     seen: dict[tuple[str, float], tuple[float, float, str, str]] = {}
     for label in labels:
         seen.setdefault((label[2], label[0]), label)
@@ -261,7 +289,8 @@ def _once(labels: Sequence[tuple[float, float, str, str]]) -> list[tuple[float, 
 
 
 def _name_points(axes: "Axes", labels: Sequence[tuple[float, float, str, str]], above: bool) -> None:
-    """Writes each name beside its point, at the first of eight places that is free of points, lines and names so far."""
+    """Writes each name beside its point, at the first of eight places that is free of points, lines and names so
+    far."""
     from matplotlib.patheffects import withStroke
 
     figure = axes.figure

@@ -1,4 +1,5 @@
-"""What a reader must know to judge a number: seeds, updates, compute, wall time, split, and what was chosen on which split."""
+"""What a reader must know to judge a number: seeds, updates, compute, wall time, split, and what was chosen on which
+split."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

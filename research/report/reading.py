@@ -47,7 +47,8 @@ def load_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def read_report(workdir: str | os.PathLike) -> dict[str, Any] | None:
-    """The report.json of a run of ours; None where there is none yet, or a damaged one, which the same training writes anew."""
+    """The report.json of a run of ours; None where there is none yet, or a damaged one, which the same training writes
+    anew."""
     try:
         report = load_report(Path(workdir))
     except UserError:
@@ -56,7 +57,8 @@ def read_report(workdir: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def read_environment(workdir: Path) -> Mapping[str, Any]:
-    """What environment.json tells; nothing where it is missing or damaged, for the next start of the run writes it anew."""
+    """What environment.json tells; nothing where it is missing or damaged, for the next start of the run writes it
+    anew."""
     try:
         return mapping(read_json(workdir / "environment.json"))
     except UserError:
@@ -69,8 +71,13 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def check_report(report: Any) -> None:
-    """Raises ValueError unless a report has its metric, sub-networks with names and values, and numbers where numbers belong."""
-    if not isinstance(report, Mapping) or not isinstance(report.get("metric"), str) or not isinstance(report.get("subnets"), list):
+    """Raises ValueError unless a report has its metric, sub-networks with names and values, and numbers where numbers
+    belong."""
+    if (
+        not isinstance(report, Mapping)
+        or not isinstance(report.get("metric"), str)
+        or not isinstance(report.get("subnets"), list)
+    ):
         found = sorted(report) if isinstance(report, Mapping) else type(report).__name__
         raise ValueError(f"a report needs 'metric' (a name) and 'subnets' (a list); this one has {found}")
     for subnet in report["subnets"]:

@@ -32,15 +32,34 @@ class Chip:
 
 CHIPS = {
     "tpu_v5e": Chip(
-        197e12, 16e9, 819e9, 200e9, 3.1e9, "Cloud TPU documentation, v5e: interconnect 400 GB/s in both directions, 6.4 Tbit/s a pod of 256"
+        197e12,
+        16e9,
+        819e9,
+        200e9,
+        3.1e9,
+        "Cloud TPU documentation, v5e: interconnect 400 GB/s in both directions, 6.4 Tbit/s a pod of 256",
     ),
-    "tpu_v5p": Chip(459e12, 95e9, 2765e9, 600e9, 6.25e9, "Cloud TPU documentation, v5p: interconnect 1200 GB/s in both directions"),
-    "tpu_v6e": Chip(918e12, 32e9, 1638e9, 400e9, 12.5e9, "Cloud TPU documentation, v6e: interconnect 800 GB/s in both directions"),
+    "tpu_v5p": Chip(
+        459e12, 95e9, 2765e9, 600e9, 6.25e9, "Cloud TPU documentation, v5p: interconnect 1200 GB/s in both directions"
+    ),
+    "tpu_v6e": Chip(
+        918e12, 32e9, 1638e9, 400e9, 12.5e9, "Cloud TPU documentation, v6e: interconnect 800 GB/s in both directions"
+    ),
     "h100": Chip(
-        989e12, 80e9, 3350e9, 450e9, 50e9, "NVIDIA H100 SXM data sheet: NVLink 900 GB/s in both directions; 400 Gbit/s a GPU between hosts"
+        989e12,
+        80e9,
+        3350e9,
+        450e9,
+        50e9,
+        "NVIDIA H100 SXM data sheet: NVLink 900 GB/s in both directions; 400 Gbit/s a GPU between hosts",
     ),
     "h200": Chip(
-        989e12, 141e9, 4800e9, 450e9, 50e9, "NVIDIA H200 SXM data sheet: NVLink 900 GB/s in both directions; 400 Gbit/s a GPU between hosts"
+        989e12,
+        141e9,
+        4800e9,
+        450e9,
+        50e9,
+        "NVIDIA H200 SXM data sheet: NVLink 900 GB/s in both directions; 400 Gbit/s a GPU between hosts",
     ),
     "b200": Chip(
         2250e12,
@@ -55,7 +74,8 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of a step on one chip, each part alone; the step takes `hidden_s` at best and `exposed_s` where nothing overlaps."""
+    """Seconds of a step on one chip, each part alone; the step takes `hidden_s` at best and `exposed_s` where nothing
+    overlaps."""
 
     compute_s: float
     memory_s: float
@@ -74,7 +94,9 @@ class Prediction:
     @property
     def bound(self) -> str:
         """What the best case waits for."""
-        return max(("compute", self.compute_s), ("memory", self.memory_s), ("links", self.links_s), key=lambda part: part[1])[0]
+        return max(
+            ("compute", self.compute_s), ("memory", self.memory_s), ("links", self.links_s), key=lambda part: part[1]
+        )[0]
 
     def mfu(self, seconds: float) -> float:
         """Share of the peak that a step of so many seconds makes use of."""

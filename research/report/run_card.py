@@ -1,14 +1,14 @@
 """The run card: what a finished run leaves for people and machines, and the comparison of several runs.
 
-`write_report` writes report.json, report.md and pareto.png (with mixtures of experts, experts.png too) into a run's directory; `compare` joins several directories.
-A report is a dict of plain values:
+`write_report` writes report.json, report.md and pareto.png (with mixtures of experts, experts.png too) into a run's
+directory; `compare` joins several directories. A report is a dict of plain values:
 
     {"metric": "accuracy", "subnets": [{"name", "value", "params", "flops", "latency_ms", "peak_memory_bytes"}, ...],
      "wall_s", "compile_s", "mfu", ...}
 
-`metric` and the name and value of each sub-network are needed; the rest may be absent or None. Also understood: "title",
-"command", "full" (name of the full network; by default the one with the most parameters), "higher_is_better" (by default
-read off the metric's name). Any other number or string is listed as a fact of the run.
+`metric` and the name and value of each sub-network are needed; the rest may be absent or None. Also understood:
+"title", "command", "full" (name of the full network; by default the one with the most parameters), "higher_is_better"
+(by default read off the metric's name). Any other number or string is listed as a fact of the run.
 """
 
 import json
@@ -54,7 +54,8 @@ def higher_is_better(report: Mapping[str, Any]) -> bool:
 def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
     """Writes report.json, pareto.png and report.md into `workdir`, all of them or none, and returns their paths.
 
-    report.json appears last: where it is, the others are. The machine, date and commit come from environment.json there, and the command too unless the report has one.
+    report.json appears last: where it is, the others are. The machine, date and commit come from environment.json
+    there, and the command too unless the report has one.
 
     Raises:
       ValueError: the report lacks its metric, or a sub-network its name or value, or two carry one name.
@@ -76,8 +77,13 @@ def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
             higher_is_better=higher_is_better(report),
         )
         if loads:
-            panels = {layer: (steps, load / np.maximum(load.mean(1, keepdims=True), 1e-20)) for layer, (steps, load) in loads.items()}
-            plots.heat_maps(folder / "experts.png", panels, title="Load of the experts", ylabel="load over the even one")
+            panels = {
+                layer: (steps, load / np.maximum(load.mean(1, keepdims=True), 1e-20))
+                for layer, (steps, load) in loads.items()
+            }
+            plots.heat_maps(
+                folder / "experts.png", panels, title="Load of the experts", ylabel="load over the even one"
+            )
         _write(folder / "report.md", _markdown(workdir, report, cost_key))
         _write(folder / REPORT, json.dumps(report, indent=2, allow_nan=False) + "\n")
         names = [path.name for path in folder.iterdir()]
@@ -143,7 +149,11 @@ def _experts(workdir: Path) -> list[str]:
     if not rows:
         return []
     words = "Of the last logged batch; loads over the even one, entropy of the load in nats; dead: no token in the last quarter of the log."
-    return [f"## Experts\n\n{tables.markdown_table(rows, list(rows[0]))}", f"{words}\n", "![Load of the experts](experts.png)\n"]
+    return [
+        f"## Experts\n\n{tables.markdown_table(rows, list(rows[0]))}",
+        f"{words}\n",
+        "![Load of the experts](experts.png)\n",
+    ]
 
 
 def _facts(report: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
@@ -157,10 +167,16 @@ def _facts(report: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     if environment:
         devices, packages, git = (mapping(environment.get(key)) for key in ("devices", "packages", "git"))
         facts["date"] = environment.get("date")
-        facts["devices"] = f"{devices.get('count', '?')} x {devices.get('kind', '?')}, {environment.get('threads', '?')} threads"
-        facts["versions"] = f"python {environment.get('python', '?')}, jax {packages.get('jax', '?')}, flax {packages.get('flax', '?')}"
+        facts["devices"] = (
+            f"{devices.get('count', '?')} x {devices.get('kind', '?')}, {environment.get('threads', '?')} threads"
+        )
+        facts["versions"] = (
+            f"python {environment.get('python', '?')}, jax {packages.get('jax', '?')}, flax {packages.get('flax', '?')}"
+        )
         if git.get("commit"):
-            facts["commit"] = str(git["commit"]) + (" with local changes (environment.json holds them)" if git.get("dirty") else "")
+            facts["commit"] = str(git["commit"]) + (
+                " with local changes (environment.json holds them)" if git.get("dirty") else ""
+            )
     return "".join(f"* {name}: {value}\n" for name, value in facts.items() if value is not None)
 
 
@@ -175,16 +191,19 @@ def _next_steps(workdir: Path, report: Mapping[str, Any], front: Sequence[Mappin
     return "## How to go on\n\n" + "".join(f"    {line}\n" for line in lines)
 
 
-def compare(runs: Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]], out: PathLike | None = None) -> dict[str, Any]:
+def compare(
+    runs: Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]], out: PathLike | None = None
+) -> dict[str, Any]:
     """Joins the sub-networks of several runs by name, one column a run.
 
     Args:
-      runs: run directories, labelled by their names; or label to a directory, or to several whose sub-networks are united,
-        e.g. {"many-in-one": "runs/all", "trained alone": ["runs/small", "runs/large"]}.
+      runs: run directories, labelled by their names; or label to a directory, or to several whose sub-networks are
+        united, e.g. {"many-in-one": "runs/all", "trained alone": ["runs/small", "runs/large"]}.
       out: folder for compare.md, compare.csv, compare.png and curves.png; by default nothing is written.
 
-    Returns: `{"metric", "runs": labels, "rows": [{"name", "params", "flops", LABEL: value, ...}], "markdown", "plots": paths}`.
-      Rows rise in cost. A name whose runs disagree on parameters or FLOPs has None there and is named in the markdown.
+    Returns: `{"metric", "runs": labels, "rows": [{"name", "params", "flops", LABEL: value, ...}], "markdown", "plots":
+      paths}`. Rows rise in cost. A name whose runs disagree on parameters or FLOPs has None there and is named in the
+      markdown.
 
     Raises:
       UserError: a directory without a readable report.json, or runs with different metrics.
@@ -249,7 +268,14 @@ def against(
     _write(folder / "against.md", f"Made by `{command_line()}`.\n\n{markdown}")
     tables.write_csv(folder / "against.csv", rows, command=command_line())
     plot = plots.curves_plot(
-        folder / "against.png", series, "value", step_key=x, title=f"{metric} against {x}", xlabel=x, ylabel=metric, log_x=True
+        folder / "against.png",
+        series,
+        "value",
+        step_key=x,
+        title=f"{metric} against {x}",
+        xlabel=x,
+        ylabel=metric,
+        log_x=True,
     )
     return {"metric": metric, "rows": rows, "markdown": markdown, "plots": [plot]}
 
@@ -272,7 +298,9 @@ def _groups(runs: Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike
     else:
         paths = [Path(run) for run in runs]
         names = [path.resolve().name for path in paths]
-        groups = {name if names.count(name) == 1 else str(path): [path] for name, path in zip(names, paths, strict=True)}
+        groups = {
+            name if names.count(name) == 1 else str(path): [path] for name, path in zip(names, paths, strict=True)
+        }
     if not groups or not all(groups.values()):
         raise UserError("nothing to compare: give at least one run directory, for every label")
     return groups
@@ -317,7 +345,11 @@ def _compare_plots(
 ) -> list[Path]:
     cost_key = _cost_key([row for rows in series.values() for row in rows])
     title = f"{metric}: {' and '.join(series)}" if len(series) < 4 else f"{metric} of {len(series)} runs"
-    made = [plots.pareto_plot(out / "compare.png", series, cost_key, title=title, ylabel=metric, full=full, higher_is_better=better)]
+    made = [
+        plots.pareto_plot(
+            out / "compare.png", series, cost_key, title=title, ylabel=metric, full=full, higher_is_better=better
+        )
+    ]
     curves = {}
     for label, workdirs in groups.items():
         for workdir in workdirs:
@@ -333,7 +365,9 @@ def _compare_plots(
 def _curve_key(metric: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The metric itself where it was logged, else the loss, else any key that ends in "loss"."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    return next((key for key in [metric, "loss"] if key in keys), next((key for key in keys if key.endswith("loss")), None))
+    return next(
+        (key for key in [metric, "loss"] if key in keys), next((key for key in keys if key.endswith("loss")), None)
+    )
 
 
 def _damaged_lines(workdirs: Iterable[PathLike]) -> str:

@@ -1,6 +1,7 @@
 """Tables for documents, terminals and files; numbers for people; Pareto fronts and hypervolume.
 
-A row is a dict. Columns are keys, in the order to show; a key that a row lacks, None and NaN show as an empty cell or "-".
+A row is a dict. Columns are keys, in the order to show; a key that a row lacks, None and NaN show as an empty cell or
+"-".
 """
 
 import csv
@@ -102,7 +103,9 @@ def _pad(cell: str, width: int, right: bool) -> str:
     return cell.rjust(width) if right else cell.ljust(width)
 
 
-def _grid(rows: Iterable[Row], columns: Sequence[str] | Mapping[str, str]) -> tuple[list[str], list[list[str]], list[bool]]:
+def _grid(
+    rows: Iterable[Row], columns: Sequence[str] | Mapping[str, str]
+) -> tuple[list[str], list[list[str]], list[bool]]:
     """Headings, formatted cells, and whether each column holds only numbers."""
     rows = list(rows)
     titles = columns if isinstance(columns, Mapping) else {key: HEADINGS.get(key, key) for key in columns}
@@ -137,7 +140,9 @@ def write_csv(
     return path
 
 
-def write_both(folder: str | os.PathLike, name: str, rows: Iterable[Row], shown: Iterable[Row], command: str, note: str = "") -> None:
+def write_both(
+    folder: str | os.PathLike, name: str, rows: Iterable[Row], shown: Iterable[Row], command: str, note: str = ""
+) -> None:
     """Writes rows as NAME.csv, and what is shown of them as a table under "Made by COMMAND" and a note in NAME.md."""
     write_csv(Path(folder) / f"{name}.csv", rows, command)
     shown = list(shown)
@@ -165,7 +170,8 @@ def _parse(cell: str | None) -> Any:
 
 
 def pareto(rows: Iterable[Row], cost_key: str, value_key: str, *, higher_is_better: bool = True) -> list[Row]:
-    """The rows that no other dominates (cheaper or equal, better or equal, and one of the two strictly), by rising cost.
+    """The rows that no other dominates (cheaper or equal, better or equal, and one of the two strictly), by rising
+    cost.
 
     Rows without a finite cost or value are left out; of equal rows all stay.
     """
@@ -187,7 +193,8 @@ def is_finite(value: Any) -> bool:
 def hypervolume(points: Iterable[tuple[float, float]], reference: tuple[float, float]) -> float:
     """Area between the front of `points` and `reference`, both objectives minimised.
 
-    Points at or beyond the reference in either objective add nothing. Example: (0.2, 0.6), (0.5, 0.3) under (1, 1): 0.47.
+    Points at or beyond the reference in either objective add nothing. Example: (0.2, 0.6), (0.5, 0.3) under (1, 1):
+    0.47.
     """
     area, ceiling = 0.0, reference[1]
     for x, y in sorted(points):

@@ -21,9 +21,10 @@ def latency(
     Args:
       fns: name to function; inputs are closed over and already on the device. All outputs are waited for.
       warmup: untimed calls of each first (compilation happens here).
-      repeats: timed calls of each, or a number for each name; the order is turned by one each round, so that none always follows the
-        same neighbour, and those with fewer calls are spread evenly over the rounds.
-      lead: untimed calls right before each timed one, by name, none by default: its threads wake up and its data come back to the caches.
+      repeats: timed calls of each, or a number for each name; the order is turned by one each round, so that none
+        always follows the same neighbour, and those with fewer calls are spread evenly over the rounds.
+      lead: untimed calls right before each timed one, by name, none by default: its threads wake up and its data come
+        back to the caches.
       pause_s: seconds to sleep before that, where threads of another library may still be spinning.
 
     Returns: name to `{"median_ms", "p5_ms", "p95_ms", "repeats"}`.
@@ -63,10 +64,12 @@ def memory(compiled: Any) -> int | None:
     Args:
       compiled: `jax.jit(f).lower(*args).compile()`.
 
-    Returns: bytes, or None where the backend does not tell. A conservative figure: XLA's own `peak_memory_in_bytes` has been
-      seen below its temporaries.
+    Returns: bytes, or None where the backend does not tell. A conservative figure: XLA's own `peak_memory_in_bytes` has
+      been seen below its temporaries.
     """
     stats = compiled.memory_analysis()
     if stats is None:
         return None
-    return stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return (
+        stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    )

@@ -1,7 +1,7 @@
 """Attacks in the ball max|x' - x| <= epsilon on images in [0, 1]: PGD, APGD, and the worst of several.
 
-A model is a function `f(x) -> logits` whose examples do not see one another (batch norm in eval mode). Everything is pure and runs
-under jit; loops are `lax` loops, so that compiling takes as long for 100 steps as for 2.
+A model is a function `f(x) -> logits` whose examples do not see one another (batch norm in eval mode). Everything is
+pure and runs under jit; loops are `lax` loops, so that compiling takes as long for 100 steps as for 2.
 """
 
 import re
@@ -48,7 +48,11 @@ def pgd(
 
     Source: Madry et al. 2018, arXiv 1706.06083, section 2.1.
     """
-    draw = jax.random.normal(key, x.shape) * noise if noise else jax.random.uniform(key, x.shape, minval=-epsilon, maxval=epsilon)
+    draw = (
+        jax.random.normal(key, x.shape) * noise
+        if noise
+        else jax.random.uniform(key, x.shape, minval=-epsilon, maxval=epsilon)
+    )
     gradient = jax.grad(lambda attacked: loss(attacked).sum())
 
     def step(_, attacked):
@@ -58,7 +62,8 @@ def pgd(
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Returns where APGD may halve its step: ceil(p_j * steps) with p_0 = 0, p_1 = .22 and gaps that shrink by .03 down to .06."""
+    """Returns where APGD may halve its step: ceil(p_j * steps) with p_0 = 0, p_1 = .22 and gaps that shrink by .03 down
+    to .06."""
     places, before, now = [0], 0.0, 0.22
     while now <= 1:
         places.append(int(np.ceil(now * steps - 1e-9)))
@@ -76,7 +81,8 @@ def apgd(
     steps: int,
     loss: Callable[[Array, Array], Float[Array, " B"]] = cross_entropy,
 ) -> Images:
-    """Auto-PGD: steps of size 2 epsilon with momentum, halved per example where progress stalls, each time from the best point so far.
+    """Auto-PGD: steps of size 2 epsilon with momentum, halved per example where progress stalls, each time from the
+    best point so far.
 
     Args:
       f: the model.
@@ -117,7 +123,8 @@ def _where(condition: Bool[Array, " B"], yes: Images, no: Images) -> Images:
 
 
 def _initial(start: Array, gradient: Array, values: Array, fooled: Array, epsilon: float) -> dict[str, Array]:
-    """What APGD knows of each image: points with their gradients, values of the loss, and what happened since the last checkpoint."""
+    """What APGD knows of each image: points with their gradients, values of the loss, and what happened since the last
+    checkpoint."""
     return {
         "x": start,
         "before": start,
@@ -135,7 +142,9 @@ def _initial(start: Array, gradient: Array, values: Array, fooled: Array, epsilo
     }
 
 
-def _advance(state: dict[str, Array], at: tuple[Array, Array, Array], evaluate: Callable, x: Images, epsilon: float) -> dict[str, Array]:
+def _advance(
+    state: dict[str, Array], at: tuple[Array, Array, Array], evaluate: Callable, x: Images, epsilon: float
+) -> dict[str, Array]:
     """One step; `at` is its index, whether a checkpoint ends it, and how many steps that one looks back on."""
     k, halve, window = at
     point, size = state["x"], state["size"].reshape(-1, *(1,) * (x.ndim - 1))
@@ -153,7 +162,8 @@ def _advance(state: dict[str, Array], at: tuple[Array, Array, Array], evaluate: 
         "fooled": state["fooled"] | fooled,
     }
     rises = state["rises"] + (values > state["value"])
-    # Two signs of stalling: few steps rose, or neither the step size nor the best value has changed since the last checkpoint.
+    # Two signs of stalling: few steps rose, or neither the step size nor the best value has changed since the last
+    # checkpoint.
     stuck = ~state["halved"] & (best["best_value"] <= state["checked_value"])
     stall = halve & ((rises < 0.75 * window) | stuck)
     return best | {
@@ -176,10 +186,14 @@ def _schedule(steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.arange(steps), halve, window
 
 
-def apgd_targeted(f: Model, x: Images, label: Int[Array, " B"], key: Array, *, epsilon: float, steps: int, goals: int = 9) -> Images:
-    """APGD on the targeted DLR loss towards each of the likeliest wrong classes in turn (APGD-T of AutoAttack: 9 goals).
+def apgd_targeted(
+    f: Model, x: Images, label: Int[Array, " B"], key: Array, *, epsilon: float, steps: int, goals: int = 9
+) -> Images:
+    """APGD on the targeted DLR loss towards each of the likeliest wrong classes in turn (APGD-T of AutoAttack: 9
+    goals).
 
-    Arguments and result as in `apgd`; four classes at least, and more than `goals` are not tried than there are wrong ones.
+    Arguments and result as in `apgd`; four classes at least, and more than `goals` are not tried than there are wrong
+    ones.
     """
     logits = f(x)
     order = jnp.argsort(jnp.where(jax.nn.one_hot(label, logits.shape[-1], dtype=bool), jnp.inf, -logits), axis=-1)
@@ -191,8 +205,11 @@ def apgd_targeted(f: Model, x: Images, label: Int[Array, " B"], key: Array, *, e
     return worst(f, x, label, key, [attack(order[:, i]) for i in range(min(goals, logits.shape[-1] - 1))])
 
 
-def worst(f: Model, x: Images, label: Int[Array, " B"], key: Array, attacks: Sequence[Callable[[Array], Images]]) -> Images:
-    """Returns for each image the first attack's result that is misclassified, else the last one's: the ensemble's worst case."""
+def worst(
+    f: Model, x: Images, label: Int[Array, " B"], key: Array, attacks: Sequence[Callable[[Array], Images]]
+) -> Images:
+    """Returns for each image the first attack's result that is misclassified, else the last one's: the ensemble's worst
+    case."""
     chosen, fooled = x, jnp.zeros(len(x), bool)
     for i, attack in enumerate(attacks):
         attacked = attack(jax.random.fold_in(key, i))
@@ -201,7 +218,7 @@ def worst(f: Model, x: Images, label: Int[Array, " B"], key: Array, attacks: Seq
     return chosen
 
 
-# --- by name ---------------------------------------------------------------------------------------------------------------
+# --- by name ----------------------------------------------------------------------------------------------------------
 
 NAMES = ("pgdN", "apgd_ce", "apgd_dlr", "apgd_t", "apgd")
 PARTS = {"apgd": ("apgd_ce", "apgd_dlr")}
@@ -215,12 +232,14 @@ def check_attacks(names: Sequence[str], where: str) -> None:
             raise UserError(f"{where}: unknown attack {name!r}; valid: {', '.join(NAMES)} (N steps, e.g. pgd20)")
 
 
-def attack(name: str, f: Model, x: Images, label: Int[Array, " B"], key: Array, *, epsilon: float, steps: int) -> Images:
+def attack(
+    name: str, f: Model, x: Images, label: Int[Array, " B"], key: Array, *, epsilon: float, steps: int
+) -> Images:
     """Returns x' under an attack by name.
 
     Args:
-      name: "pgdN" (cross entropy, N steps of epsilon / 4 from a uniform start), "apgd_ce", "apgd_dlr", "apgd_t" (targeted DLR), or
-        "apgd", the worst of the first two.
+      name: "pgdN" (cross entropy, N steps of epsilon / 4 from a uniform start), "apgd_ce", "apgd_dlr", "apgd_t"
+        (targeted DLR), or "apgd", the worst of the first two.
       steps: of each APGD; AutoAttack takes 100.
     """
     if name.startswith("pgd"):
@@ -228,12 +247,16 @@ def attack(name: str, f: Model, x: Images, label: Int[Array, " B"], key: Array, 
         return pgd(loss, x, key, epsilon=epsilon, steps=int(name[3:]), step_size=epsilon / 4)
     if name == "apgd_t":
         return apgd_targeted(f, x, label, key, epsilon=epsilon, steps=steps)
-    losses: dict[str, list[Callable]] = {"apgd_ce": [cross_entropy], "apgd_dlr": [dlr], "apgd": [cross_entropy, dlr]}[name]
+    losses: dict[str, list[Callable]] = {"apgd_ce": [cross_entropy], "apgd_dlr": [dlr], "apgd": [cross_entropy, dlr]}[
+        name
+    ]
     run = lambda loss: lambda k: apgd(f, x, label, k, epsilon=epsilon, steps=steps, loss=loss)  # noqa: E731
     return worst(f, x, label, key, [run(loss) for loss in losses])
 
 
-def is_correct(name: str, f: Model, x: Images, label: Int[Array, " B"], key: Array, *, epsilon: float, steps: int) -> Bool[Array, " B"]:
+def is_correct(
+    name: str, f: Model, x: Images, label: Int[Array, " B"], key: Array, *, epsilon: float, steps: int
+) -> Bool[Array, " B"]:
     """Returns which images are classified rightly both as they are and under the attack (see `attack`)."""
     attacked = attack(name, f, x, label, key, epsilon=epsilon, steps=steps)
     return (f(x).argmax(-1) == label) & (f(attacked).argmax(-1) == label)

@@ -14,7 +14,8 @@ def cross_entropy(logits: Float[Array, "B N"], target: Int[Array, " B"] | Float[
 
 
 def dlr(logits: Float[Array, "B N"], label: Int[Array, " B"]) -> Float[Array, " B"]:
-    """Returns the difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_1st - z_3rd): above 0 where the label is not the largest.
+    """Returns the difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_1st - z_3rd): above 0 where the label is
+    not the largest.
 
     Shifts and scales of the logits do not change it; three classes at least.
 
@@ -45,15 +46,18 @@ def _parts(logits: Array, label: Array) -> tuple[Array, Array, Array]:
 def kl_logits(first: Float[Array, "B N"], second: Float[Array, "B N"]) -> Float[Array, " B"]:
     """Returns KL(softmax(first) || softmax(second)) in nats, from two log-softmaxes.
 
-    Value and gradients are finite at any gap between logits: written with probabilities, the derivative of t log t is NaN where t
-    underflows to 0.
+    Value and gradients are finite at any gap between logits: written with probabilities, the derivative of t log t is
+    NaN where t underflows to 0.
     """
     first, second = jax.nn.log_softmax(wide(first)), jax.nn.log_softmax(wide(second))
     return (jnp.exp(first) * (first - second)).sum(-1)
 
 
 def trades(
-    clean: Float[Array, "B N"], attacked: Float[Array, "B N"], target: Int[Array, " B"] | Float[Array, "B N"], beta: float
+    clean: Float[Array, "B N"],
+    attacked: Float[Array, "B N"],
+    target: Int[Array, " B"] | Float[Array, "B N"],
+    beta: float,
 ) -> Float[Array, ""]:
     """Returns the mean of CE(f(x), y) + beta KL(f(x) || f(x')); both terms have gradients through f(x).
 

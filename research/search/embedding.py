@@ -1,8 +1,10 @@
-"""What sentence vectors are worth: do pairs score higher than non-pairs of the same domain, and is the partner found among all.
+"""What sentence vectors are worth: do pairs score higher than non-pairs of the same domain, and is the partner found
+among all.
 
-The evaluation of arXiv 2401.15713 - F1 of the cosine at a threshold, ROC-AUC, mean similarities and their ratio, on as many
-non-pairs as pairs - with two differences: the threshold is chosen on the validation split, not on the pairs that are judged, and
-a non-pair's texts are of one domain, so that to know the domain is not enough. TF-IDF of the same words stands beside the model.
+The evaluation of arXiv 2401.15713 - F1 of the cosine at a threshold, ROC-AUC, mean similarities and their ratio, on as
+many non-pairs as pairs - with two differences: the threshold is chosen on the validation split, not on the pairs that
+are judged, and a non-pair's texts are of one domain, so that to know the domain is not enough. TF-IDF of the same words
+stands beside the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +33,9 @@ class Vectors:
         return Vectors(self.a[chosen], self.b[chosen], self.domain[chosen])
 
 
-def embed(model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, pairs: int, turn: int = 0, batch: int = 64) -> Vectors:
+def embed(
+    model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, pairs: int, turn: int = 0, batch: int = 64
+) -> Vectors:
     """Returns the vectors of the first `pairs` pairs of a source.
 
     Args:
@@ -55,7 +59,8 @@ def embed(model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, pairs: i
 
 
 def tf_idf(source: Any, train: Any, *, pairs: int) -> Vectors:
-    """Returns the baseline's vectors: counts of words times log((1 + N) / (1 + n)) + 1, n of the N training texts holding the word."""
+    """Returns the baseline's vectors: counts of words times log((1 + N) / (1 + n)) + 1, n of the N training texts
+    holding the word."""
     idf = np.zeros(train.vocab_size)
     block = train.gather(np.arange(len(train)))
     for tokens in block["pairs"].reshape(-1, block["pairs"].shape[-1]):
@@ -75,8 +80,8 @@ def _unit(x: Float[np.ndarray, "*B D"]) -> Float[np.ndarray, "*B D"]:
 
 
 def scored_pairs(vectors: Vectors) -> tuple[Float[np.ndarray, " M"], Bool[np.ndarray, " M"]]:
-    """Returns cosines and whether the texts belong together: each pair, and its first text with the next pair's second text of the
-    same domain, in the source's order. Domains of a single pair are left out."""
+    """Returns cosines and whether the texts belong together: each pair, and its first text with the next pair's second
+    text of the same domain, in the source's order. Domains of a single pair are left out."""
     scores, labels = [], []
     for domain in np.unique(vectors.domain):
         part = vectors.of(domain)
@@ -103,11 +108,16 @@ def best_threshold(scores: Float[np.ndarray, " M"], labels: Bool[np.ndarray, " M
 
 
 def at_threshold(scores: Float[np.ndarray, " M"], labels: Bool[np.ndarray, " M"], threshold: float) -> dict[str, float]:
-    """Returns f1, precision and recall of calling a pair what scores `threshold` or more; 0 where nothing is called or there."""
+    """Returns f1, precision and recall of calling a pair what scores `threshold` or more; 0 where nothing is called or
+    there."""
     called = scores >= threshold
     right = float((called & labels).sum())
     ratio = lambda n: right / n if n else 0.0  # noqa: E731
-    return {"f1": ratio((called.sum() + labels.sum()) / 2), "precision": ratio(called.sum()), "recall": ratio(labels.sum())}
+    return {
+        "f1": ratio((called.sum() + labels.sum()) / 2),
+        "precision": ratio(called.sum()),
+        "recall": ratio(labels.sum()),
+    }
 
 
 def roc_auc(scores: Float[np.ndarray, " M"], labels: Bool[np.ndarray, " M"]) -> float:
@@ -127,8 +137,9 @@ def retrieval(vectors: Vectors) -> float:
 def judge(test: Vectors, validation: Vectors, domains: Sequence[str]) -> list[dict[str, Any]]:
     """Returns one row for each domain that has two test pairs, and one for all together.
 
-    `pairs`, `f1`, `precision`, `recall` at `threshold` (chosen on the row's validation pairs), `auc`, mean cosine of the pairs
-    (`positive`) and the others (`negative`), their `ratio`, and `retrieval`: accuracy@1 among the row's test pairs.
+    `pairs`, `f1`, `precision`, `recall` at `threshold` (chosen on the row's validation pairs), `auc`, mean cosine of
+    the pairs (`positive`) and the others (`negative`), their `ratio`, and `retrieval`: accuracy@1 among the row's test
+    pairs.
 
     Raises:
       UserError: no validation pairs.
@@ -147,7 +158,9 @@ def judge(test: Vectors, validation: Vectors, domains: Sequence[str]) -> list[di
     return rows
 
 
-def compare(model: tuple[Any, Arrays, Arrays], splits: Mapping[str, Any], task: Any, *, pairs: int) -> list[dict[str, Any]]:
+def compare(
+    model: tuple[Any, Arrays, Arrays], splits: Mapping[str, Any], task: Any, *, pairs: int
+) -> list[dict[str, Any]]:
     """Returns the rows of `judge` of the model, of the model asked through the next domain's experts, and of TF-IDF.
 
     Args:
@@ -159,12 +172,16 @@ def compare(model: tuple[Any, Arrays, Arrays], splits: Mapping[str, Any], task: 
     test, validation = splits["test"], splits["validation"]
     for source in (test, validation):
         if not len(source):
-            raise UserError(f"{source.name} has no pairs; F1 is judged on test pairs at a threshold chosen on validation pairs")
+            raise UserError(
+                f"{source.name} has no pairs; F1 is judged on test pairs at a threshold chosen on validation pairs"
+            )
     ways = {"model": lambda source: embed(model, source, task, pairs=pairs)}
     if model[0].domains > 1:
         ways["next domain"] = lambda source: embed(model, source, task, pairs=pairs, turn=1)
     ways["tf-idf"] = lambda source: tf_idf(source, splits["train"], pairs=pairs)
-    return [{"by": name, **row} for name, way in ways.items() for row in judge(way(test), way(validation), test.domains)]
+    return [
+        {"by": name, **row} for name, way in ways.items() for row in judge(way(test), way(validation), test.domains)
+    ]
 
 
 def nearest(
@@ -188,7 +205,11 @@ def nearest(
     tokens, length = source.encode(query)
     if length < 2:
         raise UserError(f"there is no word in the query {query!r}")
-    block = {"pairs": np.stack([tokens, tokens])[None], "lengths": np.array([[length, length]]), "domain": np.array([label])}
+    block = {
+        "pairs": np.stack([tokens, tokens])[None],
+        "lengths": np.array([[length, length]]),
+        "domain": np.array([label]),
+    }
     run = jax.jit(lambda p, s, block: apply(config, p, s, *task.inputs(block))[0])
     asked = _unit(np.asarray(run(params, stats, block), np.float64))[0]
     passages = embed(model, source, task, pairs=len(source)).of(label)

@@ -9,8 +9,11 @@ from research.modules.state import Arrays, apply
 from research.tasks import in_context_baselines as baselines
 
 
-def errors(model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, prompts: int, batch: int = 500) -> dict[str, np.ndarray]:
-    """Returns name -> metric after 0, 1, ..., points - 1 examples, of the model and of each baseline on the same prompts.
+def errors(
+    model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, prompts: int, batch: int = 500
+) -> dict[str, np.ndarray]:
+    """Returns name -> metric after 0, 1, ..., points - 1 examples, of the model and of each baseline on the same
+    prompts.
 
     Args:
       model: config, params and stats.
@@ -27,7 +30,9 @@ def errors(model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, prompts
     # Penalties and rates are chosen on other prompts than those that are compared.
     other = source.gather(np.arange(prompts, min(prompts + 500, len(source))))
     held_out = other["vectors"][:, ::2], other["targets"]
-    predicted = {"model": np.concatenate([run(params, stats, vectors[i : i + batch]) for i in range(0, prompts, batch)])}
+    predicted = {
+        "model": np.concatenate([run(params, stats, vectors[i : i + batch]) for i in range(0, prompts, batch)])
+    }
     if task.boolean:
         predicted["nearest neighbour"] = baselines.nearest_neighbours(x, y, neighbours=1)
         predicted["averaging"] = baselines.averaging(x, y)
@@ -43,5 +48,9 @@ def errors(model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, prompts
         predicted["averaging"] = baselines.averaging(x, y)
         predicted["zero"] = np.zeros_like(y)
     # A label of 0 is no answer: half of such guesses are right.
-    score = (lambda p: (0.5 + 0.5 * np.sign(p * y)).mean(0)) if task.boolean else (lambda p: np.square(p - y).mean(0) / task.scale)
+    score = (
+        (lambda p: (0.5 + 0.5 * np.sign(p * y)).mean(0))
+        if task.boolean
+        else (lambda p: np.square(p - y).mean(0) / task.scale)
+    )
     return {name: score(np.asarray(p, np.float64)) for name, p in predicted.items()}

@@ -17,7 +17,9 @@ def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
     missing = [n["name"] for r in reports for n in r["subnets"] if n["value"] is None]
     if missing:
-        raise UserError(f"{reports[0]['metric']} of {missing[0]} is no number or was not measured, so no promise can be judged")
+        raise UserError(
+            f"{reports[0]['metric']} of {missing[0]} is no number or was not measured, so no promise can be judged"
+        )
     full = [r["subnets"][0] for r in reports]
     higher = higher_is_better(reports[0])
     ratio = lambda n, first: n["value"] / first["value"] if higher else first["value"] / n["value"]  # noqa: E731
@@ -31,13 +33,18 @@ def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "smallest_flops": float(max(least)),
         "networks": float(min(len(r["subnets"]) for r in reports)),
         "wall_s": float(max(r["wall_s"] for r in reports)),
-        **{key: float(np.mean([n[key] for n in full])) for key in full[0] if key.startswith("robust_") or key.endswith("accuracy")},
+        **{
+            key: float(np.mean([n[key] for n in full]))
+            for key in full[0]
+            if key.startswith("robust_") or key.endswith("accuracy")
+        },
         **{name: float(max(r[name] for r in reports)) for name in ("dead_experts",) if name in reports[0]},
     }
 
 
 def by_network(reports: Sequence[Mapping[str, Any]], seeds: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns a row per network: its costs in the first run, its value in each and their mean, as text; accuracies in percent."""
+    """Returns a row per network: its costs in the first run, its value in each and their mean, as text; accuracies in
+    percent."""
     rows, percent = [], "accuracy" in reports[0]["metric"]
     text = lambda value: f"{100 * value:.1f}" if percent else f"{value:.4f}"  # noqa: E731
     for i, first in enumerate(reports[0]["subnets"]):
@@ -83,7 +90,11 @@ def judge(found: Mapping[str, float], expect: Mapping[str, Any]) -> list[dict[st
         low, high = bound if isinstance(bound, list | tuple) else (bound, None)
         kept = (low is None or found[name] >= low) and (high is None or found[name] <= high)
         text = " and ".join(
-            t for t in (f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else "") if t
+            t
+            for t in (f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else "")
+            if t
         )
-        rows.append({"promise": name, "expected": text, "found": round(found[name], 4), "kept": "yes" if kept else "NO"})
+        rows.append(
+            {"promise": name, "expected": text, "found": round(found[name], 4), "kept": "yes" if kept else "NO"}
+        )
     return rows

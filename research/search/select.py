@@ -6,12 +6,21 @@ from typing import Any
 
 from research.errors import UserError
 
-BUDGETS = {"max_params": "params", "max_flops": "flops", "max_latency_ms": "latency_ms", "max_memory_bytes": "peak_memory_bytes"}
+BUDGETS = {
+    "max_params": "params",
+    "max_flops": "flops",
+    "max_latency_ms": "latency_ms",
+    "max_memory_bytes": "peak_memory_bytes",
+}
 """Flag -> column of a row of costs."""
 
 
 def select(
-    rows: Sequence[Mapping[str, Any]], value_key: str, budgets: Mapping[str, float | None], *, higher_is_better: bool = True
+    rows: Sequence[Mapping[str, Any]],
+    value_key: str,
+    budgets: Mapping[str, float | None],
+    *,
+    higher_is_better: bool = True,
 ) -> Mapping[str, Any]:
     """Returns the row with the best value whose costs are within all budgets; ties go to fewer FLOPs.
 

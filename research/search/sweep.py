@@ -1,4 +1,5 @@
-"""What a sweep over the values of some fields is made of: its points, the names of their folders, and the tables of what they gave."""
+"""What a sweep over the values of some fields is made of: its points, the names of their folders, and the tables of
+what they gave."""
 
 import hashlib
 import itertools
@@ -17,7 +18,8 @@ COSTS = ("params", "state", "flops", "wall_s")
 
 
 def axes(texts: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Reads FIELD=VALUE,VALUE,... texts: [(field, values)]; commas inside brackets belong to a value, as do all where ';' separates.
+    """Reads FIELD=VALUE,VALUE,... texts: [(field, values)]; commas inside brackets belong to a value, as do all where
+    ';' separates.
 
     Raises:
       UserError: no values, or a field or a value that is there twice.
@@ -71,8 +73,11 @@ def former_name(point: Point) -> str:
 
 
 def default_x(grid: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Returns what a sweep is drawn against: its first field of numbers other than the seed, else the number of parameters."""
-    return next((field for field, values in grid if field not in ("seed", "arg") and all(map(_is_number, values))), "params")
+    """Returns what a sweep is drawn against: its first field of numbers other than the seed, else the number of
+    parameters."""
+    return next(
+        (field for field, values in grid if field not in ("seed", "arg") and all(map(_is_number, values))), "params"
+    )
 
 
 def _is_number(text: str) -> bool:
@@ -86,13 +91,18 @@ def row(point: Point, report: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a finished point's line: its costs, its value and what else was measured."""
     full = report["subnets"][0]
     costs = {key: full[key] for key in COSTS if key in full}
-    more = {key: full[key] for key in full if key.startswith(("validation_", "robust_")) or key in ("accuracy", "clean_accuracy")}
+    more = {
+        key: full[key]
+        for key in full
+        if key.startswith(("validation_", "robust_")) or key in ("accuracy", "clean_accuracy")
+    }
     more |= {key: report[key] for key in ("dead_experts",) if key in report}
     return {**point, **costs, "value": full["value"], **more, "updates": report["updates"], "wall_s": report["wall_s"]}
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns a line for the points that differ in nothing but the seed: the number of seeds, means, and "+- KEY", the largest distance.
+    """Returns a line for the points that differ in nothing but the seed: the number of seeds, means, and "+- KEY", the
+    largest distance.
 
     A point without a number, because it failed, does not count; [] where there are no seeds.
 

@@ -29,7 +29,8 @@ class Means:
         """
 
     def weight(self, batch: Batch) -> Float[Array, ""] | None:
-        """Returns what the means over a training batch divide by, e.g. its labelled tokens; None where all batches of a size have the same."""
+        """Returns what the means over a training batch divide by, e.g. its labelled tokens; None where all batches of a
+        size have the same."""
         del batch
         return None
 
@@ -69,7 +70,8 @@ class Task(Protocol):
         ...
 
     def real(self, batch: Batch) -> Bool[Array, "B *T"] | None:
-        """Returns which rows of the model's inputs, or which of their tokens, are neither filler nor padding; None: all."""
+        """Returns which rows of the model's inputs, or which of their tokens, are neither filler nor padding; None:
+        all."""
         ...
 
     def loss(self, outputs: Array, target: Any) -> Float[Array, ""]:
@@ -98,7 +100,8 @@ class Task(Protocol):
 
 
 def real_examples(batch: Batch) -> Bool[Array, " B"] | None:
-    """Returns which examples of an evaluation batch are real; what fills up the last one is not. None, as in training: all are."""
+    """Returns which examples of an evaluation batch are real; what fills up the last one is not. None, as in training:
+    all are."""
     return jnp.asarray(batch["mask"]) > 0 if "mask" in batch else None
 
 

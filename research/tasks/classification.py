@@ -1,7 +1,7 @@
 """Classification of images and sequences: label smoothing, mixup and cutmix, cross entropy, accuracy.
 
-A batch is {"image": [B, H, W, C] float, "label": [B] int32}, or "vectors": [B, T, D] float in place of the image, and for
-evaluation "mask": [B] float (0 = padding).
+A batch is {"image": [B, H, W, C] float, "label": [B] int32}, or "vectors": [B, T, D] float in place of the image, and
+for evaluation "mask": [B] float (0 = padding).
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,9 @@ class Classification(Means):
 
     def __post_init__(self):
         if self.cutmix and self.examples != "image":
-            raise UserError(f"task.cutmix={self.cutmix} cuts boxes out of images, the data gives {self.examples}; set task.cutmix=0")
+            raise UserError(
+                f"task.cutmix={self.cutmix} cuts boxes out of images, the data gives {self.examples}; set task.cutmix=0"
+            )
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Float[Array, "B N"]]:
         image, target = self.mix(batch, key)
@@ -70,7 +72,9 @@ class Classification(Means):
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return -(target * jax.nn.log_softmax(logits)).sum(-1).mean()
 
-    def distill(self, logits: Float[Array, "B N"], teacher: Float[Array, "B N"], target: Any = None) -> Float[Array, ""]:
+    def distill(
+        self, logits: Float[Array, "B N"], teacher: Float[Array, "B N"], target: Any = None
+    ) -> Float[Array, ""]:
         """Mean cross entropy to the teacher's distribution (temperature 1); no gradient reaches the teacher."""
         del target
         return self.loss(logits, jax.nn.softmax(jax.lax.stop_gradient(teacher).astype(jnp.float32)))

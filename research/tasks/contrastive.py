@@ -1,9 +1,10 @@
 """Contrastive learning of sentence vectors: each text is to find the one that belongs to it among the batch's others.
 
-A batch is {"pairs": [B, 2, T] int32, "lengths": [B, 2] int32, "domain": [B] int32}; the model gives one vector a text, two a pair.
-Losses and the swap of the two texts follow arXiv 2401.15713; `mnr` is the multiple-negatives ranking loss of Henderson et al. 2017
-(arXiv 1705.00652, section 4.4). Accuracy is that of retrieval among the B texts of a batch: it depends on B and, in evaluation,
-on which pairs share a batch, which is fixed. What needs all pairs at once is in `research.search.embedding`.
+A batch is {"pairs": [B, 2, T] int32, "lengths": [B, 2] int32, "domain": [B] int32}; the model gives one vector a text,
+two a pair. Losses and the swap of the two texts follow arXiv 2401.15713; `mnr` is the multiple-negatives ranking loss
+of Henderson et al. 2017 (arXiv 1705.00652, section 4.4). Accuracy is that of retrieval among the B texts of a batch: it
+depends on B and, in evaluation, on which pairs share a batch, which is fixed. What needs all pairs at once is in
+`research.search.embedding`.
 """
 
 from collections.abc import Mapping
@@ -26,8 +27,9 @@ class Contrastive(Means):
     """The task.
 
     Attributes:
-      loss_name: mnr, the cross entropy of the rows of A B^T alone; symmetric, the mean of that of the rows and that of the columns (as
-        CLIP, arXiv 2103.00020); or `mnr_plus`, whose targets come from the vectors' lengths and so need raw products.
+      loss_name: mnr, the cross entropy of the rows of A B^T alone; symmetric, the mean of that of the rows and that of
+        the columns (as CLIP, arXiv 2103.00020); or `mnr_plus`, whose targets come from the vectors' lengths and so need
+        raw products.
       temperature: what the products are divided by.
       normalize: vectors are scaled to length 1 before their products; without, products are raw as in the paper.
     """
@@ -42,7 +44,9 @@ class Contrastive(Means):
     higher_is_better = True
     unit = "pairs"
     work = 2  # texts of an example
-    indivisible = "the wrong answers of a pair are the other texts of its batch, and a part of the batch has fewer of them"
+    indivisible = (
+        "the wrong answers of a pair are the other texts of its batch, and a part of the batch has fewer of them"
+    )
 
     def __post_init__(self):
         if self.loss_name not in LOSSES:
@@ -68,7 +72,8 @@ class Contrastive(Means):
         return self.inputs({**batch, **turned}), None
 
     def inputs(self, batch: Batch) -> tuple[Array, ...]:
-        """Returns tokens [2 B, T], domains [2 B] and the mask of real tokens [2 B, T], the texts of a pair next to each other."""
+        """Returns tokens [2 B, T], domains [2 B] and the mask of real tokens [2 B, T], the texts of a pair next to each
+        other."""
         tokens = batch["pairs"].reshape(-1, batch["pairs"].shape[-1])
         mask = jnp.arange(tokens.shape[1]) < batch["lengths"].reshape(-1, 1)
         return tokens, jnp.repeat(batch["domain"], 2), mask
@@ -88,10 +93,16 @@ class Contrastive(Means):
         a, b = self.sides(outputs)
         return {"mnr": mnr, "symmetric": symmetric, "mnr_plus": mnr_plus}[self.loss_name](a, b, self.temperature)
 
-    def distill(self, outputs: Float[Array, "2B D"], teacher: Float[Array, "2B N"], target: Any = None) -> Float[Array, ""]:
+    def distill(
+        self, outputs: Float[Array, "2B D"], teacher: Float[Array, "2B N"], target: Any = None
+    ) -> Float[Array, ""]:
         """Mean cross entropy of the rows of A B^T to the teacher's distribution; no gradient reaches the teacher."""
         (a, b), (c, d) = self.sides(outputs), self.sides(jax.lax.stop_gradient(teacher))
-        return -(jax.nn.softmax(matmul(c, d.T) / self.temperature) * jax.nn.log_softmax(matmul(a, b.T) / self.temperature)).sum(-1).mean()
+        return (
+            -(jax.nn.softmax(matmul(c, d.T) / self.temperature) * jax.nn.log_softmax(matmul(a, b.T) / self.temperature))
+            .sum(-1)
+            .mean()
+        )
 
     def measure(self, outputs: Float[Array, "2B D"], batch: Batch) -> dict[str, Float[Array, ""]]:
         a, b = self.sides(outputs)
@@ -103,7 +114,9 @@ class Contrastive(Means):
     def sums(self, outputs: Float[Array, "2B D"], batch: Batch) -> dict[str, Array]:
         a, b = self.sides(outputs)
         real = batch.get("mask", jnp.ones(len(a), a.dtype)).astype(a.dtype)
-        logits = jnp.where(real > 0, matmul(a, b.T) / self.temperature, jnp.finfo(a.dtype).min)  # filler is no candidate
+        logits = jnp.where(
+            real > 0, matmul(a, b.T) / self.temperature, jnp.finfo(a.dtype).min
+        )  # filler is no candidate
         right = jnp.eye(len(a), dtype=a.dtype)
         nll = -(jax.nn.log_softmax(logits) * right).sum(-1)
         cosine, both = matmul(unit(a), unit(b).T), real[:, None] * real
@@ -117,7 +130,8 @@ class Contrastive(Means):
         }
 
     def summarize(self, sums: dict[str, Any]) -> dict[str, float]:
-        """Returns accuracy@1 and mnr loss among the texts of a batch, mean cosine of pairs that belong together and of others."""
+        """Returns accuracy@1 and mnr loss among the texts of a batch, mean cosine of pairs that belong together and of
+        others."""
         count, others = max(float(sums["count"]), 1.0), max(float(sums["negatives"]), 1.0)
         out = {"accuracy": float(sums["correct"]) / count, "loss": float(sums["nll"]) / count}
         return out | {"positive": float(sums["positive"]) / count, "negative": float(sums["negative"]) / others}
@@ -134,7 +148,8 @@ def cross_entropy(logits: Float[Array, "B N"], target: Int[Array, " B"]) -> Floa
 
 
 def mnr(a: Float[Array, "B D"], b: Float[Array, "B D"], temperature: float = 1.0) -> Float[Array, ""]:
-    """Multiple negatives ranking: each first text's cross entropy over all second texts, its own being the right one."""
+    """Multiple negatives ranking: each first text's cross entropy over all second texts, its own being the right
+    one."""
     return cross_entropy(matmul(a, b.T) / temperature, jnp.arange(len(a)))
 
 
@@ -144,11 +159,12 @@ def symmetric(a: Float[Array, "B D"], b: Float[Array, "B D"], temperature: float
 
 
 def mnr_plus(a: Float[Array, "B D"], b: Float[Array, "B D"], temperature: float = 1.0) -> Float[Array, ""]:
-    """Half the cross entropy of the rows and half that of the columns of A B^T, with targets that the batch itself gives.
+    """Half the cross entropy of the rows and half that of the columns of A B^T, with targets that the batch itself
+    gives.
 
-    The target of a row is the largest entry of that row of P = softmax((A A^T + B B^T) / 2), the target of a column that
-    of the column of P (arXiv 2401.15713, released code). Of vectors of one length a row's target is always its own pair, and a column's is too
-    unless a near copy with fewer neighbours takes its place: `symmetric` is what remains.
+    The target of a row is the largest entry of that row of P = softmax((A A^T + B B^T) / 2), the target of a column
+    that of the column of P (arXiv 2401.15713, released code). Of vectors of one length a row's target is always its own
+    pair, and a column's is too unless a near copy with fewer neighbours takes its place: `symmetric` is what remains.
     """
     alike = jax.lax.stop_gradient(jax.nn.softmax((matmul(a, a.T) + matmul(b, b.T)) / 2))
     products = matmul(a, b.T) / temperature

@@ -1,7 +1,9 @@
-"""Counting by density maps (HMoDE, Du et al. 2023, arXiv 2208.02894): seven maps and an attention mask against one density.
+"""Counting by density maps (HMoDE, Du et al. 2023, arXiv 2208.02894): seven maps and an attention mask against one
+density.
 
-A batch is {"image": [B, H, W, C] float, "density": [B, H, W] float, which sums to the number of objects}, and for evaluation "mask":
-[B] float (0 = padding). The model gives eight maps: seven densities times SCALE, the last of them its answer, and logits of a mask.
+A batch is {"image": [B, H, W, C] float, "density": [B, H, W] float, which sums to the number of objects}, and for
+evaluation "mask": [B] float (0 = padding). The model gives eight maps: seven densities times SCALE, the last of them
+its answer, and logits of a mask.
 """
 
 from dataclasses import dataclass
@@ -58,11 +60,15 @@ class DensityCounting(Means):
         loss = density_loss(maps, target[..., None]) + mask_loss(mask, (target > PRESENT).astype(mask.dtype))
         return loss + self.local * local_counting_loss(maps, target) if self.local else loss
 
-    def distill(self, outputs: Float[Array, "B H W 8"], teacher: Float[Array, "B H W 8"], target: Any = None) -> Float[Array, ""]:
+    def distill(
+        self, outputs: Float[Array, "B H W 8"], teacher: Float[Array, "B H W 8"], target: Any = None
+    ) -> Float[Array, ""]:
         """The same errors towards another network's maps and mask; no gradient reaches it."""
         del target
         teacher = jax.lax.stop_gradient(wide(teacher))
-        return density_loss(wide(outputs[..., :7]), teacher[..., :7]) + mask_loss(wide(outputs[..., 7]), jax.nn.sigmoid(teacher[..., 7]))
+        return density_loss(wide(outputs[..., :7]), teacher[..., :7]) + mask_loss(
+            wide(outputs[..., 7]), jax.nn.sigmoid(teacher[..., 7])
+        )
 
     def counts(self, outputs: Float[Array, "B H W 8"]) -> Float[Array, " B"]:
         """Returns how many objects the model sees in each image."""
@@ -79,13 +85,24 @@ class DensityCounting(Means):
         true = batch["density"].sum((1, 2))
         errors = self.counts(outputs) - true
         losses = jax.vmap(lambda o, t: self.loss(o[None], t[None]))(outputs, SCALE * batch["density"])
-        rows = {"absolute": jnp.abs(errors), "square": jnp.square(errors), "of_mean": jnp.abs(self.mean_count - true), "loss": losses}
+        rows = {
+            "absolute": jnp.abs(errors),
+            "square": jnp.square(errors),
+            "of_mean": jnp.abs(self.mean_count - true),
+            "loss": losses,
+        }
         return {name: (row * mask).sum() for name, row in rows.items()} | {"count": mask.sum()}
 
     def summarize(self, sums: dict[str, float]) -> dict[str, float]:
-        """Returns mean absolute and root mean square error of the count, that of always answering the mean, and the loss."""
+        """Returns mean absolute and root mean square error of the count, that of always answering the mean, and the
+        loss."""
         mean = {name: float(value) / max(float(sums["count"]), 1.0) for name, value in sums.items()}
-        return {"mae": mean["absolute"], "rmse": mean["square"] ** 0.5, "mae_of_mean": mean["of_mean"], "loss": mean["loss"]}
+        return {
+            "mae": mean["absolute"],
+            "rmse": mean["square"] ** 0.5,
+            "mae_of_mean": mean["of_mean"],
+            "loss": mean["loss"],
+        }
 
 
 def density_loss(maps: Float[Array, "B H W 7"], target: Float[Array, "B H W #7"]) -> Float[Array, ""]:
@@ -94,16 +111,21 @@ def density_loss(maps: Float[Array, "B H W 7"], target: Float[Array, "B H W #7"]
 
 
 def mask_loss(logits: Float[Array, "B H W"], target: Float[Array, "B H W"]) -> Float[Array, ""]:
-    """Cross entropy in nats between the attention mask and where objects are, summed over pixels, per image (released code)."""
+    """Cross entropy in nats between the attention mask and where objects are, summed over pixels, per image (released
+    code)."""
     return (jax.nn.softplus(logits) - target * logits).sum() / len(logits)
 
 
-def local_counting_loss(maps: Float[Array, "B H W 7"], target: Float[Array, "B H W"], side: int = 16) -> Float[Array, ""]:
-    """The order of the counts in the hardest regions of `side` x `side` pixels, in each map, weighted by WEIGHTS, per image.
+def local_counting_loss(
+    maps: Float[Array, "B H W 7"], target: Float[Array, "B H W"], side: int = 16
+) -> Float[Array, ""]:
+    """The order of the counts in the hardest regions of `side` x `side` pixels, in each map, weighted by WEIGHTS, per
+    image.
 
-    Of the nine regions of largest summed squared error of a map's pixels, sorted by true count, descending, every third makes a triple of
-    predictions (p0, p1, p2). With d1 = p0 - p1 and d2 = p0 - p2 the loss adds relu(-d1) + relu(-d2) + relu(d1 - d2), and the errors of
-    the nine regions, through which the released code sends no gradient. Images of fewer than nine regions use whole triples of those they have.
+    Of the nine regions of largest summed squared error of a map's pixels, sorted by true count, descending, every third
+    makes a triple of predictions (p0, p1, p2). With d1 = p0 - p1 and d2 = p0 - p2 the loss adds relu(-d1) + relu(-d2) +
+    relu(d1 - d2), and the errors of the nine regions, through which the released code sends no gradient. Images of
+    fewer than nine regions use whole triples of those they have.
 
     Raises:
       ValueError: an image has fewer than three regions.
@@ -119,7 +141,9 @@ def _local_losses(density: Float[Array, "B H W"], target: Float[Array, "B H W"],
     hard = min(HARD, rows * columns) // 3 * 3
     if not hard:
         raise ValueError(f"images of {height}x{width} have fewer than three regions of {side}x{side} pixels")
-    pool = lambda x: x[:, : rows * side, : columns * side].reshape(batch, rows, side, columns, side).sum((2, 4)).reshape(batch, -1)  # noqa: E731
+    pool = lambda x: (
+        x[:, : rows * side, : columns * side].reshape(batch, rows, side, columns, side).sum((2, 4)).reshape(batch, -1)
+    )  # noqa: E731
     errors, index = jax.lax.top_k(jax.lax.stop_gradient(pool(jnp.square(density - target))), hard)
     pick = lambda x, i: jnp.take_along_axis(x, i, 1)  # noqa: E731
     order = jnp.argsort(-pick(pool(target), index), 1, stable=True)

@@ -1,8 +1,9 @@
 """In-context learning of functions (Garg et al. 2022, arXiv 2208.01066): predict each y from the pairs before it.
 
-A batch is {"vectors": [B, 2 K, D] float, the sequence x_1, y_1, x_2, y_2, ... with y in coordinate 0, "targets": [B, K]}.
-A target of NaN is not scored (a curriculum that begins with short prompts). The model's single output is read at the places of
-the x. Regression takes the squared error, Boolean functions (labels of -1 and 1, arXiv 2310.03016) the logistic loss.
+A batch is {"vectors": [B, 2 K, D] float, the sequence x_1, y_1, x_2, y_2, ... with y in coordinate 0, "targets": [B,
+K]}. A target of NaN is not scored (a curriculum that begins with short prompts). The model's single output is read at
+the places of the x. Regression takes the squared error, Boolean functions (labels of -1 and 1, arXiv 2310.03016) the
+logistic loss.
 """
 
 from dataclasses import dataclass
@@ -79,15 +80,22 @@ class InContextLearning(Means):
         """Mean loss over all scored prefixes."""
         return self._mean(self._losses(self.predictions(outputs), target), target)
 
-    def distill(self, outputs: Float[Array, "B 2K 1"], teacher: Float[Array, "B 2K 1"], target: Any) -> Float[Array, ""]:
-        """Mean squared distance to the teacher's outputs, or logistic loss against its probabilities, over all scored prefixes."""
+    def distill(
+        self, outputs: Float[Array, "B 2K 1"], teacher: Float[Array, "B 2K 1"], target: Any
+    ) -> Float[Array, ""]:
+        """Mean squared distance to the teacher's outputs, or logistic loss against its probabilities, over all scored
+        prefixes."""
         mine, other = self.predictions(outputs), jax.lax.stop_gradient(self.predictions(teacher))
         if self.boolean:
             return self._mean(jax.nn.softplus(mine) - jax.nn.sigmoid(other) * mine, target)
         return self._mean(jnp.square(mine - other), target)
 
     def _scores(self, predicted: Float[Array, "B K"], target: Float[Array, "B K"]) -> Float[Array, "B K"]:
-        return (predicted * target > 0).astype(jnp.float32) if self.boolean else jnp.square(predicted - target) / self.scale
+        return (
+            (predicted * target > 0).astype(jnp.float32)
+            if self.boolean
+            else jnp.square(predicted - target) / self.scale
+        )
 
     def measure(self, outputs: Float[Array, "B 2K 1"], batch: Batch) -> dict[str, Float[Array, ""]]:
         scores = self._scores(self.predictions(outputs), batch["targets"])

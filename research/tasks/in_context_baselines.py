@@ -1,8 +1,9 @@
 """What simple learners predict from a prompt: the lines that an in-context learner is measured against.
 
-The baselines of Garg et al. 2022 (arXiv 2208.01066, section 3) and of Bhattamishra et al. 2023 (arXiv 2310.03016): each takes
-(x [B, K, D], y [B, K]) and gives float64 predictions [B, K], where prediction i knows the examples before i only and is 0 for i = 0.
-For labels -1 and +1 the prediction is the sign. All are linear through the origin but the nearest neighbours.
+The baselines of Garg et al. 2022 (arXiv 2208.01066, section 3) and of Bhattamishra et al. 2023 (arXiv 2310.03016): each
+takes (x [B, K, D], y [B, K]) and gives float64 predictions [B, K], where prediction i knows the examples before i only
+and is 0 for i = 0. For labels -1 and +1 the prediction is the sign. All are linear through the origin but the nearest
+neighbours.
 """
 
 import numpy as np
@@ -85,15 +86,16 @@ def averaging(x: Inputs, y: Targets) -> Targets:
 
 
 def gradient_descent(x: Inputs, y: Targets, *, steps: int = 1, step_size: float | np.ndarray | None = None) -> Targets:
-    """Gradient descent from w = 0 on half the sum of squared errors of the examples before; one step gives w = step_size * sum y x.
+    """Gradient descent from w = 0 on half the sum of squared errors of the examples before; one step gives w =
+    step_size * sum y x.
 
     Args:
       x: inputs.
       y: targets.
       steps: number of steps.
-      step_size: one for all predictions, one for each [K], or one for each of each prompt [B, K]. By default 1 / (i + D + 1), the
-        best for one step on the linear task, with error (D + 1) / (i + D + 1) over D after i examples. Above 2 / `curvature` the
-        steps diverge.
+      step_size: one for all predictions, one for each [K], or one for each of each prompt [B, K]. By default 1 / (i + D
+        + 1), the best for one step on the linear task, with error (D + 1) / (i + D + 1) over D after i examples. Above
+        2 / `curvature` the steps diverge.
 
     Returns:
       Predictions.
@@ -111,12 +113,14 @@ def gradient_descent(x: Inputs, y: Targets, *, steps: int = 1, step_size: float 
 
 
 def single_step_rates(points: int, dims: int) -> Float[np.ndarray, " K"]:
-    """1 / (i + D + 1): minimises the expected error of one step after i examples of the linear task (E of Wishart moments)."""
+    """1 / (i + D + 1): minimises the expected error of one step after i examples of the linear task (E of Wishart
+    moments)."""
     return 1 / (np.arange(points) + dims + 1.0)
 
 
 def curvature(x: Inputs) -> Float[np.ndarray, "B K"]:
-    """Largest eigenvalue of sum x x^T over the examples before: what a step size is measured against. Infinite before the first."""
+    """Largest eigenvalue of sum x x^T over the examples before: what a step size is measured against. Infinite before
+    the first."""
     x = x.astype(np.float64)
     summed = np.cumsum(x[:, :, :, None] * x[:, :, None, :], axis=1)
     largest = np.linalg.eigvalsh(summed[:, :-1])[..., -1]
@@ -126,13 +130,14 @@ def curvature(x: Inputs) -> Float[np.ndarray, "B K"]:
 def best_factors(
     x: Inputs, y: Targets, rates: np.ndarray, *, steps: int, grid: Float[np.ndarray, " G"] | None = None
 ) -> Float[np.ndarray, " K"]:
-    """What to multiply step sizes by for the least mean squared error of each prediction on these prompts: keep them apart from the test.
+    """What to multiply step sizes by for the least mean squared error of each prediction on these prompts: keep them
+    apart from the test.
 
     Args:
       x: inputs.
       y: targets.
-      rates: step sizes as `gradient_descent` takes them: `single_step_rates`, or 1 / `curvature`, which is safe for every prompt with
-        factors below 2.
+      rates: step sizes as `gradient_descent` takes them: `single_step_rates`, or 1 / `curvature`, which is safe for
+        every prompt with factors below 2.
       steps: number of steps.
       grid: factors to choose from; by default 17 from 1/8 to 1.9.
     """
@@ -142,7 +147,8 @@ def best_factors(
 
 
 def best_penalties(x: Inputs, y: Targets, *, grid: Float[np.ndarray, " G"] | None = None) -> Float[np.ndarray, " K"]:
-    """The penalty of `ridge` with the least mean squared error of each prediction on these prompts: keep them apart from the test.
+    """The penalty of `ridge` with the least mean squared error of each prediction on these prompts: keep them apart
+    from the test.
 
     Args:
       x: inputs.

@@ -1,7 +1,8 @@
 """Next-token prediction and other labelled tokens: cross entropy in nats, bits per byte, perplexity, accuracy.
 
 A batch is {"tokens": [B, T] int32, "labels": [B, T] int32}, -1 where nothing is asked for, and perhaps "segment_ids"
-[B, T] int32: documents packed on one axis, and "lengths" [B] int32: how many tokens of each example are no padding. Labels stand where their logits are read: for language, label t is token t + 1.
+[B, T] int32: documents packed on one axis, and "lengths" [B] int32: how many tokens of each example are no padding.
+Labels stand where their logits are read: for language, label t is token t + 1.
 """
 
 import math
@@ -62,8 +63,11 @@ class LanguageModelling(Means):
         nll, asked = token_losses(logits, target)
         return nll.sum() / jnp.maximum(asked.sum(), 1)
 
-    def distill(self, logits: Float[Array, "B T V"], teacher: Float[Array, "B T V"], target: Int[Array, "B T"]) -> Float[Array, ""]:
-        """Mean cross entropy to the teacher's distribution over the labelled tokens; no gradient reaches the teacher."""
+    def distill(
+        self, logits: Float[Array, "B T V"], teacher: Float[Array, "B T V"], target: Int[Array, "B T"]
+    ) -> Float[Array, ""]:
+        """Mean cross entropy to the teacher's distribution over the labelled tokens; no gradient reaches the
+        teacher."""
         asked = (target >= 0).astype(jnp.float32)
         probabilities = jax.nn.softmax(wide(jax.lax.stop_gradient(teacher)))
         nll = -(probabilities * jax.nn.log_softmax(wide(logits))).sum(-1)
@@ -82,7 +86,11 @@ class LanguageModelling(Means):
         nll, asked = token_losses(logits, labels)
         out = {"nll": (nll * mask).sum(), "count": (asked * mask).sum()}
         out["correct"] = ((logits.argmax(-1) == labels) * asked * mask).sum()
-        size = asked * jnp.asarray(self.token_bytes, jnp.float32)[jnp.maximum(labels, 0)] if self.token_bytes else asked * 0
+        size = (
+            asked * jnp.asarray(self.token_bytes, jnp.float32)[jnp.maximum(labels, 0)]
+            if self.token_bytes
+            else asked * 0
+        )
         return {**out, "bytes": (size * mask).sum()}
 
     def summarize(self, sums: dict[str, Any]) -> dict[str, float]:
@@ -95,7 +103,9 @@ class LanguageModelling(Means):
         return out
 
 
-def token_losses(logits: Float[Array, "*B V"], labels: Int[Array, "*B"]) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+def token_losses(
+    logits: Float[Array, "*B V"], labels: Int[Array, "*B"]
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
     """Returns (cross entropy in nats, 0 where nothing is asked; 1 where something is)."""
     logits = wide(logits)
     asked = (labels >= 0).astype(logits.dtype)

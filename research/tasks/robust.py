@@ -1,7 +1,8 @@
 """Classification under attack: adversarial training, TRADES, and the alternation of experts and router (AdvMoE).
 
-Images are in [0, 1], without normalisation. The loop gives the model as two functions of (x, method): `train` has gradients of the
-parameters and moves the running statistics; `frozen`, which attacks see, has and does neither and is in eval mode unless asked.
+Images are in [0, 1], without normalisation. The loop gives the model as two functions of (x, method): `train` has
+gradients of the parameters and moves the running statistics; `frozen`, which attacks see, has and does neither and is
+in eval mode unless asked.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,12 @@ ATTACK = ("epsilon", "steps", "step_size", "through_gate", "eval_steps")
 METHODS = {
     "pgd": ATTACK,  # cross entropy of images attacked by PGD (Madry et al. 2018, arXiv 1706.06083)
     "trades": (*ATTACK, "beta"),  # TRADES (Zhang et al. 2019, arXiv 1901.08573), of a mixture all parameters at once
-    "alternate": (*ATTACK, "beta", "alpha", "shared_attack"),  # AdvMoE (arXiv 2308.10110): an update of the experts, one of the router
+    "alternate": (
+        *ATTACK,
+        "beta",
+        "alpha",
+        "shared_attack",
+    ),  # AdvMoE (arXiv 2308.10110): an update of the experts, one of the router
 }
 """Method -> the options of task.robust that it reads."""
 NOISE = 1e-3  # standard deviation of the start of TRADES' attack
@@ -39,11 +45,12 @@ class RobustClassification(Classification):
       method: one of `METHODS`.
       epsilon, steps, step_size: of the attack in training, in units of the range of a pixel.
       beta: weight of the KL divergence.
-      alpha: of alternate, weight of the router's cross entropy towards y mod n, which balances the load without a loss of its own.
-      shared_attack: of alternate, both phases attack the sum of the two divergences (the released code); else each attacks the one that its
-        own loss holds, the experts' outputs or the router's scores (the paper's two levels).
-      through_gate: in training, attacks on a mixture follow its router's straight-through gate too (the released code), instead of the
-        gradient of the function; evaluations never do.
+      alpha: of alternate, weight of the router's cross entropy towards y mod n, which balances the load without a loss
+        of its own.
+      shared_attack: of alternate, both phases attack the sum of the two divergences (the released code); else each
+        attacks the one that its own loss holds, the experts' outputs or the router's scores (the paper's two levels).
+      through_gate: in training, attacks on a mixture follow its router's straight-through gate too (the released code),
+        instead of the gradient of the function; evaluations never do.
       eval_steps: PGD steps of an evaluation, of size epsilon / 4; 0: there the images are not attacked.
       experts: pathways of the model, 0 or 1 where nothing routes.
       router: what the names of the router's parameters start with.
@@ -72,7 +79,9 @@ class RobustClassification(Classification):
                 f"task.robust: epsilon={self.epsilon:g}, step_size={self.step_size:g}; valid: above 0, epsilon up to 1, the range of a pixel"
             )
         if self.steps < 1 or self.eval_steps < 0:
-            raise UserError(f"task.robust: steps={self.steps}, eval_steps={self.eval_steps}; valid: steps from 1, eval_steps from 0")
+            raise UserError(
+                f"task.robust: steps={self.steps}, eval_steps={self.eval_steps}; valid: steps from 1, eval_steps from 0"
+            )
         if self.beta < 0 or self.alpha < 0:
             raise UserError(f"task.robust: beta={self.beta:g}, alpha={self.alpha:g}; valid: weights from 0")
         if self.method == "alternate" and not self.routed:
@@ -108,10 +117,16 @@ class RobustClassification(Classification):
         """Whether a phase moves the parameter of this name."""
         return phase == "all" or name.startswith(self.router) == (phase == "router")
 
-    # --- training ------------------------------------------------------------------------------------------------------------
+    # --- training -----------------------------------------------------------------------------------------------------
 
     def objective(
-        self, train: Run, frozen: Run, image: Float[Array, "B H W C"], target: Float[Array, "B N"], key: Array, phase: str
+        self,
+        train: Run,
+        frozen: Run,
+        image: Float[Array, "B H W C"],
+        target: Float[Array, "B N"],
+        key: Array,
+        phase: str,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Returns (loss, what is logged beside it) of a batch.
 
@@ -132,14 +147,24 @@ class RobustClassification(Classification):
         clean, scores = self._outputs(train, image)
         logits, _ = self._outputs(train, attacked)
         loss = trades(clean, logits, target, self.beta)
-        measured = {"accuracy": _accuracy(clean, target), "robust_accuracy": _accuracy(logits, target), **self._shares(scores)}
+        measured = {
+            "accuracy": _accuracy(clean, target),
+            "robust_accuracy": _accuracy(logits, target),
+            **self._shares(scores),
+        }
         return loss, measured | ({"loss_experts": loss} if self.method == "alternate" else {})
 
-    def _router_objective(self, train: Run, image: Array, attacked: Array, target: Array) -> tuple[Array, dict[str, Array]]:
+    def _router_objective(
+        self, train: Run, image: Array, attacked: Array, target: Array
+    ) -> tuple[Array, dict[str, Array]]:
         clean, scores = train(image, "scores"), train(attacked, "scores")
         labels = target.argmax(-1) % clean.shape[-1]
         loss = self.alpha * cross_entropy(clean, labels).mean() + self.beta * kl_logits(clean, scores).mean()
-        return loss, {"loss_router": loss, "router_accuracy": (clean.argmax(-1) == labels).mean(), **self._shares(clean)}
+        return loss, {
+            "loss_router": loss,
+            "router_accuracy": (clean.argmax(-1) == labels).mean(),
+            **self._shares(clean),
+        }
 
     def _attack(self, frozen: Run, image: Array, target: Array, key: Array, phase: str) -> Array:
         """The attack of the method; the router's clean scores are those of training mode."""
@@ -167,14 +192,19 @@ class RobustClassification(Classification):
         """Share of the images that goes to each expert."""
         return {} if scores is None else {f"expert_{i}": (scores.argmax(-1) == i).mean() for i in range(self.experts)}
 
-    # --- evaluation ----------------------------------------------------------------------------------------------------------
+    # --- evaluation ---------------------------------------------------------------------------------------------------
 
     def zero_sums(self) -> dict[str, Any]:
         attacked = {"robust": 0.0} if self.eval_steps else {}
-        return {**super().zero_sums(), **attacked, **({"load": np.zeros(self.experts, np.float32)} if self.routed else {})}
+        return {
+            **super().zero_sums(),
+            **attacked,
+            **({"load": np.zeros(self.experts, np.float32)} if self.routed else {}),
+        }
 
     def examine(self, frozen: Run, batch: Batch) -> dict[str, Array]:
-        """Returns the sums of a batch: of clean images, of attacked ones where `eval_steps` asks for it, and images per expert."""
+        """Returns the sums of a batch: of clean images, of attacked ones where `eval_steps` asks for it, and images per
+        expert."""
         image, label = batch["image"], batch["label"]
         mask = batch.get("mask", jnp.ones(len(image), jnp.float32))
         logits, scores = self._outputs(frozen, image)
@@ -189,7 +219,8 @@ class RobustClassification(Classification):
         return sums
 
     def summarize(self, sums: dict[str, Any]) -> dict[str, float]:
-        """Returns accuracy, loss, robust_accuracy (under PGD of `eval_steps`) and expert_I, the share of the images of each."""
+        """Returns accuracy, loss, robust_accuracy (under PGD of `eval_steps`) and expert_I, the share of the images of
+        each."""
         count = max(float(sums["count"]), 1.0)
         out = super().summarize(sums)
         if "robust" in sums:

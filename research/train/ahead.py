@@ -1,4 +1,5 @@
-"""Which programs a run will surely need: they are compiled in the background, in the order of need, before data are touched."""
+"""Which programs a run will surely need: they are compiled in the background, in the order of need, before data are
+touched."""
 
 import dataclasses
 from typing import Any
@@ -41,7 +42,8 @@ def compile_ahead(config: dict[str, Any], setup: Setup, programs: Programs, eval
 
 
 def _drawn(setup: Setup, step: int) -> dict[tuple[str, bool, bool], int]:
-    """Returns (sub-network, whether it is distilled, whether it teaches) -> parts of its batch, of the draws that come next."""
+    """Returns (sub-network, whether it is distilled, whether it teaches) -> parts of its batch, of the draws that come
+    next."""
     seen: dict[tuple[str, bool, bool], int] = {}
     for later in range(step, min(setup.total, step + LOOK_AHEAD)):
         draws = setup.draw(later)

@@ -13,8 +13,14 @@ def check_pixels(config: Mapping[str, Any], sample: Mapping[str, Any]) -> None:
     """Raises UserError unless the model sees labelled images in [0, 1], which is what attacks are about."""
     augment = config["data"]["augment"]
     if not {"image", "label"} <= set(sample):
-        raise UserError(f"attacks are on images with labels, which data set {config['data']['name']} does not give; choose another")
-    moved = [name for name, plain in (("mean", 0.0), ("std", 1.0)) if any(v != plain for v in np.atleast_1d(augment.get(name, plain)))]
+        raise UserError(
+            f"attacks are on images with labels, which data set {config['data']['name']} does not give; choose another"
+        )
+    moved = [
+        name
+        for name, plain in (("mean", 0.0), ("std", 1.0))
+        if any(v != plain for v in np.atleast_1d(augment.get(name, plain)))
+    ]
     if moved:
         raise UserError(f"attacks are on images in [0, 1]; remove data.augment.{' and data.augment.'.join(moved)}")
 
@@ -32,7 +38,9 @@ def check_report(config: Mapping[str, Any], sample: Mapping[str, Any]) -> None:
 def check_sizes(epsilon: float, examples: int, steps: int) -> None:
     """Raises UserError for a radius outside (0, 1], or counts below 1."""
     if not 0 < epsilon <= 1 or min(examples, steps) < 1:
-        raise UserError(f"attack_epsilon={epsilon:g}, attack_examples={examples}, attack_steps={steps}; valid: up to 1, and from 1")
+        raise UserError(
+            f"attack_epsilon={epsilon:g}, attack_examples={examples}, attack_steps={steps}; valid: up to 1, and from 1"
+        )
 
 
 def attack_epsilon(config: Mapping[str, Any]) -> float:

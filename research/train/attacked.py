@@ -1,4 +1,5 @@
-"""Robust accuracy of a run's networks: each attack on the first images of a split, every network with statistics of its own."""
+"""Robust accuracy of a run's networks: each attack on the first images of a split, every network with statistics of its
+own."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,8 @@ def robust_accuracies(
     examples: int,
     steps: int,
 ) -> dict[str, dict[str, float]]:
-    """Returns network -> {"clean": accuracy on the images as they are, ATTACK: that on the same images under each attack}.
+    """Returns network -> {"clean": accuracy on the images as they are, ATTACK: that on the same images under each
+    attack}.
 
     Args:
       weights: parameters of the full network.
@@ -47,14 +49,19 @@ def robust_accuracies(
         params = jax.jit(functools.partial(programs.sliced, name))(weights)
         right: dict[str, np.ndarray] = {}
         for attack in dict.fromkeys((CLEAN, *(part for wanted in attacks for part in PARTS.get(wanted, (wanted,))))):
-            run = jax.jit(functools.partial(_right, programs.compute(name), attack, epsilon, steps), out_shardings=whole)
+            run = jax.jit(
+                functools.partial(_right, programs.compute(name), attack, epsilon, steps), out_shardings=whole
+            )
             found = []
             for i, batch in enumerate(batches):
                 evaluator.tick()
                 found.append(np.asarray(run(params, stats, batch, jax.random.fold_in(jax.random.key(0), i))))
             right[attack] = np.concatenate(found)[counted]
         # The worst case of several attacks needs no attack of its own.
-        worst = {attack: np.all([right[part] for part in PARTS.get(attack, (attack,))], axis=0) for attack in (CLEAN, *attacks)}
+        worst = {
+            attack: np.all([right[part] for part in PARTS.get(attack, (attack,))], axis=0)
+            for attack in (CLEAN, *attacks)
+        }
         out[name] = {attack: float(values.mean()) for attack, values in worst.items()}
     return out
 
@@ -78,7 +85,14 @@ def _first(evaluator: Evaluator, split: str, examples: int) -> list[dict[str, ja
 
 
 def _right(
-    config: Any, attack: str, epsilon: float, steps: int, params: Arrays, stats: Arrays, batch: dict[str, Array], key: Array
+    config: Any,
+    attack: str,
+    epsilon: float,
+    steps: int,
+    params: Arrays,
+    stats: Arrays,
+    batch: dict[str, Array],
+    key: Array,
 ) -> Bool[Array, " B"]:
     """Which images are classified rightly, under an attack or as they are."""
     more = told(config, real_examples(batch))

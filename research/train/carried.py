@@ -1,7 +1,7 @@
 """Evaluation of a language model over one unbroken text: the state goes from window to window, nothing is forgotten.
 
-The usual evaluation starts every window afresh, so that its first tokens are predicted from nothing. For models whose state
-is all they need both are natural; a figure should say which it is.
+The usual evaluation starts every window afresh, so that its first tokens are predicted from nothing. For models whose
+state is all they need both are natural; a figure should say which it is.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,12 @@ from research.tasks.base import summary
 
 
 def carried_metrics(
-    model: tuple[Any, Arrays, Arrays], source: Any, task: Any, *, piece: int = 1024, tick: Callable[[], None] = lambda: None
+    model: tuple[Any, Arrays, Arrays],
+    source: Any,
+    task: Any,
+    *,
+    piece: int = 1024,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Returns the task's metrics over all tokens of a source, read from the first to the last by one state.
 
@@ -36,7 +41,9 @@ def carried_metrics(
     models.check(config, 1)
     bounded = sorted({kind for kind in config.kinds if config.spec(kind).bounded})
     if bounded:
-        raise UserError(f"{', '.join(bounded)} does not reach beyond {config.length} tokens, so no state can be carried over a whole text")
+        raise UserError(
+            f"{', '.join(bounded)} does not reach beyond {config.length} tokens, so no state can be carried over a whole text"
+        )
 
     @jax.jit
     def advance(params, stats, state, sums, tokens, labels, ids):

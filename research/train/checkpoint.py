@@ -1,4 +1,5 @@
-"""Checkpoints of the run that is being trained: orbax saves asynchronously; a SHA-256 manifest, written last, makes a step exist.
+"""Checkpoints of the run that is being trained: orbax saves asynchronously; a SHA-256 manifest, written last, makes a
+step exist.
 
 Orbax alone restores flipped bits silently and takes an empty step folder for the latest. Here a step without a valid
 manifest does not exist: it is moved to `checkpoints/rejected/` with a message, and the one before is used.
@@ -55,7 +56,9 @@ class Checkpoints:
         if processes.is_first():
             self._reject_invalid()
         processes.barrier("checkpoints are verified")
-        policies = [ocp.checkpoint_managers.LatestN(max(keep_last, 2))]  # orbax deletes the one before, when a new step has no manifest yet
+        policies = [
+            ocp.checkpoint_managers.LatestN(max(keep_last, 2))
+        ]  # orbax deletes the one before, when a new step has no manifest yet
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
         self._best = _Best({} if metrics is None else metrics, higher_is_better)
@@ -84,7 +87,9 @@ class Checkpoints:
                 number += 1
                 target = target.with_name(f"{path.name}.{number}")
             os.rename(path, target)
-            self._say(f"checkpoint {path.name} is not used: {problem}; moved to {target.relative_to(self.folder.parent)}")
+            self._say(
+                f"checkpoint {path.name} is not used: {problem}; moved to {target.relative_to(self.folder.parent)}"
+            )
 
     def steps(self) -> list[int]:
         """Steps that exist, oldest first."""
@@ -116,8 +121,11 @@ class Checkpoints:
             self._failure = error
 
     def _is_late(self, error: BaseException) -> bool:
-        """Whether a save ended only because orbax thought it late, or because one that was given up for that still writes in its folder."""
-        return isinstance(error, TimeoutError) or (self._gave_up and isinstance(error, OSError) and error.errno == errno.ENOTEMPTY)
+        """Whether a save ended only because orbax thought it late, or because one that was given up for that still
+        writes in its folder."""
+        return isinstance(error, TimeoutError) or (
+            self._gave_up and isinstance(error, OSError) and error.errno == errno.ENOTEMPTY
+        )
 
     def _seal(self, step: int) -> None:
         try:
@@ -129,7 +137,8 @@ class Checkpoints:
             self._failure = error
 
     def wait(self) -> bool:
-        """Waits until the last save is on disk with its manifest; False where it is not, because the clock jumped meanwhile.
+        """Waits until the last save is on disk with its manifest; False where it is not, because the clock jumped
+        meanwhile.
 
         Raises:
           UserError: it could not be written.
@@ -142,7 +151,9 @@ class Checkpoints:
             if self._is_late(failure) and time.monotonic() - self._began < PATIENCE_S:
                 self._gave_up = True
                 time.sleep(0.2)  # what still writes for the save before ends meanwhile
-                self._say("a checkpoint was given up, because the clock jumped while it was written; the next one counts")
+                self._say(
+                    "a checkpoint was given up, because the clock jumped while it was written; the next one counts"
+                )
                 return False
             with self._disk_errors(None):
                 raise failure
@@ -175,7 +186,8 @@ class Checkpoints:
             self._manager.close()
 
     def abandon(self) -> None:
-        """Ends a save that is under way, well or not, where a run ends for another reason: its threads must not outlive the interpreter."""
+        """Ends a save that is under way, well or not, where a run ends for another reason: its threads must not outlive
+        the interpreter."""
         with contextlib.suppress(Exception):
             self.close()
 
@@ -215,7 +227,9 @@ class _DiskErrors:
         _, cause, remedy = known or ("", text.strip().splitlines()[0][:160], "Mend that")
         left = self.owner.steps()
         good = f"step {left[-1]} is safe" if left else "no earlier checkpoint exists"
-        raise UserError(f"cannot save a checkpoint in {self.owner.folder}: {cause}; {good}. {remedy} and start again to go on") from None
+        raise UserError(
+            f"cannot save a checkpoint in {self.owner.folder}: {cause}; {good}. {remedy} and start again to go on"
+        ) from None
 
 
 REFUSALS = (

@@ -25,11 +25,13 @@ NINE_NETWORKS = {
     "w50_f50": "width=0.5,ffn=0.5",
     "w50_d50_f50": "width=0.5,depth=0.5,ffn=0.5",
 }
-"""The sub-networks of the small recipes, beside "full": w75 = 75 % of the channels, d50 = half of the blocks, f50 = half of the hidden units."""
+"""The sub-networks of the small recipes, beside "full": w75 = 75 % of the channels, d50 = half of the blocks, f50 =
+half of the hidden units."""
 
 
 CONTRASTIVE = {"loss": "mnr_plus", "temperature": 1.0, "normalize": False}
-"""Of pairs of texts: mnr, symmetric or mnr_plus, what products are divided by, whether vectors are scaled to length 1 before them."""
+"""Of pairs of texts: mnr, symmetric or mnr_plus, what products are divided by, whether vectors are scaled to length 1
+before them."""
 
 
 def base_config() -> ml_collections.ConfigDict:
@@ -74,7 +76,8 @@ def base_config() -> ml_collections.ConfigDict:
                 "reduce": "mean",  # mean or sum of the sub-networks' losses
                 "distill": 1.0,  # share of the teacher's term for sub-networks that learn from the full one
                 "sort_importance": False,  # permute channels by importance before the first step (needs init_from)
-                "spread": False,  # sorted: networks on different devices in one program, instead of one after the other on all
+                # sorted: networks on different devices in one program, instead of one after the other on all
+                "spread": False,
                 "tensor_shards": 1,  # parts from each of which a leading slice is taken
             },
             "optim": optim_fields.defaults(),
@@ -89,7 +92,10 @@ def base_config() -> ml_collections.ConfigDict:
                 "norms": False,  # log norms of gradients and parameters by the roles of their axes
                 "profile": "",  # START:COUNT, updates whose profiler trace goes to WORKDIR/profile
                 "init_from": "",
-                "upcycle": {"noise": 0.0, "reinit": 0.0},  # of experts that start as a dense network's feed-forward parts
+                "upcycle": {
+                    "noise": 0.0,
+                    "reinit": 0.0,
+                },  # of experts that start as a dense network's feed-forward parts
             },
             "eval": {
                 "every": "20%",
@@ -99,7 +105,15 @@ def base_config() -> ml_collections.ConfigDict:
                 "stop_at": None,  # end the run when the full network's validation metric is this good
             },
             "checkpoint": {"every": "25%", "keep_last": 2, "keep_every": 0, "keep_best": True},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1, "across": "data", "min_size": 2**14},
+            "mesh": {
+                "data": -1,
+                "fsdp": 1,
+                "tensor": 1,
+                "expert": 1,
+                "context": 1,
+                "across": "data",
+                "min_size": 2**14,
+            },
             "report": {
                 "latency": True,
                 "latency_batches": (1, 32),
@@ -121,7 +135,8 @@ MUON = {"name": "muon", "lr": 0.01, "momentum": 0.95, "weight_decay": 0.05, "sch
 
 
 def text_config(updates: int, *, max_bytes: int) -> ml_collections.ConfigDict:
-    """Returns what the small language recipes share: bytes of Python's standard library, windows of 128, Muon, no latency.
+    """Returns what the small language recipes share: bytes of Python's standard library, windows of 128, Muon, no
+    latency.
 
     Args:
       updates: number of updates.
@@ -143,7 +158,8 @@ AROUND_LINEAR_ATTENTION = ("gla", "retention", "deltanet", "gated_deltanet", "co
 
 
 def probe_argument(recipe: str, arg: str, sizes: Mapping[str, Any]) -> tuple[Any, int]:
-    """Reads SIZExSTATE, either part of which may be left out: the entry of `sizes` (by default the first) and the state (16).
+    """Reads SIZExSTATE, either part of which may be left out: the entry of `sizes` (by default the first) and the state
+    (16).
 
     Raises:
       UserError: an unknown size, or a state that is no whole number from 1.
@@ -159,19 +175,28 @@ def probe_argument(recipe: str, arg: str, sizes: Mapping[str, Any]) -> tuple[Any
 
 
 def probe_config(dim: int, state: int, *, heads: int = 4, attention_heads: int = 1) -> ml_collections.ConfigDict:
-    """Returns what the recipes of probes share: two layers of a mixer alone, fresh examples in every epoch, Muon, an end at 99 %.
+    """Returns what the recipes of probes share: two layers of a mixer alone, fresh examples in every epoch, Muon, an
+    end at 99 %.
 
     Args:
       dim: channels.
-      state: features of a head's keys, by which the memory of every mixer but attention grows: mixers around linear attention hold
-        state x dim numbers a layer, Mamba and Mamba-2 state x 2 dim, and HGRN, which has no keys, 4 x state.
+      state: features of a head's keys, by which the memory of every mixer but attention grows: mixers around linear
+        attention hold state x dim numbers a layer, Mamba and Mamba-2 state x 2 dim, and HGRN, which has no keys, 4 x
+        state.
       heads: of the mixers around linear attention and of Mamba-2 and 3, each with keys of its own.
       attention_heads: of attention.
     """
     config = base_config()
     options = {kind: {"heads": heads, "state": state, "head_dim": dim // heads} for kind in AROUND_LINEAR_ATTENTION}
-    options |= {"attention": {"heads": attention_heads}, "hgrn": {"inner": 4 * state, "taps": 4}, "mamba": {"state": state}}
-    options |= {kind: {"heads": heads, "groups": heads, "state": state, "head_dim": 2 * dim // heads} for kind in ("mamba2", "mamba3")}
+    options |= {
+        "attention": {"heads": attention_heads},
+        "hgrn": {"inner": 4 * state, "taps": 4},
+        "mamba": {"state": state},
+    }
+    options |= {
+        kind: {"heads": heads, "groups": heads, "state": state, "head_dim": 2 * dim // heads}
+        for kind in ("mamba2", "mamba3")
+    }
     config.model = {"name": "sequence", "pattern": "attention", "dim": dim, "depth": 2, "unroll": True, **options}
     config.data.options = {"fresh": True}
     config.task.metric = "accuracy"
@@ -186,10 +211,14 @@ def probe_config(dim: int, state: int, *, heads: int = 4, attention_heads: int =
 IN_CONTEXT_SIZES = {
     "small": dict(dim=64, depth=4, heads=2, optim={**MUON, "lr": 0.003, "weight_decay": 0.0, "clip_norm": 1.0}),
     "published": dict(
-        dim=256, depth=12, heads=8, optim={"name": "adamw", "lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup": "0"}
+        dim=256,
+        depth=12,
+        heads=8,
+        optim={"name": "adamw", "lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup": "0"},
     ),
 }
-"""Of in-context learners: 0.2 M parameters for two cores, and the 9.5 M of Garg et al. 2022 (arXiv 2208.01066) with their optimizer."""
+"""Of in-context learners: 0.2 M parameters for two cores, and the 9.5 M of Garg et al. 2022 (arXiv 2208.01066) with
+their optimizer."""
 
 
 def in_context_config(task: str, size: str, updates: int, options: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -203,7 +232,14 @@ def in_context_config(task: str, size: str, updates: int, options: Mapping[str, 
     """
     sizes = IN_CONTEXT_SIZES[size]
     config = base_config()
-    config.model = {"name": "sequence", "pattern": "attention", "ffn": "mlp", "dim": sizes["dim"], "depth": sizes["depth"], "unroll": True}
+    config.model = {
+        "name": "sequence",
+        "pattern": "attention",
+        "ffn": "mlp",
+        "dim": sizes["dim"],
+        "depth": sizes["depth"],
+        "unroll": True,
+    }
     config.model.attention = {"heads": sizes["heads"]}
     config.data.update({"name": f"in_context:{task}", "batch_size": 64})
     config.data.options = {**options, "train_examples": 64_000, "test_examples": 4000, "fresh": True}
@@ -270,7 +306,17 @@ def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps({**given, "optim": optim_fields.resolve(given["optim"])}, default=list))
 
 
-RESUMABLE = ("mesh", "data.stall_s", "train.log_every", "train.norms", "train.profile", "checkpoint", "report", "expect", "eval.batch_size")
+RESUMABLE = (
+    "mesh",
+    "data.stall_s",
+    "train.log_every",
+    "train.norms",
+    "train.profile",
+    "checkpoint",
+    "report",
+    "expect",
+    "eval.batch_size",
+)
 """Fields that may differ when a run goes on in its workdir: they do not change the numbers."""
 
 
@@ -280,7 +326,11 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     def fill(given: dict[str, Any], known: dict[str, Any], prefix: str) -> dict[str, Any]:
         if prefix.removesuffix(".") in FREE or not isinstance(given, dict):
             return given  # what is no group is for `check` to refuse
-        inner = {k: fill(given[k], v, f"{prefix}{k}.") if isinstance(v, dict) else given[k] for k, v in known.items() if k in given}
+        inner = {
+            k: fill(given[k], v, f"{prefix}{k}.") if isinstance(v, dict) else given[k]
+            for k, v in known.items()
+            if k in given
+        }
         return {**known, **given, **inner}
 
     filled = fill(config, resolved(base_config()), "")

@@ -37,7 +37,8 @@ def training_flops(config: Any) -> int:
 
 
 def static_costs(config: Any) -> dict[str, int]:
-    """Returns {"params", "flops"} of the inference form, without arrays; "active_params" of mixtures, "state" of models that go on token by token."""
+    """Returns {"params", "flops"} of the inference form, without arrays; "active_params" of mixtures, "state" of models
+    that go on token by token."""
     small = config.deployed()
     costs = {"params": abstract(small).num_params(), "flops": forward_flops(small)}
     active = active_params(small)
@@ -47,7 +48,9 @@ def static_costs(config: Any) -> dict[str, int]:
 
 def state_size(config: Any) -> int:
     """Returns how many numbers a sequence model remembers of one sequence of its length, over all layers."""
-    state = jax.eval_shape(lambda p, s: apply(config, p, s, 1, config.length, method="init_state")[0], *arrays_of(config))
+    state = jax.eval_shape(
+        lambda p, s: apply(config, p, s, 1, config.length, method="init_state")[0], *arrays_of(config)
+    )
     return sum(int(leaf.size) for leaf in jax.tree.leaves(state["layers"]))
 
 
@@ -66,7 +69,9 @@ def _compile(config: Any, params: Arrays, stats: Arrays, batch: int) -> tuple[An
     return program, functools.partial(program, params, stats, image)
 
 
-def measured_costs(models: dict[str, tuple[Any, Arrays, Arrays]], batches: Sequence[int], repeats: int = 20) -> dict[str, dict[str, float]]:
+def measured_costs(
+    models: dict[str, tuple[Any, Arrays, Arrays]], batches: Sequence[int], repeats: int = 20
+) -> dict[str, dict[str, float]]:
     """Measures latency and memory on this machine, all models interleaved.
 
     Args:

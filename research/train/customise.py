@@ -1,8 +1,10 @@
-"""Customisation after training (arXiv 1811.00056): a local expert and a gate learnt on a user's few images, the network itself frozen.
+"""Customisation after training (arXiv 1811.00056): a local expert and a gate learnt on a user's few images, the network
+itself frozen.
 
-The global expert's features are computed once. The local expert is trained on the user's images, those that the global expert gets
-wrong weighing more; then the gate, on the question whether the local expert is right where the global one is wrong. Images of
-everybody (a replay) teach the gate to leave them alone: without them it sends everything to the local expert.
+The global expert's features are computed once. The local expert is trained on the user's images, those that the global
+expert gets wrong weighing more; then the gate, on the question whether the local expert is right where the global one
+is wrong. Images of everybody (a replay) teach the gate to leave them alone: without them it sends everything to the
+local expert.
 """
 
 import functools
@@ -85,7 +87,9 @@ def _fit(loss: Any, params: Arrays, kinds: Mapping[str, Kind], schedule: Schedul
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
-def train_experts(config: CustomisedConfig, expert: Arrays, user: Images, replay: Images, key: Array, schedule: Schedule) -> Arrays:
+def train_experts(
+    config: CustomisedConfig, expert: Arrays, user: Images, replay: Images, key: Array, schedule: Schedule
+) -> Arrays:
     """Returns the parameters of the customised network; those of the global expert are `expert`, untouched.
 
     Args:
@@ -127,7 +131,8 @@ def train_experts(config: CustomisedConfig, expert: Arrays, user: Images, replay
 
 @functools.partial(jax.jit, static_argnums=0)
 def measure(config: CustomisedConfig, params: Arrays, images: Images) -> dict[str, Array]:
-    """Returns accuracies of the global expert ("before") and of the customised network ("after"), and the share that the local one answers."""
+    """Returns accuracies of the global expert ("before") and of the customised network ("after"), and the share that
+    the local one answers."""
     expert = global_part(params)
     features = apply(config.expert, expert, {}, images.image, method="embed")[0]
     right = lambda logits: (logits.argmax(-1) == images.label).mean()  # noqa: E731
@@ -180,7 +185,12 @@ def load_experts(path: Path, expert: Arrays) -> Arrays:
             own = {name: np.asarray(data[name]) for name in data.files}
         belongs_to = str(own.pop("belongs_to"))
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        raise UserError(f"{path} is damaged or holds no local expert; make it anew by python -m launch.customise") from None
+        raise UserError(
+            f"{path} is damaged or holds no local expert; make it anew by python -m launch.customise"
+        ) from None
     if belongs_to != checksum(expert):
         raise UserError(f"{path} belongs to another global expert; customise this one by python -m launch.customise")
-    return {**{GLOBAL + name: array for name, array in expert.items()}, **{name: jnp.asarray(array) for name, array in own.items()}}
+    return {
+        **{GLOBAL + name: array for name, array in expert.items()},
+        **{name: jnp.asarray(array) for name, array in own.items()},
+    }

@@ -1,4 +1,5 @@
-"""A run's data: what is known of them without reading them, and whether they are still those that the run was trained on.
+"""A run's data: what is known of them without reading them, and whether they are still those that the run was trained
+on.
 
 `data.json` in the run's directory holds both, so that whatever needs the model alone opens a run without its data.
 """
@@ -77,7 +78,9 @@ class Data:
       say: called with a line where they are not those of `known`.
     """
 
-    def __init__(self, config: Mapping[str, Any], known: Facts | None = None, say: Callable[[str], None] = lambda _: None):
+    def __init__(
+        self, config: Mapping[str, Any], known: Facts | None = None, say: Callable[[str], None] = lambda _: None
+    ):
         self._config, self._known, self._say = config, known, say
         self.name: str = config["data"]["name"]
         block = known.block if known else tuple(sorted(self.splits["train"].gather(np.arange(1))))
@@ -93,10 +96,18 @@ class Data:
         """
         data = self._config["data"]
         options = {"seed": 0, **data["options"]}
-        splits = load_splits(data["name"], data_dir=data["dir"] or None, validation_fraction=data["validation_fraction"], **options)
-        if self._known is not None and self._known.digests is not None and (found := differences(self._known, _described(self, splits))):
+        splits = load_splits(
+            data["name"], data_dir=data["dir"] or None, validation_fraction=data["validation_fraction"], **options
+        )
+        if (
+            self._known is not None
+            and self._known.digests is not None
+            and (found := differences(self._known, _described(self, splits)))
+        ):
             if VOCABULARY in found[-1]:
-                raise UserError(f"data {self.name} are not those that the run was trained on: {found[-1]}; restore them")
+                raise UserError(
+                    f"data {self.name} are not those that the run was trained on: {found[-1]}; restore them"
+                )
             self._say(f"data {self.name} are not those that the run was trained on: {'; '.join(found)}")
         return splits
 
@@ -127,7 +138,9 @@ def _described(data: Data, splits: Mapping[str, AnySource]) -> Facts:
     if isinstance(train, TokenSource):
         digests[VOCABULARY] = hashlib.sha256(dump_json(train.tokenizer.to_json()).encode()).hexdigest()
     known = data.facts
-    return Facts({split: len(source) for split, source in splits.items()}, known.block, known.sample, known.attributes, digests)
+    return Facts(
+        {split: len(source) for split, source in splits.items()}, known.block, known.sample, known.attributes, digests
+    )
 
 
 def differences(old: Facts, new: Facts) -> list[str]:
@@ -161,7 +174,8 @@ def _refusal(found: Facts, tokenizer: Any, folder: Path) -> str:
 
 
 def keep(data: Data, folder: Path, trained: bool) -> None:
-    """Writes what is known of a run's data, and its vocabulary, into its folder; each of several processes compares its own, the first writes.
+    """Writes what is known of a run's data, and its vocabulary, into its folder; each of several processes compares its
+    own, the first writes.
 
     Args:
       data: loaded.
@@ -216,7 +230,9 @@ def read(folder: str | os.PathLike) -> Facts | None:
         raise UserError(f"{path} is damaged: it does not hold what was written; {remedy}")
     try:
         sample = {name: (tuple(map(int, shape)), np.dtype(kind).str) for name, (shape, kind) in found["sample"].items()}
-        attributes = {name: tuple(value) if isinstance(value, list) else value for name, value in found["attributes"].items()}
+        attributes = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in found["attributes"].items()
+        }
         examples = {name: int(count) for name, count in found["examples"].items()}
         return Facts(examples, tuple(found["block"]), sample, attributes, dict(found["sha256"]))
     except (TypeError, ValueError, AttributeError) as error:

@@ -6,7 +6,9 @@ import re
 from research.errors import UserError
 
 
-def to_steps(value: int | float | str, *, batch_size: int, num_examples: int, total: int | None, field: str, phases: int = 1) -> int:
+def to_steps(
+    value: int | float | str, *, batch_size: int, num_examples: int, total: int | None, field: str, phases: int = 1
+) -> int:
     """Converts a duration to a number of updates.
 
     Args:
@@ -28,6 +30,8 @@ def to_steps(value: int | float | str, *, batch_size: int, num_examples: int, to
         return int(number)
     if unit == "%" and total is None:
         raise UserError(f"{field}={value!r}: a percentage needs the length of the run; write updates, 'ep' or 'ex'")
-    steps = {"ep": number * num_examples / batch_size, "ex": number / batch_size, "%": number / 100 * (total or 0)}[unit]
+    steps = {"ep": number * num_examples / batch_size, "ex": number / batch_size, "%": number / 100 * (total or 0)}[
+        unit
+    ]
     steps = max(1, math.ceil(steps - 1e-9)) if number else 0
     return steps if unit == "%" else steps * phases

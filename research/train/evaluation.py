@@ -28,11 +28,14 @@ def place(batch: dict[str, np.ndarray], programs: Programs) -> dict[str, jax.Arr
 
 
 def calibration_batches(setup: Setup, count: int, share: tuple[int, int] = (0, 1)) -> list[dict[str, np.ndarray]]:
-    """Returns the first `count` training batches of epoch 0, prepared as for evaluation; of each the share (index, count)."""
+    """Returns the first `count` training batches of epoch 0, prepared as for evaluation; of each the share (index,
+    count)."""
     source, size = setup.splits["train"], setup.config["data"]["batch_size"]
     batches = []
     for step in range(min(count, max(len(source) // size, 1))):
-        indices, _ = pipeline.batch_indices(len(source), step, batch_size=size, seed=0, shard_index=share[0], shard_count=share[1])
+        indices, _ = pipeline.batch_indices(
+            len(source), step, batch_size=size, seed=0, shard_index=share[0], shard_count=share[1]
+        )
         batches.append(setup.transform.evaluate(source.gather(indices)))
     return batches
 
@@ -51,7 +54,9 @@ class Evaluator:
     def _calibration_batches(self) -> list[dict[str, jax.Array]]:
         if self._calibration is None:
             count = self.setup.config["eval"]["calibrate_batches"]
-            self._calibration = [place(b, self.programs) for b in calibration_batches(self.setup, count, self.programs.share)]
+            self._calibration = [
+                place(b, self.programs) for b in calibration_batches(self.setup, count, self.programs.share)
+            ]
         return self._calibration
 
     def _zeros(self, shapes: Any) -> Any:
@@ -74,7 +79,11 @@ class Evaluator:
             return {}
         moments = self._moments(name) if self.needs_calibration(name) else {}
         rest = {k: v for k, v in stats.items() if k not in moments}
-        own = jax.jit(functools.partial(self.programs.sliced, name), out_shardings=self.programs.replicated)(rest) if rest else {}
+        own = (
+            jax.jit(functools.partial(self.programs.sliced, name), out_shardings=self.programs.replicated)(rest)
+            if rest
+            else {}
+        )
         if not moments:
             return own
         total = self._zeros(moments)
@@ -124,8 +133,11 @@ class Evaluator:
         return {name: summary(self.setup.task, jax.device_get(value), where) for name, value in sums.items()}
 
     def _shapes(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of `size` examples to evaluate, which may hold more than those to train on: lengths, where the last text is filled up."""
-        source = next((self.setup.splits[name] for name in ("validation", "test") if len(self.setup.splits[name])), None)
+        """Shapes of `size` examples to evaluate, which may hold more than those to train on: lengths, where the last
+        text is filled up."""
+        source = next(
+            (self.setup.splits[name] for name in ("validation", "test") if len(self.setup.splits[name])), None
+        )
         if source is None:
             return self.setup.batch_shapes(size)
         example = self.setup.transform.evaluate(source.gather(np.zeros(1, np.int64)))
@@ -138,6 +150,8 @@ class Evaluator:
         for name in names:
             stats = dict(self.programs.small(name).stats)
             if self.needs_calibration(name):
-                self.programs.prefetch("calibrate", name, params, full, self._moments(name), self.setup.batch_shapes(local))
+                self.programs.prefetch(
+                    "calibrate", name, params, full, self._moments(name), self.setup.batch_shapes(local)
+                )
             masked = {**self._shapes(size), "mask": jax.ShapeDtypeStruct((size,), np.float32)}
             self.programs.prefetch("evaluate", name, params, stats, sums, masked)

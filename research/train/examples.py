@@ -1,4 +1,5 @@
-"""What must hold of the examples themselves: classes, tokens and domains that the model has, numbers that are finite, labels at all.
+"""What must hold of the examples themselves: classes, tokens and domains that the model has, numbers that are finite,
+labels at all.
 
 Each batch is looked at on the host as it is made, where a minimum and a maximum cost next to nothing beside making it.
 """
@@ -57,7 +58,11 @@ def limits_of(name: str, model: Any, sample: Mapping[str, Any]) -> Limits:
     if "tokens" in sample:
         whole |= {"tokens": (0, model.vocab_size - 1), "labels": (-1, (model.outputs or model.vocab_size) - 1)}
     if "pairs" in sample:
-        whole |= {"pairs": (0, model.vocab_size - 1), "lengths": (0, sample["pairs"].shape[2]), "domain": (0, model.domains - 1)}
+        whole |= {
+            "pairs": (0, model.vocab_size - 1),
+            "lengths": (0, sample["pairs"].shape[2]),
+            "domain": (0, model.domains - 1),
+        }
     finite = tuple(entry for entry in ("image", "vectors", "density") if entry in sample)
     return Limits(name, whole, finite, tuple(entry for entry in ("density",) if entry in sample))
 

@@ -1,6 +1,7 @@
 """What a run tells of its mixtures of experts: load and the like of every layer, and how alike its experts are.
 
-Layers are called layer0, layer1, ... in the order of the network where its config tells it (`layer_places`), else by their path.
+Layers are called layer0, layer1, ... in the order of the network where its config tells it (`layer_places`), else by
+their path.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ def observed(stats: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def labels(config: Any, path: str, shape: tuple[int, ...]) -> list[str]:
-    """Returns a name for each layer of the mixtures at `path`, whose arrays of `shape` may have a first axis of layers."""
+    """Returns a name for each layer of the mixtures at `path`, whose arrays of `shape` may have a first axis of
+    layers."""
     places = config.layer_places()
     count = shape[0] if len(shape) > 1 else 1
     names = {i: f"layer{n}" for n, (prefix, i) in enumerate(places) if path.startswith(prefix + "/")}
@@ -37,11 +39,14 @@ def labels(config: Any, path: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def records(config: Any, host: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns {"experts/LAYER/load": [E] shares of the tokens, "experts/LAYER/NUMBER": one of `OBSERVED`} of what `observed` gave."""
+    """Returns {"experts/LAYER/load": [E] shares of the tokens, "experts/LAYER/NUMBER": one of `OBSERVED`} of what
+    `observed` gave."""
     out: dict[str, Any] = {}
     for path in (name.removesuffix(LOAD) for name in host if name.endswith(LOAD)):
         load, numbers = host[path + LOAD], host[path + NUMBERS]
-        for layer, own, several in zip(labels(config, path, load.shape), np.atleast_2d(load), np.atleast_2d(numbers), strict=True):
+        for layer, own, several in zip(
+            labels(config, path, load.shape), np.atleast_2d(load), np.atleast_2d(numbers), strict=True
+        ):
             out[f"experts/{layer}/load"] = [float(v) for v in own]
             out |= {f"experts/{layer}/{name}": float(v) for name, v in zip(OBSERVED, several, strict=True)}
     return out
@@ -53,7 +58,8 @@ def _similarities(kernels: dict[str, dict[str, Array]]) -> dict[str, Array]:
 
 
 def similarity(kernels: Mapping[str, Float[Array, "*L E A B"]]) -> Float[Array, " *L"]:
-    """Returns the mean cosine of the angle between the kernels of two experts, over all pairs and kernels: 1 for copies, about 0 for strangers."""
+    """Returns the mean cosine of the angle between the kernels of two experts, over all pairs and kernels: 1 for
+    copies, about 0 for strangers."""
     means = []
     for kernel in kernels.values():
         flat = kernel.reshape(*kernel.shape[:-2], -1).astype(jnp.float32)

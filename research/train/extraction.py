@@ -28,7 +28,10 @@ class Trained:
     def __init__(self, workdir: str | os.PathLike, say: Callable[[str], None] = lambda _: None):
         self.workdir = Path(workdir)
         self.config: dict[str, Any] = read_config(workdir)
-        readable = {**self.config, "optim": optim_fields.resolve(optim_fields.defaults())}  # any will do: its state is not read
+        readable = {
+            **self.config,
+            "optim": optim_fields.resolve(optim_fields.defaults()),
+        }  # any will do: its state is not read
         self.setup: Setup = make_setup(readable, data.read(workdir), say)
         self.programs: Programs = make_reading_programs(self.setup)
         self.say = say
@@ -51,7 +54,8 @@ class Trained:
         return name
 
     def statistics(self, name: str) -> Arrays:
-        """Returns the network's own statistics: those saved at this step, where they are as they were written, else recalibrated now."""
+        """Returns the network's own statistics: those saved at this step, where they are as they were written, else
+        recalibrated now."""
         saved, problem = load_statistics(self.workdir, self.step, name, abstract(self.setup.space.configs[name]))
         if saved is not None:
             return {k: jax.device_put(v, self.programs.replicated) for k, v in saved.items()}
@@ -84,7 +88,9 @@ def load_models(
         trained.programs.close()
 
 
-def load_model(workdir: str | os.PathLike, subnet: str = "full", say: Callable[[str], None] = lambda _: None) -> tuple[Any, Arrays, Arrays]:
+def load_model(
+    workdir: str | os.PathLike, subnet: str = "full", say: Callable[[str], None] = lambda _: None
+) -> tuple[Any, Arrays, Arrays]:
     """Returns (config, params, stats) of a network of a run, or of a folder that convert or extract wrote.
 
     Raises:

@@ -12,12 +12,16 @@ from research.values import ANYTHING, COUNT, DIGITS, SHARE, SIZE, WEIGHT, Rule
 
 _DURATION = rf"\s*(\d{{1,{DIGITS}}}((\.\d{{1,{DIGITS}}})?\s*(ep|ex))?|(100|\d{{1,2}})(\.\d{{1,{DIGITS}}})?\s*%)\s*"
 DURATION = Rule(least=0, pattern=_DURATION, says="a duration: 500 (updates), '10ep', '50000ex' or '5%' of the run")
-PROFILE = Rule(pattern=rf"(\d{{1,{DIGITS}}}(:0*[1-9]\d{{0,{DIGITS}}})?)?", says="START:COUNT, e.g. 20:5 for five updates from update 20 on")
+PROFILE = Rule(
+    pattern=rf"(\d{{1,{DIGITS}}}(:0*[1-9]\d{{0,{DIGITS}}})?)?",
+    says="START:COUNT, e.g. 20:5 for five updates from update 20 on",
+)
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field: the annotation of its type (see `research.values.fit`), what it says, and the rule that its values keep."""
+    """One field: the annotation of its type (see `research.values.fit`), what it says, and the rule that its values
+    keep."""
 
     kind: Any
     meaning: str

@@ -23,10 +23,14 @@ from research.train.setup import Setup
 from research.train.statistics_files import save_statistics
 
 
-def final_report(setup: Setup, programs: Programs, evaluator: Evaluator, weights: Arrays, stats: Arrays, folder: Path) -> dict[str, Any]:
-    """Evaluates every network, saves its statistics in the run's folder and returns {"metric", "split", "subnets", ...}.
+def final_report(
+    setup: Setup, programs: Programs, evaluator: Evaluator, weights: Arrays, stats: Arrays, folder: Path
+) -> dict[str, Any]:
+    """Evaluates every network, saves its statistics in the run's folder and returns {"metric", "split", "subnets",
+    ...}.
 
-    The numbers are those of the test split, where there is none of the validation split; where there is neither, a network has costs alone.
+    The numbers are those of the test split, where there is none of the validation split; where there is neither, a
+    network has costs alone.
 
     Args:
       weights: parameters of the full network that are evaluated.
@@ -37,21 +41,29 @@ def final_report(setup: Setup, programs: Programs, evaluator: Evaluator, weights
     validation = evaluator.run(statistics, weights, "validation") if setup.examples("validation") else {}
     split = report_split(setup)
     results = evaluator.run(statistics, weights, split) if split == "test" else validation
-    own = {name: {k: v for k, v in stats.items() if k in programs.small(name).kept_stats()} for name, stats in statistics.items()}
+    own = {
+        name: {k: v for k, v in stats.items() if k in programs.small(name).kept_stats()}
+        for name, stats in statistics.items()
+    }
     save_statistics(folder, setup.total, own)
     attacks, seconds = setup.config["report"].get("attacks", ()), programs.seconds
     robust = _attacked(setup, evaluator, weights, statistics, attacks, split) if attacks and split else {}
     return {
         "metric": f"{split} {setup.task.metric}".strip(),
         "split": split or None,
-        "subnets": [row | robust.get(row["name"], {}) for row in _rows(setup, programs, weights, statistics, results, validation)],
+        "subnets": [
+            row | robust.get(row["name"], {})
+            for row in _rows(setup, programs, weights, statistics, results, validation)
+        ],
         "compile_s": sum(seconds.values()),
         "programs": len(seconds),
         "programs_bound": programs.bound(),
     }
 
 
-def facts(setup: Setup, programs: Programs, folder: Path, wall_s: float, journal: Journal, updates: int) -> dict[str, Any]:
+def facts(
+    setup: Setup, programs: Programs, folder: Path, wall_s: float, journal: Journal, updates: int
+) -> dict[str, Any]:
     """Returns what a report tells of a run as a whole: {"wall_s", "train_flops", "updates", ...}.
 
     Args:
@@ -94,23 +106,39 @@ def remarks(report: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _attacked(
-    setup: Setup, evaluator: Evaluator, weights: Arrays, statistics: Mapping[str, Arrays], attacks: Sequence[str], split: str
+    setup: Setup,
+    evaluator: Evaluator,
+    weights: Arrays,
+    statistics: Mapping[str, Arrays],
+    attacks: Sequence[str],
+    split: str,
 ) -> dict[str, dict[str, float]]:
     report = setup.config["report"]
-    sizes = {"epsilon": attack_epsilon(setup.config), "examples": report["attack_examples"], "steps": report["attack_steps"]}
+    sizes = {
+        "epsilon": attack_epsilon(setup.config),
+        "examples": report["attack_examples"],
+        "steps": report["attack_steps"],
+    }
     found = robust_accuracies(evaluator, weights, statistics, attacks, split, **sizes)
     return {name: columns(accuracies) for name, accuracies in found.items()}
 
 
 def _rows(
-    setup: Setup, programs: Programs, weights: Arrays, statistics: Mapping[str, Arrays], results: Mapping, validation: Mapping
+    setup: Setup,
+    programs: Programs,
+    weights: Arrays,
+    statistics: Mapping[str, Arrays],
+    results: Mapping,
+    validation: Mapping,
 ) -> list[dict[str, Any]]:
     metric, space = setup.task.metric, setup.space
     measured: Mapping[str, Mapping[str, float]] = {}
     if setup.config["report"]["latency"] and jax.process_count() == 1:
         host = {k: np.asarray(v) for k, v in jax.device_get(weights).items()}
         sliced = {name: slice_like(host, programs.full, programs.small(name), programs.shards) for name in setup.order}
-        models = {name: (space.configs[name], sliced[name], jax.device_get(dict(statistics[name]))) for name in setup.order}
+        models = {
+            name: (space.configs[name], sliced[name], jax.device_get(dict(statistics[name]))) for name in setup.order
+        }
         measured = costs.measured_costs(models, setup.config["report"]["latency_batches"])
     rows = []
     for name in setup.order:

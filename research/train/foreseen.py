@@ -6,20 +6,30 @@ from research.train.setup import Setup
 
 
 def report_split(setup: Setup) -> str:
-    """Returns the split that the report's numbers are of: test where it is there and wanted, else validation, "" without either."""
-    there = [split for split in ("test", "validation") if setup.examples(split) and (split != "test" or setup.config["report"]["test"])]
+    """Returns the split that the report's numbers are of: test where it is there and wanted, else validation, ""
+    without either."""
+    there = [
+        split
+        for split in ("test", "validation")
+        if setup.examples(split) and (split != "test" or setup.config["report"]["test"])
+    ]
     return there[0] if there else ""
 
 
 def check(setup: Setup) -> None:
-    """Raises UserError for what only the end of the run would need: an evaluation to stop at, a text to be continued."""
+    """Raises UserError for what only the end of the run would need: an evaluation to stop at, a text to be
+    continued."""
     config, data = setup.config, setup.config["data"]["name"]
     if config["eval"]["stop_at"] is not None and not setup.examples("validation"):
-        raise UserError(f"eval.stop_at={config['eval']['stop_at']} needs a validation split, which {data} does not have; remove it")
+        raise UserError(
+            f"eval.stop_at={config['eval']['stop_at']} needs a validation split, which {data} does not have; remove it"
+        )
     if config["report"]["attacks"] and not report_split(setup):
         raise UserError(f"report.attacks needs a test or validation split, which {data} does not have; remove it")
     if prompt := config["report"]["sample"]:
         source = setup.splits["train"]
         if not isinstance(source, TokenSource):
-            raise UserError(f"report.sample={prompt!r} needs a language model over a text, which {data} is not; remove it")
+            raise UserError(
+                f"report.sample={prompt!r} needs a language model over a text, which {data} is not; remove it"
+            )
         source.encode(prompt)  # a letter that the vocabulary does not have is told by name

@@ -1,4 +1,5 @@
-"""Where a run starts that goes on from another one's network: its arrays as they are, sorted by importance, or upcycled into a mixture."""
+"""Where a run starts that goes on from another one's network: its arrays as they are, sorted by importance, or upcycled
+into a mixture."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,10 +39,14 @@ def arrays(setup: Setup, config: dict[str, Any], say: Callable[[str], None]) -> 
     return dict(params), dict(stats)
 
 
-def _upcycled(setup: Setup, config: dict[str, Any], given: Any, params: Arrays, stats: Arrays, say: Callable[[str], None]) -> Any:
+def _upcycled(
+    setup: Setup, config: dict[str, Any], given: Any, params: Arrays, stats: Arrays, say: Callable[[str], None]
+) -> Any:
     model, source, options = setup.space.full, config["train"]["init_from"], config["train"]["upcycle"]
     if given.family != model.family:
-        raise UserError(f"train.init_from={source} does not fit this model: its model is {given.family}, not {model.family}")
+        raise UserError(
+            f"train.init_from={source} does not fit this model: its model is {given.family}, not {model.family}"
+        )
     made = upcycle.upcycle(given, params, stats, model, seeds.key(config["seed"]), **options)
     drawn = ", ".join(f"{name}={value}" for name, value in options.items() if value)
     change = drawn or upcycle.changes_function(model.mixture)

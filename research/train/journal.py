@@ -1,4 +1,5 @@
-"""What a run reads of its updates and writes down: lines of metrics, speed, the time that is left, and an end where numbers are no numbers."""
+"""What a run reads of its updates and writes down: lines of metrics, speed, the time that is left, and an end where
+numbers are no numbers."""
 
 from collections import deque
 from collections.abc import Callable
@@ -93,7 +94,9 @@ class Journal:
         host["losses"] = host_losses(host, draws, self.config["nested"]["spread"])
         self._interval_flops += float(host["flops"])
         self._check(step, host)
-        if step % self.log_every >= len(self.setup.phases) and step != self.setup.total:  # a line for each phase of a round
+        if (
+            step % self.log_every >= len(self.setup.phases) and step != self.setup.total
+        ):  # a line for each phase of a round
             if step == self._first + 1:  # it loads programs and starts threads: no measure of what comes
                 self._logged, self._interval_flops = step, 0.0
                 self.clock.lap()
@@ -143,7 +146,9 @@ class Journal:
             )
         for split, value in values.items():
             if not np.isfinite(value):
-                raise NotFinite(f"{split} {self.setup.task.metric} of the full network is {value} at step {step}; {self._tell()}")
+                raise NotFinite(
+                    f"{split} {self.setup.task.metric} of the full network is {value} at step {step}; {self._tell()}"
+                )
 
     def _log_speed(self, step: int, record: dict[str, float]) -> None:
         since = max(step - self._logged, 1)
@@ -163,7 +168,8 @@ class Journal:
         self._progress(step, self.setup.total, records.progress(record, rate, unit, mfu, eta, sure))
 
     def _time_left(self, step: int, updates: int, seconds: float) -> tuple[float, bool]:
-        """Seconds of the updates that are left, and whether these are of updates beside which no program was compiled, which slows them."""
+        """Seconds of the updates that are left, and whether these are of updates beside which no program was compiled,
+        which slows them."""
         quiet, self._quiet = self._quiet, not self._compiling()
         if quiet and self._quiet:
             self._laps.append((updates, seconds))

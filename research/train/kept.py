@@ -1,4 +1,5 @@
-"""What of a state its checkpoint holds: all but the statistics that are zero between updates, and the optimizer's state only for training."""
+"""What of a state its checkpoint holds: all but the statistics that are zero between updates, and the optimizer's state
+only for training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,7 +32,9 @@ def wanted(shapes: State, shardings: State, full: Abstract, *, optimizer: bool) 
       full: of its network.
       optimizer: whether the optimizer's state is among it.
     """
-    others = {("stats", k) for k in full.stats.keys() - full.kept_stats().keys()} | (set() if optimizer else {(OPTIMIZER,)})
+    others = {("stats", k) for k in full.stats.keys() - full.kept_stats().keys()} | (
+        set() if optimizer else {(OPTIMIZER,)}
+    )
 
     def branches(state: State) -> dict[str, Any]:
         own = kept(state, full)
@@ -42,7 +45,8 @@ def wanted(shapes: State, shardings: State, full: Abstract, *, optimizer: bool) 
 
 
 def whole(found: Mapping[str, Any], full: Abstract, shardings: Mapping[str, Any]) -> State:
-    """Returns the state that a checkpoint holds, its sums over an update zero; without an optimizer's state where none was asked for.
+    """Returns the state that a checkpoint holds, its sums over an update zero; without an optimizer's state where none
+    was asked for.
 
     Args:
       found: what was restored.
@@ -52,7 +56,9 @@ def whole(found: Mapping[str, Any], full: Abstract, shardings: Mapping[str, Any]
 
     def zeros(name: str) -> jax.Array:
         shape = full.stats[name]
-        return jax.make_array_from_callback(shape.shape, shardings[name], lambda index: np.zeros(shape.shape, shape.dtype)[index])
+        return jax.make_array_from_callback(
+            shape.shape, shardings[name], lambda index: np.zeros(shape.shape, shape.dtype)[index]
+        )
 
     stats = {k: found["stats"][k] if k in found["stats"] else zeros(k) for k in full.stats}
     return State(found["params"], stats, found.get(OPTIMIZER), found.get("ema"))

@@ -24,7 +24,20 @@ from research.report import machine
 from research.report.run_card import write_report
 from research.stopping import Preempted
 from research.tasks.base import shown
-from research.train import ahead, costs, data, experts, finish, foreseen, initial, kept, processes, records, sharding, watch
+from research.train import (
+    ahead,
+    costs,
+    data,
+    experts,
+    finish,
+    foreseen,
+    initial,
+    kept,
+    processes,
+    records,
+    sharding,
+    watch,
+)
 from research.train.checkpoint import Checkpoints
 from research.train.evaluation import Evaluator
 from research.train.heartbeat import Heartbeat
@@ -129,7 +142,8 @@ class Run:
         return 0, self.programs.init_state(), clock
 
     def _recall(self) -> None:
-        """Learns from metrics.jsonl which evaluations are done: they come after the save of their step, which does not know of them.
+        """Learns from metrics.jsonl which evaluations are done: they come after the save of their step, which does not
+        know of them.
 
         The first process tells the others, which could read an older file or none.
         """
@@ -177,7 +191,10 @@ class Run:
                 heeding.enter_context(self.stop.heeded())  # closing is not interrupted
                 stopped = isinstance(error, Preempted | stopping.Told)
                 with contextlib.suppress(OSError, UserError):
-                    self._status("stopped" if stopped else "failed", **({} if stopped else {"error": str(error) or type(error).__name__}))
+                    self._status(
+                        "stopped" if stopped else "failed",
+                        **({} if stopped else {"error": str(error) or type(error).__name__}),
+                    )
                 with contextlib.suppress(OSError):  # of the disk that was told of already
                     self.closing.close()
                 if isinstance(error, stopping.Told):  # before the first update
@@ -237,7 +254,9 @@ class Run:
                 with self.clock.pause():
                     self._evaluate()
                 if self.reached:
-                    self.reporter.say(f"eval.stop_at={self.config['eval']['stop_at']} is reached at step {self.step} of {self.total}")
+                    self.reporter.say(
+                        f"eval.stop_at={self.config['eval']['stop_at']} is reached at step {self.step} of {self.total}"
+                    )
                     break
             self._tick_step()
             self.profile.before(self.step, self.state)
@@ -273,7 +292,11 @@ class Run:
 
     def _on_disk(self) -> str:
         steps = self.checkpoints.steps()
-        return f"last good checkpoint: step {steps[-1]} in {self.checkpoints.folder}" if steps else "no checkpoint was written yet"
+        return (
+            f"last good checkpoint: step {steps[-1]} in {self.checkpoints.folder}"
+            if steps
+            else "no checkpoint was written yet"
+        )
 
     def _last_words(self) -> None:
         """Where a second Ctrl-C ends the process."""
@@ -295,7 +318,9 @@ class Run:
         seconds = time.perf_counter() - began
         self.journal.waited(seconds)
         if seconds > 1 and self.step > self.first + len(self.setup.phases):
-            self.reporter.say(f"step {self.step}: waited {seconds:.1f} s while the {kind} program of {name or 'all'} was compiled")
+            self.reporter.say(
+                f"step {self.step}: waited {seconds:.1f} s while the {kind} program of {name or 'all'} was compiled"
+            )
         return program
 
     # -- evaluation and saving ---------------------------------------------------------------------------------
@@ -305,14 +330,18 @@ class Run:
         return self.state.params if self.state.ema is None else self.state.ema
 
     def _status(self, state: str, **more: Any) -> None:
-        self.rundir.status(watch.status(state, self.step, self.total, checkpoint=max(self.checkpoints.steps(), default=0), **more))
+        self.rundir.status(
+            watch.status(state, self.step, self.total, checkpoint=max(self.checkpoints.steps(), default=0), **more)
+        )
 
     def _evaluate(self, final: bool = False) -> None:
         self._status("evaluating")
         names = self.setup.order if final or self.config["eval"]["subnets"] == "all" else ["full"]
         with self.heart.at(lambda: self.programs.compiling() if self.programs.busy() else "evaluating"):
             results = self.evaluator(names, self.weights(), self.state.stats, "validation")
-        record = {f"validation/{key}/{name}": value for name, metrics in results.items() for key, value in metrics.items()}
+        record = {
+            f"validation/{key}/{name}": value for name, metrics in results.items() for key, value in metrics.items()
+        }
         record |= experts.similarity_records(self.setup.space.full, self.weights(), self.state.stats)
         self.rundir.metrics(self.step, record)
         task = self.setup.task
@@ -323,7 +352,12 @@ class Run:
 
     def _save(self) -> None:
         self._status("saving")
-        run = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.journal.flops, "skipped": self.journal.skipped}
+        run = {
+            "step": self.step,
+            "wall_s": self.clock.wall(),
+            "flops": self.journal.flops,
+            "skipped": self.journal.skipped,
+        }
         run["lines"] = dict(self.rundir.lines)
         self.checkpoints.save(self.step, kept.kept(self.state, self.programs.full), run)
         self.saved = self.step
@@ -338,7 +372,9 @@ class Run:
             self._save()
             if self._is_saved():
                 return
-        raise UserError(f"the state could not be saved in {SAVES} tries, because the clock keeps jumping; {self._safe()}")
+        raise UserError(
+            f"the state could not be saved in {SAVES} tries, because the clock keeps jumping; {self._safe()}"
+        )
 
     # -- before and after --------------------------------------------------------------------------------------
 
@@ -350,7 +386,9 @@ class Run:
             f"{self.config['model']['name']}: {shapes.num_params():,} parameters, {len(self.setup.order)} networks, "
             f"{self.total:,} updates of {self.config['data']['batch_size']} examples, {jax.device_count()} device(s)"
         )
-        say(f"optimizer {self.config['optim']['name']}: {size:,} bytes of state, params {4 * shapes.num_params():,} bytes")
+        say(
+            f"optimizer {self.config['optim']['name']}: {size:,} bytes of state, params {4 * shapes.num_params():,} bytes"
+        )
         for name, missed in list(self.programs.refused.items())[:5]:
             say(f"layout: {name} could not be split: {'; '.join(missed)}")
         if not self.validates:
@@ -363,7 +401,9 @@ class Run:
         """Makes and writes the report: only then the run is finished."""
         self.journal.judge(self.step, {"validation": self.metrics[self.step]} if self.validates else {})
         with self.heart.at(lambda: self.programs.compiling() if self.programs.busy() else "making the report"):
-            report = finish.final_report(self.setup, self.programs, self.evaluator, self.weights(), self.state.stats, self.rundir.path)
+            report = finish.final_report(
+                self.setup, self.programs, self.evaluator, self.weights(), self.state.stats, self.rundir.path
+            )
         report |= finish.facts(self.setup, self.programs, self.rundir.path, self.clock.wall(), self.journal, self.step)
         self.journal.judge(self.step, {report["metric"]: report["subnets"][0]["value"]} if report["split"] else {})
         for line in finish.remarks(report, self.rundir.path):
@@ -376,7 +416,8 @@ class Run:
 
 
 def train(config: dict[str, Any], workdir: str, reporter: Reporter) -> dict[str, Any]:
-    """Runs a config in a directory (again: resumes) and returns the report, written as report.json, report.md and pareto.png.
+    """Runs a config in a directory (again: resumes) and returns the report, written as report.json, report.md and
+    pareto.png.
 
     Args:
       config: a resolved config, see `research.train.config`.

@@ -1,6 +1,8 @@
-"""Manifests: the SHA-256 of every file of a folder, written last; a folder without a valid one does not count as written.
+"""Manifests: the SHA-256 of every file of a folder, written last; a folder without a valid one does not count as
+written.
 
-Files that a manifest does not name are none of its concern: file managers and network file systems leave theirs anywhere.
+Files that a manifest does not name are none of its concern: file managers and network file systems leave theirs
+anywhere.
 """
 
 import fnmatch
@@ -17,14 +19,19 @@ STRAYS = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", ".directory", ".AppleDou
 
 
 def file_hashes(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
-    """Returns relative path -> SHA-256 of the files below a folder: those of `names` that are there, else all but the manifest and strays.
+    """Returns relative path -> SHA-256 of the files below a folder: those of `names` that are there, else all but the
+    manifest and strays.
 
     Raises:
       OSError: a file cannot be read, or vanishes meanwhile.
     """
     found = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
     if names is None:
-        wanted = {n for n, p in found.items() if p.name != MANIFEST and not any(fnmatch.fnmatch(p.name, stray) for stray in STRAYS)}
+        wanted = {
+            n
+            for n, p in found.items()
+            if p.name != MANIFEST and not any(fnmatch.fnmatch(p.name, stray) for stray in STRAYS)
+        }
     else:
         wanted = found.keys() & set(names)
     hashes = {}
@@ -35,7 +42,8 @@ def file_hashes(folder: Path, names: Iterable[str] | None = None) -> dict[str, s
 
 
 def write_manifest(folder: Path, step: int) -> None:
-    """Writes the manifest of a folder whose other files are written, and binds it to a step, whatever its name becomes."""
+    """Writes the manifest of a folder whose other files are written, and binds it to a step, whatever its name
+    becomes."""
     write_json(folder / MANIFEST, {"step": step, "sha256": file_hashes(folder)})
 
 

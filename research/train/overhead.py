@@ -16,12 +16,14 @@ WARM_UP = 20
 SAVES, BETWEEN_SAVES = 9, 5
 
 
-def loop_overhead(config: dict[str, Any], steps: int, workdir: str, reporter: Reporter) -> tuple[list[dict[str, Any]], float]:
+def loop_overhead(
+    config: dict[str, Any], steps: int, workdir: str, reporter: Reporter
+) -> tuple[list[dict[str, Any]], float]:
     """Times `steps` updates of the loop and as many bare ones, in turns.
 
-    An update of the loop takes the batch from the pipeline, places it, runs the gradient programs and the update program, and
-    reads the metrics of the update before. The bare one runs the same programs on the same batch, already in place. Then some
-    checkpoints are saved, a few updates apart: how long the loop waits before it may go on.
+    An update of the loop takes the batch from the pipeline, places it, runs the gradient programs and the update
+    program, and reads the metrics of the update before. The bare one runs the same programs on the same batch, already
+    in place. Then some checkpoints are saved, a few updates apart: how long the loop waits before it may go on.
 
     Returns:
       (a row for each with median and 95th percentile in ms, median over neighbouring pairs of loop / bare - 1).
@@ -76,11 +78,21 @@ def _bare_inputs(run: Run, batch: dict[str, np.ndarray], draws: tuple[Draw, ...]
         for micro in range(accumulate):
             slot = draw.part * accumulate + micro
             placed = place(part_of(batch, slot, draw.parts * accumulate), programs)
-            clock = jax.device_put(np.array([run.step, slot, order * accumulate + micro], np.uint32), programs.replicated)
+            clock = jax.device_put(
+                np.array([run.step, slot, order * accumulate + micro], np.uint32), programs.replicated
+            )
             shape = programs.outputs(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), placed))
             teacher = np.zeros(shape.shape, shape.dtype) if draw.distill else np.float32(0)
             teacher = jax.device_put(teacher, programs.batch_sharding if draw.distill else programs.replicated)
-            args = (run.state.params, run.state.stats, programs.full.params, placed, clock, (np.float32(1), np.float32(1)), teacher)
+            args = (
+                run.state.params,
+                run.state.stats,
+                programs.full.params,
+                placed,
+                clock,
+                (np.float32(1), np.float32(1)),
+                teacher,
+            )
             which = {"distill": draw.distill, "teaches": teaches(draw, draws), "phase": run.setup.phase(run.step)}
             out.append((programs.get("gradient", draw.name, *args, **which), placed, clock, teacher))
     return out

@@ -1,9 +1,13 @@
-"""What a run would need on a mesh that need not exist: bytes a device, collectives of an update, and a floor of its time.
+"""What a run would need on a mesh that need not exist: bytes a device, collectives of an update, and a floor of its
+time.
 
-Everything is lowered and compiled for simulated CPU devices; no array is made. Bytes of parameters, statistics, optimizer and gradients are
-exact: those that the compiled programs take. Activations are an estimate of ours, what the backward pass keeps of the forward one; the CPU
-compiler's own temporaries stand beside it, which differ: they hold the backward pass's workspace and every copy that this backend makes, and
-it keeps bfloat16 products in float32. For the same reason the collectives of a bfloat16 run appear in float32, twice the bytes of a chip's.
+Everything is lowered and compiled for simulated CPU devices; no array is made. Bytes of parameters, statistics,
+optimizer and gradients are
+exact: those that the compiled programs take. Activations are an estimate of ours, what the backward pass keeps of the
+  forward one; the CPU
+compiler's own temporaries stand beside it, which differ: they hold the backward pass's workspace and every copy that
+this backend makes, and it keeps bfloat16 products in float32. For the same reason the collectives of a bfloat16 run
+appear in float32, twice the bytes of a chip's.
 """
 
 import dataclasses
@@ -35,8 +39,8 @@ class Plan:
       bytes: "parameters", "statistics", "optimizer", "ema", "gradients", "batch".
       activations: estimate for one micro-batch.
       temporaries: program -> what the CPU compiler sets aside.
-      arguments: program -> (bytes that the compiled program takes, bytes of the arrays by our own count; the rest, some numbers such as the
-        step's, XLA leaves out where they are not used).
+      arguments: program -> (bytes that the compiled program takes, bytes of the arrays by our own count; the rest, some
+        numbers such as the step's, XLA leaves out where they are not used).
       collectives: program -> those of one run.
       runs: program -> how often an update runs it.
       flops: of an update, all devices together.
@@ -58,7 +62,8 @@ class Plan:
         return sum(self.bytes.values()) + self.activations
 
     def sent(self, slow_axes: tuple[str, ...] = ()) -> dict[bool, float]:
-        """Returns bytes that one device sends in an update, by whether they cross one of `slow_axes` (the network between slices)."""
+        """Returns bytes that one device sends in an update, by whether they cross one of `slow_axes` (the network
+        between slices)."""
         out = {False: 0.0, True: 0.0}
         for program, found in self.collectives.items():
             for c in found:
@@ -107,7 +112,8 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
     activations = activation_bytes(setup, programs, micro)
     width = 2 if config["train"]["precision"] == "bfloat16" else 4
     weights = sum(math.prod(s.shape) for s in params.values())
-    # The step reads the weights for the forward and the backward pass and reads and writes gradients, the update reads and writes the state;
+    # The step reads the weights for the forward and the backward pass and reads and writes gradients, the update reads
+    # and writes the state;
     # activations are written once and read once.
     per_run = 2 * weights * width / _shards(programs) + 2 * held["gradients"] + 2 * activations
     return Plan(
@@ -118,7 +124,9 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
         arguments={name: (m.argument_size_in_bytes, taken[name]) for name, m in memory.items()},
         collectives={name: collectives(program.as_text(), programs.mesh) for name, program in compiled.items()},
         runs={"gradient": setup.parts, "update": 1},
-        flops=float(costs.training_flops(setup.space.full)) * getattr(setup.task, "work", 1) * config["data"]["batch_size"],
+        flops=float(costs.training_flops(setup.space.full))
+        * getattr(setup.task, "work", 1)
+        * config["data"]["batch_size"],
         traffic=per_run * setup.parts + 2 * state + 2 * held["gradients"],
     )
 
@@ -130,15 +138,17 @@ def _shards(programs: Programs) -> int:
 
 def device_bytes(shapes: Any, shardings: Any) -> int:
     """Returns the bytes of one device's part of arrays."""
-    sizes = jax.tree.map(lambda s, p: math.prod(p.shard_shape(s.shape)) * jnp.dtype(s.dtype).itemsize, shapes, shardings)
+    sizes = jax.tree.map(
+        lambda s, p: math.prod(p.shard_shape(s.shape)) * jnp.dtype(s.dtype).itemsize, shapes, shardings
+    )
     return sum(jax.tree.leaves(sizes))
 
 
 def activation_bytes(setup: Setup, programs: Programs, micro: int) -> int:
     """Returns about how many bytes the backward pass keeps of the forward one, on one device.
 
-    These are the residuals of JAX's linearization, under the run's remat policy, of one micro-batch; what is a parameter itself is not among them.
-    Those of a batch are divided over the devices that divide the batch.
+    These are the residuals of JAX's linearization, under the run's remat policy, of one micro-batch; what is a
+    parameter itself is not among them. Those of a batch are divided over the devices that divide the batch.
     """
     config, task = programs.space.full, setup.task
     batch = setup.batch_shapes(micro)

@@ -1,7 +1,7 @@
 """Several processes as one run: what is agreed on, who writes, and which rows of a batch are whose.
 
-All processes run the same loop on the same numbers. The first one alone writes the run's files; checkpoints are written by
-all together (orbax). With one process nothing here costs anything.
+All processes run the same loop on the same numbers. The first one alone writes the run's files; checkpoints are written
+by all together (orbax). With one process nothing here costs anything.
 """
 
 import contextlib
@@ -50,7 +50,9 @@ def texts(own: str) -> list[str]:
 
     letters = np.frombuffer(own.encode(), np.uint8)
     sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(letters))))
-    rows = multihost_utils.process_allgather(np.pad(letters, (0, int(sizes.max()) + 1 - len(letters))))  # no row is empty
+    rows = multihost_utils.process_allgather(
+        np.pad(letters, (0, int(sizes.max()) + 1 - len(letters)))
+    )  # no row is empty
     return [bytes(row[:size]).decode() for row, size in zip(np.asarray(rows, np.uint8), sizes, strict=True)]
 
 
@@ -65,7 +67,8 @@ def everywhere(value: bool) -> bool:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Stop]:
-    """Yields what tells this process to stop, and has it stop all of several: JAX tells the others of SIGTERM, see `told_to_stop`."""
+    """Yields what tells this process to stop, and has it stop all of several: JAX tells the others of SIGTERM, see
+    `told_to_stop`."""
     if jax.process_count() == 1:
         with stopping.listening() as stop:
             yield stop
@@ -80,7 +83,8 @@ def listening() -> Iterator[Stop]:
 
 
 def told_to_stop(step: int) -> bool:
-    """Whether some process got SIGTERM and this is the step that all of them reach: there they save and stop. Call at every step."""
+    """Whether some process got SIGTERM and this is the step that all of them reach: there they save and stop. Call at
+    every step."""
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)

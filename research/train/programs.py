@@ -1,6 +1,6 @@
 """The compiled programs of a run: one gradient program per sub-network, one update program, and for evaluation one
-recalibration and one evaluation program per sub-network. A task whose updates have phases has the first two once for each phase.
-All are compiled ahead of time, in background threads.
+recalibration and one evaluation program per sub-network. A task whose updates have phases has the first two once for
+each phase. All are compiled ahead of time, in background threads.
 """
 
 import dataclasses
@@ -110,7 +110,9 @@ class Programs:
         """Returns the gradient buffer, zeros with the layout of the parameters; no process ever holds all of it."""
 
         def zeros(shape: Any, sharding: NamedSharding) -> Array:
-            return jax.make_array_from_callback(shape.shape, sharding, lambda index: np.zeros(_size(index, shape.shape), shape.dtype))
+            return jax.make_array_from_callback(
+                shape.shape, sharding, lambda index: np.zeros(_size(index, shape.shape), shape.dtype)
+            )
 
         return {k: zeros(s, self.param_shardings[k]) for k, s in self.full.params.items()}
 
@@ -127,7 +129,9 @@ class Programs:
     def sliced(self, name: str, arrays: Arrays) -> Arrays:
         """Returns the slices of full-size arrays that sub-network `name` is made of."""
         small = self.small(name)
-        whole = sharding.whole_where_cut(arrays, {**self.param_shardings, **self.stat_shardings}, self.full, small, self.shards)
+        whole = sharding.whole_where_cut(
+            arrays, {**self.param_shardings, **self.stat_shardings}, self.full, small, self.shards
+        )
         return slice_like(whole, self.full, small, self.shards)
 
     def _cast(self, arrays: Arrays) -> Arrays:
@@ -143,7 +147,9 @@ class Programs:
         params, stats = dict(self.full.params), dict(self.full.stats)
 
         def run(params: Arrays, stats: Arrays, batch: Any) -> Any:
-            return apply(self.space.full, self._cast(params), stats, *self._cast_inputs(self.task.inputs(batch)), mode="eval")[0]
+            return apply(
+                self.space.full, self._cast(params), stats, *self._cast_inputs(self.task.inputs(batch)), mode="eval"
+            )[0]
 
         return jax.eval_shape(run, params, stats, batch)
 
@@ -183,7 +189,8 @@ class Programs:
         return program
 
     def _objective(self, name: str, phase: str) -> Callable:
-        """The gradient program of a task that runs the model itself; parameters of other phases get the gradient zero."""
+        """The gradient program of a task that runs the model itself; parameters of other phases get the gradient
+        zero."""
         config, task = self.compute(name), self.task
         phase = phase or phases(task)[0]
 
@@ -191,7 +198,8 @@ class Programs:
             del teacher
             step_key = jax.random.fold_in(seeds.key(self.seed), clock[0])
             mix_key, drop_key, attack_key = (
-                jax.random.fold_in(jax.random.fold_in(step_key, i), clock[place]) for i, place in ((0, 1), (1, 2), (2, 2))
+                jax.random.fold_in(jax.random.fold_in(step_key, i), clock[place])
+                for i, place in ((0, 1), (1, 2), (2, 2))
             )
             (image,), target = task.prepare(batch, mix_key)
 
@@ -207,7 +215,11 @@ class Programs:
 
                 frozen = self._frozen(name, jax.lax.stop_gradient(self.sliced(name, params)), self.sliced(name, stats))
                 loss, metrics = task.objective(train, frozen, image, target, attack_key, phase)
-                return loss * scale[0] + self._layer_losses(name, moved["stats"]) * scale[1], (loss, metrics, moved["stats"])
+                return loss * scale[0] + self._layer_losses(name, moved["stats"]) * scale[1], (
+                    loss,
+                    metrics,
+                    moved["stats"],
+                )
 
             (_, (loss, metrics, new_stats)), new = jax.value_and_grad(loss_fn, has_aux=True)(params)
             grads = jax.tree.map(jnp.add, grads, new)
@@ -219,11 +231,15 @@ class Programs:
         """The model of these arrays as attacks see it: a function of (x, method, mode) that moves no statistics."""
         config, params = self.compute(name), self._cast(params)
         more = told(config, real)
-        run = lambda x, mode, method: apply(config, params, stats, *self._cast_inputs((x,)), mode=mode, method=method, **more)[0]  # noqa: E731
+        run = lambda x, mode, method: apply(
+            config, params, stats, *self._cast_inputs((x,)), mode=mode, method=method, **more
+        )[0]  # noqa: E731
         return lambda x, method="__call__", mode="eval": run(x, mode, method)
 
     def _update(self, phase: str) -> Callable:
-        return update_program(self.space.full, self.optimizer, self.schedule, self.config["train"], phase, len(phases(self.task)))
+        return update_program(
+            self.space.full, self.optimizer, self.schedule, self.config["train"], phase, len(phases(self.task))
+        )
 
     def _weigh(self, batches: tuple[Any, ...], factor: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Of each microbatch, its share in what the task counts in all of them, and that times `factor`."""
@@ -290,9 +306,13 @@ class Programs:
         elif kind == "weigh":
             fn = jax.jit(self._weigh, in_shardings=(batch, rep), out_shardings=rep)
         elif kind == "calibrate":
-            fn = jax.jit(self._calibrate(name), in_shardings=(params, stats, rep, batch), out_shardings=rep, donate_argnums=(2,))
+            fn = jax.jit(
+                self._calibrate(name), in_shardings=(params, stats, rep, batch), out_shardings=rep, donate_argnums=(2,)
+            )
         else:
-            fn = jax.jit(self._evaluate(name), in_shardings=(params, rep, rep, batch), out_shardings=rep, donate_argnums=(2,))
+            fn = jax.jit(
+                self._evaluate(name), in_shardings=(params, rep, rep, batch), out_shardings=rep, donate_argnums=(2,)
+            )
         with jax.set_mesh(self.mesh):  # layers that cut their own work ask for it
             program = fn.lower(*args).compile(compiler_options=self._effort(kind))
         with self._lock:
@@ -305,7 +325,9 @@ class Programs:
         rarely = self.calls.get(kind, self.FEW + 1) <= self.FEW
         return {"xla_backend_optimization_level": 0} if self._on_cpu and rarely else None
 
-    def prefetch(self, kind: str, name: str, *args: Any, distill: bool = False, teaches: bool = False, phase: str = "") -> None:
+    def prefetch(
+        self, kind: str, name: str, *args: Any, distill: bool = False, teaches: bool = False, phase: str = ""
+    ) -> None:
         """Starts compiling a program for arguments of these shapes, if it is not at hand yet."""
         key = self._key(kind, name, distill, teaches, phase)
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), args)
@@ -313,7 +335,9 @@ class Programs:
             if key not in self._futures:
                 self._futures[key] = self._pool.submit(self._build, key, shapes)
 
-    def get(self, kind: str, name: str, *args: Any, distill: bool = False, teaches: bool = False, phase: str = "") -> Any:
+    def get(
+        self, kind: str, name: str, *args: Any, distill: bool = False, teaches: bool = False, phase: str = ""
+    ) -> Any:
         """Returns a compiled program, waiting for it when needed."""
         key = self._key(kind, name, distill, teaches, phase)
         ready = self.compiled.get(key)
@@ -338,7 +362,9 @@ class Programs:
         return f"{what}{len(keys) - len(left) + bool(left)} of {len(keys)}"
 
     def _key(self, kind: str, name: str, distill: bool, teaches: bool, phase: str) -> tuple:
-        more = {"gradient": (distill, teaches, phase), "update": (phase,), "spread": (self.spread_order, phase)}.get(kind, ())
+        more = {"gradient": (distill, teaches, phase), "update": (phase,), "spread": (self.spread_order, phase)}.get(
+            kind, ()
+        )
         return (kind, self._canonical.get(name, name), *more)
 
     def memory(self) -> str:
@@ -346,7 +372,9 @@ class Programs:
         sizes = {}
         for (kind, name, *_), compiled in list(self.compiled.items()):
             if (found := compiled.memory_analysis()) is not None:
-                sizes[f"{kind} {name}".strip()] = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+                sizes[f"{kind} {name}".strip()] = (
+                    found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+                )
         state = sum(
             math.prod(p.shard_shape(s.shape)) * jnp.dtype(s.dtype).itemsize
             for s, p in zip(jax.tree.leaves(self.state_shapes), jax.tree.leaves(self.state_shardings), strict=True)
@@ -361,7 +389,8 @@ class Programs:
         return tuple(dict.fromkeys(self._canonical.values()))
 
     def spread_places(self, draws: Sequence[Draw]) -> np.ndarray:
-        """Returns for each device the place of its network in `spread_order`; consecutive devices hold the rows of one part of the batch."""
+        """Returns for each device the place of its network in `spread_order`; consecutive devices hold the rows of one
+        part of the batch."""
         names = [self.spread_order.index(self._canonical[draw.name]) for draw in draws]
         return np.repeat(np.array(names, np.int32), self.mesh.size // len(draws))
 
@@ -369,9 +398,11 @@ class Programs:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def bound(self) -> int:
-        """The most programs that a run may compile: three per distinct sub-network, and the update; gradient and update in each phase.
+        """The most programs that a run may compile: three per distinct sub-network, and the update; gradient and update
+        in each phase.
 
-        Networks that an update distils and another does not have a gradient program for each, and unequal microbatches one that weighs them.
+        Networks that an update distils and another does not have a gradient program for each, and unequal microbatches
+        one that weighs them.
         """
         count, networks = len(phases(self.task)), len(set(self._canonical.values()))
         kinds = [key[0] for key in self.compiled]

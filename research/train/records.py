@@ -14,10 +14,12 @@ HEADINGS = {"accuracy": "acc", "robust_accuracy": "robust"}
 
 
 def of_update(host: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """Returns the numbers of an update: means over its sub-networks, the loss of each (the mean, where it is drawn more than once), norms, and the load of experts.
+    """Returns the numbers of an update: means over its sub-networks, the loss of each (the mean, where it is drawn more
+    than once), norms, and the load of experts.
 
     Args:
-      host: metrics of an update, on the host: "losses" as (sub-network, its numbers) of every draw, "lr", "grad_norm", "finite", maybe "norms".
+      host: metrics of an update, on the host: "losses" as (sub-network, its numbers) of every draw, "lr", "grad_norm",
+        "finite", maybe "norms".
       config: of the full network.
     """
     losses = host["losses"]
@@ -35,7 +37,8 @@ def of_update(host: Mapping[str, Any], config: Any) -> dict[str, Any]:
 
 
 def evaluations(folder: Path, metric: str) -> dict[int, list[float]]:
-    """Returns step -> the full network's values of a metric on validation, one for each evaluation that metrics.jsonl tells of."""
+    """Returns step -> the full network's values of a metric on validation, one for each evaluation that metrics.jsonl
+    tells of."""
     key, found = f"validation/{metric}/full", {}
     for row in read_journal(folder / "metrics.jsonl")[0]:
         if key in row and not isinstance(row[key], list):
@@ -44,7 +47,8 @@ def evaluations(folder: Path, metric: str) -> dict[int, list[float]]:
 
 
 def progress(record: Mapping[str, float], rate: float, unit: str, mfu: float, eta: float, sure: bool = True) -> str:
-    """Returns the line of the terminal; `rate` in `unit` a second, `mfu` as a fraction, `eta` in seconds, not `sure` while programs compile beside it."""
+    """Returns the line of the terminal; `rate` in `unit` a second, `mfu` as a fraction, `eta` in seconds, not `sure`
+    while programs compile beside it."""
     measured = "".join(f"{text} {record[key]:.3f}  " for key, text in HEADINGS.items() if key in record)
     return (
         f"loss {record['loss']:.4f}  {measured}lr {record['lr']:.2e}  {rate:,.0f} {unit}/s  "

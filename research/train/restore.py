@@ -1,4 +1,5 @@
-"""Reading checkpoints, which changes nothing: also on a read-only disk, also beside a training that saves and deletes steps meanwhile."""
+"""Reading checkpoints, which changes nothing: also on a read-only disk, also beside a training that saves and deletes
+steps meanwhile."""
 
 import re
 import time
@@ -62,7 +63,9 @@ def restore(folder: Path, step: int, wanted: Wanted) -> tuple[Any, dict[str, Any
     import orbax.checkpoint as ocp
     from etils import epath  # orbax's own
 
-    target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), wanted.shapes, wanted.shardings)
+    target = jax.tree.map(
+        lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), wanted.shapes, wanted.shardings
+    )
     arguments = ocp.checkpoint_utils.construct_restore_args(target)
     items = ocp.args.Composite(
         state=ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True), run=ocp.args.JsonRestore()
@@ -86,11 +89,16 @@ def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
 
 
 def _check(
-    saved: Mapping[tuple[str, ...], Any], wanted: Mapping[tuple[str, ...], Any], others: Collection[tuple[str, ...]], where: str
+    saved: Mapping[tuple[str, ...], Any],
+    wanted: Mapping[tuple[str, ...], Any],
+    others: Collection[tuple[str, ...]],
+    where: str,
 ) -> None:
     """Raises UserError, which names the first array that a checkpoint lacks, has too much or in another shape."""
     read = {path: array for path, array in saved.items() if not any(path[: len(other)] == other for other in others)}
-    problems = [(path, "it lacks") for path in wanted if path not in read] + [(path, "it holds") for path in read if path not in wanted]
+    problems = [(path, "it lacks") for path in wanted if path not in read] + [
+        (path, "it holds") for path in read if path not in wanted
+    ]
     problems += [
         (path, f"it holds {tuple(read[path].shape)}, needed is {tuple(array.shape)}, of")
         for path, array in wanted.items()
@@ -133,7 +141,9 @@ def restore_newest(folder: Path, wanted: Wanted, say: Callable[[str], None]) -> 
                 continue
             if damaged:
                 raise UserError(f"no step in {folder} is whole: {'; '.join(damaged[:3])}")
-            raise UserError(f"no whole step is in {folder} yet; wait for the first save, or train it (python -m launch.train)")
+            raise UserError(
+                f"no whole step is in {folder} yet; wait for the first save, or train it (python -m launch.train)"
+            )
         try:
             state, run = restore(folder, step, wanted)
         except Exception:
@@ -144,7 +154,9 @@ def restore_newest(folder: Path, wanted: Wanted, say: Callable[[str], None]) -> 
             for line in damaged:
                 say(line)
             return step, state, run
-    raise UserError(f"every step in {folder} vanished while it was read: the training there saves and deletes faster; try again")
+    raise UserError(
+        f"every step in {folder} vanished while it was read: the training there saves and deletes faster; try again"
+    )
 
 
 def _newest_valid(folder: Path) -> tuple[int, list[str]]:
@@ -159,6 +171,7 @@ def _newest_valid(folder: Path) -> tuple[int, list[str]]:
 
 
 def _lines(folder: Path, faults: dict[int, str]) -> list[str]:
-    """What is damaged for good: what the training deletes is gone, or its manifest soon is, when it is looked for again."""
+    """What is damaged for good: what the training deletes is gone, or its manifest soon is, when it is looked for
+    again."""
     still = set(whole_steps(folder)) if faults else set()
     return [f"checkpoint {step} is not used: {problem}" for step, problem in faults.items() if step in still]

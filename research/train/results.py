@@ -1,4 +1,5 @@
-"""Whether a directory holds the result that a command asks for: commands that train only what is missing go by this alone."""
+"""Whether a directory holds the result that a command asks for: commands that train only what is missing go by this
+alone."""
 
 import os
 from pathlib import Path
@@ -16,9 +17,11 @@ OF_REPORT = ("latency", "latency_batches", "test", "attacks", "attack_examples",
 
 
 def finished(workdir: str | os.PathLike, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the report of the run of a config in a directory; None where it has not ended, and training is to start or go on.
+    """Returns the report of the run of a config in a directory; None where it has not ended, and training is to start
+    or go on.
 
-    A report that is damaged, or asks for other measurements, counts as none: training goes on at its end and makes it anew.
+    A report that is damaged, or asks for other measurements, counts as none: training goes on at its end and makes it
+    anew.
 
     Args:
       config: resolved.
@@ -32,12 +35,18 @@ def finished(workdir: str | os.PathLike, config: dict[str, Any]) -> dict[str, An
     old = read_config(folder)
     if changed := differences(old, config, ignored=ignored(old, config)):
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise UserError(f"{workdir} holds a run of another config ({changed[0]}{more}); give another --workdir, or delete it")
+        raise UserError(
+            f"{workdir} holds a run of another config ({changed[0]}{more}); give another --workdir, or delete it"
+        )
     if any(old["report"][field] != config["report"][field] for field in OF_REPORT):
         return None
     try:
         report = read_report(folder)
-        status = read_json(folder / "status.json", ("state",)) if (folder / "status.json").exists() else {"state": "finished"}
+        status = (
+            read_json(folder / "status.json", ("state",))
+            if (folder / "status.json").exists()
+            else {"state": "finished"}
+        )
     except UserError:
         return None
     whole = (folder / "pareto.png").is_file()  # older versions wrote it after the report

@@ -14,7 +14,17 @@ from typing import Any
 import ml_collections
 
 from research.errors import UserError
-from research.files import check_workdir, dump_json, make_folder, naming, open_for_append, printable, read_json, write_json, write_text
+from research.files import (
+    check_workdir,
+    dump_json,
+    make_folder,
+    naming,
+    open_for_append,
+    printable,
+    read_json,
+    write_json,
+    write_text,
+)
 from research.optim.fields import OPTIMIZERS
 from research.report.reading import read_journal
 from research.train import config as run_config
@@ -87,8 +97,12 @@ def _lock(folder: Path) -> Any:
         file.close()
         with contextlib.suppress(OSError):
             holder = printable((folder / "lock").read_text(errors="replace").strip(), 20) or "another process"
-            raise UserError(f"{folder} is in use by process {holder}, which trains there; wait for it, or use another --workdir") from None
-        raise UserError(f"{folder} is in use by another process, which trains there; wait for it, or use another --workdir") from None
+            raise UserError(
+                f"{folder} is in use by process {holder}, which trains there; wait for it, or use another --workdir"
+            ) from None
+        raise UserError(
+            f"{folder} is in use by another process, which trains there; wait for it, or use another --workdir"
+        ) from None
     except OSError:  # a file system without locks
         return file
     with naming(folder / "lock"):
@@ -110,14 +124,18 @@ class RunDir:
       UserError: the folder holds a run of another config, or cannot be written.
     """
 
-    def __init__(self, workdir: str | os.PathLike, config: dict[str, Any], environment: dict[str, Any], writes: bool = True):
+    def __init__(
+        self, workdir: str | os.PathLike, config: dict[str, Any], environment: dict[str, Any], writes: bool = True
+    ):
         self.path, self.writes = Path(workdir), writes
         self._files: dict[str, Any] = {}
         self._board: Any = None
         self._lock: Any = None
         self.lines = dict.fromkeys(JOURNALS, 0)
         if "://" in str(workdir):
-            raise UserError(f"workdir {workdir} is an address, not a folder; mount the bucket or volume and give the folder")
+            raise UserError(
+                f"workdir {workdir} is an address, not a folder; mount the bucket or volume and give the folder"
+            )
         if not writes:
             return
         try:
@@ -140,7 +158,9 @@ class RunDir:
             changed = run_config.differences(old, config, ignored=ignored(old, config))
             if changed:
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-                raise UserError(f"{self.path} holds a run of another config ({changed[0]}{more}); use another --workdir")
+                raise UserError(
+                    f"{self.path} holds a run of another config ({changed[0]}{more}); use another --workdir"
+                )
         elif os.path.lexists(self.path / "checkpoints"):
             raise UserError(f"{self.path} has checkpoints but no config.json; use another --workdir")
         write_json(existing, config)

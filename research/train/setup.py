@@ -37,7 +37,8 @@ from research.train.programs import Programs
 
 
 def model_fields(source: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the sizes of a model that the data decide: of images, of a vocabulary and its windows, of domains, or of vectors."""
+    """Returns the sizes of a model that the data decide: of images, of a vocabulary and its windows, of domains, or of
+    vectors."""
     if "image" in sample:
         _, height, width, channels = sample["image"].shape
         if height != width:
@@ -45,11 +46,17 @@ def model_fields(source: Any, sample: Mapping[str, np.ndarray]) -> dict[str, Any
         sizes = {"image_size": height, "in_channels": channels}
         return sizes if "density" in sample else {**sizes, "num_classes": int(source.num_classes)}
     if "pairs" in sample:
-        return {"vocab_size": int(source.vocab_size), "length": sample["pairs"].shape[2], "domains": len(source.domains)}
+        return {
+            "vocab_size": int(source.vocab_size),
+            "length": sample["pairs"].shape[2],
+            "domains": len(source.domains),
+        }
     if "tokens" in sample:
         return {"vocab_size": int(source.vocab_size), "length": sample["tokens"].shape[1]}
     sizes = {"vocab_size": 0, "input_dim": sample["vectors"].shape[2], "length": sample["vectors"].shape[1]}
-    return {**sizes, "outputs": int(source.num_classes), "pool": "mean"} if "label" in sample else {**sizes, "outputs": 1}
+    return (
+        {**sizes, "outputs": int(source.num_classes), "pool": "mean"} if "label" in sample else {**sizes, "outputs": 1}
+    )
 
 
 def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndarray]) -> Any:
@@ -66,10 +73,14 @@ def make_model(config: dict[str, Any], source: Any, sample: Mapping[str, np.ndar
     if counts != ("density" in sample):
         wanted = "density maps" if "density" in sample else "labels, tokens or vectors"
         fits = "hmode" if "density" in sample else "another, or data set counting"
-        raise UserError(f"model {name} does not predict {wanted}, which data set {config['data']['name']} asks for; choose {fits}")
+        raise UserError(
+            f"model {name} does not predict {wanted}, which data set {config['data']['name']} asks for; choose {fits}"
+        )
     known = {f.name for f in dataclasses.fields(registry.entry(name).config)}
     if not known.issuperset(given):
-        raise UserError(f"model {name} does not take {kind}, which data set {config['data']['name']} gives; choose another of the two")
+        raise UserError(
+            f"model {name} does not take {kind}, which data set {config['data']['name']} gives; choose another of the two"
+        )
     for field, value in given.items():
         fields.setdefault(field, value)
     if config["train"]["remat"] != "none":
@@ -104,7 +115,9 @@ def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[s
         return Classification(num_classes=_classes(model, source, sample), examples=examples, **fields)
     if "tokens" in sample:
         if model.vocab_size < source.vocab_size:
-            raise UserError(f"model.vocab_size={model.vocab_size} is less than the {source.vocab_size} tokens of the data")
+            raise UserError(
+                f"model.vocab_size={model.vocab_size} is less than the {source.vocab_size} tokens of the data"
+            )
         task = LanguageModelling(tuple(source.token_bytes or ()), metric or "loss")
         if task.metric not in task.metrics:
             raise UserError(f"task.metric={metric!r}; valid with {source.name}: {', '.join(task.metrics)}")
@@ -116,7 +129,9 @@ def _classes(model: Any, source: Any, sample: Mapping[str, np.ndarray]) -> int:
     """The classes of a model, which may be more than those of the data."""
     field, classes = ("num_classes", model.num_classes) if "image" in sample else ("outputs", model.outputs)
     if classes < source.num_classes:
-        raise UserError(f"model.{field}={classes} is less than the {source.num_classes} classes of {source.name}; leave it out")
+        raise UserError(
+            f"model.{field}={classes} is less than the {source.num_classes} classes of {source.name}; leave it out"
+        )
     return classes
 
 
@@ -171,7 +186,11 @@ class Setup:
     @property
     def units(self) -> int:
         """How many of the task's units an example holds."""
-        return 1 if self.task.unit != "tokens" else self.sample["tokens" if "tokens" in self.sample else "vectors"].shape[1]
+        return (
+            1
+            if self.task.unit != "tokens"
+            else self.sample["tokens" if "tokens" in self.sample else "vectors"].shape[1]
+        )
 
     def batch_shapes(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a batch of `size` examples."""
@@ -198,11 +217,14 @@ class Setup:
     def draw(self, step: int) -> tuple[schemes.Draw, ...]:
         """Returns the sub-networks of an update."""
         nested = self.config["nested"]
-        return schemes.draw(nested["scheme"], self.order, nested["count"], self.config["seed"], step // len(self.phases))
+        return schemes.draw(
+            nested["scheme"], self.order, nested["count"], self.config["seed"], step // len(self.phases)
+        )
 
     @functools.cached_property
     def parts(self) -> int:
-        """Parts of a batch that are trained on one after the other: of sub-networks with parts of their own, and accumulated ones."""
+        """Parts of a batch that are trained on one after the other: of sub-networks with parts of their own, and
+        accumulated ones."""
         if self.config["nested"]["spread"]:
             return 1
         return max(d.parts for d in self.draw(0)) * self.config["train"]["accumulate"]
@@ -231,7 +253,9 @@ class Setup:
         return itertools.islice((batch for batch in batches for _ in range(count)), start % count, None)
 
 
-def make_setup(config: dict[str, Any], known: Facts | None = None, say: Callable[[str], None] = lambda _: None) -> Setup:
+def make_setup(
+    config: dict[str, Any], known: Facts | None = None, say: Callable[[str], None] = lambda _: None
+) -> Setup:
     """Loads the data, unless what is `known` of them suffices, and builds model config and space.
 
     Args:
@@ -261,7 +285,9 @@ def make_setup(config: dict[str, Any], known: Facts | None = None, say: Callable
     setup = Setup(config, data, task, space, total)
     if isinstance(task, RobustClassification) and any(draw.distill for draw in setup.draw(0)):
         scheme = config["nested"]["scheme"]
-        raise UserError(f"nested.scheme={scheme!r} teaches by outputs, robust training has none; valid: full, random, sorted, all")
+        raise UserError(
+            f"nested.scheme={scheme!r} teaches by outputs, robust training has none; valid: full, random, sorted, all"
+        )
     _check_batch(config, setup)
     return setup
 
@@ -269,7 +295,9 @@ def make_setup(config: dict[str, Any], known: Facts | None = None, say: Callable
 def _check_batch(config: dict[str, Any], setup: Setup) -> None:
     size = config["data"]["batch_size"]
     if size % setup.parts:
-        raise UserError(f"data.batch_size={size} does not divide into {setup.parts} parts (nested.count x train.accumulate)")
+        raise UserError(
+            f"data.batch_size={size} does not divide into {setup.parts} parts (nested.count x train.accumulate)"
+        )
 
 
 def _check_divisible(config: dict[str, Any], task: Task, devices: int) -> None:
@@ -285,7 +313,8 @@ def _check_divisible(config: dict[str, Any], task: Task, devices: int) -> None:
 
 
 def check_experts(space: Space, devices: int) -> None:
-    """Raises UserError when the experts of a network of the space do not divide over the devices of the mesh axis of experts."""
+    """Raises UserError when the experts of a network of the space do not divide over the devices of the mesh axis of
+    experts."""
     for network, model in space.configs.items():
         shapes = abstract(model)
         for name, axes in shapes.axes.items():
@@ -313,7 +342,9 @@ def make_programs(setup: Setup, waiting: Callable[[], None] = lambda: None) -> P
     part = config["data"]["batch_size"] // setup.parts
     for field, size in (("data.batch_size", part), ("eval.batch_size", config["eval"]["batch_size"])):
         if size % shards:
-            raise UserError(f"{field}: {size} examples at a time do not divide over {' x '.join(BATCH_AXES)} = {shards} devices")
+            raise UserError(
+                f"{field}: {size} examples at a time do not divide over {' x '.join(BATCH_AXES)} = {shards} devices"
+            )
     check_experts(setup.space, mesh.shape["expert"])
     _check_divisible(config, setup.task, mesh.size)
     spread.check(config, mesh)
@@ -321,10 +352,13 @@ def make_programs(setup: Setup, waiting: Callable[[], None] = lambda: None) -> P
 
 
 def make_reading_programs(setup: Setup) -> Programs:
-    """Builds what a trained run is evaluated by, wherever it was trained: on as many devices as its batches divide over."""
+    """Builds what a trained run is evaluated by, wherever it was trained: on as many devices as its batches divide
+    over."""
     devices = jax.devices()
     if jax.process_count() == 1:
-        devices = devices[: math.gcd(len(devices), setup.config["data"]["batch_size"], setup.config["eval"]["batch_size"])]
+        devices = devices[
+            : math.gcd(len(devices), setup.config["data"]["batch_size"], setup.config["eval"]["batch_size"])
+        ]
     return _programs(setup, sharding.make_mesh({"data": -1}, devices))
 
 
@@ -354,4 +388,6 @@ def _optimizer(setup: Setup, schedule: Any, axes: Mapping[str, Any], kinds: Mapp
         return make_optimizer(optim, schedule, axes, kinds)
     task: Any = setup.task
     groups = {phase: [name for name in axes if task.trains(phase, name)] for phase in setup.phases}
-    return alternating({phase: (make_optimizer(optim, schedule, axes, kinds, group), group) for phase, group in groups.items()})
+    return alternating(
+        {phase: (make_optimizer(optim, schedule, axes, kinds, group), group) for phase, group in groups.items()}
+    )

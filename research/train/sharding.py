@@ -65,7 +65,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None, ac
       across: the axis that goes from slice to slice where there are several, over the slow network.
 
     Raises:
-      UserError: unknown axis, sizes that do not multiply to the number of devices, or slices that do not divide `across`.
+      UserError: unknown axis, sizes that do not multiply to the number of devices, or slices that do not divide
+        `across`.
     """
     devices = list(jax.devices() if devices is None else devices)
     unknown = sorted(set(sizes) - set(MESH_AXES))
@@ -79,12 +80,15 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None, ac
     wanted = " x ".join(f"{n}={s}" for n, s in zip(MESH_AXES, shape, strict=True) if s != 1) or "1"
     shape = [len(devices) // fixed if s == -1 else s for s in shape]
     if math.prod(shape) != len(devices) or min(shape) < 1:
-        raise UserError(f"mesh {wanted} does not fit {len(devices)} devices; the sizes must multiply to it (one may be -1)")
+        raise UserError(
+            f"mesh {wanted} does not fit {len(devices)} devices; the sizes must multiply to it (one may be -1)"
+        )
     return Mesh(arrange(devices, shape, across), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def arrange(devices: Sequence[Any], shape: Sequence[int], across: str = "data") -> np.ndarray:
-    """Returns the devices in the shape of a mesh: near ones along every axis but `across`, whose outer part counts the slices.
+    """Returns the devices in the shape of a mesh: near ones along every axis but `across`, whose outer part counts the
+    slices.
 
     On TPUs JAX lays axes along the links of the chips; elsewhere the devices come in their order.
 
@@ -98,7 +102,9 @@ def arrange(devices: Sequence[Any], shape: Sequence[int], across: str = "data") 
     slices, place = len({getattr(d, "slice_index", 0) for d in devices}), MESH_AXES.index(across)
     if slices > 1:
         if shape[place] % slices:
-            raise UserError(f"mesh.{across}={shape[place]} does not divide over {slices} slices; choose a multiple, or another mesh.across")
+            raise UserError(
+                f"mesh.{across}={shape[place]} does not divide over {slices} slices; choose a multiple, or another mesh.across"
+            )
         outer = [slices if i == place else 1 for i in range(len(shape))]
         inner = [size // many for size, many in zip(shape, outer, strict=True)]
         return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
@@ -107,7 +113,9 @@ def arrange(devices: Sequence[Any], shape: Sequence[int], across: str = "data") 
     return np.array(devices).reshape(shape)
 
 
-def partition_spec(axes: Axes, shape: Sequence[int], mesh: Mesh, min_size: int = MIN_SIZE) -> tuple[PartitionSpec, list[str]]:
+def partition_spec(
+    axes: Axes, shape: Sequence[int], mesh: Mesh, min_size: int = MIN_SIZE
+) -> tuple[PartitionSpec, list[str]]:
     """Returns the layout of one array and the rules that were wanted but could not be applied.
 
     Raises:
@@ -163,12 +171,16 @@ def like_params(tree: Any, shapes: Mapping[str, Any], shardings: Mapping[str, Na
 
 
 def whole_where_cut(
-    arrays: Mapping[str, Any], shardings: Mapping[str, NamedSharding], full: Abstract, small: Abstract, shards: Mapping[str, int]
+    arrays: Mapping[str, Any],
+    shardings: Mapping[str, NamedSharding],
+    full: Abstract,
+    small: Abstract,
+    shards: Mapping[str, int],
 ) -> dict[str, Any]:
     """Gathers, inside a program, the axes of weights along which a smaller network is about to be cut from them.
 
-    A slice of a sharded axis would move weights from device to device; a whole axis is cut where it is. Axes that are cut in as many
-    parts as they have shards need nothing, see `research.nested.slicing.slice_like`.
+    A slice of a sharded axis would move weights from device to device; a whole axis is cut where it is. Axes that are
+    cut in as many parts as they have shards need nothing, see `research.nested.slicing.slice_like`.
     """
     targets, out = {**small.params, **small.stats}, dict(arrays)
     for name, x in arrays.items():
@@ -179,7 +191,9 @@ def whole_where_cut(
 
         def stays(i: int, where: str, axes=axes, shape=shape, x=x, sizes=sizes) -> bool:
             parts = shards.get(role(axes[i]), 1)
-            return shape[i] == x.shape[i] or (parts % sizes[where] == 0 and cut_in_parts(axes[i], x.shape[i], shape[i], parts))
+            return shape[i] == x.shape[i] or (
+                parts % sizes[where] == 0 and cut_in_parts(axes[i], x.shape[i], shape[i], parts)
+            )
 
         wanted = [where if where is None or stays(i, where) else None for i, where in enumerate(spec)]
         if wanted != list(spec):

@@ -1,8 +1,12 @@
-"""Different sub-networks on different devices in one program: every group of devices trains its own on its rows, and one update follows.
+"""Different sub-networks on different devices in one program: every group of devices trains its own on its rows, and
+one update follows.
 
-A step of the sorted scheme trains its networks one after the other, each on all devices; spread, it is one program whose branches hold no
-collectives: each device takes the branch of its network, and only gradients and statistics are summed. The numbers are those of the steps
-one after the other, but for what looks across the rows of a batch: batch norm, losses of routers and mixing see a device's own rows.
+A step of the sorted scheme trains its networks one after the other, each on all devices; spread, it is one program
+whose branches hold no
+collectives: each device takes the branch of its network, and only gradients and statistics are summed. The numbers are
+  those of the steps
+one after the other, but for what looks across the rows of a batch: batch norm, losses of routers and mixing see a
+device's own rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,11 +46,19 @@ def check(config: dict[str, Any], mesh: Any) -> None:
 
 
 def program(
-    branches: Sequence[Callable], mesh: Any, count: int, reduce: str, weight: Callable[[Any], Array | None], model: Abstract, full: int
+    branches: Sequence[Callable],
+    mesh: Any,
+    count: int,
+    reduce: str,
+    weight: Callable[[Any], Array | None],
+    model: Abstract,
+    full: int,
 ) -> Callable:
-    """Returns program(params, stats, grads, batch, clock, place) -> (grads, statistics, (metrics of every device, their shares)).
+    """Returns program(params, stats, grads, batch, clock, place) -> (grads, statistics, (metrics of every device, their
+    shares)).
 
-    A network's loss is the mean over what the task counts on all of its devices. Statistics are those of the devices that train the full
+    A network's loss is the mean over what the task counts on all of its devices. Statistics are those of the devices
+    that train the full
     network: sums are added up, the rest is their mean; where there is none they stay.
 
     Args:
@@ -72,13 +84,17 @@ def program(
     def own(params, stats, batch, clock, place):
         share, layers = _share(weight(batch), count, devices), jnp.float32(each * count / devices)
         scale = (layers if weight(batch) is None else share * jnp.float32(each), layers)
-        new, after, metrics = jax.lax.switch(place[0], [branch(gradient) for gradient in branches], params, stats, batch, clock[0], scale)
+        new, after, metrics = jax.lax.switch(
+            place[0], [branch(gradient) for gradient in branches], params, stats, batch, clock[0], scale
+        )
         moved = _moved(stats, after, place[0] == full, model)
         return jax.lax.psum(new, BATCH_AXES), moved, metrics, jnp.reshape(share, (1,))
 
     def whole(params, stats, grads, batch, clock, place):
         results = (everywhere, everywhere, rows, rows)
-        run = jax.shard_map(own, mesh=mesh, in_specs=(everywhere, everywhere, rows, rows, rows), out_specs=results, check_vma=False)
+        run = jax.shard_map(
+            own, mesh=mesh, in_specs=(everywhere, everywhere, rows, rows, rows), out_specs=results, check_vma=False
+        )
         new, stats, metrics, shares = run(params, stats, batch, clock, place)
         gather = lambda m: jax.lax.with_sharding_constraint(m, NamedSharding(mesh, everywhere))  # noqa: E731
         return jax.tree.map(jnp.add, grads, new), stats, jax.tree.map(gather, (metrics, shares))
@@ -111,10 +127,14 @@ def places(programs: Any, step: int, draws: Sequence[Draw]) -> tuple[jax.Array, 
     """Returns (clock [D, 3] of every device, the place [D] of its network), on the devices of `Programs`."""
     devices = np.arange(programs.mesh.size, dtype=np.uint32)
     clock = np.stack([np.full_like(devices, step), devices, devices], 1)
-    return place_whole(clock, programs.batch_sharding), place_whole(programs.spread_places(draws), programs.batch_sharding)
+    return place_whole(clock, programs.batch_sharding), place_whole(
+        programs.spread_places(draws), programs.batch_sharding
+    )
 
 
-def per_network(losses: tuple[Mapping[str, np.ndarray], np.ndarray], draws: Sequence[Draw]) -> list[tuple[str, dict[str, np.ndarray]]]:
+def per_network(
+    losses: tuple[Mapping[str, np.ndarray], np.ndarray], draws: Sequence[Draw]
+) -> list[tuple[str, dict[str, np.ndarray]]]:
     """Returns (name, means over its devices) of each draw, from the numbers and the shares of all devices."""
     metrics, shares = losses
     means = {k: (np.asarray(v, np.float64) * shares).reshape(len(draws), -1).sum(1) for k, v in metrics.items()}

@@ -1,4 +1,5 @@
-"""What a checkpoint holds, and the program that moves it: gradients in, parameters, statistics, optimizer state and EMA out."""
+"""What a checkpoint holds, and the program that moves it: gradients in, parameters, statistics, optimizer state and EMA
+out."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,12 +26,18 @@ class State:
 
 
 def update_program(
-    config: Any, optimizer: optax.GradientTransformation, schedule: optax.Schedule, train: Mapping[str, Any], phase: str, phases: int
+    config: Any,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    train: Mapping[str, Any],
+    phase: str,
+    phases: int,
 ) -> Callable:
     """Returns program(state, grads, step, before, moved) -> (state, zeros, metrics), traced by the caller.
 
-    `state` comes without statistics, which are not donated: `before` are those before the update, `moved` those that its gradient
-    programs left. Under train.nan=skip an update whose gradient or statistics are not finite changes nothing at all.
+    `state` comes without statistics, which are not donated: `before` are those before the update, `moved` those that
+    its gradient programs left. Under train.nan=skip an update whose gradient or statistics are not finite changes
+    nothing at all.
 
     Args:
       config: of the full network.
@@ -56,7 +63,9 @@ def update_program(
         if skip:
             for name in lasting:
                 finite &= jnp.isfinite(moved[name]).all()
-            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, State(state.params, before, state.opt_state, state.ema))
+            new = jax.tree.map(
+                lambda a, b: jnp.where(finite, a, b), new, State(state.params, before, state.opt_state, state.ema)
+            )
         metrics = {"grad_norm": norm, "lr": schedule(step // phases), "finite": finite}
         if train["norms"]:
             metrics["norms"] = {f"grad/{k}": v for k, v in _norms(grads, shapes.axes).items()}

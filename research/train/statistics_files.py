@@ -1,4 +1,5 @@
-"""Statistics of a run's networks, each its own, as files beside the checkpoints: `statistics/STEP/NAME.npz`, bound by a manifest."""
+"""Statistics of a run's networks, each its own, as files beside the checkpoints: `statistics/STEP/NAME.npz`, bound by a
+manifest."""
 
 import io
 import os
@@ -36,8 +37,11 @@ def save_statistics(workdir: str | os.PathLike, step: int, statistics: Mapping[s
     write_manifest(folder, step)
 
 
-def load_statistics(workdir: str | os.PathLike, step: int, name: str, network: Abstract) -> tuple[dict[str, np.ndarray] | None, str]:
-    """Returns (a network's statistics, "") where every byte is as it was written, else (None, why not; "" where none were saved).
+def load_statistics(
+    workdir: str | os.PathLike, step: int, name: str, network: Abstract
+) -> tuple[dict[str, np.ndarray] | None, str]:
+    """Returns (a network's statistics, "") where every byte is as it was written, else (None, why not; "" where none
+    were saved).
 
     Args:
       network: of that name; its sums over an update are zero, whatever the file holds.
@@ -58,6 +62,8 @@ def load_statistics(workdir: str | os.PathLike, step: int, name: str, network: A
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         return None, f"{path} cannot be read ({error})"
     held = network.kept_stats()
-    if any(k not in network.stats for k in arrays) or any(k not in arrays or arrays[k].shape != v.shape for k, v in held.items()):
+    if any(k not in network.stats for k in arrays) or any(
+        k not in arrays or arrays[k].shape != v.shape for k, v in held.items()
+    ):
         return None, f"{path} does not fit this network"
     return {k: arrays[k] if k in held else np.zeros(v.shape, v.dtype) for k, v in network.stats.items()}, ""

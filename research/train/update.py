@@ -1,8 +1,10 @@
-"""One update on the host: batches in place, a gradient program for each drawn sub-network and microbatch, then the update program.
+"""One update on the host: batches in place, a gradient program for each drawn sub-network and microbatch, then the
+update program.
 
-A batch is cut in as many parts as the draws ask for, and each part into `train.accumulate` microbatches. A loss is a mean over what the task
-counts (`Task.weight`), so a microbatch counts by its share of that in its part; what a layer adds (losses of routers, moments of batch norm)
-is of a microbatch, and the microbatches count alike. Random draws (mixing, dropout, attacks) are each microbatch's own.
+A batch is cut in as many parts as the draws ask for, and each part into `train.accumulate` microbatches. A loss is a
+mean over what the task counts (`Task.weight`), so a microbatch counts by its share of that in its part; what a layer
+adds (losses of routers, moments of batch norm) is of a microbatch, and the microbatches count alike. Random draws
+(mixing, dropout, attacks) are each microbatch's own.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +38,8 @@ class Updater:
     def __call__(
         self, step: int, state: State, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any
     ) -> tuple[State, Any, dict[str, Any]]:
-        """Returns (state, gradient buffer, metrics) after the update; metrics["losses"] is what `records.of_losses` reads."""
+        """Returns (state, gradient buffer, metrics) after the update; metrics["losses"] is what `records.of_losses`
+        reads."""
         make = self._spread if self.setup.config["nested"]["spread"] else self._in_turn
         grads, stats, losses = make(step, state, batch, draws, grads)
         bare = State(state.params, {}, state.opt_state, state.ema)
@@ -44,7 +47,9 @@ class Updater:
         state, grads, metrics = self.program("update", "", *args, phase=self.setup.phase(step))(*args)
         return state, grads, {"losses": losses, **metrics}
 
-    def _in_turn(self, step: int, state: State, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any) -> tuple[Any, ...]:
+    def _in_turn(
+        self, step: int, state: State, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any
+    ) -> tuple[Any, ...]:
         """Runs the gradient programs one after the other; of the statistics the full network's count."""
         accumulate, reduce = self.setup.config["train"]["accumulate"], self.setup.config["nested"]["reduce"]
         even = 1.0 / accumulate / (len(draws) if reduce == "mean" else 1)
@@ -74,7 +79,9 @@ class Updater:
         """Of each microbatch, its share in what the task counts in all of them, and the share times `factor`."""
         return self.program("weigh", "", batches, factor)(batches, factor)
 
-    def _spread(self, step: int, state: State, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any) -> tuple[Any, ...]:
+    def _spread(
+        self, step: int, state: State, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any
+    ) -> tuple[Any, ...]:
         """Trains the networks at the same time, each on its own devices."""
         clock, places = spread.places(self.programs, step, draws)
         args = (state.params, state.stats, grads, place(batch, self.programs), clock, places)
@@ -101,7 +108,8 @@ def part_of(batch: dict[str, np.ndarray], slot: int, slots: int) -> dict[str, np
 
 
 def host_losses(metrics: Mapping[str, Any], draws: tuple[Draw, ...], spreads: bool) -> list[tuple[str, dict[str, Any]]]:
-    """Returns (sub-network, its numbers) of every draw of an update that is on the host, means over its microbatches or devices."""
+    """Returns (sub-network, its numbers) of every draw of an update that is on the host, means over its microbatches or
+    devices."""
     if spreads:
         return spread.per_network(metrics["losses"], draws)
     count = len(metrics["losses"]) // len(draws)
@@ -110,9 +118,12 @@ def host_losses(metrics: Mapping[str, Any], draws: tuple[Draw, ...], spreads: bo
 
 
 def _mean(several: list[dict[str, Any]], shares: list[float]) -> dict[str, Any]:
-    """The numbers of a part: losses and what is measured by the microbatches' shares, what layers tell of themselves by equal ones."""
+    """The numbers of a part: losses and what is measured by the microbatches' shares, what layers tell of themselves by
+    equal ones."""
     if len(several) == 1:
         return several[0]
-    weighted = lambda name: sum(share * np.asarray(m[name], np.float64) for share, m in zip(shares, several, strict=True))  # noqa: E731
+    weighted = lambda name: sum(
+        share * np.asarray(m[name], np.float64) for share, m in zip(shares, several, strict=True)
+    )  # noqa: E731
     even = lambda *arrays: np.mean(arrays, 0, np.float64)  # noqa: E731
     return {k: jax.tree.map(even, *[m[k] for m in several]) if k == "experts" else weighted(k) for k in several[0]}

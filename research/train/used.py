@@ -1,7 +1,7 @@
 """Which fields of a config are read: a setting that nothing goes by is refused instead of ignored.
 
-Whoever reads fields that others do not says so: tasks and their methods, schemes, data sets, parts of the report. A field that
-nobody claims is read in every run.
+Whoever reads fields that others do not says so: tasks and their methods, schemes, data sets, parts of the report. A
+field that nobody claims is read in every run.
 """
 
 import functools
@@ -43,8 +43,8 @@ class Reader:
       name: in words, for messages.
       reads: the fields, dotted.
       here: whether a run of a config has it.
-      option: whether it is a choice within a recipe, such as a scheme: what belongs to another choice may stay in the recipe when a
-        command line makes this one. Data and their task are none: what they do not use would be missed.
+      option: whether it is a choice within a recipe, such as a scheme: what belongs to another choice may stay in the
+        recipe when a command line makes this one. Data and their task are none: what they do not use would be missed.
     """
 
     name: str
@@ -62,7 +62,10 @@ def task_of(config: Config) -> Any:
 def _on(config: Config, *fields: str) -> bool:
     """Whether fields are set, to neither nothing nor a duration of 0."""
     values = [value_of(config, field) for field in fields]
-    return all(bool(value) and not (isinstance(value, str) and re.fullmatch(r"\s*0+(\.0+)?\s*(ep|ex|%|)\s*", value)) for value in values)
+    return all(
+        bool(value) and not (isinstance(value, str) and re.fullmatch(r"\s*0+(\.0+)?\s*(ep|ex|%|)\s*", value))
+        for value in values
+    )
 
 
 def _beside(switch: str, *fields: str) -> Reader:
@@ -72,20 +75,31 @@ def _beside(switch: str, *fields: str) -> Reader:
 
 def _of_tasks() -> Iterator[Reader]:
     for task in (*OF_EXAMPLES.values(), RobustClassification):
-        yield Reader(task.name, tuple(f"task.{field}" for field in task.reads), lambda config, task=task: task_of(config) is task)
+        yield Reader(
+            task.name, tuple(f"task.{field}" for field in task.reads), lambda config, task=task: task_of(config) is task
+        )
     for method, fields in METHODS.items():
         reads = tuple(f"task.robust.{field}" for field in fields)
         yield Reader(
-            f"task.robust.method={method}", reads, lambda config, method=method: config["task"]["robust"]["method"] == method, option=True
+            f"task.robust.method={method}",
+            reads,
+            lambda config, method=method: config["task"]["robust"]["method"] == method,
+            option=True,
         )
     yield Reader(LanguageModelling.name, ("report.sample",), lambda config: task_of(config) is LanguageModelling)
-    yield Reader("task.mixup together with task.cutmix", ("task.switch",), lambda config: _on(config, "task.mixup", "task.cutmix"))
+    yield Reader(
+        "task.mixup together with task.cutmix",
+        ("task.switch",),
+        lambda config: _on(config, "task.mixup", "task.cutmix"),
+    )
 
 
 def _of_schemes() -> Iterator[Reader]:
     for name, scheme in SCHEMES.items():
         reads = tuple(f"nested.{field}" for field in scheme.reads)
-        yield Reader(f"nested.scheme={name}", reads, lambda config, name=name: config["nested"]["scheme"] == name, option=True)
+        yield Reader(
+            f"nested.scheme={name}", reads, lambda config, name=name: config["nested"]["scheme"] == name, option=True
+        )
 
 
 def _of_data() -> Iterator[Reader]:
@@ -97,7 +111,9 @@ def _of_data() -> Iterator[Reader]:
         yield Reader(name, (field,), lambda config, field=field: field in settings_read(config["data"]["name"]))
     for option, whole in PARTS_OF.items():
         yield Reader(
-            f"data.augment.{whole}", (f"data.augment.{option}",), lambda config, whole=whole: bool(config["data"]["augment"].get(whole))
+            f"data.augment.{whole}",
+            (f"data.augment.{option}",),
+            lambda config, whole=whole: bool(config["data"]["augment"].get(whole)),
         )
 
 
@@ -109,8 +125,18 @@ def readers() -> tuple[Reader, ...]:
         *_of_tasks(),
         *_of_schemes(),
         *_of_data(),
-        Reader("optim.schedule=cosine_power", ("optim.order",), lambda config: config["optim"]["schedule"] == "cosine_power", option=True),
-        Reader("schedules that fall", ("optim.final_lr",), lambda config: config["optim"]["schedule"] != "constant", option=True),
+        Reader(
+            "optim.schedule=cosine_power",
+            ("optim.order",),
+            lambda config: config["optim"]["schedule"] == "cosine_power",
+            option=True,
+        ),
+        Reader(
+            "schedules that fall",
+            ("optim.final_lr",),
+            lambda config: config["optim"]["schedule"] != "constant",
+            option=True,
+        ),
         _beside("train.init_from", "nested.sort_importance", "train.upcycle.noise", "train.upcycle.reinit"),
         _beside("eval.every", "eval.stop_at"),
         _beside("report.latency", "report.latency_batches"),
@@ -163,7 +189,9 @@ def check_used(config: Config, recipe: Config | None = None, given: Collection[s
         if value != default and not left_over:
             names = " or ".join(dict.fromkeys(reader.name for reader in owners))
             remedy = "leave it out" if default is None else f"leave it at {default!r}"
-            raise UserError(f"config.{field}={printable(repr(value))} is not read in this run, only by {names}; {remedy}")
+            raise UserError(
+                f"config.{field}={printable(repr(value))} is not read in this run, only by {names}; {remedy}"
+            )
 
 
 def _get(config: Config, field: str) -> Any:

@@ -50,7 +50,8 @@ class Clock:
 
 
 class Breakdown:
-    """Seconds of a step's parts since the last log line: waiting for data, handing programs to the device, waiting for its numbers."""
+    """Seconds of a step's parts since the last log line: waiting for data, handing programs to the device, waiting for
+    its numbers."""
 
     def __init__(self):
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -111,7 +112,9 @@ def slow_ones(every: np.ndarray) -> list[str]:
     """Returns a line for each of the processes whose ms a step are `SLOW` times their median, and 5 ms above it."""
     median = float(np.median(every))
     slow = [(i, ms) for i, ms in enumerate(every) if ms > SLOW * median and ms > median + 5]
-    return [f"process {i} is slow: {ms:.0f} ms a step for data and host work, the median {median:.0f} ms" for i, ms in slow]
+    return [
+        f"process {i} is slow: {ms:.0f} ms a step for data and host work, the median {median:.0f} ms" for i, ms in slow
+    ]
 
 
 class Profile:
@@ -131,7 +134,9 @@ class Profile:
         if text:
             start, _, count = text.partition(":")
             if not (start.isdigit() and (count or "1").isdigit() and int(count or 1)):
-                raise UserError(f"train.profile={text!r}; valid: START:COUNT, e.g. 20:5 for five updates from update 20 on")
+                raise UserError(
+                    f"train.profile={text!r}; valid: START:COUNT, e.g. 20:5 for five updates from update 20 on"
+                )
             self.first, self.last = int(start), int(start) + int(count or 1)
 
     def before(self, step: int, state: Any) -> None:
@@ -152,7 +157,8 @@ class Profile:
 
 
 def status(state: str, step: int, total: int, **more: Any) -> dict[str, Any]:
-    """Returns what status.json holds: the state (starting, training, evaluating, saving, finished, stopped, failed), step, total, time, pid."""
+    """Returns what status.json holds: the state (starting, training, evaluating, saving, finished, stopped, failed),
+    step, total, time, pid."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"state": state, "step": step, "total": total, "time": now, "pid": os.getpid(), **more}
 

@@ -25,7 +25,11 @@ def command(monkeypatch, capsys):
             monkeypatch.setattr(getattr(bench, f"_{name.upper()}"), "value", value, raising=False)
         return bench.main({}), capsys.readouterr().out
 
-    saved = {name: getattr(bench, name) for name in dir(bench) if name.startswith("_") and hasattr(getattr(bench, name), "value")}
+    saved = {
+        name: getattr(bench, name)
+        for name in dir(bench)
+        if name.startswith("_") and hasattr(getattr(bench, name), "value")
+    }
     for name, holder in saved.items():
         monkeypatch.setattr(bench, name, type("Flag", (), {"value": holder.value, "name": holder.name})())
     return call
@@ -34,12 +38,21 @@ def command(monkeypatch, capsys):
 def test_list_names_everything(command):
     code, out = command(list=True)
     assert code == 0
-    for words in ("op     depthwise_conv2d", "model  mamba", "suite  grouped", "tune   depthwise_conv1d", "peer   torch", "installed"):
+    for words in (
+        "op     depthwise_conv2d",
+        "model  mamba",
+        "suite  grouped",
+        "tune   depthwise_conv1d",
+        "peer   torch",
+        "installed",
+    ):
         assert words in out
 
 
 def test_list_is_quick():
-    out = subprocess.run([sys.executable, "-X", "importtime", "-m", "launch.bench", "--list"], capture_output=True, text=True, timeout=60)
+    out = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "launch.bench", "--list"], capture_output=True, text=True, timeout=60
+    )
     assert out.returncode == 0 and "depthwise_conv2d" in out.stdout
     assert "torch" not in {line.split("|")[-1].strip() for line in out.stderr.splitlines()}
 
@@ -48,11 +61,20 @@ SMALL = "8x28x28x64 7x7 | forward"
 
 
 def test_a_case_is_timed_and_written(command, tmp_path):
-    code, out = command(op="depthwise_conv2d", shapes=SMALL, csv=str(tmp_path / "a" / "b.csv"), plot=str(tmp_path / "b.png"), forms=True)
+    code, out = command(
+        op="depthwise_conv2d", shapes=SMALL, csv=str(tmp_path / "a" / "b.csv"), plot=str(tmp_path / "b.png"), forms=True
+    )
     assert code == 0 and "[2/2]" in out and "GFLOP/s" in out and "floor" in out
     comments = [line for line in (tmp_path / "a" / "b.csv").read_text().splitlines() if line.startswith("#")]
     assert comments[0].startswith("# made by: python")
-    assert {line.split(":")[0] for line in comments[1:]} == {"# versions", "# commit", "# device", "# XLA_FLAGS", "# rates", "# allocator"}
+    assert {line.split(":")[0] for line in comments[1:]} == {
+        "# versions",
+        "# commit",
+        "# device",
+        "# XLA_FLAGS",
+        "# rates",
+        "# allocator",
+    }
     rows = tables.read_csv(tmp_path / "a" / "b.csv")
     assert [row["contender"] for row in rows] == 2 * ["ours", "xla", "form shift", "form toeplitz", "form dft"]
     assert all(row["floor_ms"] > 0 and row["p5_ms"] <= row["median_ms"] <= row["p95_ms"] for row in rows)
@@ -61,7 +83,9 @@ def test_a_case_is_timed_and_written(command, tmp_path):
 
 @pytest.mark.parametrize("asked, code, kept", [(1e-9, 0, "yes"), (1e9, 1, "no")])
 def test_a_suite_is_judged(command, monkeypatch, tmp_path, asked, code, kept):
-    of_xla = marks.Mark("c", lambda rows: min(marks.ratios(rows, "depthwise_conv2d", "xla", "ours")), asked, at_least=True)
+    of_xla = marks.Mark(
+        "c", lambda rows: min(marks.ratios(rows, "depthwise_conv2d", "xla", "ours")), asked, at_least=True
+    )
     of_torch = marks.Mark("d", lambda rows: 0.0, 1, peer="torch")
     monkeypatch.setitem(marks.SUITES, "tiny", marks.Suite((("depthwise_conv2d", "8x28x28x64"),), (of_xla, of_torch)))
     got, out = command(suite="tiny", csv=str(tmp_path / "t.csv"))
@@ -80,7 +104,10 @@ def test_a_suite_is_judged(command, monkeypatch, tmp_path, asked, code, kept):
         (dict(model="bert"), "unknown model 'bert'; valid: unireplknet_a, mamba, mamba2, gla"),
         (dict(suite="all"), "unknown suite 'all'; valid: depthwise, "),
         (dict(tune="ssd"), "no tuner for 'ssd'; valid: depthwise_conv2d"),
-        (dict(op="depthwise_conv2d", shapes="99x99"), "no case holds --shapes='99x99'; valid: depthwise_conv2d | 32x28"),
+        (
+            dict(op="depthwise_conv2d", shapes="99x99"),
+            "no case holds --shapes='99x99'; valid: depthwise_conv2d | 32x28",
+        ),
         (dict(op="depthwise_conv2d", peer=["numpy"]), "unknown peer 'numpy'; valid: torch, transformers, unireplknet"),
         (dict(model="unireplknet_a", peer=["unireplknet:/none.py"]), "peer unireplknet"),
         (dict(suite="unireplknet"), "suite unireplknet judges against a peer: give --peer=unireplknet"),
@@ -93,5 +120,7 @@ def test_mistakes(command, values, words):
 
 
 def test_a_mistake_ends_the_process_with_code_2():
-    out = subprocess.run([sys.executable, "-m", "launch.bench", "--op=ssdd"], capture_output=True, text=True, timeout=60)
+    out = subprocess.run(
+        [sys.executable, "-m", "launch.bench", "--op=ssdd"], capture_output=True, text=True, timeout=60
+    )
     assert out.returncode == 2 and out.stderr == "error: unknown op 'ssdd'; near: ssd (all: --list)\n"

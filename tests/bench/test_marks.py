@@ -19,7 +19,9 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("asked, at_least, kept", [(4, True, "yes"), (4.1, True, "no"), (4, False, "yes"), (3.9, False, "no")])
+@pytest.mark.parametrize(
+    "asked, at_least, kept", [(4, True, "yes"), (4.1, True, "no"), (4, False, "yes"), (3.9, False, "no")]
+)
 def test_judged_both_ways(asked, at_least, kept):
     mark = Mark("speed", lambda rows: min(marks.ratios(rows, "op", "xla", "ours")), asked, at_least)
     bound = f"at {'least' if at_least else 'most'} {asked:g}"
@@ -28,7 +30,12 @@ def test_judged_both_ways(asked, at_least, kept):
 
 def test_marks_without_their_peer_are_not_judged():
     mark = Mark("speed", lambda rows: 1 / 0, 2, peer="torch")
-    assert mark.judge(ROWS, []) == {"claim": "speed", "figure": None, "asked": "at most 2", "kept": "not judged: needs --peer=torch"}
+    assert mark.judge(ROWS, []) == {
+        "claim": "speed",
+        "figure": None,
+        "asked": "at most 2",
+        "kept": "not judged: needs --peer=torch",
+    }
     with pytest.raises(ZeroDivisionError):
         mark.judge(ROWS, ["torch"])
 
@@ -46,7 +53,11 @@ def test_reductions():
     assert marks.spread([2.0, 3.0, 2.5]) == 1.5
     assert marks.exponent({1024: 1.0, 2048: 2.0, 4096: 4.0}) == pytest.approx(1)
     assert marks.exponent({2: 3.0, 8: 48.0}) == pytest.approx(2)
-    rows = [row("gla 4x512x4 64x64", "ours", 2.0), row("linear 4x512x4 64x64", "ours", 9.0), row("gla 1x2048x4 64x64", "ours", 3.0)]
+    rows = [
+        row("gla 4x512x4 64x64", "ours", 2.0),
+        row("linear 4x512x4 64x64", "ours", 9.0),
+        row("gla 1x2048x4 64x64", "ours", 3.0),
+    ]
     assert marks.times_by_length(rows, "op", "gla") == {512: 2.0, 2048: 3.0}
 
 
@@ -59,13 +70,19 @@ def test_suites_name_cases_that_exist_and_have_what_their_marks_compare():
         found = [one for name in dict.fromkeys(name for name, _ in suite.wanted) for one in catalog.cases(name, peers)]
         rows = []
         for one in (one for one in found if suite.wants(one.name, one.shape, one.direction)):
-            rows += [row(one.shape, name, 5.0, one.name, one.direction, temp_bytes=7) for name in (*one.contenders, *one.peers)]
+            rows += [
+                row(one.shape, name, 5.0, one.name, one.direction, temp_bytes=7)
+                for name in (*one.contenders, *one.peers)
+            ]
         judged = [mark.judge(rows, peers) for mark in suite.marks]
         assert all(0 <= entry["figure"] <= 1 and entry["kept"] in ("yes", "no") for entry in judged)
 
 
 def test_suites_that_need_a_peer():
-    assert {name for name, suite in marks.SUITES.items() if marks.needs_peer(suite)} == {"unireplknet", "language_models"}
+    assert {name for name, suite in marks.SUITES.items() if marks.needs_peer(suite)} == {
+        "unireplknet",
+        "language_models",
+    }
 
 
 def test_a_mark_whose_cases_were_left_out_is_not_judged():

@@ -1,4 +1,5 @@
-"""What stands beside ours computes the same: outputs and gradients of the ops, loss and gradients of the language models."""
+"""What stands beside ours computes the same: outputs and gradients of the ops, loss and gradients of the language
+models."""
 
 import os
 
@@ -69,7 +70,9 @@ def test_gated_linear_attention_is_timed_beside_mamba2_of_about_equal_size():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("NESTAX_UNIREPLKNET"), reason="NESTAX_UNIREPLKNET=PATH/unireplknet.py names no official file")
+@pytest.mark.skipif(
+    not os.environ.get("NESTAX_UNIREPLKNET"), reason="NESTAX_UNIREPLKNET=PATH/unireplknet.py names no official file"
+)
 def test_training_steps_start_from_about_the_same_loss():
     case = models.training_step("unireplknet_a", os.environ["NESTAX_UNIREPLKNET"], 4, 32)
     inputs = case.inputs()

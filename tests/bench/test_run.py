@@ -45,7 +45,9 @@ def test_a_measurement_hangs_together(quick):
         assert 0 < row["p5_ms"] <= row["median_ms"] <= row["p95_ms"]
         assert row["compile_s"] > 0 and row["temp_bytes"] >= 0 and run.FEW <= row["repeats"] <= run.MAX_REPEATS
         # 1024 FLOPs are fewer microseconds at these rates than 4 * (128 + 32 + 64) bytes
-        assert row["floor_ms"] == pytest.approx(1.024e-3) and row["of_floor"] == pytest.approx(row["median_ms"] / row["floor_ms"])
+        assert row["floor_ms"] == pytest.approx(1.024e-3) and row["of_floor"] == pytest.approx(
+            row["median_ms"] / row["floor_ms"]
+        )
     assert rows[0]["of_ours"] == 1 and rows[1]["of_ours"] == pytest.approx(rows[1]["median_ms"] / rows[0]["median_ms"])
 
 
@@ -66,7 +68,11 @@ def test_measured_rates_are_positive_and_in_the_header():
     measured = run.rates()
     assert all(rate > 0 for rate in measured.values())
     header = run.header(measured, [])
-    assert header["versions"].startswith("jax 0.") and "python 3." in header["versions"] and "torch" not in header["versions"]
+    assert (
+        header["versions"].startswith("jax 0.")
+        and "python 3." in header["versions"]
+        and "torch" not in header["versions"]
+    )
     assert f"{measured['gemm_flops_per_s'] / 1e9:.1f} GFLOP/s" in header["rates"] and "threads" in header["device"]
 
 
@@ -132,7 +138,10 @@ def test_peers_are_parsed(tmp_path, monkeypatch):
     assert catalog.parse_peers(["torch", f"unireplknet:{file}"]) == {"torch": "", "unireplknet": str(file)}
     for texts, words in (
         (["numpy"], "unknown peer 'numpy'; valid: torch, transformers, unireplknet"),
-        (["transformers"], "not installed: it needs packages torch and transformers (pip install torch transformers); installed: torch"),
+        (
+            ["transformers"],
+            "not installed: it needs packages torch and transformers (pip install torch transformers); installed: torch",
+        ),
         (["unireplknet"], "no file at ''; expected --peer=unireplknet:PATH/unireplknet.py"),
         ([f"unireplknet:{tmp_path}/none.py"], "no file at"),
         ([f"torch:{file}"], "peer torch takes no path"),

@@ -17,7 +17,12 @@ op_two,forward,length=64,kept,
 def test_rows_are_ordered_by_time():
     calls = {"slow": lambda: time.sleep(0.02), "fast": lambda: None}
     (row,) = tune.rows_of("op", {"length": 64.0, "taps": 3}, {"weight_grad": calls})
-    assert row["op"] == "op" and row["direction"] == "weight_grad" and row["at"] == "length=64 taps=3" and row["form"] == "fast"
+    assert (
+        row["op"] == "op"
+        and row["direction"] == "weight_grad"
+        and row["at"] == "length=64 taps=3"
+        and row["form"] == "fast"
+    )
     assert row["ms"].split()[::2] == ["fast", "slow"] and float(row["ms"].split()[3]) >= 20
 
 
@@ -39,7 +44,9 @@ def test_only_the_rows_of_the_op_change(tmp_path, monkeypatch):
     dispatch._rows.cache_clear()
     dispatch._nearest.cache_clear()
     try:
-        assert dispatch.choose("op", length=100) == "new" and dispatch.choose("other", pixels=49, taps=169) == "toeplitz"
+        assert (
+            dispatch.choose("op", length=100) == "new" and dispatch.choose("other", pixels=49, taps=169) == "toeplitz"
+        )
     finally:
         dispatch._rows.cache_clear()
         dispatch._nearest.cache_clear()

@@ -1,4 +1,5 @@
-"""Soft actor-critic with a mixture of experts: one expert is plain SAC, the critics' target by hand, the bandit's two peaks."""
+"""Soft actor-critic with a mixture of experts: one expert is plain SAC, the critics' target by hand, the bandit's two
+peaks."""
 
 import functools
 
@@ -11,7 +12,17 @@ import pytest
 from research.control import runs
 from research.control.environments import Bandit, Pendulum
 from research.control.networks import ActorConfig, CriticConfig
-from research.control.sac import ESTIMATORS, Sac, Transition, actor_loss, critic_loss, make_learner, policy, update, values
+from research.control.sac import (
+    ESTIMATORS,
+    Sac,
+    Transition,
+    actor_loss,
+    critic_loss,
+    make_learner,
+    policy,
+    update,
+    values,
+)
 from research.errors import UserError
 from research.modules import gaussian_mixture as gm
 from research.modules.state import abstract, apply, initialize
@@ -63,11 +74,20 @@ def test_estimators_train_other_primitives():
 
     def slope(estimator):
         loss = lambda means: actor_loss(
-            estimator, mixture._replace(means=means), gm.draw(mixture._replace(means=means), key), lambda a: a[..., 0], 0.0, key
+            estimator,
+            mixture._replace(means=means),
+            gm.draw(mixture._replace(means=means), key),
+            lambda a: a[..., 0],
+            0.0,
+            key,
         )[0]
         return np.asarray(jax.grad(loss)(mixture.means))[0, :, 0] != 0
 
-    assert [list(slope(e)) for e in ("frequency", "frequency_best", "score")] == [[True, True], [False, True], [True, False]]
+    assert [list(slope(e)) for e in ("frequency", "frequency_best", "score")] == [
+        [True, True],
+        [False, True],
+        [True, False],
+    ]
 
 
 def test_critic_loss_by_hand():
@@ -83,7 +103,9 @@ def test_critic_loss_by_hand():
     target = batch.reward + 0.99 * (1 - batch.terminal) * (q.min(0) - config.temperature * draws.log_probs[:, 0])
     mine = values(config, environment, learner.trained.critics, batch.observation, batch.action)
     expected = ((np.asarray(mine) - np.asarray(target)) ** 2).mean(1).sum()
-    loss = fast_jit(functools.partial(critic_loss, config, environment))(learner.trained.critics, learner, batch, jax.random.key(1))
+    loss = fast_jit(functools.partial(critic_loss, config, environment))(
+        learner.trained.critics, learner, batch, jax.random.key(1)
+    )
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
@@ -100,11 +122,14 @@ def test_update_moves_every_network_and_the_targets_a_little(estimator):
             assert np.abs(after[path] - before[path]).max() > 1e-4, (name, path)
     assert float(new.trained.log_alpha) != float(learner.trained.log_alpha)
     for path, old in learner.targets.items():
-        np.testing.assert_allclose(new.targets[path], old + 0.01 * (new.trained.critics[path] - old), rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(
+            new.targets[path], old + 0.01 * (new.trained.critics[path] - old), rtol=1e-5, atol=1e-8
+        )
 
 
 def fit_bandit(estimator, seeds, *, steps=1000, size=128):
-    """Trains weights, means and widths of two primitives on the bandit's true rewards; returns (weights, actions) per seed."""
+    """Trains weights, means and widths of two primitives on the bandit's true rewards; returns (weights, actions) per
+    seed."""
     optimizer = optax.adam(optax.cosine_decay_schedule(0.02, steps))
 
     def one(seed):
@@ -143,7 +168,9 @@ def test_memory_is_a_ring():
     environment = Bandit()
     run = fast_jit(functools.partial(runs.start, Sac(experts=1, **SMALL), environment))(jax.random.key(0))
     one = lambda i: Transition(jnp.ones(1) * i, jnp.zeros(1), jnp.asarray(i, jnp.float32), jnp.zeros(1), jnp.array(1.0))
-    fill = fast_jit(lambda memory, rewards: jax.lax.scan(lambda m, i: (runs.remember(m, one(i)), None), memory, rewards)[0])
+    fill = fast_jit(
+        lambda memory, rewards: jax.lax.scan(lambda m, i: (runs.remember(m, one(i)), None), memory, rewards)[0]
+    )
     memory = fill(run.memory, jnp.arange(70))
     np.testing.assert_array_equal(memory.transitions.reward, [*range(64, 70), *range(6, 64)])
     few = fill(run.memory, jnp.arange(1, 4))
@@ -151,10 +178,15 @@ def test_memory_is_a_ring():
 
 
 def test_smaller_actor_and_critic_are_slices():
-    for config, choices in ((ActorConfig(3, 1, 4, 16), {"width": 0.5, "experts": 2}), (CriticConfig(3, 1, 16), {"width": 0.5})):
+    for config, choices in (
+        (ActorConfig(3, 1, 4, 16), {"width": 0.5, "experts": 2}),
+        (CriticConfig(3, 1, 16), {"width": 0.5}),
+    ):
         params, _ = fast_jit(functools.partial(initialize, config))(jax.random.key(0))
         small, _ = extract(config, config.shrink(**choices), params, {})
-        assert {k: v.shape for k, v in small.items()} == {k: v.shape for k, v in abstract(config.shrink(**choices)).params.items()}
+        assert {k: v.shape for k, v in small.items()} == {
+            k: v.shape for k, v in abstract(config.shrink(**choices)).params.items()
+        }
         for name, array in small.items():
             np.testing.assert_array_equal(array, params[name][tuple(slice(n) for n in array.shape)])
 

@@ -78,7 +78,9 @@ def test_labels_beyond_the_classes_and_files_that_are_none(tmp_path):
 
 def test_a_recipe_trains_on_a_file(tmp_path):
     given = save(tmp_path, **GOOD)
-    config = recipe.load("tests/tiny.py", {"data.name": "arrays", "data.dir": given["data_dir"], "data.options.file": given["file"]})
+    config = recipe.load(
+        "tests/tiny.py", {"data.name": "arrays", "data.dir": given["data_dir"], "data.options.file": given["file"]}
+    )
     config["data"]["batch_size"], config["data"]["validation_fraction"] = 2, 0.5
     setup = make_setup(config)
     assert setup.task.num_classes == 3 and {name: len(source) for name, source in setup.splits.items()} == {

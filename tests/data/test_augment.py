@@ -19,7 +19,9 @@ FULL = dict(
 INDICES, EPOCHS = np.array([5, 900, 17, 3, 44, 8]), np.array([0, 0, 1, 1, 2, 0])
 
 
-@pytest.mark.parametrize("config", [FULL, {"resized_crop": 9, "flip": True}, {"crop_padding": 2, "crop_mode": "reflect"}])
+@pytest.mark.parametrize(
+    "config", [FULL, {"resized_crop": 9, "flip": True}, {"crop_padding": 2, "crop_mode": "reflect"}]
+)
 def test_an_example_does_not_depend_on_its_batch(config):
     augment = make_augment(config)
     block = augment(SMOOTH, INDICES, EPOCHS, 7)
@@ -219,7 +221,9 @@ def test_images_that_do_not_fit_the_config():
 
 def test_images_become_sequences_of_patches_after_all_else():
     block = {"image": SMOOTH[:, :, :16], "label": np.arange(6)}
-    plain, patched = (make_augment({"flip": True, "sequence": side}).train(block, INDICES, EPOCHS, 3) for side in (0, 4))
+    plain, patched = (
+        make_augment({"flip": True, "sequence": side}).train(block, INDICES, EPOCHS, 3) for side in (0, 4)
+    )
     image, vectors = plain["image"], patched["vectors"]
     assert vectors.shape == (6, 3 * 4, 4 * 4 * 3) and "image" not in patched
     np.testing.assert_array_equal(vectors[2, 5].reshape(4, 4, 3), image[2, 4:8, 4:8])

@@ -15,9 +15,14 @@ def test_examples_are_functions_of_seed_index_and_epoch():
     again = train.gather(np.array([7]), np.array([2]))
     np.testing.assert_array_equal(block["image"][1], again["image"][0])
     assert (train.gather(np.array([7]), np.array([3]))["image"] != again["image"]).any()
-    assert (load_splits("counting", fresh=True, seed=1)["train"].gather(np.array([7]), np.array([2]))["image"] != again["image"]).any()
+    assert (
+        load_splits("counting", fresh=True, seed=1)["train"].gather(np.array([7]), np.array([2]))["image"]
+        != again["image"]
+    ).any()
     test = splits["test"]
-    np.testing.assert_array_equal(test.gather(np.array([1]), np.array([5]))["image"], test.gather(np.array([1]))["image"])
+    np.testing.assert_array_equal(
+        test.gather(np.array([1]), np.array([5]))["image"], test.gather(np.array([1]))["image"]
+    )
     assert (test.gather(np.array([1]))["image"] != splits["validation"].gather(np.array([1]))["image"]).any()
 
 
@@ -33,7 +38,9 @@ def test_density_sums_to_the_number_of_digits_and_peaks_where_one_stands():
         y, x = np.unravel_index(density.argmax(), density.shape)
         rows, columns = np.nonzero(image)
         assert max(abs(rows - y).max(), abs(columns - x).max()) <= 7
-        sizes = {counting.SIZES[min(int(near / 64 * 3), 2)] for near in (y - 0.5, y + 0.5)}  # the centre is known to half a pixel
+        sizes = {
+            counting.SIZES[min(int(near / 64 * 3), 2)] for near in (y - 0.5, y + 0.5)
+        }  # the centre is known to half a pixel
         assert np.ptp(rows) <= max(sizes)
     middle = [d for d in single["density"] if 10 < d.argmax() // 64 < 54 and 10 < d.argmax() % 64 < 54]
     np.testing.assert_allclose(np.max(middle), 1 / (2 * np.pi * 4), rtol=0.02)

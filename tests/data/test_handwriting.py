@@ -1,4 +1,5 @@
-"""Simulated writers: styles are functions of the user, habits are fixed, upright writing is the digit itself, users differ from the crowd."""
+"""Simulated writers: styles are functions of the user, habits are fixed, upright writing is the digit itself, users
+differ from the crowd."""
 
 import numpy as np
 import pytest
@@ -28,7 +29,9 @@ def test_slant_rotation_width_and_stroke():
     column[0, :, 3:5] = 0.5
     base = write(column, UPRIGHT)[0, :, :, 0]
     lean = lambda image, row: (image[row] * np.arange(28)).sum() / image[row].sum()  # noqa: E731
-    change = lambda **fields: write(column, Styles(**{**vars(UPRIGHT), **{k: np.full(1, v) for k, v in fields.items()}}))[0, :, :, 0]
+    change = lambda **fields: write(
+        column, Styles(**{**vars(UPRIGHT), **{k: np.full(1, v) for k, v in fields.items()}})
+    )[0, :, :, 0]
     assert lean(change(slant=0.3), 8) - lean(change(slant=0.3), 19) == pytest.approx(0.3 * 11, abs=0.5)
     assert lean(change(rotation=0.2), 8) < lean(change(rotation=0.2), 19)
     assert (change(width=1.5)[13] > 0.05).sum() > (base[13] > 0.05).sum()
@@ -61,8 +64,14 @@ def test_examples_are_functions_of_their_index_and_of_the_epoch_in_the_populatio
     styles = handwriting.population_styles(KeyedRandom.of(0, (1,), np.arange(500)))
     assert -0.25 < styles.slant.min() < -0.2 and 0.2 < styles.slant.max() < 0.25 and 0.7 < styles.stroke.min() < 0.75
     user = load_splits("handwriting", user=4)["test"]
-    np.testing.assert_array_equal(user.gather(np.array([3]))["image"], user.gather(np.array([1, 3]), np.array([0, 7]))["image"][1:])
-    assert block["image"].shape == (2, 28, 28, 1) and block["image"].dtype == np.float32 and block["label"].dtype == np.int32
+    np.testing.assert_array_equal(
+        user.gather(np.array([3]))["image"], user.gather(np.array([1, 3]), np.array([0, 7]))["image"][1:]
+    )
+    assert (
+        block["image"].shape == (2, 28, 28, 1)
+        and block["image"].dtype == np.float32
+        and block["label"].dtype == np.int32
+    )
 
 
 def test_mistakes():

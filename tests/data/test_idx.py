@@ -117,12 +117,15 @@ def test_folder_that_does_not_fit_together(tmp_path):
 
 
 def test_a_small_file_does_not_fill_the_memory(tmp_path):
-    """Deflate shrinks zeros by a thousand: what swells like that is refused by its header, whether it holds as much or not."""
+    """Deflate shrinks zeros by a thousand: what swells like that is refused by its header, whether it holds as much or
+    not."""
     path = tmp_path / "images.gz"
     with gzip.open(path, "wb") as file:
         file.write(struct.pack(">4B3I", 0, 0, 8, 3, 100, 1000, 1000))
         file.write(bytes(10**8))
-    with pytest.raises(UserError, match=r"claims \[100, 1000, 1000\], 100000000 bytes, more than a file of its size can hold"):
+    with pytest.raises(
+        UserError, match=r"claims \[100, 1000, 1000\], 100000000 bytes, more than a file of its size can hold"
+    ):
         idx.read_idx(path)
 
 

@@ -1,4 +1,5 @@
-"""The decoder of other people's images: every mode becomes that of the set by a stated rule, what cannot be read is told."""
+"""The decoder of other people's images: every mode becomes that of the set by a stated rule, what cannot be read is
+told."""
 
 import io
 

@@ -33,7 +33,9 @@ def test_protocol_and_purity(task):
     splits = load_in_context(task, train_examples=50, test_examples=7, seed=2, fresh=True, **options)
     assert {split: len(s) for split, s in splits.items()} == {"train": 50, "validation": 7, "test": 7}
     train = splits["train"]
-    assert type(train) is (InContextBoolean if task in BOOLEAN else InContextRegression) and train.binary == (task in BOOLEAN)
+    assert type(train) is (InContextBoolean if task in BOOLEAN else InContextRegression) and train.binary == (
+        task in BOOLEAN
+    )
     indices, epochs = np.array([7, 3, 49, 3, 3]), np.array([0, 1, 1, 1, 2])
     block = train.gather(indices, epochs)
     assert block["vectors"].shape == (5, 18, 6) and block["targets"].shape == (5, 9)
@@ -45,7 +47,9 @@ def test_protocol_and_purity(task):
     blocks = [s.gather(np.arange(7))["vectors"].tobytes() for s in splits.values()]
     assert len(set(blocks)) == 3
     test = splits["test"]
-    np.testing.assert_array_equal(test.gather(np.arange(3), np.array([1, 2, 3]))["vectors"], test.gather(np.arange(3))["vectors"])
+    np.testing.assert_array_equal(
+        test.gather(np.arange(3), np.array([1, 2, 3]))["vectors"], test.gather(np.arange(3))["vectors"]
+    )
     if task in BOOLEAN:
         assert set(np.unique(block["targets"])) <= {-1, 1} and set(np.unique(block["vectors"][:, 0::2])) == {-1, 1}
 
@@ -53,7 +57,10 @@ def test_protocol_and_purity(task):
 def test_golden_prompts():
     """Every number measured in context hangs on these; real ones to six digits, as the C library rounds the last."""
     options = {task: dict(dims=6, points=9) | SMALL.get(task, {}) for task in TASKS}
-    boolean = {t: zlib.crc32(source(t, **options[t]).gather(np.arange(9))["vectors"].astype(np.int8).tobytes()) for t in BOOLEAN}
+    boolean = {
+        t: zlib.crc32(source(t, **options[t]).gather(np.arange(9))["vectors"].astype(np.int8).tobytes())
+        for t in BOOLEAN
+    }
     assert boolean == GOLDEN_BOOLEAN
     real = {t: source(t, **options[t]).gather(np.arange(2))["targets"][1, 4] for t in REGRESSION}
     assert real == pytest.approx(GOLDEN_REAL, rel=1e-5)
@@ -168,12 +175,16 @@ def test_the_curriculum_adds_coordinates_and_points_by_the_epoch():
         y = block["targets"][row]
         assert np.isfinite(y[:points]).all() and np.isnan(y[points:]).all()
         np.testing.assert_array_equal(block["vectors"][row, 1::2, 0][:points], y[:points])
-        weights, _, rank, _ = np.linalg.lstsq(x[row].astype(np.float64), block["vectors"][row, 1::2, 0].astype(np.float64), rcond=None)
+        weights, _, rank, _ = np.linalg.lstsq(
+            x[row].astype(np.float64), block["vectors"][row, 1::2, 0].astype(np.float64), rcond=None
+        )
         assert rank == dims
         np.testing.assert_allclose(x[row] @ weights, block["vectors"][row, 1::2, 0], atol=1e-4)
     np.testing.assert_array_equal(block["targets"][5], full["targets"][5])
     np.testing.assert_array_equal(growing.gather(indices)["targets"], plain.gather(indices)["targets"])
-    held_out = load_in_context("linear", train_examples=5, test_examples=5, **options, curriculum={"every": 2, "points": (4, 3)})["test"]
+    held_out = load_in_context(
+        "linear", train_examples=5, test_examples=5, **options, curriculum={"every": 2, "points": (4, 3)}
+    )["test"]
     assert np.isfinite(held_out.gather(indices[:5], epochs[:5])["targets"]).all()
 
 

@@ -1,4 +1,5 @@
-"""Random numbers keyed by example: the published generator, its statistics, and that an example is alone in its block."""
+"""Random numbers keyed by example: the published generator, its statistics, and that an example is alone in its
+block."""
 
 import itertools
 
@@ -23,7 +24,13 @@ def chi_square(counts, expected):
 
 def test_words_are_splitmix64():
     # The first outputs of the reference implementation (Vigna's splitmix64.c) for the seed 1234567.
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     assert fold(np.array([1234567], np.uint64), np.arange(5, dtype=np.uint64)).tolist() == published
 
 

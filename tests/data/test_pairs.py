@@ -1,4 +1,5 @@
-"""Pairs of texts: words and their hashes, functions and their docstrings, domains, files of the user's own, what bad input gets."""
+"""Pairs of texts: words and their hashes, functions and their docstrings, domains, files of the user's own, what bad
+input gets."""
 
 import json
 import os
@@ -62,7 +63,9 @@ def test_standard_library_has_pairs_of_every_domain_in_every_split(sources):
     counts = {name: np.bincount(source.domain, minlength=5) for name, source in sources.items()}
     assert all(counts[name].min() >= 30 for name in counts) and counts["train"].sum() > 3000
     total = sum(c.sum() for c in counts.values())
-    np.testing.assert_allclose([counts[n].sum() / total for n in ("train", "validation", "test")], [0.75, 0.1, 0.15], atol=0.05)
+    np.testing.assert_allclose(
+        [counts[n].sum() / total for n in ("train", "validation", "test")], [0.75, 0.1, 0.15], atol=0.05
+    )
     assert sources["train"].domains == tuple(stdlib_pairs.DOMAINS) and sources["train"].domains[1] == "internet"
     texts = [{pair.a for pair in source.texts} for source in sources.values()]
     assert sum(map(len, texts)) == total == len(set.union(*texts))
@@ -73,7 +76,10 @@ def test_standard_library_has_pairs_of_every_domain_in_every_split(sources):
 def test_batches_hold_tokens_lengths_and_domains(sources):
     source = sources["test"]
     block = source.gather(np.array([5, 0]))
-    assert block["pairs"].shape == (2, 2, 16) and block["pairs"].dtype == block["lengths"].dtype == block["domain"].dtype == np.int32
+    assert (
+        block["pairs"].shape == (2, 2, 16)
+        and block["pairs"].dtype == block["lengths"].dtype == block["domain"].dtype == np.int32
+    )
     for row, i in enumerate((5, 0)):
         for side, text in enumerate(source.texts[i][:2]):
             tokens, length = source.encode(text)
@@ -86,7 +92,9 @@ def test_batches_hold_tokens_lengths_and_domains(sources):
 
 def write(folder, **splits):
     for split, rows in splits.items():
-        (folder / f"{split}.jsonl").write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+        (folder / f"{split}.jsonl").write_text(
+            "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
+        )
 
 
 ROW = {"a": "what is it", "b": "it is this", "domain": "law"}
@@ -107,7 +115,11 @@ def test_pairs_of_one_s_own(tmp_path):
         ({"train": []}, {}, "no pair to train on"),
         ({"train": ["{"]}, {}, "train.jsonl, line 1 is not"),
         ({"train": [ROW, {"a": 1, "b": "", "domain": "law"}]}, {}, "train.jsonl, line 2 is not"),
-        ({"train": [ROW], "test": [ROW, {**ROW, "domain": "tax"}]}, {}, "test.jsonl, line 2: domain 'tax' that no expert has; valid: law"),
+        (
+            {"train": [ROW], "test": [ROW, {**ROW, "domain": "tax"}]},
+            {},
+            "test.jsonl, line 2: domain 'tax' that no expert has; valid: law",
+        ),
         ({"train": [ROW]}, {"length": 1}, "length=1; valid: whole numbers from 2"),
         ({"train": [ROW]}, {"vocab": 9}, "no option 'vocab'. Valid: length, vocab_size"),
     ],
@@ -120,7 +132,13 @@ def test_bad_files(splits, options, message, tmp_path):
 
 def test_lines_are_those_of_json_whatever_their_ends_and_letters(tmp_path):
     odd = {**ROW, "a": "first\u2028second\x85third", "b": "lone \ud800 half"}
-    text = "\ufeff" + json.dumps(ROW) + "\r\n\n" + json.dumps(odd, ensure_ascii=False).replace("\ud800", "\\ud800") + "\r\n  \r\n"
+    text = (
+        "\ufeff"
+        + json.dumps(ROW)
+        + "\r\n\n"
+        + json.dumps(odd, ensure_ascii=False).replace("\ud800", "\\ud800")
+        + "\r\n  \r\n"
+    )
     (tmp_path / "train.jsonl").write_bytes(text.encode())
     assert {pair.a for pair in load_splits("text_pairs", data_dir=str(tmp_path))["train"].texts} == {ROW["a"], odd["a"]}
 

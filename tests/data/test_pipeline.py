@@ -72,7 +72,9 @@ def test_seed_and_epoch_change_order_and_augmentation(source):
     images = np.concatenate([b["image"] for b in first])
     assert not np.array_equal(indices[:50], indices[50:100])
     # The same example is augmented anew in the next epoch.
-    again = [np.array_equal(images[t], images[50 + np.flatnonzero(indices[50:100] == indices[t])[0]]) for t in range(50)]
+    again = [
+        np.array_equal(images[t], images[50 + np.flatnonzero(indices[50:100] == indices[t])[0]]) for t in range(50)
+    ]
     assert sum(again) < 10
 
 

@@ -52,7 +52,9 @@ def test_splits_epochs_and_seeds_differ(kind):
 
 def test_golden_sequences():
     """Every number measured on a probe hangs on these; they must never move."""
-    found = {kind: zlib.crc32(b"".join(a.astype("<i4").tobytes() for a in make(kind, 20, **SMALL[kind]))) for kind in KINDS}
+    found = {
+        kind: zlib.crc32(b"".join(a.astype("<i4").tobytes() for a in make(kind, 20, **SMALL[kind]))) for kind in KINDS
+    }
     assert found == GOLDEN
 
 
@@ -80,11 +82,15 @@ def test_mqar_rules(random_non_queries):
         # Every key is asked for exactly once, at the start of a slot, and its value is the label there.
         assert (scored % 2 == 0).all() and sorted(tokens[row, scored]) == sorted(told)
         assert [told[key] for key in tokens[row, scored].tolist()] == labels[row, scored].tolist()
-    filler = np.delete(tokens.ravel(), np.flatnonzero((labels != NOT_SCORED).ravel() | (np.arange(tokens.size) % length < 2 * pairs)))
+    filler = np.delete(
+        tokens.ravel(), np.flatnonzero((labels != NOT_SCORED).ravel() | (np.arange(tokens.size) % length < 2 * pairs))
+    )
     assert set(np.unique(filler)) == (set(range(vocab)) if random_non_queries else {0})
 
 
-@pytest.mark.parametrize(("length", "pairs", "nearest"), [(64, 4, 0.25106), (128, 8, 0.21307), (256, 16, 0.18475), (512, 64, 0.16730)])
+@pytest.mark.parametrize(
+    ("length", "pairs", "nearest"), [(64, 4, 0.25106), (128, 8, 0.21307), (256, 16, 0.18475), (512, 64, 0.16730)]
+)
 def test_mqar_gaps_follow_the_power_law(length, pairs, nearest):
     """The first query drawn is that of key 0; its slot has the published probability."""
     count = 20_000 if length < 100 else 4000
@@ -133,7 +139,9 @@ def test_induction_heads_rules():
     np.testing.assert_allclose(np.bincount(place) / 4000, 0.1, atol=4 * np.sqrt(0.09 / 4000))
 
 
-@pytest.mark.parametrize("options", [dict(vocab_size=16), dict(vocab_size=32, noise=0.4, noise_vocab=16), dict(vocab_size=9)])
+@pytest.mark.parametrize(
+    "options", [dict(vocab_size=16), dict(vocab_size=32, noise=0.4, noise_vocab=16), dict(vocab_size=9)]
+)
 def test_mad_recall_rules(options):
     tokens, labels = make("mad_recall", 500, length=20, **options)
     plain = options["vocab_size"] - options.get("noise_vocab", 0)
@@ -173,7 +181,9 @@ def test_mix_of_lengths():
     for first, last, length, pairs in ((0, 30, 64, 4), (30, 50, 32, 2), (50, 60, 128, 8)):
         labels = block["labels"][first:last]
         assert ((labels != NOT_SCORED).sum(1) == pairs).all() and (labels[:, length:] == NOT_SCORED).all()
-        assert (block["tokens"][first:last, length:] == 0).all() and (block["tokens"][first:last, length - 4 : length] != 0).any()
+        assert (block["tokens"][first:last, length:] == 0).all() and (
+            block["tokens"][first:last, length - 4 : length] != 0
+        ).any()
     # In any order, and the same as the part alone.
     mixed = train.gather(np.array([55, 3, 31]), np.array([1, 2, 3]))
     np.testing.assert_array_equal(mixed["tokens"], block["tokens"][[55, 3, 31]])
@@ -184,9 +194,13 @@ def test_mix_of_lengths():
 
 
 def test_test_split_of_its_own_size():
-    splits = load_probe("mqar", test_examples=7, mix=[(64, 4, 30)], vocab_size=256, test_options={"mix": [(32, 2, 4), (128, 16, 5)]})
+    splits = load_probe(
+        "mqar", test_examples=7, mix=[(64, 4, 30)], vocab_size=256, test_options={"mix": [(32, 2, 4), (128, 16, 5)]}
+    )
     assert len(splits["validation"]) == 7 and len(splits["test"]) == 9 and splits["test"].length == 128
-    splits = load_probe("mqar", test_examples=7, mix=[(64, 4, 30)], vocab_size=256, test_options={"length": 128, "pairs": 16})
+    splits = load_probe(
+        "mqar", test_examples=7, mix=[(64, 4, 30)], vocab_size=256, test_options={"length": 128, "pairs": 16}
+    )
     assert len(splits["test"]) == 7 and splits["test"].length == 128 and splits["validation"].length == 64
     splits = load_probe("induction_heads", train_examples=5, test_examples=5, test_options={"length": 1024})
     assert [splits[s].length for s in ("train", "validation", "test")] == [256, 256, 1024]

@@ -27,7 +27,9 @@ def test_digits_split_counts_and_classes():
     expected = np.round(raw.data * 255 / 16).astype(np.uint8)
     # The union of the splits is the data set: sorted rows agree, so nothing is lost or read twice.
     order = lambda rows: rows[np.lexsort(rows.T)]
-    np.testing.assert_array_equal(order(np.column_stack([everything, labels])), order(np.column_stack([expected, raw.target])))
+    np.testing.assert_array_equal(
+        order(np.column_stack([everything, labels])), order(np.column_stack([expected, raw.target]))
+    )
     assert everything.max() == 255
     for split in splits.values():
         share = np.bincount(split.labels, minlength=10) / len(split)
@@ -49,7 +51,9 @@ GOLDEN_TEST_CRC, GOLDEN_VALIDATION_CRC = 3864908771, 2655354196
 
 
 @settings(deadline=None, max_examples=50)
-@given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=60), part=st.floats(0, 0.99), seed=st.integers(-3, 2**64))
+@given(
+    labels=st.lists(st.integers(0, 5), min_size=1, max_size=60), part=st.floats(0, 0.99), seed=st.integers(-3, 2**64)
+)
 def test_stratified_split_partitions_in_proportion(labels, part, seed):
     labels = np.array(labels)
     count = int(part * len(labels))
@@ -146,7 +150,9 @@ def test_real_fashion_mnist():
 
 def test_images_can_be_averaged_and_training_examples_cut(tmp_path):
     rng = np.random.default_rng(0)
-    train, test = (ArraySource(f"a/{n}", rng.integers(0, 256, (n, 6, 4, 1), dtype=np.uint8), np.arange(n) % 3, 3) for n in (20, 5))
+    train, test = (
+        ArraySource(f"a/{n}", rng.integers(0, 256, (n, 6, 4, 1), dtype=np.uint8), np.arange(n) % 3, 3) for n in (20, 5)
+    )
     small, held = reduced(train, test, 2, 8)
     assert small.image_shape == held.image_shape == (3, 2, 1) and len(small) == 8 and len(held) == 5
     expected = np.round(test.images.astype(np.float64).reshape(5, 3, 2, 2, 2).mean((2, 4)))
@@ -159,7 +165,8 @@ def test_images_can_be_averaged_and_training_examples_cut(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "average, examples, message", [(4, 0, "average=4 does not divide images of 6x4"), (0, 0, "average=0"), (1, 21, "there are 20")]
+    "average, examples, message",
+    [(4, 0, "average=4 does not divide images of 6x4"), (0, 0, "average=0"), (1, 21, "there are 20")],
 )
 def test_reductions_that_do_not_fit(average, examples, message):
     source = ArraySource("a", np.zeros((20, 6, 4, 1), np.uint8), np.zeros(20, np.int32), 1)

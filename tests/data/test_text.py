@@ -92,11 +92,16 @@ def test_stdlib_text_in_small():
         chosen = sorted(in_split, key=lambda path: hashlib.sha256(path.encode()).hexdigest())[: len(parts)]
         wholes = [(STDLIB / path).read_bytes() for path in sorted(chosen)]
         assert all(whole.startswith(part) for whole, part in zip(wholes, parts, strict=True))
-        assert [path for path, whole, part in zip(sorted(chosen), wholes, parts, strict=True) if whole != part] in ([], chosen[-1:])
+        assert [path for path, whole, part in zip(sorted(chosen), wholes, parts, strict=True) if whole != part] in (
+            [],
+            chosen[-1:],
+        )
         assert again[name].digest == source.digest
     with pytest.raises(UserError, match="max_bytes=0"):
         stdlib_text.load_stdlib_text(max_bytes=0)
-    with pytest.raises(UserError, match="stdlib_text/train: 90 tokens are too few for length=64; it needs at least 128"):
+    with pytest.raises(
+        UserError, match="stdlib_text/train: 90 tokens are too few for length=64; it needs at least 128"
+    ):
         stdlib_text.load_stdlib_text(max_bytes=100, length=64)
 
 
@@ -129,9 +134,13 @@ def folder(tmp_path):
 def test_folder_has_a_document_for_each_file(folder):
     sources = load_text(data_dir=folder, length=16, split="0.6,0.2")
     found = {name: documents(source) for name, source in sources.items()}
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt") if path.parent != folder) + ["notes.md"]
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt") if path.parent != folder) + [
+        "notes.md"
+    ]
     for name in sources:
-        assert found[name] == [(folder / file).read_text() for file in sorted(files) if path_split(file, "0.6,0.2") == name]
+        assert found[name] == [
+            (folder / file).read_text() for file in sorted(files) if path_split(file, "0.6,0.2") == name
+        ]
     assert sum(map(len, found.values())) == 41
     (folder / "part0" / "another.txt").write_text("new")
     after = {name: documents(source) for name, source in load_text(data_dir=folder, length=16, split="0.6,0.2").items()}
@@ -197,7 +206,10 @@ def strange(tmp_path):
 
 def everything(folder, **options):
     return sorted(
-        part for source in load_text(data_dir=folder, length=2, split="1,0", **options).values() for part in documents(source) if part
+        part
+        for source in load_text(data_dir=folder, length=2, split="1,0", **options).values()
+        for part in documents(source)
+        if part
     )
 
 
@@ -241,7 +253,8 @@ def test_pipes_devices_and_broken_links_are_named_and_hang_nothing(strange):
     (strange / "endless").symlink_to("/dev/zero")
     (strange / "gone").symlink_to("nowhere")
     with pytest.raises(
-        UserError, match=r"3 of 9 files cannot .*endless \(not a regular file\), gone \(a broken link\), pipe \(not a regular file\)"
+        UserError,
+        match=r"3 of 9 files cannot .*endless \(not a regular file\), gone \(a broken link\), pipe \(not a regular file\)",
     ):
         everything(strange)
     for name in ("pipe", "endless"):
@@ -301,12 +314,17 @@ def test_tiny_shakespeare_is_found(elsewhere, monkeypatch):
 
 
 def test_another_text_or_none_is_not_tiny_shakespeare(elsewhere, monkeypatch):
-    with pytest.raises(UserError, match=r"(?s)no tinyshakespeare.txt or input.txt in /given, nor the TFDS set in /given\.\n.*char-rnn"):
+    with pytest.raises(
+        UserError, match=r"(?s)no tinyshakespeare.txt or input.txt in /given, nor the TFDS set in /given\.\n.*char-rnn"
+    ):
         load_tiny_shakespeare(data_dir="/given")
     (elsewhere / "data").mkdir()
     (elsewhere / "data" / "input.txt").write_text(PLAY + "!")
     digest = hashlib.sha256((PLAY + "!").encode()).hexdigest()
-    with pytest.raises(UserError, match=f"data/input.txt is not tiny Shakespeare: its SHA-256 is {digest}, not {text.SHAKESPEARE_SHA256}"):
+    with pytest.raises(
+        UserError,
+        match=f"data/input.txt is not tiny Shakespeare: its SHA-256 is {digest}, not {text.SHAKESPEARE_SHA256}",
+    ):
         load_tiny_shakespeare()
     monkeypatch.undo()
     with pytest.raises(UserError, match="not 86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"):
@@ -360,7 +378,9 @@ def test_tiny_shakespeare_from_tfds(elsewhere):
     cut = int(0.9 * len(PLAY))
     middle = cut + (len(PLAY) - cut) // 2
     folder = elsewhere / "tensorflow_datasets"
-    prepare_tfds(folder, "tiny_shakespeare", {"train": [PLAY[:cut]], "validation": [PLAY[cut:middle]], "test": [PLAY[middle:]]})
+    prepare_tfds(
+        folder, "tiny_shakespeare", {"train": [PLAY[:cut]], "validation": [PLAY[cut:middle]], "test": [PLAY[middle:]]}
+    )
     check_play(load_tiny_shakespeare(length=16))
     prepare_tfds(elsewhere / "other", "tiny_shakespeare", {"train": [PLAY], "validation": ["!"], "test": ["!"]})
     with pytest.raises(UserError, match="is not tiny Shakespeare"):

@@ -177,7 +177,8 @@ def test_command_errors_are_one_line_and_exit_2(arguments, word, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc", "a/../../b", "/etc/passwd", "", "local_fixed/..", "local fixed", "x" * 400 + "/", "local_fixed:1"]
+    "name",
+    ["../../etc", "a/../../b", "/etc/passwd", "", "local_fixed/..", "local fixed", "x" * 400 + "/", "local_fixed:1"],
 )
 def test_names_that_lead_elsewhere_are_refused(name, data_dir):
     with pytest.raises(UserError, match="is no name of a data set; valid: NAME"):
@@ -221,7 +222,9 @@ def test_images_of_any_mode_become_the_set_s(tmp_path, in_memory):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_damaged_images_are_all_named_before_training(tmp_path, in_memory):
-    cut = lambda number, image: png(np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8))[: None if number % 3 else -90]
+    cut = lambda number, image: png(np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8))[
+        : None if number % 3 else -90
+    ]
     name = prepared(tmp_path, "cut", cut)
     with pytest.raises(UserError) as told:
         load_splits(name, data_dir=str(tmp_path), in_memory=in_memory)
@@ -233,7 +236,9 @@ def test_damaged_images_are_all_named_before_training(tmp_path, in_memory):
 
 def test_sizes_and_types_that_the_set_does_not_declare(tmp_path):
     other = lambda number, image: png(image if number != 5 else image[:4])
-    with pytest.raises(UserError, match=r"tfds:sizes/train: example \d+ \(train5.png\) cannot be read: it is 4x10; set image_size"):
+    with pytest.raises(
+        UserError, match=r"tfds:sizes/train: example \d+ \(train5.png\) cannot be read: it is 4x10; set image_size"
+    ):
         load_splits(prepared(tmp_path, "sizes", other), data_dir=str(tmp_path))
 
 
@@ -241,7 +246,9 @@ def test_images_of_numbers_without_a_range_are_refused(data_dir, tmp_path):
     shutil.copytree(os.path.join(data_dir, "local_fixed"), tmp_path / "local_fixed")
     (features,) = tmp_path.rglob("features.json")
     features.write_text(features.read_text().replace('"uint8"', '"float32"').replace('"3"', '"1"'))
-    with pytest.raises(UserError, match="The images of tfds:local_fixed are float32 of 1 channels; valid: uint8 of 1, 3, 4"):
+    with pytest.raises(
+        UserError, match="The images of tfds:local_fixed are float32 of 1 channels; valid: uint8 of 1, 3, 4"
+    ):
         load_splits("tfds:local_fixed", data_dir=str(tmp_path))
 
 

@@ -25,7 +25,11 @@ def make_source(size, length, documents=None, dtype=np.uint16, **options):
 def naive_example(source, index, shift):
     """One example, token by token."""
     place, last = index * source.length + shift, source.num_tokens - 1
-    owner = [sum(start <= p for start in source.documents) for p in range(last + 1)] if source.documents is not None else [0] * (last + 1)
+    owner = (
+        [sum(start <= p for start in source.documents) for p in range(last + 1)]
+        if source.documents is not None
+        else [0] * (last + 1)
+    )
     tokens, labels, segments = [], [], []
     for p in range(place, place + source.length):
         tokens.append(int(source.tokens[p]) if p <= last else 0)
@@ -38,12 +42,22 @@ def naive_example(source, index, shift):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int32])
 @pytest.mark.parametrize(
     ("size", "length", "documents"),
-    [(40, 7, None), (43, 7, [0, 3, 4, 5, 14, 21, 22, 42]), (29, 7, [0, 7, 14, 28]), (36, 7, [0]), (5, 8, [0, 2]), (6, 1, [0, 1, 4])],
+    [
+        (40, 7, None),
+        (43, 7, [0, 3, 4, 5, 14, 21, 22, 42]),
+        (29, 7, [0, 7, 14, 28]),
+        (36, 7, [0]),
+        (5, 8, [0, 2]),
+        (6, 1, [0, 1, 4]),
+    ],
 )
 def test_gather_equals_naive(size, length, documents, dtype):
     source = make_source(size, length, documents, dtype)
     block = source.gather(np.arange(len(source)))
-    expected = [np.array(rows, np.int32) for rows in zip(*(naive_example(source, i, 0) for i in range(len(source))), strict=True)]
+    expected = [
+        np.array(rows, np.int32)
+        for rows in zip(*(naive_example(source, i, 0) for i in range(len(source))), strict=True)
+    ]
     assert set(block) == {"tokens", "labels", "lengths"} | ({"segment_ids"} if documents else set())
     filling = np.arange(len(source) * length).reshape(-1, length) >= size
     np.testing.assert_array_equal(np.arange(length) < block["lengths"][:, None], ~filling)
@@ -164,7 +178,9 @@ def test_what_tokenizers_refuse():
     with pytest.raises(UserError, match=r"U\+DC80"):
         chars.encode("a\udc80")
     for tokenizer, tokens in ((chars, [0, 3]), (chars, [-1]), (ByteTokenizer(), [256]), (IntegerTokenizer(4), [4])):
-        with pytest.raises(UserError, match=f"Token {tokens[-1]} is not in the vocabulary, which is 0..{tokenizer.vocab_size - 1}"):
+        with pytest.raises(
+            UserError, match=f"Token {tokens[-1]} is not in the vocabulary, which is 0..{tokenizer.vocab_size - 1}"
+        ):
             tokenizer.decode(np.array(tokens))
     for text in ("4", "-1", "one", "1.5", "9" * 30):
         with pytest.raises(UserError, match="0..3"):
@@ -172,7 +188,14 @@ def test_what_tokenizers_refuse():
     for itos in ("", "ba", "aa"):
         with pytest.raises(UserError, match="sorted"):
             CharTokenizer(itos)
-    for data in ({}, {"kind": "bpe"}, None, {"kind": "chars"}, {"kind": "chars", "itos": 3}, {"kind": "bytes", "more": 1}):
+    for data in (
+        {},
+        {"kind": "bpe"},
+        None,
+        {"kind": "chars"},
+        {"kind": "chars", "itos": 3},
+        {"kind": "bytes", "more": 1},
+    ):
         with pytest.raises(UserError, match="kind"):
             tokenizer_from_json(data)
 
@@ -197,7 +220,9 @@ def test_memmap_equals_array(tmp_path, suffix, dtype, monkeypatch):
     np.testing.assert_array_equal(mapped, tokens)
     np.testing.assert_array_equal(np.load(path) if suffix == ".npy" else np.fromfile(path, dtype), tokens)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    disk, memory = (TokenSource("t", array, 16, IntegerTokenizer(1000), shift=True) for array in (mapped, tokens.astype(dtype)))
+    disk, memory = (
+        TokenSource("t", array, 16, IntegerTokenizer(1000), shift=True) for array in (mapped, tokens.astype(dtype))
+    )
     indices = np.arange(len(disk))
     for key, rows in memory.gather(indices, indices % 3).items():
         np.testing.assert_array_equal(disk.gather(indices, indices % 3)[key], rows)
@@ -262,7 +287,12 @@ def test_a_file_is_replaced_as_a_whole(folder, monkeypatch):
 
 def test_a_failed_write_leaves_the_old_file(folder):
     before = (folder / "val.bin").read_bytes()
-    for tokens, word in (([1, 65536], "token 65536 at place 1"), ([-1], "token -1 at place 0"), ([0.5], "float64"), ([], "at least one")):
+    for tokens, word in (
+        ([1, 65536], "token 65536 at place 1"),
+        ([-1], "token -1 at place 0"),
+        ([0.5], "float64"),
+        ([], "at least one"),
+    ):
         with pytest.raises(UserError, match=word):
             write_token_file(folder / "val.bin", np.array(tokens))
     assert (folder / "val.bin").read_bytes() == before
@@ -283,13 +313,29 @@ def test_a_failed_write_leaves_the_old_file(folder):
         (lambda f: (f / "meta.json").write_text('{"vocab_size": true}'), {}, "meta.json must hold"),
         (lambda f: (f / "meta.json").write_text('{"vocab_size": 1' + 30 * "0" + "}"), {}, "meta.json must hold"),
         (lambda f: (f / "meta.json").write_text('{"dtype": [1]}'), {"dtype": None}, r"cannot be \[1\]. Valid: uint8"),
-        (lambda f: (f / "meta.json").write_text('{"tokenizer": {"kind": ["chars"]}}'), {}, r"kind is \['chars'\]. Valid: bytes"),
-        (lambda f: (f / "meta.json").write_text('{"tokenizer": {"kind": "chars", "itos": "\\ud800"}}'), {}, "is not a sorted list"),
+        (
+            lambda f: (f / "meta.json").write_text('{"tokenizer": {"kind": ["chars"]}}'),
+            {},
+            r"kind is \['chars'\]. Valid: bytes",
+        ),
+        (
+            lambda f: (f / "meta.json").write_text('{"tokenizer": {"kind": "chars", "itos": "\\ud800"}}'),
+            {},
+            "is not a sorted list",
+        ),
         (lambda f: np.savez(open(f / "test.npy", "wb"), a=np.zeros(3)), {}, "test.npy is not a whole .npy"),
         (lambda f: os.mkfifo(f / "meta.json"), {}, "meta.json is not a regular file"),
         (lambda f: (f / "meta.json").write_text('{"vocab_size": "big"}'), {}, "meta.json must hold"),
-        (lambda f: (f / "meta.json").write_text('{"vocab_size": 2000}'), {}, "vocab_size=1000 is asked for, .* says 2000"),
-        (lambda f: (f / "meta.json").write_text('{"tokenizer": {"kind": "bpe"}}'), {}, "'bpe'. Valid: bytes, chars, integers"),
+        (
+            lambda f: (f / "meta.json").write_text('{"vocab_size": 2000}'),
+            {},
+            "vocab_size=1000 is asked for, .* says 2000",
+        ),
+        (
+            lambda f: (f / "meta.json").write_text('{"tokenizer": {"kind": "bpe"}}'),
+            {},
+            "'bpe'. Valid: bytes, chars, integers",
+        ),
         (lambda f: None, {"vocab_size": None}, "set vocab_size"),
         (lambda f: None, {"dtype": "int64"}, "'int64'. Valid: uint8, uint16, uint32, int32"),
         (lambda f: None, {"length": 300}, "400 tokens are too few for length=300; it needs at least 600"),

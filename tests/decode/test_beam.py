@@ -1,4 +1,5 @@
-"""Beams against exhaustive search and against a search in plain Python by full recomputation; diversity; lengths; bad numbers."""
+"""Beams against exhaustive search and against a search in plain Python by full recomputation; diversity; lengths; bad
+numbers."""
 
 import functools
 import itertools
@@ -20,7 +21,9 @@ AGREE = dict(rtol=1e-5, atol=1e-5)
 
 @functools.cache
 def program(model, options):
-    return jax.jit(lambda *prompt: beam_search(model.extend, model.step, model.start(len(prompt[0])), *prompt, **dict(options)))
+    return jax.jit(
+        lambda *prompt: beam_search(model.extend, model.step, model.start(len(prompt[0])), *prompt, **dict(options))
+    )
 
 
 def search(model, prompts, **options):
@@ -41,7 +44,9 @@ def exhaustive(model, prompt, num_tokens, stop, alpha):
     for text in itertools.product(range(model.vocabulary), repeat=num_tokens):
         end = next((i + 1 for i, t in enumerate(text) if t in stop), num_tokens)
         found[text[:end]] = None
-    scores = {t: sum(model.log_probs([*prompt, *t[:i]])[t[i]] for i in range(len(t))) / norm(len(t), alpha) for t in found}
+    scores = {
+        t: sum(model.log_probs([*prompt, *t[:i]])[t[i]] for i in range(len(t))) / norm(len(t), alpha) for t in found
+    }
     return sorted(((s, filled(t, num_tokens)) for t, s in scores.items()), key=lambda pair: -pair[0])
 
 
@@ -57,7 +62,8 @@ def plain(model, prompt, width, groups, num_tokens, diversity, alpha, stop):
             for rank, total, text in beams[g]:
                 log_probs = model.log_probs([*prompt, *text])
                 candidates += [
-                    (rank + log_probs[t] - diversity * taken[t], total + log_probs[t], (*text, t)) for t in range(model.vocabulary)
+                    (rank + log_probs[t] - diversity * taken[t], total + log_probs[t], (*text, t))
+                    for t in range(model.vocabulary)
                 ]
             candidates = sorted(candidates, key=lambda c: -c[0])[: width * (1 + len(stop))]
             ended[g] += [(total / norm(at + 1, alpha), text) for _, total, text in candidates if text[-1] in stop]
@@ -127,7 +133,9 @@ def test_one_beam_is_greedy():
     prompt = np.array([[1, 2], [3, 4], [0, 1]])
     options = dict(take_batch=take_columns, beam_width=1, num_tokens=6)
     beams = jax.jit(lambda p: beam_search(model.extend, model.step, model.start(3), p, **options))(prompt)
-    tokens, _ = jax.jit(lambda p: generate(model.extend, model.step, model.start(3), p, num_tokens=6, temperature=0.0))(prompt)
+    tokens, _ = jax.jit(lambda p: generate(model.extend, model.step, model.start(3), p, num_tokens=6, temperature=0.0))(
+        prompt
+    )
     np.testing.assert_array_equal(beams.tokens[:, 0], tokens)
 
 
@@ -140,13 +148,17 @@ def test_states_that_hold_the_batch_elsewhere_follow_their_beams():
     for row in range(3):
         for text, score in zip(np.asarray(beams.tokens[row]).tolist(), beams.scores[row], strict=True):
             logits = [model.recompute([*prompt[row], *text[:i]]) for i in range(6)]
-            np.testing.assert_allclose(score, sum(x[t] - np.log(np.exp(x).sum()) for x, t in zip(logits, text, strict=True)), **AGREE)
+            np.testing.assert_allclose(
+                score, sum(x[t] - np.log(np.exp(x).sum()) for x, t in zip(logits, text, strict=True)), **AGREE
+            )
 
 
 def test_without_diversity_groups_are_the_same_and_with_it_they_part():
     def by_group(diversity):
         beams = search(LARGE, PROMPTS, num_tokens=7, beam_width=6, groups=3, diversity=diversity, alpha=0.0, stop=())
-        return np.stack([[t[g == i] for i in range(3)] for t, g in zip(beams.tokens, beams.groups, strict=True)])  # [B, G, W/G, N]
+        return np.stack(
+            [[t[g == i] for i in range(3)] for t, g in zip(beams.tokens, beams.groups, strict=True)]
+        )  # [B, G, W/G, N]
 
     same = by_group(0.0)
     alone = search(LARGE, PROMPTS, num_tokens=7, beam_width=2, groups=1, diversity=0.0, alpha=0.0, stop=()).tokens
@@ -175,7 +187,9 @@ def test_the_search_ends_when_no_beam_can_enter_the_list():
         jax.debug.callback(lambda: calls.append(1))
         return model.step(state, token)
 
-    beams = jax.jit(lambda p: beam_search(model.extend, step, model.start(1), p, beam_width=2, num_tokens=50, stop=(1,)))(np.array([[2]]))
+    beams = jax.jit(
+        lambda p: beam_search(model.extend, step, model.start(1), p, beam_width=2, num_tokens=50, stop=(1,))
+    )(np.array([[2]]))
     assert beams.tokens[0, 0].tolist() == [1] * 50 and beams.lengths[0, 0] == 0
     jax.effects_barrier()
     assert len(calls) <= 3

@@ -1,4 +1,5 @@
-"""Tokens to text as they come: what is streamed is what all tokens decode to, and stops are found across tokens, never inside a symbol."""
+"""Tokens to text as they come: what is streamed is what all tokens decode to, and stops are found across tokens, never
+inside a symbol."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""Generation against full recomputation, batches against single prompts, stop tokens, the stream, logits that are none."""
+"""Generation against full recomputation, batches against single prompts, stop tokens, the stream, logits that are
+none."""
 
 import functools
 
@@ -92,7 +93,9 @@ def test_one_token_is_enough():
     assert tokens.tolist() == [greedy(MODEL, [1, 2], 1)] and lengths.tolist() == [1]
 
 
-@pytest.mark.parametrize("options", [dict(temperature=0.0), dict(key=jax.random.key(5), **WARM), dict(stop=(0, 2), temperature=0.0)])
+@pytest.mark.parametrize(
+    "options", [dict(temperature=0.0), dict(key=jax.random.key(5), **WARM), dict(stop=(0, 2), temperature=0.0)]
+)
 def test_the_stream_is_the_columns_of_generate(options):
     tokens, lengths = run(MODEL, *left_pad(PROMPTS), **options)
     columns = list(stream(extend, step, MODEL.start(3), *left_pad(PROMPTS), num_tokens=12, **options))
@@ -111,7 +114,9 @@ def test_the_stream_starts_the_next_step_before_a_token_is_read_and_none_after_t
 def test_the_stream_waits_once_a_token(monkeypatch):
     reads = []
     real = np.asarray
-    monkeypatch.setattr(np, "asarray", lambda x, *rest, **named: reads.append(isinstance(x, jax.Array)) or real(x, *rest, **named))
+    monkeypatch.setattr(
+        np, "asarray", lambda x, *rest, **named: reads.append(isinstance(x, jax.Array)) or real(x, *rest, **named)
+    )
     columns = stream(extend, step, MODEL.start(3), *left_pad(PROMPTS), num_tokens=9, temperature=0.0, stop=(99,))
     assert len(list(columns)) == sum(reads) == 9
 
@@ -147,6 +152,8 @@ def test_nothing_is_sampled_from_logits_that_are_no_numbers(options):
     assert (tokens[0, :2] >= 0).all() and tokens[0, 2] == -1
     seen = []
     with pytest.raises(UserError, match="logits after 2 new tokens are not finite"):
-        for column in stream(jax.jit(model.extend), jax.jit(model.step), model.start(1), prompt, num_tokens=4, **options):
+        for column in stream(
+            jax.jit(model.extend), jax.jit(model.step), model.start(1), prompt, num_tokens=4, **options
+        ):
             seen.append(column)
     assert len(seen) == 2

@@ -55,7 +55,9 @@ def test_numbers_by_hand():
 
 
 def test_ties_go_to_the_smaller_id_and_sums_that_reach_p_exactly_are_enough():
-    kept = lambda *options: np.flatnonzero(np.isfinite(adjust(jnp.array([0.0, 1.0, 1.0, 1.0, 1.0, -INF]), *options))).tolist()
+    kept = lambda *options: np.flatnonzero(
+        np.isfinite(adjust(jnp.array([0.0, 1.0, 1.0, 1.0, 1.0, -INF]), *options))
+    ).tolist()
     assert kept(1.0, 2, 1.0) == [1, 2]
     assert kept(1.0, 4, 0.5) == [1, 2]
     assert kept(1.0, 4, 0.51) == [1, 2, 3]
@@ -72,7 +74,9 @@ def test_tiny_temperatures_and_low_precision_give_no_nan():
 def test_draws_have_the_adjusted_frequencies():
     rows = 20000
     logits = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.2, 0.25]))
-    drawn = jax.jit(lambda key, x: sample(key, x, temperature=0.5, top_k=3))(jax.random.key(3), jnp.broadcast_to(logits, (rows, 5)))
+    drawn = jax.jit(lambda key, x: sample(key, x, temperature=0.5, top_k=3))(
+        jax.random.key(3), jnp.broadcast_to(logits, (rows, 5))
+    )
     counts = np.bincount(drawn, minlength=5)
     chances = np.array([0, 0.16, 0, 0.04, 0.0625]) / 0.2625
     assert counts[0] == counts[2] == 0
@@ -88,7 +92,10 @@ def test_a_row_draws_alike_in_every_batch():
     np.testing.assert_array_equal(run(key, logits[order], 5 + 0 * rows, order), together[order])
     np.testing.assert_array_equal(jax.jit(sample)(key, logits, 5), together)
     same = jnp.broadcast_to(logits[0] / 4, logits.shape)
-    draws = [run(k, same, p, r) for k, p, r in ((key, rows, 0 * rows), (key, 0 * rows, rows), (jax.random.key(8), 0 * rows, rows))]
+    draws = [
+        run(k, same, p, r)
+        for k, p, r in ((key, rows, 0 * rows), (key, 0 * rows, rows), (jax.random.key(8), 0 * rows, rows))
+    ]
     assert all(len(set(d.tolist())) > 3 for d in draws), "positions, rows and keys each give other draws"
     assert len({tuple(d.tolist()) for d in draws}) == 3
 
@@ -118,7 +125,10 @@ def test_lengths_end_before_the_first_stop_token():
     ],
 )
 def test_bad_numbers_are_named(options, named):
-    for call in (lambda: adjust(jnp.zeros((1, 3)), **options), lambda: sample(jax.random.key(0), jnp.zeros((1, 3)), **options)):
+    for call in (
+        lambda: adjust(jnp.zeros((1, 3)), **options),
+        lambda: sample(jax.random.key(0), jnp.zeros((1, 3)), **options),
+    ):
         with pytest.raises(UserError, match=named):
             call()
 

@@ -1,4 +1,5 @@
-"""Speculation against the full model alone: the same greedy text, the same distribution; states that go back; what it costs."""
+"""Speculation against the full model alone: the same greedy text, the same distribution; states that go back; what it
+costs."""
 
 import functools
 import itertools
@@ -25,7 +26,10 @@ class Half(History):
 
 
 def ways_of(model):
-    return {"position": by_position(model.extend, model.extend_states), "rerun": by_rerun(model.extend, model.extend_masked)}
+    return {
+        "position": by_position(model.extend, model.extend_states),
+        "rerun": by_rerun(model.extend, model.extend_masked),
+    }
 
 
 def program(full, draft, way, **options):
@@ -62,7 +66,12 @@ def test_the_text_is_greedy_decoding_of_the_full_model(draft, way):
     if draft is SAME:  # 20 tokens after the prompt's, four a round
         assert out.rounds.tolist() == [5] * 3 and out.acceptance.tolist() == [1.0] * 3
     elif draft is HALF:
-        assert (out.acceptance > 0.2).all() and (out.acceptance < 0.9).all() and (out.rounds > 5).all() and (out.rounds < 18).all()
+        assert (
+            (out.acceptance > 0.2).all()
+            and (out.acceptance < 0.9).all()
+            and (out.rounds > 5).all()
+            and (out.rounds < 18).all()
+        )
     else:
         assert (out.acceptance < 0.4).all() and (out.rounds > 8).all()
 
@@ -169,12 +178,16 @@ def chi_square(counts, chances):
 
 
 @pytest.mark.parametrize(
-    ("options", "way"), [(dict(temperature=1.0), "position"), (dict(temperature=0.7, top_k=3, top_p=0.9), "rerun")], ids=["plain", "cut"]
+    ("options", "way"),
+    [(dict(temperature=1.0), "position"), (dict(temperature=0.7, top_k=3, top_p=0.9), "rerun")],
+    ids=["plain", "cut"],
 )
 def test_sampled_texts_have_the_full_models_distribution(options, way):
     """All 4^4 texts of four tokens, against the product of the full model's own (adjusted) probabilities."""
     full, draft, rows = History(seed=5, vocabulary=4, scale=0.3), Bigram(vocabulary=4), 20000
-    out = program(full, draft, way, num_tokens=4, lookahead=2, **options)(np.full((rows, 1), 3), None, jax.random.key(11))
+    out = program(full, draft, way, num_tokens=4, lookahead=2, **options)(
+        np.full((rows, 1), 3), None, jax.random.key(11)
+    )
     assert 0.3 < out.acceptance.mean() < 0.9
     texts = list(itertools.product(range(4), repeat=4))
     prefixes = [t[:n] for n in range(4) for t in sorted({t[:n] for t in texts})]
@@ -186,7 +199,9 @@ def test_sampled_texts_have_the_full_models_distribution(options, way):
     statistic, freedom = chi_square(counts, chances)
     assert statistic < freedom + 4.5 * np.sqrt(2 * freedom), (statistic, freedom)
     # What the draft alone would give is far off: the test can tell.
-    of_draft = chi_square(np.bincount(np.asarray(out.tokens[:, 1]), minlength=4), np.asarray(jax.nn.softmax(draft.table[3])))
+    of_draft = chi_square(
+        np.bincount(np.asarray(out.tokens[:, 1]), minlength=4), np.asarray(jax.nn.softmax(draft.table[3]))
+    )
     assert of_draft[0] > 500
 
 
@@ -199,7 +214,9 @@ def test_a_row_samples_alike_in_every_batch_and_a_draft_like_the_full_model_is_a
         """The draft is the same function of another history unless its seed is the full model's."""
         options = dict(key=jax.random.key(4), rows=rows, temperature=1.2, num_tokens=13, lookahead=3)
         states = model.start(3), jnp.full(3, seed, jnp.uint32)
-        return speculate(ways_of(model)["position"], Draft(model.extend, model.step), *states, *(x[rows] for x in prompt), **options)
+        return speculate(
+            ways_of(model)["position"], Draft(model.extend, model.step), *states, *(x[rows] for x in prompt), **options
+        )
 
     rows = jnp.array([2, 0, 0])
     once, again = run(jnp.arange(3), 99), run(rows, 99)
@@ -222,4 +239,11 @@ def test_a_row_samples_alike_in_every_batch_and_a_draft_like_the_full_model_is_a
 def test_bad_numbers_are_named(options, message):
     options = dict(num_tokens=3, lookahead=2) | options
     with pytest.raises(UserError, match=message):
-        speculate(ways_of(FULL)["rerun"], Draft(HALF.extend, HALF.step), FULL.start(1), HALF.start(1), np.array([[1]]), **options)
+        speculate(
+            ways_of(FULL)["rerun"],
+            Draft(HALF.extend, HALF.step),
+            FULL.start(1),
+            HALF.start(1),
+            np.array([[1]]),
+            **options,
+        )

@@ -77,7 +77,10 @@ def test_every_way_of_decoding_ends_at_the_same_stops(numbers):
     told = IntegerTokenizer(10, eot=(stop,))
     for more, tokenizer in ((dict(stop_ids=(stop,)), None), (dict(stop=(str(stop),)), None), (dict(), told)):
         request = text.Request(**GREEDY, **more)
-        results = [text.write(numbers, [PROMPT], request, tokenizer), text.speculate(numbers, numbers, PROMPT, request, tokenizer)]
+        results = [
+            text.write(numbers, [PROMPT], request, tokenizer),
+            text.speculate(numbers, numbers, PROMPT, request, tokenizer),
+        ]
         for result in results:
             assert result.tokens[0][0].tolist() == whole[: first + 1]
             assert result.texts == [[" ".join(map(str, whole[:first]))]] and result.prompts == ["1 2 3"]
@@ -135,7 +138,8 @@ def test_what_cannot_be_sampled_is_refused(numbers):
 
 
 @pytest.mark.parametrize(
-    ("ids", "message"), [("9" * 30, "token 9+ of the prompt is outside"), ("-1", "token -1"), ("1,,2", "no list"), ("", "no list")]
+    ("ids", "message"),
+    [("9" * 30, "token 9+ of the prompt is outside"), ("-1", "token -1"), ("1,,2", "no list"), ("", "no list")],
 )
 def test_ids_that_are_none(ids, message):
     with pytest.raises(UserError, match=message):
@@ -154,7 +158,10 @@ def test_the_command_separates_prompt_and_continuation(tmp_path):
     assert done.stdout.startswith(f"--- prompt ---\näb\n--- continuation ---\n{told['texts'][0][0]}\n")
     done = command("generate", *flags, "--prompt=a", "--prompt=ü", "--stop=\x01\x01")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--- prompt 1 ---\na\n--- continuation 1 ---\n" in done.stdout and "--- prompt 2 ---\nü\n--- continuation 2 ---\n" in done.stdout
+    assert (
+        "--- prompt 1 ---\na\n--- continuation 1 ---\n" in done.stdout
+        and "--- prompt 2 ---\nü\n--- continuation 2 ---\n" in done.stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,4 +181,9 @@ def test_a_model_of_images_is_told_as_such_and_not_by_the_tokenizer_that_it_lack
     config, params, stats = model("lenet5")
     save_folder(tmp_path / "model", config, params, stats, {"source": "test"})
     done = command("generate", f"--workdir={tmp_path}/model", "--prompt=a")
-    assert done.returncode == 2 and "tokenizer" not in done.stderr and "lenet" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and "tokenizer" not in done.stderr
+        and "lenet" in done.stderr
+        and done.stderr.count("\n") == 1
+    )

@@ -11,7 +11,9 @@ _STEP, _SPREAD, _MIX = 2654435761, 0x9E3779B9, 0x85EBCA6B
 
 def draw(shape, *seeds):
     """Standard normal float32 numbers keyed by integers."""
-    return np.random.Generator(np.random.Philox(key=np.array([*seeds, 0][:2], np.uint64))).standard_normal(shape, np.float32)
+    return np.random.Generator(np.random.Philox(key=np.array([*seeds, 0][:2], np.uint64))).standard_normal(
+        shape, np.float32
+    )
 
 
 def left_pad(prompts):
@@ -32,7 +34,9 @@ class Recurrent:
         def body(state, inputs):
             token, keep = inputs
             after = self.next_state(state, token)
-            after = jax.tree.map(lambda new, old: jnp.where(keep.reshape(-1, *[1] * (new.ndim - 1)), new, old), after, state)
+            after = jax.tree.map(
+                lambda new, old: jnp.where(keep.reshape(-1, *[1] * (new.ndim - 1)), new, old), after, state
+            )
             return after, (self.logits(after), after if stack else None)
 
         state, (logits, states) = lax.scan(body, state, (tokens.T, keep.T))
@@ -63,7 +67,9 @@ class History(Recurrent):
         return state ^ (state >> 15)
 
     def logits(self, state):
-        x = (state[..., None] + jnp.arange(1, self.vocabulary + 1, dtype=jnp.uint32) * jnp.uint32(_SPREAD)) * jnp.uint32(_MIX)
+        x = (
+            state[..., None] + jnp.arange(1, self.vocabulary + 1, dtype=jnp.uint32) * jnp.uint32(_SPREAD)
+        ) * jnp.uint32(_MIX)
         return (((x ^ (x >> 13)) * jnp.uint32(_STEP)) >> 29).astype(jnp.float32) * self.scale
 
     def recompute(self, tokens):

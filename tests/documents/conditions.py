@@ -1,9 +1,10 @@
-"""Under which conditions the committed results were made, as a table: seeds, updates, examples, training FLOPs, wall time, choices.
+"""Under which conditions the committed results were made, as a table: seeds, updates, examples, training FLOPs, wall
+time, choices.
 
     python -m tests.documents.conditions            # writes results/conditions.csv and conditions.md; make conditions
 
-Updates, examples and FLOPs follow from the recipes, wall times from the results' own files (seconds of each run, or of all runs together where
-only that was kept); what was chosen, and on which split, is what is known of it.
+Updates, examples and FLOPs follow from the recipes, wall times from the results' own files (seconds of each run, or of
+all runs together where only that was kept); what was chosen, and on which split, is what is known of it.
 """
 
 import csv
@@ -22,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Result:
-    """One committed result: its folder, the recipes of its arms, its seeds, where its seconds stand, what changed since it was made."""
+    """One committed result: its folder, the recipes of its arms, its seeds, where its seconds stand, what changed since
+    it was made."""
 
     folder: str
     recipes: tuple[str, ...]
@@ -58,7 +60,10 @@ RESULTS = (
     ),
     Result("selective_copying", ("selective_copying:smallx16",), wall="sweep.csv", since=DECAY),
     Result("in_context_linear", ("in_context_linear",), wall=""),
-    *(Result(f"in_context_boolean/{f}", (f"in_context_boolean:{f}",), wall="") for f in ("conjunction", "dnf", "parity", "sparse_parity")),
+    *(
+        Result(f"in_context_boolean/{f}", (f"in_context_boolean:{f}",), wall="")
+        for f in ("conjunction", "dnf", "parity", "sparse_parity")
+    ),
     Result("moe_lm", ("moe_lm:dense", "moe_lm:moe"), 3, wall="sweep.csv"),
     Result("fashion_vmoe", ("fashion_vmoe:dense", "fashion_vmoe:moe"), 3, wall="sweep.csv", since=DECAY),
     Result(
@@ -80,7 +85,8 @@ RESULTS = (
 
 
 def facts(result: Result, data_dir: str = "") -> dict[str, Any]:
-    """Returns updates, examples an update, training FLOPs and choices of a run of each of a result's recipes, in the order of the recipes.
+    """Returns updates, examples an update, training FLOPs and choices of a run of each of a result's recipes, in the
+    order of the recipes.
 
     Args:
       result: which.
@@ -110,7 +116,10 @@ def wall(result: Result) -> str:
 
 def row(result: Result, data_dir: str = "") -> dict[str, Any]:
     """Returns a row of the table."""
-    names = ", ".join(f"configs/{name.split(':')[0]}.py" + (f":{name.split(':')[1]}" if ":" in name else "") for name in result.recipes)
+    names = ", ".join(
+        f"configs/{name.split(':')[0]}.py" + (f":{name.split(':')[1]}" if ":" in name else "")
+        for name in result.recipes
+    )
     return {
         "result": result.folder,
         "recipes": names,
@@ -126,7 +135,9 @@ def main() -> None:
 
     data_dir = sys.argv[1] if len(sys.argv) > 1 else ""
     rows = [row(result, data_dir) for result in RESULTS]
-    tables.write_csv(ROOT / "results/conditions.csv", rows, command="python -m tests.documents.conditions [FOLDER of Fashion-MNIST]")
+    tables.write_csv(
+        ROOT / "results/conditions.csv", rows, command="python -m tests.documents.conditions [FOLDER of Fashion-MNIST]"
+    )
     text = "Made by `python -m tests.documents.conditions`. Several recipes with different figures have them in their order, separated by semicolons.\n\n"
     (ROOT / "results/conditions.md").write_text(text + tables.markdown_table(rows, list(rows[0])), encoding="utf-8")
 

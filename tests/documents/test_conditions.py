@@ -10,8 +10,17 @@ ROWS = {row["result"]: row for row in read_csv(ROOT / "results/conditions.csv")}
 
 def test_every_trained_result_is_listed():
     """A folder of results is of trained networks, or of measurements of time and faults."""
-    folders = {str(path.parent.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.md")} - {".", "bench", "faults"}
-    told = {result.folder for result in RESULTS} | {"control/bandit", "control/detour", "shakespeare", "shakespeare/large"}
+    folders = {str(path.parent.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.md")} - {
+        ".",
+        "bench",
+        "faults",
+    }
+    told = {result.folder for result in RESULTS} | {
+        "control/bandit",
+        "control/detour",
+        "shakespeare",
+        "shakespeare/large",
+    }
     assert folders == told and set(ROWS) == {result.folder for result in RESULTS}
 
 
@@ -21,7 +30,9 @@ def test_wall_times_are_those_of_the_files(result):
     assert (ROWS[result.folder]["seeds"], ROWS[result.folder]["changed_since"] or "") == (result.seeds, result.since)
 
 
-@pytest.mark.parametrize("result", [r for r in RESULTS if "fashion" not in " ".join(r.recipes)], ids=lambda result: result.folder)
+@pytest.mark.parametrize(
+    "result", [r for r in RESULTS if "fashion" not in " ".join(r.recipes)], ids=lambda result: result.folder
+)
 def test_updates_choices_and_flops_follow_from_the_recipes(result):
     found = facts(result)
     expected = {key: str(ROWS[result.folder][key]) for key in ("updates", "examples", "chosen")}

@@ -1,8 +1,9 @@
 """Every number of a results table in the documents stands in the file that the table names.
 
-A table of measurements has a comment above it, `<!-- numbers: FILE FILE -->`, or links in its rows to the pages of results; tables that hold no
-measurement say so by `<!-- no measurements -->`. A number that is shown to n digits must be the rounding of one of the file's, in the row
-that has the same name where there is one; percents, thousands (k, M, G) and milli- and microseconds are read as such.
+A table of measurements has a comment above it, `<!-- numbers: FILE FILE -->`, or links in its rows to the pages of
+results; tables that hold no measurement say so by `<!-- no measurements -->`. A number that is shown to n digits must
+be the rounding of one of the file's, in the row that has the same name where there is one; percents, thousands (k, M,
+G) and milli- and microseconds are read as such.
 """
 
 import csv
@@ -14,8 +15,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?:\s?(%|k\b|M\b|G\b|MFLOPs|kFLOPs|GFLOPs|ms\b|us\b|min\b))?")
-SCALES = {"%": 100, "k": 1e-3, "kFLOPs": 1e-3, "M": 1e-6, "MFLOPs": 1e-6, "G": 1e-9, "GFLOPs": 1e-9, "ms": 1, "us": 1e3, "min": 1 / 60}
+NUMBER = re.compile(
+    r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?:\s?(%|k\b|M\b|G\b|MFLOPs|kFLOPs|GFLOPs|ms\b|us\b|min\b))?"
+)
+SCALES = {
+    "%": 100,
+    "k": 1e-3,
+    "kFLOPs": 1e-3,
+    "M": 1e-6,
+    "MFLOPs": 1e-6,
+    "G": 1e-9,
+    "GFLOPs": 1e-9,
+    "ms": 1,
+    "us": 1e3,
+    "min": 1 / 60,
+}
 COMMENT = re.compile(r"<!-- (no measurements|numbers: ([^>]+?)) -->")
 LINK = re.compile(r"\]\((results/[^)]+)\)")
 

@@ -13,13 +13,19 @@ import numpy as np
 from research.train.manifests import MANIFEST
 
 LIMIT_S = 600
-FLAGS = ["--config=tests/tiny.py", "--config.train.duration=300", "--config.train.log_every=10", "--config.checkpoint.every=10"]
+FLAGS = [
+    "--config=tests/tiny.py",
+    "--config.train.duration=300",
+    "--config.train.log_every=10",
+    "--config.checkpoint.every=10",
+]
 FLAGS += ["--config.eval.every=100"]
 
 
 @dataclass
 class Outcome:
-    """What became of an injected fault: how often it was injected, whether all was well each time, and what was said."""
+    """What became of an injected fault: how often it was injected, whether all was well each time, and what was
+    said."""
 
     fault: str
     times: int
@@ -56,18 +62,26 @@ class Runs:
     def words(self, workdir: Path, *more: str, module: tuple[str, ...] = ("launch.train",)) -> list[str]:
         return [sys.executable, "-m", *module, *FLAGS, f"--workdir={workdir}", *more]
 
-    def train(self, workdir: Path, *more: str, module: tuple[str, ...] = ("launch.train",), **options) -> subprocess.CompletedProcess:
+    def train(
+        self, workdir: Path, *more: str, module: tuple[str, ...] = ("launch.train",), **options
+    ) -> subprocess.CompletedProcess:
         try:
             words = self.words(workdir, *more, module=module)
-            done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, env=self.environment, **options)
+            done = subprocess.run(
+                words, capture_output=True, text=True, timeout=LIMIT_S, env=self.environment, **options
+            )
         except subprocess.TimeoutExpired:
             raise Failed(f"{workdir.name} hung for {LIMIT_S} s") from None
-        require("Traceback" not in done.stdout + done.stderr, f"{workdir.name} ended in a traceback: {done.stderr[-800:]}")
+        require(
+            "Traceback" not in done.stdout + done.stderr, f"{workdir.name} ended in a traceback: {done.stderr[-800:]}"
+        )
         return done
 
     def begin(self, workdir: Path, *more: str, module: tuple[str, ...] = ("launch.train",)) -> subprocess.Popen:
         words = self.words(workdir, *more, module=module)
-        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment)
+        return subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment
+        )
 
     def wait_for(self, process: subprocess.Popen, workdir: Path, step: int) -> None:
         """Waits until a checkpoint of at least this step is whole."""
@@ -79,7 +93,10 @@ class Runs:
     def error(self, done: subprocess.CompletedProcess, code: int = 2) -> str:
         """Returns the one line of a run that ended with a mistake or an injected fault."""
         lines = done.stderr.strip().splitlines()
-        require(done.returncode == code, f"exit code {done.returncode}, not {code}: {done.stdout[-300:]} {done.stderr[-300:]}")
+        require(
+            done.returncode == code,
+            f"exit code {done.returncode}, not {code}: {done.stdout[-300:]} {done.stderr[-300:]}",
+        )
         require(1 <= len(lines) <= 2 and "error: " in lines[-1], f"not one or two lines: {done.stderr[-800:]}")
         return lines[-1].replace(str(self.root), "RUNS")
 
@@ -122,7 +139,11 @@ class Campaign(Runs):
 def whole_steps(workdir: Path) -> list[int]:
     """Returns the steps whose checkpoint has its manifest."""
     folder = workdir / "checkpoints"
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / MANIFEST).exists()) if folder.exists() else []
+    return (
+        sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / MANIFEST).exists())
+        if folder.exists()
+        else []
+    )
 
 
 def half_saved(workdir: Path) -> bool:

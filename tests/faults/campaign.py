@@ -1,9 +1,11 @@
-"""The fault-injection suite: faults of every kind on runs of seconds, and what became of them; `make faults` writes the report.
+"""The fault-injection suite: faults of every kind on runs of seconds, and what became of them; `make faults` writes the
+report.
 
     python -m tests.faults.campaign --kills=50 --readers_s=120 --out=results/faults
 
-A run is well when it ends with the same parameters and the same metrics.jsonl, bit for bit, as one that nothing happened to. An injected fault must
-lose nothing older than the last completed save, end in one or two lines, never in a traceback or a hang.
+A run is well when it ends with the same parameters and the same metrics.jsonl, bit for bit, as one that nothing
+happened to. An injected fault must lose nothing older than the last completed save, end in one or two lines, never in a
+traceback or a hang.
 """
 
 import argparse
@@ -88,7 +90,10 @@ def write(folder: Path, outcomes: list[Outcome], seconds: float) -> None:
     lines[2] += " nothing happened to, and what it said stood in one or two lines."
     lines += ["| fault | times | well | what was said |", "| --- | ---: | ---: | --- |"]
     lines += [f"| {r['fault']} | {r['times']} | {r['well']} | {r['what was said']} |" for r in rows]
-    lines += ["", f"{seconds:.0f} s; {machine['date']}, {json.dumps(machine['packages'].get('jax'))}, {machine['threads']} threads."]
+    lines += [
+        "",
+        f"{seconds:.0f} s; {machine['date']}, {json.dumps(machine['packages'].get('jax'))}, {machine['threads']} threads.",
+    ]
     (folder / "faults.md").write_text("\n".join(lines) + "\n")
 
 

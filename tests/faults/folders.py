@@ -14,7 +14,8 @@ from tests.faults.base import LIMIT_S, Campaign, Outcome, require, whole_steps
 
 
 def damaged(c: Campaign) -> list[Outcome]:
-    """Files of the newest checkpoint truncated, emptied, removed, with a flipped bit; the manifest too; an empty folder."""
+    """Files of the newest checkpoint truncated, emptied, removed, with a flipped bit; the manifest too; an empty
+    folder."""
     start, steps = killed_at(c, "damaged", 40)
     newest = steps[-1]
     files = sorted(p.relative_to(start) for p in (start / "checkpoints" / str(newest)).rglob("*") if p.is_file())
@@ -61,7 +62,8 @@ STRAYS = {
 
 
 def add_strays(folder: Path) -> int:
-    """Puts what file managers and network file systems leave, and a folder, into every folder below; returns into how many."""
+    """Puts what file managers and network file systems leave, and a folder, into every folder below; returns into how
+    many."""
     folders = [folder, *(p for p in sorted(folder.rglob("*")) if p.is_dir())]
     for place in folders:
         for name, content in STRAYS.items():
@@ -102,13 +104,16 @@ def renamed(c: Campaign) -> list[Outcome]:
 
 
 def read(c: Campaign, module: str, *words: str) -> subprocess.CompletedProcess:
-    done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True, timeout=LIMIT_S, env=c.environment)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words], capture_output=True, text=True, timeout=LIMIT_S, env=c.environment
+    )
     require("Traceback" not in done.stdout + done.stderr, f"{module} ended in a traceback: {done.stderr[-800:]}")
     return done
 
 
 def statistics(c: Campaign) -> list[Outcome]:
-    """Other values, and half a file, in place of a network's own statistics: the accuracy that is told stays what it is."""
+    """Other values, and half a file, in place of a network's own statistics: the accuracy that is told stays what it
+    is."""
 
     def accuracy(workdir: Path) -> tuple[str, str]:
         out = c.root / f"{workdir.name}.csv"
@@ -121,7 +126,10 @@ def statistics(c: Campaign) -> list[Outcome]:
     right, silent = accuracy(c.reference)
     require(not silent, f"good statistics were not believed: {silent}")
     outcomes = []
-    for name, damage in (("other values", None), ("half a file", lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]))):
+    for name, damage in (
+        ("other values", None),
+        ("half a file", lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2])),
+    ):
         workdir = c.root / f"statistics_{name.replace(' ', '_')}"
         shutil.copytree(c.reference, workdir)
         path = next((workdir / "statistics").glob("*/s.npz"))
@@ -143,7 +151,16 @@ HOSTILE: dict[str, bytes] = {
     "missing keys": b"{}\n",
     "nothing": b"",
 }
-OWN = ("config.json", "environment.json", "metrics.jsonl", "timings.jsonl", "report.json", "status.json", "layout.json", "lock")
+OWN = (
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "timings.jsonl",
+    "report.json",
+    "status.json",
+    "layout.json",
+    "lock",
+)
 
 
 def hostile(c: Campaign) -> list[Outcome]:
@@ -163,7 +180,11 @@ def hostile(c: Campaign) -> list[Outcome]:
                     said.append(f"{kind}: {c.error(done)}")
             require(precious.read_text() == "mine\n", f"{name}: a link was written through")
             shutil.rmtree(workdir)
-        outcomes.append(Outcome(f"hostile {name}", len(HOSTILE) + 1, len(HOSTILE) + 1, said[-1] if said else "nothing: it is not needed"))
+        outcomes.append(
+            Outcome(
+                f"hostile {name}", len(HOSTILE) + 1, len(HOSTILE) + 1, said[-1] if said else "nothing: it is not needed"
+            )
+        )
     return outcomes
 
 

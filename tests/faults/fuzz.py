@@ -2,9 +2,10 @@
 
     python -m tests.faults.fuzz --configs=500 --weights=200 --hostile=200 --run_files=100
 
-A config counts as accepted when its run could start: recipe, data, model, task, optimizer and mesh are made. A weight file counts as
-accepted when its arrays can be read, a file of a run when all that commands read of the run can be. Files made
-to fill memory or to hang (`tests/faults/hostile.py`) are read in a process whose memory and time are limited.
+A config counts as accepted when its run could start: recipe, data, model, task, optimizer and mesh are made. A weight
+file counts as accepted when its arrays can be read, a file of a run when all that commands read of the run can be.
+Files made to fill memory or to hang (`tests/faults/hostile.py`) are read in a process whose memory and time are
+limited.
 """
 
 import argparse
@@ -26,8 +27,33 @@ from launch import config as recipe
 from research.errors import UserError
 from tests.faults.fuzz_runs import fuzz_runs
 
-RECIPES = ("tests/tiny.py:all", "tests/tiny.py:sorted", "tests/tiny_lm.py:probe", "tests/tiny_robust.py:alternate", "configs/quickstart.py")
-VALUES = ("-1", "0", "1", "3", "7", "64", "1000000007", "-0.5", "0.3", "1e30", "nan", "inf", "''", "x", "x" * 300, "[1, 2]", "[]", "{}")
+RECIPES = (
+    "tests/tiny.py:all",
+    "tests/tiny.py:sorted",
+    "tests/tiny_lm.py:probe",
+    "tests/tiny_robust.py:alternate",
+    "configs/quickstart.py",
+)
+VALUES = (
+    "-1",
+    "0",
+    "1",
+    "3",
+    "7",
+    "64",
+    "1000000007",
+    "-0.5",
+    "0.3",
+    "1e30",
+    "nan",
+    "inf",
+    "''",
+    "x",
+    "x" * 300,
+    "[1, 2]",
+    "[]",
+    "{}",
+)
 VALUES += (
     "{'a': 1}",
     "None",
@@ -118,7 +144,11 @@ def fuzz_configs(count: int, seed: int = 0) -> Counter:
 def valid_safetensors(path: Path) -> None:
     from research.interop.safetensors_io import save_safetensors
 
-    arrays = {"a/kernel": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(5, np.int8), "c": np.zeros((2, 2), np.float16)}
+    arrays = {
+        "a/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
+        "b": np.ones(5, np.int8),
+        "c": np.zeros((2, 2), np.float16),
+    }
     save_safetensors(path, arrays)
 
 
@@ -127,7 +157,12 @@ def valid_pth(path: Path) -> None:
     from tests.interop.test_pth import SIX, storage, tensor, write
 
     write(
-        path, {"layer.weight": tensor(storage("0", 6), 0, (2, 3), (3, 1)), "layer.bias": tensor(storage("0", 6), 0, (2,), (1,))}, {"0": SIX}
+        path,
+        {
+            "layer.weight": tensor(storage("0", 6), 0, (2, 3), (3, 1)),
+            "layer.bias": tensor(storage("0", 6), 0, (2,), (1,)),
+        },
+        {"0": SIX},
     )
 
 
@@ -183,14 +218,19 @@ def fuzz_weights(count: int, seed: int = 0) -> Counter:
         folder = Path(name)
         valid_safetensors(folder / "good.safetensors")
         valid_pth(folder / "good.pth")
-        read = {"safetensors": lambda p: {k: np.asarray(v).sum() for k, v in load_safetensors(p).items()}, "pth": lambda p: read_pth(p)}
+        read = {
+            "safetensors": lambda p: {k: np.asarray(v).sum() for k, v in load_safetensors(p).items()},
+            "pth": lambda p: read_pth(p),
+        }
         for kind in read:
             if judge(f"good.{kind}", lambda: read[kind](folder / f"good.{kind}")) != "accepted":  # noqa: B023
                 HARM.append(f"the unchanged {kind} file is refused")
         for i in range(count):
             kind = rng.choice(("safetensors", "safetensors", "pth"))
             data = (folder / f"good.{kind}").read_bytes()
-            changed = mutated_header(rng, data) if kind == "safetensors" and rng.random() < 0.5 else mutated_bytes(rng, data)
+            changed = (
+                mutated_header(rng, data) if kind == "safetensors" and rng.random() < 0.5 else mutated_bytes(rng, data)
+            )
             path = folder / f"bad.{kind}"
             path.write_bytes(changed)
             out[f"{kind} {judge(f'{kind} file {i} of seed {seed}', lambda: read[kind](path))}"] += 1  # noqa: B023
@@ -208,10 +248,14 @@ def main() -> int:
     print(f"{options.configs} mutated configs: {dict(fuzz_configs(options.configs, options.seed))}")
     print(f"{options.weights} mutated weight files: {dict(fuzz_weights(options.weights, options.seed))}")
     hostile = [sys.executable, "-m", "tests.faults.hostile", f"--first={options.seed}", f"--count={options.hostile}"]
-    if options.hostile and (code := subprocess.run(hostile, timeout=60 + 20 * options.hostile).returncode):  # with limits of its own
+    if options.hostile and (
+        code := subprocess.run(hostile, timeout=60 + 20 * options.hostile).returncode
+    ):  # with limits of its own
         HARM.append(f"{' '.join(hostile[1:])} ended with exit code {code}")
     if options.run_files:
-        print(f"{options.run_files} mutated files of a run: {dict(fuzz_runs(options.run_files, options.seed, judge, HARM))}")
+        print(
+            f"{options.run_files} mutated files of a run: {dict(fuzz_runs(options.run_files, options.seed, judge, HARM))}"
+        )
     return 1 if HARM else 0
 
 

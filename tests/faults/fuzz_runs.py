@@ -1,4 +1,5 @@
-"""Mutated files of a run's folder: what reads them accepts or refuses in one or two lines, and what is trained never changes silently."""
+"""Mutated files of a run's folder: what reads them accepts or refuses in one or two lines, and what is trained never
+changes silently."""
 
 import json
 import random
@@ -63,7 +64,9 @@ def mutate(rng: random.Random, run: Path, precious: Path) -> str:
         "link": lambda: (path.unlink(), path.symlink_to(precious)),
         "dangling link": lambda: (path.unlink(), path.symlink_to(precious.with_name("nobody"))),
         "folder": lambda: (path.unlink(), path.mkdir()),
-        "renamed step": lambda: shutil.move(run / "checkpoints" / "4", run / "checkpoints" / rng.choice(("6", "04", "3", "x"))),
+        "renamed step": lambda: shutil.move(
+            run / "checkpoints" / "4", run / "checkpoints" / rng.choice(("6", "04", "3", "x"))
+        ),
     }
     if path.suffix in (".json", ".jsonl"):
         kinds["values"] = lambda: path.write_bytes(mutated_json(rng, path.read_bytes()))
@@ -142,4 +145,8 @@ def fuzz_runs(count: int, seed: int, judge: Callable[[str, Callable[[], Any]], s
 
 def final_arrays(run: Path) -> dict[str, np.ndarray]:
     """Returns the bytes of the checkpoints of a run."""
-    return {str(p.relative_to(run)): np.fromfile(p, np.uint8) for p in sorted((run / "checkpoints").rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(run)): np.fromfile(p, np.uint8)
+        for p in sorted((run / "checkpoints").rglob("*"))
+        if p.is_file()
+    }

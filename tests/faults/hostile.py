@@ -1,9 +1,11 @@
-"""Other people's files made to do harm: every one is read or refused in a line, within a memory and a time that are held to.
+"""Other people's files made to do harm: every one is read or refused in a line, within a memory and a time that are
+held to.
 
     python -m tests.faults.hostile --first=0 --count=100
 
-A trial is a function of its number: a foreign config.json with sizes and types that cannot be beside weights of a kilobyte, a pickle that
-makes objects without end, a gzip file that swells, a header of safetensors that lies. One process makes all; `make fuzz` starts it.
+A trial is a function of its number: a foreign config.json with sizes and types that cannot be beside weights of a
+kilobyte, a pickle that makes objects without end, a gzip file that swells, a header of safetensors that lies. One
+process makes all; `make fuzz` starts it.
 """
 
 import argparse
@@ -31,7 +33,7 @@ VALUES: tuple[Any, ...] = (10**9, 10**30, 2**24, -1, 0, 1, 3, 2.5, -1e-5, 1e300,
                            [], {}, [1], {"a": 1}, {"__float__": "x"}, "\x1b[2J\0", "x" * 10**6, list(range(1000)))  # fmt: skip
 
 
-# -- configs of language models ------------------------------------------------------------------------------------------
+# -- configs of language models ----------------------------------------------------------------------------------------
 
 
 def small_models() -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
@@ -52,7 +54,9 @@ def small_models() -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
     for name, norm in (("mixtral", False), ("qwen3", True)):
         moe = dataclasses.replace(FAMILIES[name], **experts[name])
         mixer = Attention(heads=2, qk_norm=norm, qk_norm_eps=1e-5)
-        moes[name] = SequenceConfig(**shared, pattern="attention", attention=mixer, ffn="moe", ffn_dim=8, moe=moe, tied=False)
+        moes[name] = SequenceConfig(
+            **shared, pattern="attention", attention=mixer, ffn="moe", ffn_dim=8, moe=moe, tied=False
+        )
     out = {}
     for source, config, names in (
         ("hf-mamba", mamba, mamba_names),
@@ -63,7 +67,10 @@ def small_models() -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
         ("hf-qwen3-moe", moes["qwen3"], moe_names),
     ):
         shapes = {name: s.shape for name, s in abstract(config).params.items()}
-        params = {name: np.random.default_rng(len(name)).normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        params = {
+            name: np.random.default_rng(len(name)).normal(size=shape).astype(np.float32)
+            for name, shape in shapes.items()
+        }
         out[source if source not in out else f"{source} 2"] = names.to_foreign(source, config, params)
     return out
 
@@ -73,7 +80,15 @@ def hostile_config(rng: random.Random, data: dict[str, Any]) -> dict[str, Any]:
     data = json.loads(json.dumps(data))
     for _ in range(rng.choice((1, 1, 2))):
         group = data["ssm_cfg"] if isinstance(data.get("ssm_cfg"), dict) and rng.random() < 0.5 else data
-        extra = ["head_dim", "time_step_limit", "mlp_only_layers", "rope_parameters", "rope_scaling", "sliding_window", "dt_limit"]
+        extra = [
+            "head_dim",
+            "time_step_limit",
+            "mlp_only_layers",
+            "rope_parameters",
+            "rope_scaling",
+            "sliding_window",
+            "dt_limit",
+        ]
         group[rng.choice([*group, *extra])] = rng.choice(VALUES)
     return data
 
@@ -96,18 +111,22 @@ def hostile_values(rng: random.Random, state: dict[str, np.ndarray]) -> dict[str
     state = {name: np.array(w) for name, w in state.items()}
     name = rng.choice(sorted(state))
     if rng.random() < 0.2:
-        state[name] = rng.choice((state[name].astype(np.int8), state[name] * np.float32("nan"), state[name] + np.float32("inf")))
+        state[name] = rng.choice(
+            (state[name].astype(np.int8), state[name] * np.float32("nan"), state[name] + np.float32("inf"))
+        )
     return state
 
 
-# -- files that swell ------------------------------------------------------------------------------------------------------
+# -- files that swell --------------------------------------------------------------------------------------------------
 
 
 def pickle_bomb(rng: random.Random, folder: Path) -> tuple[str, Callable[[], Any]]:
     from research.interop.pth import read_pth
 
     count = rng.choice((10**4, 3 * 10**6, 3 * 10**7))
-    step = rng.choice((pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.NONE + pickle.MEMOIZE, pickle.MARK, b"K\x01" + pickle.TUPLE1))
+    step = rng.choice(
+        (pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.NONE + pickle.MEMOIZE, pickle.MARK, b"K\x01" + pickle.TUPLE1)
+    )
     path = folder / "bomb.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickle.PROTO + b"\x04" + pickle.EMPTY_DICT + step * count + pickle.STOP)
@@ -134,7 +153,13 @@ def lying_header(rng: random.Random, folder: Path) -> tuple[str, Callable[[], An
     name = rng.choice(("a", "a\0b", "\x1b]0;x\x07", "n" * 10**6, "../../x", ""))
     shape = rng.choice(([1] * 65, [1] * 33, [2**62, 0], [2**62, 4], [0] * 20, [1, 2], [-1], [1.5], "x"))
     kind = rng.choice(("F32", "F64", "BF16", "I8", "F8_E4M3", "C64", 3, "\x1b[2J"))
-    header = {name: {"dtype": kind, "shape": shape, "data_offsets": rng.choice(([0, 4], [0, 8], [0, 0], [0, 2**62], [4, 0], [-4, 0]))}}
+    header = {
+        name: {
+            "dtype": kind,
+            "shape": shape,
+            "data_offsets": rng.choice(([0, 4], [0, 8], [0, 0], [0, 2**62], [4, 0], [-4, 0])),
+        }
+    }
     if rng.random() < 0.2:
         header["__metadata__"] = {"model": "[" * rng.choice((1, 10**5))}
     text = json.dumps(header).encode()

@@ -9,7 +9,8 @@ from tests.train.test_processes import processes_with
 
 
 def kills(c: Campaign, count: int) -> Outcome:
-    """kill -9 at random moments, half of them in a save; every run that comes to its end is judged, then a new one starts."""
+    """kill -9 at random moments, half of them in a save; every run that comes to its end is judged, then a new one
+    starts."""
     made = in_saves = ended = 0
     number = 0
     while made < count:
@@ -37,7 +38,9 @@ def kills(c: Campaign, count: int) -> Outcome:
     if (c.root / f"killed{number}").exists():
         c.go_on(c.root / f"killed{number}")
         ended += 1
-    return Outcome("kill -9", count, count, f"{in_saves} of them in a save; {ended} runs came to their end, all bit-identical")
+    return Outcome(
+        "kill -9", count, count, f"{in_saves} of them in a save; {ended} runs came to their end, all bit-identical"
+    )
 
 
 def sigterm(c: Campaign) -> Outcome:
@@ -80,22 +83,32 @@ def lost_process(c: Campaign) -> list[Outcome]:
     reference = c.root / "two_processes"
     require(c.train(reference, module=module).returncode == 0, "two processes did not train")
     outcomes = []
-    for name, number in (("SIGKILL of one of two processes", signal.SIGKILL), ("SIGTERM to two processes", signal.SIGTERM)):
+    for name, number in (
+        ("SIGKILL of one of two processes", signal.SIGKILL),
+        ("SIGTERM to two processes", signal.SIGTERM),
+    ):
         workdir = c.root / f"two_{number.name}"
         parent = c.begin(workdir, module=module)
         c.wait_for(parent, workdir, 20)
         if number == signal.SIGKILL:
-            os.kill(next(pid for pid, words in processes_with(f"--workdir={workdir}") if "--process=1" in words), number)
+            os.kill(
+                next(pid for pid, words in processes_with(f"--workdir={workdir}") if "--process=1" in words), number
+            )
         else:
             parent.send_signal(number)
         begun = time.time()
         output = parent.communicate(timeout=LIMIT_S)[0]
         seconds = time.time() - begun
         require(seconds < 60 and "Traceback" not in output, f"{name}: {seconds:.0f} s, {output[-500:]}")
-        require(parent.returncode == (1 if number == signal.SIGKILL else 75), f"{name}: exit code {parent.returncode}: {output[-500:]}")
+        require(
+            parent.returncode == (1 if number == signal.SIGKILL else 75),
+            f"{name}: exit code {parent.returncode}: {output[-500:]}",
+        )
         said = output.strip().splitlines()[-1].replace(str(c.root), "RUNS")
         done = c.train(workdir, module=module)
-        require(done.returncode == 0 and "resumed from step" in done.stdout, f"{name}: did not go on: {done.stderr[-300:]}")
+        require(
+            done.returncode == 0 and "resumed from step" in done.stdout, f"{name}: did not go on: {done.stderr[-300:]}"
+        )
         c.check_same(workdir, reference)
         outcomes.append(Outcome(name, 1, 1, f"after {seconds:.1f} s: {said}"))
     return outcomes

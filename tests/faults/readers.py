@@ -12,7 +12,12 @@ from tests.faults.surroundings import on_its_own_disk
 
 NOT_YET = ("no whole step is in", "holds no report.json", "vanished while it was read", "holds no run")
 """What a reader may say of a run that has just begun, in one line."""
-OFTEN = ["--config.checkpoint.every=5", "--config.checkpoint.keep_last=1", "--config.eval.every=0", "--config.train.log_every=10"]
+OFTEN = [
+    "--config.checkpoint.every=5",
+    "--config.checkpoint.keep_last=1",
+    "--config.eval.every=0",
+    "--config.train.log_every=10",
+]
 
 
 def image_readers(runs: Runs, workdir: Path) -> dict[str, list[str]]:
@@ -25,7 +30,12 @@ def image_readers(runs: Runs, workdir: Path) -> dict[str, list[str]]:
         "select": ["launch.select", f"--workdir={workdir}", "--max_params=1e9"],
         "report": ["launch.report", f"--workdir={workdir}", f"--out={out}/report"],
         "train.init_from": [
-            *("launch.train", "--config=tests/tiny.py", f"--config.train.init_from={workdir}", "--config.train.duration=2"),
+            *(
+                "launch.train",
+                "--config=tests/tiny.py",
+                f"--config.train.init_from={workdir}",
+                "--config.train.duration=2",
+            ),
             f"--workdir={out}/from_{{count}}",
         ],
     }
@@ -39,7 +49,9 @@ def text_readers(runs: Runs, workdir: Path) -> dict[str, list[str]]:
     }
 
 
-def read_beside(runs: Runs, name: str, config: list[str], readers: Callable[[Runs, Path], dict[str, list[str]]]) -> dict[str, list[int]]:
+def read_beside(
+    runs: Runs, name: str, config: list[str], readers: Callable[[Runs, Path], dict[str, list[str]]]
+) -> dict[str, list[int]]:
     """Trains a run alone, then again while it is read over and over, and judges that both end alike.
 
     Returns: reader -> [readings, how many of them were told that no step is there yet].
@@ -57,7 +69,10 @@ def read_beside(runs: Runs, name: str, config: list[str], readers: Callable[[Run
         told[1] += read_once(runs, reader, [word.format(count=count) for word in words])
         told[0] += 1
     output = process.communicate(timeout=LIMIT_S)[0]
-    require(process.returncode == 0, f"{name}: the training ended with {process.returncode} while it was read: {output[-800:]}")
+    require(
+        process.returncode == 0,
+        f"{name}: the training ended with {process.returncode} while it was read: {output[-800:]}",
+    )
     require("not used" not in output and "Traceback" not in output, f"{name}: {output[-800:]}")
     require(not (read / "checkpoints" / "rejected").exists(), f"{name}: a step was rejected")
     runs.check_same(read, alone)
@@ -65,8 +80,11 @@ def read_beside(runs: Runs, name: str, config: list[str], readers: Callable[[Run
 
 
 def read_once(runs: Runs, reader: str, words: list[str]) -> bool:
-    """Runs a reader; returns whether it was told that there is nothing to read yet. Anything else but success is harm."""
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=LIMIT_S, env=runs.environment)
+    """Runs a reader; returns whether it was told that there is nothing to read yet. Anything else but success is
+    harm."""
+    done = subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, timeout=LIMIT_S, env=runs.environment
+    )
     require("Traceback" not in done.stdout + done.stderr, f"{reader} ended in a traceback: {done.stderr[-800:]}")
     if done.returncode == 0:
         return False
@@ -92,10 +110,21 @@ def beside(c: Campaign, updates: int) -> list[Outcome]:
     outcomes = []
     for name, (readers, more) in kinds.items():
         found = read_beside(c, name, [*(text if name == "text" else []), *OFTEN, *more], readers)
-        require(found.keys() == readers(c, c.root).keys(), f"{name}: the run ended before it was read by all: {sorted(found)}")
-        said = ", ".join(f"{reader} {all_of}" + (f" ({early} too early)" if early else "") for reader, (all_of, early) in found.items())
+        require(
+            found.keys() == readers(c, c.root).keys(),
+            f"{name}: the run ended before it was read by all: {sorted(found)}",
+        )
+        said = ", ".join(
+            f"{reader} {all_of}" + (f" ({early} too early)" if early else "")
+            for reader, (all_of, early) in found.items()
+        )
         outcomes.append(
-            Outcome(f"{name} run read while it trains", sum(n for n, _ in found.values()), sum(n for n, _ in found.values()), said)
+            Outcome(
+                f"{name} run read while it trains",
+                sum(n for n, _ in found.values()),
+                sum(n for n, _ in found.values()),
+                said,
+            )
         )
     return outcomes
 
@@ -109,7 +138,11 @@ def read_only_run(c: Campaign) -> Outcome:
         done = subprocess.run(["mount", "-o", "remount,ro", str(folder)], capture_output=True, text=True)
         require(done.returncode == 0, f"cannot be mounted read-only: {done.stderr}")
         readers = image_readers(c, folder / "run")
-        early = [name for name, words in readers.items() if read_once(c, name, [word.format(count="archive") for word in words])]
+        early = [
+            name
+            for name, words in readers.items()
+            if read_once(c, name, [word.format(count="archive") for word in words])
+        ]
         require(not early, f"{early} found nothing to read")
         return f"{', '.join(readers)} read it"
 

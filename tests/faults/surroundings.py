@@ -9,7 +9,8 @@ from tests.faults.base import Campaign, Outcome, require, whole_steps
 
 
 def on_its_own_disk(name: str, folder: Path, options: str, inject: Callable[[], str]) -> Outcome:
-    """Injects a fault while a file system in memory is mounted at a folder; where that is not allowed, none is injected."""
+    """Injects a fault while a file system in memory is mounted at a folder; where that is not allowed, none is
+    injected."""
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
     if done.returncode:

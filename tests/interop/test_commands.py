@@ -22,18 +22,32 @@ GOLDEN = ROOT / "third_party" / "unireplknet"
 def command(name, *flags):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
-        [sys.executable, "-m", f"launch.{name}", *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", f"launch.{name}", *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 def test_convert_then_export_deployed(tmp_path, naive_logits):
     done = command(
-        "convert", "--source=unireplknet", f"--weights={GOLDEN}/golden_training.safetensors", f"--out={tmp_path}/a", "--image_size=32"
+        "convert",
+        "--source=unireplknet",
+        f"--weights={GOLDEN}/golden_training.safetensors",
+        f"--out={tmp_path}/a",
+        "--image_size=32",
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "23,225 parameters in training form, 272 arrays matched, 0 unused" in done.stdout
     report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert (report["params"], report["missing"], report["unexpected"], report["config"]["depths"]) == (23225, [], [], [1, 2, 4, 1])
+    assert (report["params"], report["missing"], report["unexpected"], report["config"]["depths"]) == (
+        23225,
+        [],
+        [],
+        [1, 2, 4, 1],
+    )
     done = command("export", f"--workdir={tmp_path}/a", "--format=safetensors", "--deploy", f"--out={tmp_path}/b")
     assert (done.returncode, done.stderr) == (0, "")
     config, params, stats = load_folder(tmp_path / "b")
@@ -47,7 +61,12 @@ def test_convert_then_export_deployed(tmp_path, naive_logits):
 def test_mistakes_are_one_line_with_exit_code_2(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"nonsense")
     cases = {
-        ("convert", "--source=unireplknet", f"--weights={tmp_path}/a.pth", f"--out={tmp_path}/o"): "is not a zip-format PyTorch file",
+        (
+            "convert",
+            "--source=unireplknet",
+            f"--weights={tmp_path}/a.pth",
+            f"--out={tmp_path}/o",
+        ): "is not a zip-format PyTorch file",
         ("convert", "--source=unireplknet", "--weights=x", f"--out={tmp_path}/o", "more"): "unexpected argument 'more'",
     }
     for arguments, message in cases.items():
@@ -68,8 +87,19 @@ def test_a_mixture_of_experts_comes_in_writes_and_goes_out(tmp_path):
     done = command("convert", "--source=hf-mixtral", f"--weights={tmp_path}/a", f"--out={tmp_path}/b")
     assert (done.returncode, done.stderr) == (0, "")
     assert "sequence: 3,048 parameters, 41 arrays matched, 0 unused" in done.stdout
-    assert json.loads((tmp_path / "b" / "tokenizer.json").read_text()) == {"kind": "integers", "vocab_size": 16, "eot": [2, 5]}
-    done = command("generate", f"--workdir={tmp_path}/b", "--prompt_ids=3", "--num_tokens=2", "--temperature=0", f"--out={tmp_path}/o.json")
+    assert json.loads((tmp_path / "b" / "tokenizer.json").read_text()) == {
+        "kind": "integers",
+        "vocab_size": 16,
+        "eot": [2, 5],
+    }
+    done = command(
+        "generate",
+        f"--workdir={tmp_path}/b",
+        "--prompt_ids=3",
+        "--num_tokens=2",
+        "--temperature=0",
+        f"--out={tmp_path}/o.json",
+    )
     assert done.returncode == 0, done.stderr
     first = int(np.argmax(numbers["logits"][0]))
     assert json.loads((tmp_path / "o.json").read_text())["texts"][0][0].split()[0] == str(first)
@@ -84,7 +114,9 @@ def test_end_of_text_tokens_that_a_foreign_folder_declares(tmp_path):
     assert end_of_text(tmp_path, 16) == end_of_text(tmp_path / "model.safetensors", 16) == (2,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 3]}')
     assert end_of_text(tmp_path, 16) == (0, 3)
-    with pytest.raises(UserError, match=r"generation_config.json: eos_token_id=\[0, 3\]; valid: tokens in 0..2, or null"):
+    with pytest.raises(
+        UserError, match=r"generation_config.json: eos_token_id=\[0, 3\]; valid: tokens in 0..2, or null"
+    ):
         end_of_text(tmp_path, 3)
     (tmp_path / "generation_config.json").write_text("{}")
     (tmp_path / "config.json").write_text('{"eos_token_id": null}')

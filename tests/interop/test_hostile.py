@@ -1,4 +1,5 @@
-"""Other people's files made to do harm: sizes that cannot be, files that swell or hang, values that are none, names that paint the terminal."""
+"""Other people's files made to do harm: sizes that cannot be, files that swell or hang, values that are none, names
+that paint the terminal."""
 
 import json
 import os
@@ -44,7 +45,14 @@ QWEN = {"model_type": "qwen3_moe", "hidden_size": 8, "num_hidden_layers": 2, "vo
         "num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 8, "moe_intermediate_size": 8, "head_dim": 8}  # fmt: skip
 MIXTRAL = {**{k: v for k, v in QWEN.items() if k != "moe_intermediate_size"}, "model_type": "mixtral"}
 MAMBA = {"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 32}
-MAMBA2 = {"model_type": "mamba2", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 32, "num_heads": 2, "n_groups": 1}
+MAMBA2 = {
+    "model_type": "mamba2",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "vocab_size": 32,
+    "num_heads": 2,
+    "n_groups": 1,
+}
 SSM = {"d_model": 8, "n_layer": 2, "vocab_size": 32}
 BASES = {"hf-qwen3-moe": QWEN, "hf-mixtral": MIXTRAL, "hf-mamba": MAMBA, "hf-mamba2": MAMBA2, "mamba-ssm": SSM}
 SIZES = {
@@ -103,7 +111,10 @@ def folder_of(tmp_path, data, state):
 def test_more_layers_and_experts_than_the_file_has_arrays(models, tmp_path, source, change, needed):
     data, state = models[source]
     from_folder(source, folder_of(tmp_path, data, state))
-    with pytest.raises(UserError, match=f"{source}: the weights do not fit their config: it needs {needed} arrays or more, the file holds"):
+    with pytest.raises(
+        UserError,
+        match=f"{source}: the weights do not fit their config: it needs {needed} arrays or more, the file holds",
+    ):
         from_folder(source, folder_of(tmp_path, {**data, **change}, state))
 
 
@@ -114,7 +125,10 @@ def test_values_that_are_none(models, tmp_path):
     spoilt[3] = np.nan
     cases = {
         f"{name} holds 1 of 16 numbers that are NaN, infinite or beyond float32$": {name: spoilt},
-        f"{name} holds 16 of 16 .*, {other} holds int8, needs floating-point numbers$": {name: spoilt * np.inf, other: np.ones(8, np.int8)},
+        f"{name} holds 16 of 16 .*, {other} holds int8, needs floating-point numbers$": {
+            name: spoilt * np.inf,
+            other: np.ones(8, np.int8),
+        },
         f"{other} holds 8 of 8 numbers that are NaN, infinite or beyond": {other: np.full(8, 1e300)},
     }
     for message, change in cases.items():
@@ -128,7 +142,14 @@ def test_model_folders_of_ours_are_held_to_the_same(tmp_path):
     safetensors_io.save_folder(tmp_path, config, params, stats)
     safetensors_io.load_folder(tmp_path)
     whole = json.loads((tmp_path / "config.json").read_text())
-    for field, value in {"depth": 10**9, "dim": -8, "norm_eps": float("nan"), "vocab_size": 2.5, "pattern": ["mamba"], "tied": 2}.items():
+    for field, value in {
+        "depth": 10**9,
+        "dim": -8,
+        "norm_eps": float("nan"),
+        "vocab_size": 2.5,
+        "pattern": ["mamba"],
+        "tied": 2,
+    }.items():
         (tmp_path / "config.json").write_text(json.dumps({**whole, "model": {**whole["model"], field: value}}))
         with pytest.raises(UserError, match=rf"config.json: .*SequenceConfig.{field}=.*; valid: "):
             safetensors_io.load_folder(tmp_path)
@@ -148,26 +169,37 @@ FAMILIES = {type(entry(name).config): name for name in list_models()}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES.values())
 def test_the_largest_fields_that_are_believed_fill_nothing(name):
-    """Every whole number of every family's config in turn: refused, or a model whose shapes are known in seconds, without its arrays."""
+    """Every whole number of every family's config in turn: refused, or a model whose shapes are known in seconds,
+    without its arrays."""
     config = model_config(name, **entry(name).tiny)
     plain = safetensors_io.config_to_json(config)
     for field, value in plain.items():
-        if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, list) and value and isinstance(value[0], int))):
+        if isinstance(value, bool) or not (
+            isinstance(value, int) or (isinstance(value, list) and value and isinstance(value[0], int))
+        ):
             continue
         large, entry_ = safetensors_io.LARGEST_FIELD, 2**10  # of a file of few arrays
         try:
-            abstract(safetensors_io.config_from_json({**plain, field: large if isinstance(value, int) else [entry_, *value[1:]]}, entry_))
+            abstract(
+                safetensors_io.config_from_json(
+                    {**plain, field: large if isinstance(value, int) else [entry_, *value[1:]]}, entry_
+                )
+            )
         except UserError:
             continue
 
 
-# -- files -----------------------------------------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [pickle.EMPTY_DICT, pickle.NONE + pickle.MEMOIZE, pickle.MARK], ids=["dicts", "memo", "marks"])
+@pytest.mark.parametrize(
+    "step", [pickle.EMPTY_DICT, pickle.NONE + pickle.MEMOIZE, pickle.MARK], ids=["dicts", "memo", "marks"]
+)
 def test_pickles_that_make_objects_without_end(tmp_path, step):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
-        archive.writestr("a/data.pkl", pickle.PROTO + b"\x04" + pickle.EMPTY_DICT + step * (3 * 10**6 // len(step)) + pickle.STOP)
+        archive.writestr(
+            "a/data.pkl", pickle.PROTO + b"\x04" + pickle.EMPTY_DICT + step * (3 * 10**6 // len(step)) + pickle.STOP
+        )
     with pytest.raises(UserError, match="its data.pkl makes more objects than the tensors of a state dict need"):
         pth.read_pth(tmp_path / "a.pth")
 
@@ -187,7 +219,10 @@ def test_headers_that_numpy_cannot_follow(tmp_path):
     assert list(read_weights(path)) == ["a\0b"]
     path = header(
         tmp_path,
-        {"a": {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [0, 0]}, "b": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}},
+        {
+            "a": {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [0, 0]},
+            "b": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]},
+        },
     )
     assert {name: w.shape for name, w in read_weights(path).items()} == {"a": (2**40, 0), "b": ()}
 

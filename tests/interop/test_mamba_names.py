@@ -1,4 +1,5 @@
-"""Mamba language models of transformers and of the original code: golden numbers, exact round trips, files, errors, live parity."""
+"""Mamba language models of transformers and of the original code: golden numbers, exact round trips, files, errors,
+live parity."""
 
 import dataclasses
 import json
@@ -100,12 +101,26 @@ def test_the_original_layout_is_the_same_model(source):
     config, params, _, _ = from_foreign(source, GOLDEN["models"][source]["config"], state)
     state["backbone.embedding.weight"] = state["lm_head.weight"] = state.pop("backbone.embeddings.weight")
     kind = {"layer": "Mamba2", "headdim": 4, "ngroups": 2} if source == "hf-mamba2" else {"dt_rank": 2}
-    original = {"d_model": 8, "n_layer": 2, "vocab_size": 11, "ssm_cfg": {"d_state": 4, **kind}, "rms_norm": True, "residual_in_fp32": True}
+    original = {
+        "d_model": 8,
+        "n_layer": 2,
+        "vocab_size": 11,
+        "ssm_cfg": {"d_state": 4, **kind},
+        "rms_norm": True,
+        "residual_in_fp32": True,
+    }
     ours, arrays, _, report = from_foreign("mamba-ssm", {**original, "pad_vocab_size_multiple": 8}, state)
     assert ours == config and report.repeated == ("lm_head.weight",)
     assert_same(arrays, params)
-    with pytest.raises(UserError, match="mamba-ssm: the config ties the embedding to lm_head.weight, but the file holds two that differ"):
-        from_foreign("mamba-ssm", {**original, "pad_vocab_size_multiple": 8}, {**state, "lm_head.weight": state["lm_head.weight"] + 1})
+    with pytest.raises(
+        UserError,
+        match="mamba-ssm: the config ties the embedding to lm_head.weight, but the file holds two that differ",
+    ):
+        from_foreign(
+            "mamba-ssm",
+            {**original, "pad_vocab_size_multiple": 8},
+            {**state, "lm_head.weight": state["lm_head.weight"] + 1},
+        )
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -115,7 +130,9 @@ def test_round_trips_are_bitwise(source, random_arrays):
     data, state = to_foreign(source, config, params)
     again, params2, _, _ = from_foreign(source, json.loads(json.dumps(data)), state, length=8)
     filled = {config.pattern: config.spec(config.pattern)}
-    assert dataclasses.replace(again, **{again.pattern: again.spec(again.pattern)}) == dataclasses.replace(config, **filled)
+    assert dataclasses.replace(again, **{again.pattern: again.spec(again.pattern)}) == dataclasses.replace(
+        config, **filled
+    )
     assert_same(params2, params)
     data2, state2 = to_foreign(source, again, params2)
     assert data2 == data and ("lm_head.weight" in state) == (source != "hf-mamba")
@@ -163,13 +180,38 @@ def test_files(layout, random_arrays, tmp_path):
 
 def test_published_models_by_their_configs():
     count = lambda source, data: abstract(config_from_foreign(source, data)).num_params()
-    original = {"d_model": 768, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": True, "fused_add_norm": True}
+    original = {
+        "d_model": 768,
+        "n_layer": 24,
+        "vocab_size": 50277,
+        "ssm_cfg": {},
+        "rms_norm": True,
+        "fused_add_norm": True,
+    }
     assert count("mamba-ssm", {**original, "pad_vocab_size_multiple": 8}) == 129_135_360
-    mamba2 = {**original, "ssm_cfg": {"layer": "Mamba2"}, "attn_layer_idx": [], "tie_embeddings": True, "pad_vocab_size_multiple": 16}
+    mamba2 = {
+        **original,
+        "ssm_cfg": {"layer": "Mamba2"},
+        "attn_layer_idx": [],
+        "tie_embeddings": True,
+        "pad_vocab_size_multiple": 16,
+    }
     assert count("mamba-ssm", mamba2) == 128_989_632
-    hf = {"model_type": "mamba", "vocab_size": 50280, "hidden_size": 2560, "num_hidden_layers": 64, "time_step_rank": 160}
+    hf = {
+        "model_type": "mamba",
+        "vocab_size": 50280,
+        "hidden_size": 2560,
+        "num_hidden_layers": 64,
+        "time_step_rank": 160,
+    }
     assert count("hf-mamba", hf) == 2_768_345_600
-    codestral = {"model_type": "mamba2", "vocab_size": 32768, "hidden_size": 4096, "num_hidden_layers": 64, "num_heads": 128}
+    codestral = {
+        "model_type": "mamba2",
+        "vocab_size": 32768,
+        "hidden_size": 4096,
+        "num_hidden_layers": 64,
+        "num_heads": 128,
+    }
     config = config_from_foreign("hf-mamba2", codestral)
     assert abstract(config).num_params() == 7_285_403_648 and not config.tied and config.mamba2.groups == 8
 
@@ -179,7 +221,11 @@ def test_published_models_by_their_configs():
     [
         ("hf-mamba", {"model_type": "gpt2"}, "hf-mamba needs a config of model_type 'mamba', found model_type 'gpt2'$"),
         ("hf-mamba", {"model_type": "mamba2"}, "found model_type 'mamba2'; give --source=hf-mamba2"),
-        ("mamba-ssm", {}, r"mamba-ssm needs a config of the original layout .*, found model_type 'mamba'; give --source=hf-mamba"),
+        (
+            "mamba-ssm",
+            {},
+            r"mamba-ssm needs a config of the original layout .*, found model_type 'mamba'; give --source=hf-mamba",
+        ),
         ("hf-mamba2", {}, "needs a config of model_type 'mamba2', found model_type 'mamba'; give --source=hf-mamba"),
         ("hf-mamba", {"use_bias": True}, "hf-mamba: use_bias=true is a model that we do not have; valid: false"),
         ("hf-mamba", {"use_conv_bias": False}, "use_conv_bias=false is a model that we do not have; valid: true"),
@@ -217,7 +263,9 @@ def test_original_configs_that_are_not_ours(change, message):
 
 def test_models_that_have_no_foreign_class():
     config = MODELS["hf-mamba"]
-    with pytest.raises(UserError, match="hf-mamba2 holds one kind of mixer in all layers .mamba2.; got pattern='mamba'"):
+    with pytest.raises(
+        UserError, match="hf-mamba2 holds one kind of mixer in all layers .mamba2.; got pattern='mamba'"
+    ):
         config_to_foreign("hf-mamba2", config)
     with pytest.raises(UserError, match="hf-mamba has no place for ffn='glu'; valid: 'none'"):
         config_to_foreign("hf-mamba", dataclasses.replace(config, ffn="glu"))
@@ -248,7 +296,12 @@ def drawn(source, rng):
     """A small config of transformers' class."""
     pick = lambda *values: values[rng.integers(len(values))]
     dim, expand = pick(8, 12, 16), pick(1, 2, 3)
-    common = {"vocab_size": pick(11, 16, 50), "hidden_size": dim, "num_hidden_layers": pick(1, 2, 3), "state_size": pick(1, 4, 7)}
+    common = {
+        "vocab_size": pick(11, 16, 50),
+        "hidden_size": dim,
+        "num_hidden_layers": pick(1, 2, 3),
+        "state_size": pick(1, 4, 7),
+    }
     common |= {
         "expand": expand,
         "conv_kernel": pick(2, 3, 4),
@@ -260,7 +313,13 @@ def drawn(source, rng):
     width = pick(2, 4)
     groups = pick(*(n for n in (1, 2, 3) if dim * expand // width % n == 0))
     limit = pick((0.0, float("inf")), (0.05, 0.6))
-    return common | {"num_heads": dim * expand // width, "head_dim": width, "n_groups": groups, "chunk_size": 4, "time_step_limit": limit}
+    return common | {
+        "num_heads": dim * expand // width,
+        "head_dim": width,
+        "n_groups": groups,
+        "chunk_size": 4,
+        "time_step_limit": limit,
+    }
 
 
 @pytest.mark.parametrize("number", range(20))
@@ -283,10 +342,14 @@ def test_transformers_agrees_in_both_directions(source, number, random_arrays, t
     run = jax.jit(lambda p, x: apply(dataclasses.replace(config, form="auto" if number < 3 else "naive"), p, {}, x)[0])
     expected = logits(model)
     assert np.abs(expected).max() > 0.1
-    np.testing.assert_allclose(run(params, jnp.asarray(tokens)), expected, rtol=0, atol=1e-4 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(
+        run(params, jnp.asarray(tokens)), expected, rtol=0, atol=1e-4 * max(1, np.abs(expected).max())
+    )
     params, _ = random_arrays(config, number)
     to_folder(source, tmp_path / "ours", config, params)
     again, info = theirs.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     expected = logits(again.eval())
-    np.testing.assert_allclose(run(params, jnp.asarray(tokens)), expected, rtol=0, atol=1e-4 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(
+        run(params, jnp.asarray(tokens)), expected, rtol=0, atol=1e-4 * max(1, np.abs(expected).max())
+    )

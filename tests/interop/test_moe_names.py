@@ -1,4 +1,5 @@
-"""Mixtral and Qwen3-MoE of transformers: golden numbers, both layouts of experts, exact round trips, files, errors, live parity."""
+"""Mixtral and Qwen3-MoE of transformers: golden numbers, both layouts of experts, exact round trips, files, errors,
+live parity."""
 
 import dataclasses
 import json
@@ -83,7 +84,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name, strict=True)
 
 
-# --- golden numbers ------------------------------------------------------------------------------------------------------
+# --- golden numbers ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -130,13 +131,17 @@ def fused(state, products):
             out[name.replace(".block_sparse_moe.", ".mlp.")] = w
         elif rest == f"0.{products[0]}.weight":
             part = lambda j, product, at=name: state[at.replace(f"experts.0.{products[0]}", f"experts.{j}.{product}")]
-            out[f"{layer}.mlp.experts.gate_up_proj"] = np.stack([np.concatenate([part(j, p) for p in products[:2]]) for j in range(4)])
+            out[f"{layer}.mlp.experts.gate_up_proj"] = np.stack(
+                [np.concatenate([part(j, p) for p in products[:2]]) for j in range(4)]
+            )
             out[f"{layer}.mlp.experts.down_proj"] = np.stack([part(j, products[2]) for j in range(4)])
     return out
 
 
 @pytest.mark.parametrize(
-    "name, products", [("mixtral", ("w1", "w3", "w2")), ("qwen3_moe", ("gate_proj", "up_proj", "down_proj"))], ids=["mixtral", "qwen3_moe"]
+    "name, products",
+    [("mixtral", ("w1", "w3", "w2")), ("qwen3_moe", ("gate_proj", "up_proj", "down_proj"))],
+    ids=["mixtral", "qwen3_moe"],
 )
 def test_experts_apart_and_fused_are_the_same_model(name, products):
     source, data, state, _ = golden(name)
@@ -152,7 +157,7 @@ def test_experts_apart_and_fused_are_the_same_model(name, products):
         from_foreign(source, data, together)
 
 
-# --- configs -------------------------------------------------------------------------------------------------------------
+# --- configs ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,7 +175,10 @@ def test_published_configs_are_the_registry_s(source, data, name, active):
               "max_window_layers", "rope_scaling"}  # fmt: skip
     assert {k: written[k] for k in set(data) - unsaid} == {k: data[k] for k in set(data) - unsaid}
     new = {k: v for k, v in data.items() if k not in ("rope_theta", "rope_scaling", "num_experts")}
-    new |= {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "num_local_experts": registry.entry(name).config.moe.experts}
+    new |= {
+        "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+        "num_local_experts": registry.entry(name).config.moe.experts,
+    }
     assert config_from_foreign(source, new) == registry.entry(name).config
 
 
@@ -213,21 +221,43 @@ def test_windows_are_the_window_mixer():
     assert config_from_foreign("hf-qwen3-moe", qwen).pattern == "attention"
     config = config_from_foreign("hf-qwen3-moe", qwen | {"use_sliding_window": True, "max_window_layers": 0})
     assert config.pattern == "window" and config.window.qk_norm and config.window.window == 4096
-    with pytest.raises(UserError, match="with use_sliding_window: max_window_layers=48 is a model that we do not have; valid: 0"):
+    with pytest.raises(
+        UserError, match="with use_sliding_window: max_window_layers=48 is a model that we do not have; valid: 0"
+    ):
         config_from_foreign("hf-qwen3-moe", qwen | {"use_sliding_window": True})
 
 
 @pytest.mark.parametrize(
     ("source", "change", "message"),
     [
-        ("hf-mixtral", {"model_type": "gpt2"}, "hf-mixtral needs a config of model_type 'mixtral', found model_type 'gpt2'$"),
+        (
+            "hf-mixtral",
+            {"model_type": "gpt2"},
+            "hf-mixtral needs a config of model_type 'mixtral', found model_type 'gpt2'$",
+        ),
         ("hf-mixtral", {"model_type": "qwen3_moe"}, "found model_type 'qwen3_moe'; give --source=hf-qwen3-moe"),
-        ("hf-mixtral", {"hidden_act": "gelu"}, 'hf-mixtral: hidden_act="gelu" is a model that we do not have; valid: "silu"'),
+        (
+            "hf-mixtral",
+            {"hidden_act": "gelu"},
+            'hf-mixtral: hidden_act="gelu" is a model that we do not have; valid: "silu"',
+        ),
         ("hf-mixtral", {"attention_bias": True}, "attention_bias=true is a model that we do not have; valid: false"),
         ("hf-mixtral", {"quantization_config": {"bits": 4}}, 'quantization_config={"bits": 4} is a model'),
-        ("hf-mixtral", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, 'rope_scaling={"type": "yarn".*valid: null, or'),
-        ("hf-mixtral", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1.0}}, 'rope_parameters={"rope_type": "linear"'),
-        ("hf-mixtral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is a model that we do not have; valid: 1.0"),
+        (
+            "hf-mixtral",
+            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+            'rope_scaling={"type": "yarn".*valid: null, or',
+        ),
+        (
+            "hf-mixtral",
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1.0}},
+            'rope_parameters={"rope_type": "linear"',
+        ),
+        (
+            "hf-mixtral",
+            {"partial_rotary_factor": 0.5},
+            "partial_rotary_factor=0.5 is a model that we do not have; valid: 1.0",
+        ),
         ("hf-mixtral", {"hidden_size": None}, "hidden_size=None; valid: whole numbers"),
         ("hf-mixtral", {"num_attention_heads": 0}, "num_attention_heads=0; valid: whole numbers from 1"),
         ("hf-mixtral", {"num_experts_per_tok": 9}, "moe: active=9; valid: 1 to the 4 experts"),
@@ -239,7 +269,11 @@ def test_windows_are_the_window_mixer():
         ),
         ("hf-mixtral", {"num_local_experts": 5}, r"6 missing \(model.layers.0.block_sparse_moe.experts.4.w1.weight"),
         ("hf-mixtral", {"num_hidden_layers": 1}, r"19 unknown \(model.layers.1.block_sparse_moe.experts.0.w1.weight"),
-        ("hf-mixtral", {"tie_word_embeddings": True}, "ties the embedding to lm_head.weight, but the file holds two that differ"),
+        (
+            "hf-mixtral",
+            {"tie_word_embeddings": True},
+            "ties the embedding to lm_head.weight, but the file holds two that differ",
+        ),
         ("gpt", {}, "unknown source 'gpt'; valid: hf-mixtral, hf-qwen3-moe"),
     ],
 )
@@ -260,19 +294,31 @@ def test_sizes_must_be_there():
 @pytest.mark.parametrize(
     ("target", "change", "message"),
     [
-        ("hf-mixtral", {"pattern": "mamba"}, "holds one kind of mixer in all layers .attention or window.; got pattern='mamba'"),
+        (
+            "hf-mixtral",
+            {"pattern": "mamba"},
+            "holds one kind of mixer in all layers .attention or window.; got pattern='mamba'",
+        ),
         ("hf-mixtral", {"ffn": "glu moe"}, "hf-mixtral has no place for ffn='glu moe'; valid: moe"),
         ("hf-qwen3-moe", {"ffn": "mlp moe"}, "hf-qwen3-moe has no place for ffn='mlp moe'; valid: glu, moe"),
         ("hf-mixtral", {"outputs": 3}, "has no place for outputs=3; valid: 0"),
         ("hf-mixtral", {"window": Window(heads=2, qk_norm=True)}, "has no place for window.qk_norm=True; valid: False"),
         ("hf-mixtral", {"window": Window(heads=2, rotary=False)}, "has no place for window.rotary=False; valid: True"),
         ("hf-qwen3-moe", {"attention": Attention(heads=2)}, "has no place for attention.qk_norm=False; valid: True"),
-        ("hf-qwen3-moe", {"attention": Attention(heads=2, qk_norm=True)}, "has no place for attention.qk_norm_eps=1e-06; valid: 0.001"),
+        (
+            "hf-qwen3-moe",
+            {"attention": Attention(heads=2, qk_norm=True)},
+            "has no place for attention.qk_norm_eps=1e-06; valid: 0.001",
+        ),
         ("hf-mixtral", {"moe": Moe(renormalize=False)}, "has no place for moe.renormalize=False; valid: True"),
         ("hf-mixtral", {"moe": Moe(shared=1)}, "has no place for moe.shared=1; valid: 0"),
         ("hf-mixtral", {"moe": Moe(score="sigmoid")}, "has no place for moe.score='sigmoid'; valid: 'softmax'"),
         ("hf-mixtral", {"moe": Moe(capacity="mesh")}, "has no place for moe.capacity='mesh'; valid: 'none'"),
-        ("hf-mixtral", {"moe": Moe(expert_groups=4, kept_groups=2)}, "has no place for moe.kept_groups=2 of expert_groups=4"),
+        (
+            "hf-mixtral",
+            {"moe": Moe(expert_groups=4, kept_groups=2)},
+            "has no place for moe.kept_groups=2 of expert_groups=4",
+        ),
     ],
 )
 def test_models_that_have_no_foreign_class(target, change, message):
@@ -280,7 +326,7 @@ def test_models_that_have_no_foreign_class(target, change, message):
         config_to_foreign(target, dataclasses.replace(MODELS[target], kept_layers=(), **change))
 
 
-# --- files ---------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", MODELS)
@@ -301,7 +347,13 @@ def test_a_smaller_self_goes_out_and_comes_back(random_arrays):
     params, _ = random_arrays(small)
     data, state = to_foreign("hf-mixtral", small, params)
     again, params2, _, _ = from_foreign("hf-mixtral", data, state)
-    assert (again.depth, again.window.heads, again.window.head_dim, again.moe.experts, again.moe.active) == (2, 2, 6, 2, 1)
+    assert (again.depth, again.window.heads, again.window.head_dim, again.moe.experts, again.moe.active) == (
+        2,
+        2,
+        6,
+        2,
+        1,
+    )
     assert again.window.kv_heads == 0 and small.window.kv_heads == 2  # one head a group: groups are no longer needed
     assert_same(to_foreign("hf-mixtral", again, params2)[1], state)
 
@@ -340,7 +392,7 @@ def test_shards_of_others(source, random_arrays, tmp_path):
     assert_same(arrays, params)
 
 
-# --- transformers --------------------------------------------------------------------------------------------------------
+# --- transformers -----------------------------------------------------------------------------------------------------
 
 
 def drawn(source, rng):
@@ -371,7 +423,8 @@ def drawn(source, rng):
 @pytest.mark.parametrize("number", range(8))
 @pytest.mark.parametrize("source", ["hf-mixtral", "hf-qwen3-moe"])
 def test_transformers_agrees_in_both_directions(source, number, random_arrays, tmp_path, monkeypatch):
-    """Logits, and gradients of all arrays for the first two; odd numbers save experts as transformers 5 holds them, and shards."""
+    """Logits, and gradients of all arrays for the first two; odd numbers save experts as transformers 5 holds them, and
+    shards."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     prefix = {"hf-mixtral": "Mixtral", "hf-qwen3-moe": "Qwen3Moe"}[source]
     theirs, settings = getattr(transformers, f"{prefix}ForCausalLM"), getattr(transformers, f"{prefix}Config")
@@ -416,4 +469,6 @@ def test_transformers_agrees_in_both_directions(source, number, random_arrays, t
     again, info = theirs.from_pretrained(tmp_path / "ours", output_loading_info=True, experts_implementation="eager")
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     out = run(params, jnp.asarray(tokens))
-    close(out[0][1] if number < 2 else out[1], again.eval()(torch.tensor(tokens), use_cache=False).logits.detach().numpy())
+    close(
+        out[0][1] if number < 2 else out[1], again.eval()(torch.tensor(tokens), use_cache=False).logits.detach().numpy()
+    )

@@ -27,7 +27,9 @@ def test_agrees_with_the_official_class_in_onnxruntime(form, key, batch):
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
-    session = onnxruntime.InferenceSession(export_onnx(*converted(form), batch=batch), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        export_onnx(*converted(form), batch=batch), providers=["CPUExecutionProvider"]
+    )
     with np.load(GOLDEN / "golden.npz") as golden:
         images, logits = golden["images"].transpose(0, 2, 3, 1), golden[key]
     for n in (1, 2) if batch is None else (2,):
@@ -56,7 +58,9 @@ def test_tokens_are_whole_numbers_by_name(name, random_arrays):
 
     config = twin(name)
     params, stats = random_arrays(config)
-    session = onnxruntime.InferenceSession(export_onnx(config, params, stats, batch=2), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        export_onnx(config, params, stats, batch=2), providers=["CPUExecutionProvider"]
+    )
     assert [(i.name, i.type) for i in session.get_inputs()] == [("tokens", "tensor(int32)")]
     tokens = np.asarray(images(config, 2))
     (ours,) = session.run(["logits"], {"tokens": tokens})

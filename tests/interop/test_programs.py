@@ -1,4 +1,5 @@
-"""Programs of every family: exported with an open batch, they equal the model at any batch; tests are generated from the registry."""
+"""Programs of every family: exported with an open batch, they equal the model at any batch; tests are generated from
+the registry."""
 
 import hashlib
 import json
@@ -32,7 +33,9 @@ def values(config, batch, seed=5):
         if i.dtype == "bool":
             return jnp.asarray(rng.random(shape) < 0.7)
         if i.dtype == "int32":
-            return jnp.asarray(rng.integers(0, config.domains if i.name == "domains" else config.vocab_size, shape), jnp.int32)
+            return jnp.asarray(
+                rng.integers(0, config.domains if i.name == "domains" else config.vocab_size, shape), jnp.int32
+            )
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     return [draw(i) for i in inputs_of(config)]
@@ -92,7 +95,10 @@ def test_what_is_said_of_the_inputs():
         ("mask", [4, 12], "bool"),
     ]
     assert told["output"] == {"name": "vectors", "shape": [4, 10], "dtype": "float32"}
-    assert signature(describe(twin("lenet5"), None)) == "logits float32 [batch, 10] = program(images float32 [batch, 28, 28, 1])"
+    assert (
+        signature(describe(twin("lenet5"), None))
+        == "logits float32 [batch, 10] = program(images float32 [batch, 28, 28, 1])"
+    )
 
 
 def test_the_weights_are_inside_once():

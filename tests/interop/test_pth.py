@@ -1,4 +1,5 @@
-"""The reader of PyTorch files: true state dicts come out bit-equal, hostile and damaged files are refused and run nothing."""
+"""The reader of PyTorch files: true state dicts come out bit-equal, hostile and damaged files are refused and run
+nothing."""
 
 import os
 import pathlib
@@ -36,7 +37,9 @@ def enc(value) -> bytes:
         case tuple():
             return pickle.MARK + b"".join(map(enc, value)) + pickle.TUPLE
         case dict():
-            return pickle.EMPTY_DICT + pickle.MARK + b"".join(enc(k) + enc(v) for k, v in value.items()) + pickle.SETITEMS
+            return (
+                pickle.EMPTY_DICT + pickle.MARK + b"".join(enc(k) + enc(v) for k, v in value.items()) + pickle.SETITEMS
+            )
     raise TypeError(value)
 
 
@@ -71,7 +74,9 @@ SIX = np.arange(6, dtype=np.float32)
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int64, np.bool_])
 def test_dtypes_come_out_bit_equal(tmp_path, dtype):
     data = np.array([0, 1, -2.5, 3, 1e-3, 7]).astype(dtype)
-    path = write(tmp_path / "a.pth", {"w": tensor(storage("0", 6, STORAGES[np.dtype(dtype)]), 0, (2, 3), (3, 1))}, {"0": data})
+    path = write(
+        tmp_path / "a.pth", {"w": tensor(storage("0", 6, STORAGES[np.dtype(dtype)]), 0, (2, 3), (3, 1))}, {"0": data}
+    )
     got = pth.read_pth(path)["w"]
     assert got.dtype == dtype
     np.testing.assert_array_equal(got, data.reshape(2, 3))
@@ -120,7 +125,8 @@ def test_nested_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [("os", "system"), ("posix", "system"), ("builtins", "eval"), ("torch", "load"), ("argparse", "Namespace")]
+    ("module", "name"),
+    [("os", "system"), ("posix", "system"), ("builtins", "eval"), ("torch", "load"), ("argparse", "Namespace")],
 )
 def test_foreign_names_are_refused_and_nothing_runs(tmp_path, module, name):
     ran = tmp_path / "ran"
@@ -162,7 +168,10 @@ HOSTILE = {
     "no such storage": (tensor(storage("9", 6), 0, (6,), (1,)), "does not hold: 9"),
     "path as storage": (tensor(storage("../data.pkl", 6), 0, (6,), (1,)), "does not hold"),
     "no storage": (call(glob("torch._utils", "_rebuild_tensor_v2"), 1, 0, (6,), (1,)), "without a storage"),
-    "a function's state": (glob("torch._utils", "_rebuild_tensor_v2") + enc({"x": 1}) + pickle.BUILD, "sets attributes"),
+    "a function's state": (
+        glob("torch._utils", "_rebuild_tensor_v2") + enc({"x": 1}) + pickle.BUILD,
+        "sets attributes",
+    ),
     "huge memo": (enc(1) + pickle.LONG_BINPUT + struct.pack("<I", 2**31 - 1), "holds no state dict"),
     "opcode": (pickle.EMPTY_SET, "pickle opcode 143"),
     "huge bytearray": (pickle.BYTEARRAY8 + struct.pack("<Q", 2**60), "pickle opcode 150"),
@@ -207,7 +216,12 @@ def test_entries_that_overlap_are_refused(tmp_path):
         one = z.getinfo("archive/data/0")
         for i in range(1, 200):
             twin = zipfile.ZipInfo(f"archive/data/{i}")
-            twin.header_offset, twin.file_size, twin.compress_size, twin.CRC = one.header_offset, 24 * 10**4, 24 * 10**4, one.CRC
+            twin.header_offset, twin.file_size, twin.compress_size, twin.CRC = (
+                one.header_offset,
+                24 * 10**4,
+                24 * 10**4,
+                one.CRC,
+            )
             z.filelist.append(twin)
             z.NameToInfo[twin.filename] = twin
         z._didModify = True
@@ -216,7 +230,11 @@ def test_entries_that_overlap_are_refused(tmp_path):
 
 
 def test_damaged_files(tmp_path):
-    path = write(tmp_path / "a.pth", {"w": tensor(storage("0", 10**4), 0, (10**4,), (1,))}, {"0": np.arange(10**4, dtype=np.float32)})
+    path = write(
+        tmp_path / "a.pth",
+        {"w": tensor(storage("0", 10**4), 0, (10**4,), (1,))},
+        {"0": np.arange(10**4, dtype=np.float32)},
+    )
     data = pathlib.Path(path).read_bytes()
     bad = tmp_path / "b.pth"
     for cut in (10, len(data) // 2, len(data) - 5):

@@ -34,7 +34,11 @@ def assert_same(a, b):
 def test_arrays_round_trip(tmp_path):
     base = np.arange(12).reshape(3, 4)
     arrays = {f"a/{np.dtype(d)}": base.astype(d) for d in io.DTYPES.values()}
-    arrays |= {"transposed": base.T.astype(np.float32), "scalar": np.float32(2.5).reshape(()), "empty": np.zeros((0, 3), np.float16)}
+    arrays |= {
+        "transposed": base.T.astype(np.float32),
+        "scalar": np.float32(2.5).reshape(()),
+        "empty": np.zeros((0, 3), np.float16),
+    }
     io.save_safetensors(tmp_path / "a.safetensors", arrays, {"format": "nestax"})
     assert_same(io.load_safetensors(tmp_path / "a.safetensors"), arrays)
     io.save_safetensors(tmp_path / "b.safetensors", {"empty": np.zeros((0, 3), np.float32)})
@@ -65,7 +69,8 @@ DAMAGED = {
     "no json": header("{nonsense}"),
     "out of bounds": header('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', bytes(8)),
     "overlap": header(
-        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        bytes(4),
     ),
     "size": header('{"a":{"dtype":"F32","shape":[1000000],"data_offsets":[0,4]}}', bytes(4)),
 }
@@ -189,7 +194,9 @@ def test_folders_that_do_not_fit(model, folder, tmp_path):
         with pytest.raises(UserError, match="config.json is damaged.*no model config"):
             io.load_folder(folder)
     path.write_text(json.dumps(good))
-    io.save_safetensors(folder / "model.safetensors", {f"params/{k}": v for k, v in params.items()} | {"more": np.zeros(1)})
+    io.save_safetensors(
+        folder / "model.safetensors", {f"params/{k}": v for k, v in params.items()} | {"more": np.zeros(1)}
+    )
     with pytest.raises(UserError, match="is missing.* and [0-9]+ more"):
         io.load_folder(folder)
     with pytest.raises(UserError, match="is not a model folder"):

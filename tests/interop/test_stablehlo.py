@@ -46,7 +46,10 @@ def test_weights_as_arguments_at_a_fixed_batch(model, naive_logits):
     size = sum(p.size * 4 for p in params.values())
     assert len(constants) - len(data) > 0.8 * size
     double = {k: v * 1.5 for k, v in params.items()}
-    agree(load_stablehlo(data).call(double, stats, images(config, 2)), naive_logits(config, double, stats, images(config, 2)))
+    agree(
+        load_stablehlo(data).call(double, stats, images(config, 2)),
+        naive_logits(config, double, stats, images(config, 2)),
+    )
     with pytest.raises(ValueError, match="shape"):
         load_stablehlo(data).call(double, stats, images(config, 3))
 

@@ -1,4 +1,5 @@
-"""A sparse block of transformers' Switch: in and out, places counted along each sequence, live parity with its gradients."""
+"""A sparse block of transformers' Switch: in and out, places counted along each sequence, live parity with its
+gradients."""
 
 import dataclasses
 
@@ -54,7 +55,9 @@ def token_by_token(state, x, capacity):
         j = int(p.argmax())
         if free[b, j]:
             free[b, j] -= 1
-            y[b, t] = p[j] * (w[f"experts.expert_{j}.wo.weight"] @ np.maximum(w[f"experts.expert_{j}.wi.weight"] @ x[b, t], 0))
+            y[b, t] = p[j] * (
+                w[f"experts.expert_{j}.wo.weight"] @ np.maximum(w[f"experts.expert_{j}.wi.weight"] @ x[b, t], 0)
+            )
     return y
 
 
@@ -72,7 +75,13 @@ def test_each_sequence_has_its_own_places(capacity):
 def test_round_trips_are_bitwise():
     state = block(prefix=PREFIX)
     spec, params = switch_from_foreign({**state, "shared.weight": np.zeros((3, 3))}, PREFIX, expert_capacity=5)
-    assert (spec.experts, spec.active, spec.hidden, spec.expert, spec.renormalize) == (EXPERTS, 1, HIDDEN, "relu", False)
+    assert (spec.experts, spec.active, spec.hidden, spec.expert, spec.renormalize) == (
+        EXPERTS,
+        1,
+        HIDDEN,
+        "relu",
+        False,
+    )
     again = switch_to_foreign(spec, params, PREFIX)
     assert again.keys() == state.keys()
     for name, w in state.items():
@@ -83,7 +92,9 @@ def test_what_does_not_fit_is_named():
     state = block()
     with pytest.raises(UserError, match=r"1 missing \(experts.expert_2.wo.weight\)"):
         switch_from_foreign({name: w for name, w in state.items() if name != "experts.expert_2.wo.weight"})
-    with pytest.raises(UserError, match=r"fit 4 experts of 10 hidden units for 6 channels: 1 unknown \(router.classifier.bias\)"):
+    with pytest.raises(
+        UserError, match=r"fit 4 experts of 10 hidden units for 6 channels: 1 unknown \(router.classifier.bias\)"
+    ):
         switch_from_foreign({**state, "router.classifier.bias": np.zeros(4)})
     with pytest.raises(UserError, match=r"experts.expert_1.wi.weight is \(7, 6\), needs \(10, 6\)"):
         switch_from_foreign({**state, "experts.expert_1.wi.weight": np.zeros((7, 6))})
@@ -99,18 +110,26 @@ def test_what_does_not_fit_is_named():
 @pytest.mark.parametrize("capacity", [64, 2, 1])
 def test_transformers_agrees_with_its_gradients(capacity):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    config = transformers.SwitchTransformersConfig(d_model=DIM, d_ff=HIDDEN, num_experts=EXPERTS, expert_capacity=capacity)
-    theirs = transformers.models.switch_transformers.modeling_switch_transformers.SwitchTransformersSparseMLP(config).eval()
+    config = transformers.SwitchTransformersConfig(
+        d_model=DIM, d_ff=HIDDEN, num_experts=EXPERTS, expert_capacity=capacity
+    )
+    theirs = transformers.models.switch_transformers.modeling_switch_transformers.SwitchTransformersSparseMLP(
+        config
+    ).eval()
     state, x, weights = block(), tokens(), tokens(2)
     theirs.load_state_dict({name: torch.tensor(w) for name, w in state.items()})
     expected = theirs(torch.tensor(x))
     (torch.tensor(weights) * expected).sum().backward()
     expected = expected.detach().numpy()
     assert (expected == 0).all(-1).any() == (capacity < 64), "this release does not bind the capacity"
-    spec, params = switch_from_foreign({name: w.detach().numpy() for name, w in theirs.state_dict().items()}, expert_capacity=capacity)
+    spec, params = switch_from_foreign(
+        {name: w.detach().numpy() for name, w in theirs.state_dict().items()}, expert_capacity=capacity
+    )
     y, grads = run(spec, params, x, weights)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     grads = switch_to_foreign(spec, grads)
     for name, p in theirs.named_parameters():
         expected = np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
-        np.testing.assert_allclose(grads[name], expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1), err_msg=name)
+        np.testing.assert_allclose(
+            grads[name], expected, rtol=0, atol=1e-5 * max(np.abs(expected).max(), 1), err_msg=name
+        )

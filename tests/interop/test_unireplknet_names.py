@@ -12,7 +12,14 @@ import pytest
 
 from research.errors import UserError
 from research.interop import from_source, pth, read_weights
-from research.interop.unireplknet_names import from_official, infer_config, match, name_pairs, shortest_period, to_official
+from research.interop.unireplknet_names import (
+    from_official,
+    infer_config,
+    match,
+    name_pairs,
+    shortest_period,
+    to_official,
+)
 from research.models.unireplknet import VARIANTS, UniRepLKNetConfig, merge_reparam
 from research.modules.state import abstract, apply
 
@@ -34,7 +41,8 @@ def assert_agree(ours, theirs, tolerance):
 
 
 def outputs(config, params, stats, images_NCHW):
-    """Logits, and the gradient of the sum of their squares with respect to the images, NCHW; naive ops compile faster."""
+    """Logits, and the gradient of the sum of their squares with respect to the images, NCHW; naive ops compile
+    faster."""
     config = dataclasses.replace(config, form="naive")
     x = jnp.asarray(images_NCHW.transpose(0, 2, 3, 1))
 
@@ -91,7 +99,13 @@ def test_round_trip_of_official_weights_is_bitwise(form):
 @pytest.mark.parametrize("kernels", [((3,), (13,), (13, 3, 3), (11,)), ((5, 0), (9,), (17, 15), (7,))])
 def test_round_trip_of_our_weights_is_bitwise(kernels, deploy, random_arrays):
     depths = tuple(2 * len(p) for p in kernels)
-    sizes = {"depths": depths, "dims": (8, 12, 16, 20), "mlp_dims": (16, 36, 16, 100), "num_classes": 5, "in_channels": 1}
+    sizes = {
+        "depths": depths,
+        "dims": (8, 12, 16, 20),
+        "mlp_dims": (16, 36, 16, 100),
+        "num_classes": 5,
+        "in_channels": 1,
+    }
     config = UniRepLKNetConfig(kernels=kernels, deploy=deploy, **sizes)
     params, stats = random_arrays(config)
     again, params2, stats2, report = from_official(to_official(config, params, stats, batches_tracked=7))
@@ -152,7 +166,8 @@ def test_what_does_not_match_is_named(state):
     assert report.missing == ("stages.0.0.se.up.bias", "stages.2.3.gamma")
     assert report.wrong_shape == (("stages.1.1.act.1.gamma", (1, 1, 1, 5), (1, 1, 1, 32)),)
     with pytest.raises(
-        UserError, match=r"2 missing \(stages.0.0.se.up.bias, stages.2.3.gamma\); 1 of wrong shape \(stages.1.1.act.1.gamma is"
+        UserError,
+        match=r"2 missing \(stages.0.0.se.up.bias, stages.2.3.gamma\); 1 of wrong shape \(stages.1.1.act.1.gamma is",
     ):
         from_official(wrong)
     with pytest.raises(UserError, match=r"training form: 1 of wrong shape \(head.bias is \(8,\), needs \(7,\)\)"):
@@ -182,7 +197,13 @@ def test_prefix_of_distributed_training_and_half_precision(state, golden):
 
 
 SIZES = [
-    {"depths": (1, 1, 2, 1), "dims": (16, 8, 24, 12), "kernel_sizes": ((0,), (9,), (15, 5), (11,)), "num_classes": 3, "in_chans": 1},
+    {
+        "depths": (1, 1, 2, 1),
+        "dims": (16, 8, 24, 12),
+        "kernel_sizes": ((0,), (9,), (15, 5), (11,)),
+        "num_classes": 3,
+        "in_chans": 1,
+    },
     {
         "depths": (2, 1, 6, 2),
         "dims": (8, 16, 16, 32),
@@ -214,7 +235,9 @@ def test_against_the_official_class(tmp_path, seed):
         if form == "deployed":
             model.reparameterize_unireplknet()
         torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "w.pth")
-        safetensors_torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "w.safetensors")
+        safetensors_torch.save_file(
+            {k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "w.safetensors"
+        )
         state = pth.read_pth(tmp_path / "w.pth")
         assert_same(state, read_weights(tmp_path / "w.safetensors"))
         config, params, stats, report = from_official(state, image_size=64)

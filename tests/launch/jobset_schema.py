@@ -3,7 +3,8 @@
     python -m launch.jobset ... --dry_run > jobset.yaml
     python -m tests.launch.jobset_schema CRD jobset.yaml [...]
 
-CRD is the file config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml of github.com/kubernetes-sigs/jobset. Needs `pip install jsonschema`.
+CRD is the file config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml of github.com/kubernetes-sigs/jobset. Needs
+`pip install jsonschema`.
 """
 
 import sys

@@ -44,7 +44,9 @@ def test_helpshort_answers_soon(name):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert out.returncode == 0, out.stderr
     assert "python -m launch" in out.stdout and "--" in out.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2, "seconds of work, however busy the machine is"
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2, (
+        "seconds of work, however busy the machine is"
+    )
 
 
 def one_line(out):
@@ -56,9 +58,13 @@ def one_line(out):
 def test_mistakes_of_flags(tmp_path):
     assert "near: --workdir" in one_line(run("launch.train", "--workdri=x"))
     assert "--config and --workdir are needed" in one_line(run("launch.train"))
-    assert "near: configs/quickstart.py" in one_line(run("launch.train", "--config=configs/quikstart.py", f"--workdir={tmp_path}"))
+    assert "near: configs/quickstart.py" in one_line(
+        run("launch.train", "--config=configs/quikstart.py", f"--workdir={tmp_path}")
+    )
     assert "holds no run" in one_line(run("launch.evaluate", f"--workdir={tmp_path}"))
-    assert "STATE from 1, e.g. 64x16" in one_line(run("launch.train", "--config=configs/mqar.py:64x0", f"--workdir={tmp_path}"))
+    assert "STATE from 1, e.g. 64x16" in one_line(
+        run("launch.train", "--config=configs/mqar.py:64x0", f"--workdir={tmp_path}")
+    )
     assert "unknown task 'maze'; valid: bandit" in one_line(run("launch.control", "--task=maze"))
     assert "--seeds=a; valid: whole numbers" in one_line(run("launch.control", "--seeds=a"))
     assert "holds no run" in one_line(run("launch.customise", f"--workdir={tmp_path}"))
@@ -105,13 +111,16 @@ def test_mistakes_of_a_config(override, words, tmp_path):
 def test_a_model_of_labels_does_not_count():
     from research.train.setup import make_setup
 
-    with pytest.raises(UserError, match="lenet5 does not predict density maps, which data set counting asks for; choose hmode"):
+    with pytest.raises(
+        UserError, match="lenet5 does not predict density maps, which data set counting asks for; choose hmode"
+    ):
         make_setup(recipe.load("configs/customise.py", {"data.name": "counting"}))
 
 
 def test_overrides_reach_fields_of_all_types():
     config = recipe.load(
-        "configs/quickstart.py", {"seed": "3", "optim.lr": "1", "train.ema": "0.5", "model.layer_scale": "0.25", "report.latency": "false"}
+        "configs/quickstart.py",
+        {"seed": "3", "optim.lr": "1", "train.ema": "0.5", "model.layer_scale": "0.25", "report.latency": "false"},
     )
     assert config["seed"] == 3 and config["optim"]["lr"] == 1.0 and isinstance(config["optim"]["lr"], float)
     assert config["model"]["layer_scale"] == 0.25 and config["report"]["latency"] is False
@@ -128,9 +137,22 @@ def test_models_lists_counts(tmp_path):
 def test_sweep_trains_two_at_a_time_and_goes_on_where_it_stopped(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat; " * 200)
-    command = ["launch.sweep", "--config=tests/tiny_lm.py:full", f"--config.data.dir={text}", "--config.train.duration=4", "--jobs=2"]
-    command += ["--grid=model.dim=16,32", "--grid=model.depth=1,2", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
-    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+        "launch.sweep",
+        "--config=tests/tiny_lm.py:full",
+        f"--config.data.dir={text}",
+        "--config.train.duration=4",
+        "--jobs=2",
+    ]
+    command += [
+        "--grid=model.dim=16,32",
+        "--grid=model.depth=1,2",
+        f"--workdir={tmp_path / 'runs'}",
+        f"--out={tmp_path / 'out'}",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     while process.poll() is None and len(list((tmp_path / "runs").glob("*/metrics.jsonl"))) < 2:
         time.sleep(0.05)
     process.terminate()
@@ -160,7 +182,9 @@ def test_a_sweep_goes_on_past_what_fails_and_tells_why(tmp_path):
         f"--workdir={tmp_path}",
     ]
     done = run(*command, timeout=300)
-    assert done.returncode == 1 and "2 of 4 runs failed" in done.stdout and "plot: " in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and "2 of 4 runs failed" in done.stdout and "plot: " in done.stdout, (
+        done.stdout + done.stderr
+    )
     table = (tmp_path / "sweep.csv").read_text()
     assert table.count("not finite") == 2 and (tmp_path / "optim.lr=0.02_seed=1" / "report.json").is_file()
     assert "Means over the seeds" in (tmp_path / "sweep.md").read_text() and (tmp_path / "against.png").is_file()

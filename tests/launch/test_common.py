@@ -1,4 +1,5 @@
-"""What every command shares: paths as users write them, what the system refuses told in a line, output that nobody reads."""
+"""What every command shares: paths as users write them, what the system refuses told in a line, output that nobody
+reads."""
 
 import errno
 import os
@@ -31,7 +32,9 @@ def nobody(monkeypatch):
 def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     parser = common._PathParser()
-    assert parser.parse("~/runs/x") == f"{tmp_path}/runs/x" and [parser.parse(text) for text in ("runs/~x", "", "gs://a/b")] == [
+    assert parser.parse("~/runs/x") == f"{tmp_path}/runs/x" and [
+        parser.parse(text) for text in ("runs/~x", "", "gs://a/b")
+    ] == [
         "runs/~x",
         "",
         "gs://a/b",
@@ -85,7 +88,11 @@ def test_commas_equals_signs_and_brackets_in_names_of_runs(tmp_path):
     whole = [f"{tmp_path}/{name}" for name in names[:3]]
     assert report._runs(whole) == {path: [path] for path in whole}
     both = [f"{tmp_path}/y1", f"{tmp_path}/y2"]
-    assert report._runs([f"both={tmp_path}/y*,{both[0]}", whole[1]]) == {"both": both, both[0]: both[:1], whole[1]: [whole[1]]}
+    assert report._runs([f"both={tmp_path}/y*,{both[0]}", whole[1]]) == {
+        "both": both,
+        both[0]: both[:1],
+        whole[1]: [whole[1]],
+    }
     assert report._runs([f"one={whole[1]}"]) == {"one": [whole[1]]}
     with pytest.raises(UserError, match=r"--workdir: no directory matches /nowhere/\\x1b\[2J$"):
         report._runs(["/nowhere/\x1b[2J"])
@@ -94,7 +101,10 @@ def test_commas_equals_signs_and_brackets_in_names_of_runs(tmp_path):
 @pytest.mark.parametrize(
     "error, told",
     [
-        (OSError(errno.EMFILE, "Too many open files", "/a/b"), "Too many open files: /a/b; this process may not open more files: raise"),
+        (
+            OSError(errno.EMFILE, "Too many open files", "/a/b"),
+            "Too many open files: /a/b; this process may not open more files: raise",
+        ),
         (
             OSError(errno.EFBIG, "File too large", "/a/b"),
             "File too large: /a/b; files may not become as large here: raise the limit (ulimit -f)",
@@ -140,7 +150,10 @@ def test_a_reader_that_left_does_not_end_the_work(tmp_path):
 def test_a_full_disk_behind_standard_output_is_told_as_such():
     done = shell("print('x', flush=True)", ">/dev/full")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: No space left on device: standard output; free space there") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("error: No space left on device: standard output; free space there")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_letters_that_a_terminal_lacks_are_question_marks():

@@ -1,4 +1,5 @@
-"""What the launchers of clusters render, checked by the engines' own readers where these are installed; and their mistakes."""
+"""What the launchers of clusters render, checked by the engines' own readers where these are installed; and their
+mistakes."""
 
 import os
 import shutil
@@ -12,15 +13,42 @@ from tests.launch import jobset_schema
 
 RECIPE = ["--config=configs/quickstart.py", "--config.seed=7"]
 SLURM = ["slurm", "--nodes=2", "--gpus_per_node=8", "--partition=long run", "--workdir=runs/pod", *RECIPE]
-TPU = ["tpu", "--tpu=slice", "--zone=us-east5-a", "--repository=https://example.org/n.git", "--commit=abc", "--workdir=/mnt/it's", *RECIPE]
-TPU_PODS = ["jobset", "--image=i", "--accelerator=tpu-v5-lite-podslice", "--topology=4x4", "--hosts=4", "--slices=2", "--claim=shared"]
+TPU = [
+    "tpu",
+    "--tpu=slice",
+    "--zone=us-east5-a",
+    "--repository=https://example.org/n.git",
+    "--commit=abc",
+    "--workdir=/mnt/it's",
+    *RECIPE,
+]
+TPU_PODS = [
+    "jobset",
+    "--image=i",
+    "--accelerator=tpu-v5-lite-podslice",
+    "--topology=4x4",
+    "--hosts=4",
+    "--slices=2",
+    "--claim=shared",
+]
 TPU_PODS += ["--workdir=/mnt/runs/x", *RECIPE]
-GPU_PODS = ["jobset", "--image=i", "--accelerator=nvidia-h100-80gb", "--hosts=2", "--chips=8", "--workdir=/mnt/runs/x", *RECIPE]
+GPU_PODS = [
+    "jobset",
+    "--image=i",
+    "--accelerator=nvidia-h100-80gb",
+    "--hosts=2",
+    "--chips=8",
+    "--workdir=/mnt/runs/x",
+    *RECIPE,
+]
 
 
 def call(arguments, *more):
     return subprocess.run(
-        [sys.executable, "-m", f"launch.{arguments[0]}", *arguments[1:], *more], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", f"launch.{arguments[0]}", *arguments[1:], *more],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -41,7 +69,9 @@ def test_slurm_script_saves_requeues_and_ends_together():
     text = render(SLURM)
     check_shell(text)
     head = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
-    assert {"nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "signal=TERM@120", "requeue", "open-mode=append"} <= set(head)
+    assert {"nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "signal=TERM@120", "requeue", "open-mode=append"} <= set(
+        head
+    )
     assert "srun --kill-on-bad-exit=1" in text and "--config.seed=7" in text and "--distributed" in text
     assert 'if [ "$code" -eq 75 ]' in text and "scontrol requeue" in text
 
@@ -66,7 +96,9 @@ def test_the_hosts_loop_ends_at_success_and_at_mistakes_and_gives_up(tmp_path):
         (tmp_path / "starts").write_text("")
         python.write_text('#!/bin/bash\necho x >> starts\ncode=$(head -1 codes)\nsed -i 1d codes\nexit "$code"\n')
         python.chmod(0o755)
-        done = subprocess.run(["bash", "-c", "set -eu\n" + loop], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["bash", "-c", "set -eu\n" + loop], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
         assert (done.returncode, (tmp_path / "starts").read_text().count("x")) == (end, starts)
 
 
@@ -79,8 +111,13 @@ def test_jobset_manifest(arguments):
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (replicated,) = manifest["spec"]["replicatedJobs"]
     job, pod = replicated["template"]["spec"], replicated["template"]["spec"]["template"]["spec"]
-    assert job["parallelism"] == job["completions"] == (4 if arguments is TPU_PODS else 2) and job["completionMode"] == "Indexed"
-    assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 10 and job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
+    assert (
+        job["parallelism"] == job["completions"] == (4 if arguments is TPU_PODS else 2)
+        and job["completionMode"] == "Indexed"
+    )
+    assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 10 and job["podFailurePolicy"]["rules"][0][
+        "onExitCodes"
+    ]["values"] == [2]
     command = pod["containers"][0]["command"]
     assert ("--distributed" in command) == (arguments is TPU_PODS) and "--config.seed=7" in command
     if arguments is GPU_PODS:
@@ -104,7 +141,10 @@ def test_jobset_manifest(arguments):
         (["jobset", *GPU_PODS[1:], "--slices=2"], "--slices=2 is for TPU slices"),
         (["local", "--workdir=x", "--config=configs/quickstart.py", "--config.optim.lrr=1"], "near: config.optim.lr"),
         (["train", "--processes=2", "--workdir=x", *RECIPE], "--processes needs --coordinator=HOST:PORT"),
-        (["train", "--processes=2", "--process=2", "--workdir=x", *RECIPE], "--process=2 of --processes=2; valid: 0..1"),
+        (
+            ["train", "--processes=2", "--process=2", "--workdir=x", *RECIPE],
+            "--process=2 of --processes=2; valid: 0..1",
+        ),
         (["plan", "--devices=2"], "--config is needed"),
         (["plan", "--devices=2", "--chips=abacus", *RECIPE], "unknown chip 'abacus'; valid: tpu_v5e"),
     ],

@@ -1,4 +1,5 @@
-"""What commands write never lands on what they read, on a run or on a model: every flag of every command, found in its source."""
+"""What commands write never lands on what they read, on a run or on a model: every flag of every command, found in its
+source."""
 
 import ast
 import os
@@ -47,10 +48,15 @@ def test_every_flag_that_names_an_output_is_checked():
         for name, call in calls(path):
             if path.stem in ("common", "outputs") or not (name == "path_flag" or name.startswith("DEFINE")):
                 continue
-            flag, texts = call.args[0].value, [a.value for a in call.args[1:] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            flag, texts = (
+                call.args[0].value,
+                [a.value for a in call.args[1:] if isinstance(a, ast.Constant) and isinstance(a.value, str)],
+            )
             assert flag not in ("out", "csv", "plot"), f"launch.{path.stem} --{flag}: define it by outputs.output_flag"
             if name == "path_flag":
-                assert flag in READ, f"launch.{path.stem} --{flag}: is it written? Define it by outputs.output_flag, else add it to READ"
+                assert flag in READ, (
+                    f"launch.{path.stem} --{flag}: is it written? Define it by outputs.output_flag, else add it to READ"
+                )
                 assert not any(word in text for text in texts for word in SAYS), f"launch.{path.stem} --{flag}"
         if path.stem in TRAINS:
             assert (path.stem, "workdir") in checked
@@ -58,8 +64,21 @@ def test_every_flag_that_names_an_output_is_checked():
 
 def test_every_command_that_writes_has_such_a_flag():
     """Found by what it calls; terminals, clusters' scripts and the table of forms have no place that a user names."""
-    writers = {"write_csv", "write_both", "write_text", "write_json", "replace_file", "save_folder", "to_folder", "makedirs"}
-    with_flag = {command for command, _, _ in output_flags()} | {"slurm", "tpu", "jobset"}  # theirs is defined in remote.py
+    writers = {
+        "write_csv",
+        "write_both",
+        "write_text",
+        "write_json",
+        "replace_file",
+        "save_folder",
+        "to_folder",
+        "makedirs",
+    }
+    with_flag = {command for command, _, _ in output_flags()} | {
+        "slurm",
+        "tpu",
+        "jobset",
+    }  # theirs is defined in remote.py
     for path in sorted(LAUNCH.glob("*.py")):
         if any(name in writers for name, _ in calls(path)):
             assert path.stem in with_flag, f"launch.{path.stem} writes, but has no flag of outputs.output_flag"
@@ -70,7 +89,13 @@ def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("places")
     (root / "run" / "checkpoints" / "3").mkdir(parents=True)
     (root / "model").mkdir()
-    for name in ("run/config.json", "run/metrics.jsonl", "run/environment.json", "model/config.json", "model/model.safetensors"):
+    for name in (
+        "run/config.json",
+        "run/metrics.jsonl",
+        "run/environment.json",
+        "model/config.json",
+        "model/model.safetensors",
+    ):
         (root / name).write_text("{}\n")
     (root / "link").symlink_to("run")
     return root
@@ -85,7 +110,9 @@ COMMANDS = [(command, flag, place) for command, flag, place in output_flags() if
 
 @pytest.mark.parametrize("command, flag, place", COMMANDS, ids=[f"{c}-{f}" for c, f, _ in COMMANDS])
 def test_an_output_onto_a_run_or_a_model_is_refused_before_any_work(places, command, flag, place):
-    target = {"FILE": "link/metrics.jsonl", "RUN": "model"}.get(place, "model" if "{model}" in "".join(NEEDED.get(command, [])) else "link")
+    target = {"FILE": "link/metrics.jsonl", "RUN": "model"}.get(
+        place, "model" if "{model}" in "".join(NEEDED.get(command, [])) else "link"
+    )
     before = snapshot(places)
     more = [word.format(model=places / "model") for word in NEEDED.get(command, [])]
     words = [sys.executable, "-m", f"launch.{command}", *more, f"--{flag}={places / target}"]

@@ -75,7 +75,12 @@ def block(size: int) -> tuple[Arrays, Arrays]:
     batch_norm("norm", 4, 100, params, stats)
     batch_norm("down_norm", 4, 115, params, stats)
     params |= squeeze_excite("se/", 4, 1)
-    params |= {"up/kernel": linear(16, 4, 110), "up/bias": W((16,), 111), "grn/scale": W((16,), 112), "grn/bias": W((16,), 113)}
+    params |= {
+        "up/kernel": linear(16, 4, 110),
+        "up/bias": W((16,), 111),
+        "grn/scale": W((16,), 112),
+        "grn/bias": W((16,), 113),
+    }
     params |= {"down/kernel": linear(4, 16, 114), "layer_scale": P((4,), 120)}
     return params, stats
 

@@ -1,4 +1,5 @@
-"""The domain-routed encoder: what a domain chooses, the token at position 0, padding, extension of a dense one, counts, errors."""
+"""The domain-routed encoder: what a domain chooses, the token at position 0, padding, extension of a dense one, counts,
+errors."""
 
 import functools
 
@@ -50,7 +51,8 @@ def extend(base, params, config):
 
 
 def test_extended_encoder_is_the_dense_one_for_every_domain():
-    """Check 32 of the method: copies of one feed-forward part under tokens that are alike are the base, whatever the domain."""
+    """Check 32 of the method: copies of one feed-forward part under tokens that are alike are the base, whatever the
+    domain."""
     base, params = dense(1)
     config = tiny()
     extended, stats = extend(base, params, config)
@@ -80,7 +82,9 @@ def test_an_expert_of_its_own_is_spliced_in():
     vectors, base = run(config, params, TOKENS, DOMAIN), tiny("encoder_small")
     for i, domain in enumerate(np.asarray(DOMAIN)):
         chosen = {k: v[:, domain] if "/ffn/" in k else v for k, v in params.items()}
-        np.testing.assert_allclose(run(base, chosen, TOKENS[i : i + 1], DOMAIN[i : i + 1])[0], vectors[i], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            run(base, chosen, TOKENS[i : i + 1], DOMAIN[i : i + 1])[0], vectors[i], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_domain_gives_gradients_to_its_expert_alone():
@@ -119,7 +123,9 @@ def test_padding_is_nothing():
     lengths = jnp.array([5, 12, 1, 7, 3, 2])
     mask = jnp.arange(12) < lengths[:, None]
     vectors = run(config, params, TOKENS, DOMAIN, mask)
-    np.testing.assert_allclose(run(config, params, jnp.where(mask, TOKENS, 4), DOMAIN, mask), vectors, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run(config, params, jnp.where(mask, TOKENS, 4), DOMAIN, mask), vectors, rtol=1e-5, atol=1e-6
+    )
     for i in (0, 2):
         length = int(lengths[i])
         alone = run(tiny(length=length), params, TOKENS[i : i + 1, :length], DOMAIN[i : i + 1])
@@ -129,7 +135,8 @@ def test_padding_is_nothing():
 
 def test_counts_and_costs():
     added = lambda **fields: (
-        abstract(EncoderConfig(domains=5, **fields)).num_params() - abstract(EncoderConfig(domains=1, **fields)).num_params()
+        abstract(EncoderConfig(domains=5, **fields)).num_params()
+        - abstract(EncoderConfig(domains=1, **fields)).num_params()
     )
     # ModernBERT-base: 22 gated parts of 2,654,208 without biases.
     modern = dict(vocab_size=50368, dim=768, depth=22, ffn_dim=1152, moe=Moe(0, 1, expert="geglu", router="domain"))
@@ -137,7 +144,9 @@ def test_counts_and_costs():
     # BERT-base: the paper's 226,676,736, and four tokens more.
     bert = dict(vocab_size=30522, dim=768, depth=12, ffn_dim=3072, moe=Moe(0, 1, expert="mlp", router="domain"))
     assert added(**bert) - 4 * 768 == 226_676_736
-    dense_costs, domain_costs = (static_costs(registry.entry(n).config) for n in ("encoder_small", "domain_encoder_small"))
+    dense_costs, domain_costs = (
+        static_costs(registry.entry(n).config) for n in ("encoder_small", "domain_encoder_small")
+    )
     assert dense_costs["flops"] == domain_costs["flops"] > 0 and domain_costs["params"] > 1.5 * dense_costs["params"]
     assert "state" not in domain_costs
     assert forward_flops(tiny()) == forward_flops(tiny(domains=2))

@@ -25,7 +25,11 @@ CASES = [
         "depthwise_conv2d=dft, reparam_conv=moments",
     ),
     ("vit_tiny_patch16_224", dict(dim=16, depth=1, heads=2, head_dim=8, image_size=32, num_classes=3), "naive"),
-    ("vit_tiny_patch16_224", dict(dim=16, depth=1, heads=2, head_dim=8, image_size=32, num_classes=3), "softmax_attention=chunked"),
+    (
+        "vit_tiny_patch16_224",
+        dict(dim=16, depth=1, heads=2, head_dim=8, image_size=32, num_classes=3),
+        "softmax_attention=chunked",
+    ),
 ]
 
 
@@ -61,8 +65,16 @@ def test_what_is_left_open_is_chosen_for_a_cpu(form, expected):
     "name, form, message",
     [
         ("unireplknet_a", "fast", "unireplknet: depthwise_conv2d: form is 'fast'; expected one of auto, cpu, naive"),
-        ("unireplknet_a", "softmax_attention=naive", "names 'softmax_attention'; its ops: depthwise_conv2d, reparam_conv"),
-        ("vit_tiny_patch16_224", "dft", "vit: softmax_attention: form is 'dft'; expected one of auto, cpu, naive, fused, chunked"),
+        (
+            "unireplknet_a",
+            "softmax_attention=naive",
+            "names 'softmax_attention'; its ops: depthwise_conv2d, reparam_conv",
+        ),
+        (
+            "vit_tiny_patch16_224",
+            "dft",
+            "vit: softmax_attention: form is 'dft'; expected one of auto, cpu, naive, fused, chunked",
+        ),
     ],
 )
 def test_a_wrong_form_is_told_when_the_config_is_made(name, form, message):

@@ -36,9 +36,14 @@ def test_gates_sum_to_one_at_every_pixel_and_differ():
     assert np.std(pairs[..., 0]) > 0.01 and np.std(mixtures[..., 0]) > 0.01
     config = twin("hmode")
     params, stats = random_arrays(config)
-    for last in ("pairs/convs/1/bias", "mixtures/convs/5/bias"):  # the ReLU stays before the softmax: very negative logits are equal ones
+    for last in (
+        "pairs/convs/1/bias",
+        "mixtures/convs/5/bias",
+    ):  # the ReLU stays before the softmax: very negative logits are equal ones
         params[last] = params[last] - 1e4
-    pairs, mixtures, _ = fast_jit(functools.partial(apply, config, method="gates"))(params, stats, run("features")[0][-1])[0]
+    pairs, mixtures, _ = fast_jit(functools.partial(apply, config, method="gates"))(
+        params, stats, run("features")[0][-1]
+    )[0]
     np.testing.assert_allclose(pairs, 1 / 2, rtol=1e-6)
     np.testing.assert_allclose(mixtures, 1 / 3, rtol=1e-6)
 
@@ -52,10 +57,13 @@ def test_output_is_the_mixture_of_the_experts_at_the_input_s_resolution():
     assert all(np.asarray(experts)[..., i].max() > 0 for i in range(3)) and out[..., :7].min() >= 0
     for y, x in ((0, 0), (5, 30), (17, 9), (31, 31)):
         d, g, m = (
-            np.asarray(a, np.float64) for a in (experts[:, y // 4, x // 4], pairs[:, y // 16, x // 16], mixtures[:, y // 16, x // 16])
+            np.asarray(a, np.float64)
+            for a in (experts[:, y // 4, x // 4], pairs[:, y // 16, x // 16], mixtures[:, y // 16, x // 16])
         )
         mixed = np.stack([(g[:, i] * d[:, [a, b]]).sum(-1) for i, (a, b) in enumerate([(0, 1), (0, 2), (1, 2)])], -1)
-        expected = np.concatenate([d, mixed, (m * mixed).sum(-1, keepdims=True), np.asarray(mask)[:, y // 16, x // 16]], -1)
+        expected = np.concatenate(
+            [d, mixed, (m * mixed).sum(-1, keepdims=True), np.asarray(mask)[:, y // 16, x // 16]], -1
+        )
         np.testing.assert_allclose(out[:, y, x], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -102,15 +110,26 @@ def test_published_shapes():
     config = registry.entry("hmode").config
     shapes = abstract(config)
     encoder = sum(int(np.prod(s.shape)) for name, s in shapes.params.items() if name.startswith("stages/"))
-    # torchvision's vgg16_bn without its classifier has 14,723,136; its 4,224 biases before a batch norm are left out here.
+    # torchvision's vgg16_bn without its classifier has 14,723,136; its 4,224 biases before a batch norm are left out
+    # here.
     assert encoder == 14_723_136 - 4_224
     x = jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)
     outs, _ = jax.eval_shape(functools.partial(apply, config, method="features"), shapes.params, shapes.stats, x)
     assert [o.shape[1:] for o in outs] == [(128, 128, 64), (64, 64, 128), (32, 32, 256), (16, 16, 512), (8, 8, 512)]
     kernels = {name: s.shape for name, s in shapes.params.items()}
-    assert kernels["decoder3/coarse/kernel"] == (3, 3, 512, 1024) and kernels["decoder3/second/kernel"] == (3, 3, 1024, 512)
+    assert kernels["decoder3/coarse/kernel"] == (3, 3, 512, 1024) and kernels["decoder3/second/kernel"] == (
+        3,
+        3,
+        1024,
+        512,
+    )
     assert kernels["decoder2/coarse/kernel"] == kernels["decoder2/skip/kernel"] == (3, 3, 512, 512)
-    assert kernels["decoder1/second/kernel"] == (3, 3, 256, 128) and kernels["heads/0/convs/0/kernel"] == (1, 1, 128, 64)
+    assert kernels["decoder1/second/kernel"] == (3, 3, 256, 128) and kernels["heads/0/convs/0/kernel"] == (
+        1,
+        1,
+        128,
+        64,
+    )
     gate = [kernels[f"mixtures/convs/{i}/kernel"][-1] for i in range(6)]
     assert gate == [1024, 2048, 1024, 512, 256, 3] and kernels["pairs/convs/1/kernel"] == (1, 1, 256, 6)
     assert [kernels[f"mask/convs/{i}/kernel"][-1] for i in range(3)] == [256, 128, 1]

@@ -55,7 +55,9 @@ def test_overhead_is_what_the_arrays_hold_and_within_the_budget_for_every_alphab
         assert config.added_params == abstract(config).num_params() - abstract(config.expert).num_params()
         assert 0.02 < config.overhead <= 0.025
     assert CustomisedConfig().added_params == 762 + 689
-    with pytest.raises(UserError, match=r"2136 parameters of local expert and gate are 3.29 % .* lower rank=12 or hidden=6"):
+    with pytest.raises(
+        UserError, match=r"2136 parameters of local expert and gate are 3.29 % .* lower rank=12 or hidden=6"
+    ):
         CustomisedConfig(LeNetConfig(num_classes=47), rank=12, hidden=6)
 
 
@@ -64,7 +66,10 @@ def test_a_closed_gate_gives_the_global_expert_s_logits_to_the_bit_and_an_open_o
     x = images(SMALL, 4)
     expert = {name.removeprefix(GLOBAL): array for name, array in params.items() if name.startswith(GLOBAL)}
     features = apply(SMALL.expert, expert, {}, x, method="embed")[0]
-    alone = {"global": apply(SMALL.expert, expert, {}, x)[0], "local": apply(SMALL, params, {}, features, method="local")[0]}
+    alone = {
+        "global": apply(SMALL.expert, expert, {}, x)[0],
+        "local": apply(SMALL, params, {}, features, method="local")[0],
+    }
     for bias, who in ((-1e9, "global"), (1e9, "local")):
         moved = {**params, "gate2/bias": jnp.full(1, bias)}
         np.testing.assert_array_equal(apply(SMALL, moved, {}, x)[0], alone[who])
@@ -74,7 +79,9 @@ def test_a_closed_gate_gives_the_global_expert_s_logits_to_the_bit_and_an_open_o
     assert np.std(logit) > 0.01
     g = jax.nn.sigmoid(logit)[:, None]
     mixed = jax.nn.softmax(apply(SMALL, params, {}, x, mode="train")[0])
-    np.testing.assert_allclose(mixed, g * jax.nn.softmax(alone["local"]) + (1 - g) * jax.nn.softmax(alone["global"]), rtol=1e-4)
+    np.testing.assert_allclose(
+        mixed, g * jax.nn.softmax(alone["local"]) + (1 - g) * jax.nn.softmax(alone["global"]), rtol=1e-4
+    )
     threshold = float(np.median(g))
     hard = apply(dataclasses.replace(SMALL, threshold=threshold), params, {}, x)[0]
     np.testing.assert_array_equal(hard, jnp.where(g > threshold, alone["local"], alone["global"]))

@@ -17,7 +17,8 @@ from tests.models.twins import distinct_twins, fast_jit, images, loss, random_ar
 
 NAMES = registry.list_models()
 INVARIANT = (r"attention/key/bias$", r"/dw/(large_norm|norms/d\d)/bias$", r"/grn/bias$")
-"""Offsets without a gradient in training: one of all keys leaves softmax as it is, one before a batch norm is subtracted."""
+"""Offsets without a gradient in training: one of all keys leaves softmax as it is, one before a batch norm is
+subtracted."""
 
 SLOW = [n for n in registry.list_models("unireplknet_*") if n != "unireplknet_t"]
 QUICK_FIRST = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES]
@@ -39,7 +40,11 @@ def test_an_image_meets_one_pathway_and_the_router():
 
 def test_most_models_have_a_published_count():
     own = [n for n in NAMES if registry.entry(n).source == "this repository"]
-    rest = [n for n in NAMES if registry.entry(n).counts is None and n not in own and not n.startswith(("vmoe_", "soft_moe_"))]
+    rest = [
+        n
+        for n in NAMES
+        if registry.entry(n).counts is None and n not in own and not n.startswith(("vmoe_", "soft_moe_"))
+    ]
     assert rest == ["resnet20_cifar", "resnet56_cifar"]
 
 
@@ -103,13 +108,17 @@ def test_forward_gives_finite_logits_and_eval_keeps_the_statistics(name):
         np.testing.assert_array_equal(after[name], stats[name])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "deit_tiny_distilled_patch16_224", pytest.param("unireplknet_a", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "deit_tiny_distilled_patch16_224", pytest.param("unireplknet_a", marks=pytest.mark.slow)]
+)
 def test_remat_and_unrolling_change_nothing(name):
     value, grads = train_results(twin(name))
     other, other_grads = train_results(twin(name, remat="full", unroll=name == "resnet18"))
     np.testing.assert_allclose(other, value, rtol=1e-5)
     for path, grad in grads.items():
-        np.testing.assert_allclose(other_grads[path], grad, rtol=2e-4, atol=1e-5 * np.abs(grad).max() + 5e-6, err_msg=path)
+        np.testing.assert_allclose(
+            other_grads[path], grad, rtol=2e-4, atol=1e-5 * np.abs(grad).max() + 5e-6, err_msg=path
+        )
 
 
 def test_remat_is_really_in_the_program():
@@ -146,7 +155,9 @@ def test_a_config_declares_what_its_arrays_show(name):
     config = twin(name)
     shapes = abstract(config)
     assert config.has_mixtures == any(key.endswith("/load") for key in shapes.stats)
-    assert (config.pathways > 1) == (any(key.startswith(config.router) for key in shapes.params) if config.router else False)
+    assert (config.pathways > 1) == (
+        any(key.startswith(config.router) for key in shapes.params) if config.router else False
+    )
     assert config.merges == (abstract(config.deployed()).params != shapes.params)
 
 

@@ -30,7 +30,9 @@ def naive_conv(x, kernel, stride):
 def naive_pool(x):
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     size = [(n - 1) // 2 + 1 for n in x.shape[:2]]
-    return np.array([[padded[2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((0, 1)) for j in range(size[1])] for i in range(size[0])])
+    return np.array(
+        [[padded[2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((0, 1)) for j in range(size[1])] for i in range(size[0])]
+    )
 
 
 def naive_unit(arrays, prefix, x, stride=1):
@@ -44,12 +46,15 @@ def naive_block(arrays, prefix, x, strides):
     y = x
     for i, stride in enumerate(strides):
         y = naive_unit(arrays, f"{prefix}/convs/{i}", np.maximum(y, 0) if i else y, stride)
-    shortcut = naive_unit(arrays, f"{prefix}/shortcut", x, max(strides)) if f"{prefix}/shortcut/conv/kernel" in arrays else x
+    shortcut = (
+        naive_unit(arrays, f"{prefix}/shortcut", x, max(strides)) if f"{prefix}/shortcut/conv/kernel" in arrays else x
+    )
     return np.maximum(shortcut + y, 0)
 
 
 @pytest.mark.parametrize(
-    ("block", "strides", "stem"), [("bottleneck", (1, 2, 1), "imagenet"), ("basic", (2, 1), "imagenet"), ("basic", (2, 1), "medium")]
+    ("block", "strides", "stem"),
+    [("bottleneck", (1, 2, 1), "imagenet"), ("basic", (2, 1), "imagenet"), ("basic", (2, 1), "medium")],
 )
 def test_agrees_with_the_naive_twin_at_an_odd_size(block, strides, stem):
     config = ResNetConfig(block=block, depths=(1, 2), dims=(8, 12), stem=stem, num_classes=5, image_size=13)
@@ -68,7 +73,9 @@ def test_agrees_with_the_naive_twin_at_an_odd_size(block, strides, stem):
         expected.append(y)
     for ours, naive in zip(outs, [expected[0], expected[1], expected[3]], strict=True):
         np.testing.assert_allclose(ours[0], naive, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(logits[0], expected[-1].mean((0, 1)) @ arrays["head/kernel"] + arrays["head/bias"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        logits[0], expected[-1].mean((0, 1)) @ arrays["head/kernel"] + arrays["head/bias"], rtol=0, atol=1e-12
+    )
 
 
 def test_max_pool_pads_with_minus_infinity_and_passes_gradients():
@@ -82,12 +89,18 @@ def test_training_step_of_the_statistics_and_calibration():
     config = ResNetConfig(depths=(1,), dims=(8,), stem="small", num_classes=5, image_size=6)
     params, stats = random_arrays(config)
     x = images(config, 4)
-    stem = np.stack([naive_conv(np.asarray(i, np.float64), np.asarray(params["stem/conv/kernel"], np.float64), 1) for i in x])
+    stem = np.stack(
+        [naive_conv(np.asarray(i, np.float64), np.asarray(params["stem/conv/kernel"], np.float64), 1) for i in x]
+    )
     mean, var = stem.mean((0, 1, 2)), stem.var((0, 1, 2))
     for mode, keep in (("train", 0.9), ("calibrate", 0.0)):
         new = fast_jit(functools.partial(apply, config, mode=mode))(params, stats, x)[1]
-        np.testing.assert_allclose(new["stem/norm/mean"], keep * stats["stem/norm/mean"] + (1 - keep) * mean, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(new["stem/norm/var"], keep * stats["stem/norm/var"] + (1 - keep) * var, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            new["stem/norm/mean"], keep * stats["stem/norm/mean"] + (1 - keep) * mean, rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            new["stem/norm/var"], keep * stats["stem/norm/var"] + (1 - keep) * var, rtol=1e-4, atol=1e-5
+        )
     train = fast_jit(functools.partial(apply, config, mode="calibrate"))(params, stats, x)
     again = fast_jit(functools.partial(apply, config, mode="eval"))(params, train[1], x)[0]
     np.testing.assert_allclose(again, train[0], rtol=1e-4, atol=1e-4)
@@ -103,12 +116,18 @@ def test_statistics_given_as_numpy_arrays_are_not_written_to():
 
 
 def test_initial_values():
-    config = ResNetConfig(block="bottleneck", depths=(1,), dims=(256,), num_classes=10, stem="small", image_size=32, zero_init=True)
+    config = ResNetConfig(
+        block="bottleneck", depths=(1,), dims=(256,), num_classes=10, stem="small", image_size=32, zero_init=True
+    )
     params, _ = fast_jit(functools.partial(initialize, config))(jax.random.key(0))
     kernel = params["stages/0/block0/convs/1/conv/kernel"]
     assert float(kernel.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
-    assert (params["stages/0/block0/convs/2/norm/scale"] == 0).all() and (params["stages/0/block0/shortcut/norm/scale"] == 1).all()
-    assert np.abs(params["head/kernel"]).max() <= 1 / 16 and float(params["head/kernel"].std()) == pytest.approx(1 / 16 / 3**0.5, rel=0.05)
+    assert (params["stages/0/block0/convs/2/norm/scale"] == 0).all() and (
+        params["stages/0/block0/shortcut/norm/scale"] == 1
+    ).all()
+    assert np.abs(params["head/kernel"]).max() <= 1 / 16 and float(params["head/kernel"].std()) == pytest.approx(
+        1 / 16 / 3**0.5, rel=0.05
+    )
     plain, _ = fast_jit(functools.partial(initialize, ResNetConfig(depths=(1,), dims=(8,))))(jax.random.key(0))
     assert (plain["stages/0/block0/convs/1/norm/scale"] == 1).all()
 
@@ -121,7 +140,10 @@ def test_coupling_and_shapes():
         "stage2/layers", "window_h", "window_w", "stage2/layer/first/bottleneck", "stage2/layer/second/bottleneck")  # fmt: skip
     assert shapes.params["stages/2/blocks/layer/convs/1/conv/kernel"].shape == (5, 3, 3, 256, 256)
     basic = abstract(registry.entry("resnet18").config)
-    assert basic.axes["stem/conv/kernel"][-1] == "stage1/embed" and "stages/0/block0/shortcut/conv/kernel" not in basic.params
+    assert (
+        basic.axes["stem/conv/kernel"][-1] == "stage1/embed"
+        and "stages/0/block0/shortcut/conv/kernel" not in basic.params
+    )
     config = registry.entry("resnet50").config
     x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     outs, _ = jax.eval_shape(functools.partial(apply, config, method="features"), shapes.params, shapes.stats, x)

@@ -1,4 +1,5 @@
-"""The backbone of sequence models: patterns, states across pieces, padding on the left, read-outs, counts, bad configs."""
+"""The backbone of sequence models: patterns, states across pieces, padding on the left, read-outs, counts, bad
+configs."""
 
 import functools
 
@@ -82,7 +83,9 @@ def test_the_future_does_not_reach_back():
 
 
 def test_vectors_in_numbers_out_and_pooling():
-    config = registry.model_config("sequence", vocab_size=0, input_dim=3, outputs=2, length=6, dim=16, depth=1, pattern="hgrn")
+    config = registry.model_config(
+        "sequence", vocab_size=0, input_dim=3, outputs=2, length=6, dim=16, depth=1, pattern="hgrn"
+    )
     params, _ = random_arrays(config)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 3)), jnp.float32)
     tokens = apply(config, params, {}, x)[0]

@@ -23,7 +23,17 @@ from tests.models.twins import fast_jit, images, random_arrays, twin
 
 DEPLOY = {"a": 4_437_300, "f": 6_235_216, "p": 10_741_704, "n": 18_318_560, "t": 31_037_980, "s": 55_645_984,
           "b": 98_008_456, "l": 218_454_616, "xl": 386_529_064}  # fmt: skip
-STATS = {"a": 28_480, "f": 34_176, "p": 45_568, "n": 67_200, "t": 96_960, "s": 130_176, "b": 173_568, "l": 260_352, "xl": 347_136}
+STATS = {
+    "a": 28_480,
+    "f": 34_176,
+    "p": 45_568,
+    "n": 67_200,
+    "t": 96_960,
+    "s": 130_176,
+    "b": 173_568,
+    "l": 260_352,
+    "xl": 347_136,
+}
 TEN = {"a": (4_331_270, 4_119_510), "t": (31_058_830, 30_403_390), "s": (55_695_394, 54_884_674)}
 
 
@@ -44,14 +54,18 @@ def run(build, params, stats, x, *args, **kwargs):
 
 def check(y, total, squares, first4, last):
     expected = np.array([total, squares, *first4, last])
-    np.testing.assert_allclose([y.sum(), (y**2).sum(), *y.reshape(-1)[:4], y.reshape(-1)[-1]], expected, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(
+        [y.sum(), (y**2).sum(), *y.reshape(-1)[:4], y.reshape(-1)[-1]], expected, rtol=0, atol=1e-8
+    )
 
 
 X = nhwc(W((1, 4, 9, 9), 0.5, 1))
 
 
 def test_the_golden_input_itself():
-    np.testing.assert_allclose([X.sum(), X[0, 0, 0, 0], X[0, 0, 1, 0]], [0.7190922477, 0.4794255386, 0.7643289370], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        [X.sum(), X[0, 0, 0, 0], X[0, 0, 1, 0]], [0.7190922477, 0.4794255386, 0.7643289370], rtol=0, atol=1e-9
+    )
 
 
 def test_g1_global_response_normalisation(x64):
@@ -96,8 +110,14 @@ def test_g3_to_g8_dilated_reparam_and_its_merged_kernel(x64, size):
 
 
 BLOCKS = {
-    13: ((148.3779841078, 231.5707543380, [0.8376139472, 1.1216687757, 1.3012688578, 1.3518517974], 1.0206884762), -0.2770518212),
-    3: ((147.3377533846, 230.6257516510, [0.8313194945, 1.1158040194, 1.2975878657, 1.3514680938], 1.0102488211), 0.3322339226),
+    13: (
+        (148.3779841078, 231.5707543380, [0.8376139472, 1.1216687757, 1.3012688578, 1.3518517974], 1.0206884762),
+        -0.2770518212,
+    ),
+    3: (
+        (147.3377533846, 230.6257516510, [0.8313194945, 1.1158040194, 1.2975878657, 1.3514680938], 1.0102488211),
+        0.3322339226,
+    ),
 }
 
 
@@ -112,14 +132,18 @@ def test_g9_g10_block_and_its_merged_form(x64, size):
     stacked = ({f"{prefix}/{k}": jnp.asarray(v)[None] for k, v in d.items()} for d in (params, stats))
     deployed, merged, merged_stats = merge_reparam(config, *stacked)
     block = {k.removeprefix(f"{prefix}/"): v[0] for k, v in merged.items()}
-    np.testing.assert_allclose(block["down/bias"], [0.6674900093, 0.7794371306, 0.7036126444, 0.5030931705], rtol=0, atol=1e-8)
+    np.testing.assert_allclose(
+        block["down/bias"], [0.6674900093, 0.7794371306, 0.7036126444, 0.5030931705], rtol=0, atol=1e-8
+    )
     np.testing.assert_allclose(block["dw/kernel"].sum(), kernel_sum, rtol=0, atol=1e-8)
     assert merged_stats == {}
     again = run(lambda i: Block(deployed, 0, size, "stage1/layer", i), block, {}, X, 0.0, None, "eval")
     np.testing.assert_allclose(again, y, rtol=0, atol=1e-10)
 
 
-MINI = UniRepLKNetConfig(depths=(1,) * 4, dims=(8, 16, 24, 32), kernels=((3,), (13,), (9,), (5,)), num_classes=10, image_size=64)
+MINI = UniRepLKNetConfig(
+    depths=(1,) * 4, dims=(8, 16, 24, 32), kernels=((3,), (13,), (9,), (5,)), num_classes=10, image_size=64
+)
 POINTS = [
     ((16, 16, 8), 336.1669271402, 2429.2731670328), ((16, 16, 8), 319.6703308991, 2570.0560969902),
     ((8, 8, 16), 29.9560619238, 1024.8928936645), ((8, 8, 16), 119.5177516827, 2399.8712688120),
@@ -140,10 +164,17 @@ def test_mini_network_at_every_point_before_and_after_merging(x64):
     for y, (shape, total, squares) in zip(points, POINTS, strict=True):
         assert y.shape == (1, *shape) and y.dtype == jnp.float64
         np.testing.assert_allclose([y.sum(), (y**2).sum()], [total, squares], rtol=0, atol=1e-8)
-    np.testing.assert_allclose(fast_jit(functools.partial(apply, MINI))(params, stats, x)[0][0], LOGITS, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(
+        fast_jit(functools.partial(apply, MINI))(params, stats, x)[0][0], LOGITS, rtol=0, atol=1e-8
+    )
     deployed, merged, _ = merge_reparam(MINI, params, stats)
-    assert shapes.num_params() == 39_542 and abstract(deployed).num_params() == sum(v.size for v in merged.values()) == 35_302
-    np.testing.assert_allclose(fast_jit(functools.partial(apply, deployed))(merged, {}, x)[0][0], LOGITS, rtol=0, atol=1e-8)
+    assert (
+        shapes.num_params() == 39_542
+        and abstract(deployed).num_params() == sum(v.size for v in merged.values()) == 35_302
+    )
+    np.testing.assert_allclose(
+        fast_jit(functools.partial(apply, deployed))(merged, {}, x)[0][0], LOGITS, rtol=0, atol=1e-8
+    )
 
 
 COVERAGE = {
@@ -179,7 +210,9 @@ def test_merged_network_agrees_in_float32(name):
     x = images(config)
     y = fast_jit(functools.partial(apply, config))(params, stats, x)[0]
     deployed, merged, none = merge_reparam(config, params, stats)
-    assert {k: v.shape for k, v in merged.items()} == {k: v.shape for k, v in abstract(deployed).params.items()} and none == {}
+    assert {k: v.shape for k, v in merged.items()} == {
+        k: v.shape for k, v in abstract(deployed).params.items()
+    } and none == {}
     again = fast_jit(functools.partial(apply, deployed))(merged, none, x)[0]
     assert np.abs(again - y).max() <= 1e-5 * np.abs(y).max()
 
@@ -191,7 +224,9 @@ def test_counts_of_statistics_and_of_the_deployed_form(size):
     assert abstract(registry.model_config(name, deploy=True)).num_params() == DEPLOY[size]
     assert abstract(registry.model_config(name, deploy=True)).num_stats() == 0
     if size in TEN:
-        counts = tuple(abstract(registry.model_config(name, num_classes=10, deploy=d)).num_params() for d in (False, True))
+        counts = tuple(
+            abstract(registry.model_config(name, num_classes=10, deploy=d)).num_params() for d in (False, True)
+        )
         assert counts == TEN[size]
 
 
@@ -201,7 +236,9 @@ def test_stage_outputs_and_block_counts():
     outs, _ = jax.eval_shape(functools.partial(apply, VARIANTS["t"], method="features"), shapes.params, shapes.stats, x)
     assert [o.shape[1:] for o in outs[1::2]] == [(56, 56, 80), (28, 28, 160), (14, 14, 320), (7, 7, 640)]
     for size, expected in {"t": (15, 12), "s": (15, 21), "a": (10, 2)}.items():
-        sizes = [k for d, p in zip(VARIANTS[size].depths, VARIANTS[size].kernels, strict=True) for k in p * (d // len(p))]
+        sizes = [
+            k for d, p in zip(VARIANTS[size].depths, VARIANTS[size].kernels, strict=True) for k in p * (d // len(p))
+        ]
         assert (sum(k >= 7 for k in sizes), sum(k < 7 for k in sizes)) == expected
 
 

@@ -82,7 +82,9 @@ def test_agrees_with_numpy():
         x = images(CONFIG, 2, dtype=np.float64)
         logits = fast_jit(functools.partial(apply, CONFIG))(params, {}, x)[0]
     params = {k: np.asarray(v) for k, v in params.items()}
-    np.testing.assert_allclose(logits, np.stack([network(params, image, CONFIG) for image in np.asarray(x)]), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(
+        logits, np.stack([network(params, image, CONFIG) for image in np.asarray(x)]), rtol=0, atol=1e-11
+    )
 
 
 @functools.cache
@@ -141,7 +143,9 @@ def test_naive_form_agrees_in_outputs_and_gradients():
     results = []
     for form in ("cpu", "naive"):
         config = dataclasses.replace(CONFIG, form=form)
-        grad = jax.value_and_grad(lambda p, x, config=config: loss_and_logits(config, p, {}, x), argnums=(0, 1), has_aux=True)
+        grad = jax.value_and_grad(
+            lambda p, x, config=config: loss_and_logits(config, p, {}, x), argnums=(0, 1), has_aux=True
+        )
         results.append(fast_jit(grad)(params, x))
     assert_agree(*results, 1e-5)
 

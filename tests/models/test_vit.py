@@ -1,4 +1,5 @@
-"""ViT and DeiT against a naive twin written head by head, in outputs and gradients; drop path, distillation, mistakes."""
+"""ViT and DeiT against a naive twin written head by head, in outputs and gradients; drop path, distillation,
+mistakes."""
 
 import dataclasses
 import functools
@@ -16,7 +17,9 @@ from research.modules.state import abstract, apply
 from research.train.costs import forward_flops
 from tests.models.twins import fast_jit, images, random_arrays
 
-CONFIG = ViTConfig(dim=24, depth=2, heads=3, head_dim=5, mlp_dim=40, patch_size=3, image_size=6, num_classes=7, distilled=True)
+CONFIG = ViTConfig(
+    dim=24, depth=2, heads=3, head_dim=5, mlp_dim=40, patch_size=3, image_size=6, num_classes=7, distilled=True
+)
 
 
 def naive_norm(x, scale, bias):
@@ -42,7 +45,11 @@ def naive_attention(p, x, heads, head_dim):
 def naive_vit(params, image, config):
     """Returns (class logits, distillation logits) of one image [H, W, C]."""
     n = config.patch_size
-    patches = [image[i : i + n, j : j + n].reshape(-1) for i in range(0, config.image_size, n) for j in range(0, config.image_size, n)]
+    patches = [
+        image[i : i + n, j : j + n].reshape(-1)
+        for i in range(0, config.image_size, n)
+        for j in range(0, config.image_size, n)
+    ]
     kernel = params["patches/kernel"].reshape(-1, config.dim)
     tokens = [params["cls_token"], params["dist_token"]] + [p @ kernel + params["patches/bias"] for p in patches]
     x = jnp.stack(tokens) + params["positions"]
@@ -50,12 +57,16 @@ def naive_vit(params, image, config):
         prefix = "blocks/layer/"
         p = {k.removeprefix(prefix): v[i] for k, v in params.items() if k.startswith(prefix)}
         attention = {k.removeprefix("attention/"): v for k, v in p.items() if k.startswith("attention/")}
-        x = x + naive_attention(attention, naive_norm(x, p["norm1/scale"], p["norm1/bias"]), config.heads, config.head_dim)
+        x = x + naive_attention(
+            attention, naive_norm(x, p["norm1/scale"], p["norm1/bias"]), config.heads, config.head_dim
+        )
         h = naive_norm(x, p["norm2/scale"], p["norm2/bias"]) @ p["mlp/up/kernel"] + p["mlp/up/bias"]
         h = h * (1 + jax.lax.erf(h / 2**0.5)) / 2
         x = x + h @ p["mlp/down/kernel"] + p["mlp/down/bias"]
     x = naive_norm(x, params["norm/scale"], params["norm/bias"])
-    return tuple(x[t] @ params[f"{head}/kernel"] + params[f"{head}/bias"] for t, head in enumerate(("head", "dist_head")))
+    return tuple(
+        x[t] @ params[f"{head}/kernel"] + params[f"{head}/bias"] for t, head in enumerate(("head", "dist_head"))
+    )
 
 
 def test_agrees_with_the_naive_twin_in_outputs_and_gradients():
@@ -83,7 +94,9 @@ def test_agrees_with_the_naive_twin_in_outputs_and_gradients():
 
 
 def test_drop_path_needs_training_and_a_key_and_keeps_examples_apart():
-    config = ViTConfig(dim=16, depth=4, heads=2, head_dim=8, patch_size=4, image_size=8, num_classes=5, drop_path_rate=0.9)
+    config = ViTConfig(
+        dim=16, depth=4, heads=2, head_dim=8, patch_size=4, image_size=8, num_classes=5, drop_path_rate=0.9
+    )
     params, _ = random_arrays(config)
     x = jnp.broadcast_to(images(config, 1), (16, 8, 8, 3))
     run = lambda mode, key: np.asarray(fast_jit(functools.partial(apply, config, mode=mode))(params, {}, x, key=key)[0])
@@ -135,13 +148,16 @@ MIXED = dataclasses.replace(
 
 
 def test_mixtures_stand_in_every_second_block_of_the_last_ones():
-    """Blocks 3 and 5 have mixtures, all in their order: with a mixture's output at zero, its block is one without feed-forward part."""
+    """Blocks 3 and 5 have mixtures, all in their order: with a mixture's output at zero, its block is one without
+    feed-forward part."""
     params, stats = random_arrays(MIXED)
     assert MIXED.layer_places() == (
         ("dense_blocks/layer", 0), ("dense_blocks/layer", 1), ("blocks/layer/blocks/0", 0), ("blocks/layer/blocks/1", 0),
         ("blocks/layer/blocks/0", 1), ("blocks/layer/blocks/1", 1),
     )  # fmt: skip
-    assert params["blocks/layer/blocks/1/mlp/up"].shape == (2, 4, 24, 20) and "blocks/layer/blocks/0/mlp/up" not in params
+    assert (
+        params["blocks/layer/blocks/1/mlp/up"].shape == (2, 4, 24, 20) and "blocks/layer/blocks/0/mlp/up" not in params
+    )
     silent = {k: jnp.zeros_like(v) if "blocks/1/mlp/down" in k else v for k, v in params.items()}
     plain = dataclasses.replace(MIXED, ffn="mlp", dense_blocks=0, kept_layers=(), kept_dense=())
     stacked = {}
@@ -151,13 +167,17 @@ def test_mixtures_stand_in_every_second_block_of_the_last_ones():
             stacked[name] = silent[name]
             continue
         empty = jnp.zeros(shape.shape[1:])
-        stacked[name] = jnp.stack([silent[f"{p}/{suffix}"][i] if f"{p}/{suffix}" in silent else empty for p, i in MIXED.layer_places()])
+        stacked[name] = jnp.stack(
+            [silent[f"{p}/{suffix}"][i] if f"{p}/{suffix}" in silent else empty for p, i in MIXED.layer_places()]
+        )
     image = images(MIXED, 2)
     mixed = fast_jit(lambda x: apply(MIXED, silent, stats, x)[0])(image)
     np.testing.assert_allclose(mixed, fast_jit(lambda x: apply(plain, stacked, {}, x)[0])(image), rtol=0, atol=1e-5)
     # The same branches drop, at the same rates, under the same key.
     deep = [dataclasses.replace(config, drop_path_rate=0.6) for config in (MIXED, plain)]
-    run = lambda config, arrays, s: fast_jit(lambda x, key: apply(config, arrays, s, x, mode="train", key=key)[0])(image, jax.random.key(2))  # noqa: E731
+    run = lambda config, arrays, s: fast_jit(lambda x, key: apply(config, arrays, s, x, mode="train", key=key)[0])(
+        image, jax.random.key(2)
+    )  # noqa: E731
     dropped = run(deep[0], silent, stats)
     np.testing.assert_allclose(dropped, run(deep[1], stacked, {}), rtol=0, atol=1e-5)
     assert np.abs(np.asarray(dropped - mixed)).max() > 1e-3
@@ -191,6 +211,9 @@ def test_mixtures_that_do_not_fit_are_told(fields, message):
 def test_flops_are_those_of_a_whole_group():
     """Places are rounded up once for the tokens of a group, not for those of each image."""
     moe = dataclasses.replace(FAMILIES["v_moe"], experts=4, hidden=20, eval_capacity_factor=0.0)
-    grouped, alone = (forward_flops(dataclasses.replace(MIXED, kept_layers=(), moe=dataclasses.replace(moe, group=g))) for g in (8, 1))
-    # A group of 8 images has 40 tokens: 21 places by the rule, 24 by its rounding; one image has 5 tokens: 3, rounded to 4.
+    grouped, alone = (
+        forward_flops(dataclasses.replace(MIXED, kept_layers=(), moe=dataclasses.replace(moe, group=g))) for g in (8, 1)
+    )
+    # A group of 8 images has 40 tokens: 21 places by the rule, 24 by its rounding; one image has 5 tokens: 3, rounded
+    # to 4.
     assert alone - grouped == 2 * 2 * 4 * 24 * 20 * 2 * (4 * 8 - 24) // 8

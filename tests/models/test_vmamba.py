@@ -112,7 +112,9 @@ def test_agrees_with_numpy():
         x = images(CONFIG, 2, dtype=np.float64)
         logits = fast_jit(functools.partial(apply, CONFIG))(params, {}, x)[0]
     params = {k: np.asarray(v) for k, v in params.items()}
-    np.testing.assert_allclose(logits, np.stack([network(params, image, CONFIG) for image in np.asarray(x)]), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(
+        logits, np.stack([network(params, image, CONFIG) for image in np.asarray(x)]), rtol=0, atol=1e-11
+    )
 
 
 @functools.cache
@@ -164,13 +166,17 @@ def test_naive_form_agrees_in_outputs_and_gradients():
     results = []
     for form in ("cpu", "naive"):
         chosen = dataclasses.replace(config, form=form)
-        grad = jax.value_and_grad(lambda p, x, chosen=chosen: loss_and_logits(chosen, p, {}, x), argnums=(0, 1), has_aux=True)
+        grad = jax.value_and_grad(
+            lambda p, x, chosen=chosen: loss_and_logits(chosen, p, {}, x), argnums=(0, 1), has_aux=True
+        )
         results.append(fast_jit(grad)(params, x))
     assert_agree(*results, 1e-5)
 
 
 def test_drop_path_needs_training_and_a_key():
-    config = VMambaConfig(depths=(3,), dims=(8,), num_classes=5, image_size=4, stem_strides=(1, 1), drop_path_rate=0.9, form="naive")
+    config = VMambaConfig(
+        depths=(3,), dims=(8,), num_classes=5, image_size=4, stem_strides=(1, 1), drop_path_rate=0.9, form="naive"
+    )
     params, _ = random_arrays(config)
     x = jnp.broadcast_to(images(config, 1), (16, 4, 4, 3))
     run = lambda mode, key: np.asarray(fast_jit(functools.partial(apply, config, mode=mode))(params, {}, x, key=key)[0])
@@ -224,7 +230,9 @@ def test_bad_configs_are_refused_in_one_line(bad, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("bad", [{"width": 0}, {"depth": (1, 2)}, {"ffn": 2.0}, {"depth": (3, 2, 8, 2)}, {"keep": "last"}])
+@pytest.mark.parametrize(
+    "bad", [{"width": 0}, {"depth": (1, 2)}, {"ffn": 2.0}, {"depth": (3, 2, 8, 2)}, {"keep": "last"}]
+)
 def test_choices_outside_the_space_are_refused(bad):
     with pytest.raises(UserError, match="valid"):
         VMambaConfig().shrink(**bad)

@@ -1,4 +1,5 @@
-"""Any single wrong value of any field of any family is refused in a line, or gives a model that can be built: never a traceback."""
+"""Any single wrong value of any field of any family is refused in a line, or gives a model that can be built: never a
+traceback."""
 
 import dataclasses
 

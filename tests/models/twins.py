@@ -49,7 +49,9 @@ def random_arrays(config, seed: int = 0, dtype=np.float32):
 def images(config, batch: int = 3, seed: int = 7, dtype=np.float32):
     """Returns a batch of normal noise, or of tokens."""
     if len(config.input_shape()) == 1:
-        return jnp.asarray(np.random.default_rng(seed).integers(0, config.vocab_size, (batch, *config.input_shape())), jnp.int32)
+        return jnp.asarray(
+            np.random.default_rng(seed).integers(0, config.vocab_size, (batch, *config.input_shape())), jnp.int32
+        )
     return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, *config.input_shape())), dtype)
 
 
@@ -62,7 +64,9 @@ def loss_and_logits(config, params, stats, x, mode: str = "train"):
     """Returns (a scalar that every logit counts in, differently; the logits)."""
     logits, _ = apply(config, params, stats, x, mode=mode, key=jax.random.key(3), **beside(config, len(x)))
     places = jnp.meshgrid(*map(jnp.arange, logits.shape), indexing="ij")
-    places = sum(place * stride for place, stride in zip(places, np.cumprod([1, *logits.shape[:0:-1]])[::-1], strict=True))
+    places = sum(
+        place * stride for place, stride in zip(places, np.cumprod([1, *logits.shape[:0:-1]])[::-1], strict=True)
+    )
     weights = jnp.cos(places.astype(logits.dtype))
     return (weights * logits).sum() + (logits**2).mean(), logits
 

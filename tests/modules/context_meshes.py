@@ -1,6 +1,8 @@
-"""Every mixer over sequences that are cut over 8 simulated devices, and whole; prints deviations and collectives as JSON.
+"""Every mixer over sequences that are cut over 8 simulated devices, and whole; prints deviations and collectives as
+JSON.
 
-Run as a process of its own: `python -m tests.modules.context_meshes [--packed_only] [KIND ...]`, of all kinds without one.
+Run as a process of its own: `python -m tests.modules.context_meshes [--packed_only] [KIND ...]`, of all kinds without
+one.
 """
 
 import dataclasses
@@ -16,7 +18,9 @@ def config_of(kind: str):
 
     spec = SequenceConfig().spec(kind)
     small = {"heads": 2, "state": 4}
-    if kind == "sla":  # with few features a token may share none with any before it, and its gradient is divided by almost nothing
+    if (
+        kind == "sla"
+    ):  # with few features a token may share none with any before it, and its gradient is divided by almost nothing
         small["state"] = 16
     if kind == "routing":
         small |= {"local_heads": 1, "clusters": 2}
@@ -24,7 +28,14 @@ def config_of(kind: str):
         small = {"head_dim": 8, "state": 4, "angles": 2}
     fields = {k: v for k, v in small.items() if hasattr(spec, k)}
     return SequenceConfig(
-        vocab_size=16, dim=16, depth=2, length=32, pattern=kind, ffn="mlp", ffn_dim=16, **{kind: dataclasses.replace(spec, **fields)}
+        vocab_size=16,
+        dim=16,
+        depth=2,
+        length=32,
+        pattern=kind,
+        ffn="mlp",
+        ffn_dim=16,
+        **{kind: dataclasses.replace(spec, **fields)},
     )
 
 
@@ -61,8 +72,14 @@ def main(kinds: list[str], packed_only: bool) -> None:
             places = (whole, batch, None if ids is None else batch)
             with jax.set_mesh(mesh):
                 program = jax.jit(step, in_shardings=places).lower(params, tokens, ids).compile()
-            given = jax.device_put(params, whole), jax.device_put(tokens, batch), None if ids is None else jax.device_put(ids, batch)
-            off = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)), program(*given), expected)
+            given = (
+                jax.device_put(params, whole),
+                jax.device_put(tokens, batch),
+                None if ids is None else jax.device_put(ids, batch),
+            )
+            off = jax.tree.map(
+                lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)), program(*given), expected
+            )
             found = collectives(program.as_text(), mesh)
             results[f"{kind}{name} {sizes}"] = {
                 "deviation": max(jax.tree.leaves(off)),

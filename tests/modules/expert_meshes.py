@@ -1,4 +1,5 @@
-"""A mixture of experts on 8 simulated devices under several meshes, and on none; prints deviations and collectives as JSON.
+"""A mixture of experts on 8 simulated devices under several meshes, and on none; prints deviations and collectives as
+JSON.
 
 Run as a process of its own: `python -m tests.modules.expert_meshes`.
 """
@@ -30,7 +31,9 @@ def main() -> None:
     x = np.random.default_rng(0).normal(size=(16, 4, 32)).astype(np.float32)
     results = {}
     for kind, spec in kinds.items():
-        graphdef, params, stats, axes = split(MoeFfn(spec.resolve(48), 32, ("embed", "layer/mlp"), "layer", Init(jax.random.key(0))))
+        graphdef, params, stats, axes = split(
+            MoeFfn(spec.resolve(48), 32, ("embed", "layer/mlp"), "layer", Init(jax.random.key(0)))
+        )
 
         def loss(params, x, graphdef=graphdef, stats=stats):
             live = merge(graphdef, params, stats)
@@ -49,7 +52,9 @@ def main() -> None:
             with jax.set_mesh(mesh):
                 program = jax.jit(step, in_shardings=(placed, batch)).lower(params, x).compile()
             arguments = jax.device_put(params, placed), jax.device_put(x, batch)
-            deviations = jax.tree.map(lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)), program(*arguments), expected)
+            deviations = jax.tree.map(
+                lambda a, b: float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)), program(*arguments), expected
+            )
             gathered = re.findall(r"= (\S+) all-gather(?:-start)?\(", program.as_text())
             results[f"{kind} {sizes}"] = {
                 "deviation": max(jax.tree.leaves(deviations)),

@@ -14,7 +14,11 @@ QUICK = ("gla", "attention")
 
 def deviations(*arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.modules.context_meshes", *arguments], capture_output=True, text=True, timeout=1500, env=FAST
+        [sys.executable, "-m", "tests.modules.context_meshes", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        env=FAST,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -24,10 +28,15 @@ def check(results):
     assert results
     for name, found in results.items():
         assert found["deviation"] < 1e-5, name
-        if not SequenceConfig.specs()[name.split(" ")[0]].carries:  # routing attention: its clusters are of all tokens, and it sees them
+        if not SequenceConfig.specs()[
+            name.split(" ")[0]
+        ].carries:  # routing attention: its clusters are of all tokens, and it sees them
             continue
         # What goes from device to device: states, or the keys and values of attention; never a batch.
-        assert not any("over data" in gathered and "context" not in gathered for gathered in found["gathered"]), (name, found)
+        assert not any("over data" in gathered and "context" not in gathered for gathered in found["gathered"]), (
+            name,
+            found,
+        )
 
 
 def test_stretches_of_packed_sequences_give_the_whole_s_numbers():

@@ -1,4 +1,5 @@
-"""The Gaussian-mixture policy head: densities against numpy and quadrature, squashing, the three estimators of the router's gradient."""
+"""The Gaussian-mixture policy head: densities against numpy and quadrature, squashing, the three estimators of the
+router's gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ from research.modules import gaussian_mixture as gm
 from research.modules.axes import Init
 from research.modules.state import split
 
-MIXTURE = gm.Mixture(jnp.log(jnp.array([0.2, 0.5, 0.3])), jnp.array([[-2.0], [0.5], [1.0]]), jnp.log(jnp.array([[0.5], [1.0], [0.1]])))
+MIXTURE = gm.Mixture(
+    jnp.log(jnp.array([0.2, 0.5, 0.3])), jnp.array([[-2.0], [0.5], [1.0]]), jnp.log(jnp.array([[0.5], [1.0], [0.1]]))
+)
 """Of one number, by three primitives."""
 
 
@@ -23,12 +26,18 @@ def numpy_log_density(mixture, x):
 def test_log_density_agrees_with_numpy_and_is_finite_forty_standard_deviations_away():
     rng = np.random.default_rng(0)
     log_weights = jax.nn.log_softmax(jnp.asarray(rng.normal(size=4), jnp.float32))
-    mixture = gm.Mixture(log_weights, jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), jnp.asarray(rng.normal(size=(4, 3)), jnp.float32))
+    mixture = gm.Mixture(
+        log_weights,
+        jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
+        jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
+    )
     for x in (*rng.normal(size=(5, 3)), np.full(3, 40.0) * np.exp(np.asarray(mixture.log_stds).max())):
         value, slope = jax.value_and_grad(lambda x: gm.log_density(mixture, x))(jnp.asarray(x, jnp.float32))
         np.testing.assert_allclose(value, numpy_log_density(mixture, x), rtol=2e-5)
         assert np.isfinite(slope).all()
-    assert float(gm.log_density(MIXTURE, jnp.array([41.0]))) == pytest.approx(-800 - 0.5 * np.log(2 * np.pi) + np.log(0.5), abs=20.5)
+    assert float(gm.log_density(MIXTURE, jnp.array([41.0]))) == pytest.approx(
+        -800 - 0.5 * np.log(2 * np.pi) + np.log(0.5), abs=20.5
+    )
 
 
 def test_density_integrates_to_one_squashed_or_not():
@@ -79,7 +88,9 @@ def test_minimiser_of_the_frequency_loss_is_the_frequency_of_wins():
 def test_score_ratio_has_the_gradient_of_the_expected_value():
     z, q = jnp.array([0.3, -0.2, 0.9]), jnp.array([1.0, -2.0, 0.5])
     w = jax.nn.softmax(z)
-    sampled = [jax.grad(lambda z, i=i: gm.score_ratio_loss(jax.nn.log_softmax(z), q, jnp.array(i)))(z) for i in range(3)]
+    sampled = [
+        jax.grad(lambda z, i=i: gm.score_ratio_loss(jax.nn.log_softmax(z), q, jnp.array(i)))(z) for i in range(3)
+    ]
     exact = jax.grad(lambda z: -(jax.nn.softmax(z) * q).sum())(z)
     np.testing.assert_allclose(sum(w[i] * g for i, g in enumerate(sampled)), exact, atol=1e-6)
 
@@ -104,7 +115,13 @@ def test_head_starts_even_reads_the_raw_state_and_clips():
     assert max(float(jnp.abs(params[k]).max()) for k in params) <= 3e-3
     mixture = head(1e5 * jnp.ones((4, 8)), jnp.ones((4, 5)))
     np.testing.assert_allclose(np.exp(mixture.log_weights), 1 / 3, rtol=1e-6)
-    assert float(mixture.log_stds.max()) <= 2 and float(mixture.log_stds.min()) >= -20 and float(jnp.abs(mixture.log_stds).max()) >= 2
+    assert (
+        float(mixture.log_stds.max()) <= 2
+        and float(mixture.log_stds.min()) >= -20
+        and float(jnp.abs(mixture.log_stds).max()) >= 2
+    )
     weights = lambda s: jnp.exp(head(jnp.ones((4, 8)), s).log_weights)
     head.router.kernel[...] = head.router.kernel[...].at[0, 0].set(1.0)
-    np.testing.assert_allclose(weights(jnp.eye(5)[:1] * jnp.ones((4, 1)))[0], np.array([np.e, 1, 1]) / (np.e + 2), rtol=1e-5)
+    np.testing.assert_allclose(
+        weights(jnp.eye(5)[:1] * jnp.ones((4, 1)))[0], np.array([np.e, 1, 1]) / (np.e + 2), rtol=1e-5
+    )

@@ -32,7 +32,9 @@ def test_arrays_need_known_names_one_per_axis():
 
 def test_keys_differ_between_tags_and_layers_and_repeat():
     draw = lambda init: np.asarray(init.param("w", (4,), ("embed",), normal_02, Kind.GAIN)[...])
-    assert (draw(INIT.child("a")) == draw(INIT.child("a"))).all() and not (draw(INIT.child("a")) == draw(INIT.child("b"))).any()
+    assert (draw(INIT.child("a")) == draw(INIT.child("a"))).all() and not (
+        draw(INIT.child("a")) == draw(INIT.child("b"))
+    ).any()
     stacked = INIT.stacked(3, "layers").param("w", (4,), ("embed",), normal_02, Kind.GAIN)
     assert stacked[...].shape == (3, 4) and stacked.axes == ("layers", "embed") and len(np.unique(stacked[...])) == 12
 
@@ -65,7 +67,9 @@ def test_attention_scale_is_that_of_one_head_and_heads_are_a_sum():
 
     def heads(keep):
         graph, _, _, _ = split(Attention(12, len(keep), 4, "embed", "layer", INIT))
-        take = lambda k, v: jnp.take(v, jnp.array(keep), axes[k].index("layer/heads")) if "layer/heads" in axes[k] else v
+        take = lambda k, v: (
+            jnp.take(v, jnp.array(keep), axes[k].index("layer/heads")) if "layer/heads" in axes[k] else v
+        )
         cut = {k: take(k, v) for k, v in params.items()}
         return merge(graph, cut, stats)(x) - params["out/bias"]
 
@@ -77,7 +81,9 @@ class Layer(nnx.Module):
     """tanh(x W + b) + shift, for the tests of Stack."""
 
     def __init__(self, init: Init):
-        self.linear = Linear(3, 3, ("embed", "embed"), init.child("linear"), kernel_init=jax.nn.initializers.normal(1.0))
+        self.linear = Linear(
+            3, 3, ("embed", "embed"), init.child("linear"), kernel_init=jax.nn.initializers.normal(1.0)
+        )
 
     def __call__(self, x, shift, *, gain):
         return jnp.tanh(gain * self.linear(x)) + shift
@@ -86,7 +92,11 @@ class Layer(nnx.Module):
 def test_stack_is_a_loop_over_its_layers():
     shifts = jnp.array([0.1, -0.2, 0.3])
     x = jnp.ones((2, 3))
-    outs = [Stack(Layer, 3, "layers", INIT, unroll=u)(x, xs=shifts, remat=r, gain=2.0) for u in (False, True) for r in ("none", "dots")]
+    outs = [
+        Stack(Layer, 3, "layers", INIT, unroll=u)(x, xs=shifts, remat=r, gain=2.0)
+        for u in (False, True)
+        for r in ("none", "dots")
+    ]
     stack = Stack(Layer, 3, "layers", INIT)
     y = np.ones((2, 3))
     for kernel, shift in zip(np.asarray(stack.layer.linear.kernel[...]), np.asarray(shifts), strict=True):
@@ -96,5 +106,7 @@ def test_stack_is_a_loop_over_its_layers():
 
 
 def test_unknown_remat_policy_names_the_valid_ones():
-    with pytest.raises(ValueError, match=r"unknown remat policy 'all'; valid: \['dots', 'dots_no_batch', 'full', 'none'\]"):
+    with pytest.raises(
+        ValueError, match=r"unknown remat policy 'all'; valid: \['dots', 'dots_no_batch', 'full', 'none'\]"
+    ):
         rematerialize(functools.partial(max), "all")

@@ -31,7 +31,11 @@ def module(spec, seed=0):
 def small(family, **more):
     spec = FAMILIES[family]
     sizes = dict(
-        experts=8, active=min(spec.active, 2), hidden=8, expert_groups=min(spec.expert_groups, 4), kept_groups=min(spec.kept_groups, 2)
+        experts=8,
+        active=min(spec.active, 2),
+        hidden=8,
+        expert_groups=min(spec.expert_groups, 4),
+        kept_groups=min(spec.kept_groups, 2),
     )
     return dataclasses.replace(spec, **(sizes | more)).resolve(16)
 
@@ -71,7 +75,11 @@ def test_every_family_runs_and_has_gradients(family, mode):
     (_, y), grads = fast_jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert y.shape == x.shape and y.dtype == x.dtype
     assert all(np.isfinite(g).all() for g in grads.values())
-    learns = {"up", "down"} | ({"router"} if "router" in params else set()) | ({"slots", "slot_scale"} if "slots" in params else set())
+    learns = (
+        {"up", "down"}
+        | ({"router"} if "router" in params else set())
+        | ({"slots", "slot_scale"} if "slots" in params else set())
+    )
     assert all(np.asarray(grads[name]).any() for name in learns)
 
 
@@ -99,7 +107,8 @@ def test_places_for_all_are_dropless(family):
 
 
 def test_groups_compete_apart():
-    """With few places a sequence alone gives what it gives beside others when each is a group; with one group it does not."""
+    """With few places a sequence alone gives what it gives beside others when each is a group; with one group it does
+    not."""
     x = tokens()
     for group, same in ((1, True), (0, False)):
         spec = small("switch", capacity="megablocks", capacity_factor=0.7, eval_capacity_factor=0.0, group=group)
@@ -182,7 +191,13 @@ def test_soft_slots_mix_within_a_sequence_alone():
 def test_a_later_token_changes_nothing_before_it_in_causal_routers_alone():
     x = tokens()
     changed = x.at[:, -1].add(1.0)
-    for family, causal in {"mixtral": True, "deepseek_v3": True, "switch": True, "expert_choice": False, "soft": False}.items():
+    for family, causal in {
+        "mixtral": True,
+        "deepseek_v3": True,
+        "switch": True,
+        "expert_choice": False,
+        "soft": False,
+    }.items():
         more = dict(capacity="megablocks", capacity_factor=1.0, eval_capacity_factor=0.0) if family == "switch" else {}
         ffn = module(small(family, **more))
         same = np.allclose(run(ffn, x, calls())[0][:, :-1], run(ffn, changed, calls())[0][:, :-1], atol=1e-6)
@@ -198,7 +213,10 @@ def test_a_later_token_changes_nothing_before_it_in_causal_routers_alone():
         (dict(expert="tanh"), "moe: expert='tanh'; valid: glu, geglu, mlp, relu"),
         (dict(capacity="gshard"), "moe: capacity='gshard'; valid: none, mesh"),
         (dict(expert_groups=3), "moe: expert_groups=3; valid: divisors of experts=8"),
-        (dict(expert_groups=4, kept_groups=1, active=3), "moe: active=3; valid: 1 to the 2 experts that a token can reach"),
+        (
+            dict(expert_groups=4, kept_groups=1, active=3),
+            "moe: active=3; valid: 1 to the 2 experts that a token can reach",
+        ),
         (dict(router="hash"), "moe: active=2; valid: 1 with router=hash"),
     ],
 )
@@ -219,8 +237,11 @@ def test_smaller_selves():
 
 @pytest.mark.slow
 def test_on_eight_devices_it_is_the_same_and_experts_stay_where_they_are():
-    """Outputs, gradients, losses and statistics, experts over 2 to 8 devices, beside data, fsdp and tensor axes. 16 experts of 32 x 24."""
-    done = subprocess.run([sys.executable, "-m", "tests.modules.expert_meshes"], capture_output=True, text=True, timeout=600)
+    """Outputs, gradients, losses and statistics, experts over 2 to 8 devices, beside data, fsdp and tensor axes. 16
+    experts of 32 x 24."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.modules.expert_meshes"], capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout.splitlines()[-1])
     assert len(results) == 14
@@ -231,7 +252,10 @@ def test_on_eight_devices_it_is_the_same_and_experts_stay_where_they_are():
             assert kernels and all(shape.startswith("f32[8,") for shape in kernels), (name, kernels)
         else:
             assert not kernels, (name, kernels)
-        assert not [shape for shape in found["gathered"] if shape.startswith("f32[16,4,16]")], (name, "all logits are gathered")
+        assert not [shape for shape in found["gathered"] if shape.startswith("f32[16,4,16]")], (
+            name,
+            "all logits are gathered",
+        )
         assert bool(found["all_to_all"]) != name.startswith("dropless"), name
         whole = [shape for shape in found["gathered"] if shape.startswith(("f32[16,16,", "f32[16,4,32]"))]
         assert not whole, (name, "tokens of all devices are gathered", whole)

@@ -1,4 +1,5 @@
-"""Mixtures of experts do not see what is not real: padding, the filler of an evaluation batch, what fills up a group."""
+"""Mixtures of experts do not see what is not real: padding, the filler of an evaluation batch, what fills up a
+group."""
 
 import dataclasses
 
@@ -23,7 +24,8 @@ IDS = np.arange(18, dtype=np.int32).reshape(2, 9) * 7
 
 
 def padded(total):
-    """(x [3, total, D], which tokens are real, ids): the texts padded on the right and on the left, then an example of filler."""
+    """(x [3, total, D], which tokens are real, ids): the texts padded on the right and on the left, then an example of
+    filler."""
     x = 3 * np.random.default_rng(total).normal(size=(3, total, WIDTH)).astype(np.float32)
     real, ids = np.zeros((3, total), bool), np.full((3, total), 3, np.int32)
     for row, here in enumerate((slice(0, 9), slice(total - 9, total))):
@@ -39,7 +41,8 @@ def scaled(spec):
 
 
 def run(spec, x, real, ids):
-    """(outputs of real tokens, statistics, gradients) of their squares and the losses; there is no key, so there is no noise."""
+    """(outputs of real tokens, statistics, gradients) of their squares and the losses; there is no key, so there is no
+    noise."""
     graphdef, params, stats = scaled(spec)
     counted = np.ones(x.shape[:2], bool) if real is None else np.broadcast_to(real.reshape(len(x), -1), x.shape[:2])
 
@@ -61,7 +64,8 @@ def same(actual, expected):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_and_filler_are_nothing(family):
-    """Outputs of real tokens, losses, loads, what is observed and gradients: padded to 64 beside filler, and as they are."""
+    """Outputs of real tokens, losses, loads, what is observed and gradients: padded to 64 beside filler, and as they
+    are."""
     more = TIGHT if FAMILIES[family].capacity != "none" else {}
     spec = small(family, z=1e-3, balance=0.01, **more)
     found = run(spec, *padded(64))

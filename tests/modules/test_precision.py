@@ -1,4 +1,5 @@
-"""Products whose order or exponent is read off are exact on accelerators too: what is lowered for cuda and tpu asks for the highest precision."""
+"""Products whose order or exponent is read off are exact on accelerators too: what is lowered for cuda and tpu asks for
+the highest precision."""
 
 import re
 
@@ -28,7 +29,8 @@ INIT = Init(jax.random.key(0))
 
 
 def products(function, *args):
-    """(result type, whether it is exact) of every product and convolution of the function and its gradient, lowered for cuda and tpu."""
+    """(result type, whether it is exact) of every product and convolution of the function and its gradient, lowered for
+    cuda and tpu."""
     loss = lambda *args: sum(jnp.sin(y).sum() for y in jax.tree.leaves(function(*args)))
     traced = jax.jit(jax.value_and_grad(loss)).trace(*args)
     found = []
@@ -56,7 +58,8 @@ def of(module, *args):
 
 @pytest.mark.parametrize("family", [name for name, spec in FAMILIES.items() if spec.router not in ("hash", "domain")])
 def test_routers_are_exact_on_accelerators(family):
-    """Of experts whose own products are batched or grouped, those with E outputs are the router's (and the noise's, the slots')."""
+    """Of experts whose own products are batched or grouped, those with E outputs are the router's (and the noise's, the
+    slots')."""
     spec = small(family, experts=EXPERTS, expert_groups=1, kept_groups=1, learned_noise=family == "v_moe", balance=0.01)
     ffn = MoeFfn(spec, WIDTH, ("embed", "layer/mlp"), "layer", INIT)
     found = with_size(of(ffn, jnp.ones((2, 5, WIDTH)), Call("train", jax.random.key(0))), f"<{WIDTH}x{EXPERTS}")
@@ -73,7 +76,9 @@ TEXTS, HEADS = np.ones((6, 4), np.float32), np.ones((1, 5, 2, 4), np.float32)
 CASES = {
     "contrastive": lambda: products(contrastive("mnr"), TEXTS),
     "contrastive, targets of the batch": lambda: products(contrastive("mnr_plus"), TEXTS),
-    "mixture of Gaussians": lambda: of(GaussianMixtureHead((4, 3, 2, 5), ("embed", "input"), "policy", INIT), TEXTS, TEXTS[:, :3]),
+    "mixture of Gaussians": lambda: of(
+        GaussianMixtureHead((4, 3, 2, 5), ("embed", "input"), "policy", INIT), TEXTS, TEXTS[:, :3]
+    ),
     "router of images": lambda: of(ImageRouter(3, (4, 6), (1, 1), 3, INIT), jnp.ones((2, 8, 8, 3)), "train"),
     "embedding": lambda: of(Embedding(9, 4, INIT), jnp.zeros(3, jnp.int32)),
     "k-means": lambda: products(lambda x: routing_attention.commitment_loss(x, jnp.ones((2, 3, 4))), HEADS),
@@ -81,10 +86,16 @@ CASES = {
         of(Mamba(rank=3).resolve(16).build(16, 8, "layer", INIT, "naive"), jnp.ones((1, 4, 16)), Call()), "3x32"
     ),
     "steps of Mamba-2": lambda: with_size(
-        of(Mamba2(state=4, head_dim=4).resolve(14).build(14, 8, "layer", INIT, "naive"), jnp.ones((1, 4, 14)), Call()), "<14x7"
+        of(Mamba2(state=4, head_dim=4).resolve(14).build(14, 8, "layer", INIT, "naive"), jnp.ones((1, 4, 14)), Call()),
+        "<14x7",
     ),
     "decays of gated linear attention": lambda: with_size(
-        of(GatedLinearAttention(heads=2, rank=3).resolve(16).build(16, 8, "layer", INIT, "naive"), jnp.ones((1, 4, 16)), Call()), 3
+        of(
+            GatedLinearAttention(heads=2, rank=3).resolve(16).build(16, 8, "layer", INIT, "naive"),
+            jnp.ones((1, 4, 16)),
+            Call(),
+        ),
+        3,
     ),
 }
 

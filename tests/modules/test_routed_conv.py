@@ -1,4 +1,5 @@
-"""Routes and routed networks: selection by one-hot scores, the straight-through gradient, one expert, the router, the counts."""
+"""Routes and routed networks: selection by one-hot scores, the straight-through gradient, one expert, the router, the
+counts."""
 
 import dataclasses
 
@@ -48,7 +49,9 @@ def test_score_gradient_of_a_layer_is_the_sum_of_cotangent_times_output_and_zero
 def test_one_hot_scores_select_a_group_of_the_one_convolution_bit_for_bit():
     layer = RoutedConv(3, 4, 3, 3, ("stage1/embed", "stage2/embed"), Init(jax.random.key(0)), form="all", stride=2)
     x, kernel = jax.random.normal(jax.random.key(1), (5, 6, 6, 3)), layer.kernel[...]
-    whole = jax.lax.conv_general_dilated(x, kernel.reshape(3, 3, 3, 12), (2, 2), ((1, 1), (1, 1)), dimension_numbers=NUMBERS)
+    whole = jax.lax.conv_general_dilated(
+        x, kernel.reshape(3, 3, 3, 12), (2, 2), ((1, 1), (1, 1)), dimension_numbers=NUMBERS
+    )
     for expert in range(3):
         y = layer(x, choose(jnp.tile(jax.nn.one_hot(expert, 3), (5, 1)), "train"))
         np.testing.assert_array_equal(y, whole[..., 4 * expert : 4 * expert + 4])
@@ -69,27 +72,38 @@ def test_one_hot_scores_give_the_plain_network_with_that_group_s_weights(name):
     config = twin(name)
     params, stats = random_arrays(config)
     x = images(config, 4)
-    fields = {k: v for k, v in registry.entry(name).tiny.items() if k not in ("experts", "router_dims", "router_depths", "form")}
+    fields = {
+        k: v
+        for k, v in registry.entry(name).tiny.items()
+        if k not in ("experts", "router_dims", "router_depths", "form")
+    }
     plain = registry.model_config(PLAIN[name], **fields)
     own = {k: v for k, v in stats.items() if not k.startswith(config.router)}
     assert set(abstract(plain).params) == set(group(config, params, 0)) and set(abstract(plain).stats) == set(own)
     for expert in (0, 2):
         scores = jnp.tile(jax.nn.one_hot(expert, 3), (4, 1))
-        routed = fast_jit(lambda p, s, x, z: apply(config, p, s, x, z, method="on_path", mode="eval")[0])(params, stats, x, scores)
+        routed = fast_jit(lambda p, s, x, z: apply(config, p, s, x, z, method="on_path", mode="eval")[0])(
+            params, stats, x, scores
+        )
         alone = fast_jit(lambda p, s, x: apply(plain, p, s, x, mode="eval")[0])(group(config, params, expert), own, x)
         np.testing.assert_allclose(routed, alone, rtol=1e-5, atol=1e-5 * np.abs(alone).max())
 
 
 def test_an_attack_sees_the_gradient_of_the_pathway_and_training_that_of_the_gate_too():
-    """In eval mode no gradient of x goes through scores, on which the output does not depend; through the gate it hid weak networks."""
+    """In eval mode no gradient of x goes through scores, on which the output does not depend; through the gate it hid
+    weak networks."""
     config = twin("advmoe_resnet18")
     params, stats = random_arrays(config)
     x = images(config, 4)
-    total = lambda method, mode: lambda x, *more: apply(config, params, stats, x, *more, method=method, mode=mode)[0].sum()  # noqa: E731
+    total = lambda method, mode: (
+        lambda x, *more: apply(config, params, stats, x, *more, method=method, mode=mode)[0].sum()
+    )  # noqa: E731
     scores = apply(config, params, stats, x, method="scores", mode="eval")[0]
     along = jax.grad(total("on_path", "eval"))(x, scores)
     np.testing.assert_array_equal(jax.grad(total("__call__", "eval"))(x), along)
-    assert not np.allclose(jax.grad(total("__call__", "train"))(x), jax.grad(total("on_path", "train"))(x, scores), rtol=0.1)
+    assert not np.allclose(
+        jax.grad(total("__call__", "train"))(x), jax.grad(total("on_path", "train"))(x, scores), rtol=0.1
+    )
 
 
 def test_through_gate_is_eval_mode_but_for_the_gradient_of_the_gate():
@@ -99,7 +113,9 @@ def test_through_gate_is_eval_mode_but_for_the_gradient_of_the_gate():
     outputs, moved = apply(config, params, stats, x, mode=THROUGH_GATE)
     np.testing.assert_array_equal(outputs, apply(config, params, stats, x, mode="eval")[0])
     assert all(np.array_equal(moved[name], stats[name]) for name in stats)
-    gradients = {m: jax.grad(lambda x, m=m: apply(config, params, stats, x, mode=m)[0].sum())(x) for m in ("eval", THROUGH_GATE)}
+    gradients = {
+        m: jax.grad(lambda x, m=m: apply(config, params, stats, x, mode=m)[0].sum())(x) for m in ("eval", THROUGH_GATE)
+    }
     assert not np.allclose(gradients["eval"], gradients[THROUGH_GATE], rtol=0.1)
 
 
@@ -108,11 +124,16 @@ def test_one_expert_is_the_plain_network(name):
     config = dataclasses.replace(twin(name), experts=1)
     plain = dataclasses.replace(config, experts=0)
     params, stats = random_arrays(config)
-    assert not [k for k in params if k.startswith(config.router)] and abstract(config).num_params() == abstract(plain).num_params()
+    assert (
+        not [k for k in params if k.startswith(config.router)]
+        and abstract(config).num_params() == abstract(plain).num_params()
+    )
     squeezed = {k: v.reshape(abstract(plain).params[k].shape) for k, v in params.items()}
     for mode in ("eval", "train"):
         ours = fast_jit(lambda p, s, x, mode=mode: apply(config, p, s, x, mode=mode)[0])(params, stats, images(config))
-        theirs = fast_jit(lambda p, s, x, mode=mode: apply(plain, p, s, x, mode=mode)[0])(squeezed, stats, images(config))
+        theirs = fast_jit(lambda p, s, x, mode=mode: apply(plain, p, s, x, mode=mode)[0])(
+            squeezed, stats, images(config)
+        )
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
 

@@ -43,4 +43,6 @@ def test_importance_is_the_l1_norm_of_the_readers():
     config = twin("vit_tiny_patch16_224")
     params, _ = random_arrays(config)
     kernel = np.asarray(params["blocks/layer/mlp/down/kernel"])
-    np.testing.assert_allclose(channel_importance(params, abstract(config), "layer/mlp"), np.abs(kernel).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        channel_importance(params, abstract(config), "layer/mlp"), np.abs(kernel).sum(-1), rtol=1e-5
+    )

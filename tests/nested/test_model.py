@@ -36,7 +36,9 @@ def test_a_sample_takes_moments_of_its_own_from_images_and_says_so_where_it_keep
         assert model.sample().stats.keys() == model.stats.keys()
         research.create_model(NAME, **registry.entry(NAME).tiny).sample(width=0.5)  # has no moments
     np.testing.assert_allclose(outputs(small, "eval"), outputs(small, "train"), atol=1e-3)
-    with pytest.warns(UserWarning, match=r"keeps the larger model's moments of batch norm.*model.sample\(..., calibrate=images\)"):
+    with pytest.warns(
+        UserWarning, match=r"keeps the larger model's moments of batch norm.*model.sample\(..., calibrate=images\)"
+    ):
         kept = model.sample(width=0.5)
     assert np.abs(outputs(kept, "eval") - outputs(small, "eval")).max() > 1e-2
 

@@ -42,7 +42,9 @@ def pair(name):
 
 
 def test_every_family_is_covered():
-    assert {registry.entry(n).config.family for n in POINTS} == {registry.entry(n).config.family for n in registry.list_models()}
+    assert {registry.entry(n).config.family for n in POINTS} == {
+        registry.entry(n).config.family for n in registry.list_models()
+    }
 
 
 @functools.lru_cache
@@ -134,7 +136,9 @@ def test_perturbing_what_lies_outside_changes_no_bit(name):
 
 
 ONE_EACH = {registry.entry(name).config.family: name for name in reversed(registry.list_models())}.values()
-ONE_FIRST = [name if name in ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in registry.list_models()]
+ONE_FIRST = [
+    name if name in ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in registry.list_models()
+]
 """Every model; all but one of each family are slow."""
 
 
@@ -144,14 +148,20 @@ def test_nested_choices_hold_nested_indices(name):
     full = registry.entry(name).config
     shrink = lambda w, d: full.shrink(width=w, **({"depth": d} if "depth" in full.elastic else {}))
     # A family without depth has some of these twice.
-    chain = list(dict.fromkeys(shrink(w, d) for w, d in ((0.25, 0.25), (0.5, 0.5), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0))))
+    chain = list(
+        dict.fromkeys(shrink(w, d) for w, d in ((0.25, 0.25), (0.5, 0.5), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0)))
+    )
     for small, large in zip(chain, chain[1:], strict=False):
         assert abstract(small).num_params() < abstract(large).num_params()
         for path, target in abstract(small).params.items():
             for i, axis in enumerate(abstract(full).axes[path]):
                 whole = abstract(full).params[path].shape[i]
                 index = [
-                    set(axis_indices(axis, whole, s.params[path].shape[i], abstract(full).kept.get(axis), s.kept.get(axis)))
+                    set(
+                        axis_indices(
+                            axis, whole, s.params[path].shape[i], abstract(full).kept.get(axis), s.kept.get(axis)
+                        )
+                    )
                     for s in (abstract(small), abstract(large))
                 ]
                 assert index[0] <= index[1], (path, axis)
@@ -177,7 +187,9 @@ def test_wrong_pairs_are_refused():
 
 
 def fake(axes, shape, kept) -> Abstract:
-    return Abstract(None, {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}, {}, {"w": axes}, kept, {"w": Kind.MATRIX}, frozenset())
+    return Abstract(
+        None, {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}, {}, {"w": axes}, kept, {"w": Kind.MATRIX}, frozenset()
+    )
 
 
 @st.composite

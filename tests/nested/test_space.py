@@ -120,7 +120,8 @@ def test_a_network_whose_arrays_are_no_slices_is_refused_in_a_line():
         "sequence", pattern="routing", routing={"heads": 2, "local_heads": 1}, dim=32, depth=1, length=16, vocab_size=8
     )
     with pytest.raises(
-        UserError, match=r"^width=0.5 of sequence is no part of the network: axis .*head_dim.* of size \d+ cannot be cut"
+        UserError,
+        match=r"^width=0.5 of sequence is no part of the network: axis .*head_dim.* of size \d+ cannot be cut",
     ) as error:
         shrink(config, {"width": 0.5})
     assert "\n" not in str(error.value)

@@ -1,4 +1,5 @@
-"""Upcycling: a mixture of copies computes what the dense network computed, and every way in which it does not is told."""
+"""Upcycling: a mixture of copies computes what the dense network computed, and every way in which it does not is
+told."""
 
 import dataclasses
 
@@ -28,7 +29,10 @@ def sparse(config, moe, **more):
 PAIRS = {
     "every layer": (TEXT, sparse(TEXT, Moe(experts=3, hidden=24), ffn="moe")),
     "every second layer": (TEXT, sparse(TEXT, Moe(experts=5, hidden=24), ffn="glu moe")),
-    "capacity for all": (TEXT, sparse(TEXT, Moe(experts=2, hidden=24, capacity="megablocks", capacity_factor=2.0), ffn="moe")),
+    "capacity for all": (
+        TEXT,
+        sparse(TEXT, Moe(experts=2, hidden=24, capacity="megablocks", capacity_factor=2.0), ffn="moe"),
+    ),
     "hash": (TEXT, sparse(TEXT, dataclasses.replace(FAMILIES["hash"], hidden=24, experts=3), ffn="moe")),
     "vision": (IMAGES, sparse(IMAGES, DROPLESS, ffn="mlp moe")),
     "vision, last two": (IMAGES, sparse(IMAGES, DROPLESS, ffn="mlp moe", dense_blocks=2)),
@@ -90,7 +94,9 @@ def test_noise_and_reinit_make_experts_differ(options):
             assert not (units[:, 0] == units[:, 1]).all()
             gates = changed.any(-2) if name.endswith("gate") else None
             if gates is not None:
-                ups = (kernels[name.replace("gate", "up")] != np.asarray(source[name.replace("gate", "up")])[:, None]).any(-2)
+                ups = (
+                    kernels[name.replace("gate", "up")] != np.asarray(source[name.replace("gate", "up")])[:, None]
+                ).any(-2)
                 assert (gates == ups).all()
         else:
             ratio = (kernel - copy).std() / copy.std()

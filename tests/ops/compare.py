@@ -25,11 +25,14 @@ def assert_agree(actual, expected, tolerance, *, dtypes=False, floor=0.0):
         assert not dtypes or a.dtype == b.dtype, (i, a.dtype, b.dtype)
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         error, scale = np.max(np.abs(a - b), initial=0), np.max(np.abs(b), initial=0)
-        assert error <= tolerance * max(scale, floor), f"array {i} of shape {a.shape}: error {error:.2e} at scale {scale:.2e}"
+        assert error <= tolerance * max(scale, floor), (
+            f"array {i} of shape {a.shape}: error {error:.2e} at scale {scale:.2e}"
+        )
 
 
 def outputs_and_grads(function, *args):
-    """Outputs, and gradients of a loss that weighs every output entry differently, with respect to all float arguments."""
+    """Outputs, and gradients of a loss that weighs every output entry differently, with respect to all float
+    arguments."""
     floats = [i for i, a in enumerate(args) if a is not None and jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating)]
 
     def run(*inputs):

@@ -41,10 +41,14 @@ def _definition(query, key, value, visible, scale, bias=0.0):
 
 
 @functools.partial(jax.jit, static_argnames=("causal", "form", "scale"))
-def _outputs_and_grads(query, key, value, d_out, mask=None, bias=None, segment_ids=None, causal=False, form="auto", scale=None):
+def _outputs_and_grads(
+    query, key, value, d_out, mask=None, bias=None, segment_ids=None, causal=False, form="auto", scale=None
+):
     def attend(*arrays):
         bias = arrays[3] if len(arrays) > 3 else None
-        return softmax_attention(*arrays[:3], causal=causal, mask=mask, bias=bias, segment_ids=segment_ids, scale=scale, form=form)
+        return softmax_attention(
+            *arrays[:3], causal=causal, mask=mask, bias=bias, segment_ids=segment_ids, scale=scale, form=form
+        )
 
     out, vjp = jax.vjp(attend, query, key, value, *([] if bias is None else [bias]))
     return out, vjp(d_out)
@@ -85,7 +89,9 @@ def test_forms_are_the_definition_with_every_mask_at_once(form):
 
 
 @pytest.mark.parametrize("form", FAST_FORMS)
-@pytest.mark.parametrize("shape", [(67, 97), (1, 97), (67, 1), (4, 67, 97), (3, 1, 1, 97), (2, 1, 4, 1, 97), (2, 3, 4, 67, 97)])
+@pytest.mark.parametrize(
+    "shape", [(67, 97), (1, 97), (67, 1), (4, 67, 97), (3, 1, 1, 97), (2, 1, 4, 1, 97), (2, 3, 4, 67, 97)]
+)
 def test_masks_broadcast(shape, form):
     operands = _operands((2, 3), 67, 97, 4, 2, 3, 3)
     mask = np.random.default_rng(1).random(shape) > 0.4
@@ -142,7 +148,10 @@ def test_float64_is_exact_and_the_gradient_is_that_of_differences(form):
         step = [draw(x.shape, 20 + i, np.float64) for i, x in enumerate(operands[:3])]
         ends = [
             (
-                _outputs_and_grads(*(x + h * s for x, s in zip(operands[:3], step)), operands[3], causal=True, form=form)[0] * operands[3]
+                _outputs_and_grads(
+                    *(x + h * s for x, s in zip(operands[:3], step)), operands[3], causal=True, form=form
+                )[0]
+                * operands[3]
             ).sum()
             for h in (1e-5, -1e-5)
         ]
@@ -180,7 +189,9 @@ def test_blocks_of_any_sizes_agree():
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(blocks):
-        attend = lambda q, k, v: attention_blocks.attend(attention_blocks.Operands(q[:, :, None], k, v), blocks)[:, :, 0]
+        attend = lambda q, k, v: attention_blocks.attend(attention_blocks.Operands(q[:, :, None], k, v), blocks)[
+            :, :, 0
+        ]
         out, vjp = jax.vjp(attend, query, key, value)
         return out, vjp(d_out)
 
@@ -225,7 +236,10 @@ def test_auto_lowers_for_every_platform_and_loops_only_on_cpu(length, platform):
         (dict(query=(2, 9, 3, 4)), "query is of 3 heads; expected a multiple of the 2 heads"),
         (dict(query=(2, 5, 4, 4), causal=True), "causal is given with 5 queries and 9 keys; expected as many"),
         (dict(segment_ids=jnp.zeros((2, 5))), r"segment_ids has shape \(2, 5\).*\(2, 9\)"),
-        (dict(mask=jnp.ones((9, 8), bool)), r"mask is of shape \(9, 8\); expected one that broadcasts to .* \(2, 4, 9, 9\)"),
+        (
+            dict(mask=jnp.ones((9, 8), bool)),
+            r"mask is of shape \(9, 8\); expected one that broadcasts to .* \(2, 4, 9, 9\)",
+        ),
         (dict(bias=jnp.ones((3, 9, 9))), r"bias is of shape \(3, 9, 9\)"),
         (dict(bias=jnp.ones((9, 9)), form="chunked"), "bias is given with form 'chunked'"),
     ],

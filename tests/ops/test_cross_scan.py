@@ -36,7 +36,9 @@ def test_every_step_is_where_the_definition_says(shape):
 
 def test_the_four_orders_of_a_small_map():
     walks = np.asarray(cross_scan(jnp.arange(6.0).reshape(1, 2, 3, 1)))[:, 0, :, 0]
-    np.testing.assert_array_equal(walks, [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]])
+    np.testing.assert_array_equal(
+        walks, [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]]
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

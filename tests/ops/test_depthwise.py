@@ -104,7 +104,9 @@ def test_multi_agrees_with_singles(shape, form):
     sizes, dilations = zip(*BRANCHES, strict=True)
     x, kernels, grads = _operands(shape, sizes)
     outputs, (dx, dks) = _outputs_and_grads(x, kernels, grads, dilations, form)
-    singles = [_outputs_and_grads(x, (k,), (g,), (d,), "naive") for k, g, d in zip(kernels, grads, dilations, strict=True)]
+    singles = [
+        _outputs_and_grads(x, (k,), (g,), (d,), "naive") for k, g, d in zip(kernels, grads, dilations, strict=True)
+    ]
     agree(outputs, [y for (y,), _ in singles], 1e-5)
     agree(dks, [dk for _, (_, (dk,)) in singles], 1e-5)
     agree(dx, sum(dx_1 for _, (dx_1, _) in singles), 1e-5)
@@ -166,7 +168,10 @@ def test_dilate_and_centre_pad_place_every_tap():
         (dict(stride=(1, 0)), r"stride is \(1, 0\); expected an integer of at least 1, or two"),
         (dict(padding="CAUSAL"), 'padding is \'CAUSAL\'; expected "SAME", "VALID"'),
         (dict(padding=((0, 1), (-1, 0))), r"padding is \(\(0, 1\), \(-1, 0\)\); expected"),
-        (dict(padding="VALID", size=(5, 1)), r"x is \(1, 4, 4, 3\); expected maps no smaller than the kernel of \(5, 1\)"),
+        (
+            dict(padding="VALID", size=(5, 1)),
+            r"x is \(1, 4, 4, 3\); expected maps no smaller than the kernel of \(5, 1\)",
+        ),
     ],
 )
 def test_invalid_arguments_name_what_was_expected(arguments, message):
@@ -184,5 +189,7 @@ def test_multi_wants_one_dilation_per_kernel():
 
 
 def test_a_kernel_off_the_centre_is_refused():
-    with pytest.raises(ValueError, match=r"size is \(4, 4\); expected \(3, 3\), the taps of the kernel, plus an even number"):
+    with pytest.raises(
+        ValueError, match=r"size is \(4, 4\); expected \(3, 3\), the taps of the kernel, plus an even number"
+    ):
         centre_pad_kernel(jnp.zeros((3, 3, 1)), 4)

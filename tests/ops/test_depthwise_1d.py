@@ -1,4 +1,5 @@
-"""The 1-D depthwise convolution: every form against the definition and the naive twin, carried state, steps, packed segments."""
+"""The 1-D depthwise convolution: every form against the definition and the naive twin, carried state, steps, packed
+segments."""
 
 import functools
 
@@ -39,7 +40,9 @@ def _reads(time, taps, padding, stride, dilation):
         out = -(-time // stride)
         low = max((out - 1) * stride + reach + 1 - time, 0) // 2
     else:
-        low, high = {"CAUSAL": (reach, 0), "VALID": (0, 0)}.get(padding, padding) if isinstance(padding, str) else padding
+        low, high = (
+            {"CAUSAL": (reach, 0), "VALID": (0, 0)}.get(padding, padding) if isinstance(padding, str) else padding
+        )
         out = (time + low + high - reach - 1) // stride + 1
     return np.arange(out)[:, None] * stride + np.arange(taps) * dilation - low, out
 
@@ -152,7 +155,7 @@ def test_causality(form, segmented):
     assert np.abs(y_other[:, t + 1 :] - y[:, t + 1 :]).max() > 0.1
 
 
-# --- state -------------------------------------------------------------------------------------------------------------
+# --- state ------------------------------------------------------------------------------------------------------------
 
 
 def _in_pieces(x, kernel, ids, cuts, dilation, form):
@@ -205,12 +208,13 @@ def test_state_stops_at_the_last_segment():
     np.testing.assert_array_equal(state[0, :, 0], [0, *x[0, 4:, 0]])
 
 
-# --- packed segments -----------------------------------------------------------------------------------------------------
+# --- packed segments --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ("naive", *FAST_FORMS))
 @pytest.mark.parametrize(
-    "padding, taps, dilation, channels", [("CAUSAL", 4, 1, 3), ("SAME", 31, 1, 2), ("CAUSAL", 5, 3, 128), ("SAME", 12, 2, 1)]
+    "padding, taps, dilation, channels",
+    [("CAUSAL", 4, 1, 3), ("SAME", 31, 1, 2), ("CAUSAL", 5, 3, 128), ("SAME", 12, 2, 1)],
 )
 def test_segments_are_convolved_apart(form, padding, taps, dilation, channels):
     lengths, time = (61, 1, 70, 3), 135
@@ -237,7 +241,7 @@ def test_segments_in_bfloat16_and_float64():
         agree(_jitted("auto", options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-10)
 
 
-# --- platforms and errors ------------------------------------------------------------------------------------------------
+# --- platforms and errors ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -252,9 +256,14 @@ def test_lowers_for_other_platforms_without_a_long_loop(platform, taps, segmente
 
 
 def test_forms_come_from_the_table(tmp_path, monkeypatch):
-    rows = [f"depthwise_conv1d,{direction},pixels=32 taps=4,{form}" for direction, form in (("forward", "dft"), ("input_grad", "naive"))]
+    rows = [
+        f"depthwise_conv1d,{direction},pixels=32 taps=4,{form}"
+        for direction, form in (("forward", "dft"), ("input_grad", "naive"))
+    ]
     table = tmp_path / "table.csv"
-    table.write_text("\n".join(["op,direction,at,form", *rows, "depthwise_conv1d,weight_grad,pixels=32 taps=4,toeplitz"]))
+    table.write_text(
+        "\n".join(["op,direction,at,form", *rows, "depthwise_conv1d,weight_grad,pixels=32 taps=4,toeplitz"])
+    )
     monkeypatch.setattr(dispatch, "TABLE", table)
     dispatch._rows.cache_clear(), dispatch._nearest.cache_clear()
     try:

@@ -1,4 +1,5 @@
-"""2-D depthwise convolution beyond stride 1 and SAME: even kernels, strides, explicit padding, multipliers, leading axes."""
+"""2-D depthwise convolution beyond stride 1 and SAME: even kernels, strides, explicit padding, multipliers, leading
+axes."""
 
 import functools
 
@@ -50,7 +51,10 @@ def _direct(x, kernel, stride, dilation, padding):
 
 def _pairs(options):
     pair = lambda v: (v, v) if isinstance(v, (int, str)) else v  # noqa: E731
-    return {name: pair(options.get(name, default)) for name, default in (("stride", 1), ("dilation", 1), ("padding", "SAME"))}
+    return {
+        name: pair(options.get(name, default))
+        for name, default in (("stride", 1), ("dilation", 1), ("padding", "SAME"))
+    }
 
 
 def _kernel(size, channels, multiplier):
@@ -89,8 +93,14 @@ def test_forms_agree_with_naive_and_naive_with_the_definition(shape, size, multi
     form=st.sampled_from(FAST_FORMS),
 )
 def test_any_geometry_agrees_with_the_definition(height, width, size, stride, dilation, padding, multiplier, form):
-    x, kernel, options = draw((2, height, width, 2), 0), _kernel(size, 2, multiplier), dict(stride=stride, dilation=dilation)
-    expected = _direct(x, kernel.reshape(*size, 2, multiplier), **_pairs(options | {"padding": padding})).astype(np.float32)
+    x, kernel, options = (
+        draw((2, height, width, 2), 0),
+        _kernel(size, 2, multiplier),
+        dict(stride=stride, dilation=dilation),
+    )
+    expected = _direct(x, kernel.reshape(*size, 2, multiplier), **_pairs(options | {"padding": padding})).astype(
+        np.float32
+    )
     y = jax.jit(functools.partial(depthwise_conv2d, padding=padding, form=form, **options))(x, kernel)
     np.testing.assert_allclose(y, expected, atol=1e-5 * max(np.max(np.abs(expected)), 1.0), rtol=0)
 
@@ -117,7 +127,9 @@ def test_multi_of_other_sizes_of_output_agrees_with_singles(form, stride, paddin
 
     options = dict(stride=stride, padding=padding)
     actual = total(lambda x, ks: depthwise_conv2d_multi(x, ks, dilations, form=form, **options))(x, kernels)
-    singles = lambda x, ks: tuple(depthwise_conv2d(x, k, dilation=d, form="naive", **options) for k, d in zip(ks, dilations))  # noqa: E731
+    singles = lambda x, ks: tuple(
+        depthwise_conv2d(x, k, dilation=d, form="naive", **options) for k, d in zip(ks, dilations)
+    )  # noqa: E731
     agree(actual, total(singles)(x, kernels), 1e-5)
 
 

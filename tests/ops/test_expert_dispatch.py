@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.ops.expert_dispatch import chosen_by_experts, combine_matrix, dropless, every_expert, in_slots, with_places
+from research.ops.expert_dispatch import (
+    chosen_by_experts,
+    combine_matrix,
+    dropless,
+    every_expert,
+    in_slots,
+    with_places,
+)
 from research.ops.expert_routing import expert_choice, places, top_k_choice
 from tests.models.twins import fast_jit
 from tests.ops.compare import assert_agree
@@ -33,7 +40,11 @@ def assert_same(ours, definition, *arguments, dy):
         y, vjp = jax.vjp(f, *arguments)
         return y, vjp(dy)
 
-    assert_agree(fast_jit(functools.partial(both, ours))(dy, arguments), fast_jit(functools.partial(both, definition))(dy, arguments), 1e-5)
+    assert_agree(
+        fast_jit(functools.partial(both, ours))(dy, arguments),
+        fast_jit(functools.partial(both, definition))(dy, arguments),
+        1e-5,
+    )
 
 
 def router(logits, k):
@@ -90,7 +101,9 @@ def test_with_places_for_all_is_the_weighted_sum(num_experts, k, order):
 
     def ours(x, logits, kernels):
         routed = router(logits, k)
-        return with_places(x, routed.experts, routed.weights, places(routed.experts, num_experts, order=order), TOKENS, kernels)
+        return with_places(
+            x, routed.experts, routed.weights, places(routed.experts, num_experts, order=order), TOKENS, kernels
+        )
 
     def definition(x, logits, kernels):
         routed = router(logits, k)
@@ -128,7 +141,9 @@ def test_one_expert_of_weight_one_is_a_plain_ffn(activation, gated):
         up = x @ kernels["up"][0]
         return (act(x @ kernels["gate"][0]) * up if gated else act(up)) @ kernels["down"][0]
 
-    assert_same(lambda x, kernels: dropless(x, experts, weights, kernels, activation=activation), plain, x, kernels, dy=dy)
+    assert_same(
+        lambda x, kernels: dropless(x, experts, weights, kernels, activation=activation), plain, x, kernels, dy=dy
+    )
 
 
 @pytest.mark.parametrize("dispatch", ["dropless", "places"])
@@ -225,7 +240,11 @@ def test_activations_do_not_grow_with_the_number_of_experts():
             "gate": shape(num_experts, width, hidden),
             "down": shape(num_experts, hidden, width),
         }
-        program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape(tokens, width), shape(tokens, num_experts), kernels).compile()
+        program = (
+            jax.jit(jax.grad(loss, (0, 1, 2)))
+            .lower(shape(tokens, width), shape(tokens, num_experts), kernels)
+            .compile()
+        )
         return program.memory_analysis().temp_size_in_bytes
 
     few, many = temporaries(4), temporaries(64)

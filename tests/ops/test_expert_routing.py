@@ -1,4 +1,5 @@
-"""Routers: the worked vectors of the families, capacities as their libraries compute them, and what each router promises."""
+"""Routers: the worked vectors of the families, capacities as their libraries compute them, and what each router
+promises."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,9 @@ from research.ops.expert_routing import (
     z_loss,
 )
 
-PROBABILITIES = np.array([[0.6, 0.3, 0.1], [0.5, 0.1, 0.4], [0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.55, 0.40, 0.05], [0.1, 0.15, 0.75]])
+PROBABILITIES = np.array(
+    [[0.6, 0.3, 0.1], [0.5, 0.1, 0.4], [0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.55, 0.40, 0.05], [0.1, 0.15, 0.75]]
+)
 LOGITS = jnp.log(jnp.asarray(PROBABILITIES, jnp.float32))
 """Six tokens, three experts: the sheet's example of who is dropped with two places an expert."""
 
@@ -64,7 +67,9 @@ def test_expert_choice_takes_its_best_tokens():
 def naive_places(experts, num_experts, order, priority):
     tokens = range(len(experts)) if priority is None else sorted(range(len(experts)), key=lambda t: -priority[t])
     k = len(experts[0])
-    pairs = [(t, i) for i in range(k) for t in tokens] if order == "choice" else [(t, i) for t in tokens for i in range(k)]
+    pairs = (
+        [(t, i) for i in range(k) for t in tokens] if order == "choice" else [(t, i) for t in tokens for i in range(k)]
+    )
     seen, found = [0] * (num_experts + 1), np.zeros((len(experts), k), int)
     for t, i in pairs:
         found[t, i] = seen[experts[t][i]]
@@ -81,7 +86,9 @@ def test_places_are_those_of_a_queue(num_tokens, num_experts, k, order, by_prior
     rng = np.random.default_rng(seed)
     experts = rng.integers(0, num_experts + 1, (num_tokens, k))
     priority = np.round(rng.random(num_tokens), 1).astype(np.float32) if by_priority else None  # with ties
-    found = places(jnp.asarray(experts), num_experts, order=order, priority=None if priority is None else jnp.asarray(priority))
+    found = places(
+        jnp.asarray(experts), num_experts, order=order, priority=None if priority is None else jnp.asarray(priority)
+    )
     np.testing.assert_array_equal(found, naive_places(experts, num_experts, order, priority))
 
 
@@ -200,7 +207,9 @@ def test_soft_slots_of_the_example():
     dispatch, combine = soft_slots(x, phi)
     np.testing.assert_allclose(dispatch[0], [0.473041, 0.174022, 0.575975], atol=2e-6)
     np.testing.assert_allclose(combine[0], [0.473041, 0.174022, 0.352937], atol=2e-6)
-    np.testing.assert_allclose(dispatch.T @ x, [[0.825978, 0.526959], [0.526959, 0.825978], [0.859971, 0.424025]], atol=2e-6)
+    np.testing.assert_allclose(
+        dispatch.T @ x, [[0.825978, 0.526959], [0.526959, 0.825978], [0.859971, 0.424025]], atol=2e-6
+    )
     np.testing.assert_allclose(dispatch.sum(0), 1, rtol=1e-6)
     np.testing.assert_allclose(combine.sum(1), 1, rtol=1e-6)
 

@@ -37,7 +37,8 @@ COSFORMER_CAUSAL = [
 
 
 def _linear_attention(q, k, v, causal):
-    """sum_j (q_i . k_j) v_j / max(sum_j q_i . k_j, 1e-6) of [T, K], by states: cumulative sums or one sum of k (x) v."""
+    """sum_j (q_i . k_j) v_j / max(sum_j q_i . k_j, 1e-6) of [T, K], by states: cumulative sums or one sum of k (x)
+    v."""
     states, norms = k[:, :, None] * v[:, None], k
     states, norms = (jnp.cumsum(a, 0) if causal else a.sum(0, keepdims=True) for a in (states, norms))
     return (q[:, None] @ states)[:, 0] / jnp.maximum((q * norms).sum(-1, keepdims=True), 1e-6)
@@ -78,7 +79,9 @@ def test_taylor_products_are_the_second_order_of_exp(size, width):
 def test_elu_plus_one_and_its_gradient_are_positive_and_finite():
     x = jnp.array([-1e4, -50.0, -1.0, 0.0, 2.0, 1e4])
     np.testing.assert_allclose(elu_plus_one(x), [0, np.exp(-50.0), np.exp(-1.0), 1, 3, 10001], rtol=1e-6)
-    np.testing.assert_allclose(jax.vmap(jax.grad(elu_plus_one))(x), [0, np.exp(-50.0), np.exp(-1.0), 1, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.vmap(jax.grad(elu_plus_one))(x), [0, np.exp(-50.0), np.exp(-1.0), 1, 1, 1], rtol=1e-6
+    )
     np.testing.assert_array_equal(feature_maps.relu(x), np.maximum(x, 0))
 
 
@@ -152,7 +155,9 @@ MAPS = {
     "relu": feature_maps.relu,
     "cos": lambda x: cos_reweighted(x, jnp.arange(x.shape[-3]), 64),
     "taylor": taylor,
-    "positive": lambda x: positive_random_features(x, orthogonal_projection(jax.random.key(0), 13, x.shape[-1]), stabiliser="token"),
+    "positive": lambda x: positive_random_features(
+        x, orthogonal_projection(jax.random.key(0), 13, x.shape[-1]), stabiliser="token"
+    ),
     "relu random": lambda x: relu_random_features(x, orthogonal_projection(jax.random.key(0), 13, x.shape[-1])),
 }
 
@@ -177,7 +182,10 @@ def test_dtypes_and_platforms(name):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda x, w: cos_reweighted(x, jnp.arange(4), 9), r"cos_reweighted: positions is of shape \(4,\); expected \(5,\) or \(2, 5\)"),
+        (
+            lambda x, w: cos_reweighted(x, jnp.arange(4), 9),
+            r"cos_reweighted: positions is of shape \(4,\); expected \(5,\) or \(2, 5\)",
+        ),
         (lambda x, w: cos_reweighted(x, jnp.arange(5), 0), "max_length is 0; expected at least 1"),
         (
             lambda x, w: positive_random_features(x, w, stabiliser="all"),

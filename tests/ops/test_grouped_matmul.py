@@ -28,7 +28,12 @@ CASES = [
 
 def _operands(widths, sizes, dtype=np.float32, rows=None):
     (k, n), rows = widths, sum(sizes) if rows is None else rows
-    return draw((rows, k), 0, dtype), draw((len(sizes), k, n), 1, dtype), np.array(sizes, np.int32), draw((rows, n), 2, dtype)
+    return (
+        draw((rows, k), 0, dtype),
+        draw((len(sizes), k, n), 1, dtype),
+        np.array(sizes, np.int32),
+        draw((rows, n), 2, dtype),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -121,7 +126,9 @@ def test_rows_beyond_the_sum_are_zero_and_get_no_gradient(form):
 @pytest.mark.parametrize("form", ("naive", "blocks", "ragged"))
 def test_traced_sizes_beyond_the_rows_are_cut(form):
     x, weights, sizes, dy = _operands((5, 4), (7, 90, 18), rows=33)
-    assert_agree(_output_and_grads(x, weights, sizes, dy, form), _definition(x, weights, np.array([7, 26, 0]), dy), 1e-5)
+    assert_agree(
+        _output_and_grads(x, weights, sizes, dy, form), _definition(x, weights, np.array([7, 26, 0]), dy), 1e-5
+    )
 
 
 def test_no_rows_give_no_gradient():
@@ -163,7 +170,7 @@ def test_auto_follows_the_platform_of_the_program(platform, ragged):
     assert ("stablehlo.while" in program) != ragged
 
 
-# --- sorting and moving rows -----------------------------------------------------------------------------------------------
+# --- sorting and moving rows ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape, num_groups", [((63,), 5), ((1,), 1), ((17, 3), 64), ((101, 2), 7), ((0,), 3)])
@@ -241,13 +248,17 @@ def test_invalid_arguments_are_named(arguments, message):
 
 def test_invalid_rows_and_assignments_are_named():
     index = jnp.arange(7)
-    with pytest.raises(ValueError, match=r"sort_by_group: assignments is of shape \(1, 1, 7\); expected \[T\] or \[T, k\]"):
+    with pytest.raises(
+        ValueError, match=r"sort_by_group: assignments is of shape \(1, 1, 7\); expected \[T\] or \[T, k\]"
+    ):
         sort_by_group(index[None, None], 7)
     with pytest.raises(ValueError, match="assignments is of dtype float32; expected integers"):
         sort_by_group(jnp.ones(3), 7)
     with pytest.raises(ValueError, match="num_groups is 4294967296; expected at most"):
         sort_by_group(index, 2**32)
-    with pytest.raises(ValueError, match=r"permute: inverse is of shape \(7,\); expected a multiple of the 3 rows of x"):
+    with pytest.raises(
+        ValueError, match=r"permute: inverse is of shape \(7,\); expected a multiple of the 3 rows of x"
+    ):
         permute(jnp.ones((3, 2)), index, index)
     with pytest.raises(ValueError, match=r"unpermute: permutation has shape \(7,\); expected \[R\] = \(6\)"):
         unpermute(jnp.ones((6, 2)), index, index)

@@ -1,4 +1,5 @@
-"""Linear attention of all kinds: reference values, the naive twin in outputs and gradients, float64, state carried anywhere, packing."""
+"""Linear attention of all kinds: reference values, the naive twin in outputs and gradients, float64, state carried
+anywhere, packing."""
 
 import functools
 
@@ -40,7 +41,9 @@ def operands(kind, batch, length, heads, width, columns, *, groups=None, dtype=n
 
 @functools.partial(jax.jit, static_argnames=("chunk_size", "form"))
 def run(q, k, v, log_decay, beta, state, segment_ids=None, **options):
-    return linear_attention(q, k, v, log_decay=log_decay, beta=beta, initial_state=state, segment_ids=segment_ids, **options)
+    return linear_attention(
+        q, k, v, log_decay=log_decay, beta=beta, initial_state=state, segment_ids=segment_ids, **options
+    )
 
 
 def loop(q, k, v, log_decay, beta, state, segment_ids=None):
@@ -68,7 +71,11 @@ def loop(q, k, v, log_decay, beta, state, segment_ids=None):
 LOG_SIGMOID = lambda x: -np.log1p(np.exp(-x))
 UNIT = lambda x: x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
 REFERENCES = {
-    "linear": ({}, [-0.84769856, -1.05177801], [[1.29398759, 1.38373307], [0.27828497, 0.74163351], [-0.86829942, -0.24926787]]),
+    "linear": (
+        {},
+        [-0.84769856, -1.05177801],
+        [[1.29398759, 1.38373307], [0.27828497, 0.74163351], [-0.86829942, -0.24926787]],
+    ),
     "retention": ({"log_decay": np.full((1, 6, 1), np.log(31 / 32))}, [-0.71489592, -0.96190682], None),
     "simple_gla": (
         {"log_decay": LOG_SIGMOID(filler((6,), 3)).reshape(1, 6, 1)},
@@ -149,7 +156,9 @@ def test_float64_and_bfloat16(kind):
         expected = outputs_and_grads(functools.partial(run, form="naive"), *args)
         assert_agree(expected[0], loop(*args), 1e-12)
         assert_agree(outputs_and_grads(functools.partial(run, form="chunked", chunk_size=16), *args), expected, 1e-10)
-    low = [x if x is None or i > 2 else jnp.asarray(x, jnp.bfloat16) for i, x in enumerate(operands(kind, 2, 300, 2, 8, 4))]
+    low = [
+        x if x is None or i > 2 else jnp.asarray(x, jnp.bfloat16) for i, x in enumerate(operands(kind, 2, 300, 2, 8, 4))
+    ]
     out, state = jax.jit(run)(*low)
     exact = loop(*(None if x is None else np.asarray(x, np.float64) for x in low))
     assert out.dtype == jnp.bfloat16 and state.dtype == jnp.float32
@@ -218,7 +227,9 @@ def test_normalised_outputs_are_weighted_means():
     with_norm = jax.jit(functools.partial(linear_attention, normalize=True, eps=0.0))
     for decay in (None, log_decay):
         out, state = with_norm(q, k, v, log_decay=decay)
-        weighted, total = (loop(q, k, x, decay, None, np.zeros((2, 2, 4, x.shape[-1])))[0] for x in (v, np.ones_like(v[..., :1])))
+        weighted, total = (
+            loop(q, k, x, decay, None, np.zeros((2, 2, 4, x.shape[-1])))[0] for x in (v, np.ones_like(v[..., :1]))
+        )
         assert_agree(out, weighted / total, 1e-5)
         assert state.shape == (2, 2, 4, 4)
         constant, _ = with_norm(q, k, np.full_like(v, 3.0), log_decay=decay)
@@ -235,7 +246,9 @@ def test_special_cases_coincide():
     assert_agree(run(q, k, v, zero, None, state), plain, 1e-6)
     assert_agree(run(q, k, v, np.zeros(k.shape, np.float32), None, state), plain, 1e-6)
     assert_agree(run(q, k, v, zero, beta, state), run(q, k, v, None, beta, state), 1e-6)
-    assert_agree(run(q, k, v, np.repeat(log_decay[..., None], 4, -1), beta, state), run(q, k, v, log_decay, beta, state), 1e-5)
+    assert_agree(
+        run(q, k, v, np.repeat(log_decay[..., None], 4, -1), beta, state), run(q, k, v, log_decay, beta, state), 1e-5
+    )
     orthonormal = np.broadcast_to(np.eye(4, dtype=np.float32)[None, :, None], (2, 4, 2, 4))
     once = run(q[:, :4], orthonormal, v[:, :4], None, np.ones_like(beta[:, :4]), np.zeros_like(state))
     assert_agree(once, run(q[:, :4], orthonormal, v[:, :4], None, None, np.zeros_like(state)), 1e-6)
@@ -259,13 +272,18 @@ def test_stable_at_length_16384(kind):
 @pytest.mark.parametrize("kind", ["scalar", "vector", "gated_delta"])
 def test_lowers_for_accelerators_in_products(kind):
     args = [x for x in operands(kind, 1, 2048, 2, 4, 4) if x is not None]
-    names = [n for n, x in zip(("q", "k", "v", "log_decay", "beta", "initial_state"), operands(kind, 1, 4, 2, 4, 4)) if x is not None]
+    names = [
+        n
+        for n, x in zip(("q", "k", "v", "log_decay", "beta", "initial_state"), operands(kind, 1, 4, 2, 4, 4))
+        if x is not None
+    ]
     text = assert_lowers_everywhere(lambda *a: linear_attention(**dict(zip(names, a))), *args)
     assert "dense<2048> : tensor<i32>" not in text, "a loop over tokens"
 
 
 def test_gradient_at_the_size_whose_reductions_once_crashed_the_process():
-    """Vector decays, 4 x 512 tokens, 4 heads of 32 x 64: XLA:CPU's library of kernels ended the process on arrays of ten axes."""
+    """Vector decays, 4 x 512 tokens, 4 heads of 32 x 64: XLA:CPU's library of kernels ended the process on arrays of
+    ten axes."""
     args = operands("vector", 4, 512, 4, 32, 64)
     outputs, grads = outputs_and_grads(run, *args)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((outputs, grads)))
@@ -273,7 +291,9 @@ def test_gradient_at_the_size_whose_reductions_once_crashed_the_process():
 
 def test_bad_input_is_named():
     q, k, v, log_decay, beta, state = operands("gated_delta", 2, 5, 4, 3, 2)
-    with pytest.raises(ValueError, match=r"linear_attention: k has shape \(2, 5, 4, 2\); expected \[\*B T G K\] = \(2, 5, 4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"linear_attention: k has shape \(2, 5, 4, 2\); expected \[\*B T G K\] = \(2, 5, 4, 3\)"
+    ):
         linear_attention(q, k[..., :2], v)
     with pytest.raises(ValueError, match="v is of 4 heads; expected a multiple of the 3 heads"):
         linear_attention(q[:, :, :3], k[:, :, :3], v)

@@ -1,4 +1,5 @@
-"""The diagonal recurrence: every form against a float64 loop and the naive twin, both directions, states of any rank."""
+"""The diagonal recurrence: every form against a float64 loop and the naive twin, both directions, states of any
+rank."""
 
 import functools
 
@@ -28,7 +29,11 @@ def loop(a, b, h, reverse=False):
 def operands(shape, decay_shape=None, dtype=np.float32):
     decay_shape = shape if decay_shape is None else decay_shape
     a = 1 / (1 + np.exp(-draw(decay_shape, 0, dtype) - 1))
-    return a.astype(dtype) * np.sign(draw(decay_shape, 3) + 1.5).astype(dtype), draw(shape, 1, dtype), draw(shape[:1] + shape[2:], 2, dtype)
+    return (
+        a.astype(dtype) * np.sign(draw(decay_shape, 3) + 1.5).astype(dtype),
+        draw(shape, 1, dtype),
+        draw(shape[:1] + shape[2:], 2, dtype),
+    )
 
 
 # scalar, vector and matrix states; decays of their own or shared over an axis
@@ -58,7 +63,9 @@ def test_the_gated_recurrence_of_hgrn():
     f = 1 / (1 + np.exp(-filler((1, 6, 2), 3)))
     x = filler((1, 6, 2), 0)
     for form in FORMS:
-        states, _ = linear_recurrence(jnp.asarray(f, jnp.float32), jnp.asarray(x / (1 + np.exp(-x)) * (1 - f), jnp.float32), form=form)
+        states, _ = linear_recurrence(
+            jnp.asarray(f, jnp.float32), jnp.asarray(x / (1 + np.exp(-x)) * (1 - f), jnp.float32), form=form
+        )
         np.testing.assert_allclose(states[0, -1], [0.53418381, 0.50913059], atol=1e-6)
         np.testing.assert_allclose(states.sum(), 3.45823099, atol=1e-5)
 
@@ -104,7 +111,9 @@ def test_causality(form):
     a, b, h = operands((2, 150, 3))
     later = b.copy()
     later[:, 90:] += 1
-    assert np.array_equal(linear_recurrence(a, b, h, form=form)[0][:, :90], linear_recurrence(a, later, h, form=form)[0][:, :90])
+    assert np.array_equal(
+        linear_recurrence(a, b, h, form=form)[0][:, :90], linear_recurrence(a, later, h, form=form)[0][:, :90]
+    )
     earlier = b.copy()
     earlier[:, :90] += 1
     run = functools.partial(linear_recurrence, reverse=True, form=form)
@@ -128,7 +137,9 @@ def test_auto_equals_the_forms_and_lowers_for_accelerators_without_a_loop():
 
 def test_bad_input_is_named():
     a, b, h = operands((2, 5, 3))
-    with pytest.raises(ValueError, match=r"linear_recurrence: a is of shape \(2, 4, 3\); expected the shape of b, \(2, 5, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"linear_recurrence: a is of shape \(2, 4, 3\); expected the shape of b, \(2, 5, 3\)"
+    ):
         linear_recurrence(a[:, :4], b)
     with pytest.raises(ValueError, match="initial_state is of shape"):
         linear_recurrence(a, b, h[:1])

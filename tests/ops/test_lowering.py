@@ -1,4 +1,5 @@
-"""The smaller ops lower for cuda and tpu from a CPU, with their gradients; the large ones have the same test in files of their own."""
+"""The smaller ops lower for cuda and tpu from a CPU, with their gradients; the large ones have the same test in files
+of their own."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,12 @@ SCALES = draw((2, 4), 4)
 CASES = {
     "batch_norm": (lambda x, s: batch_norm.batch_norm(x, s, s, 1e-5)[0], MAPS, CHANNEL),
     "gelu_grn": (lambda x, s: gelu_grn.gelu_grn(x, s, s, 1e-6), MAPS, CHANNEL),
-    "reparam_conv": (lambda x, a, b, s: reparam_conv.reparam_conv(x, (a, b), (1, 2), s, s, 1e-5)[0], MAPS, *KERNELS, SCALES),
+    "reparam_conv": (
+        lambda x, a, b, s: reparam_conv.reparam_conv(x, (a, b), (1, 2), s, s, 1e-5)[0],
+        MAPS,
+        *KERNELS,
+        SCALES,
+    ),
     "depthwise_conv2d_multi": (lambda x, a, b: depthwise.depthwise_conv2d_multi(x, (a, b), (1, 2)), MAPS, *KERNELS),
     "elu_plus_one": (feature_maps.elu_plus_one, MAPS),
     "taylor": (feature_maps.taylor, MAPS),
@@ -40,4 +46,6 @@ def test_spread_is_a_broadcast_with_a_sum_for_its_gradient(axis):
     loss = lambda f: lambda x: (f(x) * weights).sum()
     broadcast = lambda x: jnp.broadcast_to(x, weights.shape)
     assert_agree(spread(jnp.asarray(x), axis, 5), broadcast(x), 0.0)
-    assert_agree(jax.grad(loss(lambda x: spread(x, axis, 5)))(jnp.asarray(x)), jax.grad(loss(broadcast))(jnp.asarray(x)), 1e-6)
+    assert_agree(
+        jax.grad(loss(lambda x: spread(x, axis, 5)))(jnp.asarray(x)), jax.grad(loss(broadcast))(jnp.asarray(x)), 1e-6
+    )

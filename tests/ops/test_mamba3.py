@@ -29,19 +29,27 @@ def operands(batch, length, rank, heads, width, d_state):
 
 
 def state_of(batch, rank, heads, width, d_state):
-    shapes = {"ssm": (batch, heads, width, d_state), "x": (batch, rank, heads, width), "b": (batch, rank, heads, d_state)}
+    shapes = {
+        "ssm": (batch, heads, width, d_state),
+        "x": (batch, rank, heads, width),
+        "b": (batch, rank, heads, d_state),
+    }
     return {name: draw(shape, i + 10) for i, (name, shape) in enumerate(shapes.items())}
 
 
 def forms(name, **options):
     return lambda *args: trapezoidal_scan(
-        *args[:7], initial_state=dict(zip(("ssm", "x", "b"), args[7:], strict=True)) if args[7:] else None, form=name, **options
+        *args[:7],
+        initial_state=dict(zip(("ssm", "x", "b"), args[7:], strict=True)) if args[7:] else None,
+        form=name,
+        **options,
     )
 
 
 @pytest.mark.parametrize("form", ["naive", "chunked"])
 def test_reference_values(form):
-    """T=6, N=4, P=2, one rotated pair, of the filler, by the formulas of the paper in float64 (unit norms, biases and skip)."""
+    """T=6, N=4, P=2, one rotated pair, of the filler, by the formulas of the paper in float64 (unit norms, biases and
+    skip)."""
     unit = lambda a: a / np.sqrt(np.square(a).mean(-1, keepdims=True) + 1e-5) + 1
     dt = np.log1p(np.exp(filler((6,), 3) - 1))[:, None]
     raw = filler((6, 1), 4)
@@ -106,7 +114,11 @@ def test_turns_stay_precise_and_rotations_are_relative():
     x, y = draw((3, 7), 1), draw((3, 7), 2)
     a, b = (np.float32(turn) * np.ones((3, 2), np.float32) for turn in (0.3, 0.1))
     assert_agree((rotate(x, a) * rotate(y, b)).sum(-1), (rotate(x, a - b) * y).sum(-1), 1e-6)
-    assert_agree(rotate(x, np.full((3, 2), 0.25, np.float32)), np.stack([-x[:, 1], x[:, 0], -x[:, 3], x[:, 2], *x[:, 4:].T], 1), 1e-6)
+    assert_agree(
+        rotate(x, np.full((3, 2), 0.25, np.float32)),
+        np.stack([-x[:, 1], x[:, 0], -x[:, 3], x[:, 2], *x[:, 4:].T], 1),
+        1e-6,
+    )
     assert jax.grad(lambda t: wrap(3 * t))(0.4) == 3
 
 
@@ -121,7 +133,9 @@ def test_lowers_for_accelerators_and_names_bad_input():
     args = operands(1, 128, 2, 2, 4, 4)
     assert_lowers_everywhere(functools.partial(trapezoidal_scan, form="auto"), *args)
     x, dt, decay, mix, B, C, skip = args
-    with pytest.raises(ValueError, match=r"trapezoidal_scan: C has shape \(1, 128, 2, 2, 3\); expected \[\*B T R H N\]"):
+    with pytest.raises(
+        ValueError, match=r"trapezoidal_scan: C has shape \(1, 128, 2, 2, 3\); expected \[\*B T R H N\]"
+    ):
         trapezoidal_scan(x, dt, decay, mix, B, C[..., :3], skip)
     with pytest.raises(ValueError, match="state x has shape"):
         trapezoidal_step(*(a[:, 0] for a in args[:-1]), skip, state=state_of(1, 1, 2, 4, 4))

@@ -9,7 +9,12 @@ from research.ops.pooling import masked_last, masked_mean, max_pool_2x2
 
 def test_agrees_with_a_loop_and_leaves_an_odd_edge_out():
     x = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
-    expected = np.array([[[x[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max((0, 1)) for j in range(3)] for i in range(2)] for b in range(2)])
+    expected = np.array(
+        [
+            [[x[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max((0, 1)) for j in range(3)] for i in range(2)]
+            for b in range(2)
+        ]
+    )
     np.testing.assert_array_equal(max_pool_2x2(jnp.asarray(x)), expected)
 
 

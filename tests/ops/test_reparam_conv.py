@@ -46,4 +46,8 @@ def test_moments_equal_explicit_branches(form, size, height, width):
     def run(form):
         return lambda *a: reparam_conv.reparam_conv(a[0], a[1], dilations, a[2], a[3], 1e-5, form=form)
 
-    agree(with_gradients(run(form), x, kernels, scales, biases), with_gradients(run("naive"), x, kernels, scales, biases), 2e-5)
+    agree(
+        with_gradients(run(form), x, kernels, scales, biases),
+        with_gradients(run("naive"), x, kernels, scales, biases),
+        2e-5,
+    )

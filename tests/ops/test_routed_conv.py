@@ -1,4 +1,5 @@
-"""The routed convolution: every form against the loop over images in numpy's sense, in outputs and gradients; mistakes."""
+"""The routed convolution: every form against the loop over images in numpy's sense, in outputs and gradients;
+mistakes."""
 
 import functools
 
@@ -33,13 +34,17 @@ def test_naive_is_the_convolution_with_the_kernel_of_each_image_s_expert():
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "naive"] + ["auto"])
-@pytest.mark.parametrize("shape", [{}, {"window": 1}, {"experts": 1}, {"side": (2, 2), "batch": 5, "experts": 4}], ids=str)
+@pytest.mark.parametrize(
+    "shape", [{}, {"window": 1}, {"experts": 1}, {"side": (2, 2), "batch": 5, "experts": 4}], ids=str
+)
 def test_forms_agree_with_the_naive_one_in_outputs_and_gradients(form, shape):
     x, kernel, chosen = draw(**shape)
     for stride in (1, 2):
         y = routed_conv(x, kernel, chosen, stride=stride, form="naive")
         dy = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
-        ours, naive = (fast_jit(functools.partial(both, stride=stride, form=f))(x, kernel, chosen, dy) for f in (form, "naive"))
+        ours, naive = (
+            fast_jit(functools.partial(both, stride=stride, form=f))(x, kernel, chosen, dy) for f in (form, "naive")
+        )
         assert_agree(ours, naive, 1e-5)
 
 

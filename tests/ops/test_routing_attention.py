@@ -1,4 +1,5 @@
-"""Routing attention against dense masks and a loop in float64; members, statistics and loss against their definitions."""
+"""Routing attention against dense masks and a loop in float64; members, statistics and loss against their
+definitions."""
 
 import functools
 
@@ -32,7 +33,9 @@ def _operands(tokens, clusters, batch=(2,), heads=3, size=4, value_size=5, dtype
 
 @functools.partial(jax.jit, static_argnames=("shared", "options"))
 def _run(query, key, value, d_out, centroids, mask, segment_ids, shared, options):
-    attend = lambda q, k, v: routing_attention(q, None if shared else k, v, centroids, mask=mask, segment_ids=segment_ids, **dict(options))
+    attend = lambda q, k, v: routing_attention(
+        q, None if shared else k, v, centroids, mask=mask, segment_ids=segment_ids, **dict(options)
+    )
     out, vjp = jax.vjp(attend, query, key, value)
     return out, vjp(d_out)
 
@@ -105,7 +108,13 @@ def test_gathered_agrees_with_naive_in_outputs_and_gradients(case):
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
-@given(tokens=st.integers(1, 70), clusters=st.integers(1, 9), share=st.floats(0, 1), causal=st.booleans(), shared=st.booleans())
+@given(
+    tokens=st.integers(1, 70),
+    clusters=st.integers(1, 9),
+    share=st.floats(0, 1),
+    causal=st.booleans(),
+    shared=st.booleans(),
+)
 def test_any_shape_agrees_with_the_definition(tokens, clusters, share, causal, shared):
     query, key, value, _, centroids = arrays = _operands(tokens, clusters, batch=())
     window = 1 + int(share * (tokens - 1))
@@ -207,7 +216,9 @@ def test_commitment_loss_is_the_distance_and_does_not_move_the_means():
     normal = _normal(query)
     nearest = np.einsum("bthk,hck->bthc", normal, centroids).argmax(-1)
     square = (normal - centroids[np.arange(3), nearest]) ** 2
-    loss, (d_query, d_centroids) = jax.value_and_grad(commitment_loss, (0, 1))(jnp.asarray(query), jnp.asarray(centroids))
+    loss, (d_query, d_centroids) = jax.value_and_grad(commitment_loss, (0, 1))(
+        jnp.asarray(query), jnp.asarray(centroids)
+    )
     np.testing.assert_allclose(loss, square.mean(), rtol=1e-5)
     np.testing.assert_allclose(commitment_loss(query, centroids, mask), square[mask].mean(), rtol=1e-5)
     assert float(jnp.abs(d_centroids).max()) == 0 < float(jnp.abs(d_query).max())

@@ -22,7 +22,8 @@ def test_segment_sum_is_the_definition():
 
 @pytest.mark.parametrize("length", [256, 2000])
 def test_no_cancellation_where_running_sums_are_large(length):
-    """Strong decays first, weak ones after: a difference of float32 running sums is wrong in the fourth digit of the decay."""
+    """Strong decays first, weak ones after: a difference of float32 running sums is wrong in the fourth digit of the
+    decay."""
     log_decay = np.where(np.arange(length) < length // 2, -15.0, -1e-3) * (1 + 0.1 * np.sin(np.arange(length)))
     exact = np.cumsum(np.float32(log_decay).astype(np.float64))
     actual = np.asarray(segment_sum(jnp.asarray(log_decay, jnp.float32)), np.float64)[length // 2 :, length // 2 :]
@@ -37,7 +38,9 @@ def test_running_sums_hold_at_length_16384_on_both_axes():
     log_decay = np.float32(-np.abs(draw((16384, 2), 1)))
     exact = np.cumsum(log_decay.astype(np.float64), 0)
     for x, axis in ((log_decay, -2), (log_decay.T, -1)):
-        total = sum(np.asarray(part, np.float64) for part in jax.jit(running_sums, static_argnums=1)(jnp.asarray(x), axis))
+        total = sum(
+            np.asarray(part, np.float64) for part in jax.jit(running_sums, static_argnums=1)(jnp.asarray(x), axis)
+        )
         np.testing.assert_allclose(total, exact if axis == -2 else exact.T, atol=1e-4)
 
 
@@ -53,10 +56,14 @@ def test_gradient_has_no_nan_at_strong_decay():
 def test_unit_lower_inverse(size):
     strict = np.tril(draw((3, size, size), 0), -1) / np.sqrt(size)
     inverse = unit_lower_inverse(jnp.asarray(strict))
-    np.testing.assert_allclose((np.eye(size) + strict) @ np.asarray(inverse), np.broadcast_to(np.eye(size), strict.shape), atol=2e-5)
+    np.testing.assert_allclose(
+        (np.eye(size) + strict) @ np.asarray(inverse), np.broadcast_to(np.eye(size), strict.shape), atol=2e-5
+    )
     loss = lambda f: lambda m: (f(m) * jnp.cos(jnp.arange(m.size)).reshape(m.shape)).sum()
     reference = lambda m: jnp.linalg.inv(jnp.eye(size) + jnp.tril(m, -1))
-    assert_agree(jax.grad(loss(unit_lower_inverse))(jnp.asarray(strict)), jax.grad(loss(reference))(jnp.asarray(strict)), 1e-4)
+    assert_agree(
+        jax.grad(loss(unit_lower_inverse))(jnp.asarray(strict)), jax.grad(loss(reference))(jnp.asarray(strict)), 1e-4
+    )
 
 
 def test_unit_lower_inverse_is_stable_where_powers_grow():

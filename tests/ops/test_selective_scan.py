@@ -1,4 +1,5 @@
-"""The selective scan against the reference values, its naive twin and a float64 loop; state carried anywhere; packing."""
+"""The selective scan against the reference values, its naive twin and a float64 loop; state carried anywhere;
+packing."""
 
 import functools
 
@@ -110,7 +111,9 @@ def test_any_shape_with_the_state_carried_anywhere(batch, length, channels, d_st
     u, delta, A, B, C, skip, state = args
     y1, state = scan(form, u[:, :split], delta[:, :split], A, B[:, :split], C[:, :split], skip, state)
     y2, state = (
-        scan(form, u[:, split:], delta[:, split:], A, B[:, split:], C[:, split:], skip, state) if split < length else (y1[:, :0], state)
+        scan(form, u[:, split:], delta[:, split:], A, B[:, split:], C[:, split:], skip, state)
+        if split < length
+        else (y1[:, :0], state)
     )
     assert_agree((np.concatenate([y1, y2], 1), state), expected, 1e-5)
 
@@ -134,7 +137,9 @@ def test_packed_sequences_equal_separate_runs(form):
     assert_agree(scan(form, u, delta, A, B, C, skip, state, ids), expected, 1e-5)
     if form != "naive":
         packed = outputs_and_grads(functools.partial(scan, form), u, delta, A, B, C, skip, state, ids)
-        assert_agree(packed, outputs_and_grads(functools.partial(scan, "naive"), u, delta, A, B, C, skip, state, ids), 1e-5)
+        assert_agree(
+            packed, outputs_and_grads(functools.partial(scan, "naive"), u, delta, A, B, C, skip, state, ids), 1e-5
+        )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -170,7 +175,9 @@ def test_lowers_for_accelerators_without_a_long_loop():
 
 def test_bad_input_is_named():
     u, delta, A, B, C, skip, state = operands(2, 5, 3, 4)
-    with pytest.raises(ValueError, match=r"selective_scan: B has shape \(2, 5, 3\); expected \[\*B T N\] = \(2, 5, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"selective_scan: B has shape \(2, 5, 3\); expected \[\*B T N\] = \(2, 5, 4\)"
+    ):
         selective_scan(u, delta, A, B[..., :3], C)
     with pytest.raises(ValueError, match="initial_state has shape"):
         selective_scan(u, delta, A, B, C, initial_state=state[:1])

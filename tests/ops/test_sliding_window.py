@@ -76,11 +76,15 @@ def test_forms_agree_with_naive_in_outputs_and_gradients(case, form):
     length, window, causal, packed = case
     arrays = _operands(length) + ((_packed(length),) if packed else ())
     expected = _outputs_and_grads(sliding_window_attention, *arrays, window=window, causal=causal, form="naive")
-    agree(_outputs_and_grads(sliding_window_attention, *arrays, window=window, causal=causal, form=form), expected, 1e-5)
+    agree(
+        _outputs_and_grads(sliding_window_attention, *arrays, window=window, causal=causal, form=form), expected, 1e-5
+    )
 
 
 @pytest.mark.parametrize("form", FAST_FORMS)
-@pytest.mark.parametrize("length, block, packed", [(1, 3, False), (67, 5, True), (67, 100, False), (130, 64, True), (197, 13, False)])
+@pytest.mark.parametrize(
+    "length, block, packed", [(1, 3, False), (67, 5, True), (67, 100, False), (130, 64, True), (197, 13, False)]
+)
 def test_block_local_forms_agree_with_naive(length, block, packed, form):
     arrays = _operands(length) + ((_packed(length),) if packed else ())
     expected = _outputs_and_grads(block_local_attention, *arrays, block=block, form="naive")
@@ -163,7 +167,10 @@ def test_what_lies_outside_the_reach_changes_nothing(form):
     arrays = _operands(150)[:3]
     later = [np.concatenate([x[:, :100], 9 * x[:, 100:]], 1) for x in arrays]
     earlier = [np.concatenate([9 * x[:, :40], x[:, 40:]], 1) for x in arrays]
-    for op, options, reach in ((sliding_window_attention, dict(window=11), 50), (block_local_attention, dict(block=20), 60)):
+    for op, options, reach in (
+        (sliding_window_attention, dict(window=11), 50),
+        (block_local_attention, dict(block=20), 60),
+    ):
         out, after, before = (np.asarray(_output(op, *x, form=form, **options)) for x in (arrays, later, earlier))
         np.testing.assert_array_equal(out[:, :100], after[:, :100])
         assert not np.allclose(out[:, 100], after[:, 100])
@@ -174,7 +181,9 @@ def test_what_lies_outside_the_reach_changes_nothing(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_bfloat16_and_float64(form):
     half = tuple(jnp.asarray(x, jnp.bfloat16) for x in _operands(131))
-    exact = _outputs_and_grads(sliding_window_attention, *(x.astype(jnp.float32) for x in half), window=30, form="naive")
+    exact = _outputs_and_grads(
+        sliding_window_attention, *(x.astype(jnp.float32) for x in half), window=30, form="naive"
+    )
     actual = _outputs_and_grads(sliding_window_attention, *half, window=30, form=form)
     assert {x.dtype for x in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
     agree(jax.tree.map(lambda x: x.astype(jnp.float32), actual), exact, 2e-2)
@@ -198,7 +207,9 @@ def test_auto_lowers_for_every_platform_and_loops_only_on_cpu(platform):
 def test_memory_is_linear_in_the_length(form):
     def size(length):
         shape = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
-        run = jax.jit(jax.grad(lambda q, k, v: sliding_window_attention(q, k, v, window=64, form=form).sum(), (0, 1, 2)))
+        run = jax.jit(
+            jax.grad(lambda q, k, v: sliding_window_attention(q, k, v, window=64, form=form).sum(), (0, 1, 2))
+        )
         return run.lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
 
     assert size(16384) < 4.4 * size(4096)
@@ -207,11 +218,26 @@ def test_memory_is_linear_in_the_length(form):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda q, k, v: sliding_window_attention(q, k, v, window=0), "sliding_window_attention: window is 0; expected at least 1"),
-        (lambda q, k, v: block_local_attention(q, k, v, block=0), "block_local_attention: block is 0; expected at least 1"),
-        (lambda q, k, v: sliding_window_attention(q, k[:, :3], v, window=2), r"key has shape \(2, 3, 2, 4\).*\(2, 9, G, 4\)"),
-        (lambda q, k, v: sliding_window_attention(q[:, :, :3], k, v, window=2), "query is of 3 heads; expected a multiple of the 2 heads"),
-        (lambda q, k, v: sliding_window_attention(q, k, v, window=2, form="fused"), "form is 'fused'; expected one of auto, cpu, naive"),
+        (
+            lambda q, k, v: sliding_window_attention(q, k, v, window=0),
+            "sliding_window_attention: window is 0; expected at least 1",
+        ),
+        (
+            lambda q, k, v: block_local_attention(q, k, v, block=0),
+            "block_local_attention: block is 0; expected at least 1",
+        ),
+        (
+            lambda q, k, v: sliding_window_attention(q, k[:, :3], v, window=2),
+            r"key has shape \(2, 3, 2, 4\).*\(2, 9, G, 4\)",
+        ),
+        (
+            lambda q, k, v: sliding_window_attention(q[:, :, :3], k, v, window=2),
+            "query is of 3 heads; expected a multiple of the 2 heads",
+        ),
+        (
+            lambda q, k, v: sliding_window_attention(q, k, v, window=2, form="fused"),
+            "form is 'fused'; expected one of auto, cpu, naive",
+        ),
         (
             lambda q, k, v: sliding_window_extend(q, k, v, window_state(k[:1], v[:1], 4)),
             r"sliding_window_extend: state.key has shape \(1, 3, 2, 4\).*\(2, W, 2, 4\)",

@@ -1,4 +1,5 @@
-"""SSD: reference values of Mamba-2's scan, groups, steps and carried state (the machinery is tested with linear attention)."""
+"""SSD: reference values of Mamba-2's scan, groups, steps and carried state (the machinery is tested with linear
+attention)."""
 
 import functools
 
@@ -27,7 +28,14 @@ def operands(batch, length, heads, width, groups, d_state):
 def test_reference_values(chunk_size):
     """T=6, H=2, P=2, N=3, G=1 of the filler, as transformers' mamba2_chunk_scan computes it (to 5e-8)."""
     dt = np.log1p(np.exp(filler((6, 2), 1, 0.5) - 1 + np.array([0.1, -0.2])))
-    args = filler((6, 2, 2), 0), dt, np.array([-1.0, -2.0]), filler((6, 1, 3), 2), filler((6, 1, 3), 3), np.array([1.0, 0.5])
+    args = (
+        filler((6, 2, 2), 0),
+        dt,
+        np.array([-1.0, -2.0]),
+        filler((6, 1, 3), 2),
+        filler((6, 1, 3), 3),
+        np.array([1.0, 0.5]),
+    )
     y, state = jax.jit(functools.partial(ssd, chunk_size=chunk_size))(*(jnp.asarray(x, jnp.float32) for x in args))
     assert_agree(y[0].ravel(), np.array([0.89928725, 1.37562565, 0.66701559, 0.25885066]), 1e-6)
     assert_agree(y[5].ravel(), np.array([1.71774602, 0.65126965, -0.51023093, -1.08194932]), 1e-6)
@@ -44,7 +52,9 @@ def test_chunked_agrees_with_naive_with_groups_and_carried_state():
     assert_agree(outputs_and_grads(run("chunked"), *args, initial), expected, 1e-5)
     x, dt, A, B, C, skip = args
     _, state = ssd(x[:, :20], dt[:, :20], A, B[:, :20], C[:, :20], skip, initial_state=initial)
-    assert_agree(ssd(x[:, 20:], dt[:, 20:], A, B[:, 20:], C[:, 20:], skip, initial_state=state)[1], expected[0][1], 1e-5)
+    assert_agree(
+        ssd(x[:, 20:], dt[:, 20:], A, B[:, 20:], C[:, 20:], skip, initial_state=state)[1], expected[0][1], 1e-5
+    )
 
 
 def test_equals_the_quadratic_masked_form():

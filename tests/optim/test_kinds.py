@@ -1,4 +1,5 @@
-"""Weight decay and Muon follow from what an array is: properties of every registered model, and what came out for some by name."""
+"""Weight decay and Muon follow from what an array is: properties of every registered model, and what came out for some
+by name."""
 
 import dataclasses
 
@@ -16,9 +17,36 @@ NAMES = [names[0] for names in distinct_twins().values()]
 """One name of every architecture of the registry; the others differ from it in sizes."""
 ADDED = ("bias", "_bias")
 """How names of arrays that are added end."""
-KERNELS = ("kernel", "window", "table", "head", "query", "key", "value", "out", "up", "down", "x", "z", "dt_down", "dt_up")
+KERNELS = (
+    "kernel",
+    "window",
+    "table",
+    "head",
+    "query",
+    "key",
+    "value",
+    "out",
+    "up",
+    "down",
+    "x",
+    "z",
+    "dt_down",
+    "dt_up",
+)
 """Last parts of the names of kernels and tables, which decay."""
-EXEMPT = ("scale", "layer_scale", "slot_scale", "a_log", "skip", "bound", "cls_token", "dist_token", "positions", "spread_x", "gather")
+EXEMPT = (
+    "scale",
+    "layer_scale",
+    "slot_scale",
+    "a_log",
+    "skip",
+    "bound",
+    "cls_token",
+    "dist_token",
+    "positions",
+    "spread_x",
+    "gather",
+)
 """Last parts of the names of arrays that are neither added nor kernels: they do not decay."""
 
 
@@ -80,7 +108,9 @@ def test_a_walk_of_an_image_has_matrices_of_its_own():
     _, _, matrices, axes = rules("vmamba_micro_32")
     path = next(p for p in axes if p.endswith("dt_down"))
     assert [role(a) for a in axes[path]][-3:] == ["directions", "inner", "rank"]
-    assert matrices[path].reduction_axis == (len(axes[path]) - 2,) and matrices[path].output_axis == (len(axes[path]) - 1,)
+    assert matrices[path].reduction_axis == (len(axes[path]) - 2,) and matrices[path].output_axis == (
+        len(axes[path]) - 1,
+    )
 
 
 @pytest.mark.parametrize("name", ["mamba3_small", "unireplknet_a", "soft_moe_small_patch16"])
@@ -91,6 +121,8 @@ def test_kinds_are_those_of_the_config_whatever_its_size_precision_and_form(name
     small = abstract(config.shrink(width=0.5)).kinds
     assert small == {path: kinds[path] for path in small} and len(small) == len(kinds)
     merged = abstract(config.deployed()).kinds
-    assert {path: kind for path, kind in merged.items() if path in kinds} == {path: kinds[path] for path in merged if path in kinds}
+    assert {path: kind for path, kind in merged.items() if path in kinds} == {
+        path: kinds[path] for path in merged if path in kinds
+    }
     if "unroll" in {f.name for f in dataclasses.fields(config)}:
         assert abstract(dataclasses.replace(config, unroll=True)).kinds == kinds

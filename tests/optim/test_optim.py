@@ -15,7 +15,16 @@ from research.optim.rules import resolve
 from research.optim.schedules import cosine_power, make_schedule
 
 BASE = dict(
-    name="lion", b1=0.9, b2=0.99, eps=1e-8, momentum=0.9, nesterov=True, weight_decay=0.5, clip_norm=0.0, decay_rules=(), lr_rules=()
+    name="lion",
+    b1=0.9,
+    b2=0.99,
+    eps=1e-8,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=0.5,
+    clip_norm=0.0,
+    decay_rules=(),
+    lr_rules=(),
 )
 AXES = {"a/kernel": ("stage1/embed", "stage1/layer/mlp"), "a/bias": ("stage1/layers", "stage1/layer/mlp")}
 KINDS = {"a/kernel": Kind.MATRIX, "a/bias": Kind.BIAS}
@@ -99,7 +108,9 @@ def test_biases_of_experts_are_not_decayed():
     axes = {"up": ("experts", "embed", "mlp"), "up_bias": ("experts", "mlp"), "router": ("embed", "experts")}
     kinds = {"up": Kind.MATRIX, "up_bias": Kind.BIAS, "router": Kind.MATRIX}
     start = {k: jnp.ones([3] * len(v)) for k, v in axes.items()}
-    optimizer = make_optimizer({**BASE, "name": "sgd", "momentum": 0.0, "nesterov": False}, optax.constant_schedule(0.1), axes, kinds)
+    optimizer = make_optimizer(
+        {**BASE, "name": "sgd", "momentum": 0.0, "nesterov": False}, optax.constant_schedule(0.1), axes, kinds
+    )
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, start), optimizer.init(start), start)
     assert not updates["up_bias"].any() and updates["up"].all() and updates["router"].all()
 
@@ -123,7 +134,10 @@ def test_muon_orthogonalises_each_stacked_layer_and_is_adam_elsewhere():
 
 def test_lion_holds_half_of_adamw_s_state():
     schedule = optax.constant_schedule(0.01)
-    moments = {n: state_bytes(make_optimizer({**BASE, "name": n}, schedule, AXES, KINDS).init(params())) for n in ("lion", "adamw")}
+    moments = {
+        n: state_bytes(make_optimizer({**BASE, "name": n}, schedule, AXES, KINDS).init(params()))
+        for n in ("lion", "adamw")
+    }
     counters = 2 * 4  # the schedule's and the optimizer's step counters
     assert moments["lion"] - counters == 20 * 4 and moments["adamw"] - counters == 2 * 20 * 4
 
@@ -150,7 +164,9 @@ def test_learning_rate_rules_scale_updates():
 
 
 def test_a_rule_that_no_parameter_meets_is_an_error():
-    with pytest.raises(UserError, match=r"optim.lr_rules: 'hed\$' is found in no parameter; they read like 'a/kernel\|"):
+    with pytest.raises(
+        UserError, match=r"optim.lr_rules: 'hed\$' is found in no parameter; they read like 'a/kernel\|"
+    ):
         make_optimizer({**BASE, "lr_rules": (("hed$", 0.1), (".*", 1.0))}, optax.constant_schedule(0.01), AXES, KINDS)
 
 

@@ -1,4 +1,5 @@
-"""Every optimizer that a config may name: its own constants, a few updates on a small problem, its state sharded and resumed."""
+"""Every optimizer that a config may name: its own constants, a few updates on a small problem, its state sharded and
+resumed."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,11 @@ RATES = {"factored_rms": 1e-2, "optimistic_gradient": 0.1}
 
 
 def params():
-    return {"up": jnp.linspace(-1, 1, 24).reshape(2, 3, 4), "bias": jnp.linspace(0.5, 2, 8).reshape(2, 4), "scale": jnp.float32(0.7)}
+    return {
+        "up": jnp.linspace(-1, 1, 24).reshape(2, 3, 4),
+        "bias": jnp.linspace(0.5, 2, 8).reshape(2, 4),
+        "scale": jnp.float32(0.7),
+    }
 
 
 def loss(p):
@@ -124,7 +129,8 @@ def test_moments_are_laid_out_as_their_parameters(name):
     ],
 )
 def test_constants_left_open_are_the_optimizer_s_own(name, reference):
-    """A plain name means what optax means by it: Lion has b2 0.99, Adam looks not ahead, Adan has three averages of its own."""
+    """A plain name means what optax means by it: Lion has b2 0.99, Adam looks not ahead, Adan has three averages of its
+    own."""
     optimizer = build(name, lr=0.01, weight_decay=0.0)
     theirs = reference(0.01)
     ours, _ = updates(optimizer, params(), optimizer.init(params()), 5)
@@ -194,7 +200,10 @@ def test_runs_of_old_keep_the_numbers_they_had(name, kept):
             {"name": "adamw", "momentum": 0.95},
             r"optim.momentum=0.95: adamw has no such constant, only lr, weight_decay, b1, b2, eps; remove",
         ),
-        ({"name": "sgd", "b1": 0.9}, r"optim.b1=0.9: sgd has no such constant, only lr, weight_decay, momentum, nesterov"),
+        (
+            {"name": "sgd", "b1": 0.9},
+            r"optim.b1=0.9: sgd has no such constant, only lr, weight_decay, momentum, nesterov",
+        ),
         ({"name": "factored_rms", "lr": None}, "optim.lr is missing: factored_rms has no usual learning rate; set one"),
         ({"lr_rules": (("(", 1.0),)}, r"optim.lr_rules: '\(': .*regular expression"),
         ({"lr_rules": ((".*", -1.0),)}, r"optim.lr_rules: '.\*'=-1.0; valid: a number from 0"),

@@ -91,7 +91,10 @@ def test_prediction_takes_the_longest_part():
 )
 def test_groups_by_the_axes_of_a_mesh(text, groups):
     assert (
-        _groups(f"%g = f32[8] all-gather(%x), channel_id=1, replica_groups={text}, dimensions={{0}}, use_global_device_ids=true") == groups
+        _groups(
+            f"%g = f32[8] all-gather(%x), channel_id=1, replica_groups={text}, dimensions={{0}}, use_global_device_ids=true"
+        )
+        == groups
     )
 
 

@@ -86,7 +86,12 @@ def test_ticks(key, cost, tick):
 
 
 def test_curves_skip_rows_without_the_metric(tmp_path, figures):
-    rows = [{"step": 0, "loss": 2.0}, {"step": 1, "accuracy": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": float("nan")}]
+    rows = [
+        {"step": 0, "loss": 2.0},
+        {"step": 1, "accuracy": 0.5},
+        {"step": 2, "loss": 1.0},
+        {"step": 3, "loss": float("nan")},
+    ]
     plots.curves_plot(tmp_path / "c.png", {"a": rows, "b": rows[:1]})
     lines = figures[0].axes[0].lines
     np.testing.assert_array_equal(lines[0].get_xydata(), [[0, 2.0], [2, 1.0]])

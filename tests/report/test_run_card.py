@@ -10,12 +10,23 @@ from research.report import run_card, tables
 
 
 def subnet(name, value, params, flops):
-    return {"name": name, "value": value, "params": params, "flops": flops, "latency_ms": 1.5, "peak_memory_bytes": 2**20}
+    return {
+        "name": name,
+        "value": value,
+        "params": params,
+        "flops": flops,
+        "latency_ms": 1.5,
+        "peak_memory_bytes": 2**20,
+    }
 
 
 REPORT = {
     "metric": "accuracy",
-    "subnets": [subnet("small", 0.9, 1000, 20_000), subnet("odd", 0.8, 1500, 30_000), subnet("full", 0.95, 4000, 80_000)],
+    "subnets": [
+        subnet("small", 0.9, 1000, 20_000),
+        subnet("odd", 0.8, 1500, 30_000),
+        subnet("full", 0.95, 4000, 80_000),
+    ],
     "wall_s": 90.0,
     "compile_s": 12.5,
     "mfu": 0.321,
@@ -31,7 +42,9 @@ def run(tmp_path, name, values, params=(1000, 4000), metric="accuracy"):
 
 def test_report_files(tmp_path):
     (tmp_path / "environment.json").write_text(
-        json.dumps({"command": "python -m launch.train --config=configs/x.py", "git": {"commit": "abc123", "dirty": True}})
+        json.dumps(
+            {"command": "python -m launch.train --config=configs/x.py", "git": {"commit": "abc123", "dirty": True}}
+        )
     )
     paths = run_card.write_report(tmp_path, REPORT)
     assert {p.name for p in paths} == {"report.json", "report.md", "pareto.png"}
@@ -52,7 +65,10 @@ def test_report_files(tmp_path):
 
 
 def test_report_json_holds_plain_values(tmp_path):
-    report = {"metric": "loss", "subnets": [{"name": "a", "value": np.float32(0.5), "params": np.int64(3), "flops": float("nan")}]}
+    report = {
+        "metric": "loss",
+        "subnets": [{"name": "a", "value": np.float32(0.5), "params": np.int64(3), "flops": float("nan")}],
+    }
     run_card.write_report(tmp_path, report)
     assert json.loads((tmp_path / "report.json").read_text()) == {
         "metric": "loss",
@@ -61,7 +77,8 @@ def test_report_json_holds_plain_values(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "metric, higher", [("accuracy", True), ("perplexity", False), ("eval_loss", False), ("bits_per_byte", False), ("top1", True)]
+    "metric, higher",
+    [("accuracy", True), ("perplexity", False), ("eval_loss", False), ("bits_per_byte", False), ("top1", True)],
 )
 def test_direction_follows_the_metric(metric, higher):
     assert run_card.higher_is_better({"metric": metric}) is higher
@@ -98,7 +115,9 @@ def test_compare_unites_runs_under_a_label_and_writes(tmp_path):
     for name, value, params in (("small", 0.91, 1000), ("full", 0.96, 4000)):
         report = {"metric": "accuracy", "subnets": [subnet(name, value, params, 20 * params)]}
         run_card.write_report(tmp_path / f"alone-{name}", report)
-        (tmp_path / f"alone-{name}" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"st')
+        (tmp_path / f"alone-{name}" / "metrics.jsonl").write_text(
+            '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"st'
+        )
     runs = {"many-in-one": nested, "trained alone": [tmp_path / "alone-small", tmp_path / "alone-full"]}
     result = run_card.compare(runs, tmp_path / "out")
     assert [(row["many-in-one"], row["trained alone"]) for row in result["rows"]] == [(0.9, 0.91), (0.95, 0.96)]

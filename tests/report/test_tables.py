@@ -23,7 +23,13 @@ def test_human_bytes_and_times():
     assert [tables.human_bytes(n) for n in (0, 512, 1536, 1023 * 1024, 3 * 2**30)] == [
         "0 B", "512 B", "1.50 KiB", "1023 KiB", "3.00 GiB",
     ]  # fmt: skip
-    assert [tables.human_ms(t) for t in (0, 0.0123, 4.56, 78.9, 12345)] == ["0.00 ms", "12.3 us", "4.56 ms", "78.9 ms", "12.3 s"]
+    assert [tables.human_ms(t) for t in (0, 0.0123, 4.56, 78.9, 12345)] == [
+        "0.00 ms",
+        "12.3 us",
+        "4.56 ms",
+        "78.9 ms",
+        "12.3 s",
+    ]
 
 
 def test_cells_take_their_unit_from_the_key():
@@ -62,7 +68,10 @@ def test_csv_round_trip_keeps_full_precision(tmp_path):
         {"name": "1_000", "value": None, "params": -1, "note": "#2"},
     ]
     path = tables.write_csv(tmp_path / "sub" / "t.csv", rows, "python -m launch.bench \\\n  --csv=t.csv")
-    assert path.read_text().splitlines()[:2] == ["# made by: python -m launch.bench \\ --csv=t.csv", "name,value,params,note"]
+    assert path.read_text().splitlines()[:2] == [
+        "# made by: python -m launch.bench \\ --csv=t.csv",
+        "name,value,params,note",
+    ]
     assert tables.read_csv(path) == rows
     assert [p.name for p in path.parent.iterdir()] == ["t.csv"]
 

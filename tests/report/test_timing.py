@@ -49,7 +49,9 @@ def test_memory_of_a_compiled_program():
 
 
 def test_memory_sum_and_none():
-    stats = types.SimpleNamespace(argument_size_in_bytes=1000, temp_size_in_bytes=200, output_size_in_bytes=30, alias_size_in_bytes=4)
+    stats = types.SimpleNamespace(
+        argument_size_in_bytes=1000, temp_size_in_bytes=200, output_size_in_bytes=30, alias_size_in_bytes=4
+    )
     assert timing.memory(types.SimpleNamespace(memory_analysis=lambda: stats)) == 1226
     assert timing.memory(types.SimpleNamespace(memory_analysis=lambda: None)) is None
 

@@ -17,11 +17,14 @@ KEY = jax.random.key(0)
 
 @functools.cache
 def linear():
-    """A linear model of 3 classes in the middle of the box, where the ball is not cut: (weights, bias, images, labels)."""
+    """A linear model of 3 classes in the middle of the box, where the ball is not cut: (weights, bias, images,
+    labels)."""
     rng = np.random.default_rng(1)
     weights, bias = rng.normal(size=(12, 3)), rng.normal(size=3)
     x = rng.uniform(0.3, 0.7, (40, 12))
-    return tuple(jnp.asarray(a, jnp.float32) for a in (weights, bias, x)) + (jnp.asarray((x @ weights + bias).argmax(-1)),)
+    return tuple(jnp.asarray(a, jnp.float32) for a in (weights, bias, x)) + (
+        jnp.asarray((x @ weights + bias).argmax(-1)),
+    )
 
 
 @functools.cache
@@ -63,7 +66,9 @@ def test_linear_model_of_two_classes_is_attacked_to_the_optimum(loss):
     assert 5 < kept.sum() < 40
     np.testing.assert_allclose(margin(attacked)[kept], least[kept], rtol=1e-4)
     assert (margin(attacked)[~kept] <= 0).all()
-    by_pgd = attacks.pgd(lambda z: losses.cross_entropy(f(z), label), x, KEY, epsilon=EPSILON, steps=25, step_size=EPSILON / 4)
+    by_pgd = attacks.pgd(
+        lambda z: losses.cross_entropy(f(z), label), x, KEY, epsilon=EPSILON, steps=25, step_size=EPSILON / 4
+    )
     np.testing.assert_allclose(margin(by_pgd), least, rtol=1e-4)
 
 
@@ -85,7 +90,9 @@ def test_apgd_is_at_least_as_strong_as_pgd_with_as_many_steps_on_a_trained_netwo
     clean = float((f(x).argmax(-1) == label).mean())
     assert clean > 0.9 and 0.05 < robust["pgd20"] < clean - 0.2, robust
     assert robust["apgd_ce"] <= robust["pgd20"] + 1e-6
-    assert robust["apgd"] <= min(robust["apgd_ce"], robust["apgd_dlr"]) + 0.01  # the second of both starts from another key
+    assert (
+        robust["apgd"] <= min(robust["apgd_ce"], robust["apgd_dlr"]) + 0.01
+    )  # the second of both starts from another key
 
 
 def test_apgd_s_loss_is_at_least_pgd_s():
@@ -113,7 +120,9 @@ def test_no_gradient_reaches_what_made_the_attack():
     _, x, label = digits()
 
     def through(scale):
-        return attacks.pgd(lambda z: losses.cross_entropy(scale * z[:, :10], label), x, KEY, epsilon=EPSILON, steps=2, step_size=0.1).sum()
+        return attacks.pgd(
+            lambda z: losses.cross_entropy(scale * z[:, :10], label), x, KEY, epsilon=EPSILON, steps=2, step_size=0.1
+        ).sum()
 
     assert float(jax.grad(through)(1.0)) == 0.0
 

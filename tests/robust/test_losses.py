@@ -50,4 +50,6 @@ def test_dlr_is_the_ratio_and_forgets_shift_and_scale():
     goal = (LABELS + 1) % 5
     scale = ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2
     expected = -(own - LOGITS[np.arange(7), goal]) / scale
-    np.testing.assert_allclose(losses.targeted_dlr(jnp.asarray(LOGITS), jnp.asarray(LABELS), jnp.asarray(goal)), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        losses.targeted_dlr(jnp.asarray(LOGITS), jnp.asarray(LABELS), jnp.asarray(goal)), expected, rtol=1e-4
+    )

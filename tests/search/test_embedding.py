@@ -1,4 +1,5 @@
-"""How vectors are judged: thresholds, F1, AUC and retrieval against counting, which pairs are compared, baselines, a query."""
+"""How vectors are judged: thresholds, F1, AUC and retrieval against counting, which pairs are compared, baselines, a
+query."""
 
 import functools
 
@@ -41,7 +42,9 @@ def test_equal_scores_are_called_alike():
 def test_no_signal_is_two_thirds():
     """All scores alike: calling everything a pair is the best there is, F1 2/3 with as many non-pairs."""
     scores, labels = np.zeros(10), np.arange(10) < 5
-    np.testing.assert_allclose(embedding.at_threshold(scores, labels, embedding.best_threshold(scores, labels))["f1"], 2 / 3)
+    np.testing.assert_allclose(
+        embedding.at_threshold(scores, labels, embedding.best_threshold(scores, labels))["f1"], 2 / 3
+    )
 
 
 def test_auc():
@@ -88,7 +91,13 @@ def setting():
     }
     sources = pair_sources("made", pairs, ("law", "art"), length=8, vocab_size=64)
     config = registry.model_config(
-        "domain_encoder_small", vocab_size=64, length=8, dim=16, depth=1, domains=2, attention={"heads": 2, "causal": False}
+        "domain_encoder_small",
+        vocab_size=64,
+        length=8,
+        dim=16,
+        depth=1,
+        domains=2,
+        attention={"heads": 2, "causal": False},
     )
     return sources, (config, *fast_jit(functools.partial(initialize, config))(jax.random.key(0)))
 
@@ -105,16 +114,23 @@ def test_vectors_are_the_model_s_and_filler_is_cut_off(setting):
     np.testing.assert_array_equal(found.domain, block["domain"])
     turned = embedding.embed(model, sources["test"], TASK, pairs=7, batch=4, turn=1)
     other = np.asarray(run(*arrays, {**block, "domain": 1 - block["domain"]})).reshape(7, 2, -1)
-    np.testing.assert_allclose(turned.a, other[:, 0] / np.linalg.norm(other[:, 0], axis=-1, keepdims=True), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        turned.a, other[:, 0] / np.linalg.norm(other[:, 0], axis=-1, keepdims=True), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_tf_idf_by_hand(setting):
     sources, _ = setting
     train, source = sources["train"], sources["test"]
     found = embedding.tf_idf(source, train, pairs=3)
-    documents = [set(map(int, side[:n])) for pair, sizes in zip(train.tokens, train.lengths) for side, n in zip(pair, sizes)]
+    documents = [
+        set(map(int, side[:n])) for pair, sizes in zip(train.tokens, train.lengths) for side, n in zip(pair, sizes)
+    ]
     tokens = source.tokens[1, 0][1 : source.lengths[1, 0]]
-    weight = {t: list(tokens).count(t) * (np.log((1 + 18) / (1 + sum(int(t) in d for d in documents))) + 1) for t in set(map(int, tokens))}
+    weight = {
+        t: list(tokens).count(t) * (np.log((1 + 18) / (1 + sum(int(t) in d for d in documents))) + 1)
+        for t in set(map(int, tokens))
+    }
     size = np.sqrt(sum(w**2 for w in weight.values()))
     assert set(np.flatnonzero(found.a[1])) == set(weight)
     for token, value in weight.items():
@@ -124,12 +140,18 @@ def test_tf_idf_by_hand(setting):
 def test_all_ways_are_compared_and_a_query_finds_its_like(setting):
     sources, model = setting
     rows = embedding.compare(model, sources, TASK, pairs=9)
-    assert [(r["by"], r["domain"]) for r in rows] == [(b, d) for b in ("model", "next domain", "tf-idf") for d in ("law", "art", "all")]
+    assert [(r["by"], r["domain"]) for r in rows] == [
+        (b, d) for b in ("model", "next domain", "tf-idf") for d in ("law", "art", "all")
+    ]
     assert next(r for r in rows if r["by"] == "tf-idf" and r["domain"] == "all")["auc"] > 0.9
     text = next(pair for pair in sources["test"].texts if pair.domain == 1).b
     best, found = embedding.nearest(model, sources["test"], text, "art", task=TASK)[0]
     assert found == text and best == pytest.approx(1, abs=1e-5)
-    for domain, message in (("tax", "'tax' that no expert has; valid: law, art, or 0..1"), ("2", "no expert"), (None, "no expert")):
+    for domain, message in (
+        ("tax", "'tax' that no expert has; valid: law, art, or 0..1"),
+        ("2", "no expert"),
+        (None, "no expert"),
+    ):
         with pytest.raises(UserError, match=message):
             embedding.nearest(model, sources["test"], text, domain, task=TASK)
     with pytest.raises(UserError, match="no word in the query"):

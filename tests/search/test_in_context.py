@@ -20,7 +20,16 @@ def test_model_and_baselines_are_scored_on_the_same_prompts(function):
     boolean = function == "conjunction"
     task = InContextLearning(points=5, boolean=boolean, scale=source.variance)
     config = registry.model_config(
-        "sequence", dim=16, depth=1, pattern="attention", attention={"heads": 2}, ffn="mlp", vocab_size=0, input_dim=3, outputs=1, length=10
+        "sequence",
+        dim=16,
+        depth=1,
+        pattern="attention",
+        attention={"heads": 2},
+        ffn="mlp",
+        vocab_size=0,
+        input_dim=3,
+        outputs=1,
+        length=10,
     )
     params, stats = initialize(config, jax.random.key(0))
     found = errors((config, params, stats), source, task, prompts=COUNT, batch=4)
@@ -39,6 +48,8 @@ def test_model_and_baselines_are_scored_on_the_same_prompts(function):
         right = np.where(tied, 0.5, mean[:, 1:] * y[:, 1:] > 0)
         np.testing.assert_allclose(found["averaging"][1:], right.mean(0), atol=1e-12)
     else:
-        np.testing.assert_allclose(found["least squares"], np.square(baselines.least_squares(x, y) - y).mean(0) / 3, rtol=1e-6)
+        np.testing.assert_allclose(
+            found["least squares"], np.square(baselines.least_squares(x, y) - y).mean(0) / 3, rtol=1e-6
+        )
         np.testing.assert_allclose(found["zero"], np.square(y).mean(0) / 3, rtol=1e-6)
         assert {"gradient descent, 1 step", "gradient descent, 10 steps", "ridge", "averaging"} < set(found)

@@ -44,7 +44,11 @@ def test_promises():
         for v in (0.8, 0.9)
     ]
     found = measures(reports)
-    assert found["full"] == pytest.approx(0.85) and found["smallest_share"] == pytest.approx(0.9) and found["smallest_flops"] == 0.25
+    assert (
+        found["full"] == pytest.approx(0.85)
+        and found["smallest_share"] == pytest.approx(0.9)
+        and found["smallest_flops"] == 0.25
+    )
     rows = judge(found, {"full": 0.86, "smallest_flops": (None, 0.25), "wall_s": [None, 10]})
     assert [r["kept"] for r in rows] == ["NO", "yes", "yes"]
     with pytest.raises(UserError, match="unknown promise 'speed'"):
@@ -52,7 +56,10 @@ def test_promises():
 
 
 def test_rows_by_network_hold_every_seed_and_the_mean():
-    reports = [{"metric": "test accuracy", "subnets": [{"name": "full", "value": v, "params": 7, "flops": 8}]} for v in (0.8, 0.9)]
+    reports = [
+        {"metric": "test accuracy", "subnets": [{"name": "full", "value": v, "params": 7, "flops": 8}]}
+        for v in (0.8, 0.9)
+    ]
     assert by_network(reports, ["3", "4"]) == [
         {"name": "full", "params": 7, "flops": 8, "seed 3": "80.0", "seed 4": "90.0", "mean": "85.0"}
     ]

@@ -1,4 +1,5 @@
-"""The parts of a batch add up to the batch: losses, distillation and what is logged, for every task, by the weight that it gives each part."""
+"""The parts of a batch add up to the batch: losses, distillation and what is logged, for every task, by the weight that
+it gives each part."""
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,16 @@ def labels_of_unequal_documents():
 
 def prompts(targets):
     """A curriculum scores the first prefixes only, here more of them in some prompts."""
-    return {"vectors": normal(SIZE, 10, 2), "targets": jnp.asarray(targets).at[:2, 2:].set(np.nan).at[3, 4:].set(np.nan)}
+    return {
+        "vectors": normal(SIZE, 10, 2),
+        "targets": jnp.asarray(targets).at[:2, 2:].set(np.nan).at[3, 4:].set(np.nan),
+    }
 
 
-IMAGES = {"image": jnp.asarray(RNG.random((SIZE, 4, 4, 1)), jnp.float32), "label": jnp.asarray(RNG.integers(0, 5, SIZE))}
+IMAGES = {
+    "image": jnp.asarray(RNG.random((SIZE, 4, 4, 1)), jnp.float32),
+    "label": jnp.asarray(RNG.integers(0, 5, SIZE)),
+}
 DENSITY = {"image": normal(SIZE, 48, 48, 1), "density": jnp.asarray(RNG.random((SIZE, 48, 48)) / 100, jnp.float32)}
 LABELS = labels_of_unequal_documents()
 CASES = {

@@ -27,7 +27,9 @@ def nll(logits, target):
 def test_mnr_of_unit_vectors():
     """-log(e / (e + 2)): facts of the paper's loss, a worked value."""
     np.testing.assert_allclose(mnr(jnp.eye(3), jnp.eye(3)), 0.551445, atol=5e-7)
-    np.testing.assert_allclose(mnr(jnp.asarray(A), jnp.asarray(B), 0.5), nll(A @ B.T / 0.5, np.arange(5)).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        mnr(jnp.asarray(A), jnp.asarray(B), 0.5), nll(A @ B.T / 0.5, np.arange(5)).mean(), rtol=1e-5
+    )
 
 
 def test_mnr_plus_by_hand():
@@ -53,7 +55,10 @@ def test_symmetric_takes_both_directions_and_mnr_plus_is_refused_for_unit_vector
     np.testing.assert_allclose(Contrastive("symmetric", 0.1, True).loss(jnp.asarray(OUT)), expected, rtol=1e-5)
     of_before = Contrastive("mnr_plus", 0.1, True).loss(jnp.asarray(OUT))  # a run of before is judged as it was trained
     np.testing.assert_allclose(of_before, mnr_plus(jnp.asarray(a), jnp.asarray(b), 0.1), rtol=1e-5)
-    with pytest.raises(UserError, match=r"lengths of the vectors, which .*normalize=True.*valid with vectors of length 1: symmetric, mnr"):
+    with pytest.raises(
+        UserError,
+        match=r"lengths of the vectors, which .*normalize=True.*valid with vectors of length 1: symmetric, mnr",
+    ):
         Contrastive.check_new({"contrastive": {"loss": "mnr_plus", "normalize": True}})
 
 
@@ -105,7 +110,8 @@ def test_distilling_from_oneself_moves_nothing():
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"), [(("npair",), "loss='npair'; valid: mnr, symmetric, mnr_plus"), (("mnr", 0.0), "temperature=0.0; valid")]
+    ("fields", "message"),
+    [(("npair",), "loss='npair'; valid: mnr, symmetric, mnr_plus"), (("mnr", 0.0), "temperature=0.0; valid")],
 )
 def test_bad_options(fields, message):
     with pytest.raises(UserError, match=message):

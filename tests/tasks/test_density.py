@@ -47,7 +47,11 @@ def naive_local(maps, target, side=16):
         cut = lambda a, y, x: a[y : y + side, x : x + side]  # noqa: E731
         for j in range(7):
             rows = [
-                (((cut(image, y, x)[..., j] - cut(true, y, x)) ** 2).sum(), cut(image, y, x)[..., j].sum(), cut(true, y, x).sum())
+                (
+                    ((cut(image, y, x)[..., j] - cut(true, y, x)) ** 2).sum(),
+                    cut(image, y, x)[..., j].sum(),
+                    cut(true, y, x).sum(),
+                )
                 for y, x in corners
             ]
             hard = sorted(rows, key=lambda r: -r[0])[:9]
@@ -60,7 +64,9 @@ def naive_local(maps, target, side=16):
 
 def test_local_counting_loss_agrees_with_a_loop_and_orders_regions():
     maps, target = (RNG.random(shape).astype(np.float32) for shape in ((2, 64, 64, 7), (2, 64, 64)))
-    np.testing.assert_allclose(local_counting_loss(jnp.asarray(maps), jnp.asarray(target)), naive_local(maps, target), rtol=1e-4)
+    np.testing.assert_allclose(
+        local_counting_loss(jnp.asarray(maps), jnp.asarray(target)), naive_local(maps, target), rtol=1e-4
+    )
     perfect = jnp.tile(jnp.asarray(target)[..., None], 7)
     assert float(local_counting_loss(perfect, jnp.asarray(target))) < 1e-6
     with pytest.raises(ValueError, match="fewer than three regions"):

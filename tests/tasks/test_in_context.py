@@ -45,4 +45,6 @@ def test_targets_of_nan_are_not_scored_and_send_no_gradient():
         np.testing.assert_allclose(loss, each[scored].mean(), rtol=1e-6)
         np.testing.assert_array_equal(np.asarray(gradient)[:, ::2, 0] != 0, scored)
         measured = task.measure(jnp.asarray(OUT), {"targets": jnp.asarray(hidden)})
-        np.testing.assert_allclose(measured[task.metric], ((read * y > 0) if boolean else each)[scored].mean(), rtol=1e-6)
+        np.testing.assert_allclose(
+            measured[task.metric], ((read * y > 0) if boolean else each)[scored].mean(), rtol=1e-6
+        )

@@ -42,7 +42,9 @@ ALL = {
 def test_a_prediction_knows_earlier_examples_only(name):
     x, y = prompts("linear", 3, dims=4, points=8)
     first = ALL[name](x, y)
-    assert first.shape == (3, 8) and first.dtype == np.float64 and (first[:, 0] == 0).all() and (first[:, 1:] != 0).any()
+    assert (
+        first.shape == (3, 8) and first.dtype == np.float64 and (first[:, 0] == 0).all() and (first[:, 1:] != 0).any()
+    )
     x, y = x.copy(), y.copy()
     y[:, 4:] += 3
     x[:, 5:] *= 2
@@ -80,7 +82,9 @@ def test_gradient_descent_and_averaging_by_hand():
             w = w - 0.03 * a.T @ (a @ w - b)
         return w
 
-    np.testing.assert_allclose(baselines.gradient_descent(x, y, steps=5, step_size=0.03), by_prefix(x, y, descend), atol=1e-9)
+    np.testing.assert_allclose(
+        baselines.gradient_descent(x, y, steps=5, step_size=0.03), by_prefix(x, y, descend), atol=1e-9
+    )
     one = by_prefix(x, y, lambda a, b: 0.2 * a.T @ b)
     np.testing.assert_allclose(baselines.gradient_descent(x, y, step_size=0.2), one, atol=1e-10)
     np.testing.assert_allclose(baselines.averaging(x, y), by_prefix(x, y, lambda a, b: a.T @ b / len(b)), atol=1e-10)
@@ -120,7 +124,9 @@ def test_closed_forms_on_the_linear_task():
 
 def test_ridge_with_the_noise_variance_is_best():
     x, y = prompts("noisy_linear", 2000, dims=8, points=17)
-    errors = {penalty: error(baselines.ridge(x, y, penalty=penalty), y)[1:].mean() for penalty in (0.1, 0.5, 1.0, 2.0, 10.0)}
+    errors = {
+        penalty: error(baselines.ridge(x, y, penalty=penalty), y)[1:].mean() for penalty in (0.1, 0.5, 1.0, 2.0, 10.0)
+    }
     assert min(errors, key=errors.get) == 1.0
     assert errors[1.0] < error(baselines.least_squares(x, y), y)[1:].mean()
 
@@ -130,7 +136,9 @@ def test_chosen_step_sizes_find_the_closed_form_and_more_steps_help():
     found = baselines.best_factors(x, y, baselines.single_step_rates(13, 6), steps=1)
     assert np.abs(np.log(found[1:])).max() < 0.36  # two places on the grid
     several = baselines.best_factors(x, y, 1 / baselines.curvature(x), steps=8)
-    held_out = load_in_context("linear", train_examples=1, test_examples=1500, dims=6, points=13)["test"].gather(np.arange(1500))
+    held_out = load_in_context("linear", train_examples=1, test_examples=1500, dims=6, points=13)["test"].gather(
+        np.arange(1500)
+    )
     x, y = baselines.read_prompt(held_out["vectors"])
     one = error(baselines.gradient_descent(x, y), y)
     many = error(baselines.gradient_descent(x, y, steps=8, step_size=several / baselines.curvature(x)), y)
@@ -140,9 +148,14 @@ def test_chosen_step_sizes_find_the_closed_form_and_more_steps_help():
 
 def test_steps_below_twice_the_inverse_curvature_never_diverge_and_above_it_do():
     x, y = prompts("linear", 300, dims=5, points=11)
-    np.testing.assert_allclose(baselines.curvature(x)[:, 2], np.linalg.norm(x[:, :2].astype(np.float64), 2, axis=(1, 2)) ** 2, rtol=1e-9)
+    np.testing.assert_allclose(
+        baselines.curvature(x)[:, 2], np.linalg.norm(x[:, :2].astype(np.float64), 2, axis=(1, 2)) ** 2, rtol=1e-9
+    )
     limit = 2 / baselines.curvature(x)
-    assert error(baselines.gradient_descent(x, y, steps=200, step_size=0.95 * limit), y)[1:].max() < 5 * error(np.zeros(y.shape), y).max()
+    assert (
+        error(baselines.gradient_descent(x, y, steps=200, step_size=0.95 * limit), y)[1:].max()
+        < 5 * error(np.zeros(y.shape), y).max()
+    )
     assert error(baselines.gradient_descent(x, y, steps=200, step_size=1.05 * limit), y)[1:].max() > 1e6
 
 
@@ -174,7 +187,8 @@ def test_boolean_lines():
 
 
 def test_a_penalty_is_chosen_for_each_number_of_examples():
-    """Without noise the least one is best from D examples on; with noise of variance 1 and weights N(0, I) that of Bayes, 1."""
+    """Without noise the least one is best from D examples on; with noise of variance 1 and weights N(0, I) that of
+    Bayes, 1."""
     x, y = prompts("linear", 400, dims=4, points=9)
     clean = baselines.best_penalties(x, y)
     assert (clean[4:] == 1e-6).all()

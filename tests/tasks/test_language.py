@@ -20,7 +20,9 @@ def nll():
 
 
 def test_loss_is_the_mean_over_labelled_tokens():
-    np.testing.assert_allclose(LanguageModelling().loss(jnp.asarray(LOGITS), jnp.asarray(LABELS)), np.mean(nll()), rtol=1e-6)
+    np.testing.assert_allclose(
+        LanguageModelling().loss(jnp.asarray(LOGITS), jnp.asarray(LABELS)), np.mean(nll()), rtol=1e-6
+    )
     assert float(LanguageModelling().loss(jnp.asarray(LOGITS), jnp.full((2, 5), -1))) == 0
 
 
@@ -78,6 +80,10 @@ def test_what_is_real_leaves_padding_and_filler_out():
     batch = {"tokens": jnp.zeros((3, 4), jnp.int32), "lengths": jnp.array([4, 2, 3])}
     task, behind = LanguageModelling(), np.arange(4) < np.array([[4], [2], [3]])
     np.testing.assert_array_equal(task.real(batch), behind)
-    np.testing.assert_array_equal(task.real(batch | {"mask": jnp.array([1.0, 1.0, 0.0])}), behind & np.array([[True], [True], [False]]))
-    np.testing.assert_array_equal(task.real({"tokens": batch["tokens"], "mask": jnp.array([1.0, 0.0, 1.0])}), [True, False, True])
+    np.testing.assert_array_equal(
+        task.real(batch | {"mask": jnp.array([1.0, 1.0, 0.0])}), behind & np.array([[True], [True], [False]])
+    )
+    np.testing.assert_array_equal(
+        task.real({"tokens": batch["tokens"], "mask": jnp.array([1.0, 0.0, 1.0])}), [True, False, True]
+    )
     assert task.real({"tokens": batch["tokens"]}) is None

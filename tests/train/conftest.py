@@ -1,4 +1,5 @@
-"""Runs inside the test process compile their programs without optimisation: they make a few steps each, and compiling is what takes the time.
+"""Runs inside the test process compile their programs without optimisation: they make a few steps each, and compiling
+is what takes the time.
 
 Runs that are started as commands, and those whose bits are compared with one (fixture `whole`), compile as users' do.
 """

@@ -1,7 +1,7 @@
 """The collectives of a training step of every model family on 8 simulated devices; prints them as JSON.
 
-Run as a process of its own: `python -m tests.train.family_meshes [FAMILY ...]`; `--store` renews collectives.json, when a change is meant.
-Each family's tiny twin is lowered whole and as a smaller self, over fsdp and over tensor.
+Run as a process of its own: `python -m tests.train.family_meshes [FAMILY ...]`; `--store` renews collectives.json, when
+a change is meant. Each family's tiny twin is lowered whole and as a smaller self, over fsdp and over tensor.
 """
 
 import json
@@ -50,7 +50,9 @@ def found_in(config, small, sizes):
 
     def loss(params, stats, x):
         def cut(arrays):
-            return slice_like(whole_where_cut(arrays, places, full, abstract(small), shards), full, abstract(small), shards)
+            return slice_like(
+                whole_where_cut(arrays, places, full, abstract(small), shards), full, abstract(small), shards
+            )
 
         return twins.loss(small, cut(params), cut(stats), x)
 

@@ -1,9 +1,11 @@
-"""Trains the tiny recipe for three updates on 8 simulated devices under several meshes; prints losses and layouts as JSON.
+"""Trains the tiny recipe for three updates on 8 simulated devices under several meshes; prints losses and layouts as
+JSON.
 
 Run as a process of its own: `python -m tests.train.meshes OUT_FOLDER DEVICES MESH [MESH ...]` with MESH such as
-data=2,fsdp=4. A>B is stopped by SIGTERM after an update on mesh A and goes on from its checkpoint on mesh B; a mesh with
-"sequence:" before it is for the tiny hybrid sequence model, with "bf16:" in bfloat16, with "moe:" for one with mixtures of experts, with "spread:" one that trains
-two networks at the same time. The final parameters are written to OUT_FOLDER/NAME.npz.
+data=2,fsdp=4. A>B is stopped by SIGTERM after an update on mesh A and goes on from its checkpoint on mesh B; a mesh
+with "sequence:" before it is for the tiny hybrid sequence model, with "bf16:" in bfloat16, with "moe:" for one with
+mixtures of experts, with "spread:" one that trains two networks at the same time. The final parameters are written to
+OUT_FOLDER/NAME.npz.
 """
 
 import contextlib
@@ -51,12 +53,18 @@ def main(out: str, meshes: list[str]) -> None:
             "optim.name": "adamw",
             "optim.warmup": "0",
             "optim.lr": "1e-2",
-            "optim.eps": "1e-2",  # a bias before a norm has the gradient zero, and rounding of it is not to be divided by itself
+            # a bias before a norm has the gradient zero, and rounding of it is not to be divided by itself
+            "optim.eps": "1e-2",
         }
         if kind == "bf16":
             overrides["train.precision"] = "bfloat16"
         if kind == "spread":
-            overrides |= {"nested.scheme": "sorted", "nested.count": "2", "nested.spread": str(jax.device_count() > 1), "seed": "9"}
+            overrides |= {
+                "nested.scheme": "sorted",
+                "nested.count": "2",
+                "nested.spread": str(jax.device_count() > 1),
+                "seed": "9",
+            }
         *before, last = mesh.split(">")
         folder = f"{out}/{kind}{mesh.replace('>', '_')}"
         for first in before:
@@ -74,7 +82,10 @@ def main(out: str, meshes: list[str]) -> None:
             "layout": json.load(open(f"{folder}/layout.json")),
             "split": {
                 name: len({str(s.index) for s in array.addressable_shards})
-                for name, array in {**run.state.params, **{f"mu:{k}": v for k, v in _mu(run.state.opt_state).items()}}.items()
+                for name, array in {
+                    **run.state.params,
+                    **{f"mu:{k}": v for k, v in _mu(run.state.opt_state).items()},
+                }.items()
             },
         }
     print(json.dumps(results))

@@ -1,6 +1,8 @@
-"""Updates whose networks are trained on different devices, beside those one after the other; prints what differs as JSON.
+"""Updates whose networks are trained on different devices, beside those one after the other; prints what differs as
+JSON.
 
-Run as a process of its own: `python -m tests.train.spread_updates` on 4 simulated devices, two for each of two networks.
+Run as a process of its own: `python -m tests.train.spread_updates` on 4 simulated devices, two for each of two
+networks.
 """
 
 import json
@@ -12,7 +14,8 @@ from research.process import set_xla_flags
 
 
 def language(model, **overrides):
-    """The update of a language model with labels that differ from device to device: of both ways the steps, the logged line, the bias."""
+    """The update of a language model with labels that differ from device to device: of both ways the steps, the logged
+    line, the bias."""
     from tests.train.test_update import language as recipe
     from tests.train.test_update import updates
 
@@ -32,7 +35,11 @@ def language(model, **overrides):
     return {
         "step": max(float(np.abs(spread[k] - turn[k]).max() / max(np.abs(turn[k]).max(), 1e-2)) for k in turn),
         "line": {k: [its_line[k], v] for k, v in line.items() if k.startswith(("loss", "accuracy"))},
-        "bias": {k: [np.asarray(its_stats[k]).tolist(), v.tolist()] for k, v in stats.items() if k.endswith(("/bias", "/chosen"))},
+        "bias": {
+            k: [np.asarray(its_stats[k]).tolist(), v.tolist()]
+            for k, v in stats.items()
+            if k.endswith(("/bias", "/chosen"))
+        },
     }
 
 

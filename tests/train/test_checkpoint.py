@@ -47,7 +47,11 @@ def test_round_trip_is_bitwise(saved):
     checkpoints, said = reopen(saved)
     state, run = restore(checkpoints, 2)
     assert said == [] and checkpoints.steps() == [1, 2, 3]
-    assert np.array_equal(state["params"]["w"], tree(2)["params"]["w"]) and run == {"step": 2, "wall_s": 1.5, "flops": 2.0}
+    assert np.array_equal(state["params"]["w"], tree(2)["params"]["w"]) and run == {
+        "step": 2,
+        "wall_s": 1.5,
+        "flops": 2.0,
+    }
     checkpoints.close()
 
 
@@ -185,7 +189,9 @@ def test_reading_changes_nothing(saved):
     (saved / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     (saved / "5").mkdir()
     (saved / "5" / "part").write_text("x")
-    largest = max((p for p in (saved / "3").rglob("*") if p.is_file() and p.name != MANIFEST), key=lambda p: p.stat().st_size)
+    largest = max(
+        (p for p in (saved / "3").rglob("*") if p.is_file() and p.name != MANIFEST), key=lambda p: p.stat().st_size
+    )
     largest.write_bytes(largest.read_bytes()[:-1])
     before, said = snapshot(saved), []
     step, state, run = newest(saved, said.append)
@@ -268,7 +274,9 @@ def test_other_arrays_are_refused_in_one_line(saved):
     checkpoints, _ = reopen(saved)
     target = {"params": {"other": jax.ShapeDtypeStruct((3,), np.float32)}}
     place = {"params": {"other": jax.sharding.SingleDeviceSharding(jax.devices()[0])}}
-    with pytest.raises(UserError, match=r"does not fit this config: it lacks params/other and 2 more; open it with the version") as error:
+    with pytest.raises(
+        UserError, match=r"does not fit this config: it lacks params/other and 2 more; open it with the version"
+    ) as error:
         checkpoints.restore(3, Wanted(target, place))
     assert "\n" not in str(error.value)
     target = {"params": {"b": jax.ShapeDtypeStruct((6,), np.float32)}}
@@ -287,7 +295,9 @@ def test_other_arrays_are_refused_in_one_line(saved):
 
 def test_manifest_lists_every_file(saved):
     hashes = json.loads((saved / "1" / MANIFEST).read_text())["sha256"]
-    assert set(hashes) == {str(p.relative_to(saved / "1")) for p in (saved / "1").rglob("*") if p.is_file() and p.name != MANIFEST}
+    assert set(hashes) == {
+        str(p.relative_to(saved / "1")) for p in (saved / "1").rglob("*") if p.is_file() and p.name != MANIFEST
+    }
     assert all(len(h) == 64 for h in hashes.values())
 
 
@@ -303,7 +313,9 @@ def test_a_folder_on_another_disk_is_written_by_its_link_and_no_link_below_it(sa
     (tmp_path / "disk" / "4").symlink_to(tmp_path / "four")
     checkpoints, said = reopen(saved)
     checkpoints.close()
-    assert checkpoints.steps() == [2, 3] and said == ["checkpoint 4 is not used: it is a link; moved to disk/rejected/4"]
+    assert checkpoints.steps() == [2, 3] and said == [
+        "checkpoint 4 is not used: it is a link; moved to disk/rejected/4"
+    ]
 
 
 def test_a_link_that_leads_nowhere_or_into_another_run_is_refused(saved, tmp_path):

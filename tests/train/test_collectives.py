@@ -1,6 +1,8 @@
-"""A training step of every family moves between devices what its layout calls for, and nothing else: compared with a stored file.
+"""A training step of every family moves between devices what its layout calls for, and nothing else: compared with a
+stored file.
 
-Renew tests/train/collectives.json with `python -m tests.train.family_meshes --store` when a change is meant, and read the difference.
+Renew tests/train/collectives.json with `python -m tests.train.family_meshes --store` when a change is meant, and read
+the difference.
 """
 
 import json
@@ -23,7 +25,11 @@ QUICK = ("lenet",)
 
 def collectives_of(*families):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.train.family_meshes", *families], capture_output=True, text=True, timeout=3000, env=FAST
+        [sys.executable, "-m", "tests.train.family_meshes", *families],
+        capture_output=True,
+        text=True,
+        timeout=3000,
+        env=FAST,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -49,8 +55,11 @@ def test_every_family_has_the_stored_collectives():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_batch_is_gathered_and_nothing_moves_by_a_slice(family):
-    """Gathers are of weights and of features: none has the whole batch, whose size is that of no other axis. Nothing is passed around or exchanged."""
-    assert not {BATCH} & {size for config in twins.distinct_twins() if config.family == family for size in sizes_of(config)}
+    """Gathers are of weights and of features: none has the whole batch, whose size is that of no other axis. Nothing is
+    passed around or exchanged."""
+    assert not {BATCH} & {
+        size for config in twins.distinct_twins() if config.family == family for size in sizes_of(config)
+    }
     for way, found in json.loads(STORED.read_text())[family].items():
         for name in found:
             kind, shapes = name.split(" ")[0], re.findall(r"\[([\d,]*)\]", name.split(": ")[1])
@@ -65,7 +74,8 @@ def sizes_of(config):
 
 
 def test_rules_and_layers_agree_on_what_is_cut_over_tensor():
-    """Layers lay out their input by `mesh.tensor_axis`, arrays are laid out by the rules: for every array of every model it is one axis."""
+    """Layers lay out their input by `mesh.tensor_axis`, arrays are laid out by the rules: for every array of every
+    model it is one axis."""
     devices = AbstractMesh((1, 1, 2, 1, 1), MESH_AXES)
     for config in twins.distinct_twins():
         full = abstract(config)

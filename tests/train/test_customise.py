@@ -36,14 +36,20 @@ def trained():
     features = apply(CONFIG.expert, expert, {}, everybody.image, method="embed")[0]
     design = np.concatenate([features, np.ones((60, 1))], 1)
     head = np.linalg.lstsq(design, np.eye(3)[np.asarray(everybody.label)], rcond=None)[0]
-    expert = {**expert, "head/kernel": jnp.asarray(head[:-1], jnp.float32), "head/bias": jnp.asarray(head[-1], jnp.float32)}
+    expert = {
+        **expert,
+        "head/kernel": jnp.asarray(head[:-1], jnp.float32),
+        "head/bias": jnp.asarray(head[-1], jnp.float32),
+    }
     schedule = Schedule()
     return expert, customise.train_experts(CONFIG, expert, user, everybody, jax.random.key(1), schedule)
 
 
 def test_user_gains_everybody_keeps_and_the_global_expert_is_untouched():
     expert, params = trained()
-    user, everybody = (customise.measure(CONFIG, params, crowd(90, seed, turned)) for seed, turned in ((3, True), (4, False)))
+    user, everybody = (
+        customise.measure(CONFIG, params, crowd(90, seed, turned)) for seed, turned in ((3, True), (4, False))
+    )
     assert float(user["before"]) < 0.6 and float(user["after"]) > float(user["before"]) + 0.25
     assert float(everybody["before"]) > 0.9 and float(everybody["after"]) >= float(everybody["before"]) - 0.05
     assert float(user["local_answers"]) > 0.2 > 0.1 > float(everybody["local_answers"])
@@ -64,7 +70,10 @@ def test_overhead_in_multiply_adds():
     macs, expert = costs.forward_flops(config) // 2, costs.forward_flops(config.expert) // 2
     assert expert == 6 * 25 * 28 * 28 + 16 * 6 * 25 * 100 + 48_000 + 84 * 120 + 840
     found = customise.overheads(config, macs, expert)
-    assert found["macs_overhead"] == pytest.approx((84 * 8 + 80 + 84 * 8 + 8) / expert) and found["params_overhead"] == config.overhead
+    assert (
+        found["macs_overhead"] == pytest.approx((84 * 8 + 80 + 84 * 8 + 8) / expert)
+        and found["params_overhead"] == config.overhead
+    )
     with pytest.raises(UserError, match="add 10.00 % multiply-adds, more than the budget of 2.5 %; lower rank=8"):
         customise.overheads(config, 110, 100)
 
@@ -86,5 +95,7 @@ def test_experts_are_saved_for_one_global_expert_alone(tmp_path):
 def test_only_matrices_decay():
     params = {"up/kernel": jnp.ones((2, 2)), "up/bias": jnp.ones(2)}
     kinds = {"up/kernel": Kind.MATRIX, "up/bias": Kind.BIAS}
-    fitted = customise._fit(lambda p: 0.0 * p["up/kernel"].sum(), params, kinds, Schedule(steps=3, lr=0.1, weight_decay=0.1))
+    fitted = customise._fit(
+        lambda p: 0.0 * p["up/kernel"].sum(), params, kinds, Schedule(steps=3, lr=0.1, weight_decay=0.1)
+    )
     assert (fitted["up/bias"] == 1).all() and (fitted["up/kernel"] < 1).all()

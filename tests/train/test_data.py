@@ -24,7 +24,13 @@ OTHER = TEXT.replace("c", "b")  # as many letters, as many different ones, the s
 
 
 def configured(corpus, **more):
-    fields = {"data.dir": str(corpus), "train.duration": "4", "eval.every": "0", "checkpoint.every": "2", "model.depth": "1"}
+    fields = {
+        "data.dir": str(corpus),
+        "train.duration": "4",
+        "eval.every": "0",
+        "checkpoint.every": "2",
+        "model.depth": "1",
+    }
     return recipe.load("tests/tiny_lm.py:full", fields | {k.replace("__", "."): str(v) for k, v in more.items()})
 
 
@@ -52,7 +58,9 @@ def test_another_text_of_the_same_alphabet_size_is_noticed(copied):
     run, corpus = copied
     corpus.write_text(OTHER)
     before = (run / "tokenizer.json").read_bytes()
-    with pytest.raises(UserError, match=r"was trained on other data: the content of the vocabulary differs .*; restore them"):
+    with pytest.raises(
+        UserError, match=r"was trained on other data: the content of the vocabulary differs .*; restore them"
+    ):
         train(configured(corpus), str(run), Lines())
     assert (run / "tokenizer.json").read_bytes() == before
     (run / "data.json").unlink()  # as of a run of before there was one
@@ -97,7 +105,13 @@ def test_evaluating_on_changed_data_is_said_and_another_vocabulary_refused(copie
 
 def test_statistics_that_are_missing_are_named_where_the_data_are_gone(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 255, (2, 40, 8, 8), dtype=np.uint8)
-    fields = {"train.duration": "1", "optim.warmup": "0", "eval.every": "0", "data.batch_size": "8", "data.validation_fraction": "0.2"}
+    fields = {
+        "train.duration": "1",
+        "optim.warmup": "0",
+        "eval.every": "0",
+        "data.batch_size": "8",
+        "data.validation_fraction": "0.2",
+    }
     config = recipe.load("tests/tiny.py:full", fields)
     config["nested"]["points"], config["data"]["name"], config["data"]["dir"] = {}, "idx", str(tmp_path / "idx")
     _write_idx(tmp_path / "idx", images)
@@ -105,7 +119,9 @@ def test_statistics_that_are_missing_are_named_where_the_data_are_gone(tmp_path,
     shutil.rmtree(tmp_path / "idx")
     assert load_model(tmp_path / "run")[2], "saved statistics need no data"
     shutil.rmtree(tmp_path / "run" / "statistics")
-    with pytest.raises(UserError, match=r"the statistics of full at step 1 are not in .*run, and making them needs the data: "):
+    with pytest.raises(
+        UserError, match=r"the statistics of full at step 1 are not in .*run, and making them needs the data: "
+    ):
         load_model(tmp_path / "run")
 
 
@@ -115,10 +131,14 @@ def _write_idx(folder, images):
         header = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in own.shape)
         (folder / f"{split}-images-idx3-ubyte").write_bytes(header + own.tobytes())
         labels = np.arange(len(own), dtype=np.uint8) % 10
-        (folder / f"{split}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + len(own).to_bytes(4, "big") + labels.tobytes())
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(
+            b"\0\0\x08\x01" + len(own).to_bytes(4, "big") + labels.tobytes()
+        )
 
 
-@pytest.mark.parametrize("recipe_name", ["tests/tiny.py", "configs/mqar.py", "configs/pixel_sequences.py", "configs/customise.py"])
+@pytest.mark.parametrize(
+    "recipe_name", ["tests/tiny.py", "configs/mqar.py", "configs/pixel_sequences.py", "configs/customise.py"]
+)
 def test_facts_build_what_the_data_build(recipe_name, tmp_path):
     config = recipe.load(recipe_name, {})
     whole = make_setup(config)
@@ -131,7 +151,9 @@ def test_facts_build_what_the_data_build(recipe_name, tmp_path):
     data.keep(whole.data, tmp_path, trained=True)
 
 
-@pytest.mark.parametrize("text", ["{}", "[", '{"examples": 1, "sha256": {}, "block": [], "sample": {}, "attributes": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{}", "[", '{"examples": 1, "sha256": {}, "block": [], "sample": {}, "attributes": {}}']
+)
 def test_a_damaged_file_is_told(text, tmp_path):
     (tmp_path / "data.json").write_text(text)
     with pytest.raises(UserError, match="data.json is damaged: .*remove it"):
@@ -150,10 +172,14 @@ def test_digests(tmp_path):
     path.write_bytes(data_bytes)
     assert digests.of_files([path]) != before
     first, other = (
-        load_splits("probe:mqar", seed=seed, vocab_size=64, length=16, pairs=2, train_examples=9, test_examples=2)["train"]
+        load_splits("probe:mqar", seed=seed, vocab_size=64, length=16, pairs=2, train_examples=9, test_examples=2)[
+            "train"
+        ]
         for seed in (0, 1)
     )
-    again = load_splits("probe:mqar", seed=0, vocab_size=64, length=16, pairs=2, train_examples=9, test_examples=2)["train"]
+    again = load_splits("probe:mqar", seed=0, vocab_size=64, length=16, pairs=2, train_examples=9, test_examples=2)[
+        "train"
+    ]
     assert first.digest == again.digest != other.digest
 
 

@@ -58,7 +58,8 @@ def test_the_last_step_can_be_the_best_one_though_it_was_saved_before(reference)
 
 
 def test_a_kill_between_save_and_evaluation_does_that_evaluation_once(tmp_path, monkeypatch):
-    """The evaluation of step 2 fails after the save of step 2; then, in another run, it is done and the run is killed after it."""
+    """The evaluation of step 2 fails after the save of step 2; then, in another run, it is done and the run is killed
+    after it."""
     config = tiny(train__duration=4, eval__every=2, checkpoint__every=2)
     done = {}
     for moment in ("before", "after"):
@@ -84,7 +85,9 @@ def test_a_kill_between_save_and_evaluation_does_that_evaluation_once(tmp_path, 
 
 
 LATE = TimeoutError("the clock jumped")
-HELD_UP = OSError(errno.ENOTEMPTY, "Directory not empty", "state.orbax-checkpoint-tmp")  # by what the save before still writes
+HELD_UP = OSError(
+    errno.ENOTEMPTY, "Directory not empty", "state.orbax-checkpoint-tmp"
+)  # by what the save before still writes
 
 
 @pytest.mark.parametrize(("end", "error"), [("goal", LATE), ("signal", LATE), ("signal", HELD_UP)])
@@ -126,7 +129,9 @@ def test_a_save_that_the_clock_ended_is_not_taken_for_done(end, error, tmp_path,
 
 def test_without_validation_nothing_is_evaluated_on_the_way_and_the_report_is_of_the_test_split(tmp_path):
     lines = Lines()
-    report = loop.train(tiny(data__validation_fraction=0.0, eval__every=2, train__duration=4), str(tmp_path / "run"), lines)
+    report = loop.train(
+        tiny(data__validation_fraction=0.0, eval__every=2, train__duration=4), str(tmp_path / "run"), lines
+    )
     assert report["metric"] == "test accuracy" and report["subnets"][0]["value"] > 0
     assert sum("no validation split" in line for line in lines.said) == 1
     assert not any(key.startswith("validation") for row in lines_of(tmp_path / "run") for key in row)
@@ -138,7 +143,9 @@ def test_without_any_split_the_report_has_costs(tmp_path):
     stored = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["split"] is None and stored["subnets"][0]["value"] is None and stored["subnets"][0]["params"] > 0
     assert "FLOPs" in (tmp_path / "run" / "report.md").read_text()
-    with pytest.raises(UserError, match="accuracy of full is no number or was not measured, so no promise can be judged"):
+    with pytest.raises(
+        UserError, match="accuracy of full is no number or was not measured, so no promise can be judged"
+    ):
         promises.measures([report])
 
 
@@ -162,7 +169,9 @@ def test_what_the_end_would_fail_at_is_refused_at_the_start(fields, said, tmp_pa
 def test_a_text_that_could_not_be_continued_is_refused_at_the_start():
     """The recipe is of a language model, but its tokens are no text."""
     config = recipe.load("tests/tiny_lm.py:probe", {"report.sample": "once"})
-    with pytest.raises(UserError, match="report.sample='once' needs a language model over a text, which probe:mqar is not; remove it"):
+    with pytest.raises(
+        UserError, match="report.sample='once' needs a language model over a text, which probe:mqar is not; remove it"
+    ):
         foreseen.check(make_setup(config))
 
 
@@ -197,12 +206,14 @@ def test_a_validation_that_is_no_number_is_a_failure(tmp_path, monkeypatch):
     evaluate = Evaluator.run
     nan = lambda *args: {name: {**values, "accuracy": float("nan")} for name, values in evaluate(*args).items()}  # noqa: E731
     monkeypatch.setattr(Evaluator, "run", nan)
-    with pytest.raises(loop.NotFinite, match="validation accuracy of the full network is nan at step 2; last good checkpoint: step 2"):
+    with pytest.raises(
+        loop.NotFinite, match="validation accuracy of the full network is nan at step 2; last good checkpoint: step 2"
+    ):
         loop.train(tiny(train__duration=2), str(tmp_path / "run"), Lines())
     assert status(tmp_path / "run")["state"] == "failed"
 
 
-# -- finished is what has its report ------------------------------------------------------------------------------------
+# -- finished is what has its report -----------------------------------------------------------------------------------
 
 
 def test_a_report_that_cannot_be_written_is_made_again(reference, tmp_path, monkeypatch):
@@ -215,6 +226,14 @@ def test_a_report_that_cannot_be_written_is_made_again(reference, tmp_path, monk
         patch.setattr(plots, "pareto_plot", full)
         with pytest.raises(UserError, match="No space left"):
             loop.train(tiny(), str(workdir), Lines())
-    assert status(workdir)["state"] == "failed" and not (workdir / "report.json").exists() and not (workdir / "report.md").exists()
+    assert (
+        status(workdir)["state"] == "failed"
+        and not (workdir / "report.json").exists()
+        and not (workdir / "report.md").exists()
+    )
     report = loop.train(tiny(), str(workdir), Lines())
-    assert report["subnets"] == reference[1]["subnets"] and (workdir / "pareto.png").exists() and status(workdir)["state"] == "finished"
+    assert (
+        report["subnets"] == reference[1]["subnets"]
+        and (workdir / "pareto.png").exists()
+        and status(workdir)["state"] == "finished"
+    )

@@ -1,4 +1,5 @@
-"""Examples that a model has no place for, splits without labels and weights that are not finite are refused, not trained on."""
+"""Examples that a model has no place for, splits without labels and weights that are not finite are refused, not
+trained on."""
 
 import jax.numpy as jnp
 import numpy as np

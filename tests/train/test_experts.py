@@ -20,12 +20,21 @@ from research.train.setup import check_experts, make_programs, make_setup
 from tests.train.reporter import Lines
 
 LINE = "the cat sat on the mat; the dog sat on the log; "
-MODEL = {"name": "sequence", "pattern": "hgrn", "ffn": "glu moe", "dim": 16, "hgrn": {"taps": 3}, "form": "grouped_matmul=naive"}
+MODEL = {
+    "name": "sequence",
+    "pattern": "hgrn",
+    "ffn": "glu moe",
+    "dim": 16,
+    "hgrn": {"taps": 3},
+    "form": "grouped_matmul=naive",
+}
 
 
 def run(folder, moe, depth):
     (folder / "text.txt").write_text(LINE * 100)
-    config = recipe.load("tests/tiny_lm.py:all", {"data.dir": str(folder / "text.txt"), "train.duration": "20", "train.log_every": "2"})
+    config = recipe.load(
+        "tests/tiny_lm.py:all", {"data.dir": str(folder / "text.txt"), "train.duration": "20", "train.log_every": "2"}
+    )
     config["model"] = {**MODEL, "depth": depth, "moe": moe}
     config["nested"]["points"] = {}
     lines = Lines()
@@ -68,7 +77,9 @@ def test_report_has_the_section_and_the_map(learnt):
 
 def test_dead_experts_are_named(tmp_path):
     """Twenty characters hashed to 24 experts leave some without any."""
-    workdir, lines, metrics = run(tmp_path, {"experts": 24, "router": "hash", "active": 1, "hidden": 8, "balance": 0.0}, 2)
+    workdir, lines, metrics = run(
+        tmp_path, {"experts": 24, "router": "hash", "active": 1, "hidden": 8, "balance": 0.0}, 2
+    )
     told = [line for line in lines.said if "got no token" in line]
     empty = [i for i, load in enumerate(metrics[-2]["experts/layer1/load"]) if not load]
     assert json.loads((workdir / "report.json").read_text())["dead_experts"] == len(empty)
@@ -96,7 +107,11 @@ def test_similarity_of_copies_strangers_and_opposites():
 def test_labels_follow_the_order_of_the_layers():
     config = SequenceConfig(pattern="hgrn", ffn="moe glu", depth=6)
     name = next(k for k in abstract(config).stats if k.endswith("/load"))
-    assert labels(config, name.removesuffix("/load"), abstract(config).stats[name].shape) == ["layer0", "layer2", "layer4"]
+    assert labels(config, name.removesuffix("/load"), abstract(config).stats[name].shape) == [
+        "layer0",
+        "layer2",
+        "layer4",
+    ]
     assert labels(object(), "router", (4,)) == ["router"]
 
 
@@ -105,7 +120,8 @@ def test_experts_that_do_not_divide_over_the_mesh_are_told():
     check_experts(space, 1)
     check_experts(space, 2)
     with pytest.raises(
-        UserError, match="mesh.expert=4: the 6 experts of network few do not divide .* valid: divisors of 6, or a multiple of 4"
+        UserError,
+        match="mesh.expert=4: the 6 experts of network few do not divide .* valid: divisors of 6, or a multiple of 4",
     ):
         check_experts(space, 4)
     check_experts(make_space(SequenceConfig(pattern="hgrn"), {}), 4)
@@ -115,7 +131,15 @@ def test_what_fills_up_a_batch_moves_no_metric(tmp_path):
     """The compiled evaluation of a capacity-limited mixture, on three examples beside filler of two kinds."""
     (tmp_path / "text.txt").write_text(LINE * 100)
     config = recipe.load("tests/tiny_lm.py:all", {"data.dir": str(tmp_path / "text.txt")})
-    moe = {"experts": 4, "active": 1, "group": 0, "capacity": "megablocks", "capacity_factor": 0.5, "router": "top_k", "hidden": 16}
+    moe = {
+        "experts": 4,
+        "active": 1,
+        "group": 0,
+        "capacity": "megablocks",
+        "capacity_factor": 0.5,
+        "router": "top_k",
+        "hidden": 16,
+    }
     config["model"] = {**MODEL, "depth": 1, "ffn": "moe", "moe": moe}
     config["nested"]["points"] = {}
     setup = make_setup(config)
@@ -128,6 +152,12 @@ def test_what_fills_up_a_batch_moves_no_metric(tmp_path):
         tokens = np.where(real[:, None], block["tokens"], filler)
         batch = {**block, "tokens": tokens, "mask": real.astype(np.float32)}
         zero = {k: np.asarray(v, np.float32) for k, v in setup.task.zero_sums().items()}
-        sums.append(programs.get("evaluate", "full", state.params, state.stats, zero, batch)(state.params, state.stats, zero, batch))
-    assert float(sums[0]["count"]) > 0 and abs(float(sums[0]["nll"]) - float(sums[1]["nll"])) < 1e-5 * float(sums[0]["nll"])
+        sums.append(
+            programs.get("evaluate", "full", state.params, state.stats, zero, batch)(
+                state.params, state.stats, zero, batch
+            )
+        )
+    assert float(sums[0]["count"]) > 0 and abs(float(sums[0]["nll"]) - float(sums[1]["nll"])) < 1e-5 * float(
+        sums[0]["nll"]
+    )
     programs.close()

@@ -1,4 +1,5 @@
-"""The table of fields: it covers the config, and every field refuses what is out of its range, in recipes and on command lines."""
+"""The table of fields: it covers the config, and every field refuses what is out of its range, in recipes and on
+command lines."""
 
 import copy
 
@@ -119,7 +120,9 @@ def test_recipes_are_judged_like_command_lines():
 def test_a_command_line_that_changes_the_optimizer_drops_what_only_the_recipe_s_had():
     optim = recipe.load("tests/tiny_lm.py:probe", {"optim.name": "adamw"})["optim"]
     assert optim["momentum"] is None and optim["lr"] == 2e-2 and (optim["b1"], optim["b2"]) == (0.9, 0.999)
-    with pytest.raises(UserError, match=r"optim.momentum=0.95: adamw has no such constant, only lr, weight_decay, b1, b2, eps"):
+    with pytest.raises(
+        UserError, match=r"optim.momentum=0.95: adamw has no such constant, only lr, weight_decay, b1, b2, eps"
+    ):
         recipe.load("tests/tiny_lm.py:probe", {"optim.name": "adamw", "optim.momentum": "0.95"})
     for field, value in (("optim.order", "3"), ("optim.final_lr", "1e-5")):
         with pytest.raises(UserError, match=f"config.{field}=.* is not read in this run"):

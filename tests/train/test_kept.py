@@ -57,11 +57,15 @@ def test_files_hold_no_sums_and_readers_have_zeros(run, tmp_path):
     with np.load(workdir / "statistics" / "2" / "full.npz") as file:
         assert set(file.files) == full.stats.keys() - sums(full)
     config, params, stats = opened.model("full")
-    safetensors_io.save_folder(tmp_path / "model", config, params, {k: np.ones(v.shape, np.float32) for k, v in stats.items()})
+    safetensors_io.save_folder(
+        tmp_path / "model", config, params, {k: np.ones(v.shape, np.float32) for k, v in stats.items()}
+    )
     held = safetensors_io.load_safetensors(tmp_path / "model" / "model.safetensors")
     assert not any(f"stats/{name}" in held for name in sums(full))
     again = safetensors_io.load_folder(tmp_path / "model")[2]
-    assert again.keys() == full.stats.keys() and {name for name, value in again.items() if not np.any(value)} == sums(full)
+    assert again.keys() == full.stats.keys() and {name for name, value in again.items() if not np.any(value)} == sums(
+        full
+    )
 
 
 def test_files_that_hold_sums_are_read_as_well(run, tmp_path):
@@ -73,7 +77,9 @@ def test_files_that_hold_sums_are_read_as_well(run, tmp_path):
     checkpoints.wait()
     wanted = kept.wanted(programs.state_shapes, programs.state_shardings, full, optimizer=False)
     found = kept.whole(checkpoints.restore(2, wanted)[0], full, programs.stat_shardings)
-    with pytest.raises(UserError, match="optimizer's state in checkpoint 2 .* it lacks opt_state/.*; start anew from it"):
+    with pytest.raises(
+        UserError, match="optimizer's state in checkpoint 2 .* it lacks opt_state/.*; start anew from it"
+    ):
         checkpoints.restore(2, kept.wanted(programs.state_shapes, programs.state_shardings, full, optimizer=True))
     checkpoints.close()
     assert {name for name, value in found.stats.items() if not np.any(value)} == sums(full)
@@ -109,7 +115,8 @@ def test_statistics_that_are_not_believed_are_told_where_the_data_are_gone(run, 
 
     monkeypatch.setattr(opened.evaluator, "statistics", gone)
     with pytest.raises(
-        UserError, match="step 2 cannot be used: .*full.npz has no checksum .*, and making them needs the data: the data are"
+        UserError,
+        match="step 2 cannot be used: .*full.npz has no checksum .*, and making them needs the data: the data are",
     ):
         opened.statistics("full")
     shutil.rmtree(tmp_path / "run" / "statistics")

@@ -163,15 +163,21 @@ def test_a_run_ends_when_its_goal_is_reached_and_stays_ended(corpus, tmp_path):
     assert again["updates"] == report["updates"] and again["subnets"][0]["value"] == report["subnets"][0]["value"]
     drawn = run_card.against({"a": [str(tmp_path / "run")]}, "state", out=tmp_path)
     assert drawn["rows"][0]["state"] == report["subnets"][0]["state"] and (tmp_path / "against.png").exists()
-    assert run_card.against([str(tmp_path / "run")], "data.options.length", out=tmp_path)["rows"][0]["data.options.length"] == 24
+    assert (
+        run_card.against([str(tmp_path / "run")], "data.options.length", out=tmp_path)["rows"][0]["data.options.length"]
+        == 24
+    )
     with pytest.raises(UserError, match="has no number 'stat'; valid: .*state"):
         run_card.against([str(tmp_path / "run")], "stat", out=tmp_path)
 
 
 @pytest.mark.parametrize("interrupted", [1, 2])
 def test_a_run_stopped_inside_an_evaluation_ends_as_if_nothing_had_happened(corpus, tmp_path, monkeypatch, interrupted):
-    """The first evaluation is the one that reaches the goal, the second the last: both are done again, at the step they belong to."""
-    config = recipe.load("tests/tiny_lm.py:full", {"data.dir": corpus, "train.duration": "6", "eval.every": "4", "eval.stop_at": "9.9"})
+    """The first evaluation is the one that reaches the goal, the second the last: both are done again, at the step they
+    belong to."""
+    config = recipe.load(
+        "tests/tiny_lm.py:full", {"data.dir": corpus, "train.duration": "6", "eval.every": "4", "eval.stop_at": "9.9"}
+    )
     evaluate, calls = loop.Run._evaluate, []
 
     def stopped_once(run, final=False):

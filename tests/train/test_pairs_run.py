@@ -1,4 +1,5 @@
-"""A sentence encoder through the whole loop: dense, then extended to experts by init_from; what does not fit is told at set-up."""
+"""A sentence encoder through the whole loop: dense, then extended to experts by init_from; what does not fit is told at
+set-up."""
 
 import json
 
@@ -24,11 +25,23 @@ def fields(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     for split, count in (("train", 60), ("validation", 12), ("test", 13)):
         rows = [
-            {"a": f"{WORDS[i % 10]} {WORDS[i * 7 % 9]}", "b": f"do {WORDS[i % 10]} twice", "domain": "abc"[i % 3]} for i in range(count)
+            {"a": f"{WORDS[i % 10]} {WORDS[i * 7 % 9]}", "b": f"do {WORDS[i % 10]} twice", "domain": "abc"[i % 3]}
+            for i in range(count)
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    sizes = {"data.batch_size": "4", "eval.batch_size": "8", "train.duration": "3", "train.log_every": "1", "eval.every": "0"}
-    sizes |= {"data.name": "text_pairs", "data.dir": str(folder), "data.options.length": "6", "data.options.vocab_size": "40"}
+    sizes = {
+        "data.batch_size": "4",
+        "eval.batch_size": "8",
+        "train.duration": "3",
+        "train.log_every": "1",
+        "eval.every": "0",
+    }
+    sizes |= {
+        "data.name": "text_pairs",
+        "data.dir": str(folder),
+        "data.options.length": "6",
+        "data.options.vocab_size": "40",
+    }
     return sizes | {"model.dim": "16", "model.depth": "1", "model.attention": "{'heads': 2}"}
 
 
@@ -46,7 +59,9 @@ def test_it_trains_and_reports_retrieval(dense):
     _, report, lines = dense
     assert report["metric"] == "test accuracy" and 0 <= report["subnets"][0]["value"] <= 1 and report["updates"] == 3
     assert "pairs/s" in lines.steps[-1] and "state" not in report["subnets"][0]
-    assert report["train_flops"] == 3 * 4 * 2 * 3 * report["subnets"][0]["flops"]  # two texts a pair, forward and backward
+    assert (
+        report["train_flops"] == 3 * 4 * 2 * 3 * report["subnets"][0]["flops"]
+    )  # two texts a pair, forward and backward
 
 
 def test_domain_run_starts_as_the_dense_one(dense, fields, tmp_path):
@@ -60,7 +75,8 @@ def test_domain_run_starts_as_the_dense_one(dense, fields, tmp_path):
         np.testing.assert_array_equal(state.params[name], value, err_msg=name)
     source = run.setup.splits["test"]
     ours, theirs = (
-        embedding.embed(m, source, run.setup.task, pairs=13) for m in ((target, state.params, state.stats), (base, params, stats))
+        embedding.embed(m, source, run.setup.task, pairs=13)
+        for m in ((target, state.params, state.stats), (base, params, stats))
     )
     np.testing.assert_allclose(ours.a, theirs.a, rtol=1e-4, atol=1e-5)
     run.programs.close()
@@ -68,7 +84,9 @@ def test_domain_run_starts_as_the_dense_one(dense, fields, tmp_path):
 
 
 def test_what_does_not_fit_is_told_at_set_up(fields):
-    with pytest.raises(UserError, match=r"has texts of domain 2 \(c\) that no expert has; valid with model.domains=2: 0..1"):
+    with pytest.raises(
+        UserError, match=r"has texts of domain 2 \(c\) that no expert has; valid with model.domains=2: 0..1"
+    ):
         make_setup(load("domain", fields, **{"model.domains": "2"}))
     with pytest.raises(UserError, match="model attention_small does not take pairs"):
         make_setup(load("domain", fields, **{"model.name": "attention_small"}))

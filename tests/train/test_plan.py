@@ -1,4 +1,5 @@
-"""What a mesh would need: bytes that are exactly the compiler's, collectives, and a config of seven billion parameters."""
+"""What a mesh would need: bytes that are exactly the compiler's, collectives, and a config of seven billion
+parameters."""
 
 import json
 import subprocess
@@ -15,15 +16,29 @@ CONTROL = 20
 def planned(tmp_path, *flags, timeout=900):
     out = tmp_path / "plan.json"
     done = subprocess.run(
-        [sys.executable, "-m", "launch.plan", *flags, f"--out={out}"], capture_output=True, text=True, timeout=timeout, env=FAST
+        [sys.executable, "-m", "launch.plan", *flags, f"--out={out}"],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=FAST,
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
     return json.loads(out.read_text()), done.stdout
 
 
 def test_bytes_are_the_compiler_s_and_fsdp_gathers_what_it_cut(tmp_path):
-    flags = ["--config=tests/tiny_lm.py:probe", "--devices=4", "--config.data.batch_size=32", "--config.eval.batch_size=64"]
-    flags += ["--config.mesh.fsdp=4", "--config.mesh.min_size=1", "--config.nested.scheme=full", "--config.optim.name=adamw"]
+    flags = [
+        "--config=tests/tiny_lm.py:probe",
+        "--devices=4",
+        "--config.data.batch_size=32",
+        "--config.eval.batch_size=64",
+    ]
+    flags += [
+        "--config.mesh.fsdp=4",
+        "--config.mesh.min_size=1",
+        "--config.nested.scheme=full",
+        "--config.optim.name=adamw",
+    ]
     plan, text = planned(tmp_path, *flags, "--chips=h100")
     for program, (theirs, ours) in plan["arguments"].items():
         assert 0 <= theirs - ours <= CONTROL and ours > 0, program
@@ -36,6 +51,13 @@ def test_bytes_are_the_compiler_s_and_fsdp_gathers_what_it_cut(tmp_path):
 
 @pytest.mark.slow
 def test_seven_billion_parameters_lower_on_64_devices(tmp_path):
-    plan, _ = planned(tmp_path, "--config=configs/lm_7b.py", "--devices=64", "--config.mesh.fsdp=8", "--config.mesh.tensor=8", timeout=3000)
+    plan, _ = planned(
+        tmp_path,
+        "--config=configs/lm_7b.py",
+        "--devices=64",
+        "--config.mesh.fsdp=8",
+        "--config.mesh.tensor=8",
+        timeout=3000,
+    )
     assert all(0 <= theirs - ours <= CONTROL for theirs, ours in plan["arguments"].values())
     assert 64 * plan["bytes"]["parameters"] > 4 * 6.5e9

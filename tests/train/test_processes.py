@@ -1,4 +1,5 @@
-"""Several processes as one run: the numbers of one process, checkpoints that go from one number of processes to another, lost peers."""
+"""Several processes as one run: the numbers of one process, checkpoints that go from one number of processes to
+another, lost peers."""
 
 import contextlib
 import json
@@ -15,7 +16,12 @@ import pytest
 from research.data.pipeline import batch_indices
 from tests.train.test_sharding import FAST
 
-FLAGS = ["--config=tests/tiny.py:sorted", "--config.nested.count=2", "--config.train.duration=6", "--config.eval.every=0"]
+FLAGS = [
+    "--config=tests/tiny.py:sorted",
+    "--config.nested.count=2",
+    "--config.train.duration=6",
+    "--config.eval.every=0",
+]
 FLAGS += ["--config.checkpoint.every=3"]
 
 
@@ -23,18 +29,28 @@ FLAGS += ["--config.checkpoint.every=3"]
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_shares_of_a_part_make_it_up(parts, count):
     whole, epochs = batch_indices(50, 3, batch_size=48, seed=1)
-    shares = [batch_indices(50, 3, batch_size=48, seed=1, shard_index=i, shard_count=count, parts=parts) for i in range(count)]
+    shares = [
+        batch_indices(50, 3, batch_size=48, seed=1, shard_index=i, shard_count=count, parts=parts) for i in range(count)
+    ]
     size = 48 // parts
     for part in range(parts):
         cut = slice(part * size // count, (part + 1) * size // count)
-        np.testing.assert_array_equal(np.concatenate([share[0][cut] for share in shares]), whole[part * size : (part + 1) * size])
-        np.testing.assert_array_equal(np.concatenate([share[1][cut] for share in shares]), epochs[part * size : (part + 1) * size])
+        np.testing.assert_array_equal(
+            np.concatenate([share[0][cut] for share in shares]), whole[part * size : (part + 1) * size]
+        )
+        np.testing.assert_array_equal(
+            np.concatenate([share[1][cut] for share in shares]), epochs[part * size : (part + 1) * size]
+        )
 
 
 def run(workdir, *more, module="launch.train"):
     flags = [] if any(word.startswith("--config=") for word in more) else FLAGS
     done = subprocess.run(
-        [sys.executable, "-m", module, *flags, f"--workdir={workdir}", *more], capture_output=True, text=True, timeout=600, env=FAST
+        [sys.executable, "-m", module, *flags, f"--workdir={workdir}", *more],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=FAST,
     )
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-1500:]
     return done.stdout
@@ -53,7 +69,9 @@ def processes_with(word):
 
 def losses(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return np.array([v for line in lines for k, v in sorted(line.items()) if k.startswith(("loss/", "validation/loss"))])
+    return np.array(
+        [v for line in lines for k, v in sorted(line.items()) if k.startswith(("loss/", "validation/loss"))]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +82,8 @@ def one(tmp_path_factory):
 
 
 def test_two_processes_give_the_numbers_of_one_which_goes_on_from_their_checkpoint(one, tmp_path):
-    """The first half by two processes, the second by one: the sorted scheme gives each network a part of every batch of its own."""
+    """The first half by two processes, the second by one: the sorted scheme gives each network a part of every batch of
+    its own."""
     workdir = tmp_path / "two"
     parent = subprocess.Popen(
         [sys.executable, "-m", "launch.local", "--processes=2", *FLAGS, f"--workdir={workdir}"],
@@ -91,7 +110,9 @@ def test_two_processes_give_the_numbers_of_one_which_goes_on_from_their_checkpoi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count, devices, sizes", [(4, 1, "data=4"), (2, 2, "fsdp=4"), (4, 2, "data=2,fsdp=2,tensor=2")])
+@pytest.mark.parametrize(
+    "count, devices, sizes", [(4, 1, "data=4"), (2, 2, "fsdp=4"), (4, 2, "data=2,fsdp=2,tensor=2")]
+)
 def test_processes_with_meshes_across_them_give_the_numbers_of_one(count, devices, sizes, one, tmp_path):
     """Weights cut over devices of several processes; then the same run's last checkpoint is read by one process."""
     workdir = tmp_path / "run"
@@ -105,10 +126,23 @@ def test_processes_with_meshes_across_them_give_the_numbers_of_one(count, device
 
 @pytest.mark.slow
 def test_experts_over_two_processes(tmp_path):
-    flags = ["--config=tests/tiny_lm.py:moe", "--config.train.duration=3", "--config.eval.every=0", "--config.mesh.min_size=1"]
+    flags = [
+        "--config=tests/tiny_lm.py:moe",
+        "--config.train.duration=3",
+        "--config.eval.every=0",
+        "--config.mesh.min_size=1",
+    ]
     flags += ["--config.data.batch_size=16"]
     run(tmp_path / "one", *flags)
-    run(tmp_path / "two", "--processes=2", "--devices=2", *flags, "--config.mesh.data=1", "--config.mesh.expert=4", module="launch.local")
+    run(
+        tmp_path / "two",
+        "--processes=2",
+        "--devices=2",
+        *flags,
+        "--config.mesh.data=1",
+        "--config.mesh.expert=4",
+        module="launch.local",
+    )
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=2e-5)
 
 

@@ -17,7 +17,13 @@ from research.train.manifests import MANIFEST, fault
 
 @pytest.mark.slow
 def test_imagenet_recipe_runs_two_shrunken_updates(tmp_path):
-    command = [sys.executable, "-m", "launch.train", "--config=configs/imagenet_unireplknet_t.py:shrunken", f"--workdir={tmp_path / 'run'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.train",
+        "--config=configs/imagenet_unireplknet_t.py:shrunken",
+        f"--workdir={tmp_path / 'run'}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -28,12 +34,23 @@ def test_imagenet_recipe_runs_two_shrunken_updates(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_bench_prints_the_bare_step_beside_the_loop(accumulate, tmp_path):
-    command = [sys.executable, "-m", "launch.bench", "--config=tests/tiny.py", "--steps=5", f"--csv={tmp_path / 'overhead.csv'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.bench",
+        "--config=tests/tiny.py",
+        "--steps=5",
+        f"--csv={tmp_path / 'overhead.csv'}",
+    ]
     command.append(f"--config.train.accumulate={accumulate}")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     bare, loop, save = read_csv(tmp_path / "overhead.csv")
-    assert [row["what"] for row in (bare, loop, save)] == ["bare jitted step", "update of the loop", "blocked by a save"]
+    assert [row["what"] for row in (bare, loop, save)] == [
+        "bare jitted step",
+        "update of the loop",
+        "blocked by a save",
+    ]
     assert bare["median_ms"] > 0 and 0 < loop["median_ms"] < 10 * bare["median_ms"]
     assert save["median_ms"] > 0
 
@@ -61,7 +78,9 @@ def test_quickstart_is_saved_and_gone_within_ten_seconds_of_sigterm(lines, tmp_p
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_disk_that_is_full_is_told_and_the_checkpoints_stay(tmp_path):
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True
+    ).returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
         workdir = tmp_path / "run"
@@ -72,6 +91,8 @@ def test_a_disk_that_is_full_is_told_and_the_checkpoints_stay(tmp_path):
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, done.stderr[-3000:]
         assert "no space left on" in errors[0].lower()  # met by a checkpoint or by the metrics, whichever comes first
-        assert any(fault(path, int(path.name)) is None for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+        assert any(
+            fault(path, int(path.name)) is None for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()
+        )
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)

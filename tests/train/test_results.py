@@ -45,7 +45,9 @@ def test_a_whole_result_of_the_same_config_counts(config, tmp_path):
 
 def test_another_config_is_refused(config, tmp_path):
     folder = made(tmp_path / "run", config)
-    with pytest.raises(UserError, match=r"holds a run of another config \(optim.lr: 0.02 -> 0.5 and 1 more\); give another --workdir"):
+    with pytest.raises(
+        UserError, match=r"holds a run of another config \(optim.lr: 0.02 -> 0.5 and 1 more\); give another --workdir"
+    ):
         finished(folder, recipe.load("tests/tiny.py", {"optim.lr": "0.5", "seed": "3"}))
 
 
@@ -54,13 +56,27 @@ def test_what_is_not_whole_or_asks_for_other_measurements_does_not_count(config,
     folder = made(tmp_path / "run", config)
     assert finished(folder, recipe.load("tests/tiny.py", {"report.test": "False"})) is None
     text = (folder / "report.json").read_text()
-    for damaged in (text[: len(text) // 2], "[]", json.dumps({**json.loads(text), "subnets": []}), json.dumps({"metric": "x"})):
+    for damaged in (
+        text[: len(text) // 2],
+        "[]",
+        json.dumps({**json.loads(text), "subnets": []}),
+        json.dumps({"metric": "x"}),
+    ):
         (folder / "report.json").write_text(damaged)
         assert finished(folder, config) is None
 
 
 def test_commands_do_not_print_numbers_of_another_config(config, tmp_path):
     made(tmp_path / "seed0", config)
-    command = [sys.executable, "-m", "launch.reproduce", "--config=tests/tiny.py", f"--workdir={tmp_path}", "--config.optim.lr=0.5"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.reproduce",
+        "--config=tests/tiny.py",
+        f"--workdir={tmp_path}",
+        "--config.optim.lr=0.5",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "holds a run of another config (optim.lr" in done.stderr and "0.123" not in done.stdout
+    assert (
+        done.returncode == 2 and "holds a run of another config (optim.lr" in done.stderr and "0.123" not in done.stdout
+    )

@@ -47,7 +47,9 @@ def test_report_holds_robust_accuracies_and_the_phases_are_logged(whole):
     assert (70 * row["robust_pgd1"]) % 1 == pytest.approx(0, abs=1e-9)  # of 70 images, not of whole batches
     assert row["expert_0"] + row["expert_1"] == pytest.approx(1)
     records = {m["step"]: m for m in metrics_of(workdir) if "loss" in m}
-    assert all(("loss_experts" in records[s], "loss_router" in records[s]) == (bool(s % 2), not s % 2) for s in range(1, 9))
+    assert all(
+        ("loss_experts" in records[s], "loss_router" in records[s]) == (bool(s % 2), not s % 2) for s in range(1, 9)
+    )
     assert all(np.isfinite(m["loss"]) for m in records.values())
     validation = [m for m in metrics_of(workdir) if "validation/robust_accuracy/full" in m]
     assert [m["step"] for m in validation] == [4, 8] and "validation/expert_1/full" in validation[0]
@@ -129,7 +131,10 @@ def test_other_methods_train_a_dense_network_with_finite_losses(method, tmp_path
         ({"task__robust__steps": 0}, "robust.steps=0; valid: a whole number from 1"),
         ({"task__robust__beta": -1.0}, "robust.beta=-1.0; valid: a number from 0"),
         ({"data__augment__mean": "(0.3,)"}, r"attacks are on images in \[0, 1\]; remove data.augment.mean"),
-        ({"nested__scheme": "sandwich", "nested__points__s": "width=0.75"}, "nested.scheme='sandwich' teaches by outputs"),
+        (
+            {"nested__scheme": "sandwich", "nested__points__s": "width=0.75"},
+            "nested.scheme='sandwich' teaches by outputs",
+        ),
         ({"report__attacks": "('pgd',)"}, "report.attacks: unknown attack 'pgd'; valid: pgdN"),
         ({"report__attack_examples": 0}, "attack_examples=0"),
     ],
@@ -158,7 +163,8 @@ def test_attacks_of_training_follow_the_gate_where_the_config_asks_for_it(arg):
 
 
 def test_each_phase_attacks_what_its_own_loss_holds_or_both_the_sum():
-    """An attack on scores that do not depend on the image leaves it where it started; one on outputs that do moves it."""
+    """An attack on scores that do not depend on the image leaves it where it started; one on outputs that do moves
+    it."""
     image = np.full((2, 8, 8, 1), 0.5, np.float32)
 
     def frozen(x, method="__call__", mode="eval"):

@@ -149,7 +149,9 @@ def test_another_config_is_refused_and_nothing_lost(whole):
 
 def test_nan_stops_with_step_network_and_checkpoint(tmp_path):
     config = tiny(optim__lr=1e30, optim__warmup=0)
-    with pytest.raises(UserError, match=r"not finite at step \d+, sub-network \w+.*(last good checkpoint|no checkpoint)"):
+    with pytest.raises(
+        UserError, match=r"not finite at step \d+, sub-network \w+.*(last good checkpoint|no checkpoint)"
+    ):
         loop.train(config, str(tmp_path / "nan"), Lines())
 
 
@@ -239,7 +241,9 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
     """Without batch norm, the gradient over four parts of a batch is that of the whole."""
     after = {}
     for parts in (1, 4):
-        config = tiny("full", train__duration=1, eval__every=0, optim__warmup=0, optim__name="sgd", train__accumulate=parts)
+        config = tiny(
+            "full", train__duration=1, eval__every=0, optim__warmup=0, optim__name="sgd", train__accumulate=parts
+        )
         config["model"] = {"name": "vit_tiny_patch16_224", "patch_size": 4, "dim": 16, "depth": 2, "heads": 2}
         config["nested"]["points"] = {}
         loop.train(config, str(tmp_path / str(parts)), Lines())
@@ -264,7 +268,14 @@ def test_what_was_trained_on_other_devices_is_read_on_one(whole, tmp_path):
 @pytest.mark.slow
 def test_a_run_is_read_on_more_devices_than_its_batches_divide_over(whole, tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
-    command = [sys.executable, "-m", "launch.evaluate", f"--workdir={whole[0]}", "--split=test", f"--out={tmp_path}/e.csv"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.evaluate",
+        f"--workdir={whole[0]}",
+        "--split=test",
+        f"--out={tmp_path}/e.csv",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "e.csv").read_text().count("\n") > 2
@@ -284,4 +295,7 @@ def test_bfloat16_distillation_ema_clipping_and_remat(tmp_path):
     assert np.isfinite(report["subnets"][0]["value"])
     trained = Trained(tmp_path / "run")
     assert trained.state.ema is not None and all(v.dtype == np.float32 for v in trained.state.params.values())
-    assert any(not np.array_equal(np.asarray(trained.state.ema[k]), np.asarray(trained.state.params[k])) for k in trained.state.params)
+    assert any(
+        not np.array_equal(np.asarray(trained.state.ema[k]), np.asarray(trained.state.params[k]))
+        for k in trained.state.params
+    )

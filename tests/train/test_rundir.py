@@ -1,4 +1,5 @@
-"""The files of a run's folder, hostile: bytes that are no UTF-8, deep nesting, other types, missing keys, links, pipes."""
+"""The files of a run's folder, hostile: bytes that are no UTF-8, deep nesting, other types, missing keys, links,
+pipes."""
 
 import contextlib
 import errno
@@ -82,7 +83,9 @@ def test_a_damaged_report_counts_as_none_or_is_told(run, damage):
     one_line(error)
 
 
-@pytest.mark.parametrize("content", [*DAMAGE.values(), b'{"devices": [1], "packages": 3, "git": "x"}'], ids=[*DAMAGE, "types"])
+@pytest.mark.parametrize(
+    "content", [*DAMAGE.values(), b'{"devices": [1], "packages": 3, "git": "x"}'], ids=[*DAMAGE, "types"]
+)
 def test_a_damaged_environment_harms_no_report(run, content):
     (run / "environment.json").write_bytes(content)
     run_card.write_report(run, {"metric": "accuracy", "subnets": [{"name": "full", "value": 0.5, "flops": 3}]})
@@ -97,7 +100,9 @@ def test_a_damaged_tokenizer_is_told_in_a_line(run, damage):
     one_line(error)
 
 
-@pytest.mark.parametrize("text", ['{"kind": ["chars"]}', '{"kind": "chars", "itos": 3}', '{"kind": "chars", "itos": "ba"}'])
+@pytest.mark.parametrize(
+    "text", ['{"kind": ["chars"]}', '{"kind": "chars", "itos": 3}', '{"kind": "chars", "itos": "ba"}']
+)
 def test_a_tokenizer_of_other_types_is_told_in_a_line(run, text):
     (run / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match="tokenizer.json is damaged"):
@@ -106,7 +111,14 @@ def test_a_tokenizer_of_other_types_is_told_in_a_line(run, text):
 
 def test_damaged_lines_are_counted_told_and_dropped(run):
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    hostile = [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"[1]\n", b'{"loss": 1}\n', b'{"step": "2"}\n', b'{"step": 2, "loss": "x"}\n']
+    hostile = [
+        b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+        b"[1]\n",
+        b'{"loss": 1}\n',
+        b'{"step": "2"}\n',
+        b'{"step": 2, "loss": "x"}\n',
+    ]
     (run / "metrics.jsonl").write_bytes(b"".join([lines[0], *hostile, lines[1], lines[3]]))
     assert [row["step"] for row in run_card.load_metrics(run)] == [1, 2, 4]
     run_card.write_report(run, {"metric": "accuracy", "subnets": [{"name": "full", "value": 0.5, "flops": 3}]})
@@ -114,7 +126,9 @@ def test_damaged_lines_are_counted_told_and_dropped(run):
     rundir = RunDir(run, tiny(), ENVIRONMENT)
     said = rundir.cut_back(3, {"metrics.jsonl": 3, "timings.jsonl": 3})
     rundir.close()
-    assert said == [f"{run}/metrics.jsonl was damaged: 6 lines are no whole records and were dropped; 1 of 3 lines up to step 3 are lost"]
+    assert said == [
+        f"{run}/metrics.jsonl was damaged: 6 lines are no whole records and were dropped; 1 of 3 lines up to step 3 are lost"
+    ]
     assert (run / "metrics.jsonl").read_bytes() == lines[0] + lines[1]
 
 
@@ -166,10 +180,14 @@ def test_links_are_not_written_through(run, tmp_path, name, dangling):
         rundir.metrics(5, {"loss": 1.0})
     one_line(error)
     assert target.exists() != dangling and (dangling or name == "tensorboard" or target.read_text() == "mine")
-    assert (not dangling and name == "tensorboard" and list(target.iterdir()) == []) or name != "tensorboard" or dangling
+    assert (
+        (not dangling and name == "tensorboard" and list(target.iterdir()) == []) or name != "tensorboard" or dangling
+    )
 
 
-@pytest.mark.parametrize("name", ["config.json", "environment.json", "status.json", "report.json", "report.md", "pareto.png"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "environment.json", "status.json", "report.json", "report.md", "pareto.png"]
+)
 def test_links_in_place_of_whole_files_are_replaced(run, tmp_path, name):
     precious = tmp_path / "precious"
     precious.write_bytes((run / "config.json").read_bytes())

@@ -60,7 +60,9 @@ def wait_until_it_listens(process):
         time.sleep(0.01)
 
 
-TELLS = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system does not tell which signals a process listens to")
+TELLS = pytest.mark.skipif(
+    not os.path.exists("/proc/self/status"), reason="the system does not tell which signals a process listens to"
+)
 
 
 @TELLS
@@ -92,7 +94,9 @@ common.run(main, trains=True)
 @TELLS
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_ends_a_command_that_trains_where_it_does_not(name):
-    process = subprocess.Popen([sys.executable, "-c", SLEEPS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert process.stdout.readline() == "sleeps\n"
     began = time.monotonic()
     process.send_signal(getattr(signal, name))
@@ -168,10 +172,17 @@ def test_a_signal_before_a_run_begins_says_where_it_goes_on_and_leaves_nothing_o
 
     with monkeypatch.context() as patch:
         patch.setattr(f"research.train.loop.{moment}", told)
-        with pytest.raises(loop.Preempted, match="stopped by SIGTERM at step 2; the state is saved, start the same command again to go on"):
+        with pytest.raises(
+            loop.Preempted,
+            match="stopped by SIGTERM at step 2; the state is saved, start the same command again to go on",
+        ):
             loop.train(tiny(train__duration=2), str(workdir), Lines())
-    assert status(workdir)["state"] == ("stopped" if moment == "data.keep" else "training")  # before, the folder is not claimed
-    assert not any(thread.name == "heartbeat" and not thread.join(5) and thread.is_alive() for thread in threading.enumerate())
+    assert status(workdir)["state"] == (
+        "stopped" if moment == "data.keep" else "training"
+    )  # before, the folder is not claimed
+    assert not any(
+        thread.name == "heartbeat" and not thread.join(5) and thread.is_alive() for thread in threading.enumerate()
+    )
     RunDir(workdir, tiny(train__duration=2), {}).close()
 
 
@@ -264,7 +275,7 @@ def test_signals_that_are_ignored_stay_so():
         signal.signal(signal.SIGHUP, old)
 
 
-# -- signs of life ----------------------------------------------------------------------------------------------------------
+# -- signs of life -----------------------------------------------------------------------------------------------------
 
 
 def test_the_time_left_is_told_by_updates_beside_which_nothing_compiles(tmp_path):

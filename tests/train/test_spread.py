@@ -1,4 +1,5 @@
-"""Networks on different devices in one program: unequal labels, balancing biases and alternating phases as one after the other."""
+"""Networks on different devices in one program: unequal labels, balancing biases and alternating phases as one after
+the other."""
 
 import json
 import os

@@ -12,7 +12,14 @@ from research.train import records
 from research.train.setup import make_programs, make_setup
 from research.train.update import Updater, host_losses, teaches
 
-SGD = {"optim.name": "sgd", "optim.lr": "1", "optim.momentum": "0", "optim.weight_decay": "0", "optim.warmup": "0", "eval.every": "0"}
+SGD = {
+    "optim.name": "sgd",
+    "optim.lr": "1",
+    "optim.momentum": "0",
+    "optim.weight_decay": "0",
+    "optim.warmup": "0",
+    "eval.every": "0",
+}
 LM = {"name": "sequence", "pattern": "attention", "ffn": "glu", "dim": 16, "depth": 1, "attention": {"heads": 2}}
 MOE = {"experts": 4, "active": 1, "score": "sigmoid", "bias_rate": 0.1, "balance": 0.0}
 
@@ -26,7 +33,9 @@ def language(scheme="full", model=LM, **overrides):
         "nested.scheme": scheme,
         **SGD,
     }
-    config = recipe.load("tests/tiny_lm.py:probe", fields | {k.replace("__", "."): str(v) for k, v in overrides.items()})
+    config = recipe.load(
+        "tests/tiny_lm.py:probe", fields | {k.replace("__", "."): str(v) for k, v in overrides.items()}
+    )
     config["model"] = dict(model)
     config["nested"] = {**config["nested"], "points": {} if scheme == "full" else config["nested"]["points"]}
     return config
@@ -51,7 +60,11 @@ def updates(config, count=1, change=unequal):
             draws = setup.draw(step)
             state, grads, metrics = updater(step, state, change(next(batches)), draws, grads)
             host = jax.device_get(metrics)
-            lines.append(records.of_update({**host, "losses": host_losses(host, draws, config["nested"]["spread"])}, setup.space.full))
+            lines.append(
+                records.of_update(
+                    {**host, "losses": host_losses(host, draws, config["nested"]["spread"])}, setup.space.full
+                )
+            )
         assert not any(np.any(g) for g in jax.tree.leaves(jax.device_get(grads)))
         return before, jax.device_get(state), lines, (len(programs.seconds), programs.bound())
     finally:
@@ -59,7 +72,8 @@ def updates(config, count=1, change=unequal):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "fields"), [("full", {}), ("sandwich", {"nested__count": 2, "nested__distill": 0.5}), ("sorted", {"nested__count": 2})]
+    ("scheme", "fields"),
+    [("full", {}), ("sandwich", {"nested__count": 2, "nested__distill": 0.5}), ("sorted", {"nested__count": 2})],
 )
 def test_an_accumulated_update_is_that_of_the_whole_batch(scheme, fields):
     """Parameters and the logged line, where microbatches hold 31 and 5 labels and distillation is half of the loss."""
@@ -87,7 +101,9 @@ def test_a_batch_without_a_label_moves_nothing():
 def test_a_balancing_bias_moves_once_an_update_by_the_load_of_the_whole_batch():
     biases = []
     for accumulate in (1, 2):
-        before, after, _, _ = updates(language(model={**LM, "ffn": "moe", "moe": MOE}, train__accumulate=accumulate), count=1)
+        before, after, _, _ = updates(
+            language(model={**LM, "ffn": "moe", "moe": MOE}, train__accumulate=accumulate), count=1
+        )
         name = next(k for k in after.stats if k.endswith("/bias"))
         assert not np.any(before.stats[name]) and not np.any(after.stats[name.replace("/bias", "/chosen")])
         biases.append(after.stats[name])
@@ -97,8 +113,15 @@ def test_a_balancing_bias_moves_once_an_update_by_the_load_of_the_whole_batch():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_skipped_update_leaves_the_bits_of_everything(accumulate):
-    """One image of NaN in the last microbatch: parameters, statistics, EMA and the optimizer's counts stay; the next update is a usual one."""
-    fields = {"train.nan": "skip", "train.ema": "0.9", "train.accumulate": str(accumulate), "data.batch_size": "8", "optim.warmup": "0"}
+    """One image of NaN in the last microbatch: parameters, statistics, EMA and the optimizer's counts stay; the next
+    update is a usual one."""
+    fields = {
+        "train.nan": "skip",
+        "train.ema": "0.9",
+        "train.accumulate": str(accumulate),
+        "data.batch_size": "8",
+        "optim.warmup": "0",
+    }
     config = recipe.load("tests/tiny.py:full", fields)
 
     def spoil(batch):
@@ -111,7 +134,9 @@ def test_a_skipped_update_leaves_the_bits_of_everything(accumulate):
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
     _, moved, (line,), _ = updates(config, change=lambda batch: batch)
     assert "skipped" not in line and all(np.isfinite(a).all() for a in jax.tree.leaves(moved))
-    assert not np.array_equal(moved.stats["stem/norm1/mean" if "stem/norm1/mean" in moved.stats else next(iter(moved.stats))], 0)
+    assert not np.array_equal(
+        moved.stats["stem/norm1/mean" if "stem/norm1/mean" in moved.stats else next(iter(moved.stats))], 0
+    )
 
 
 def test_a_scheme_of_ones_own_may_distil_in_some_updates_and_not_in_others(monkeypatch):
@@ -126,8 +151,13 @@ def test_a_scheme_of_ones_own_may_distil_in_some_updates_and_not_in_others(monke
 
 
 def test_a_scheme_that_distils_without_a_teacher_is_refused(monkeypatch):
-    monkeypatch.setitem(schemes.SCHEMES, "orphan", schemes.Scheme(lambda names, *_: (Draw(names[1], distill=True), Draw(names[0]))))
-    with pytest.raises(UserError, match="'orphan' distils s in part 0 of 1 at update 3, where the network .* full, is not drawn before it"):
+    monkeypatch.setitem(
+        schemes.SCHEMES, "orphan", schemes.Scheme(lambda names, *_: (Draw(names[1], distill=True), Draw(names[0])))
+    )
+    with pytest.raises(
+        UserError,
+        match="'orphan' distils s in part 0 of 1 at update 3, where the network .* full, is not drawn before it",
+    ):
         schemes.draw("orphan", ["full", "s"], 2, 0, 3)
 
 
@@ -153,7 +183,12 @@ def test_contrastive_batches_are_not_cut(fields, message, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"a": "one two", "b": "two three", "domain": "x"}\n' * 8)
     for split in ("validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text('{"a": "one two", "b": "two three", "domain": "x"}\n' * 2)
-    sizes = {"data.name": "text_pairs", "data.dir": str(tmp_path), "data.options.length": "6", "data.options.vocab_size": "40"}
+    sizes = {
+        "data.name": "text_pairs",
+        "data.dir": str(tmp_path),
+        "data.options.length": "6",
+        "data.options.vocab_size": "40",
+    }
     sizes |= {"data.batch_size": "4", "model.dim": "16", "model.depth": "1", "model.attention": "{'heads': 2}"}
     with pytest.raises(UserError, match=message):
         make_programs(make_setup(recipe.load("configs/domain_encoder.py:dense", {**sizes, **fields})))

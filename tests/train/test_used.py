@@ -1,4 +1,5 @@
-"""A setting that nothing in a run goes by is refused, and says what would; older runs that hold one still open and go on."""
+"""A setting that nothing in a run goes by is refused, and says what would; older runs that hold one still open and go
+on."""
 
 import json
 
@@ -44,11 +45,17 @@ def test_what_nothing_goes_by_is_refused(text, field, value, reader):
     more = {"data.augment.crop_mode": "reflect"} if field == "data.augment.crop_padding" else {}
     with pytest.raises(UserError) as caught:
         recipe.load(text, {field: value, **more})
-    assert "is not read in this run, only by" in str(caught.value) and reader in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        "is not read in this run, only by" in str(caught.value)
+        and reader in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_a_goal_needs_evaluations():
-    with pytest.raises(UserError, match=r"config.eval.stop_at=0.9 is not read in this run, only by runs with eval.every"):
+    with pytest.raises(
+        UserError, match=r"config.eval.stop_at=0.9 is not read in this run, only by runs with eval.every"
+    ):
         recipe.load(IMAGES, {"eval.every": "0ep", "eval.stop_at": "0.9"})
     assert recipe.load(IMAGES, {"eval.stop_at": "0.9"})["eval"]["stop_at"] == 0.9
 
@@ -57,7 +64,10 @@ def test_what_is_read_may_be_set():
     fields = {"task.mixup": "0.2", "task.cutmix": "1", "task.switch": "0.3", "data.augment.crop_mode": "reflect"}
     assert recipe.load(IMAGES, fields)["task"]["switch"] == 0.3
     assert recipe.load("tests/tiny.py:sandwich", {"nested.count": "3", "nested.distill": "0.5"})["nested"]["count"] == 3
-    assert recipe.load(TEXT, {"data.dir": "/tmp", "task.metric": "accuracy", "report.sample": "a"})["data"]["dir"] == "/tmp"
+    assert (
+        recipe.load(TEXT, {"data.dir": "/tmp", "task.metric": "accuracy", "report.sample": "a"})["data"]["dir"]
+        == "/tmp"
+    )
 
 
 def test_what_belongs_to_another_choice_may_stay_in_a_recipe():
@@ -93,7 +103,11 @@ PAIRS = "configs/domain_encoder.py"
     ("text", "overrides", "message"),
     [
         (PAIRS, {"task.contrastive.loss": "mnr_plus"}, "mnr_plus' takes its targets from the lengths"),
-        (IMAGES, {"nested.points.half,width": "width=0.5"}, "a name in config.nested.points='half,width'.*letters, digits and _"),
+        (
+            IMAGES,
+            {"nested.points.half,width": "width=0.5"},
+            "a name in config.nested.points='half,width'.*letters, digits and _",
+        ),
     ],
 )
 def test_what_a_new_run_is_refused_an_older_one_goes_on_with(text, overrides, message, tmp_path, monkeypatch):
@@ -113,7 +127,9 @@ def test_a_run_whose_optimizer_is_no_longer_there_is_read_and_not_resumed(tmp_pa
     config["optim"]["name"] = "sm3"
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read_config(tmp_path)["optim"]["name"] == "sm3"
-    with pytest.raises(UserError, match="was trained by optim.name='sm3', which is no longer there: .* not resumed; start anew") as error:
+    with pytest.raises(
+        UserError, match="was trained by optim.name='sm3', which is no longer there: .* not resumed; start anew"
+    ) as error:
         recipe.load(IMAGES, {"optim.name": "sm3"}, str(tmp_path))
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="unknown optim.name 'sm3'"):

@@ -30,10 +30,14 @@ def test_status_breakdown_and_norms_are_written(tmp_path):
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["step"], status["total"], status["checkpoint"]) == ("finished", 6, 6, 6)
     timings = [json.loads(line) for line in (tmp_path / "run" / "timings.jsonl").read_text().splitlines()]
-    assert all({"data_ms", "dispatch_ms", "wait_ms"} <= set(t) for t in timings) and any(t["dispatch_ms"] > 0 for t in timings)
+    assert all({"data_ms", "dispatch_ms", "wait_ms"} <= set(t) for t in timings) and any(
+        t["dispatch_ms"] > 0 for t in timings
+    )
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     parts = np.array([v for k, v in first.items() if k.startswith("norm/grad/")])
-    assert "norm/param/embed*classes" in first and np.sqrt((parts**2).sum()) == pytest.approx(first["grad_norm"], rel=1e-5)
+    assert "norm/param/embed*classes" in first and np.sqrt((parts**2).sum()) == pytest.approx(
+        first["grad_norm"], rel=1e-5
+    )
 
 
 def test_a_source_that_raises_ends_the_run_in_one_line_and_it_goes_on(tmp_path, monkeypatch):
@@ -42,7 +46,9 @@ def test_a_source_that_raises_ends_the_run_in_one_line_and_it_goes_on(tmp_path, 
 
     with monkeypatch.context() as patch:
         faulty(patch, 5, broken)
-        with pytest.raises(UserError, match=r"data digits failed at step \d: OSError.*error.txt.*last good checkpoint: step 4") as caught:
+        with pytest.raises(
+            UserError, match=r"data digits failed at step \d: OSError.*error.txt.*last good checkpoint: step 4"
+        ) as caught:
             loop.train(tiny(), str(tmp_path / "run"), Lines())
     assert len(str(caught.value).splitlines()) == 1 and "shard-7" in (tmp_path / "run" / "error.txt").read_text()
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
@@ -54,7 +60,9 @@ def test_a_source_that_raises_ends_the_run_in_one_line_and_it_goes_on(tmp_path, 
 def test_a_source_that_stalls_ends_the_run(tmp_path, monkeypatch):
     faulty(monkeypatch, 3, lambda: time.sleep(30))
     began = time.time()
-    with pytest.raises(UserError, match=r"gave no batch for step \d in 2 s \(data.stall_s\); last good checkpoint: step 2"):
+    with pytest.raises(
+        UserError, match=r"gave no batch for step \d in 2 s \(data.stall_s\); last good checkpoint: step 2"
+    ):
         loop.train(tiny(data__stall_s=2.0), str(tmp_path / "run"), Lines())
     assert time.time() - began < 28
 
@@ -126,7 +134,9 @@ def test_stragglers_of_one_process_are_none():
 
 
 def test_stragglers_are_far_above_the_median():
-    assert watch.slow_ones(np.array([10.0, 11, 12, 40])) == ["process 3 is slow: 40 ms a step for data and host work, the median 12 ms"]
+    assert watch.slow_ones(np.array([10.0, 11, 12, 40])) == [
+        "process 3 is slow: 40 ms a step for data and host work, the median 12 ms"
+    ]
     assert watch.slow_ones(np.array([10.0, 100])) != []
     assert watch.slow_ones(np.array([1.0, 1, 5])) == [], "a few ms are noise"
 

@@ -16,7 +16,8 @@ TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
 def fill(name, shape, k):
-    """0.8 sin(1.7 j + k), j = 1, 2, ... in C order; around 1 for skips and norms; A_log counts from log 1 on its last axis."""
+    """0.8 sin(1.7 j + k), j = 1, 2, ... in C order; around 1 for skips and norms; A_log counts from log 1 on its last
+    axis."""
     if name.endswith("A_log"):
         return np.broadcast_to(np.log(np.arange(1, shape[-1] + 1)), shape)
     wave = 0.8 * np.sin(1.7 * np.arange(1, np.prod(shape) + 1) + k).reshape(shape)

@@ -1,4 +1,5 @@
-"""Makes golden.json with transformers: python third_party/moe_language/make_golden.py (needs torch and transformers)."""
+"""Makes golden.json with transformers: python third_party/moe_language/make_golden.py (needs torch and
+transformers)."""
 
 import json
 import pathlib

@@ -40,7 +40,8 @@ def load_official(path: str):
 
 
 def random_model(official, seed: int, **sizes):
-    """An official model in evaluation mode whose every array is random, with layer scales and variances about 0.5 and 1."""
+    """An official model in evaluation mode whose every array is random, with layer scales and variances about 0.5 and
+    1."""
     torch.manual_seed(seed)
     with contextlib.redirect_stdout(io.StringIO()):
         model = official.UniRepLKNet(layer_scale_init_value=0.5, attempt_use_lk_impl=False, **sizes)

@@ -1,4 +1,5 @@
-"""Activator: a gated linear unit in the place of attention (Abdullah and Aydin 2024, arXiv 2405.15953), as in the released code.
+"""Activator: a gated linear unit in the place of attention (Abdullah and Aydin 2024, arXiv 2405.15953), as in the
+released code.
 
 Nothing moves between tokens: as released, what mixes them is the mean pooling before the classifier.
 """
@@ -54,7 +55,9 @@ class ActivatorMixer(nnx.Module):
         self.out = init.param("out", (spec.inner, dim), (inner, "embed"), torch_linear(spec.inner), Kind.MATRIX)
         self.out_bias = init.param("out_bias", (dim,), ("embed",), torch_linear(spec.inner), Kind.BIAS)
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         gate, up = fused(x, self.gate, self.up, form=self.form)
         gate = jax.nn.gelu(gate + self.gate_bias[...], approximate=False)
         y = self.norm(gate) * self.norm(up + self.up_bias[...])

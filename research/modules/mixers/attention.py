@@ -1,6 +1,8 @@
-"""Softmax attention to all tokens so far (Vaswani et al. 2017, section 3.2), grouped queries (Ainslie et al. 2023, arXiv 2305.13245), RoPE.
+"""Softmax attention to all tokens so far (Vaswani et al. 2017, section 3.2), grouped queries (Ainslie et al. 2023,
+arXiv 2305.13245), RoPE.
 
-Queries and keys may be normalised head by head (Henry et al. 2020, arXiv 2010.04245; Qwen3, arXiv 2505.09388, section 2). Its state is a cache: memory and the cost of a step grow with the capacity.
+Queries and keys may be normalised head by head (Henry et al. 2020, arXiv 2010.04245; Qwen3, arXiv 2505.09388, section
+2). Its state is a cache: memory and the cost of a step grow with the capacity.
 """
 
 import math
@@ -28,9 +30,10 @@ NOTHING = -1
 @register
 @dataclass(frozen=True)
 class Attention(Spec):
-    """`kv_heads` 0: every head has keys and values of its own; else `kv_heads` groups of heads share them, and every smaller
-    self keeps all groups with fewer heads each. `head_dim` 0: dim / heads; heads keep their size in every smaller self. `qk_norm`:
-    queries and keys go through an RMSNorm over the features of a head, each with one scale for all heads, before RoPE. `causal`
+    """`kv_heads` 0: every head has keys and values of its own; else `kv_heads` groups of heads share them, and every
+    smaller self keeps all groups with fewer heads each. `head_dim` 0: dim / heads; heads keep their size in every
+    smaller self. `qk_norm`: queries and keys go through an RMSNorm over the features of a head, each with one scale for
+    all heads, before RoPE. `causal`
     False: tokens see those after them too, as an encoder's do; such a layer has no state."""
 
     heads: int = 8
@@ -89,11 +92,13 @@ def _divisors(n: int) -> list[int]:
 
 
 class AttentionMixer(nnx.Module):
-    """out(attention(q, k, v)) without biases: 2 D H K + 2 D G K parameters, G = H unless grouped, and 2 K scales with `qk_norm`.
+    """out(attention(q, k, v)) without biases: 2 D H K + 2 D G K parameters, G = H unless grouped, and 2 K scales with
+    `qk_norm`.
 
-    State: `k` and `v` [B, S, G, K], keys after RoPE, and `ids` [B, S], the documents of the tokens. A call writes its tokens
-    from `call.position` on; what lies behind the last token written is not read, so a caller may go back by a smaller position.
-    Without `call.segment_ids` tokens go on in the document of the last token.
+    State: `k` and `v` [B, S, G, K], keys after RoPE, and `ids` [B, S], the documents of the tokens. A call writes its
+      tokens
+    from `call.position` on; what lies behind the last token written is not read, so a caller may go back by a smaller
+    position. Without `call.segment_ids` tokens go on in the document of the last token.
     """
 
     def __init__(self, spec: Attention, dim: int, scope: str, init: Init, form: str):
@@ -110,20 +115,25 @@ class AttentionMixer(nnx.Module):
         norm = lambda tag: RMSNorm(size, matched, init.child(tag), eps=spec.qk_norm_eps) if spec.qk_norm else None  # noqa: E731
         self.query_norm, self.key_norm = norm("query_norm"), norm("key_norm")
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         if state is not None:
             self._require_state()
         query, key, value = self.project(x, call.position + jnp.arange(x.shape[1]))
         cached = None if state is None else state["ids"]
         new = {"k": key, "v": value, "ids": documents(call.segment_ids, cached, call.position, x.shape[:2])}
         if state is None or (isinstance(call.position, int) and call.position == 0):
-            y = softmax_attention(query, key, value, causal=self.spec.causal, segment_ids=call.segment_ids, form=self.form)
+            y = softmax_attention(
+                query, key, value, causal=self.spec.causal, segment_ids=call.segment_ids, form=self.form
+            )
             return self.merge(y), new if state is None else write(state, new, 0)
         state = write(state, new, call.position)
         return self.merge(self._read(query, new["ids"], state, call.position)), state
 
     def gathered(self, x: Float[Array, "B T D"], call: Call, axis: str) -> Float[Array, "B T D"]:
-        """Attention of a stretch that starts at `call.position` to the keys and values of all stretches, gathered over a mesh axis."""
+        """Attention of a stretch that starts at `call.position` to the keys and values of all stretches, gathered over
+        a mesh axis."""
         query, key, value = self.project(x, call.position + jnp.arange(x.shape[1]))
         key, value = (lax.all_gather(y, axis, axis=1, tiled=True) for y in (key, value))
         places = jnp.arange(key.shape[1])
@@ -141,15 +151,21 @@ class AttentionMixer(nnx.Module):
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
         self._require_state()
         shape = (batch, capacity, self.key.shape[-2], self.spec.head_dim)
-        return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "ids": jnp.full((batch, capacity), NOTHING, jnp.int32)}
+        return {
+            "k": jnp.zeros(shape, dtype),
+            "v": jnp.zeros(shape, dtype),
+            "ids": jnp.full((batch, capacity), NOTHING, jnp.int32),
+        }
 
     def _require_state(self) -> None:
         self.spec.require(
-            self.spec.causal, "causal=False sees later tokens, so it cannot go on from a state, token by token; set causal=True"
+            self.spec.causal,
+            "causal=False sees later tokens, so it cannot go on from a state, token by token; set causal=True",
         )
 
     def project(self, x: Float[Array, "B T D"], positions: Int[Array, " T"]) -> tuple[Array, Array, Array]:
-        """Returns queries [B, T, H, K], keys and values [B, T, G, K], normalised where asked for and with positions turned in."""
+        """Returns queries [B, T, H, K], keys and values [B, T, G, K], normalised where asked for and with positions
+        turned in."""
         size = self.spec.head_dim
         kernels = fused(x, self.query, self.key, self.value, form=self.form)
         query, key, value = (y.reshape(*x.shape[:-1], -1, size) for y in kernels)
@@ -164,7 +180,8 @@ class AttentionMixer(nnx.Module):
         return y.reshape(*y.shape[:-2], -1) @ self.out[...].reshape(-1, self.out.shape[-1])
 
     def _read(self, query, ids, state, position):
-        """Attention of queries [B, T, H, K] of documents `ids` to the cache, in which they have been written from `position` on."""
+        """Attention of queries [B, T, H, K] of documents `ids` to the cache, in which they have been written from
+        `position` on."""
         earlier = jnp.arange(state["ids"].shape[1]) <= position + jnp.arange(query.shape[1])[:, None]
         mask = earlier & (ids[:, :, None] == state["ids"][:, None])
         # One row of logits: there is nothing to leave out.
@@ -176,12 +193,15 @@ class AttentionMixer(nnx.Module):
 def write(state: State, new: State, position) -> State:
     """Returns the caches `state` [B, S, ...] with `new` [B, T, ...] in the places from `position` on."""
     places = {name: (0, position) + (0,) * (value.ndim - 2) for name, value in new.items()}
-    return {name: lax.dynamic_update_slice(state[name], new[name].astype(state[name].dtype), at) for name, at in places.items()}
+    return {
+        name: lax.dynamic_update_slice(state[name], new[name].astype(state[name].dtype), at)
+        for name, at in places.items()
+    }
 
 
 def documents(segment_ids: Array | None, cached: Int[Array, "B S"] | None, position, shape) -> Int[Array, "B T"]:
-    """Returns the ids of the documents of new tokens, of `shape` (B, T): without `segment_ids`, that of the token before `position`
-    in the cache, or 0."""
+    """Returns the ids of the documents of new tokens, of `shape` (B, T): without `segment_ids`, that of the token
+    before `position` in the cache, or 0."""
     if segment_ids is not None:
         return segment_ids.astype(jnp.int32)
     if cached is None:

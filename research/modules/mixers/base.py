@@ -1,10 +1,10 @@
 """What every mixer is: options of its own (a spec), a module, and a state that is all it remembers of the past.
 
-A spec is a frozen dataclass inside a model's config. Sizes that are 0 follow from the model's width: `resolve(dim)` fills
-them in, `shrink` scales the filled ones. A mixer is called as
+A spec is a frozen dataclass inside a model's config. Sizes that are 0 follow from the model's width: `resolve(dim)`
+fills them in, `shrink` scales the filled ones. A mixer is called as
 
-    y, state = mixer(x, call, state)      x [B, T, D]; the piece goes on from `state`, or from the start where it is None
-    y, state = mixer.step(x, call, state) x [B, D]; one token
+    y, state = mixer(x, call, state)      x [B, T, D]; the piece goes on from `state`, or from the start where it is
+    None y, state = mixer.step(x, call, state) x [B, D]; one token
     state    = mixer.init_state(batch, capacity, dtype)
 
 Both forms compute the same numbers; a state is a dictionary of arrays whose first axis is the batch.
@@ -33,13 +33,14 @@ class Call:
     Attributes:
       mode: "train", "eval" or "calibrate".
       key: random key, for dropout in training; None without.
-      segment_ids: [B, T] (or [B] in a step): documents packed on one axis, which do not see each other; also tells padding
-        on the left from the prompt. None: one document.
+      segment_ids: [B, T] (or [B] in a step): documents packed on one axis, which do not see each other; also tells
+        padding on the left from the prompt. None: one document.
       position: position of the first token at hand, int32 scalar; 0 unless a state is carried.
       tokens: [B, T] (or [B] in a step) ids of the tokens, for routers that hash them.
       domain: [B], the domain of each example, for routers that are told the expert.
-      real: [B] or [B, T], which examples or tokens are no filler; what looks across tokens or examples leaves the others out. None: all.
-        Mixers that look back alone need not read it: padding stands behind the text, or is a segment of its own.
+      real: [B] or [B, T], which examples or tokens are no filler; what looks across tokens or examples leaves the
+        others out. None: all. Mixers that look back alone need not read it: padding stands behind the text, or is a
+        segment of its own.
       carried: the tokens go on from a state, so that what becomes of them may depend on those before them alone.
     """
 
@@ -61,7 +62,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Spec:
-    """Options of one kind of mixer; subclasses add fields, `kind`, `paper` and `build`, and are made known by `register`."""
+    """Options of one kind of mixer; subclasses add fields, `kind`, `paper` and `build`, and are made known by
+    `register`."""
 
     kind: ClassVar[str] = ""
     """What `pattern` calls the mixer; the model's config has a field of this name for its options."""
@@ -119,7 +121,9 @@ def register(spec: S) -> S:
     """
     other = _SPECS.get(spec.kind)
     if other is not None and (other.__module__, other.__qualname__) != (spec.__module__, spec.__qualname__):
-        raise UserError(f"mixer {spec.kind} of {spec.__module__} is there already, from {other.__module__}; choose another kind")
+        raise UserError(
+            f"mixer {spec.kind} of {spec.__module__} is there already, from {other.__module__}; choose another kind"
+        )
     if _closed:
         raise UserError(
             f"mixer {spec.kind} comes too late: models were made before; import {spec.__module__} first, or give it by --plugin"
@@ -129,7 +133,8 @@ def register(spec: S) -> S:
 
 
 def known() -> dict[str, type[Spec]]:
-    """Returns kind -> options of every mixer that is registered; those of this package are imported first. None comes after."""
+    """Returns kind -> options of every mixer that is registered; those of this package are imported first. None comes
+    after."""
     if not _closed:
         import_all(__package__ or "")
         _closed.append(__name__)
@@ -139,7 +144,9 @@ def known() -> dict[str, type[Spec]]:
 class Mixer(Protocol):
     """The module that a spec builds."""
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]: ...
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]: ...
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]: ...
 
@@ -149,10 +156,11 @@ class Mixer(Protocol):
 def fused(
     x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto", exact: tuple[nnx.Variable, ...] = ()
 ) -> tuple[Float[Array, "*B C"], ...]:
-    """Products of one input with several kernels [D, ...], each with all outputs on one axis; no accelerator rounds those of `exact`.
+    """Products of one input with several kernels [D, ...], each with all outputs on one axis; no accelerator rounds
+    those of `exact`.
 
-    On one CPU it is a single product, which is quicker, and the outputs are parts of one array; elsewhere, and where heads are
-    cut over devices, the kernels stay apart, since each may be sharded along axes of its own.
+    On one CPU it is a single product, which is quicker, and the outputs are parts of one array; elsewhere, and where
+    heads are cut over devices, the kernels stay apart, since each may be sharded along axes of its own.
     """
     flat = [kernel[...].reshape(x.shape[-1], -1) for kernel in kernels]
     if "cpu" not in form or own_size(TENSOR_AXIS) > 1:

@@ -1,4 +1,5 @@
-"""Gated linear attention (Yang et al. 2023, arXiv 2312.06635, section 4.4 and the fla layer): a decay for every feature of a key."""
+"""Gated linear attention (Yang et al. 2023, arXiv 2312.06635, section 4.4 and the fla layer): a decay for every feature
+of a key."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -37,7 +38,8 @@ class GatedLinearAttention(HeadSpec):
 
 
 class GatedLinearAttentionMixer(nnx.Module):
-    """out(rms(attend(q, k, v, decays)) * silu(x W_g)), q scaled by state^-0.5; 2DK + 2DV + (D + K)R + K + VD + V/H parameters.
+    """out(rms(attend(q, k, v, decays)) * silu(x W_g)), q scaled by state^-0.5; 2DK + 2DV + (D + K)R + K + VD + V/H
+    parameters.
 
     K and V are those of all heads, R the rank; state: `memory` [B, heads, state, head_dim], float32.
     """
@@ -51,13 +53,19 @@ class GatedLinearAttentionMixer(nnx.Module):
         self.v = head_kernel("v", dim, spec.heads, spec.head_dim, values, init)
         self.gate = head_kernel("gate", dim, spec.heads, spec.head_dim, values, init)
         self.decay_down = init.param("decay_down", (dim, spec.rank), ("embed", rank), normal_02, Kind.MATRIX)
-        self.decay_up = init.param("decay_up", (spec.rank, spec.heads, spec.state), (rank, *keys), normal_02, Kind.MATRIX)
+        self.decay_up = init.param(
+            "decay_up", (spec.rank, spec.heads, spec.state), (rank, *keys), normal_02, Kind.MATRIX
+        )
         self.decay_bias = init.param("decay_bias", (spec.heads, spec.state), keys, zeros, Kind.BIAS)
         self.norm = RMSNorm(spec.head_dim, values[1], init.child("norm"))
         self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
-        q, k, v, gate, low = project(x, self.q, self.k, self.v, self.gate, self.decay_down, form=self.form, exact=(self.decay_down,))
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
+        q, k, v, gate, low = project(
+            x, self.q, self.k, self.v, self.gate, self.decay_down, form=self.form, exact=(self.decay_down,)
+        )
         (decay,) = project(low, self.decay_up, form=self.form, exact=(self.decay_up,))
         log_decay = jax.nn.log_sigmoid(wide(decay) + self.decay_bias[...]) / self.spec.divisor
         y, memory = attend(q, k, v, None if state is None else state["memory"], call, self.form, log_decay=log_decay)

@@ -1,8 +1,9 @@
-"""HGRN (Qin et al. 2023, arXiv 2311.04823, section 3, in the real form of the fla layer): a gated recurrence of a vector.
+"""HGRN (Qin et al. 2023, arXiv 2311.04823, section 3, in the real form of the fla layer): a gated recurrence of a
+vector.
 
-The paper bounds the forget gates of layer l from below by a cumulative softmax over all layers, which grows with l and is zero in
-the first one. A layer in a scanned stack does not see its neighbours: here each has a learnt bound of its own, the sigmoid of a
-parameter with equally many entries, and only training makes deeper layers remember longer.
+The paper bounds the forget gates of layer l from below by a cumulative softmax over all layers, which grows with l and
+is zero in the first one. A layer in a scanned stack does not see its neighbours: here each has a learnt bound of its
+own, the sigmoid of a parameter with equally many entries, and only training makes deeper layers remember longer.
 """
 
 import math
@@ -29,7 +30,8 @@ from research.ops.precision import wide
 class HGRN(Spec):
     """`inner` 0: expand * dim channels; `bound`: lower bound of the forget gates before training, between 0 and 1.
 
-    `taps` > 0 adds a short causal convolution of so many steps to the input, which is not in the paper: x + conv(x) goes on.
+    `taps` > 0 adds a short causal convolution of so many steps to the input, which is not in the paper: x + conv(x)
+    goes on.
     """
 
     expand: float = 1.0
@@ -56,7 +58,8 @@ class HGRN(Spec):
 
 
 class HGRNMixer(nnx.Module):
-    """h_t = f h_{t-1} + (1 - f) silu(x W_i), f = lower + (1 - lower) sigmoid(x W_f); out(rms(h) * silu(x W_g)); 4DE + 2E parameters.
+    """h_t = f h_{t-1} + (1 - f) silu(x W_i), f = lower + (1 - lower) sigmoid(x W_f); out(rms(h) * silu(x W_g)); 4DE +
+    2E parameters.
 
     State: `hidden` [B, E], float32; with `taps` also `conv` [B, taps - 1, D], and (taps + 1) D parameters more.
     """
@@ -75,7 +78,8 @@ class HGRNMixer(nnx.Module):
         self.out = init.param("out", (spec.inner, dim), (inner, "embed"), normal_02, Kind.MATRIX)
 
     def _gates(self, x: Float[Array, "*B D"]) -> tuple[Array, Array, Array]:
-        """Returns (f, (1 - f) silu(i), output gate); the first two wide, the complement of f from its parts, so that it stays positive."""
+        """Returns (f, (1 - f) silu(i), output gate); the first two wide, the complement of f from its parts, so that it
+        stays positive."""
         i, f, gate = fused(x, self.input, self.forget, self.gate, form=self.form)
         rest = jax.nn.sigmoid(-self.bound[...]) * jax.nn.sigmoid(-wide(f))
         return 1 - rest, rest * jax.nn.silu(wide(i)), gate
@@ -83,7 +87,9 @@ class HGRNMixer(nnx.Module):
     def _read(self, hidden: Array, gate: Array) -> Array:
         return (self.norm(hidden).astype(gate.dtype) * jax.nn.silu(gate)) @ self.out[...]
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         carried = {}
         if self.conv is not None:
             y, carried["conv"] = self.conv(x, call.segment_ids, None if state is None else state["conv"])
@@ -93,7 +99,9 @@ class HGRNMixer(nnx.Module):
             ids = call.segment_ids
             starts = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
             forget = jnp.where(starts[..., None], 0, forget)
-        hidden, last = linear_recurrence.linear_recurrence(forget, written, None if state is None else state["hidden"], form=self.form)
+        hidden, last = linear_recurrence.linear_recurrence(
+            forget, written, None if state is None else state["hidden"], form=self.form
+        )
         return self._read(hidden, gate), {"hidden": last, **carried}
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
@@ -107,4 +115,6 @@ class HGRNMixer(nnx.Module):
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
         state = {"hidden": jnp.zeros((batch, self.inner), jnp.float32)}
-        return state if self.conv is None else {**state, "conv": jnp.zeros((batch, self.conv.taps - 1, self.dim), dtype)}
+        return (
+            state if self.conv is None else {**state, "conv": jnp.zeros((batch, self.conv.taps - 1, self.dim), dtype)}
+        )

@@ -1,7 +1,8 @@
-"""Attention by feature maps, normalised as softmax is: cosFormer, Performer and simplified linear attention, all causal here.
+"""Attention by feature maps, normalised as softmax is: cosFormer, Performer and simplified linear attention, all causal
+here.
 
-A weight exp(q.k) becomes phi(q).phi(k) >= 0, so that sums over the past are a memory of the keys' features: one matrix a head, whose
-last column is the normaliser.
+A weight exp(q.k) becomes phi(q).phi(k) >= 0, so that sums over the past are a memory of the keys' features: one matrix
+a head, whose last column is the normaliser.
 """
 
 import math
@@ -28,7 +29,8 @@ EPS = 1e-6
 @register
 @dataclass(frozen=True)
 class CosFormer(HeadSpec):
-    """The model's length is part of every weight: the mixer holds that many tokens, prompt and new ones together, and not one more."""
+    """The model's length is part of every weight: the mixer holds that many tokens, prompt and new ones together, and
+    not one more."""
 
     kind: ClassVar[str] = "cosformer"
     paper: ClassVar[str] = "arXiv 2202.08791"
@@ -43,7 +45,8 @@ class CosFormer(HeadSpec):
 @register
 @dataclass(frozen=True)
 class Performer(HeadSpec):
-    """Keys are whole; `features` 0: floor(state ln state) random features, of which a smaller self keeps the first (choice `state`).
+    """Keys are whole; `features` 0: floor(state ln state) random features, of which a smaller self keeps the first
+    (choice `state`).
 
     `map`: "positive" estimates softmax attention, "relu" is the generalised attention of the paper.
     """
@@ -110,7 +113,9 @@ class KernelMixer(nnx.Module):
         """Returns the features of queries and keys."""
         raise NotImplementedError
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         q, k, v = project(x, self.q, self.k, self.v, form=self.form)
         q, k = self.maps(q, k, call)
         memory = None if state is None else state["memory"]
@@ -127,7 +132,8 @@ class KernelMixer(nnx.Module):
 class CosFormerMixer(KernelMixer):
     """w_ij = relu(q_i).relu(k_j) cos(pi (i - j) / (2 length)) (Qin et al. 2022, arXiv 2202.08791, section 3.2).
 
-    The sum of weights is at least 1e-6, as in the released code: rounding makes products of far tokens slightly negative.
+    The sum of weights is at least 1e-6, as in the released code: rounding makes products of far tokens slightly
+    negative.
     """
 
     def __init__(self, spec: CosFormer, dim: int, length: int, scope: str, init: Init, form: str):
@@ -141,7 +147,9 @@ class CosFormerMixer(KernelMixer):
         q, k = (feature_maps.cos_reweighted(whole(x), positions, self.length) for x in (q, k))
         return (q, k) if in_time else (q[:, 0], k[:, 0])
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         if x.ndim == 3 and isinstance(call.position, int):
             self._check(call.position + x.shape[1])
         q, k, v = project(x, self.q, self.k, self.v, form=self.form)
@@ -153,15 +161,17 @@ class CosFormerMixer(KernelMixer):
 
     def _check(self, tokens: int) -> None:
         if tokens > self.length:
-            raise UserError(f"mixer cosformer: {tokens} tokens; valid: up to length={self.length}, which is part of every weight")
+            raise UserError(
+                f"mixer cosformer: {tokens} tokens; valid: up to length={self.length}, which is part of every weight"
+            )
 
 
 class PerformerMixer(KernelMixer):
     """phi of orthogonal random features (FAVOR+, Choromanski et al. 2021, arXiv 2009.14794, sections 2.3, 2.4 and 4).
 
-    The directions are a statistic, drawn once and shared by all heads, so that training, prefill and decoding use the same. A query's
-    exponents are stabilised by their largest, those of keys by a constant (0, for all heads): a maximum over the sequence, as in the
-    released code, tells a causal attention about the future.
+    The directions are a statistic, drawn once and shared by all heads, so that training, prefill and decoding use the
+    same. A query's exponents are stabilised by their largest, those of keys by a constant (0, for all heads): a maximum
+    over the sequence, as in the released code, tells a causal attention about the future.
     """
 
     def __init__(self, spec: Performer, dim: int, scope: str, init: Init, form: str):
@@ -182,8 +192,9 @@ class PerformerMixer(KernelMixer):
 class SimplifiedLinearAttentionMixer(KernelMixer):
     """phi = relu, plus a depthwise convolution of the values (SLAB, Guo et al. 2024, arXiv 2405.11582, section 3.3).
 
-    The convolution, with bias, has one filter for each feature of a value, shared by all heads: causal over time in place of 5x5 over
-    an image; the paper's table of positions on the keys is left out. State: also `conv` [B, taps - 1, heads * head_dim].
+    The convolution, with bias, has one filter for each feature of a value, shared by all heads: causal over time in
+    place of 5x5 over an image; the paper's table of positions on the keys is left out. State: also `conv` [B, taps - 1,
+    heads * head_dim].
     """
 
     def __init__(self, spec: SimplifiedLinearAttention, dim: int, scope: str, init: Init, form: str):
@@ -193,7 +204,9 @@ class SimplifiedLinearAttentionMixer(KernelMixer):
     def maps(self, q: Array, k: Array, call: Call) -> tuple[Array, Array]:
         return feature_maps.relu(q), feature_maps.relu(k)
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         state = state or {}
         q, k, v = project(x, self.q, self.k, self.v, form=self.form)
         q, k = self.maps(q, k, call)
@@ -203,7 +216,9 @@ class SimplifiedLinearAttentionMixer(KernelMixer):
         if x.ndim == 2:
             local, conv = short_conv_step(flat, kernel, bias, state["conv"], activation=False)
         else:
-            local, conv = short_conv(flat, kernel, bias, call.segment_ids, state.get("conv"), activation=False, form=self.form)
+            local, conv = short_conv(
+                flat, kernel, bias, call.segment_ids, state.get("conv"), activation=False, form=self.form
+            )
         return join(y + local.reshape(v.shape), self.out), {"conv": conv, "memory": memory}
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:

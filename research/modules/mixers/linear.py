@@ -1,7 +1,9 @@
-"""What mixers around linear attention share: projections by heads, one call for sequences and steps, joint convolutions.
+"""What mixers around linear attention share: projections by heads, one call for sequences and steps, joint
+convolutions.
 
-In this family `state` is the size of a head's keys and `head_dim` that of its values: a head's memory is a matrix [state, head_dim].
-Features of keys may be cut (role state), those of values are whole. Functions take x [B, T, ...], or [B, ...] in a step.
+In this family `state` is the size of a head's keys and `head_dim` that of its values: a head's memory is a matrix
+[state, head_dim]. Features of keys may be cut (role state), those of values are whole. Functions take x [B, T, ...], or
+[B, ...] in a step.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,8 @@ from research.ops.linear_attention import linear_attention, linear_attention_ste
 
 @dataclass(frozen=True)
 class HeadSpec(Spec):
-    """Sizes of heads: `state` 0 is expand_k * dim / heads features of a key, `head_dim` 0 expand_v * dim / heads features of a value."""
+    """Sizes of heads: `state` 0 is expand_k * dim / heads features of a key, `head_dim` 0 expand_v * dim / heads
+    features of a value."""
 
     heads: int = 4
     state: int = 0
@@ -35,7 +38,10 @@ class HeadSpec(Spec):
         state = self.state or int(self.expand_k * dim) // self.heads
         head_dim = self.head_dim or int(self.expand_v * dim) // self.heads
         fits = state >= 1 and head_dim >= 1
-        self.require(fits, f"dim={dim} gives heads={self.heads} keys of {state} and values of {head_dim} features; valid: at least 1")
+        self.require(
+            fits,
+            f"dim={dim} gives heads={self.heads} keys of {state} and values of {head_dim} features; valid: at least 1",
+        )
         return replace(self, state=state, head_dim=head_dim)
 
     def shrink(self, width, heads, state) -> Self:
@@ -53,7 +59,9 @@ def out_kernel(dim: int, heads: int, size: int, axes: tuple[str, str], init: Ini
     return init.param("out", (heads, size, dim), (*axes, "embed"), normal_02, Kind.MATRIX)
 
 
-def project(x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str, exact: tuple[nnx.Variable, ...] = ()) -> tuple[Array, ...]:
+def project(
+    x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str, exact: tuple[nnx.Variable, ...] = ()
+) -> tuple[Array, ...]:
     """Products of x with kernels [D, ...], with their axes after the first one; `exact` as in `fused`."""
     products = fused(x, *kernels, form=form, exact=exact)
     return tuple(y.reshape(*x.shape[:-1], *kernel.shape[1:]) for y, kernel in zip(products, kernels, strict=True))
@@ -74,7 +82,8 @@ def attend(q: Array, k: Array, v: Array, memory: Array | None, call: Call, form:
 def convolve(
     xs: Sequence[Float[Array, "*B H K"]], convs: Sequence[ShortConv], state: Array | None, call: Call
 ) -> tuple[list[Float[Array, "*B H K"]], Float[Array, "B S C"]]:
-    """Short convolutions without bias, each of one x over all its heads, as one convolution of all channels; returns (outputs, state)."""
+    """Short convolutions without bias, each of one x over all its heads, as one convolution of all channels; returns
+    (outputs, state)."""
     lead = xs[0].shape[:-2]
     flat = [x.reshape(*lead, -1) for x in xs]
     if len(lead) == 1:

@@ -55,10 +55,16 @@ class MambaMixer(nnx.Module):
         inner = f"{scope}/inner"
         self.x = init.param("x", (dim, spec.inner), ("embed", inner), torch_linear(dim), Kind.MATRIX)
         self.z = init.param("z", (dim, spec.inner), ("embed", inner), torch_linear(dim), Kind.MATRIX)
-        self.ssm = SelectiveSSM(spec.inner, spec.state, spec.rank, inner, scope, init.child("ssm"), taps=spec.taps, form=form)
-        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), torch_linear(spec.inner * init.branches), Kind.MATRIX)
+        self.ssm = SelectiveSSM(
+            spec.inner, spec.state, spec.rank, inner, scope, init.child("ssm"), taps=spec.taps, form=form
+        )
+        self.out = init.param(
+            "out", (spec.inner, dim), (inner, "embed"), torch_linear(spec.inner * init.branches), Kind.MATRIX
+        )
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         x, z = fused(x, self.x, self.z, form=self.form)
         y, state = self.ssm(x, call.segment_ids, state)
         return (y * jax.nn.silu(z)) @ self.out[...], state

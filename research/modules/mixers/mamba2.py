@@ -1,4 +1,5 @@
-"""Mamba-2 (Dao and Gu 2024, arXiv 2405.21060, section 7 and figure 6): heads with one decay each, maps from the block's input."""
+"""Mamba-2 (Dao and Gu 2024, arXiv 2405.21060, section 7 and figure 6): heads with one decay each, maps from the block's
+input."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ from research.ops.ssd import ssd, ssd_step
 @register
 @dataclass(frozen=True)
 class Mamba2(Spec):
-    """`heads` 0: expand * dim / head_dim; `groups` of heads share B and C; `dt_limit` (low, high) bounds step sizes, empty: no bounds.
+    """`heads` 0: expand * dim / head_dim; `groups` of heads share B and C; `dt_limit` (low, high) bounds step sizes,
+    empty: no bounds.
 
     `norm_eps`: of the gated norm.
     """
@@ -50,7 +52,9 @@ class Mamba2(Spec):
 
     def resolve(self, dim: int) -> "Mamba2":
         low, high = self.dt_limit or (0.0, math.inf)
-        self.require(0 <= low < high, f"dt_limit={self.dt_limit}; valid: (low, high) with 0 <= low < high, or () for none")
+        self.require(
+            0 <= low < high, f"dt_limit={self.dt_limit}; valid: (low, high) with 0 <= low < high, or () for none"
+        )
         return replace(self, heads=count_heads(self, dim))
 
     def shrink(self, width, heads, state) -> "Mamba2":
@@ -68,7 +72,10 @@ def count_heads(spec: Any, dim: int) -> int:
       UserError: expand * dim is no multiple of head_dim, or the groups do not divide the heads.
     """
     inner = round(spec.expand * dim)
-    spec.require(spec.head_dim >= 1 and inner >= 1, f"head_dim={spec.head_dim}, expand={spec.expand}; valid: whole numbers from 1, above 0")
+    spec.require(
+        spec.head_dim >= 1 and inner >= 1,
+        f"head_dim={spec.head_dim}, expand={spec.expand}; valid: whole numbers from 1, above 0",
+    )
     whole = spec.heads or not inner % spec.head_dim
     spec.require(whole, f"head_dim={spec.head_dim} does not divide {inner} inner channels ({spec.expand} * {dim})")
     heads = spec.heads or inner // spec.head_dim
@@ -129,18 +136,29 @@ class Mamba2Mixer(nnx.Module):
         if spec.dt_limit:
             delta = jnp.clip(delta, *spec.dt_limit)
         a, skip = -jnp.exp(self.a_log[...].reshape(-1)), self.skip[...].reshape(-1)
-        return x.reshape(*lead, spec.heads, spec.head_dim), delta, a, b.reshape(*lead, *self.maps), c.reshape(*lead, *self.maps), skip
+        return (
+            x.reshape(*lead, spec.heads, spec.head_dim),
+            delta,
+            a,
+            b.reshape(*lead, *self.maps),
+            c.reshape(*lead, *self.maps),
+            skip,
+        )
 
     def _gated_out(self, y: Float[Array, "*B H P"], z: Float[Array, "*B E"]) -> Float[Array, "*B D"]:
         lead = z.shape[:-1]
         gated = wide(y).reshape(*lead, *self.inner) * jax.nn.silu(wide(z)).reshape(*lead, *self.inner)
         return self.norm(gated).astype(z.dtype).reshape(*lead, -1) @ self.out[...].reshape(-1, self.out.shape[-1])
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         state = state or {}
         z, xbc, dt = self._project(x)
         xbc, conv = short_convs(xbc, self._convs, call.segment_ids, state.get("conv"), form=self.form)
-        y, ssm = ssd(*self._operands(xbc, dt), initial_state=state.get("ssm"), segment_ids=call.segment_ids, form=self.form)
+        y, ssm = ssd(
+            *self._operands(xbc, dt), initial_state=state.get("ssm"), segment_ids=call.segment_ids, form=self.form
+        )
         return self._gated_out(y, z), {"conv": conv, "ssm": ssm}
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:

@@ -1,8 +1,9 @@
 """Mamba-3 (arXiv 2603.15569, section 3): trapezoidal rule, rotating state, decays from the input, no convolution.
 
-In the single-input form (`rank` 1) each head writes one outer product a token; with `rank` R > 1 (section 3.3, MIMO) it writes
-and reads R of them, from its one input times R learnt vectors. Pairs of state features that rotate together are neighbours
-in both; the released MIMO kernel pairs feature i with i + N / 2, which is the same model under a permutation of the state.
+In the single-input form (`rank` 1) each head writes one outer product a token; with `rank` R > 1 (section 3.3, MIMO) it
+writes and reads R of them, from its one input times R learnt vectors. Pairs of state features that rotate together are
+neighbours in both; the released MIMO kernel pairs feature i with i + N / 2, which is the same model under a permutation
+of the state.
 """
 
 from dataclasses import dataclass, replace
@@ -48,7 +49,10 @@ class Mamba3(Spec):
 
     def resolve(self, dim: int) -> "Mamba3":
         angles = self.angles or self.state // 4
-        self.require(1 <= angles <= self.state // 2, f"angles={self.angles}; valid: 1 to {self.state // 2}, half of state={self.state}")
+        self.require(
+            1 <= angles <= self.state // 2,
+            f"angles={self.angles}; valid: 1 to {self.state // 2}, half of state={self.state}",
+        )
         self.require(self.rank >= 1, f"rank={self.rank}; valid: whole numbers from 1")
         return replace(self, heads=count_heads(self, dim), angles=angles)
 
@@ -70,8 +74,9 @@ def heavy(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
 class Mamba3Mixer(nnx.Module):
     """out(scan(x, B, C) * silu(z)), B and C normalised, biased and rotated by the angles so far.
 
-    Parameters, with E = H P: d (2 E + 2 G N R + 3 H + S) + 2 N + 2 H R N + 2 H + E d, and 3 H R P with R > 1. State, float32: `turns`
-    [B, H, S], the angle of every pair in turns; `ssm` [B, H, P, N]; the last token's `x` [B, H, P] and rotated `b` [B, R, H, N].
+    Parameters, with E = H P: d (2 E + 2 G N R + 3 H + S) + 2 N + 2 H R N + 2 H + E d, and 3 H R P with R > 1. State,
+    float32: `turns` [B, H, S], the angle of every pair in turns; `ssm` [B, H, P, N]; the last token's `x` [B, H, P] and
+    rotated `b` [B, R, H, N].
     """
 
     def __init__(self, spec: Mamba3, dim: int, scope: str, init: Init, form: str):
@@ -115,7 +120,8 @@ class Mamba3Mixer(nnx.Module):
         turns = jnp.tanh(wide(angle))[..., None, :] * delta[..., None] / 2
         in_heads = lambda a: a.reshape(*lead, spec.heads, spec.head_dim)
         b, c = (
-            self._maps(a.reshape(*lead, *self.maps), *more) for a, *more in ((b, self.b_norm, self.b_bias), (c, self.c_norm, self.c_bias))
+            self._maps(a.reshape(*lead, *self.maps), *more)
+            for a, *more in ((b, self.b_norm, self.b_bias), (c, self.c_norm, self.c_bias))
         )
         return in_heads(z), in_heads(x), b, c, delta, log_decay, jax.nn.sigmoid(wide(mix)), turns
 
@@ -136,7 +142,9 @@ class Mamba3Mixer(nnx.Module):
     def _inner_state(self, state: State) -> State:
         return {"ssm": state["ssm"], "x": wide(self._spread(state["x"], self.spread_x)), "b": state["b"]}
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         z, x, b, c, delta, log_decay, mix, turns = self._project(x)
         turns = cumulative_turns(turns, None if state is None else state["turns"])
         b, c = (rotate(a, turns[:, :, None]) for a in (b, c))

@@ -1,4 +1,5 @@
-"""Retention (RetNet, Sun et al. 2023, arXiv 2307.08621, section 2): rotary keys, one fixed decay a head, a gate behind a norm."""
+"""Retention (RetNet, Sun et al. 2023, arXiv 2307.08621, section 2): rotary keys, one fixed decay a head, a gate behind
+a norm."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -19,7 +20,8 @@ from research.ops import linear_attention
 @register
 @dataclass(frozen=True)
 class Retention(HeadSpec):
-    """Keys are whole in every smaller self: their features turn in pairs, at rates that depend on how many there are."""
+    """Keys are whole in every smaller self: their features turn in pairs, at rates that depend on how many there
+    are."""
 
     expand_v: float = 2.0
 
@@ -46,9 +48,11 @@ def log_decays(heads: int) -> Float[Array, " H"]:
 
 
 class RetentionMixer(nnx.Module):
-    """out(rms(attend(rotary(q), rotary(k), v, decays)) * silu(x W_g)), q scaled by state^-0.5; 2DK + 3DV + V/H parameters.
+    """out(rms(attend(rotary(q), rotary(k), v, decays)) * silu(x W_g)), q scaled by state^-0.5; 2DK + 3DV + V/H
+    parameters.
 
-    K and V are those of all heads; state: `memory` [B, heads, state, head_dim], float32. Positions are absolute: `call.position` on.
+    K and V are those of all heads; state: `memory` [B, heads, state, head_dim], float32. Positions are absolute:
+    `call.position` on.
     """
 
     def __init__(self, spec: Retention, dim: int, scope: str, init: Init, form: str):
@@ -61,7 +65,9 @@ class RetentionMixer(nnx.Module):
         self.norm = RMSNorm(spec.head_dim, values[1], init.child("norm"))
         self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         q, k, v, gate = project(x, self.q, self.k, self.v, self.gate, form=self.form)
         positions = call.position + jnp.arange(x.shape[1]) if x.ndim == 3 else jnp.asarray(call.position)
         log_decay = jnp.broadcast_to(log_decays(self.spec.heads), v.shape[:-1])

@@ -12,7 +12,8 @@ THETA = 10000.0
 
 
 def rotary(x: Float[Array, "*B H K"], positions: Int[Array, "..."], theta: float = THETA) -> Float[Array, "*B H K"]:
-    """Turns the features of every head by angles position * theta^(-2 i / K), so that products of rows know only distances.
+    """Turns the features of every head by angles position * theta^(-2 i / K), so that products of rows know only
+    distances.
 
     Args:
       x: queries or keys; K even.

@@ -1,10 +1,12 @@
-"""Routing Transformer (Roy et al. 2021, arXiv 2003.05997, section 4): local heads and routing heads side by side in one layer.
+"""Routing Transformer (Roy et al. 2021, arXiv 2003.05997, section 4): local heads and routing heads side by side in one
+layer.
 
-As in the authors' code, but for two things: local heads see a sliding window with RoPE, where the paper's see blocks with learnt relative
-positions (so packed documents come out as they do alone), and routing heads know no positions. Published settings, as (length: local + routing
-heads, clusters, window): Wikitext-103 (4096: 8+8, 8, 512; 1024: 8+8, 2, 512), enwik8 (8192: 4+4, 16, 512; 12288: 4+4, 48, 256), PG-19 (8192:
-6+2 in the last of 22 layers, 16, 512; the others have local heads alone, kind "window"), ImageNet-64 (12288: 12+4, 8, 2048), CIFAR-10
-(3072: 4+4, 6, 512); local blocks of 256 (128 for 12288 tokens of enwik8) see 1.5 blocks on average.
+As in the authors' code, but for two things: local heads see a sliding window with RoPE, where the paper's see blocks
+with learnt relative positions (so packed documents come out as they do alone), and routing heads know no positions.
+Published settings, as (length: local + routing heads, clusters, window): Wikitext-103 (4096: 8+8, 8, 512; 1024: 8+8, 2,
+512), enwik8 (8192: 4+4, 16, 512; 12288: 4+4, 48, 256), PG-19 (8192: 6+2 in the last of 22 layers, 16, 512; the others
+have local heads alone, kind "window"), ImageNet-64 (12288: 12+4, 8, 2048), CIFAR-10 (3072: 4+4, 6, 512); local blocks
+of 256 (128 for 12288 tokens of enwik8) see 1.5 blocks on average.
 """
 
 import functools
@@ -27,7 +29,14 @@ from research.modules.mixers.window import init_window, window_attention
 from research.modules.state import OncePerUpdate
 from research.ops import routing_attention, sliding_window
 from research.ops.precision import wide
-from research.ops.routing_attention import MEAN_EPS, CentroidState, cluster_sums, commitment_loss, spherical, update_centroids
+from research.ops.routing_attention import (
+    MEAN_EPS,
+    CentroidState,
+    cluster_sums,
+    commitment_loss,
+    spherical,
+    update_centroids,
+)
 
 COMMITMENT = 1e-4
 """Weight of the commitment loss (section 4.1)."""
@@ -38,7 +47,8 @@ COMMITMENT = 1e-4
 class Routing(Spec):
     """`heads` in all, of which `local_heads` are local and the rest route; `head_dim` 0: dim / heads.
 
-    `clusters`: centroids of each routing head. `window`: tokens that each takes, about length / clusters. `local_window`: tokens that a
+    `clusters`: centroids of each routing head. `window`: tokens that each takes, about length / clusters.
+      `local_window`: tokens that a
     local head sees. A smaller self keeps the share of local heads, the clusters and the size of heads.
     """
 
@@ -56,7 +66,14 @@ class Routing(Spec):
     kind: ClassVar[str] = "routing"
     paper: ClassVar[str] = "arXiv 2003.05997"
     small: ClassVar[dict[str, Any]] = {"heads": 6, "local_heads": 3, "clusters": 8, "window": 64, "local_window": 64}
-    tiny: ClassVar[dict[str, Any]] = {"heads": 2, "local_heads": 1, "head_dim": 8, "clusters": 2, "window": 5, "local_window": 4}
+    tiny: ClassVar[dict[str, Any]] = {
+        "heads": 2,
+        "local_heads": 1,
+        "head_dim": 8,
+        "clusters": 2,
+        "window": 5,
+        "local_window": 4,
+    }
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         routing_attention.OP: routing_attention.FORMS,
@@ -72,7 +89,10 @@ class Routing(Spec):
 
     def shrink(self, width, heads, state) -> "Routing":
         least = 1 + (self.local_heads > 0)
-        self.require(not isinstance(heads, int) or heads >= least, f"heads={heads}; valid: {least} (one of each kind) to {self.heads}")
+        self.require(
+            not isinstance(heads, int) or heads >= least,
+            f"heads={heads}; valid: {least} (one of each kind) to {self.heads}",
+        )
         total = max(elastic.count(heads, self.heads, "heads", width), least)
         local = min(max(int(self.local_heads * total / self.heads + 0.5), least - 1), total - 1)
         return replace(self, heads=total, local_heads=min(local, self.local_heads))
@@ -82,16 +102,21 @@ class Routing(Spec):
 
 
 class RoutingMixer(nnx.Module, OncePerUpdate):
-    """local_out(window(q, k, v)) + out(routing(q, v)), queries being keys in routing heads: 4 D L K + 3 D R K parameters.
+    """local_out(window(q, k, v)) + out(routing(q, v)), queries being keys in routing heads: 4 D L K + 3 D R K
+    parameters.
 
-    In the parallel form (`state` None) a cluster takes the best tokens of the whole sequence, packed documents together: no token sees a later
-    one, yet later ones and other documents can push a token out of a cluster. With a state every token is routed among the tokens of its document
-    up to itself: what the parallel form gives for the last token of that prefix. Both are the same where `window` is at least the length.
+    In the parallel form (`state` None) a cluster takes the best tokens of the whole sequence, packed documents
+    together: no token sees a later one, yet later ones and other documents can push a token out of a cluster. With a
+    state every token is routed among the tokens of its document up to itself: what the parallel form gives for the last
+    token of that prefix. Both are the same where `window` is at least the length.
 
-    Statistics: `centroids`, `counts` and `sums` of the online k-means, which an update as a whole moves by `new_counts` and `new_sums` of its
-    calls in mode "train", and `aux_loss`, the commitment loss of queries and keys times 1e-4, of the last call in mode "train".
+    Statistics: `centroids`, `counts` and `sums` of the online k-means, which an update as a whole moves by `new_counts`
+      and `new_sums` of its
+    calls in mode "train", and `aux_loss`, the commitment loss of queries and keys times 1e-4, of the last call in mode
+    "train".
 
-    State: `q` and `v` [B, S, R, K] and `ids` [B, S] of the routing heads as in `AttentionMixer`; `local_k`, `local_v`, `local_ids` of the
+    State: `q` and `v` [B, S, R, K] and `ids` [B, S] of the routing heads as in `AttentionMixer`; `local_k`, `local_v`,
+      `local_ids` of the
     local ones as in `WindowMixer`.
     """
 
@@ -101,30 +126,46 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
 
         def heads(kind, tag, count, features):
             return init.param(
-                tag, (dim, count, size), ("embed", f"{scope}/{kind}/heads", f"{scope}/{kind}/{features}/head_dim"), normal_02, Kind.MATRIX
+                tag,
+                (dim, count, size),
+                ("embed", f"{scope}/{kind}/heads", f"{scope}/{kind}/{features}/head_dim"),
+                normal_02,
+                Kind.MATRIX,
             )
 
         def merge(kind, tag, count):
             return init.param(
-                tag, (count, size, dim), (f"{scope}/{kind}/heads", f"{scope}/{kind}/v/head_dim", "embed"), normal_02, Kind.MATRIX
+                tag,
+                (count, size, dim),
+                (f"{scope}/{kind}/heads", f"{scope}/{kind}/v/head_dim", "embed"),
+                normal_02,
+                Kind.MATRIX,
             )
 
         self.query, self.value = heads("routing", "query", routing, "qk"), heads("routing", "value", routing, "v")
         self.out = merge("routing", "out", routing)
         if local:
-            self.local_query, self.local_key = heads("local", "local_query", local, "qk"), heads("local", "local_key", local, "qk")
+            self.local_query, self.local_key = (
+                heads("local", "local_query", local, "qk"),
+                heads("local", "local_key", local, "qk"),
+            )
             self.local_value = heads("local", "local_value", local, "v")
             self.local_out = merge("local", "local_out", local)
         axes = f"{scope}/routing/heads", f"{scope}/clusters", f"{scope}/routing/qk/head_dim"
         means = (routing, spec.clusters, size), axes, _on_sphere
         # One tag gives one draw: the sums start as the means.
-        self.centroids, self.sums = init.stat("centroids", *means, StatKind.STATE), init.stat("centroids", *means, StatKind.STATE)
+        self.centroids, self.sums = (
+            init.stat("centroids", *means, StatKind.STATE),
+            init.stat("centroids", *means, StatKind.STATE),
+        )
         self.counts = init.stat("counts", means[0][:2], axes[:2], zeros, StatKind.STATE)
         self.new_sums = init.stat("new_sums", *means[:2], zeros, StatKind.SUM)
         self.new_counts = init.stat("new_counts", means[0][:2], axes[:2], zeros, StatKind.SUM)
         self.aux_loss = init.stat("aux_loss", (), (), zeros, StatKind.LOSS)
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         query, value, *local = self._project(x)
         y, after = self._route(query, value, call, state)
         y = y.reshape(*x.shape[:2], -1) @ self.out[...].reshape(-1, x.shape[-1])
@@ -142,7 +183,11 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
         spec = self.spec
         shape = (batch, capacity, spec.heads - spec.local_heads, spec.head_dim)
-        state = {"q": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "ids": jnp.full(shape[:2], NOTHING, jnp.int32)}
+        state = {
+            "q": jnp.zeros(shape, dtype),
+            "v": jnp.zeros(shape, dtype),
+            "ids": jnp.full(shape[:2], NOTHING, jnp.int32),
+        }
         if spec.local_heads:
             state |= _prefixed(init_window(batch, spec.local_window, spec.local_heads, spec.head_dim, dtype))
         return state
@@ -172,7 +217,9 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
             return routing_attention.routing_attention(query, None, value, centroids, **options), new
         after = write(state, new, call.position)
         places = call.position + jnp.arange(tokens)
-        return route_prefixes(after["q"], after["v"], after["ids"], centroids, places, window=window).astype(query.dtype), after
+        return route_prefixes(after["q"], after["v"], after["ids"], centroids, places, window=window).astype(
+            query.dtype
+        ), after
 
     def _learn(self, query, mask):
         """Computes the loss and adds up what the means are moved by; queries count twice, being keys too."""
@@ -190,7 +237,9 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
         for _ in range(counts.ndim - 2):  # stacked layers
             move = jax.vmap(move)
         after = move(before, counts, sums)
-        self.centroids[...], self.counts[...], self.sums[...] = jax.tree.map(lambda a, b: jnp.where(counts.sum() > 0, a, b), after, before)
+        self.centroids[...], self.counts[...], self.sums[...] = jax.tree.map(
+            lambda a, b: jnp.where(counts.sum() > 0, a, b), after, before
+        )
         self.new_counts[...], self.new_sums[...] = jnp.zeros_like(counts), jnp.zeros_like(sums)
 
 
@@ -203,7 +252,8 @@ def route_prefixes(
     *,
     window: int,
 ) -> Float[Array, "B T H V"]:
-    """What causal routing attention with shared queries and keys gives for each of the tokens `at` as the last one of its document.
+    """What causal routing attention with shared queries and keys gives for each of the tokens `at` as the last one of
+    its document.
 
     Args:
       query, value: of all tokens; for a token none after it is read.
@@ -230,7 +280,8 @@ def _route_last(normal, value, ids, scores, window, at):
     logits = jnp.einsum("bhk,bshk->bhs", own, normal)
     logits = jnp.where(seen[:, None], logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(_at(logits, members), -1)
-    # What fills up a window wider than the document weighs nothing: a cluster that took the token sees the token at least.
+    # What fills up a window wider than the document weighs nothing: a cluster that took the token sees the token at
+    # least.
     weights = _add_up(jnp.where(took, weights, 0), members, logits)
     return jnp.einsum("bhs,bshv->bhv", weights, value) / (took.sum(2) + MEAN_EPS)
 

@@ -1,7 +1,8 @@
-"""Scalable neural network kernels (Sehanobish et al. 2024, arXiv 2310.13225): a layer f(Wx + b) as a product Psi(W, b) Phi(x).
+"""Scalable neural network kernels (Sehanobish et al. 2024, arXiv 2310.13225): a layer f(Wx + b) as a product Psi(W, b)
+Phi(x).
 
-Phi holds M random features of the input and is not trained; Psi [outputs, M] is, directly, so that outputs * M parameters take the place
-of outputs * inputs. A product that follows could be merged into Psi.
+Phi holds M random features of the input and is not trained; Psi [outputs, M] is, directly, so that outputs * M
+parameters take the place of outputs * inputs. A product that follows could be merged into Psi.
 """
 
 import jax
@@ -20,7 +21,8 @@ ACTIVATIONS = {"relu": "relu", "cos": "positive", "sin": "positive"}
 
 
 def input_features(x: Float[Array, "*B D"], projection: Float[Array, "M D"], kind: str) -> Float[Array, "*B M"]:
-    """Phi(x) of Gaussian rows g: M^-0.5 times max(g.x, 0) ("relu"), or exp(g.x - |x|^2 / 2) ("positive"), float32 at least.
+    """Phi(x) of Gaussian rows g: M^-0.5 times max(g.x, 0) ("relu"), or exp(g.x - |x|^2 / 2) ("positive"), float32 at
+    least.
 
     Raises:
       ValueError: unknown kind.
@@ -39,9 +41,9 @@ def weight_features(
 ) -> Float[Array, "L M"]:
     """Psi(W, b), with E[Psi(W, b) Phi(x)] over the rows of the projection a function of Wx + b.
 
-    "cos" and "sin": f(Wx + b) itself, with the map "positive" (section 3, the universal features where the Fourier transform of f is a
-    pair of deltas). "relu": the arc-cosine kernel |x||w| (sin t + (pi - t) cos t) / (2 pi), t the angle between them, with the map
-    "relu" and without bias (section 3.2).
+    "cos" and "sin": f(Wx + b) itself, with the map "positive" (section 3, the universal features where the Fourier
+    transform of f is a pair of deltas). "relu": the arc-cosine kernel |x||w| (sin t + (pi - t) cos t) / (2 pi), t the
+    angle between them, with the map "relu" and without bias (section 3.2).
 
     Raises:
       ValueError: unknown activation, or a bias with "relu".
@@ -65,14 +67,17 @@ def _project(x, projection):
 class SnnkLinear(nnx.Module):
     """y = Psi Phi(x) over the last axis, without bias; outputs * features parameters.
 
-    The random directions are a statistic: entries are independent, so that a slice of channels or features is a smaller draw.
+    The random directions are a statistic: entries are independent, so that a slice of channels or features is a smaller
+    draw.
 
     Args:
       axes: names of the axes of inputs, features and outputs.
       kind: map of the inputs; under "positive" they are set to unit length first.
     """
 
-    def __init__(self, inputs: int, features: int, outputs: int, axes: tuple[str, str, str], init: Init, *, kind: str = "relu"):
+    def __init__(
+        self, inputs: int, features: int, outputs: int, axes: tuple[str, str, str], init: Init, *, kind: str = "relu"
+    ):
         self.kind = kind
         normal = lambda key, shape, dtype: jax.random.normal(key, shape, dtype)
         self.projection = init.stat("projection", (features, inputs), (axes[1], axes[0]), normal, StatKind.CONSTANT)
@@ -86,12 +91,15 @@ class SnnkLinear(nnx.Module):
 
 
 class SnnkMlp(nnx.Module):
-    """Feed-forward part whose first product and activation are an `SnnkLinear`: y = Psi Phi(x) W2 + b2; `axes` as in `Mlp`.
+    """Feed-forward part whose first product and activation are an `SnnkLinear`: y = Psi Phi(x) W2 + b2; `axes` as in
+    `Mlp`.
 
     `features` 0: a quarter of the channels.
     """
 
-    def __init__(self, channels: int, hidden: int, axes: tuple[str, str], init: Init, *, features: int = 0, kind: str = "relu"):
+    def __init__(
+        self, channels: int, hidden: int, axes: tuple[str, str], init: Init, *, features: int = 0, kind: str = "relu"
+    ):
         features = features or max(1, channels // 4)
         scope = axes[1].rpartition("/")[0]
         names = (axes[0], f"{scope}/features" if scope else "features", axes[1])

@@ -1,4 +1,5 @@
-"""Softmax attention to the last tokens only (Beltagy et al. 2020, Longformer, arXiv 2004.05150, section 3.1), its causal half.
+"""Softmax attention to the last tokens only (Beltagy et al. 2020, Longformer, arXiv 2004.05150, section 3.1), its
+causal half.
 
 The state holds window - 1 tokens, whatever the length; `layers * (window - 1)` tokens reach an output of a deep model.
 """
@@ -40,11 +41,14 @@ class Window(Attention):
 
 
 class WindowMixer(AttentionMixer):
-    """Parameters as in `AttentionMixer`; state: `k`, `v` [B, window - 1, G, K], keys after RoPE, and `ids` [B, window - 1]."""
+    """Parameters as in `AttentionMixer`; state: `k`, `v` [B, window - 1, G, K], keys after RoPE, and `ids` [B, window -
+    1]."""
 
     spec: Window
 
-    def __call__(self, x: Float[Array, "B T D"], call: Call, state: State | None = None) -> tuple[Float[Array, "B T D"], State]:
+    def __call__(
+        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State]:
         query, key, value = self.project(x, call.position + jnp.arange(x.shape[1]))
         y, state = window_attention(query, key, value, call.segment_ids, state, self.spec.window, self.form)
         return self.merge(y), state
@@ -59,8 +63,11 @@ def init_window(batch: int, window: int, heads: int, head_dim: int, dtype: Any) 
     return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "ids": jnp.full(shape[:2], NOTHING, jnp.int32)}
 
 
-def window_attention(query, key, value, segment_ids, state: State | None, window: int, form: str) -> tuple[Array, State]:
-    """Sliding-window attention from the start (`state` None) or from a state, and the state after it; arrays [B, T, H, K]."""
+def window_attention(
+    query, key, value, segment_ids, state: State | None, window: int, form: str
+) -> tuple[Array, State]:
+    """Sliding-window attention from the start (`state` None) or from a state, and the state after it; arrays [B, T, H,
+    K]."""
     if state is None:
         y = sliding_window_attention(query, key, value, window=window, segment_ids=segment_ids, form=form)
         new = {"k": key, "v": value, "ids": documents(segment_ids, None, 0, key.shape[:2])}
@@ -71,4 +78,8 @@ def window_attention(query, key, value, segment_ids, state: State | None, window
         segment_ids = jnp.broadcast_to(jnp.maximum(state["ids"][:, -1:], 0), key.shape[:2])
     before = WindowState(state["k"].astype(key.dtype), state["v"].astype(key.dtype), state["ids"])
     y, after = sliding_window_extend(query, key, value, before, segment_ids=segment_ids, form=form)
-    return y, {"k": after.key.astype(state["k"].dtype), "v": after.value.astype(state["v"].dtype), "ids": after.segment_ids}
+    return y, {
+        "k": after.key.astype(state["k"].dtype),
+        "v": after.value.astype(state["v"].dtype),
+        "ids": after.segment_ids,
+    }

@@ -15,7 +15,8 @@ from tests.ops.compare import assert_agree, draw, outputs_and_grads
 
 
 class Functions:
-    """A mixer's jitted functions; `weights` = (params, stats), kernels redrawn at a scale that makes every term count."""
+    """A mixer's jitted functions; `weights` = (params, stats), kernels redrawn at a scale that makes every term
+    count."""
 
     def __init__(self, spec, dim, length, *, form="auto", redraw=True):
         self.spec = spec.resolve(dim)
@@ -26,10 +27,15 @@ class Functions:
             graphdef, params, stats, axes = split(module)
             precise = {"/".join(map(str, path)) for path, v in nnx.to_flat_state(nnx.state(module, Param)) if v.precise}
             redrawn = {k: v for k, v in params.items() if redraw and v.ndim > 1 and k not in precise}
-            described.update(graphdef=graphdef, axes=axes, redrawn={k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in redrawn.items()})
+            described.update(
+                graphdef=graphdef,
+                axes=axes,
+                redrawn={k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in redrawn.items()},
+            )
             return {k: v for k, v in params.items() if k not in redrawn}, stats
 
-        # One program that leaves out the draws that are not used: to compile every initialiser takes longer than most checks.
+        # One program that leaves out the draws that are not used: to compile every initialiser takes longer than most
+        # checks.
         params, stats = jax.jit(build)(jax.random.key(0))
         self.graphdef, self.axes = described["graphdef"], described["axes"]
         params |= {k: _redrawn(k, v, self.axes[k]) for k, v in described["redrawn"].items()}
@@ -45,7 +51,8 @@ class Functions:
         return merge(self.graphdef, *weights).step(x, Call(segment_ids=segment_ids, position=position), state)
 
     def steps(self, weights, x, segment_ids, state, position=0):
-        """(y, state) of steps over the tokens of x [B, T, D]; compiled once for all lengths, as long as the state's size stays."""
+        """(y, state) of steps over the tokens of x [B, T, D]; compiled once for all lengths, as long as the state's
+        size stays."""
         y = []
         for t in range(x.shape[1]):
             ids = None if segment_ids is None else segment_ids[:, t]
@@ -73,7 +80,8 @@ def _redrawn(name, value, axes):
 
 
 def check_forms(spec, dim, length, *, batch=2, tolerance=1e-5, naive=True, causal=True, packing=True, redraw=True):
-    """Checks one length: the parallel form, steps, pieces, packed documents, padding on the left and the naive form agree.
+    """Checks one length: the parallel form, steps, pieces, packed documents, padding on the left and the naive form
+    agree.
 
     Args:
       spec: of the mixer.
@@ -108,7 +116,9 @@ def check_forms(spec, dim, length, *, batch=2, tolerance=1e-5, naive=True, causa
     if naive:
         form = ",".join(f"{op}=naive" for op, forms in spec.ops.items() if "naive" in forms) or "auto"
         twin = _functions(spec, dim, CAPACITY, form, redraw)
-        outputs = lambda f: outputs_and_grads(lambda x, *p: f.pure((dict(zip(weights[0], p)), weights[1]), x)[0], x, *weights[0].values())
+        outputs = lambda f: outputs_and_grads(
+            lambda x, *p: f.pure((dict(zip(weights[0], p)), weights[1]), x)[0], x, *weights[0].values()
+        )
         actual, expected = outputs(mixer), outputs(twin)
         assert_agree(actual[0], expected[0], tolerance)
         assert_agree(actual[1], expected[1], 10 * tolerance, floor=1e-2)
@@ -133,7 +143,8 @@ def check_pieces(mixer, x, whole, final, half, tolerance):
 
 
 def check_packing(mixer, x, half, tolerance):
-    """Two documents on one axis come out as they do alone; a prompt padded on the left goes on as if there were no padding."""
+    """Two documents on one axis come out as they do alone; a prompt padded on the left goes on as if there were no
+    padding."""
     weights, batch, x = mixer.weights, x.shape[0], x[:, : 2 * half]
     documents = lambda border: jnp.broadcast_to((jnp.arange(2 * half) >= border).astype(jnp.int32), (batch, 2 * half))
     alone = [mixer.call(weights, piece)[0] for piece in (x[:, :half], x[:, half:])]
@@ -150,8 +161,8 @@ def check_packing(mixer, x, half, tolerance):
 
 
 def check_documents(spec, dim, *, tolerance=1e-5):
-    """What every mixer must do, checked at four tokens: packed documents are what each is alone, in outputs, gradients and statistics;
-    a prompt padded on the left, and pieces and steps that go on from a state, are the whole."""
+    """What every mixer must do, checked at four tokens: packed documents are what each is alone, in outputs, gradients
+    and statistics; a prompt padded on the left, and pieces and steps that go on from a state, are the whole."""
     mixer = Functions(spec, dim, 4)
     mixer.step = fast_jit(mixer._step)
     weights, x = mixer.weights, jnp.asarray(draw((2, 4, dim), 1))
@@ -166,12 +177,17 @@ def check_documents(spec, dim, *, tolerance=1e-5):
         (_, y), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(weights[0], x)
         return y, *grads
 
-    # Four rows: two of two documents each, or each document alone with what a mixer that looks back cannot see behind it.
+    # Four rows: two of two documents each, or each document alone with what a mixer that looks back cannot see behind
+    # it.
     places = jnp.arange(1.0, 9).reshape(2, 4)
     halves = lambda a: a.reshape(4, 2, *a.shape[2:])
-    packed, grads, moved = both(weights, jnp.tile(x, (2, 1, 1)), jnp.tile(ids, (2, 1)), jnp.concatenate([places, 0 * places]))
+    packed, grads, moved = both(
+        weights, jnp.tile(x, (2, 1, 1)), jnp.tile(ids, (2, 1)), jnp.concatenate([places, 0 * places])
+    )
     behind = jnp.pad(halves(x), ((0, 0), (0, 2), (0, 0)), constant_values=1.0)
-    alone, own, own_moved = both(weights, behind, jnp.zeros((4, 4), jnp.int32), jnp.pad(halves(places), ((0, 0), (0, 2))))
+    alone, own, own_moved = both(
+        weights, behind, jnp.zeros((4, 4), jnp.int32), jnp.pad(halves(places), ((0, 0), (0, 2)))
+    )
     assert_agree(halves(packed[:2]), alone[:, :2], tolerance)
     assert_agree((grads, halves(moved[:2])), (own, own_moved[:, :2]), 10 * tolerance, floor=1e-2)
     # Going on from a state by a piece, and by steps that are told nothing: a text, and one behind a token of padding.
@@ -226,7 +242,10 @@ def check_shrink(spec, dim, small_dim, *, length=8, width=0.5, heads=None, state
     full = spec.resolve(dim)
     small = full.shrink(width, heads, state)
     assert small.resolve(small_dim) == small, "a smaller self must have every size filled in"
-    (params, stats, axes), (small_params, small_stats, small_axes) = shapes(full, dim, length), shapes(small, small_dim, length)
+    (params, stats, axes), (small_params, small_stats, small_axes) = (
+        shapes(full, dim, length),
+        shapes(small, small_dim, length),
+    )
     assert axes == small_axes
     smaller = {}
     for name, array in {**small_params, **small_stats}.items():

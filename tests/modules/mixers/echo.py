@@ -44,7 +44,9 @@ class EchoMixer(nnx.Module):
             total = jnp.where((own == last)[:, None], total / 2, 0) + one
             return (total, own), total
 
-        (total, last), sums = lax.scan(step, (state["sum"], state["ids"]), (jnp.swapaxes(x, 0, 1), ids.T.astype(jnp.int32)))
+        (total, last), sums = lax.scan(
+            step, (state["sum"], state["ids"]), (jnp.swapaxes(x, 0, 1), ids.T.astype(jnp.int32))
+        )
         return jnp.swapaxes(sums, 0, 1) @ self.out[...], {"sum": total, "ids": last}
 
     def step(self, x, call: Call, state):

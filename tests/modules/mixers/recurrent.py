@@ -1,7 +1,8 @@
-"""The checks of `agreement` for mixers whose state has a fixed size, from few compiled programs: a piece, steps and two gradients.
+"""The checks of `agreement` for mixers whose state has a fixed size, from few compiled programs: a piece, steps and two
+gradients.
 
-Weights are drawn by NumPy over abstract arrays: compiling the initialisers would take longer than the checks. Also the parts of
-independent formulas in float64.
+Weights are drawn by NumPy over abstract arrays: compiling the initialisers would take longer than the checks. Also the
+parts of independent formulas in float64.
 """
 
 import functools
@@ -67,8 +68,8 @@ def run_steps(config, arrays, x, state, position):
 def check_recurrent(spec, dim, length, *, batch=2, tolerance=1e-5, gradients=True):
     """Checks that pieces of `length` tokens, steps, packed documents, padding on the left and the naive form agree.
 
-    The sequence is two pieces long, and outputs must not move when later inputs change. `tolerance` is relative; ten times as much for
-    the gradients of the naive form, which `gradients` False leaves out.
+    The sequence is two pieces long, and outputs must not move when later inputs change. `tolerance` is relative; ten
+    times as much for the gradients of the naive form, which `gradients` False leaves out.
 
     Returns:
       (params and stats in float64 NumPy, x, outputs) of the whole sequence, for an independent formula.
@@ -76,7 +77,10 @@ def check_recurrent(spec, dim, length, *, batch=2, tolerance=1e-5, gradients=Tru
     config = Alone(spec, dim, 2 * length)
     arrays = params, stats = weights(config)
     x = jnp.asarray(draw((batch, 2 * length, dim), length))
-    start, one = apply(config, *arrays, batch, 2 * length, method="init_state")[0], jnp.zeros((batch, length), jnp.int32)
+    start, one = (
+        apply(config, *arrays, batch, 2 * length, method="init_state")[0],
+        jnp.zeros((batch, length), jnp.int32),
+    )
     call = lambda x, ids=one, state=start, position=0: run(config, arrays, x, ids, state, jnp.int32(position))
     steps = lambda x, state, position: run_steps(config, arrays, x, state, jnp.int32(position))
     stepped, after = steps(x, start, 0)
@@ -106,7 +110,9 @@ def check_recurrent(spec, dim, length, *, batch=2, tolerance=1e-5, gradients=Tru
         padded = jnp.concatenate([jnp.full((batch, PADS, dim), 5.0), x[:, :rest]], 1)
         y, state = call(padded, jnp.asarray(np.repeat(np.arange(length)[None] >= PADS, batch, 0), jnp.int32))
         assert_agree(y[:, PADS:], first[:, :rest], tolerance)
-        assert_agree(steps(jnp.roll(x, -rest, 1), state, length)[0][:, : 2 * length - rest], stepped[:, rest:], tolerance)
+        assert_agree(
+            steps(jnp.roll(x, -rest, 1), state, length)[0][:, : 2 * length - rest], stepped[:, rest:], tolerance
+        )
 
     if gradients:
         form = ",".join(f"{op}=naive" for op, forms in spec.ops.items() if "naive" in forms)

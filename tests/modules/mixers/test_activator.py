@@ -19,7 +19,9 @@ def test_gated_unit_is_its_definition():
     mixer, x = Functions(Activator(inner=10), 6, 4), draw((2, 4, 6), 3)
     w = {name: np.asarray(value, np.float64) for name, value in mixer.weights[0].items()}
     w["norm/scale"] = w["norm/scale"] + np.arange(10) / 5
-    norm = lambda a: (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-5) * w["norm/scale"] + w["norm/bias"]
+    norm = lambda a: (
+        (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-5) * w["norm/scale"] + w["norm/bias"]
+    )
     gate, up = x @ w["gate"] + w["gate_bias"], x @ w["up"] + w["up_bias"]
     gelu = gate * 0.5 * (1 + np.vectorize(math.erf)(gate / math.sqrt(2)))
     expected = (norm(gelu) * norm(up)) @ w["out"] + w["out_bias"]

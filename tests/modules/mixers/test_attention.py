@@ -63,10 +63,13 @@ def test_attention_is_its_definition(spec):
 
 
 def test_a_cache_may_be_written_over_and_holds_more_than_is_read():
-    """Three guesses, all wrong: going back to their place gives what never having guessed gives, also from a first position known to be 0."""
+    """Three guesses, all wrong: going back to their place gives what never having guessed gives, also from a first
+    position known to be 0."""
     mixer, x, guesses = Functions(GROUPED, 16, 8), draw((2, 8, 16), 4), draw((2, 3, 16), 5)
     whole = mixer.call(mixer.weights, x)[0]
-    known = jax.jit(lambda weights, x, ids, state: merge(mixer.graphdef, *weights)(x, Call(segment_ids=ids, position=0), state))
+    known = jax.jit(
+        lambda weights, x, ids, state: merge(mixer.graphdef, *weights)(x, Call(segment_ids=ids, position=0), state)
+    )
     _, state = known(mixer.weights, x[:, :4], None, mixer.start(2, 11))
     _, guessed = mixer.call(mixer.weights, guesses, None, state, 4)
     y, _ = mixer.call(mixer.weights, x[:, 4:], None, guessed, 4)

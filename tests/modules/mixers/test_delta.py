@@ -39,7 +39,11 @@ def unit(x):
 def twin(spec, w, x):
     q, k, v = (silu(convolved(heads(x, w[name]), w[f"{name}_conv/kernel"])) for name in "qkv")
     beta = sigmoid(x @ w["beta"]) * (2 if spec.negative else 1)
-    decay = np.exp(-np.exp(w["a_log"]) * np.log1p(np.exp(x @ w["decay"] + w["dt_bias"])))[..., None] if "decay" in w else 1.0
+    decay = (
+        np.exp(-np.exp(w["a_log"]) * np.log1p(np.exp(x @ w["decay"] + w["dt_bias"])))[..., None]
+        if "decay" in w
+        else 1.0
+    )
     y = rms(recurrence(unit(q) / np.sqrt(q.shape[-1]), unit(k), v, decay=decay, beta=beta), w["norm/scale"])
     y = y * silu(heads(x, w["gate"])) if "gate" in w else y
     return np.einsum("bthv,hvd->btd", y, w["out"])
@@ -113,7 +117,11 @@ def test_writing_twice_stores_the_value_exactly():
 
 @pytest.mark.parametrize("name", SPECS)
 def test_smaller_selves_are_leading_slices(name):
-    spec = {"deltanet": DeltaNet(), "deltanet with a gate": DeltaNet(gate=True), "gated_deltanet": GatedDeltaNet(expand_k=1.0)}[name]
+    spec = {
+        "deltanet": DeltaNet(),
+        "deltanet with a gate": DeltaNet(gate=True),
+        "gated_deltanet": GatedDeltaNet(expand_k=1.0),
+    }[name]
     small = check_shrink(spec, 32, 16, state=0.5, cut=("embed", "layer/heads", "layer/state"))
     assert (small.heads, small.state, small.head_dim) == (2, 4, 16 if name == "gated_deltanet" else 8)
     assert check_slices(spec, 32, 16, small)["k_conv/kernel"] == (4, 2, 4)

@@ -1,4 +1,5 @@
-"""What every mixer of sequence models must do, generated from the kinds there are; wrong mixers are caught; a new one is a file and a field."""
+"""What every mixer of sequence models must do, generated from the kinds there are; wrong mixers are caught; a new one
+is a file and a field."""
 
 import dataclasses
 import pathlib
@@ -19,7 +20,9 @@ QUICK = ("attention", "gla", "hgrn", "mamba2", "sla", "window")
 """Kinds of every way of keeping a state, whose check compiles quickly."""
 
 
-@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in SequenceConfig.specs()])
+@pytest.mark.parametrize(
+    "kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in SequenceConfig.specs()]
+)
 def test_documents_states_and_padding_are_kept_apart(kind):
     config = registry.model_config(f"{kind}_small", **registry.entry(f"{kind}_small").tiny)
     check_documents(getattr(config, kind), DIM)
@@ -61,7 +64,11 @@ def test_a_mixer_is_a_file_and_a_field(tmp_path):
     (tmp_path / "add.py").write_text(ADD)
     root = str(pathlib.Path(__file__).parents[3])
     done = subprocess.run(
-        [sys.executable, "add.py"], cwd=tmp_path, env={"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
+        [sys.executable, "add.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("arXiv 0000.00000 ") and done.stdout.strip().endswith("(1, 3, 10)")

@@ -42,7 +42,9 @@ def test_smaller_selves_are_leading_slices():
 
 
 def test_sizes_that_do_not_fit_are_named():
-    with pytest.raises(UserError, match="mixer gla: dim=6 gives heads=4 keys of 0 and values of 1 features; valid: at least 1"):
+    with pytest.raises(
+        UserError, match="mixer gla: dim=6 gives heads=4 keys of 0 and values of 1 features; valid: at least 1"
+    ):
         GatedLinearAttention().resolve(6)
     with pytest.raises(UserError, match="mixer gla: heads=0"):
         GatedLinearAttention(heads=0).resolve(16)

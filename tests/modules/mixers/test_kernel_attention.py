@@ -1,4 +1,5 @@
-"""cosFormer, Performer and simplified linear attention: their forms, the quadratic formula, what is special about each."""
+"""cosFormer, Performer and simplified linear attention: their forms, the quadratic formula, what is special about
+each."""
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,8 @@ def test_cosformer_refuses_more_tokens_than_its_length():
 
 
 def test_performer_approaches_softmax_attention():
-    """Many features, small queries and keys: the outputs are those of causal softmax attention within Monte-Carlo error."""
+    """Many features, small queries and keys: the outputs are those of causal softmax attention within Monte-Carlo
+    error."""
     config = Alone(Performer(heads=1, features=4096), 8, 6)
     params, _ = weights(config)
     projection = config.build(Init(jax.random.key(0))).projection[...]

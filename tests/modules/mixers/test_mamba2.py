@@ -1,4 +1,5 @@
-"""Mamba-2's mixer: its forms against each other, its equations in numpy, published counts, initialisation, smaller selves."""
+"""Mamba-2's mixer: its forms against each other, its equations in numpy, published counts, initialisation, smaller
+selves."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,9 @@ def test_against_its_equations():
     assert_agree(final["ssm"][0].reshape(state.shape), state, 1e-5)
 
 
-@pytest.mark.parametrize(("dim", "depth", "count"), [(768, 24, 128_989_632), (1024, 48, 368_346_624), (2048, 48, 1_343_757_312)])
+@pytest.mark.parametrize(
+    ("dim", "depth", "count"), [(768, 24, 128_989_632), (1024, 48, 368_346_624), (2048, 48, 1_343_757_312)]
+)
 def test_published_counts(dim, depth, count):
     """Tied models over 50288 entries: a mixer and a norm a layer, and a last norm."""
     assert depth * (num_params(Mamba2(), dim) + dim) + 50_288 * dim + dim == count
@@ -61,7 +64,13 @@ def test_initialisation_is_the_released_one():
     assert abs(np.log10(steps).mean() + 2) < 0.1
     assert rates.min() >= 1 and rates.max() <= 16 and abs(rates.mean() - 8.5) < 0.8
     assert (np.asarray(weights["skip"]) == 1).all() and (np.asarray(weights["norm/scale"]) == 1).all()
-    for name, bound in {"x": 512**-0.5, "dt": 512**-0.5, "conv_b/kernel": 0.5, "conv_x/bias": 0.5, "out": 1024**-0.5}.items():
+    for name, bound in {
+        "x": 512**-0.5,
+        "dt": 512**-0.5,
+        "conv_b/kernel": 0.5,
+        "conv_x/bias": 0.5,
+        "out": 1024**-0.5,
+    }.items():
         largest = float(jnp.abs(weights[name]).max())
         assert 0.9 * bound < largest <= bound * (1 + 1e-6), name
 
@@ -76,7 +85,8 @@ def test_smaller_selves():
 
 
 def test_a_slice_of_heads_is_the_sub_network():
-    """With the out-projection of the heads left out at zero and every norm whole, cut heads change nothing but the norm."""
+    """With the out-projection of the heads left out at zero and every norm whole, cut heads change nothing but the
+    norm."""
     spec = Mamba2(state=4, head_dim=2, groups=2).resolve(8)
     full, small = Functions(spec, 8, 5), Functions(spec.shrink(1.0, 0.5, None), 8, 5)
     cut = {name: v[tuple(slice(s) for s in small.weights[0][name].shape)] for name, v in full.weights[0].items()}

@@ -63,7 +63,14 @@ def test_against_its_equations(rank):
 
 @pytest.mark.parametrize(
     ("dim", "rank", "count"),
-    [(768, 1, 3_821_872), (768, 4, 4_448_560), (1024, 1, 6_693_184), (1024, 4, 7_528_768), (2048, 1, 26_165_632), (2048, 4, 27_836_800)],
+    [
+        (768, 1, 3_821_872),
+        (768, 4, 4_448_560),
+        (1024, 1, 6_693_184),
+        (1024, 4, 7_528_768),
+        (2048, 1, 26_165_632),
+        (2048, 4, 27_836_800),
+    ],
 )
 def test_published_counts(dim, rank, count):
     assert num_params(Mamba3(rank=rank), dim) == count

@@ -22,7 +22,9 @@ def test_forms_agree_and_follow_the_recurrence():
     w, x, y = check_recurrent(Retention(heads=2), 16, 9)
     q, k, v = (heads(x, w[name]) for name in "qkv")
     decay = np.array([31 / 32, 63 / 64])[:, None]
-    mixed = rms(recurrence(turned(q) / np.sqrt(8), turned(k), v, decay=decay), w["norm/scale"]) * silu(heads(x, w["gate"]))
+    mixed = rms(recurrence(turned(q) / np.sqrt(8), turned(k), v, decay=decay), w["norm/scale"]) * silu(
+        heads(x, w["gate"])
+    )
     assert_agree(y, np.einsum("bthv,hvd->btd", mixed, w["out"]), 1e-5)
 
 

@@ -11,14 +11,20 @@ def turned(x, positions, theta=10000.0):
     """Features i and i + K/2 as one complex number, times exp(i position theta^(-2i/K)), in float64."""
     half = x.shape[-1] // 2
     z = x[..., :half].astype(np.float64) + 1j * x[..., half:]
-    z = z * np.exp(1j * np.asarray(positions, np.float64)[..., None, None] * theta ** (-2 * np.arange(half) / x.shape[-1]))
+    z = z * np.exp(
+        1j * np.asarray(positions, np.float64)[..., None, None] * theta ** (-2 * np.arange(half) / x.shape[-1])
+    )
     return np.concatenate([z.real, z.imag], -1)
 
 
 def test_rotation_is_a_product_of_complex_numbers():
     x = draw((2, 5, 3, 8), 0)
     for positions in (np.arange(5), np.array([[0, 1, 2, 3, 4], [7, 8, 900, 901, 5000]])):
-        assert_agree(rotary(x, positions, 500.0), turned(x, positions, 500.0).astype(np.float32), 2e-3 if positions.max() > 99 else 1e-6)
+        assert_agree(
+            rotary(x, positions, 500.0),
+            turned(x, positions, 500.0).astype(np.float32),
+            2e-3 if positions.max() > 99 else 1e-6,
+        )
     assert_agree(rotary(x[:, 2], 2), turned(x, np.arange(5))[:, 2].astype(np.float32), 1e-6)  # one token of a step
     np.testing.assert_array_equal(rotary(x[:, :1], jnp.zeros(1, jnp.int32)), x[:, :1])
 

@@ -52,7 +52,9 @@ def test_generation_is_the_parallel_form_of_every_prefix():
     first, state = mixer.call(mixer.weights, x[:, :6], None, start, 0)
     second, _ = mixer.call(mixer.weights, x[:, 6:], None, state, 6)
     assert_agree(jnp.concatenate([first, second], 1), stepped, 1e-5)
-    assert float(jnp.abs(mixer.call(mixer.weights, x)[0] - stepped).max()) > 1e-2, "the parallel form looks at the whole sequence"
+    assert float(jnp.abs(mixer.call(mixer.weights, x)[0] - stepped).max()) > 1e-2, (
+        "the parallel form looks at the whole sequence"
+    )
 
 
 def test_documents_do_not_compete_in_generation():
@@ -96,7 +98,9 @@ def test_means_follow_their_tokens_in_training():
         (loss, (_, after)), (grads, stat_grads) = run(mixer.graphdef, params, stats, x, "train")
         np.testing.assert_allclose(loss, 2e-4 * error, rtol=1e-4)
         assert not any(np.any(g) for g in jax.tree.leaves(stat_grads))
-        assert float(jnp.abs(grads["query"]).max()) > 1e-6 and not any(np.any(g) for name, g in grads.items() if name != "query")
+        assert float(jnp.abs(grads["query"]).max()) > 1e-6 and not any(
+            np.any(g) for name, g in grads.items() if name != "query"
+        )
         member = best[..., None] == np.arange(3)
         counts = 0.999 * counts + 0.001 * 2 * member.sum(0)
         sums = 0.999 * sums + 0.001 * 2 * np.einsum("thc,thk->hck", member, q)
@@ -130,12 +134,21 @@ def test_smaller_selves_keep_clusters_and_both_kinds():
     kinds = lambda **choice: (lambda s: (s.local_heads, s.heads - s.local_heads))(
         spec.resolve(32).shrink(**{"width": 1.0, "state": None, **choice})
     )
-    assert kinds(heads=None) == (6, 2) and kinds(heads=2) == (1, 1) and kinds(heads=0.01) == (1, 1) and kinds(heads=7) == (5, 2)
+    assert (
+        kinds(heads=None) == (6, 2)
+        and kinds(heads=2) == (1, 1)
+        and kinds(heads=0.01) == (1, 1)
+        and kinds(heads=7) == (5, 2)
+    )
     for full in range(1, 9):
         for local in range(full):
             for few in range(1 + (local > 0), full + 1):
                 small = Routing(heads=full, local_heads=local, head_dim=2).shrink(1.0, few, None)
-                assert small.heads == few and small.local_heads <= local and small.heads - small.local_heads <= full - local
+                assert (
+                    small.heads == few
+                    and small.local_heads <= local
+                    and small.heads - small.local_heads <= full - local
+                )
     with pytest.raises(UserError, match=r"heads=1; valid: 2 \(one of each kind\) to 8"):
         kinds(heads=1)
 

@@ -29,7 +29,10 @@ def test_window_attention_is_its_definition():
 
 def test_tokens_before_the_window_do_not_matter():
     mixer, x = Functions(SPEC, 16, 12), draw((1, 12, 16), 4)
-    y, moved = mixer.call(mixer.weights, x)[0], mixer.call(mixer.weights, np.concatenate([x[:, :3] + 1, x[:, 3:]], 1))[0]
+    y, moved = (
+        mixer.call(mixer.weights, x)[0],
+        mixer.call(mixer.weights, np.concatenate([x[:, :3] + 1, x[:, 3:]], 1))[0],
+    )
     assert_agree(moved[:, 7:], y[:, 7:], 1e-6)
     assert float(abs(moved[:, 6] - y[:, 6]).max()) > 1e-4
 
