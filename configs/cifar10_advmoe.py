@@ -9,7 +9,7 @@ TRADES). As released: 100 epochs of batches of 128 with two updates each, SGD wi
 every parameter, learning rate 0.1 by a cosine, attacks of 8/255 in 2 steps of 5/255, beta = alpha = 6, no
 normalisation. Not as released: the best checkpoint is chosen on held-out training images, the router's loss cannot
 become NaN, attacks follow the gradient of the function instead of the router's straight-through gate, and each phase
-attacks its own loss; --config.task.robust.through_gate=True --config.task.robust.shared_attack=True are the released
+attacks its own loss; --config.method.advmoe.through_gate=True --config.method.advmoe.shared_attack=True are the released
 ones.
 
 Hardware: one accelerator; not run here. Data: `tfds:cifar10`, see `python -m launch.prepare --helpshort`. To expect, as
@@ -35,12 +35,13 @@ def get_config(arg: str = "resnet18"):
     config.model = {"name": MODELS[arg]}
     config.data.update({"name": "tfds:cifar10", "batch_size": 128, "validation_fraction": 0.02})
     config.data.augment = {"crop_padding": 4, "flip": True}
-    config.task.robust.update({"method": "trades" if arg == "dense" else "alternate", "eval_steps": 10})
+    method = "trades" if arg == "dense" else "advmoe"
+    config.methods = (method, "attacks")
+    config.method[method] = {"eval_steps": 10}
+    config.method.attacks = {"names": ("pgd50", "apgd_ce", "apgd_t", "apgd"), "examples": 10_000}
     config.optim.update({"name": "sgd", "lr": 0.1, "nesterov": False, "weight_decay": 5e-4, "warmup": "0"})
     config.optim.decay_rules = ((".*", 1.0),)
     config.train.update({"duration": "100ep", "log_every": "0.1%"})
     config.eval.update({"every": "5%", "calibrate_batches": 0})
     config.checkpoint.every = "5%"
-    config.report.attacks = ("pgd50", "apgd_ce", "apgd_t", "apgd")
-    config.report.attack_examples = 10_000
     return config

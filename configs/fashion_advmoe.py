@@ -19,7 +19,7 @@ PGD-20 and 10 steps of APGD, all of the last checkpoint. Numbers to expect (mean
 from them, results/advmoe): PGD-20 64.8 +- 0.5 % dense, 64.6 +- 0.9 % small, 62.8 +- 1.5 % joint, 63.4 +- 1.0 %
 alternate; APGD 63.9, 63.6, 61.5 and 62.4 %. With the released code's one sum as the attack of both phases alternate had
 60.0 +- 1.0 % (PGD-20, same seeds, exact
-gradients: --config.task.robust.shared_attack=True, results/advmoe/shared_attack.md), below joint: that choice was made
+gradients: --config.method.advmoe.shared_attack=True, results/advmoe/shared_attack.md), below joint: that choice was made
   on these test images.
 """
 
@@ -34,7 +34,7 @@ METHODS = {
     "joint": ({"name": "advmoe_resnet18", "dims": WIDTHS["path"], "stem_dim": 16, "experts": 2, **ROUTER}, "trades"),
     "alternate": (
         {"name": "advmoe_resnet18", "dims": WIDTHS["path"], "stem_dim": 16, "experts": 2, **ROUTER},
-        "alternate",
+        "advmoe",
     ),
 }
 METHODS |= {"joint_gate": METHODS["joint"], "released": METHODS["alternate"]}
@@ -49,22 +49,15 @@ def get_config(arg: str = "alternate"):
     config.data.update({"name": "fashion_mnist", "batch_size": 128, "validation_fraction": 500 / 10_500})
     config.data.options = {"average": 2, "train_examples": 10_500}
     config.data.augment = {"crop_padding": 1, "flip": True}
-    config.task.robust.update(
-        {"method": method, "epsilon": 0.05, "steps": 2, "step_size": 0.03, **RELEASED.get(arg, {})}
-    )
+    config.methods = (method, "attacks")
+    config.method[method] = {"epsilon": 0.05, "steps": 2, "step_size": 0.03, **RELEASED.get(arg, {})}
+    config.method.attacks = {"names": ("pgd20", "apgd_ce", "apgd_dlr", "apgd"), "examples": 1000, "steps": 10}
     config.optim.update({"name": "sgd", "lr": 0.1, "nesterov": False, "weight_decay": 5e-4, "warmup": "5%"})
     config.train.update({"duration": "6ep", "log_every": "2%"})
     # Running statistics, a mean over clean and attacked batches, are those that the training's attacks see.
     config.eval.update({"every": "0", "calibrate_batches": 0})
     config.checkpoint.update({"every": "50%", "keep_best": False})
-    config.report.update(
-        {
-            "latency": False,
-            "attacks": ("pgd20", "apgd_ce", "apgd_dlr", "apgd"),
-            "attack_examples": 1000,
-            "attack_steps": 10,
-        }
-    )
+    config.report.latency = False
     config.report.chosen = "the attack of each phase of alternate (its own loss, against the released code's one sum), by PGD-20 on the test images"
     config.expect = {
         "dense": {"full": 0.76, "robust_pgd20": 0.64},

@@ -37,7 +37,9 @@ def get_config(arg: str = ""):
         }
     )
     config.task.update({"label_smoothing": 0.1})
-    config.nested.update({"scheme": "sandwich", "count": 3, "points": NINE_NETWORKS})
+    config.nested.points = NINE_NETWORKS
+    config.methods = ("sandwich",)
+    config.method.sandwich = {"count": 3}
     config.optim.update(
         {"name": "muon", "lr": 0.015, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "10%"}
     )
@@ -58,7 +60,7 @@ def get_config(arg: str = ""):
             )
         if name != "full":
             config.model = {**config.model.to_dict(), "subnet": NINE_NETWORKS[name]}
-        config.nested.update({"scheme": "full", "count": 4})
+        config.methods = ()
         config.nested.points = {}  # an update would merge it with the points
         config.expect = {}
     return config

@@ -46,13 +46,9 @@ def get_config(arg: str = ""):
     config.eval.update({"every": "5ep", "batch_size": 4000})
     config.checkpoint.update({"every": "1ep", "keep_every": 0})
     if arg == "sandwich":
-        config.nested.update(
-            {
-                "scheme": "sandwich",
-                "count": 4,
-                "points": {"m": "width=0.75", "s": "width=0.5", "xs": "width=0.5,depth=0.5"},
-            }
-        )
+        config.nested.points = {"m": "width=0.75", "s": "width=0.5", "xs": "width=0.5,depth=0.5"}
+        config.methods = ("sandwich",)
+        config.method.sandwich = {"count": 4}
     if arg == "shrunken":
         config.model = {
             "name": "unireplknet_t",

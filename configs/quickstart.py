@@ -29,7 +29,9 @@ def get_config(arg: str = ""):
     }
     config.data.update({"name": "digits", "batch_size": 64, "augment": {"mean": (0.3,), "std": (0.37,)}})
     config.task.update({"label_smoothing": 0.1})
-    config.nested.update({"scheme": "sandwich", "count": 3, "points": NINE_NETWORKS})
+    config.nested.points = NINE_NETWORKS
+    config.methods = ("sandwich",)
+    config.method.sandwich = {"count": 3}
     config.optim.update({"name": "adamw", "lr": 3e-3, "weight_decay": 0.05, "warmup": "10%"})
     config.train.update({"duration": "30ep"})
     config.eval.update({"every": "50%"})

@@ -24,13 +24,9 @@ def get_config(arg: str = ""):
         "ffn_dim": 320,
         "unroll": True,
     }
-    config.nested.update(
-        {
-            "scheme": "sandwich",
-            "count": 3,
-            "points": {"d50": "depth=0.5", "w50": "width=0.5", "w50_d50": "width=0.5,depth=0.5"},
-        }
-    )
+    config.nested.points = {"d50": "depth=0.5", "w50": "width=0.5", "w50_d50": "width=0.5,depth=0.5"}
+    config.methods = ("sandwich",)
+    config.method.sandwich = {"count": 3}
     config.checkpoint.every = "50%"
     config.expect = {"full": (None, 1.88), "smallest_share": 0.83, "networks": 4, "wall_s": (None, 480.0)}
     config.report.update({"latency": True, "latency_batches": (1,)})

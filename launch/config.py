@@ -12,7 +12,7 @@ from typing import Any
 from research.errors import UserError
 from research.files import user_path
 from research.optim.fields import left_over
-from research.train.config import FREE, check, resolved
+from research.train.config import FREE, check, refuse_moved, resolved
 from research.train.fields import FIELDS
 from research.values import fit, parse
 
@@ -124,7 +124,10 @@ def _set(config: Any, field: str, text: str) -> None:
         raise UserError(f"{where}.{name} is a group of fields ({', '.join(old)}); set one of them")
     known = FIELDS.get(field)
     if known is not None:
-        value = fit(parse(text, known.kind), known.kind, f"{where}.{name}", known.rule)
+        value = parse(text, known.kind)
+        if known.kind == tuple[str, ...] and isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        value = fit(value, known.kind, f"{where}.{name}", known.rule)
     else:
         value = _as_old(text, old, f"{where}.{name}", free)
     try:
@@ -145,6 +148,7 @@ def _as_old(text: str, old: Any, where: str, free: bool) -> Any:
 
 
 def _unknown(where: str, name: str, node: Any) -> None:
+    refuse_moved(f"{where}.{name}".removeprefix("config."))
     keys = list(node)
     near = difflib.get_close_matches(name, keys, n=3, cutoff=0.4) or keys
     raise UserError(f"unknown config field {where}.{name}; near: {', '.join(f'{where}.{n}' for n in near)}")

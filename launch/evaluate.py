@@ -57,11 +57,11 @@ def main() -> int:
             carried = carried_metrics(trained.model(row["name"]), source, trained.setup.task)
             row |= {f"{key}, carried": value for key, value in carried.items()}
     if _ATTACKS.value:
+        from research.methods.adversarial import check_pixels
+        from research.methods.attacks import check_sizes, columns, radius, robust_accuracies
         from research.robust.attacks import check_attacks
-        from research.train.attack_checks import attack_epsilon, check_pixels, check_sizes
-        from research.train.attacked import columns, robust_accuracies
 
-        epsilon = _ATTACK_EPSILON.value or attack_epsilon(trained.config)
+        epsilon = _ATTACK_EPSILON.value or radius(trained.setup.task)
         check_attacks(_ATTACKS.value, "--attacks")
         check_pixels(trained.config, trained.setup.sample)
         check_sizes(epsilon, _ATTACK_EXAMPLES.value, _ATTACK_STEPS.value)

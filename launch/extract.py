@@ -50,7 +50,10 @@ def main() -> int:
     batch = _validation_batch(trained) if _CHECK.value else None
     if batch is not None:
         inside = apply(
-            config, trained.programs.sliced(name, trained.weights), stats, *trained.setup.task.inputs(batch)
+            config,
+            trained.programs.effective(name, trained.weights.params, trained.weights.methods),
+            stats,
+            *trained.setup.task.inputs(batch),
         )[0]
     if _DEPLOY.value:
         config, params, stats = config.merge(params, stats)

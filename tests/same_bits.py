@@ -42,6 +42,8 @@ class Case:
     recipe: str
     fields: Mapping[str, str]
     devices: int = 1
+    former: tuple[str, Mapping[str, str]] = ("", {})
+    """The recipe and the fields at commits that have no research/methods yet, where they differ."""
 
 
 QUIET = {"report.latency": "False"}
@@ -49,16 +51,32 @@ CASES = {
     "quickstart": Case("configs/quickstart.py", {"train.duration": "100", **QUIET}),
     "lm": Case("configs/lm_quickstart.py", {"train.duration": "60", "report.sample": "", **QUIET}),
     "moe": Case("configs/moe_lm.py:moe", {"train.duration": "40", **QUIET}),
-    "advmoe": Case("tests/tiny_robust.py:alternate", {"train.duration": "24"}),
+    "advmoe": Case(
+        "tests/tiny_robust.py:advmoe",
+        {"train.duration": "24"},
+        former=("tests/tiny_robust.py:alternate", {"train.duration": "24"}),
+    ),
     "sandwich": Case(
         "tests/tiny.py:sandwich",
-        {"nested.count": "2", "train.ema": "0.9", "train.precision": "bfloat16", "train.accumulate": "2"},
+        {
+            "methods": "sandwich,ema",
+            "method.sandwich.count": "2",
+            "method.ema.decay": "0.9",
+            "train.precision": "bfloat16",
+            "train.accumulate": "2",
+        },
+        former=(
+            "tests/tiny.py:sandwich",
+            {"nested.count": "2", "train.ema": "0.9", "train.precision": "bfloat16", "train.accumulate": "2"},
+        ),
     ),
     "sharded": Case(
         "tests/tiny.py:all", {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2", "mesh.min_size": "1"}, devices=8
     ),
 }
-TIMES = re.compile(r"wall_s|compile_s|latency|_per_s|seconds|time|memory|mfu|duration|commit|host")
+TIMES = re.compile(
+    r"wall_s|compile_s|latency|_per_s|seconds|time|memory|mfu|duration|commit|host|gflops|programs|higher_is_better"
+)
 """Numbers of a report that depend on the machine and the hour."""
 
 
@@ -70,9 +88,12 @@ def train(tree: Path, case: Case, folder: Path) -> None:
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(case.devices),
     }
-    fields = [f"--config.{field}={value}" for field, value in case.fields.items()]
+    recipe, given = case.recipe, case.fields
+    if case.former[0] and not (tree / "research" / "methods").is_dir():
+        recipe, given = case.former
+    fields = [f"--config.{field}={value}" for field, value in given.items()]
     for command in (
-        ["launch.train", f"--config={case.recipe}", f"--workdir={folder}/run", *fields],
+        ["launch.train", f"--config={recipe}", f"--workdir={folder}/run", *fields],
         ["launch.extract", f"--workdir={folder}/run", "--nocheck", f"--out={folder}/model"],
     ):
         done = subprocess.run(

@@ -18,7 +18,8 @@ def get_config(arg: str = "all"):
     }
     config.data.update({"name": "digits", "batch_size": 32, "validation_fraction": 0.1})
     config.data.augment = {"crop_padding": 1}
-    config.nested.update({"scheme": arg, "points": {"s": "width=0.5"}})
+    config.nested.points = {"s": "width=0.5"}
+    config.methods = () if arg == "full" else (arg,)
     config.optim.update({"lr": 2e-2, "warmup": "2"})
     config.train.update({"duration": "24", "log_every": "1"})
     config.eval.update({"every": "8", "batch_size": 60, "calibrate_batches": 2})

@@ -12,9 +12,9 @@ def get_config(arg: str = "sandwich"):
     config.model = {"name": "sequence", "pattern": "hgrn", "dim": 32, "depth": 2, "hgrn": {"taps": 3}}
     config.data.update({"name": "text", "batch_size": 8})
     config.data.options = {"length": 24, "tokenizer": "chars"}
-    config.nested.update({"scheme": arg, "points": {"s": "width=0.5"}})
-    if arg in ("sandwich", "sorted"):
-        config.nested.count = 2
+    config.nested.points = {"s": "width=0.5"}
+    config.methods = () if arg in ("full", "probe", "moe") else (arg,)
+    config.method = {name: {"count": 2} for name in ("sandwich", "sorted")}
     config.optim.update({"name": "muon", "lr": 2e-2, "momentum": 0.9, "weight_decay": 0.05, "warmup": "2"})
     config.train.update({"duration": "40", "log_every": "4"})
     config.eval.update({"every": "20", "batch_size": 16})
@@ -40,6 +40,6 @@ def _on_probe(config, arg):
         )
     config.data.name = "probe:mqar"
     config.data.options = {"vocab_size": 64, "length": 16, "pairs": 2, "train_examples": 256, "test_examples": 60}
-    config.nested.scheme = "all"
+    config.methods = ("all",)
     config.train.log_every = "1"
     return config

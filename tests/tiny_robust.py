@@ -6,7 +6,7 @@ Used as a config file: `--config=tests/tiny_robust.py[:METHOD]`.
 from research.train.config import base_config
 
 
-def get_config(arg: str = "alternate"):
+def get_config(arg: str = "advmoe"):
     config = base_config()
     router = {"router_dims": (4,), "router_depths": (1,)}
     config.model = {
@@ -19,10 +19,12 @@ def get_config(arg: str = "alternate"):
         **router,
     }
     config.data.update({"name": "digits", "batch_size": 32})
-    config.task.robust.update({"method": arg, "epsilon": 0.1, "steps": 1, "step_size": 0.1, "eval_steps": 1})
+    config.methods = (arg, "attacks")
+    config.method[arg] = {"epsilon": 0.1, "steps": 1, "step_size": 0.1, "eval_steps": 1}
+    config.method.attacks = {"names": ("pgd1", "apgd_dlr"), "examples": 70, "steps": 2}
     config.optim.update({"name": "sgd", "lr": 0.05, "nesterov": False, "weight_decay": 5e-4, "warmup": "0"})
     config.train.update({"duration": "8", "log_every": "1"})
     config.eval.update({"every": "4", "batch_size": 60, "calibrate_batches": 0})
     config.checkpoint.update({"every": "3", "keep_last": 3, "keep_best": False})
-    config.report.update({"latency": False, "attacks": ("pgd1", "apgd_dlr"), "attack_examples": 70, "attack_steps": 2})
+    config.report.latency = False
     return config

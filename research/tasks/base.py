@@ -1,7 +1,8 @@
 """What the loop asks of a task: model inputs and targets of a batch, a loss, and sums that become metrics."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -11,13 +12,74 @@ from research.errors import UserError
 Batch = dict[str, Array]
 
 
-class Means:
-    """The defaults of a task whose loss is a mean over examples that all count alike.
+class Forward(Protocol):
+    """The model of an update or of an evaluation, as tasks and methods run it."""
+
+    def __call__(self, *inputs: Array, mode: str = ..., method: str = "__call__", params: str = "live") -> Any:
+        """Returns the model's outputs.
+
+        Args:
+          inputs: of the model.
+          mode: "train" moves the running statistics, "eval" reads them, or another mode of the model's own; by default
+            the one of the program that this is part of ("eval" with `params="frozen"`).
+          method: of the module.
+          params: "live" has gradients; "frozen" has none and moves no statistics, as attacks see the model; the name of
+            a method runs the network that it brings (a teacher).
+        """
+        ...
+
+
+class Outcome(NamedTuple):
+    """What an objective makes of a microbatch.
 
     Attributes:
+      loss: mean over what `Task.weight` counts.
+      measured: what is logged beside it, means over the same.
+      outputs: those that other networks can learn from; None where there are none.
+    """
+
+    loss: Float[Array, ""]
+    measured: dict[str, Float[Array, ""]]
+    outputs: Any = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One microbatch, as objectives see it.
+
+    Attributes:
+      batch: as the data give it.
+      inputs, target: what the task prepares of it.
+      teacher: outputs of the full network for it, None where this network learns from none.
+      phase: of the update, see `research.train.method.Phase`.
+      key: for random draws of its own; equal in no two microbatches.
+    """
+
+    batch: Batch
+    inputs: tuple[Array, ...]
+    target: Any
+    teacher: Any
+    phase: str
+    key: Array
+
+
+class Task:
+    """One task; everything is a pure function, traced into the run's programs. What has no default raises here.
+
+    Attributes:
+      name: what messages call the task.
+      reads: fields of the config's section `task` that it goes by.
+      metric: name of the number that ranks networks, a key of what `summarize` returns.
+      higher_is_better: whether a larger one is better.
+      unit: what one example holds and speed is counted in, "images", "pairs" or "tokens".
       indivisible: why parts of a batch do not add up to the batch; "" where they do.
     """
 
+    name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+    metric: str
+    higher_is_better: bool = False
+    unit: str = "images"
     indivisible: str = ""
 
     @classmethod
@@ -34,69 +96,55 @@ class Means:
         del batch
         return None
 
-
-class Task(Protocol):
-    """One task. Everything is a pure function, traced into the run's programs.
-
-    A task whose loss is more than one of a single pass has `objective`, `examine`, `phases` and `trains` as well, see
-    `research.tasks.robust`; `work` says how many passes through the model an example is, where that is not one.
-
-    Attributes:
-      name: what messages call the task.
-      reads: fields of the config's section `task` that it goes by.
-      metric: name of the number that ranks networks, a key of what `summarize` returns.
-      higher_is_better: whether a larger one is better.
-      unit: what one example holds and speed is counted in, "images", "pairs" or "tokens".
-      indivisible: see `Means`.
-    """
-
-    name: ClassVar[str]
-    reads: ClassVar[tuple[str, ...]]
-    metric: str
-    higher_is_better: bool
-    unit: str
-    indivisible: str
-
-    def weight(self, batch: Batch) -> Float[Array, ""] | None:
-        """See `Means`."""
-        ...
-
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Any]:
         """Returns (the model's inputs, targets) of a training batch, after mixing and the like."""
-        ...
+        raise NotImplementedError
 
     def inputs(self, batch: Batch) -> tuple[Array, ...]:
         """Returns the model's inputs of an evaluation batch."""
-        ...
+        raise NotImplementedError
 
     def real(self, batch: Batch) -> Bool[Array, "B *T"] | None:
         """Returns which rows of the model's inputs, or which of their tokens, are neither filler nor padding; None:
         all."""
-        ...
+        raise NotImplementedError
 
     def loss(self, outputs: Array, target: Any) -> Float[Array, ""]:
         """Mean loss of a batch, over what `weight` counts."""
-        ...
+        raise NotImplementedError
 
     def distill(self, outputs: Array, teacher: Array, target: Any) -> Float[Array, ""]:
         """Mean loss towards the outputs of another network, over the same."""
-        ...
+        raise NotImplementedError
 
     def measure(self, outputs: Array, batch: Batch) -> dict[str, Float[Array, ""]]:
         """Returns what is logged beside the loss of a training batch, means over the same."""
-        ...
+        raise NotImplementedError
+
+    def objective(self, forward: Forward, example: Example) -> Outcome:
+        """Returns what training minimises: by default the loss of one forward pass."""
+        outputs = forward(*example.inputs)
+        return Outcome(self.loss(outputs, example.target), self.measure(outputs, example.batch), outputs)
 
     def zero_sums(self) -> dict[str, Any]:
         """Returns the start of a sum of `sums`."""
-        ...
+        raise NotImplementedError
 
     def sums(self, outputs: Array, batch: Batch) -> dict[str, Array]:
         """Returns sums over a batch of what `summarize` divides; examples whose `mask` is 0 do not count."""
-        ...
+        raise NotImplementedError
+
+    def examine(self, forward: Forward, batch: Batch) -> dict[str, Array]:
+        """Returns the sums of an evaluation batch: by default those of one forward pass."""
+        return self.sums(forward(*self.inputs(batch)), batch)
 
     def summarize(self, sums: dict[str, Any]) -> dict[str, float]:
         """Returns metric -> value from summed `sums`."""
-        ...
+        raise NotImplementedError
+
+    def columns(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Returns those of a network's metrics that a report shows beside `metric`."""
+        return {name: value for name, value in metrics.items() if name == "accuracy" != self.metric}
 
 
 def real_examples(batch: Batch) -> Bool[Array, " B"] | None:
@@ -111,7 +159,7 @@ def real_tokens(batch: Batch, tokens: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
     return tokens if examples is None else tokens & examples[:, None]
 
 
-def summary(task: Any, sums: dict[str, Any], where: str) -> dict[str, float]:
+def summary(task: Task, sums: dict[str, Any], where: str) -> dict[str, float]:
     """Returns `task.summarize(sums)`.
 
     Args:
@@ -125,11 +173,6 @@ def summary(task: Any, sums: dict[str, Any], where: str) -> dict[str, float]:
     return task.summarize(sums)
 
 
-def phases(task: Any) -> tuple[str, ...]:
-    """Returns the phases of a round of updates; tasks without `phases` have one."""
-    return getattr(task, "phases", ("all",))
-
-
-def shown(task: Any, value: float) -> str:
-    """Returns the task's metric for people: fractions in percent, the rest as it is."""
-    return f"{100 * value:.2f} %" if task.metric.endswith("accuracy") else f"{value:.4f}"
+def percent(metric: str) -> bool:
+    """Whether people are shown a metric in percent."""
+    return metric.endswith("accuracy")

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
-from research.tasks.base import Batch, Means, real_examples
+from research.tasks.base import Batch, Task, real_examples
 
 
 @dataclass(frozen=True)
-class Classification(Means):
+class Classification(Task):
     """The task; `mixup` and `cutmix` are the alphas of their Beta distributions, 0 switches them off.
 
     When both are on, each batch takes cutmix with probability `switch` (mixup: arXiv 1710.09412, cutmix: 1905.04899).

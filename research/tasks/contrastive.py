@@ -17,13 +17,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.ops.precision import matmul, wide
-from research.tasks.base import Batch, Means, real_examples
+from research.tasks.base import Batch, Task, real_examples
 
 LOSSES = ("mnr", "symmetric", "mnr_plus")
 
 
 @dataclass(frozen=True)
-class Contrastive(Means):
+class Contrastive(Task):
     """The task.
 
     Attributes:

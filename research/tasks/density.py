@@ -6,6 +6,7 @@ evaluation "mask": [B] float (0 = padding). The model gives eight maps: seven de
 its answer, and logits of a mask.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from research.ops.precision import wide
-from research.tasks.base import Batch, Means, real_examples
+from research.tasks.base import Batch, Task, real_examples
 
 SCALE = 100.0
 """Densities are multiplied by this before they are learnt."""
@@ -27,7 +28,7 @@ HARD = 9
 
 
 @dataclass(frozen=True)
-class DensityCounting(Means):
+class DensityCounting(Task):
     """The task.
 
     Attributes:
@@ -92,6 +93,9 @@ class DensityCounting(Means):
             "loss": losses,
         }
         return {name: (row * mask).sum() for name, row in rows.items()} | {"count": mask.sum()}
+
+    def columns(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        return {name: value for name, value in metrics.items() if name.endswith("_of_mean")}
 
     def summarize(self, sums: dict[str, float]) -> dict[str, float]:
         """Returns mean absolute and root mean square error of the count, that of always answering the mean, and the

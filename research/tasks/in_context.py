@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from research.ops.precision import wide
-from research.tasks.base import Batch, Means, real_tokens
+from research.tasks.base import Batch, Task, real_tokens
 
 
 @dataclass(frozen=True)
-class InContextLearning(Means):
+class InContextLearning(Task):
     """The task.
 
     Attributes:

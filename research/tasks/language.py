@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from research.ops.precision import wide
-from research.tasks.base import Batch, Means, real_examples, real_tokens
+from research.tasks.base import Batch, Task, real_examples, real_tokens
 
 
 @dataclass(frozen=True)
-class LanguageModelling(Means):
+class LanguageModelling(Task):
     """The task.
 
     Attributes:

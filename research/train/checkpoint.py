@@ -170,6 +170,10 @@ class Checkpoints:
         """
         return restore.restore(self.folder, step, wanted)
 
+    def about(self, step: int) -> dict[str, Any]:
+        """Returns what a step holds beside the state, see `Learner.describe`."""
+        return restore.about(self.folder, step)
+
     def best_step(self) -> int | None:
         """Step with the best metric of those that exist, None without metrics."""
         return self._best.of(self.steps())

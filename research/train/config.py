@@ -3,6 +3,7 @@
 A recipe in configs/ starts from `base_config()` and changes what it needs; a field that is not here is an error.
 """
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Collection, Mapping
@@ -13,6 +14,7 @@ import ml_collections
 from research.errors import UserError
 from research.optim import fields as optim_fields
 from research.train.fields import FIELDS
+from research.train.upgrade import MOVED, upgraded
 from research.values import fit
 
 NINE_NETWORKS = {
@@ -57,27 +59,14 @@ def base_config() -> ml_collections.ConfigDict:
                 "metric": "",
                 "contrastive": dict(CONTRASTIVE),
                 "local_counting": 0.0,
-                "robust": {  # see research/tasks/robust.py
-                    "method": "none",  # none, pgd, trades, alternate
-                    "epsilon": 8 / 255,
-                    "steps": 2,
-                    "step_size": 5 / 255,
-                    "beta": 6.0,
-                    "alpha": 6.0,
-                    "shared_attack": False,
-                    "through_gate": False,
-                    "eval_steps": 0,
-                },
             },
+            "methods": (),  # of training, in order, see research/methods/
+            "method": {},  # options of methods by name
             "nested": {
-                "scheme": "full",  # full, random, sorted, sandwich, all
-                "count": 4,
                 "points": {},
-                "reduce": "mean",  # mean or sum of the sub-networks' losses
-                "distill": 1.0,  # share of the teacher's term for sub-networks that learn from the full one
+                "reduce": "mean",  # mean or sum of the losses of an update's sub-networks
                 "sort_importance": False,  # permute channels by importance before the first step (needs init_from)
-                # sorted: networks on different devices in one program, instead of one after the other on all
-                "spread": False,
+                "execution": "sliced",  # one after the other on all devices; parallel: on different devices
                 "tensor_shards": 1,  # parts from each of which a leading slice is taken
             },
             "optim": optim_fields.defaults(),
@@ -86,7 +75,6 @@ def base_config() -> ml_collections.ConfigDict:
                 "accumulate": 1,
                 "precision": "float32",
                 "remat": "none",
-                "ema": 0.0,
                 "nan": "stop",  # stop or skip
                 "log_every": "2%",
                 "norms": False,  # log norms of gradients and parameters by the roles of their axes
@@ -118,10 +106,6 @@ def base_config() -> ml_collections.ConfigDict:
                 "latency": True,
                 "latency_batches": (1, 32),
                 "test": True,
-                "attacks": (),  # pgdN, apgd_ce, apgd_dlr, apgd_t, apgd: columns of the final report
-                "attack_examples": 1000,
-                "attack_epsilon": 0.0,  # 0: that of task.robust
-                "attack_steps": 100,  # of each APGD
                 "chosen": "",  # what was chosen for this recipe, and on which split: a line of its results' pages
                 "sample": "",  # launch.train ends with a text that the language model writes from here
             },
@@ -251,7 +235,7 @@ def in_context_config(task: str, size: str, updates: int, options: Mapping[str, 
     return config
 
 
-FREE = ("model", "data.augment", "data.options", "nested.points", "expect")
+FREE = ("model", "data.augment", "data.options", "method", "nested.points", "expect")
 """Sub-trees whose fields are checked by whoever reads them."""
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_+=-]{0,79}"
 """Names of sub-networks, which are names of files too; a config has no dots in them."""
@@ -285,10 +269,18 @@ def value_of(config: Mapping[str, Any], name: str) -> Any:
     return value
 
 
+def refuse_moved(name: str) -> None:
+    """Raises UserError for a field that has another name today, with that name."""
+    for former, today in MOVED.items():
+        if name == former or name.startswith(f"{former}."):
+            raise UserError(f"config.{name} is said otherwise now: {today}")
+
+
 def _compare(given: dict[str, Any], known: dict[str, Any], prefix: str) -> None:
     for key, value in given.items():
         name = prefix + key
         if key not in known:
+            refuse_moved(name)
             near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.4) or sorted(known)
             raise UserError(f"unknown config field {name!r}; near: {', '.join(prefix + n for n in near)}")
         if isinstance(known[key], dict) and name not in FREE:
@@ -301,9 +293,21 @@ def _compare(given: dict[str, Any], known: dict[str, Any], prefix: str) -> None:
 
 
 def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the config as plain JSON types, with the optimizer's own values where the recipe leaves them open."""
+    """Returns the config as plain JSON types, with the optimizer's and the methods' own values where the recipe leaves
+    them open; options of methods that are not in use are left out.
+
+    Raises:
+      UserError: an unknown method or option of one.
+    """
     given = config.to_dict()
-    return json.loads(json.dumps({**given, "optim": optim_fields.resolve(given["optim"])}, default=list))
+    filled = {**given, "optim": optim_fields.resolve(given["optim"]), "method": _options(given)}
+    return json.loads(json.dumps(filled, default=list))
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    from research.train.method import make
+
+    return {name: dataclasses.asdict(make(name, given["method"].get(name, {}))) for name in given["methods"]}
 
 
 RESUMABLE = (
@@ -333,13 +337,24 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
         }
         return {**known, **given, **inner}
 
-    filled = fill(config, resolved(base_config()), "")
+    filled = fill(upgraded(config), resolved(base_config()), "")
+    filled["method"] = _options(filled) if isinstance(filled["method"], dict) else filled["method"]
     return {**filled, "optim": optim_fields.stored(filled["optim"])}
+
+
+def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config without the methods that change the report alone."""
+    from research.train.method import find
+
+    kept = [name for name in config["methods"] if not find(name).reports]
+    return {**config, "methods": kept, "method": {name: config["method"].get(name, {}) for name in kept}}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "", ignored: Collection[str] = ()) -> list[str]:
     """Returns `field: old -> new` for every field that differs and may not; those in `ignored` may."""
     out = []
+    if not prefix:
+        old, new = _trained_by(old), _trained_by(new)
     for key in sorted(set(old) | set(new)):
         name = prefix + key
         if name in RESUMABLE or name in ignored:

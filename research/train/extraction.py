@@ -2,21 +2,22 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from research.errors import UserError
 from research.interop import safetensors_io
+from research.interop.safetensors_io import config_from_json
 from research.modules.state import Arrays, abstract, require_finite
-from research.nested.slicing import extract
 from research.optim import fields as optim_fields
 from research.train import data, kept
-from research.train.evaluation import Evaluator
+from research.train.evaluation import Evaluator, Weights, extracted, weights_of
 from research.train.programs import Programs
-from research.train.restore import restore_newest
+from research.train.restore import Wanted, restore_newest
 from research.train.rundir import read_config
 from research.train.setup import Setup, make_reading_programs, make_setup
 from research.train.statistics_files import load_statistics
@@ -35,13 +36,20 @@ class Trained:
         self.setup: Setup = make_setup(readable, data.read(workdir), say)
         self.programs: Programs = make_reading_programs(self.setup)
         self.say = say
-        full, places = self.programs.full, (self.programs.state_shapes, self.programs.state_shardings)
-        wanted = kept.wanted(*places, full, optimizer=False)
-        self.step, state, self.run = restore_newest(self.workdir / "checkpoints", wanted, say)
-        self.state = kept.whole(state, full, self.programs.stat_shardings)
-        self.weights: Arrays = self.state.params if self.state.ema is None else self.state.ema
-        require_finite({**self.weights, **self.state.stats}, f"{workdir}, step {self.step}")
+        self.step, state, self.run = restore_newest(self.workdir / "checkpoints", self._wanted, say)
+        self.state = kept.whole(state, self.programs.full, self.programs.layout.stats)
+        self.weights: Weights = weights_of(self.programs, self.state)
+        require_finite({**self.weights.params, **self.state.stats}, f"{workdir}, step {self.step}")
         self.evaluator = Evaluator(self.setup, self.programs)
+
+    def _wanted(self, run: Mapping[str, Any]) -> Wanted:
+        """What a step is asked for, which may hold a network of another shape than the run began with."""
+        if "model" in run and (model := config_from_json(run["model"])) != self.setup.space.full:
+            self.setup = self.setup.reshaped(model)
+            self.programs.close()
+            self.programs = make_reading_programs(self.setup)
+        shapes, shardings = self.programs.shapes, self.programs.shardings
+        return kept.wanted(shapes, shardings, self.programs.full, optimizer=False)
 
     def add(self, text: str) -> str:
         """Makes the sub-network `text` (a name or choices) known and returns its name."""
@@ -58,11 +66,11 @@ class Trained:
         recalibrated now."""
         saved, problem = load_statistics(self.workdir, self.step, name, abstract(self.setup.space.configs[name]))
         if saved is not None:
-            return {k: jax.device_put(v, self.programs.replicated) for k, v in saved.items()}
+            return {k: jax.device_put(v, self.programs.layout.replicated) for k, v in saved.items()}
         if problem:
             self.say(f"the statistics of {name} are made again from training batches: {problem}")
         try:
-            return self.evaluator.statistics(name, self.weights, self.state.stats)
+            return self.evaluator.statistics(name, self.weights)
         except UserError as error:
             lacking = f"cannot be used: {problem}" if problem else f"are not in {self.workdir}"
             more = f"the statistics of {name} at step {self.step} {lacking}, and making them needs the data"
@@ -71,7 +79,7 @@ class Trained:
     def model(self, name: str) -> tuple[Any, Arrays, Arrays]:
         """Returns (config, params, stats) of a network as a stand-alone model."""
         config = self.setup.space.configs[name]
-        params, _ = extract(self.setup.space.full, config, self.weights, {}, self.programs.shards)
+        params = {k: jnp.asarray(v) for k, v in extracted(self.programs, name, self.weights).items()}
         return config, params, dict(self.statistics(name))
 
 

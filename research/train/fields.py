@@ -6,7 +6,6 @@ What a sub-tree of `FREE` (research/train/config.py) holds is typed by whoever r
 from dataclasses import dataclass
 from typing import Any
 
-from research.nested.schemes import SCHEMES
 from research.optim.fields import FIELDS as OPTIM
 from research.values import ANYTHING, COUNT, DIGITS, SHARE, SIZE, WEIGHT, Rule
 
@@ -48,21 +47,10 @@ FIELDS: dict[str, Field] = {
     "task.contrastive.temperature": Field(float, "what products of vectors are divided by", Rule(above=0)),
     "task.contrastive.normalize": Field(bool, "vectors are scaled to length 1 before their products"),
     "task.local_counting": Field(float, "weight of the relative local counting loss", WEIGHT),
-    "task.robust.method": Field(str, "robust training, see research/tasks/robust.py", _one_of("none", "pgd", "trades", "alternate")),
-    "task.robust.epsilon": Field(float, "radius of the attacks, the range of a pixel being 1", Rule(above=0, most=1)),
-    "task.robust.steps": Field(int, "steps of an attack in training", SIZE),
-    "task.robust.step_size": Field(float, "size of such a step", Rule(above=0)),
-    "task.robust.beta": Field(float, "weight of the KL divergence", WEIGHT),
-    "task.robust.alpha": Field(float, "weight of the router's cross entropy", WEIGHT),
-    "task.robust.shared_attack": Field(bool, "both phases attack the sum of the divergences"),
-    "task.robust.through_gate": Field(bool, "attacks in training follow the router's straight-through gate"),
-    "task.robust.eval_steps": Field(int, "PGD steps of an evaluation; 0: images are not attacked", COUNT),
-    "nested.scheme": Field(str, "which networks an update trains", Rule(choices=SCHEMES)),
-    "nested.count": Field(int, "networks of an update, of sorted and sandwich", SIZE),
+    "methods": Field(tuple[str, ...], "methods of training, in order, see research/methods/"),
+    "nested.execution": Field(str, "networks of an update one after the other on all devices, or on different ones", _one_of("sliced", "parallel")),
     "nested.reduce": Field(str, "how the losses of an update's networks are joined", _one_of("mean", "sum")),
-    "nested.distill": Field(float, "share of the teacher's term for networks that learn from the full one", SHARE),
     "nested.sort_importance": Field(bool, "channels are permuted by importance before the first update"),
-    "nested.spread": Field(bool, "of sorted: networks on different devices in one program"),
     "nested.tensor_shards": Field(int, "parts from each of which a leading slice is taken", SIZE),
     **{f"optim.{name}": Field(*parts) for name, parts in OPTIM.items()},
     "optim.warmup": Field(str | int, "updates of linear rise", DURATION),
@@ -70,7 +58,6 @@ FIELDS: dict[str, Field] = {
     "train.accumulate": Field(int, "microbatches of a batch: gradients are those of the whole, but batch norm and losses of routers see a microbatch each", SIZE),
     "train.precision": Field(str, "type of activations", _one_of("float32", "bfloat16")),
     "train.remat": Field(str, "what is computed again in the backward pass", _one_of("none", "full", "dots", "dots_no_batch")),
-    "train.ema": Field(float, "decay of the moving average of the parameters; 0: none", Rule(least=0, below=1)),
     "train.nan": Field(str, "what happens at a loss that is not finite", _one_of("stop", "skip")),
     "train.log_every": Field(str | int, "between lines of metrics", DURATION),
     "train.norms": Field(bool, "norms of gradients and parameters are logged by role"),
@@ -96,10 +83,6 @@ FIELDS: dict[str, Field] = {
     "report.latency": Field(bool, "the report measures latencies and peak memory"),
     "report.latency_batches": Field(tuple[int, ...], "batch sizes at which", SIZE),
     "report.test": Field(bool, "the report is of the test split, else of the validation split"),
-    "report.attacks": Field(tuple[str, ...], "columns of the report: pgdN, apgd_ce, apgd_dlr, apgd_t, apgd"),
-    "report.attack_examples": Field(int, "images that are attacked", SIZE),
-    "report.attack_epsilon": Field(float, "radius of these attacks; 0: that of task.robust", SHARE),
-    "report.attack_steps": Field(int, "steps of each APGD", SIZE),
     "report.chosen": Field(str, "what was chosen for the recipe, and on which split: a line of its results' pages"),
     "report.sample": Field(str, "text from which a language model goes on at the end"),
 }  # fmt: skip

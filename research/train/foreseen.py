@@ -24,8 +24,11 @@ def check(setup: Setup) -> None:
         raise UserError(
             f"eval.stop_at={config['eval']['stop_at']} needs a validation split, which {data} does not have; remove it"
         )
-    if config["report"]["attacks"] and not report_split(setup):
-        raise UserError(f"report.attacks needs a test or validation split, which {data} does not have; remove it")
+    for method in setup.methods.items:
+        if method.evaluations() and not report_split(setup):
+            raise UserError(
+                f"method {method.name} needs a test or validation split, which {data} does not have; remove it"
+            )
     if prompt := config["report"]["sample"]:
         source = setup.splits["train"]
         if not isinstance(source, TokenSource):

@@ -9,12 +9,10 @@ import jax
 import numpy as np
 
 from research.errors import UserError
-from research.nested.schemes import Draw
 from research.report import machine
 from research.train import records, watch
+from research.train.learner import Learner, Reading
 from research.train.rundir import RunDir
-from research.train.setup import Setup
-from research.train.update import host_losses
 from research.train.watch import Clock
 
 LEAST_UPDATES = 20
@@ -27,21 +25,20 @@ class NotFinite(UserError):
     """The loss, too many gradients or the last validation are NaN or Inf."""
 
 
-Pending = tuple[int, tuple[Draw, ...], dict[str, Any]]
-"""(step, its sub-networks, its metrics on the device)."""
+Pending = tuple[int, Any]
+"""(updates made, the numbers of the last one, on the device)."""
 
 
 class Journal:
     """Reads the numbers of finished updates.
 
     Args:
-      setup: of the run.
+      learner, config: of the run.
       rundir: where lines go.
       progress: called with (done, total, text) when a line is due.
       say: called with a line for humans.
       status: called with what status.json holds beside the step.
       safe: returns what a run that ends here goes on from.
-      compiling: whether a program is being compiled, which slows updates on CPUs.
 
     Attributes:
       flops: of the run so far.
@@ -50,20 +47,20 @@ class Journal:
 
     def __init__(
         self,
-        setup: Setup,
+        learner: Learner,
+        config: dict[str, Any],
         rundir: RunDir,
         *,
         progress: Callable[[int, int, str], None],
         say: Callable[[str], None],
         status: Callable[..., None],
         safe: Callable[[], str],
-        compiling: Callable[[], bool],
     ):
-        self.setup, self.config, self.rundir = setup, setup.config, rundir
-        self._progress, self._say, self._status, self._safe, self._compiling = progress, say, status, safe, compiling
+        self.learner, self.config, self.rundir = learner, config, rundir
+        self._progress, self._say, self._status, self._safe = progress, say, status, safe
         self.gemm = machine.gemm_rate()  # measured now, before compiling threads share the cores
         self.parts = watch.Breakdown()
-        self.log_every = max(setup.steps("train", "log_every"), 1)
+        self.log_every = max(learner.steps("train", "log_every"), 1)
         self.flops, self.skipped = 0.0, 0
         self.clock, self._first, self._logged = Clock(), 0, 0
         self._interval_flops, self._window = 0.0, (0, 0)
@@ -88,34 +85,33 @@ class Journal:
         """
         if pending is None:
             return
-        step, draws, metrics = pending
+        step, numbers = pending
         with self.parts.of("wait"):
-            host = jax.device_get(metrics)
-        host["losses"] = host_losses(host, draws, self.config["nested"]["spread"])
-        self._interval_flops += float(host["flops"])
-        self._check(step, host)
-        if (
-            step % self.log_every >= len(self.setup.phases) and step != self.setup.total
-        ):  # a line for each phase of a round
+            host = jax.device_get(numbers)
+        reading = self.learner.read(step - 1, host)
+        self.flops += reading.flops
+        self._interval_flops += reading.flops
+        self._check(step, reading)
+        if step % self.log_every >= self.learner.round and step != self.learner.total:  # a line for each of a round
             if step == self._first + 1:  # it loads programs and starts threads: no measure of what comes
                 self._logged, self._interval_flops = step, 0.0
                 self.clock.lap()
             return
-        record = records.of_update(host, self.setup.space.full)
+        record = reading.record()
         self.rundir.metrics(step, record)
         self._log_speed(step, record)
 
-    def _check(self, step: int, host: dict[str, Any]) -> None:
+    def _check(self, step: int, reading: Reading) -> None:
         if self.config["train"]["nan"] == "stop":
-            for name, values in host["losses"]:
-                if not np.isfinite(values["loss"]):
+            for name, loss in reading.losses:
+                if not np.isfinite(loss):
                     self._stop_at(step, name, "loss")
-            if not host["finite"]:
-                self._stop_at(step, ",".join(sorted({n for n, _ in host["losses"]})), "gradient")
+            if not reading.finite:
+                self._stop_at(step, ",".join(sorted({name for name, _ in reading.losses})), "gradient")
             return
         skipped, seen = self._window
-        self.skipped += not host["finite"]
-        self._window = skipped, seen = skipped + (not host["finite"]), seen + 1
+        self.skipped += not reading.finite
+        self._window = skipped, seen = skipped + (not reading.finite), seen + 1
         if seen < max(LEAST_UPDATES, self.log_every):
             return
         self._window = 0, 0
@@ -147,31 +143,31 @@ class Journal:
         for split, value in values.items():
             if not np.isfinite(value):
                 raise NotFinite(
-                    f"{split} {self.setup.task.metric} of the full network is {value} at step {step}; {self._tell()}"
+                    f"{split} {self.learner.goal.name} of the full network is {value} at step {step}; {self._tell()}"
                 )
 
     def _log_speed(self, step: int, record: dict[str, float]) -> None:
         since = max(step - self._logged, 1)
         self._logged = step
         seconds = self.clock.lap()
-        rate = since * self.config["data"]["batch_size"] * self.setup.units / seconds
+        rate = since * self.learner.examples / seconds
         mfu = self._interval_flops / seconds / self.gemm / jax.device_count()
         self._interval_flops = 0.0
         eta, sure = self._time_left(step, since, seconds)
-        unit = self.setup.task.unit
+        unit = self.learner.unit
         timing = {f"{unit}_per_s": rate, "mfu": mfu, "wall_s": self.clock.wall(), "step_ms": 1e3 * seconds / since}
         parts = self.parts.lap(since)
         self.rundir.timings(step, timing | parts)
         for line in watch.stragglers(parts["data_ms"] + parts["dispatch_ms"]):
             self._say(f"step {step}: {line}")
         self._status("training", loss=record["loss"], eta_s=round(eta), **timing)
-        self._progress(step, self.setup.total, records.progress(record, rate, unit, mfu, eta, sure))
+        self._progress(step, self.learner.total, records.progress(record, rate, unit, mfu, eta, sure))
 
     def _time_left(self, step: int, updates: int, seconds: float) -> tuple[float, bool]:
         """Seconds of the updates that are left, and whether these are of updates beside which no program was compiled,
         which slows them."""
-        quiet, self._quiet = self._quiet, not self._compiling()
+        quiet, self._quiet = self._quiet, not self.learner.busy()
         if quiet and self._quiet:
             self._laps.append((updates, seconds))
         laps = self._laps or ((updates, seconds),)
-        return (self.setup.total - step) * sum(s for _, s in laps) / sum(n for n, _ in laps), bool(self._laps)
+        return (self.learner.total - step) * sum(s for _, s in laps) / sum(n for n, _ in laps), bool(self._laps)

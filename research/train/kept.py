@@ -12,6 +12,9 @@ from research.modules.state import Abstract
 from research.train.restore import OPTIMIZER, Wanted
 from research.train.state import State
 
+FORMER = {("methods", "ema"): ("ema",)}
+"""Branch -> where runs of earlier versions hold it."""
+
 
 def kept(state: State, full: Abstract) -> State:
     """Returns a state, or the shapes of one, without the sums over an update.
@@ -32,16 +35,16 @@ def wanted(shapes: State, shardings: State, full: Abstract, *, optimizer: bool) 
       full: of its network.
       optimizer: whether the optimizer's state is among it.
     """
-    others = {("stats", k) for k in full.stats.keys() - full.kept_stats().keys()} | (
-        set() if optimizer else {(OPTIMIZER,)}
-    )
+    others = {("stats", k) for k in full.stats.keys() - full.kept_stats().keys()}
+    others |= set() if optimizer else {(OPTIMIZER,)}
 
     def branches(state: State) -> dict[str, Any]:
         own = kept(state, full)
-        held = {"params": own.params, "stats": own.stats} | ({} if own.ema is None else {"ema": own.ema})
+        held = {"params": dict(own.params), "stats": dict(own.stats)}
+        held |= {"methods": {k: dict(v) for k, v in own.methods.items()}} if own.methods else {}
         return held | ({OPTIMIZER: own.opt_state} if optimizer else {})
 
-    return Wanted(branches(shapes), branches(shardings), frozenset(others))
+    return Wanted(branches(shapes), branches(shardings), frozenset(others), FORMER)
 
 
 def whole(found: Mapping[str, Any], full: Abstract, shardings: Mapping[str, Any]) -> State:
@@ -61,4 +64,4 @@ def whole(found: Mapping[str, Any], full: Abstract, shardings: Mapping[str, Any]
         )
 
     stats = {k: found["stats"][k] if k in found["stats"] else zeros(k) for k in full.stats}
-    return State(found["params"], stats, found.get(OPTIMIZER), found.get("ema"))
+    return State(found["params"], stats, found.get(OPTIMIZER), found.get("methods", {}))

@@ -1,53 +1,32 @@
-"""The one training loop, top to bottom: save if due, evaluate if due, next batch, step, read the step before.
+"""The harness: one loop, top to bottom: reshape if due, evaluate if due, save if due, next batch, update, read the
+update before.
 
-The device is never waited for, except where numbers must be on disk. A run is a function of its config: killed at
-any point and started again it ends with the same bits and the same `metrics.jsonl`.
+It drives a `Learner` and knows no method. The device is never waited for, except where numbers must be on disk. A run
+is a function of its config: killed at any point and started again it ends with the same bits and the same
+`metrics.jsonl`.
 """
 
 import contextlib
 import json
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 from research import stopping
 from research.errors import UserError
 from research.files import write_json
-from research.modules.state import abstract
-from research.nested.schemes import Draw
-from research.optim.build import state_bytes
 from research.report import machine
 from research.report.run_card import write_report
 from research.stopping import Preempted
-from research.tasks.base import shown
-from research.train import (
-    ahead,
-    costs,
-    data,
-    experts,
-    finish,
-    foreseen,
-    initial,
-    kept,
-    processes,
-    records,
-    sharding,
-    watch,
-)
+from research.train import finish, processes, records, watch
 from research.train.checkpoint import Checkpoints
-from research.train.evaluation import Evaluator
 from research.train.heartbeat import Heartbeat
 from research.train.journal import Journal, NotFinite, Pending
-from research.train.programs import Programs
+from research.train.learner import Learner
 from research.train.restore import whole_steps
 from research.train.rundir import RunDir
-from research.train.setup import Setup, make_programs, make_setup
-from research.train.state import State
-from research.train.update import Updater
 from research.train.watch import Clock
 
 __all__ = ["NotFinite", "Preempted", "Reporter", "Run", "train"]
@@ -64,82 +43,89 @@ class Reporter(Protocol):
     def progress(self, done: int, total: int, text: str) -> None: ...
 
 
+Make = Callable[[dict[str, Any], Callable[[], None], Callable[[str, float], None]], Learner]
+"""make(config, waiting, waited) -> the learner of a run, see `research.train.supervised.Supervised`."""
+
+
+def supervised(config: dict[str, Any], waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Learner:
+    """Makes the learner of a recipe: supervised training of its model on its data."""
+    from research.train import foreseen
+    from research.train.setup import make_setup
+    from research.train.supervised import Supervised
+
+    setup = make_setup(config)
+    foreseen.check(setup)
+    return Supervised(setup, waiting, waited)
+
+
 class Run:
     """One run in its directory; `run()` trains and reports."""
 
-    def __init__(self, config: dict[str, Any], workdir: str, reporter: Reporter):
+    def __init__(self, config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = supervised):
         self.config, self.reporter = config, reporter
         with contextlib.ExitStack() as closing:
-            self._make(Path(workdir), closing)
+            self._make(Path(workdir), make, closing)
             self.closing = closing.pop_all()
 
-    def _make(self, workdir: Path, closing: contextlib.ExitStack) -> None:
+    def _make(self, workdir: Path, make: Make, closing: contextlib.ExitStack) -> None:
         """Makes the parts; `closing` is told how they end."""
         config, reporter = self.config, self.reporter
         self.heart = Heartbeat(reporter.say)
         closing.callback(self.heart.close)
+        self.step, self.first, self.stop = 0, 0, stopping.Stop()
         with self.heart.at(lambda: f"loading data {config['data']['name']}"):
-            self.setup: Setup = make_setup(config)
-            foreseen.check(self.setup)
-        # A stop while a program is waited for finds the state of the last whole update.
-        self.programs: Programs = make_programs(self.setup, waiting=self._tick)
-        closing.callback(self.programs.close)
-        self.total = self.setup.total
+            # A stop while a program is waited for finds the state of the last whole update.
+            self.learner = make(config, self._tick, self._waited)
+        closing.callback(lambda: self.learner.close())
+        self.total = self.learner.total
         self.rundir = RunDir(workdir, config, machine.environment(), writes=processes.is_first())
         closing.callback(self.rundir.close)
         processes.barrier("the run's folder is there")
         keep = config["checkpoint"]
-        self.metrics: dict[int, float] = {}  # step -> the full network's metric on validation
+        self.metrics: dict[int, float] = {}  # step -> the goal's value on validation
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
             keep_last=keep["keep_last"],
             keep_every=keep["keep_every"],
             keep_best=keep["keep_best"],
             metrics=self.metrics,
-            higher_is_better=self.setup.task.higher_is_better,
+            higher_is_better=self.learner.goal.higher_is_better,
             say=reporter.say,
         )
         closing.callback(self.checkpoints.abandon)
-        self.evaluator = Evaluator(self.setup, self.programs, tick=self._tick)
-        self.updater = Updater(self.setup, self.programs, self._program)
-        self.validates = self.setup.examples("validation") > 0
-        work = getattr(self.setup.task, "work", 1)  # of an update, in plain ones
-        self.flops = {name: work * costs.training_flops(c) for name, c in self.setup.space.configs.items()}
         self.profile = watch.Profile(config["train"]["profile"], workdir / "profile")
         closing.callback(self.profile.close)
-        self.stop = stopping.Stop()
-        self.step, self.saved, self.first = max(self.checkpoints.steps(), default=0), -1, 0
+        self.state: Any = None
+        self.step, self.saved = max(self.checkpoints.steps(), default=0), -1
         self.lines: dict[str, int] = {}  # of the journals, when the step was saved that the run goes on from
+        self.clock = Clock()
         self.reached = self.ended = False
         self.evaluated = -1  # the last step whose evaluation is done
         self.pending: Pending | None = None  # the update whose numbers are not read yet
         self.journal = Journal(
-            self.setup,
+            self.learner,
+            config,
             self.rundir,
             progress=reporter.progress,
             say=reporter.say,
             status=self._status,
             safe=self._safe,
-            compiling=self.programs.busy,
         )
 
     # -- state -------------------------------------------------------------------------------------------------
 
-    def _start(self) -> tuple[int, State, Clock]:
+    def _start(self) -> tuple[int, Any, Clock]:
         """Restores the newest valid checkpoint, or makes the initial state."""
         newest = processes.agree(max(self.checkpoints.steps(), default=0))
-        if newest:
-            places = self.programs.state_shapes, self.programs.state_shardings
-            state, run = self.checkpoints.restore(newest, kept.wanted(*places, self.programs.full, optimizer=True))
-            state = kept.whole(state, self.programs.full, self.programs.stat_shardings)
-            self.reporter.say(f"resumed from step {newest}")
-            self.saved, self.lines = newest, run.get("lines", {})
-            self.journal.flops, self.journal.skipped = run["flops"], run.get("skipped", 0)
-            return newest, state, Clock(before=run["wall_s"])
-        clock = Clock()
-        if self.config["train"]["init_from"]:
-            return 0, self.programs.state_from(*initial.arrays(self.setup, self.config, self.reporter.say)), clock
-        return 0, self.programs.init_state(), clock
+        if not newest:
+            clock = Clock()
+            return 0, self.learner.initial(self.reporter.say), clock
+        self.learner.adopt(self.checkpoints.about(newest))
+        found, run = self.checkpoints.restore(newest, self.learner.wanted())
+        self.reporter.say(f"resumed from step {newest}")
+        self.saved, self.lines = newest, run.get("lines", {})
+        self.journal.flops, self.journal.skipped = run["flops"], run.get("skipped", 0)
+        return newest, self.learner.whole(found), Clock(before=run["wall_s"])
 
     def _recall(self) -> None:
         """Learns from metrics.jsonl which evaluations are done: they come after the save of their step, which does not
@@ -147,7 +133,7 @@ class Run:
 
         The first process tells the others, which could read an older file or none.
         """
-        own = records.evaluations(self.rundir.path, self.setup.task.metric) if self.rundir.writes else {}
+        own = records.evaluations(self.rundir.path, self.learner.goal.name) if self.rundir.writes else {}
         done = {int(step): values for step, values in json.loads(processes.texts(json.dumps(own))[0]).items()}
         self.metrics.update({step: values[-1] for step, values in done.items()})
         here = done.get(self.step, [])
@@ -157,8 +143,7 @@ class Run:
         self.ended = self.ended and (self.reached or self.step == self.total)
 
     def _good_enough(self, value: float) -> bool:
-        goal = self.config["eval"]["stop_at"]
-        return goal is not None and (value >= goal if self.setup.task.higher_is_better else value <= goal)
+        return self.learner.goal.reached(value, self.config["eval"]["stop_at"])
 
     def _tick(self) -> None:
         if self.stop and jax.process_count() == 1:
@@ -211,7 +196,7 @@ class Run:
             self._settle()
             if not self._is_saved():  # before the evaluation: whatever becomes of that, the training is not lost
                 self._save_surely()
-            if self.validates and not self.ended:
+            if self.learner.validates and not self.ended:
                 self._evaluate(final=True)
             self.checkpoints.close()
             return self._finish()
@@ -227,24 +212,30 @@ class Run:
         """All that comes before the first update; a signal ends it anywhere."""
         self._tick()
         with self.heart.at(lambda: "comparing the data with those that the run knows"):
-            data.keep(self.setup.data, self.rundir.path, bool(self.checkpoints.steps()))
+            self.learner.keep(self.rundir.path, bool(self.checkpoints.steps()))
         with self.heart.at(lambda: "making the state"):
             self.step, self.state, self.clock = self._start()
         self.first = self.step
         for line in self.rundir.cut_back(self.step, self.lines):
             self.reporter.say(line)
         self._recall()
-        self._announce()
-        ahead.compile_ahead(self.config, self.setup, self.programs, self.evaluator, self.step)
+        for line in self.learner.announce():
+            self.reporter.say(line)
+        self._write_layout()
+        self.learner.prefetch(self.step)
         self.journal.begin(self.step, self.clock)
 
+    def _write_layout(self) -> None:
+        if self.rundir.writes:
+            write_json(self.rundir.path / "layout.json", self.learner.layout())
+
     def _train(self) -> None:
-        eval_every = self.setup.steps("eval", "every") if self.validates else 0
-        save_every = self.setup.steps("checkpoint", "every")
+        eval_every = self.learner.steps("eval", "every") if self.learner.validates else 0
+        save_every = self.learner.steps("checkpoint", "every")
         due = lambda every: every and self.step and self.step % every == 0  # noqa: E731
-        grads = self.programs.zero_grads()
-        batches = self.setup.batches(self.step, self.programs.share)
+        batches = self.learner.batches(self.step)
         while self.step < self.total and not self.reached:
+            self._reshape()
             if due(save_every) and self.step != self.saved:
                 self._settle()
                 with self.clock.pause():
@@ -254,29 +245,40 @@ class Run:
                 with self.clock.pause():
                     self._evaluate()
                 if self.reached:
-                    self.reporter.say(
-                        f"eval.stop_at={self.config['eval']['stop_at']} is reached at step {self.step} of {self.total}"
-                    )
+                    goal = self.config["eval"]["stop_at"]
+                    self.reporter.say(f"eval.stop_at={goal} is reached at step {self.step} of {self.total}")
                     break
             self._tick_step()
             self.profile.before(self.step, self.state)
             with self.journal.parts.of("data"):
                 batch = self._next(batches)
-            draws = self.setup.draw(self.step)
-            with self.journal.parts.of("dispatch"):
-                grads, metrics = self.update(batch, draws, grads)
+            with self.journal.parts.of("dispatch"), self.heart.at(self.learner.compiling):
+                self.state, numbers = self.learner.update(self.step, self.state, batch)
             self.step += 1
-            if self.step == self.first + 1:
-                self.reporter.say(self.programs.memory())
-            previous, self.pending = self.pending, (self.step, draws, metrics)
+            if self.step == self.first + 1 and (line := self.learner.memory()):
+                self.reporter.say(line)
+            previous, self.pending = self.pending, (self.step, numbers)
             self.journal.read(previous)
+
+    def _reshape(self) -> None:
+        """Takes another shape where a method asks for it, and saves it, so that a resumed run need not be asked."""
+        if self.step == self.saved or not self.learner.reshape_due(self.step):
+            return  # what is saved has its shape
+        self._settle()
+        state = self.learner.reshape(self.step, self.state, self.reporter.say)
+        if state is not None:
+            self.state = state
+            with self.clock.pause():
+                self._save()
+                self._write_layout()
+                self.learner.prefetch(self.step)
 
     def _settle(self) -> None:
         """Reads the numbers of the last update: after it, what is on disk is whole up to this step."""
         pending, self.pending = self.pending, None
         self.journal.read(pending)
 
-    def _next(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def _next(self, batches: Iterator[Any]) -> Any:
         """The next batch; a source that fails or stalls ends the run in one line."""
         name, patience = self.config["data"]["name"], self.config["data"]["stall_s"]
         try:
@@ -303,31 +305,13 @@ class Run:
         self._status("stopped")
         self.reporter.say(f"ended at once by a second Ctrl-C; {self._on_disk()}")
 
-    def update(self, batch: dict[str, np.ndarray], draws: tuple[Draw, ...], grads: Any) -> tuple[Any, dict[str, Any]]:
-        """One update: a gradient program per drawn sub-network, then the update program."""
-        self.state, grads, metrics = self.updater(self.step, self.state, batch, draws, grads)
-        flops = sum(self.flops[draw.name] * self.config["data"]["batch_size"] / draw.parts for draw in draws)
-        self.journal.flops += flops
-        return grads, {"flops": flops, **metrics}
-
-    def _program(self, kind: str, name: str, *args: Any, **which: Any) -> Any:
-        """A compiled program; told where training waits for one that was not compiled ahead."""
-        began = time.perf_counter()
-        with self.heart.at(self.programs.compiling):
-            program = self.programs.get(kind, name, *args, **which)
-        seconds = time.perf_counter() - began
+    def _waited(self, title: str, seconds: float) -> None:
+        """Told where training waits for a program that was not compiled ahead."""
         self.journal.waited(seconds)
-        if seconds > 1 and self.step > self.first + len(self.setup.phases):
-            self.reporter.say(
-                f"step {self.step}: waited {seconds:.1f} s while the {kind} program of {name or 'all'} was compiled"
-            )
-        return program
+        if seconds > 1 and self.step > self.first + self.learner.round:
+            self.reporter.say(f"step {self.step}: waited {seconds:.1f} s while the {title} program was compiled")
 
     # -- evaluation and saving ---------------------------------------------------------------------------------
-
-    def weights(self) -> Any:
-        """The parameters that are evaluated: their EMA when it is on."""
-        return self.state.params if self.state.ema is None else self.state.ema
 
     def _status(self, state: str, **more: Any) -> None:
         self.rundir.status(
@@ -336,30 +320,19 @@ class Run:
 
     def _evaluate(self, final: bool = False) -> None:
         self._status("evaluating")
-        names = self.setup.order if final or self.config["eval"]["subnets"] == "all" else ["full"]
-        with self.heart.at(lambda: self.programs.compiling() if self.programs.busy() else "evaluating"):
-            results = self.evaluator(names, self.weights(), self.state.stats, "validation")
-        record = {
-            f"validation/{key}/{name}": value for name, metrics in results.items() for key, value in metrics.items()
-        }
-        record |= experts.similarity_records(self.setup.space.full, self.weights(), self.state.stats)
+        goal = self.learner.goal
+        with self.heart.at(lambda: self.learner.compiling() if self.learner.busy() else "evaluating"):
+            value, record = self.learner.evaluate(self.state, final)
         self.rundir.metrics(self.step, record)
-        task = self.setup.task
-        full = results["full"][task.metric]
-        self.evaluated, self.metrics[self.step] = self.step, full
-        self.reached, self.ended = self.reached or (not final and self._good_enough(full)), final
-        self.reporter.say(f"step {self.step}: validation {task.metric} of the full network {shown(task, full)}")
+        self.evaluated, self.metrics[self.step] = self.step, value
+        self.reached, self.ended = self.reached or (not final and self._good_enough(value)), final
+        self.reporter.say(f"step {self.step}: validation {goal.name} of the full network {goal.shown(value)}")
 
     def _save(self) -> None:
         self._status("saving")
-        run = {
-            "step": self.step,
-            "wall_s": self.clock.wall(),
-            "flops": self.journal.flops,
-            "skipped": self.journal.skipped,
-        }
-        run["lines"] = dict(self.rundir.lines)
-        self.checkpoints.save(self.step, kept.kept(self.state, self.programs.full), run)
+        run = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.journal.flops}
+        run |= {"skipped": self.journal.skipped, "lines": dict(self.rundir.lines), **self.learner.describe()}
+        self.checkpoints.save(self.step, self.learner.kept(self.state), run)
         self.saved = self.step
 
     def _is_saved(self) -> bool:
@@ -376,46 +349,23 @@ class Run:
             f"the state could not be saved in {SAVES} tries, because the clock keeps jumping; {self._safe()}"
         )
 
-    # -- before and after --------------------------------------------------------------------------------------
-
-    def _announce(self) -> None:
-        """Says what is about to be trained, and writes what explains it."""
-        shapes = abstract(self.setup.space.full)
-        say, size = self.reporter.say, state_bytes(self.programs.state_shapes.opt_state)
-        say(
-            f"{self.config['model']['name']}: {shapes.num_params():,} parameters, {len(self.setup.order)} networks, "
-            f"{self.total:,} updates of {self.config['data']['batch_size']} examples, {jax.device_count()} device(s)"
-        )
-        say(
-            f"optimizer {self.config['optim']['name']}: {size:,} bytes of state, params {4 * shapes.num_params():,} bytes"
-        )
-        for name, missed in list(self.programs.refused.items())[:5]:
-            say(f"layout: {name} could not be split: {'; '.join(missed)}")
-        if not self.validates:
-            say(f"{self.config['data']['name']} has no validation split: nothing is evaluated during training")
-        if self.rundir.writes:
-            layout = {**self.programs.param_shardings, **self.programs.stat_shardings}
-            write_json(self.rundir.path / "layout.json", sharding.dump(layout))
-
     def _finish(self) -> dict[str, Any]:
         """Makes and writes the report: only then the run is finished."""
-        self.journal.judge(self.step, {"validation": self.metrics[self.step]} if self.validates else {})
-        with self.heart.at(lambda: self.programs.compiling() if self.programs.busy() else "making the report"):
-            report = finish.final_report(
-                self.setup, self.programs, self.evaluator, self.weights(), self.state.stats, self.rundir.path
-            )
-        report |= finish.facts(self.setup, self.programs, self.rundir.path, self.clock.wall(), self.journal, self.step)
+        learner = self.learner
+        self.journal.judge(self.step, {"validation": self.metrics[self.step]} if learner.validates else {})
+        with self.heart.at(lambda: learner.compiling() if learner.busy() else "making the report"):
+            report = learner.report(self.state, self.rundir.path)
+        report |= finish.facts(self.rundir.path, self.clock.wall(), self.journal, self.step)
         self.journal.judge(self.step, {report["metric"]: report["subnets"][0]["value"]} if report["split"] else {})
         for line in finish.remarks(report, self.rundir.path):
             self.reporter.say(line)
-        report |= {"full": "full", "title": self.config["model"]["name"]}
         if self.rundir.writes:
             write_report(self.rundir.path, report)
         processes.barrier("the report is written")
         return report
 
 
-def train(config: dict[str, Any], workdir: str, reporter: Reporter) -> dict[str, Any]:
+def train(config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = supervised) -> dict[str, Any]:
     """Runs a config in a directory (again: resumes) and returns the report, written as report.json, report.md and
     pareto.png.
 
@@ -423,6 +373,7 @@ def train(config: dict[str, Any], workdir: str, reporter: Reporter) -> dict[str,
       config: a resolved config, see `research.train.config`.
       workdir: the run's folder.
       reporter: where lines for humans go.
+      make: the learner; by default `supervised`.
 
     Raises:
       UserError: a config, a folder or data that do not fit, a full disk, NaN.
@@ -432,6 +383,6 @@ def train(config: dict[str, Any], workdir: str, reporter: Reporter) -> dict[str,
         with processes.listening():
             if jax.process_count() == 1:
                 stopping.heed()
-            return Run(config, workdir, reporter).run()
+            return Run(config, workdir, reporter, make).run()
     except stopping.Told as told:
         raise Preempted(max(whole_steps(Path(workdir) / "checkpoints"), default=0), told.by) from None

@@ -1,16 +1,20 @@
 """What the loop adds to the bare jitted step: both, interleaved, in one run."""
 
+import dataclasses
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from research.nested.schemes import Draw
-from research.train.evaluation import place
-from research.train.loop import Clock, Reporter, Run
-from research.train.state import State
-from research.train.update import part_of, teaches
+from research.nested.draws import teaches
+from research.train.gradient import Gradient
+from research.train.layout import shapes_of
+from research.train.loop import Clock, Reporter, Run, supervised
+from research.train.state import Microbatch, State, due
+from research.train.supervised import Supervised
+from research.train.turns import part_of, place
+from research.train.update import Update
 
 WARM_UP = 20
 SAVES, BETWEEN_SAVES = 9, 5
@@ -28,24 +32,26 @@ def loop_overhead(
     Returns:
       (a row for each with median and 95th percentile in ms, median over neighbouring pairs of loop / bare - 1).
     """
-    run = Run(config, workdir, reporter)
-    run.step, run.state, run.clock, run.first = 0, run.programs.init_state(), Clock(), 0
+    run = Run(config, workdir, reporter, supervised)
+    learner = run.learner
+    assert isinstance(learner, Supervised)
+    run.step, run.state, run.clock, run.first = 0, learner.initial(reporter.say), Clock(), 0
     run.journal.log_every = 10**9
-    batches, grads, pending = run.setup.batches(0), run.programs.zero_grads(), None
+    batches, pending = learner.batches(0), None
     looped: list[float] = []
     bare: list[float] = []
     for i in range(steps + WARM_UP):
         start = time.perf_counter()
-        batch, draws = next(batches), run.setup.draw(run.step)
-        grads, metrics = run.update(batch, draws, grads)
+        batch = next(batches)
+        run.state, numbers = learner.update(run.step, run.state, batch)
         run.step += 1
         run.journal.read(pending)
-        pending = (run.step, draws, metrics)
+        pending = (run.step, numbers)
         jax.block_until_ready(run.state.params)
         middle = time.perf_counter()
-        inputs = _bare_inputs(run, batch, draws)
+        inputs = _bare_inputs(learner, run.state, run.step, batch)
         again = time.perf_counter()
-        grads = _bare_update(run, inputs, grads)
+        run.state = _bare_update(learner, inputs, run.state, run.step)
         jax.block_until_ready(run.state.params)
         if i >= WARM_UP:
             looped.append(1e3 * (middle - start))
@@ -56,13 +62,10 @@ def loop_overhead(
         run._save()
         blocked.append(1e3 * (time.perf_counter() - start))
         for _ in range(BETWEEN_SAVES):
-            grads, _ = run.update(next(batches), run.setup.draw(run.step), grads)
+            run.state, _ = learner.update(run.step, run.state, next(batches))
             run.step += 1
         jax.block_until_ready(run.state.params)
-    run.heart.close()
-    run.checkpoints.close()
-    run.programs.close()
-    run.rundir.close()
+    run.closing.close()
     rows = [
         {"what": what, "median_ms": float(np.median(times)), "p95_ms": float(np.percentile(times, 95))}
         for what, times in (("bare jitted step", bare), ("update of the loop", looped), ("blocked by a save", blocked))
@@ -71,38 +74,31 @@ def loop_overhead(
     return rows, float(np.median(np.array(looped) / np.array(bare))) - 1
 
 
-def _bare_inputs(run: Run, batch: dict[str, np.ndarray], draws: tuple[Draw, ...]) -> list[tuple[Any, ...]]:
-    """Program, batch in place, clock and teacher for each part of the batch and each draw."""
-    programs, accumulate, out = run.programs, run.config["train"]["accumulate"], []
+def _bare_inputs(learner: Supervised, state: State, step: int, batches: Any) -> list[tuple[Any, Microbatch]]:
+    """Program and what it trains on, in place, for each part of the batch and each draw."""
+    programs, setup = learner.programs, learner.setup
+    accumulate, draws, phase, out = setup.config["train"]["accumulate"], setup.draw(step), setup.phase(step), []
     for order, draw in enumerate(draws):
         for micro in range(accumulate):
             slot = draw.part * accumulate + micro
-            placed = place(part_of(batch, slot, draw.parts * accumulate), programs)
-            clock = jax.device_put(
-                np.array([run.step, slot, order * accumulate + micro], np.uint32), programs.replicated
-            )
-            shape = programs.outputs(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), placed))
-            teacher = np.zeros(shape.shape, shape.dtype) if draw.distill else np.float32(0)
-            teacher = jax.device_put(teacher, programs.batch_sharding if draw.distill else programs.replicated)
-            args = (
-                run.state.params,
-                run.state.stats,
-                programs.full.params,
-                placed,
-                clock,
-                (np.float32(1), np.float32(1)),
-                teacher,
-            )
-            which = {"distill": draw.distill, "teaches": teaches(draw, draws), "phase": run.setup.phase(run.step)}
-            out.append((programs.get("gradient", draw.name, *args, **which), placed, clock, teacher))
+            cut = {name: part_of(batches[name], slot, draw.parts * accumulate) for name in phase.streams}
+            placed = {name: place(batch, programs) for name, batch in cut.items()}
+            clock = np.array([step, slot, order * accumulate + micro], np.uint32)
+            shapes = tuple((name, shapes_of(batch)) for name, batch in placed.items())
+            program = Gradient(draw.name, shapes, phase.name, draw.distill, teaches(draw, draws))
+            shape = program.microbatch(programs).teacher
+            where = programs.layout.batch if draw.distill else programs.layout.replicated
+            whole = jax.device_put((clock, (np.float32(1), np.float32(1))), programs.layout.replicated)
+            teacher = jax.device_put(np.zeros(shape.shape, shape.dtype), where)
+            out.append((programs.get(program), Microbatch(placed, *whole, teacher)))
     return out
 
 
-def _bare_update(run: Run, inputs: list[tuple[Any, ...]], grads: Any) -> Any:
+def _bare_update(learner: Supervised, inputs: list[tuple[Any, Microbatch]], state: State, step: int) -> State:
     share = (np.float32(1.0 / len(inputs)),) * 2
-    for program, placed, clock, teacher in inputs:
-        grads, _, _, _ = program(run.state.params, run.state.stats, grads, placed, clock, share, teacher)
-    bare = State(run.state.params, {}, run.state.opt_state, run.state.ema)
-    args = (bare, grads, np.int32(run.step), run.state.stats, run.state.stats)
-    run.state, grads, _ = run.programs.get("update", "", *args, phase=run.setup.phase(run.step))(*args)
-    return grads
+    for program, microbatch in inputs:
+        found = program(learner.programs.held(state), learner._grads, dataclasses.replace(microbatch, scale=share))
+        learner._grads = found.grads
+    bare, *rest = due(state, np.int32(step), state.stats)
+    state, learner._grads, _ = learner.programs.get(Update(learner.setup.phase(step).name))(bare, learner._grads, *rest)
+    return state

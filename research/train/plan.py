@@ -10,7 +10,6 @@ this backend makes, and it keeps bfloat16 products in float32. For the same reas
 appear in float32, twice the bytes of a chip's.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,12 +21,15 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from research.modules.mesh import BATCH_AXES
-from research.modules.state import apply, told
 from research.report.collectives import Collective, collectives
 from research.report.roofline import Prediction, predict
 from research.train import costs
+from research.train.gradient import Gradient
+from research.train.layout import shapes_of
 from research.train.programs import Programs
 from research.train.setup import Setup, make_programs
+from research.train.state import Held, Microbatch
+from research.train.update import Update
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Plan:
 
     Attributes:
       devices: of the mesh.
-      bytes: "parameters", "statistics", "optimizer", "ema", "gradients", "batch".
+      bytes: "parameters", "statistics", "optimizer", "methods", "gradients", "batch".
       activations: estimate for one micro-batch.
       temporaries: program -> what the CPU compiler sets aside.
       arguments: program -> (bytes that the compiled program takes, bytes of the arrays by our own count; the rest, some
@@ -85,31 +87,27 @@ def plan(setup: Setup) -> Plan:
 
 
 def _plan(setup: Setup, programs: Programs) -> Plan:
-    config, shapes, shardings = setup.config, programs.state_shapes, programs.state_shardings
+    config, shapes, shardings, layout = setup.config, programs.shapes, programs.shardings, programs.layout
     micro = config["data"]["batch_size"] // setup.parts
-    batch = setup.batch_shapes(micro)
-    params, stats = dict(programs.full.params), dict(programs.full.stats)
-    clock, scale, teacher, step = np.zeros(3, np.uint32), (np.float32(0),) * 2, np.float32(0), np.int32(0)
-    phase = setup.phase(0)
-    gradient = programs.get("gradient", "full", params, stats, params, batch, clock, scale, teacher, phase=phase)
-    bare = dataclasses.replace(shapes, stats={})
-    update = programs.get("update", "", bare, params, step, stats, stats, phase=phase)
+    batch, phase = setup.batch_shapes(micro), setup.phase(0)
+    gradient = Gradient("full", tuple((name, shapes_of(batch)) for name in phase.streams), phase.name)
+    params = dict(programs.full.params)
     held = {
         "parameters": device_bytes(shapes.params, shardings.params),
         "statistics": device_bytes(shapes.stats, shardings.stats),
         "optimizer": device_bytes(shapes.opt_state, shardings.opt_state),
-        "ema": device_bytes(shapes.ema, shardings.ema) if shapes.ema is not None else 0,
-        "gradients": device_bytes(params, programs.param_shardings),
-        "batch": device_bytes(batch, jax.tree.map(lambda _: programs.batch_sharding, batch)),
+        "methods": device_bytes(shapes.methods, shardings.methods),
+        "gradients": device_bytes(params, layout.params),
+        "batch": device_bytes(batch, jax.tree.map(lambda _: layout.batch, batch)),
     }
-    state = held["parameters"] + held["statistics"] + held["optimizer"] + held["ema"]
+    state = held["parameters"] + held["statistics"] + held["optimizer"] + held["methods"]
     taken = {
-        "gradient": held["parameters"] + held["statistics"] + held["gradients"] + held["batch"],
+        "gradient": held["parameters"] + held["statistics"] + held["methods"] + held["gradients"] + held["batch"],
         "update": state + held["gradients"],
     }
-    compiled = {"gradient": gradient, "update": update}
+    compiled = {"gradient": programs.get(gradient), "update": programs.get(Update(phase.name))}
     memory = {name: program.memory_analysis() for name, program in compiled.items()}
-    activations = activation_bytes(setup, programs, micro)
+    activations = activation_bytes(programs, gradient, micro)
     width = 2 if config["train"]["precision"] == "bfloat16" else 4
     weights = sum(math.prod(s.shape) for s in params.values())
     # The step reads the weights for the forward and the backward pass and reads and writes gradients, the update reads
@@ -124,9 +122,7 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
         arguments={name: (m.argument_size_in_bytes, taken[name]) for name, m in memory.items()},
         collectives={name: collectives(program.as_text(), programs.mesh) for name, program in compiled.items()},
         runs={"gradient": setup.parts, "update": 1},
-        flops=float(costs.training_flops(setup.space.full))
-        * getattr(setup.task, "work", 1)
-        * config["data"]["batch_size"],
+        flops=float(costs.training_flops(setup.space.full)) * setup.methods.work() * config["data"]["batch_size"],
         traffic=per_run * setup.parts + 2 * state + 2 * held["gradients"],
     )
 
@@ -144,29 +140,20 @@ def device_bytes(shapes: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def activation_bytes(setup: Setup, programs: Programs, micro: int) -> int:
+def activation_bytes(programs: Programs, gradient: Gradient, micro: int) -> int:
     """Returns about how many bytes the backward pass keeps of the forward one, on one device.
 
-    These are the residuals of JAX's linearization, under the run's remat policy, of one micro-batch; what is a
-    parameter itself is not among them. Those of a batch are divided over the devices that divide the batch.
+    These are the residuals of JAX's linearization of a phase's objective, under the run's remat policy, of one
+    microbatch; what is a parameter itself is not among them. Those of a batch are divided over the devices that divide
+    the batch.
     """
-    config, task = programs.space.full, setup.task
-    batch = setup.batch_shapes(micro)
 
-    def residuals(params, stats, batch, key):
-        inputs, target = task.prepare(batch, key)
+    def residuals(held: Held, microbatch: Microbatch) -> Any:
+        loss = gradient.loss(programs, held, microbatch)
+        return jax.vjp(lambda params: loss(params)[0], held.params)[1]
 
-        def loss(params):
-            more = {"mode": "train", "key": key, **told(config, task.real(batch))}
-            outputs, _ = apply(config, programs._cast(params), stats, *programs._cast_inputs(inputs), **more)
-            return task.loss(outputs, target)
-
-        return jax.vjp(loss, params)[1]
-
-    if hasattr(task, "objective"):
-        return 0
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    traced = jax.make_jaxpr(residuals)(dict(programs.full.params), dict(programs.full.stats), batch, key).jaxpr
+    shapes = (programs.held_shapes(), gradient.microbatch(programs))
+    traced = jax.make_jaxpr(residuals)(*shapes).jaxpr
     given = set(traced.invars)
     kept = {var for var in traced.outvars if not hasattr(var, "val")}  # constants have one
     total = 0

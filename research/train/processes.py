@@ -56,6 +56,21 @@ def texts(own: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(np.asarray(rows, np.uint8), sizes, strict=True)]
 
 
+def same(own: str, what: str) -> None:
+    """Raises RuntimeError unless a text is the same in every process."""
+    if len(set(texts(own))) > 1:
+        raise RuntimeError(f"{what} is not the same in every process")
+
+
+def gathered(array: Any) -> Any:
+    """Returns an array whole, also where its parts lie on devices of other processes. All processes must call it."""
+    if jax.process_count() == 1:
+        return jax.device_get(array)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
 def everywhere(value: bool) -> bool:
     """Returns whether it holds in every process."""
     if jax.process_count() == 1:

@@ -1,7 +1,7 @@
 """What a run tells of an update: the line of metrics.jsonl, and the line that the terminal shows."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,26 @@ from research.train import experts
 HEADINGS = {"accuracy": "acc", "robust_accuracy": "robust"}
 
 
-def of_update(host: Mapping[str, Any], config: Any) -> dict[str, Any]:
+def of_update(
+    losses: Sequence[tuple[str, Mapping[str, Any]]], measured: Mapping[str, Any], config: Any
+) -> dict[str, Any]:
     """Returns the numbers of an update: means over its sub-networks, the loss of each (the mean, where it is drawn more
-    than once), norms, and the load of experts.
+    than once), norms, and what layers log of themselves.
 
     Args:
-      host: metrics of an update, on the host: "losses" as (sub-network, its numbers) of every draw, "lr", "grad_norm",
-        "finite", maybe "norms".
+      losses: (sub-network, its numbers) of every draw, on the host.
+      measured: of the update program, on the host: "lr", "grad_norm", "finite", maybe "norms".
       config: of the full network.
     """
-    losses = host["losses"]
     named = {name: [v["loss"] for other, v in losses if other == name] for name, _ in losses}
     record: dict[str, Any] = {"loss": float(np.mean([v["loss"] for _, v in losses]))}
-    record |= {k: float(np.mean([v[k] for _, v in losses])) for k in losses[0][1] if k not in ("loss", "experts")}
-    record |= {"lr": float(host["lr"]), "grad_norm": float(host["grad_norm"])}
+    record |= {k: float(np.mean([v[k] for _, v in losses])) for k in losses[0][1] if k not in ("loss", "logged")}
+    record |= {"lr": float(measured["lr"]), "grad_norm": float(measured["grad_norm"])}
     record |= {f"loss/{name}": float(np.mean(values)) for name, values in named.items()}
-    record |= {f"norm/{name}": float(value) for name, value in host.get("norms", {}).items()}
-    for values in (v["experts"] for _, v in losses if "experts" in v):
+    record |= {f"norm/{name}": float(value) for name, value in measured.get("norms", {}).items()}
+    for values in (v["logged"] for _, v in losses if "logged" in v):
         record |= experts.records(config, values)
-    if not host["finite"]:
+    if not measured["finite"]:
         record["skipped"] = 1
     return record
 

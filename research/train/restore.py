@@ -4,7 +4,7 @@ steps meanwhile."""
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,61 @@ class Wanted:
     Attributes:
       shapes, shardings: of the state.
       others: (names of) branches that it may hold as well, and that are not read.
+      former: branch -> where earlier versions kept it.
     """
 
     shapes: Any
     shardings: Any
     others: Collection[tuple[str, ...]] = ()
+    former: Mapping[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
+
+    def as_saved(self, saved: Collection[tuple[str, ...]]) -> tuple[Any, Any, dict[tuple[str, ...], tuple[str, ...]]]:
+        """Returns (shapes, shardings, branches that lie elsewhere) as a checkpoint of these paths has them."""
+        moved = {new: old for new, old in self.former.items() if any(path[: len(old)] == old for path in saved)}
+        shapes, shardings = self.shapes, self.shardings
+        for new, old in moved.items():
+            shapes, shardings = (_moved(tree, new, old) for tree in (shapes, shardings))
+        return shapes, shardings, moved
+
+
+def _moved(tree: dict[str, Any], source: tuple[str, ...], target: tuple[str, ...]) -> dict[str, Any]:
+    """Returns a tree of dictionaries with a branch moved from one path to another."""
+    out = _copied(tree)
+    parents = [out]
+    for key in source[:-1]:
+        parents.append(parents[-1].get(key, {}))
+    if source[-1] not in parents[-1]:
+        return out
+    value, place = parents[-1].pop(source[-1]), out
+    for parent, key in reversed(list(zip(parents, source[:-1], strict=False))):
+        if not parent[key]:
+            del parent[key]  # a branch without arrays is in no file
+    for key in target[:-1]:
+        place = place.setdefault(key, {})
+    place[target[-1]] = value
+    return out
+
+
+def _copied(tree: Any) -> Any:
+    return {k: _copied(v) for k, v in tree.items()} if type(tree) is dict else tree
+
+
+def about(folder: Path, step: int) -> dict[str, Any]:
+    """Returns what a step holds beside the state.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler("state", "run")) as checkpointer:
+            found = checkpointer.restore(
+                folder.absolute() / str(step), args=ocp.args.Composite(run=ocp.args.JsonRestore())
+            )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {step} in {folder} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    return found["run"]
 
 
 def restore(folder: Path, step: int, wanted: Wanted) -> tuple[Any, dict[str, Any]]:
@@ -63,23 +113,27 @@ def restore(folder: Path, step: int, wanted: Wanted) -> tuple[Any, dict[str, Any
     import orbax.checkpoint as ocp
     from etils import epath  # orbax's own
 
-    target = jax.tree.map(
-        lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), wanted.shapes, wanted.shardings
-    )
-    arguments = ocp.checkpoint_utils.construct_restore_args(target)
-    items = ocp.args.Composite(
-        state=ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True), run=ocp.args.JsonRestore()
-    )
     where = f"checkpoint {step} in {folder}"
     try:
-        saved = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder.absolute() / str(step) / "state")).tree
-        _check(_by_path(saved), _by_path(target), wanted.others, where)
+        files = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder.absolute() / str(step) / "state"))
+        saved = _by_path(files.tree)
+        shapes, shardings, moved = wanted.as_saved(saved)
+        target = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
+        arguments = ocp.checkpoint_utils.construct_restore_args(target)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True),
+            run=ocp.args.JsonRestore(),
+        )
+        _check(saved, _by_path(target), wanted.others, where)
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler("state", "run")) as checkpointer:
             out = checkpointer.restore(folder.absolute() / str(step), args=items)
     except (ValueError, KeyError, TypeError) as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(f"{where} does not fit this config: {first}") from None
-    return out["state"], out["run"]
+    state = out["state"]
+    for new, old in moved.items():
+        state = _moved(state, old, new)
+    return state, out["run"]
 
 
 def _by_path(tree: Any) -> dict[tuple[str, ...], Any]:
@@ -120,11 +174,14 @@ def _check(
     )
 
 
-def restore_newest(folder: Path, wanted: Wanted, say: Callable[[str], None]) -> tuple[int, Any, dict[str, Any]]:
+def restore_newest(
+    folder: Path, wanted: Callable[[Mapping[str, Any]], Wanted], say: Callable[[str], None]
+) -> tuple[int, Any, dict[str, Any]]:
     """Returns (step, state, run) of the newest step whose every byte is as it was written.
 
     Args:
-      folder, wanted: as of `restore`.
+      folder: as of `restore`.
+      wanted: returns what a step is asked for, from what it holds beside the state.
       say: called with a line for each newer step that is damaged.
 
     Raises:
@@ -145,7 +202,7 @@ def restore_newest(folder: Path, wanted: Wanted, say: Callable[[str], None]) -> 
                 f"no whole step is in {folder} yet; wait for the first save, or train it (python -m launch.train)"
             )
         try:
-            state, run = restore(folder, step, wanted)
+            state, run = restore(folder, step, wanted(about(folder, step)))
         except Exception:
             if fault(folder / str(step), step) is None:
                 raise

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,23 +15,23 @@ from research.errors import UserError
 from research.models import registry
 from research.modules.axes import role
 from research.modules.mesh import BATCH_AXES
-from research.modules.state import abstract
-from research.nested import schemes
+from research.modules.state import Abstract, abstract
+from research.nested.draws import Draw
 from research.nested.space import Space, as_choices, make_space, shrink
 from research.optim.build import alternating, make_optimizer
 from research.optim.schedules import make_schedule
-from research.tasks.base import Task, phases
+from research.tasks.base import Task
 from research.tasks.classification import Classification
 from research.tasks.contrastive import Contrastive
 from research.tasks.density import DensityCounting
 from research.tasks.in_context import InContextLearning
 from research.tasks.language import LanguageModelling
-from research.tasks.robust import RobustClassification
-from research.train import sharding, spread
-from research.train.attack_checks import check_pixels, check_report
+from research.train import parallel, sharding, streams
 from research.train.data import Data, Facts
 from research.train.durations import to_steps
 from research.train.examples import Checked, check_labelled, limits_of
+from research.train.method import About, Brought, Phase
+from research.train.methods import Methods, extended, make_methods
 from research.train.programs import Programs
 
 
@@ -100,11 +99,6 @@ def make_task(config: dict[str, Any], model: Any, source: Any, sample: Mapping[s
     """Returns the task that belongs to the data's kind of examples."""
     fields = dict(config["task"])
     metric, contrastive, local = fields.pop("metric"), fields.pop("contrastive"), fields.pop("local_counting")
-    robust = fields.pop("robust")
-    if robust["method"] != "none":
-        check_pixels(config, sample)
-        routing = {"experts": model.pathways, "router": model.router}
-        return RobustClassification(num_classes=_classes(model, source, sample), **fields, **robust, **routing)
     if "pairs" in sample:
         _check_pairs(model, source)
         return Contrastive(contrastive["loss"], contrastive["temperature"], contrastive["normalize"])
@@ -153,6 +147,7 @@ class Setup:
     data: Data
     task: Task
     space: Space
+    methods: Methods
     total: int
 
     @property
@@ -174,14 +169,24 @@ class Setup:
         """The shapes of a prepared batch of one example."""
         return self.data.facts.shapes
 
-    @property
-    def phases(self) -> tuple[str, ...]:
+    @functools.cached_property
+    def phases(self) -> tuple[Phase, ...]:
         """The phases of a round of updates."""
-        return phases(self.task)
+        return self.methods.phases(self.space.full)
 
-    def phase(self, step: int) -> str:
-        """Returns the phase of an update, "" where there is only one."""
-        return self.phases[step % len(self.phases)] if len(self.phases) > 1 else ""
+    def phase(self, step: int) -> Phase:
+        """Returns the phase of an update."""
+        return self.phases[step % len(self.phases)]
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the networks of an update are trained at the same time, on different devices."""
+        return self.config["nested"]["execution"] == "parallel"
+
+    @property
+    def mean(self) -> bool:
+        """Whether the losses of an update's networks are averaged, else summed."""
+        return self.config["nested"]["reduce"] == "mean"
 
     @property
     def units(self) -> int:
@@ -214,43 +219,46 @@ class Setup:
             phases=len(self.phases),
         )
 
-    def draw(self, step: int) -> tuple[schemes.Draw, ...]:
+    def draw(self, step: int) -> tuple[Draw, ...]:
         """Returns the sub-networks of an update."""
-        nested = self.config["nested"]
-        return schemes.draw(
-            nested["scheme"], self.order, nested["count"], self.config["seed"], step // len(self.phases)
-        )
+        return self.methods.draws(self.order, self.config["seed"], step // len(self.phases))
 
     @functools.cached_property
     def parts(self) -> int:
         """Parts of a batch that are trained on one after the other: of sub-networks with parts of their own, and
         accumulated ones."""
-        if self.config["nested"]["spread"]:
-            return 1
-        return max(d.parts for d in self.draw(0)) * self.config["train"]["accumulate"]
+        return 1 if self.parallel else max(d.parts for d in self.draw(0)) * self.config["train"]["accumulate"]
+
+    def reshaped(self, model: Any) -> "Setup":
+        """Returns the setup with another full network, of the same kind.
+
+        Raises:
+          UserError: a named sub-network that is no part of it.
+        """
+        return dataclasses.replace(self, space=make_space(model, self.config["nested"]["points"]))
 
     def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Any:
-        """Returns the iterator of training batches from update `start` on; the phases of a round share theirs.
+        """Returns the iterator of training batches (stream -> batch) from update `start` on; the phases of a round
+        share theirs.
 
         Args:
           start: the first update.
           share: (index, count): the index-th of count shares of each batch.
         """
         count = len(self.phases)
-        batches = pipeline.train_batches(
+        return streams.rounds(
             self.splits["train"],
+            self.methods.streams(),
+            count,
+            start,
             batch_size=self.config["data"]["batch_size"],
             seed=self.config["seed"],
             augment=self.transform,
-            start_step=start // count,
             num_steps=-(-self.total // count),
             shard_index=share[0],
             shard_count=share[1],
             parts=self.parts,
         )
-        if count == 1:
-            return batches
-        return itertools.islice((batch for batch in batches for _ in range(count)), start % count, None)
 
 
 def make_setup(
@@ -272,22 +280,18 @@ def make_setup(
     source, sample = data.facts.source, data.facts.shapes
     model = make_model(config, source, sample)
     space = make_space(model, config["nested"]["points"])
-    task = make_task(config, model, source, sample)
-    check_report(config, sample)
+    task, methods = make_task(config, model, source, sample), make_methods(config)
+    methods.check(About(config, task, space, sample, methods.items))
+    task = methods.wrapped(task, model)
     if known is None:
         check_labelled(data.splits)
-    duration, count = config["train"]["duration"], len(phases(task))
+    duration, count = config["train"]["duration"], len(methods.phases(model))
     size, examples = config["data"]["batch_size"], data.facts.examples["train"]
     total = to_steps(duration, batch_size=size, num_examples=examples, total=None, field="train.duration", phases=count)
     if total < 1:
         raise UserError(f"train.duration={duration!r} is no update at all")
     total = -(-total // count) * count  # whole rounds
-    setup = Setup(config, data, task, space, total)
-    if isinstance(task, RobustClassification) and any(draw.distill for draw in setup.draw(0)):
-        scheme = config["nested"]["scheme"]
-        raise UserError(
-            f"nested.scheme={scheme!r} teaches by outputs, robust training has none; valid: full, random, sorted, all"
-        )
+    setup = Setup(config, data, task, space, methods, total)
     _check_batch(config, setup)
     return setup
 
@@ -296,18 +300,19 @@ def _check_batch(config: dict[str, Any], setup: Setup) -> None:
     size = config["data"]["batch_size"]
     if size % setup.parts:
         raise UserError(
-            f"data.batch_size={size} does not divide into {setup.parts} parts (nested.count x train.accumulate)"
+            f"data.batch_size={size} does not divide into {setup.parts} parts (of an update's networks x "
+            "train.accumulate)"
         )
 
 
-def _check_divisible(config: dict[str, Any], task: Task, devices: int) -> None:
+def _check_divisible(setup: Setup, devices: int) -> None:
     """Raises UserError where a batch would be cut whose loss looks across its examples."""
-    accumulate, nested = config["train"]["accumulate"], config["nested"]
-    if task.indivisible and accumulate > 1:
-        raise UserError(f"train.accumulate={accumulate} would change the loss: {task.indivisible}; valid: 1")
-    if task.indivisible and nested["spread"] and devices != nested["count"]:
+    accumulate, networks, reason = setup.config["train"]["accumulate"], len(setup.draw(0)), setup.task.indivisible
+    if reason and accumulate > 1:
+        raise UserError(f"train.accumulate={accumulate} would change the loss: {reason}; valid: 1")
+    if reason and setup.parallel and devices != networks:
         raise UserError(
-            f"nested.spread over {devices} devices with nested.count={nested['count']} would change the loss: {task.indivisible}; "
+            f"nested.execution=parallel over {devices} devices with {networks} networks would change the loss: {reason}; "
             "valid: as many networks as devices"
         )
 
@@ -346,9 +351,10 @@ def make_programs(setup: Setup, waiting: Callable[[], None] = lambda: None) -> P
                 f"{field}: {size} examples at a time do not divide over {' x '.join(BATCH_AXES)} = {shards} devices"
             )
     check_experts(setup.space, mesh.shape["expert"])
-    _check_divisible(config, setup.task, mesh.size)
-    spread.check(config, mesh)
-    return _programs(setup, mesh, waiting)
+    _check_divisible(setup, mesh.size)
+    if setup.parallel:
+        parallel.check(config, setup.methods, setup.draw(0), mesh)
+    return _programs(setup, mesh, setup.methods.brought(), waiting)
 
 
 def make_reading_programs(setup: Setup) -> Programs:
@@ -359,35 +365,50 @@ def make_reading_programs(setup: Setup) -> Programs:
         devices = devices[
             : math.gcd(len(devices), setup.config["data"]["batch_size"], setup.config["eval"]["batch_size"])
         ]
-    return _programs(setup, sharding.make_mesh({"data": -1}, devices))
+    return _programs(setup, sharding.make_mesh({"data": -1}, devices), {})
 
 
-def _programs(setup: Setup, mesh: Any, waiting: Callable[[], None] = lambda: None) -> Programs:
+def _programs(
+    setup: Setup, mesh: Any, brought: Mapping[str, Brought], waiting: Callable[[], None] = lambda: None
+) -> Programs:
     config = setup.config
     optim = config["optim"]
     rounds = len(setup.phases)
-    schedule = make_schedule(
+    schedule = functools.partial(
+        make_schedule,
         optim["schedule"],
-        peak=optim["lr"],
         total=setup.total // rounds,
         warmup=setup.steps("optim", "warmup") // rounds,
         final=optim["final_lr"],
         order=optim["order"],
     )
-    full = abstract(setup.space.full)
-    optimizer = _optimizer(setup, schedule, {k: full.axes[k] for k in full.params}, full.kinds)
+    model = abstract(setup.space.full)
+    full = extended(model, model, setup.methods.extras(model))
+    optimizer = setup.methods.optimizer(_optimizer(setup, schedule, full), full.axes)
     largest = max(setup.examples("validation"), setup.examples("test"))
-    calls = {"calibrate": config["eval"]["calibrate_batches"], "evaluate": -(-largest // config["eval"]["batch_size"])}
-    return Programs(setup.task, setup.space, optimizer, schedule, mesh, config["seed"], config, calls, waiting=waiting)
-
-
-def _optimizer(setup: Setup, schedule: Any, axes: Mapping[str, Any], kinds: Mapping[str, Any]) -> Any:
-    """One optimizer, or one for the parameters of each phase."""
-    optim = setup.config["optim"]
-    if len(setup.phases) == 1:
-        return make_optimizer(optim, schedule, axes, kinds)
-    task: Any = setup.task
-    groups = {phase: [name for name in axes if task.trains(phase, name)] for phase in setup.phases}
-    return alternating(
-        {phase: (make_optimizer(optim, schedule, axes, kinds, group), group) for phase, group in groups.items()}
+    calls = config["eval"]["calibrate_batches"], -(-largest // config["eval"]["batch_size"])
+    return Programs(
+        setup.task,
+        setup.space,
+        setup.methods,
+        optimizer,
+        schedule(peak=optim["lr"]),
+        mesh,
+        config,
+        calls,
+        brought,
+        waiting=waiting,
     )
+
+
+def _optimizer(setup: Setup, schedule: Callable[..., Any], full: Abstract) -> Any:
+    """One optimizer, or one for the parameters of each phase."""
+    axes, own = {k: full.axes[k] for k in full.params}, {}
+    for phase in setup.phases:
+        optim = {**setup.config["optim"], **phase.optim}
+        names = [name for name in axes if phase.trains(name)]
+        peak = schedule(peak=optim["lr"])
+        if len(setup.phases) == 1:
+            return make_optimizer(optim, peak, axes, full.kinds)
+        own[phase.name] = (make_optimizer(optim, peak, axes, full.kinds, names), names)
+    return alternating(own)

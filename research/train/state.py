@@ -1,83 +1,107 @@
-"""What a checkpoint holds, and the program that moves it: gradients in, parameters, statistics, optimizer state and EMA
-out."""
+"""What a checkpoint holds, and the contract of an update's programs: what each takes and gives.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+An update runs a gradient program for every sub-network and microbatch, each of which adds to one buffer of gradients,
+then the update program, which moves the state. Whoever runs, compiles, plans or times an update speaks of the classes
+here.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float, UInt
 
-from research.modules.axes import Axes, StatKind, role
-from research.modules.state import Arrays, abstract, after_update
+from research.modules.state import Arrays
 
 
 @jax.tree_util.register_dataclass
-@dataclass
+@dataclass(frozen=True)
 class State:
-    """What a checkpoint holds: params, running statistics, optimizer state and the EMA of the params (or None)."""
+    """What a checkpoint holds.
+
+    Attributes:
+      params: trained arrays: the model's, and of methods as METHOD/NAME.
+      stats: the model's statistics.
+      opt_state: of the optimizer.
+      methods: method -> its own arrays that the optimizer does not move.
+    """
 
     params: Arrays
     stats: Arrays
     opt_state: Any
-    ema: Arrays | None
+    methods: dict[str, Arrays] = field(default_factory=dict)
 
 
-def update_program(
-    config: Any,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    train: Mapping[str, Any],
-    phase: str,
-    phases: int,
-) -> Callable:
-    """Returns program(state, grads, step, before, moved) -> (state, zeros, metrics), traced by the caller.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Held:
+    """What gradients are made of and all programs of an update share.
 
-    `state` comes without statistics, which are not donated: `before` are those before the update, `moved` those that
-    its gradient programs left. Under train.nan=skip an update whose gradient or statistics are not finite changes
-    nothing at all.
+    Attributes:
+      params: as of `State`.
+      stats: moved by the gradient programs of the full network.
+      methods: as of `State`.
+      brought: method -> (params, stats) of the network that it brings.
+    """
+
+    params: Arrays
+    stats: Arrays
+    methods: dict[str, Arrays]
+    brought: dict[str, tuple[Arrays, Arrays]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Microbatch:
+    """What one gradient program trains on.
+
+    Attributes:
+      batches: stream -> its arrays, in place.
+      clock: [update, part of the batch, draw and microbatch].
+      scale: factors of the loss and of what layers add to it.
+      teacher: outputs of the full network for these examples, a 0 where nothing is learned from them.
+    """
+
+    batches: dict[str, dict[str, Array]]
+    clock: UInt[Array, " 3"]
+    scale: tuple[Float[Array, ""], Float[Array, ""]]
+    teacher: Array
+
+
+class Gradients(NamedTuple):
+    """What a gradient program gives.
+
+    Attributes:
+      grads: the buffer with this gradient added.
+      stats: of the full network afterwards.
+      measured: numbers of the log, see `research.train.records`.
+      outputs: what others learn from, a 0 where nobody does.
+    """
+
+    grads: Arrays
+    stats: Arrays
+    measured: dict[str, Any]
+    outputs: Any
+
+
+class Updated(NamedTuple):
+    """What the update program gives: the state, the buffer of gradients (zeros again), numbers of the log."""
+
+    state: State
+    grads: Arrays
+    measured: dict[str, Any]
+
+
+def due(state: State, step: Any, moved: Arrays) -> tuple[State, Any, Arrays, Arrays]:
+    """Returns what the update program takes beside the buffer of gradients.
 
     Args:
-      config: of the full network.
-      optimizer, schedule: of the run.
-      train: the config's section.
-      phase: of the update, "" where there is only one.
-      phases: how many there are.
+      state: before the update.
+      step: index of the update.
+      moved: statistics as the gradient programs left them.
+
+    Returns:
+      (the state without statistics, which are not donated, step, statistics before, moved).
     """
-    decay, skip = train["ema"], train["nan"] == "skip"
-    more, shapes = {"phase": phase} if phase else {}, abstract(config)
-    lasting = shapes.stats_of(StatKind.MOMENT, StatKind.SUM, StatKind.STATE)
-
-    def program(state: State, grads: Arrays, step: Array, before: Arrays, moved: Arrays):
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **more)
-        params = {**state.params, **optax.apply_updates({k: state.params[k] for k in updates}, updates)}
-        ema = state.ema
-        if decay:
-            rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-            ema = jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, params)
-        norm = optax.global_norm(grads)
-        new = State(params, after_update(config, state.params, moved), opt_state, ema)
-        finite = jnp.isfinite(norm)
-        if skip:
-            for name in lasting:
-                finite &= jnp.isfinite(moved[name]).all()
-            new = jax.tree.map(
-                lambda a, b: jnp.where(finite, a, b), new, State(state.params, before, state.opt_state, state.ema)
-            )
-        metrics = {"grad_norm": norm, "lr": schedule(step // phases), "finite": finite}
-        if train["norms"]:
-            metrics["norms"] = {f"grad/{k}": v for k, v in _norms(grads, shapes.axes).items()}
-            metrics["norms"] |= {f"param/{k}": v for k, v in _norms(new.params, shapes.axes).items()}
-        return new, jax.tree.map(jnp.zeros_like, grads), metrics
-
-    return program
-
-
-def _norms(arrays: Arrays, axes: Mapping[str, Axes]) -> dict[str, Array]:
-    """Returns the norm of all arrays whose axes have the same roles, by these, e.g. "embed*mlp"."""
-    groups: dict[str, list[Array]] = {}
-    for name, array in arrays.items():
-        groups.setdefault("*".join(role(axis) for axis in axes[name]) or "scalar", []).append(array)
-    return {roles: optax.global_norm(group) for roles, group in groups.items()}
+    return dataclasses.replace(state, stats={}), step, state.stats, moved

@@ -1,6 +1,6 @@
 """Which fields of a config are read: a setting that nothing goes by is refused instead of ignored.
 
-Whoever reads fields that others do not says so: tasks and their methods, schemes, data sets, parts of the report. A
+Whoever reads fields that others do not says so: tasks and data sets, parts of the report. A
 field that nobody claims is read in every run.
 """
 
@@ -14,14 +14,13 @@ from research.data.augment import PARTS_OF
 from research.data.sources import kind_of_examples, settings_read
 from research.errors import UserError
 from research.files import printable
-from research.nested.schemes import SCHEMES
 from research.tasks.classification import Classification
 from research.tasks.contrastive import Contrastive
 from research.tasks.density import DensityCounting
 from research.tasks.in_context import InContextLearning
 from research.tasks.language import LanguageModelling
-from research.tasks.robust import METHODS, RobustClassification
 from research.train.config import NAME, base_config, resolved, value_of
+from research.train.method import find
 from research.values import Rule, fit
 
 Config = Mapping[str, Any]
@@ -55,8 +54,7 @@ class Reader:
 
 def task_of(config: Config) -> Any:
     """Returns the class of a config's task."""
-    robust = config["task"]["robust"]["method"] != "none"
-    return RobustClassification if robust else OF_EXAMPLES[kind_of_examples(config["data"]["name"])]
+    return OF_EXAMPLES[kind_of_examples(config["data"]["name"])]
 
 
 def _on(config: Config, *fields: str) -> bool:
@@ -74,17 +72,9 @@ def _beside(switch: str, *fields: str) -> Reader:
 
 
 def _of_tasks() -> Iterator[Reader]:
-    for task in (*OF_EXAMPLES.values(), RobustClassification):
+    for task in OF_EXAMPLES.values():
         yield Reader(
             task.name, tuple(f"task.{field}" for field in task.reads), lambda config, task=task: task_of(config) is task
-        )
-    for method, fields in METHODS.items():
-        reads = tuple(f"task.robust.{field}" for field in fields)
-        yield Reader(
-            f"task.robust.method={method}",
-            reads,
-            lambda config, method=method: config["task"]["robust"]["method"] == method,
-            option=True,
         )
     yield Reader(LanguageModelling.name, ("report.sample",), lambda config: task_of(config) is LanguageModelling)
     yield Reader(
@@ -94,12 +84,9 @@ def _of_tasks() -> Iterator[Reader]:
     )
 
 
-def _of_schemes() -> Iterator[Reader]:
-    for name, scheme in SCHEMES.items():
-        reads = tuple(f"nested.{field}" for field in scheme.reads)
-        yield Reader(
-            f"nested.scheme={name}", reads, lambda config, name=name: config["nested"]["scheme"] == name, option=True
-        )
+def _of_methods() -> Iterator[Reader]:
+    chooses = lambda config: any(find(name).chooses for name in config["methods"])  # noqa: E731
+    yield Reader("methods that choose sub-networks", ("nested.reduce", "nested.execution"), chooses, option=True)
 
 
 def _of_data() -> Iterator[Reader]:
@@ -120,10 +107,9 @@ def _of_data() -> Iterator[Reader]:
 @functools.cache
 def readers() -> tuple[Reader, ...]:
     """Returns everything that goes by fields of its own."""
-    apgd = lambda config: any(name.startswith("apgd") for name in config["report"]["attacks"])  # noqa: E731
     return (
         *_of_tasks(),
-        *_of_schemes(),
+        *_of_methods(),
         *_of_data(),
         Reader(
             "optim.schedule=cosine_power",
@@ -140,8 +126,6 @@ def readers() -> tuple[Reader, ...]:
         _beside("train.init_from", "nested.sort_importance", "train.upcycle.noise", "train.upcycle.reinit"),
         _beside("eval.every", "eval.stop_at"),
         _beside("report.latency", "report.latency_batches"),
-        _beside("report.attacks", "report.attack_examples", "report.attack_epsilon", "task.robust.epsilon"),
-        Reader("an APGD among report.attacks", ("report.attack_steps",), apgd, option=True),
     )
 
 
@@ -181,6 +165,11 @@ def check_used(config: Config, recipe: Config | None = None, given: Collection[s
     Raises:
       UserError: a field that nothing goes by is not at its default.
     """
+    for field in given:
+        section, _, option = field.partition(".")
+        name = option.partition(".")[0]
+        if section == "method" and name not in config["methods"]:
+            raise UserError(f"config.{field} is not read in this run; name {name!r} in config.methods")
     defaults, before = resolved(base_config()), unread(recipe or config)
     for field in sorted(unread(config)):
         value, default = _get(config, field), _get(defaults, field)

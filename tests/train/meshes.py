@@ -60,9 +60,9 @@ def main(out: str, meshes: list[str]) -> None:
             overrides["train.precision"] = "bfloat16"
         if kind == "spread":
             overrides |= {
-                "nested.scheme": "sorted",
-                "nested.count": "2",
-                "nested.spread": str(jax.device_count() > 1),
+                "methods": "sorted",
+                "method.sorted.count": "2",
+                "nested.execution": "parallel" if jax.device_count() > 1 else "sliced",
                 "seed": "9",
             }
         *before, last = mesh.split(">")

@@ -1,25 +1,82 @@
-"""Robust accuracy of a run's networks: each attack on the first images of a split, every network with statistics of its
+"""Robust accuracy in the final report: attacks on the first images of the split, every network with statistics of its
 own."""
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool
 
+from research.methods.adversarial import check_pixels
 from research.modules.state import Arrays, apply, told
-from research.robust.attacks import PARTS, is_correct
-from research.tasks.base import real_examples
-from research.train.evaluation import Evaluator, place
+from research.robust.attacks import PARTS, check_attacks, is_correct
+from research.tasks.base import Task, real_examples
+from research.tasks.robust import AttackedClassification
+from research.train.evaluation import Evaluator, Weights
+from research.train.method import About, Evaluation, Method, register
+from research.train.turns import place
+from research.values import SHARE, SIZE
 
 CLEAN = "clean"
+RADIUS = 8 / 255
+"""Of attacks on a network that was not trained against any."""
+
+
+@register("attacks")
+@dataclass(frozen=True)
+class Attacks(Method, Evaluation):
+    """The method: columns `clean_accuracy` and `robust_ATTACK`.
+
+    Attributes:
+      names: pgdN, apgd_ce, apgd_dlr, apgd_t, apgd.
+      examples: images that are attacked, from the start of the split.
+      epsilon: radius; 0: that of adversarial training, where there is some, else 8/255.
+      steps: of each APGD.
+    """
+
+    paper = "arXiv 1706.06083, 2003.01690"
+    reports = True
+
+    names: tuple[str, ...] = ("pgd20",)
+    examples: Annotated[int, SIZE] = 1000
+    epsilon: Annotated[float, SHARE] = 0.0
+    steps: Annotated[int, SIZE] = 100
+
+    def check(self, about: About) -> None:
+        check_attacks(self.names, "method.attacks.names")
+        check_pixels(about.config, about.shapes)
+
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        return (self,)
+
+    def columns(
+        self, evaluator: Any, weights: Any, statistics: Mapping[str, Arrays], split: str
+    ) -> dict[str, dict[str, float]]:
+        task = evaluator.setup.task
+        sizes = {"epsilon": self.epsilon or radius(task), "examples": self.examples, "steps": self.steps}
+        found = robust_accuracies(evaluator, weights, statistics, self.names, split, **sizes)
+        return {name: columns(accuracies) for name, accuracies in found.items()}
+
+
+def check_sizes(epsilon: float, examples: int, steps: int) -> None:
+    """Raises UserError for a radius outside (0, 1], or counts below 1."""
+    if not 0 < epsilon <= 1 or min(examples, steps) < 1:
+        raise UserError(
+            f"attack_epsilon={epsilon:g}, attack_examples={examples}, attack_steps={steps}; valid: up to 1, and from 1"
+        )
+
+
+def radius(task: Task) -> float:
+    """Returns the radius of the attacks that a network was trained against."""
+    return task.epsilon if isinstance(task, AttackedClassification) else RADIUS
 
 
 def robust_accuracies(
     evaluator: Evaluator,
-    weights: Arrays,
+    weights: Weights,
     statistics: Mapping[str, Arrays],
     attacks: Sequence[str],
     split: str,
@@ -32,7 +89,7 @@ def robust_accuracies(
     attack}.
 
     Args:
-      weights: parameters of the full network.
+      weights: of the full network.
       statistics: those that each network is evaluated with, by name.
       attacks: names, see `research.robust.attacks.attack`.
       split: "train", "validation" or "test".
@@ -41,16 +98,16 @@ def robust_accuracies(
       steps: of each APGD.
     """
     programs, batches = evaluator.programs, _first(evaluator, split, examples)
-    whole = programs.replicated
+    whole = programs.layout.replicated
     is_counted = jax.jit(lambda mask: mask > 0, out_shardings=whole)
     counted = np.concatenate([np.asarray(is_counted(batch["mask"])) for batch in batches])
     out: dict[str, dict[str, float]] = {}
     for name, stats in statistics.items():
-        params = jax.jit(functools.partial(programs.sliced, name))(weights)
+        params = jax.jit(functools.partial(programs.effective, name))(weights.params, weights.methods)
         right: dict[str, np.ndarray] = {}
         for attack in dict.fromkeys((CLEAN, *(part for wanted in attacks for part in PARTS.get(wanted, (wanted,))))):
             run = jax.jit(
-                functools.partial(_right, programs.compute(name), attack, epsilon, steps), out_shardings=whole
+                functools.partial(_right, programs.layout.compute(name), attack, epsilon, steps), out_shardings=whole
             )
             found = []
             for i, batch in enumerate(batches):
@@ -73,7 +130,7 @@ def columns(accuracies: Mapping[str, float]) -> dict[str, float]:
 
 def _first(evaluator: Evaluator, split: str, examples: int) -> list[dict[str, jax.Array]]:
     """The batches that hold the first examples of a split; what they hold beyond has mask 0."""
-    (index, count), batches, seen = evaluator.programs.share, [], 0
+    (index, count), batches, seen = evaluator.programs.layout.share, [], 0
     for batch in evaluator.batches(split):
         size = len(batch["label"])
         mask = np.asarray(batch["mask"]) * (index * size + np.arange(size) < examples - seen)

@@ -1,0 +1,155 @@
+"""Adversarial training, by PGD (Madry et al. 2018, arXiv 1706.06083) and TRADES (Zhang et al. 2019, arXiv 1901.08573).
+
+Images are in [0, 1], without normalisation. Attacks see the network without gradients of its parameters and in eval
+mode; every sub-network of an update attacks its own images.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Array
+
+from research.errors import UserError
+from research.robust.attacks import pgd
+from research.robust.losses import cross_entropy, kl_logits, trades
+from research.tasks.base import Example, Forward, Outcome, Task
+from research.tasks.classification import Classification
+from research.tasks.robust import AttackedClassification, accuracy, outputs
+from research.train.method import About, Method, Objective, register
+from research.values import COUNT, SIZE, WEIGHT, Rule
+
+NOISE = 1e-3  # standard deviation of the start of TRADES' attack
+RADIUS = Rule(above=0, most=1)
+
+
+def check_pixels(config: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+    """Raises UserError unless the model sees labelled images in [0, 1], which is what attacks are about."""
+    augment = config["data"]["augment"]
+    if not {"image", "label"} <= set(shapes):
+        raise UserError(
+            f"attacks are on images with labels, which data set {config['data']['name']} does not give; choose another"
+        )
+    plain = (("mean", 0.0), ("std", 1.0))
+    moved = [name for name, value in plain if any(v != value for v in np.atleast_1d(augment.get(name, value)))]
+    if moved:
+        raise UserError(f"attacks are on images in [0, 1]; remove data.augment.{' and data.augment.'.join(moved)}")
+
+
+def shares(scores: Array | None) -> dict[str, Array]:
+    """Returns the share of the images that goes to each expert."""
+    experts = 0 if scores is None else scores.shape[-1]
+    return {f"expert_{i}": (scores.argmax(-1) == i).mean() for i in range(experts)}
+
+
+@dataclass(frozen=True)
+class Adversarial(Method):
+    """What adversarial methods share.
+
+    Attributes:
+      epsilon, steps, step_size: of the attack in training, in units of the range of a pixel.
+      through_gate: in training, attacks on a mixture follow its router's straight-through gate too (the released code
+        of AdvMoE), instead of the gradient of the function; evaluations never do.
+      eval_steps: PGD steps of an evaluation, of size epsilon / 4; 0: there the images are not attacked.
+    """
+
+    replaces = True
+
+    epsilon: Annotated[float, RADIUS] = 8 / 255
+    steps: Annotated[int, SIZE] = 2
+    step_size: Annotated[float, Rule(above=0)] = 5 / 255
+    through_gate: bool = False
+    eval_steps: Annotated[int, COUNT] = 0
+
+    def check(self, about: About) -> None:
+        check_pixels(about.config, about.shapes)
+
+    def wrapped(self, task: Task, model: Any) -> Task:
+        if not isinstance(task, Classification):
+            raise UserError(f"method {self.name} is for classification, not {task.name}")
+        fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
+        own = {"epsilon": self.epsilon, "eval_steps": self.eval_steps, "experts": model.pathways}
+        return AttackedClassification(**fields, **own)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The attack in training."""
+        return {"epsilon": self.epsilon, "steps": self.steps, "step_size": self.step_size}
+
+    @property
+    def mode(self) -> str:
+        """The mode in which attacks see the network."""
+        return "through_gate" if self.through_gate else "eval"
+
+
+@register("pgd")
+@dataclass(frozen=True)
+class Pgd(Adversarial):
+    """Cross entropy of images attacked by PGD."""
+
+    paper = "arXiv 1706.06083"
+    teaches = False  # networks see images of their own
+
+    def objective(self, inner: Objective, task: Task) -> Objective:
+        del inner
+        routed = _routed(task)
+
+        def objective(forward: Forward, example: Example) -> Outcome:
+            (image,), target = example.inputs, example.target
+            seen = lambda x: forward(x, mode=self.mode, params="frozen")  # noqa: E731
+            attacked = pgd(lambda x: cross_entropy(seen(x), target), image, example.key, **self.how)
+            logits, scores = outputs(forward, attacked, routed)
+            loss = cross_entropy(logits, target).mean()
+            return Outcome(loss, {"robust_accuracy": accuracy(logits, target), **shares(scores)})
+
+        return objective
+
+    def work(self) -> float:
+        return (2 * self.steps + 3) / 3
+
+
+@register("trades")
+@dataclass(frozen=True)
+class Trades(Adversarial):
+    """TRADES; of a mixture all parameters at once.
+
+    Attributes:
+      beta: weight of the KL divergence.
+    """
+
+    paper = "arXiv 1901.08573"
+
+    beta: Annotated[float, WEIGHT] = 6.0
+
+    def objective(self, inner: Objective, task: Task) -> Objective:
+        del inner
+        routed = _routed(task)
+
+        def objective(forward: Forward, example: Example) -> Outcome:
+            (image,), frozen = example.inputs, "frozen"
+            clean, _ = outputs(forward, image, routed, params=frozen)
+            divergence = lambda x: kl_logits(clean, forward(x, mode=self.mode, params=frozen))  # noqa: E731
+            attacked = pgd(divergence, image, example.key, noise=NOISE, **self.how)
+            return trades_outcome(forward, example, attacked, routed, self.beta)
+
+        return objective
+
+    def work(self) -> float:
+        return (2 * self.steps + 1 + 6) / 3
+
+
+def trades_outcome(forward: Forward, example: Example, attacked: Array, routed: bool, beta: float) -> Outcome:
+    """Returns the loss of TRADES on attacked images; clean logits are what others learn from."""
+    (image,), target = example.inputs, example.target
+    clean, scores = outputs(forward, image, routed)
+    logits, _ = outputs(forward, attacked, routed)
+    loss = trades(clean, logits, target, beta)
+    measured = {"accuracy": accuracy(clean, target), "robust_accuracy": accuracy(logits, target), **shares(scores)}
+    return Outcome(loss, measured, clean)
+
+
+def _routed(task: Task) -> bool:
+    assert isinstance(task, AttackedClassification)  # see `Adversarial.wrapped`
+    return task.routed

@@ -1,0 +1,20 @@
+"""One sub-network an update, drawn uniformly from the named ones (AutoFormer, arXiv 2107.00651; MatFormer, arXiv
+2310.07707)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from research.nested.draws import Draw, generator
+from research.train.method import Method, register
+
+
+@register("random")
+@dataclass(frozen=True)
+class Random(Method):
+    """The method."""
+
+    paper = "arXiv 2107.00651, 2310.07707"
+    chooses = True
+
+    def draws(self, names: Sequence[str], seed: int, step: int) -> tuple[Draw, ...]:
+        return (Draw(names[int(generator(seed, step).integers(len(names)))]),)

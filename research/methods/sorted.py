@@ -1,0 +1,29 @@
+"""SortedNet (arXiv 2309.00255), algorithm 1 with random accumulation: an update draws several sub-networks, each with
+its own part of the batch, and sums their gradients."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from research.nested.draws import Draw, generator
+from research.train.method import Method, register
+from research.values import SIZE
+
+
+@register("sorted")
+@dataclass(frozen=True)
+class Sorted(Method):
+    """The method.
+
+    Attributes:
+      count: sub-networks of an update (g_acc).
+    """
+
+    paper = "arXiv 2309.00255"
+    chooses = True
+
+    count: Annotated[int, SIZE] = 4
+
+    def draws(self, names: Sequence[str], seed: int, step: int) -> tuple[Draw, ...]:
+        chosen = generator(seed, step).integers(len(names), size=self.count)
+        return tuple(Draw(names[int(i)], part=k, parts=self.count) for k, i in enumerate(chosen))

@@ -1,0 +1,180 @@
+"""`nested.execution=parallel`: different sub-networks on different devices in one program; every group of devices
+trains its own on its rows, and one update follows.
+
+Where the networks of an update are trained one after the other, each uses all devices; in parallel it is one program
+whose branches hold no collectives: each device takes the branch of its network, and only gradients and statistics are
+summed. The numbers are those of one after the other, but for what looks across the rows of a batch: batch norm, losses
+of routers and mixing see a device's own rows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from research.errors import UserError
+from research.modules.axes import StatKind
+from research.modules.mesh import BATCH_AXES
+from research.modules.state import Abstract, Arrays
+from research.nested.draws import Draw
+from research.train.gradient import Gradient
+from research.train.layout import Shapes, structs
+from research.train.methods import Methods
+from research.train.processes import place_whole
+from research.train.programs import Programs
+from research.train.state import Held, Microbatch
+
+
+def check(config: Mapping[str, Any], methods: Methods, draws: Sequence[Draw], mesh: Any) -> None:
+    """Judges whether the networks of an update can be trained in parallel.
+
+    Raises:
+      UserError: they do not each have a part of the batch, or the rest does not fit.
+    """
+    whole = [axis for axis, size in mesh.shape.items() if size > 1 and axis != "data"]
+    count = len(draws)
+    if count < 2 or any((draw.part, draw.parts) != (k, count) for k, draw in enumerate(draws)):
+        raise UserError(
+            f"nested.execution=parallel trains networks that have a part of the batch each, which methods="
+            f"{methods.names} does not give; valid: methods with 'sorted'"
+        )
+    if len(methods.streams()) > 1:
+        raise UserError("nested.execution=parallel takes one stream of batches; choose nested.execution=sliced")
+    if whole:
+        raise UserError(f"nested.execution=parallel trains whole networks on single devices; set mesh.{whole[0]}=1")
+    if config["train"]["accumulate"] > 1 or mesh.shape["data"] % count:
+        raise UserError(
+            f"nested.execution=parallel divides {mesh.shape['data']} devices among {count} networks of an update, with "
+            "train.accumulate=1; choose a count that divides them"
+        )
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Adds the gradients of all networks of an update: (held, grads, batch, clock, place) -> (grads, statistics,
+    (numbers of every device, their shares)).
+
+    A network's loss is the mean over what the task counts on all of its devices. Statistics are those of the devices
+    that train the full network: sums are added up, the rest is their mean; where there is none they stay.
+
+    Attributes:
+      names: of the networks that devices may train.
+      batch: shapes of the whole batch.
+      count: networks of an update.
+      mean: whether their losses are averaged, else summed.
+      phase: of the update.
+    """
+
+    names: tuple[str, ...]
+    batch: Shapes
+    count: int
+    mean: bool
+    phase: str = "all"
+    title = "parallel gradient"
+
+    def rarely(self, programs: Programs) -> bool:
+        del programs
+        return False
+
+    def lower(self, programs: Programs) -> jax.stages.Lowered:
+        layout, devices = programs.layout, programs.mesh.size
+        program = jax.jit(
+            self.program(programs),
+            in_shardings=(programs.held_shardings(), layout.params, layout.batch, layout.batch, layout.batch),
+            out_shardings=(layout.params, layout.stats, layout.replicated),
+            donate_argnums=(1,),
+        )
+        clock, place = (
+            jax.ShapeDtypeStruct((devices, 3), np.uint32),
+            jax.ShapeDtypeStruct((devices,), np.int32),
+        )
+        grads = dict(programs.full.params)
+        with jax.set_mesh(layout.mesh):
+            return program.lower(programs.held_shapes(), grads, structs(self.batch), clock, place)
+
+    def program(self, programs: Programs) -> Callable:
+        """Returns the function, over the whole mesh."""
+        mesh, model, devices, task = programs.mesh, programs.full, programs.mesh.size, programs.task
+        rows, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
+        each = 1 / self.count if self.mean else 1.0
+        full = self.names.index(programs.layout.canonical("full"))
+        gradients = [Gradient(name, (("train", self.batch),), self.phase).program(programs) for name in self.names]
+
+        def branch(gradient: Callable) -> Callable:
+            def run(held, batch, clock, scale):
+                zeros = jax.tree.map(jnp.zeros_like, held.params)
+                found = gradient(held, zeros, Microbatch({"train": batch}, clock, scale, jnp.float32(0)))
+                measured = {k: jnp.reshape(v, (1,)) for k, v in found.measured.items() if k != "logged"}
+                return found.grads, found.stats, measured
+
+            return run
+
+        def own(held, batch, clock, place):
+            weight = task.weight(batch)
+            share, layers = _share(weight, self.count, devices), jnp.float32(each * self.count / devices)
+            scale = (layers if weight is None else share * jnp.float32(each), layers)
+            branches = [branch(gradient) for gradient in gradients]
+            new, after, measured = jax.lax.switch(place[0], branches, held, batch, clock[0], scale)
+            moved = _moved(held.stats, after, place[0] == full, model)
+            return jax.lax.psum(new, BATCH_AXES), moved, measured, jnp.reshape(share, (1,))
+
+        def whole(held: Held, grads, batch, clock, place):
+            run = jax.shard_map(
+                own,
+                mesh=mesh,
+                in_specs=(everywhere, rows, rows, rows),
+                out_specs=(everywhere, everywhere, rows, rows),
+                check_vma=False,
+            )
+            new, stats, measured, shares = run(held, batch, clock, place)
+            gather = lambda m: jax.lax.with_sharding_constraint(m, NamedSharding(mesh, everywhere))  # noqa: E731
+            return jax.tree.map(jnp.add, grads, new), stats, jax.tree.map(gather, (measured, shares))
+
+        return whole
+
+
+def _share(weight: Array | None, count: int, devices: int) -> Float[Array, ""]:
+    """A device's share in the loss of its network, by what the task counts in its rows."""
+    if weight is None:
+        return jnp.float32(count / devices)
+    group = jax.lax.axis_index(BATCH_AXES) * count // devices
+    weight = jnp.asarray(weight, jnp.float32)
+    total = jax.lax.psum(weight * jax.nn.one_hot(group, count), BATCH_AXES)[group]
+    return weight / jnp.maximum(total, 1e-20)
+
+
+def _moved(before: Arrays, after: Arrays, is_full: Array, model: Abstract) -> Arrays:
+    """The statistics after an update, of all devices."""
+    number = jax.lax.psum(is_full.astype(jnp.float32), BATCH_AXES)
+    out = dict(before)
+    for name in model.stats_of(StatKind.MOMENT, StatKind.LOG, StatKind.LOSS, StatKind.SUM):
+        total = jax.lax.psum(jnp.where(is_full, after[name], 0), BATCH_AXES)
+        mean = total if model.stat_kinds[name] is StatKind.SUM else total / jnp.maximum(number, 1)
+        out[name] = jnp.where(number > 0, mean.astype(total.dtype), before[name])
+    return out
+
+
+def places(programs: Programs, names: Sequence[str], step: int, draws: Sequence[Draw]) -> tuple[jax.Array, jax.Array]:
+    """Returns (clock [D, 3] of every device, the place [D] of its network in `names`), on the devices.
+
+    Consecutive devices hold the rows of one part of the batch.
+    """
+    devices = np.arange(programs.mesh.size, dtype=np.uint32)
+    clock = np.stack([np.full_like(devices, step), devices, devices], 1)
+    own = [names.index(programs.layout.canonical(draw.name)) for draw in draws]
+    place = np.repeat(np.array(own, np.int32), programs.mesh.size // len(draws))
+    return place_whole(clock, programs.layout.batch), place_whole(place, programs.layout.batch)
+
+
+def per_network(
+    measured: tuple[Mapping[str, np.ndarray], np.ndarray], draws: Sequence[Draw]
+) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """Returns (name, means over its devices) of each draw, from the numbers and the shares of all devices."""
+    numbers, shares = measured
+    means = {k: (np.asarray(v, np.float64) * shares).reshape(len(draws), -1).sum(1) for k, v in numbers.items()}
+    return [(draw.name, {k: v[i] for k, v in means.items()}) for i, draw in enumerate(draws)]

@@ -1,0 +1,132 @@
+"""A network that changes its shape in mid-run: every array of the state follows by the names of its axes.
+
+Methods return plans (`research.train.method.Reshape`); here they are carried out on all trees alike: parameters,
+statistics, moments of the optimizer, arrays of methods. What stays keeps its bits.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from research import seeds
+from research.errors import UserError
+from research.modules.axes import Axes
+from research.modules.state import Arrays
+from research.train import processes
+from research.train.method import Reindex, Reshape
+from research.train.methods import Methods, axis_sizes
+from research.train.programs import Programs
+from research.train.state import State
+
+
+def plan(methods: Methods, step: int, config: Any, state: State) -> Reshape | None:
+    """Returns the plan of the method whose turn it is, None where none has one; equal in all processes.
+
+    Raises:
+      UserError: several methods have one.
+    """
+    due = [method for method in methods.items if method.reshape_due(step)]
+    if not due:
+        return None
+    params = _on_host(state.params)
+    found = {m.name: m.reshape(step, config, params, _on_host(state.methods.get(m.name, {}))) for m in due}
+    plans = {name: plan for name, plan in found.items() if plan is not None and plan.config != config}
+    if len(plans) > 1:
+        raise UserError(f"methods {' and '.join(plans)} both reshape the network at step {step}; let them take turns")
+    processes.same(repr(sorted(plans.items())), f"the plan for another shape at step {step}")
+    return next(iter(plans.values()), None)
+
+
+def _on_host(arrays: Arrays) -> dict[str, np.ndarray]:
+    return {k: np.asarray(processes.gathered(v)) for k, v in arrays.items()}
+
+
+def apply(plan: Reshape, step: int, state: State, before: Programs, after: Programs) -> State:
+    """Returns a state in its new shape, each array where it belongs.
+
+    Args:
+      plan: to carry out.
+      step: at which; keys what is drawn afresh.
+      state: in the old shape.
+      before, after: programs of the old and of the new network.
+    """
+    fresh = jax.jit(after._init, out_shardings=after.shardings)(jax.random.fold_in(seeds.key(after.seed), step))
+    move = Moves(plan, axis_sizes(before.full), axis_sizes(after.full))
+    axes = {**before.full.axes}
+    params = {k: move(state.params.get(k), axes.get(k, ()), v, k) for k, v in fresh.params.items()}
+    stats = {k: move(state.stats.get(k), axes.get(k, ()), v, k) for k, v in fresh.stats.items()}
+    methods = {
+        method: {
+            k: move((state.methods.get(method) or {}).get(k), before.layout.axes_of(method, k), v, k)
+            for k, v in own.items()
+        }
+        for method, own in fresh.methods.items()
+    }
+    opt_state = _moments(state.opt_state, fresh.opt_state, state.params, fresh.params, axes, move)
+    return jax.device_put(State(params, stats, opt_state, methods), after.shardings)
+
+
+class Moves:
+    """Takes arrays from one shape to another by the names of their axes.
+
+    Args:
+      plan: to carry out.
+      old, new: size of every axis before and after.
+    """
+
+    def __init__(self, plan: Reshape, old: Mapping[str, int], new: Mapping[str, int]):
+        self._rules: dict[str, Reindex] = {}
+        for axis, size in new.items():
+            known = plan.axes.get(axis)
+            if known is None and old.get(axis, size) != size:
+                known = Reindex(tuple(i if i < old[axis] else -1 for i in range(size)))
+            if known is not None:
+                self._rules[axis] = self._checked(axis, known, old.get(axis, 0), size)
+
+    def _checked(self, axis: str, rule: Reindex, old: int, new: int) -> Reindex:
+        if len(rule.index) != new or not all(-1 <= i < old for i in rule.index):
+            raise UserError(
+                f"reshape of axis {axis}: {len(rule.index)} places from {old}; the new network has {new}, each from "
+                f"0..{old - 1}, or -1 for what is new"
+            )
+        return rule
+
+    def __call__(self, array: Array | None, axes: Axes | Sequence[str], fresh: Array, name: str) -> Array:
+        """Returns an array in its new shape; `fresh` is the new network's initial one."""
+        if array is None:
+            return fresh
+        host, target = np.asarray(processes.gathered(array)), np.asarray(processes.gathered(fresh))
+        for place, axis in enumerate(axes):
+            rule = self._rules.get(axis)
+            if rule is not None:
+                index = np.array(rule.index)
+                host = np.take(host, np.maximum(index, 0), place)
+                if (index < 0).any():
+                    new = np.expand_dims(index < 0, tuple(i for i in range(host.ndim) if i != place))
+                    fill = target if rule.fill == "fresh" and target.shape == host.shape else np.zeros_like(host)
+                    host = np.where(new, fill, host)
+        if host.shape != target.shape:
+            raise UserError(f"reshape: {name} would be {host.shape}, the new network has {target.shape}")
+        return jnp.asarray(host.astype(target.dtype))
+
+
+def _moments(old: Any, fresh: Any, params: Arrays, new_params: Arrays, axes: Mapping[str, Axes], move: Moves) -> Any:
+    """Returns the optimizer's state: what lies under a parameter's name and has its shape moves with it, new entries of
+    it are zero; what has not its shape stays where it can, else it is as in a new state."""
+    flat, tree = jax.tree_util.tree_flatten_with_path(fresh)
+    before = dict(jax.tree_util.tree_flatten_with_path(old)[0])
+    out = []
+    for path, leaf in flat:
+        was = before.get(path)
+        name = next((entry.key for entry in reversed(path) if isinstance(entry, jax.tree_util.DictKey)), None)
+        if was is None:
+            out.append(leaf)
+        elif name in params and was.shape == params[name].shape and leaf.shape == new_params[name].shape:
+            out.append(move(was, axes[name], jnp.zeros_like(leaf), name))
+        else:
+            out.append(was if was.shape == leaf.shape else leaf)
+    return tree.unflatten(out)

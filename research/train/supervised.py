@@ -1,0 +1,196 @@
+"""Supervised training, the learner of every task: accumulation, precision, the optimizer, sub-networks and methods."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.interop.safetensors_io import config_from_json, config_to_json
+from research.modules.state import abstract
+from research.nested.draws import Draw
+from research.optim.build import state_bytes
+from research.tasks.base import percent
+from research.train import costs, data, experts, finish, initial, kept, records, reshaping, sharding
+from research.train.evaluation import Evaluator, Weights, weights_of
+from research.train.learner import Goal, Learner, Reading, Say
+from research.train.restore import Wanted
+from research.train.setup import Setup, make_programs
+from research.train.state import State, due
+from research.train.turns import Execution, make_execution
+from research.train.update import Update
+
+LOOK_AHEAD = 50
+"""Updates whose draws are looked at: a sub-network that is drawn later is compiled when it is."""
+
+
+class Supervised(Learner):
+    """The learner of a setup.
+
+    Args:
+      setup: of the run.
+      waiting: called again and again while a program is waited for, and between batches of an evaluation; may raise.
+      waited: told of every program: (title, seconds that it was waited for, and by which update).
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        waiting: Callable[[], None] = lambda: None,
+        waited: Callable[[str, float], None] = lambda title, seconds: None,
+    ):
+        self.config, self._waiting, self._waited = setup.config, waiting, waited
+        self.goal = Goal(setup.task.metric, setup.task.higher_is_better, percent(setup.task.metric))
+        self.total, self.round = setup.total, len(setup.phases)
+        self.examples, self.unit = self.config["data"]["batch_size"] * setup.units, setup.task.unit
+        self.validates = setup.examples("validation") > 0
+        self.title = self.config["model"]["name"]
+        self._take(setup)
+
+    def _take(self, setup: Setup) -> None:
+        """Builds what depends on the shape of the network."""
+        self.setup = setup
+        self.programs = make_programs(setup, self._waiting)
+        self.evaluator = Evaluator(setup, self.programs, tick=self._waiting)
+        self.execution: Execution = make_execution(setup, self.programs)
+        self.flops = {name: setup.methods.work() * costs.training_flops(c) for name, c in setup.space.configs.items()}
+        self._grads: Any = None
+
+    # -- before the first update -------------------------------------------------------------------------------
+
+    def steps(self, section: str, field: str) -> int:
+        return self.setup.steps(section, field)
+
+    def adopt(self, run: Mapping[str, Any]) -> None:
+        if "model" in run and (model := config_from_json(run["model"])) != self.setup.space.full:
+            self.programs.close()
+            self._take(self.setup.reshaped(model))
+
+    def initial(self, say: Say) -> State:
+        if self.config["train"]["init_from"]:
+            return self.programs.state_from(*initial.arrays(self.setup, self.config, say))
+        return self.programs.init_state()
+
+    def wanted(self) -> Wanted:
+        return kept.wanted(self.programs.shapes, self.programs.shardings, self.programs.full, optimizer=True)
+
+    def whole(self, found: Mapping[str, Any]) -> State:
+        return kept.whole(found, self.programs.full, self.programs.layout.stats)
+
+    def kept(self, state: State) -> State:
+        return kept.kept(state, self.programs.full)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "model": config_to_json(self.setup.space.full),
+            "brought": {name: network.digest for name, network in self.programs.networks.items()},
+        }
+
+    def keep(self, folder: Path, resumed: bool) -> None:
+        data.keep(self.setup.data, folder, resumed)
+
+    def announce(self) -> list[str]:
+        shapes, config, setup = abstract(self.setup.space.full), self.config, self.setup
+        size = state_bytes(self.programs.shapes.opt_state)
+        lines = [
+            f"{config['model']['name']}: {shapes.num_params():,} parameters, {len(setup.order)} networks, "
+            f"{self.total:,} updates of {config['data']['batch_size']} examples, {jax.device_count()} device(s)",
+            f"optimizer {config['optim']['name']}: {size:,} bytes of state, params {4 * shapes.num_params():,} bytes",
+        ]
+        for name, missed in list(self.programs.layout.refused.items())[:5]:
+            lines.append(f"layout: {name} could not be split: {'; '.join(missed)}")
+        if not self.validates:
+            lines.append(f"{config['data']['name']} has no validation split: nothing is evaluated during training")
+        return lines
+
+    def layout(self) -> dict[str, str]:
+        return sharding.dump({**self.programs.layout.params, **self.programs.layout.stats})
+
+    def prefetch(self, step: int) -> None:
+        wanted: dict[Any, None] = {}
+        for later in range(step, min(self.total, step + LOOK_AHEAD)):
+            phase = self.setup.phase(later)
+            wanted |= dict.fromkeys((*self.execution.programs(self.setup.draw(later), phase), Update(phase.name)))
+        self.programs.prefetch(*wanted)
+        self.evaluator.prefetch(self.setup.order)
+
+    def batches(self, step: int) -> Iterator[Any]:
+        return self.setup.batches(step, self.programs.layout.share)
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def reshape_due(self, step: int) -> bool:
+        return any(method.reshape_due(step) for method in self.setup.methods.items)
+
+    def reshape(self, step: int, state: State, say: Say) -> State | None:
+        plan = reshaping.plan(self.setup.methods, step, self.setup.space.full, state)
+        if plan is None:
+            return None
+        setup, before = self.setup.reshaped(plan.config), self.programs
+        self._take(setup)
+        state = reshaping.apply(plan, step, state, before, self.programs)
+        before.close()
+        say(f"step {step}: the network has {abstract(plan.config).num_params():,} parameters from here on")
+        return state
+
+    def update(self, step: int, state: State, batch: Any) -> tuple[State, Any]:
+        if self._grads is None:
+            self._grads = self.programs.zero_grads()
+        draws = self.setup.draw(step)
+        grads, stats, numbers = self.execution.gradients(self._get, step, state, batch, draws, self._grads)
+        bare, *rest = due(state, np.int32(step), stats)
+        state, self._grads, measured = self._get(Update(self.setup.phase(step).name))(bare, grads, *rest)
+        return state, (numbers, measured)
+
+    def _get(self, program: Any) -> Any:
+        """A compiled program; told where training waits for it."""
+        began = time.perf_counter()
+        executable = self.programs.get(program)
+        self._waited(program.title, time.perf_counter() - began)
+        return executable
+
+    def read(self, step: int, numbers: Any) -> Reading:
+        draws, (losses, measured) = self.setup.draw(step), numbers
+        named = self.execution.read(losses, draws)
+        record = lambda: records.of_update(named, measured, self.setup.space.full)  # noqa: E731
+        flops = sum(self.flops_of(draw) for draw in draws)
+        return Reading(tuple((name, float(v["loss"])) for name, v in named), bool(measured["finite"]), flops, record)
+
+    def flops_of(self, draw: Draw) -> float:
+        """FLOPs of training one sub-network in one update."""
+        return self.flops[draw.name] * self.config["data"]["batch_size"] / draw.parts
+
+    def evaluate(self, state: State, final: bool) -> tuple[float, dict[str, float]]:
+        names = self.setup.order if final or self.config["eval"]["subnets"] == "all" else ["full"]
+        weights = self.weights(state)
+        results = self.evaluator(names, weights, "validation")
+        record = {f"validation/{key}/{name}": v for name, metrics in results.items() for key, v in metrics.items()}
+        record |= experts.similarity_records(self.setup.space.full, weights.params, weights.stats)
+        return results["full"][self.goal.name], record
+
+    def weights(self, state: State) -> Weights:
+        """The parameters and statistics that are evaluated."""
+        return weights_of(self.programs, state)
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def report(self, state: State, folder: Path) -> dict[str, Any]:
+        report = finish.final_report(self.setup, self.programs, self.evaluator, self.weights(state), folder)
+        report |= {"full": "full", "title": self.title, "training_data_sha256": self.setup.splits["train"].digest}
+        return report | {"optimizer_state_bytes": state_bytes(self.programs.shapes.opt_state)}
+
+    # -- compiling ---------------------------------------------------------------------------------------------
+
+    def busy(self) -> bool:
+        return self.programs.busy()
+
+    def compiling(self) -> str:
+        return self.programs.compiling()
+
+    def memory(self) -> str:
+        return self.programs.memory()
+
+    def close(self) -> None:
+        self.programs.close()

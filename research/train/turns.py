@@ -1,0 +1,177 @@
+"""The gradients of one update, made on the host's word: networks one after the other, or in parallel.
+
+A batch is cut in as many parts as the draws ask for, and each part into `train.accumulate` microbatches. A loss is a
+mean over what the task counts (`Task.weight`), so a microbatch counts by its share of that in its part; what a layer
+adds (losses of routers, moments of batch norm) is of a microbatch, and the microbatches count alike. Random draws
+(mixing, dropout, attacks) are each microbatch's own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from research.nested.draws import Draw, teaches
+from research.train import parallel
+from research.train.compiler import Program
+from research.train.gradient import Gradient, Weigh
+from research.train.layout import Shapes, shapes_of
+from research.train.method import Phase
+from research.train.parallel import Parallel
+from research.train.processes import place_rows
+from research.train.programs import Programs
+from research.train.setup import Setup
+from research.train.state import Microbatch, State
+
+Batches = Mapping[str, Mapping[str, np.ndarray]]
+"""Stream -> this process's part of its batch."""
+Get = Callable[[Program], Any]
+"""Gives a compiled program."""
+Named = list[tuple[str, dict[str, Any]]]
+"""(sub-network, its numbers) of every draw."""
+
+
+class Execution(Protocol):
+    """How the gradients of an update are made."""
+
+    def gradients(
+        self, get: Get, step: int, state: State, batches: Batches, draws: tuple[Draw, ...], grads: Any
+    ) -> tuple[Any, Any, Any]:
+        """Returns (buffer of gradients, statistics, numbers that `read` takes), all on the devices."""
+        ...
+
+    def read(self, numbers: Any, draws: tuple[Draw, ...]) -> Named:
+        """Returns the numbers of every draw, which are on the host, as means over its microbatches or devices."""
+        ...
+
+    def programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[Program]:
+        """Yields the programs that an update of these draws needs."""
+        ...
+
+
+def make_execution(setup: Setup, programs: Programs) -> Execution:
+    """Returns the execution that a config asks for."""
+    return InParallel(setup, programs) if setup.parallel else InTurn(setup, programs)
+
+
+def place(batch: Mapping[str, np.ndarray], programs: Programs) -> dict[str, jax.Array]:
+    """Puts this process's part of a batch on its devices."""
+    wanted = {k: v for k, v in batch.items() if k != "index"}
+    return place_rows(wanted, programs.layout.batch, programs.layout.share[1])
+
+
+class InTurn:
+    """Runs the gradient programs one after the other; of the statistics the full network's count."""
+
+    def __init__(self, setup: Setup, programs: Programs):
+        self.setup, self.run = setup, programs
+        self.accumulate: int = setup.config["train"]["accumulate"]
+        self.mean = setup.mean
+        self.weighs = weighs(setup)
+
+    def gradients(
+        self, get: Get, step: int, state: State, batches: Batches, draws: tuple[Draw, ...], grads: Any
+    ) -> tuple[Any, Any, Any]:
+        accumulate, phase = self.accumulate, self.setup.phase(step)
+        even = 1.0 / accumulate / (len(draws) if self.mean else 1)
+        held, numbers = self.run.held(state), []
+        stats = state.stats
+        placed: dict[tuple[int, int], dict[str, Any]] = {}
+        teachers: dict[tuple[int, int], Any] = {}
+        for order, draw in enumerate(draws):
+            slots = [(draw.part * accumulate + micro, draw.parts * accumulate) for micro in range(accumulate)]
+            for slot in slots:
+                if slot not in placed:
+                    placed[slot] = {name: place(part_of(batches[name], *slot), self.run) for name in phase.streams}
+            shares, scales = self._shares(get, [placed[slot] for slot in slots], np.float32(accumulate * even))
+            for micro, slot in enumerate(slots):
+                clock = np.array([step, slot[0], order * accumulate + micro], np.uint32)
+                scale = (np.float32(even) if scales is None else scales[micro], np.float32(even))
+                program = self._gradient(draw, draws, phase, self._shapes(placed[slot]))
+                teacher = teachers[slot] if program.distill else np.float32(0)
+                held = self.run.held(state, stats)
+                found = get(program)(held, grads, Microbatch(placed[slot], clock, scale, teacher))  # type: ignore[arg-type]
+                grads = found.grads
+                if draw.name == "full":
+                    stats, teachers[slot] = found.stats, found.outputs
+                numbers.append((draw.name, found.measured, 1 / accumulate if shares is None else shares[micro]))
+        return grads, stats, numbers
+
+    def _shapes(self, batches: Mapping[str, Any]) -> tuple[tuple[str, Shapes], ...]:
+        return tuple((name, shapes_of(batch)) for name, batch in batches.items())
+
+    def _gradient(
+        self, draw: Draw, draws: Sequence[Draw], phase: Phase, shapes: tuple[tuple[str, Shapes], ...]
+    ) -> Gradient:
+        name = self.run.layout.canonical(draw.name)
+        distill, taught = draw.distill and phase.outputs, teaches(draw, draws) and phase.outputs
+        return Gradient(name, shapes, phase.name, distill, taught)
+
+    def _shares(self, get: Get, placed: Sequence[Mapping[str, Any]], factor: np.float32) -> tuple[Any, Any]:
+        """Of each microbatch, its share in what the task counts in all of them, and the share times `factor`."""
+        if not self.weighs:
+            return None, None
+        own = tuple(next(iter(batches.values())) for batches in placed)
+        return get(Weigh(shapes_of(own[0]), len(own)))(own, factor)
+
+    def read(self, numbers: Any, draws: tuple[Draw, ...]) -> Named:
+        count = len(numbers) // len(draws)
+        rows = [numbers[i * count : (i + 1) * count] for i in range(len(draws))]
+        return [(row[0][0], _mean([m for _, m, _ in row], [float(share) for *_, share in row])) for row in rows]
+
+    def programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[Program]:
+        size = self.setup.config["data"]["batch_size"] // self.accumulate
+        for draw in draws:
+            shapes = shapes_of(self.setup.batch_shapes(size // draw.parts))
+            yield self._gradient(draw, draws, phase, tuple((name, shapes) for name in phase.streams))
+        if self.weighs:
+            yield Weigh(shapes, self.accumulate)
+
+
+class InParallel:
+    """Trains the networks at the same time, each on its own devices."""
+
+    def __init__(self, setup: Setup, programs: Programs):
+        self.setup, self.run = setup, programs
+        self.names = programs.layout.distinct()
+        self.shapes = shapes_of(setup.batch_shapes(setup.config["data"]["batch_size"]))
+
+    def gradients(
+        self, get: Get, step: int, state: State, batches: Batches, draws: tuple[Draw, ...], grads: Any
+    ) -> tuple[Any, Any, Any]:
+        clock, places = parallel.places(self.run, self.names, step, draws)
+        (program,) = self.programs(draws, self.setup.phase(step))
+        return get(program)(self.run.held(state), grads, place(batches["train"], self.run), clock, places)
+
+    def read(self, numbers: Any, draws: tuple[Draw, ...]) -> Named:
+        return parallel.per_network(numbers, draws)
+
+    def programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[Program]:
+        yield Parallel(self.names, self.shapes, len(draws), self.setup.mean, phase.name)
+
+
+def weighs(setup: Setup) -> bool:
+    """Whether microbatches may differ in what the task counts."""
+    accumulate = setup.config["train"]["accumulate"]
+    return accumulate > 1 and jax.eval_shape(setup.task.weight, setup.batch_shapes(1)) is not None
+
+
+def part_of(batch: Mapping[str, np.ndarray], slot: int, slots: int) -> Mapping[str, np.ndarray]:
+    """Returns the `slot`-th of `slots` equal parts of a batch."""
+    if slots == 1:
+        return batch
+    size = len(batch["index"]) // slots
+    return {k: v[slot * size : (slot + 1) * size] for k, v in batch.items()}
+
+
+def _mean(several: list[dict[str, Any]], shares: list[float]) -> dict[str, Any]:
+    """The numbers of a part: losses and what is measured by the microbatches' shares, what layers tell of themselves by
+    equal ones."""
+    if len(several) == 1:
+        return several[0]
+    weighted = lambda name: sum(
+        share * np.asarray(m[name], np.float64) for share, m in zip(shares, several, strict=True)
+    )  # noqa: E731
+    even = lambda *arrays: np.mean(arrays, 0, np.float64)  # noqa: E731
+    return {k: jax.tree.map(even, *[m[k] for m in several]) if k == "logged" else weighted(k) for k in several[0]}
