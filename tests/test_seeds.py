@@ -12,7 +12,7 @@ from research.data.pipeline import epoch_permutation
 from research.data.sources import load_splits
 from research.data.tokens import window_shift
 from research.errors import UserError
-from research.nested import schemes
+from research.nested.draws import generator
 
 LARGE = (5, 2**32 + 5, 2**63, 2**63 + 5, 2**64 - 1)
 
@@ -22,9 +22,7 @@ def draws(seed):
     one = np.zeros(1, np.int64)
     return {
         "key": np.asarray(jax.random.bits(seeds.key(seed), (4,))),
-        "sub-networks": [
-            schemes.draw("random", [str(i) for i in range(1000)], 1, seed, step)[0].name for step in range(4)
-        ],
+        "sub-networks": [int(generator(seed, step).integers(1000)) for step in range(4)],
         "order": epoch_permutation(100, seed, 0),
         "windows": [window_shift(1000, seed, epoch) for epoch in range(4)],
         "augmentation": Draws(seed, one, one)(0),

@@ -56,12 +56,15 @@ class Compiler:
 
     def _build(self, program: Program) -> Any:
         start = time.perf_counter()
-        effort = {"xla_backend_optimization_level": 0} if self.on_cpu and program.rarely(self.context) else None
-        executable = program.lower(self.context).compile(compiler_options=effort)
+        executable = program.lower(self.context).compile(compiler_options=self.effort(program))
         with self._lock:
             self.compiled[program] = executable
             self.seconds[program] = time.perf_counter() - start
         return executable
+
+    def effort(self, program: Program) -> dict[str, int] | None:
+        """Returns compiler options: on a CPU a program that runs a few times only is compiled without optimisation."""
+        return {"xla_backend_optimization_level": 0} if self.on_cpu and program.rarely(self.context) else None
 
     def prefetch(self, *programs: Program) -> None:
         """Starts compiling what is not at hand yet, in this order."""

@@ -79,7 +79,9 @@ def test_mistakes_of_flags(tmp_path):
         ("train.accumulate=many", "config.train.accumulate='many'; valid: a whole number from 1"),
         ("report.latency_batches=5", "config.report.latency_batches=5; valid: a list of whole numbers from 1"),
         ("model.stem_strides=8", "model.stem_strides=8; valid: (a whole number, a whole number)"),
-        ("nested.scheme=sort", "config.nested.scheme='sort'; valid: full, random, sorted, sandwich, all"),
+        ("nested.scheme=sorted", "config.nested.scheme is said otherwise now: config.methods"),
+        ("methods=sort", "unknown method 'sort'; near: sorted"),
+        ("method.sandwich.distill=1.5", "method.sandwich.distill=1.5; valid: a number from 0 up to 1"),
         ("data.name=fashion_mist", "fashion_mnist"),
         ("data.name=idx", "data_dir"),
         ("model.name=unireplknet_z", "unknown model 'unireplknet_z'; near: unireplknet"),
@@ -95,14 +97,14 @@ def test_mistakes_of_flags(tmp_path):
         ("nested.points.w50=kernel=5", "kernel=5 is outside its space"),
         ("train.duration=3weeks", "config.train.duration='3weeks'; valid: a duration: 500 (updates), '10ep'"),
         ("mesh.tensor=3", "does not fit 1 devices"),
-        ("data.batch_size=7", "nested.count"),
+        ("data.batch_size=7", "7 does not divide into 4 parts"),
     ],
 )
 def test_mistakes_of_a_config(override, words, tmp_path):
     from research.train.setup import make_programs, make_setup
 
     field, _, value = override.partition("=")
-    extra = {"nested.scheme": "sorted"} if field == "data.batch_size" else {}
+    extra = {"methods": "sorted"} if field == "data.batch_size" else {}
     with pytest.raises(UserError) as error:
         make_programs(make_setup(recipe.load("configs/quickstart.py", {field: value, **extra})))
     assert words in str(error.value) and str(error.value).count("\n") <= 1

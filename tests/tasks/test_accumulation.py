@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.models import registry
+from research.tasks.base import Example
 from research.tasks.classification import Classification
 from research.tasks.contrastive import Contrastive
 from research.tasks.density import DensityCounting
 from research.tasks.in_context import InContextLearning
 from research.tasks.language import LanguageModelling
-from research.tasks.robust import RobustClassification
+from research.train.method import make
 
 RNG = np.random.default_rng(0)
 SIZE, PARTS = 6, 3
@@ -80,23 +82,27 @@ def test_losses_and_logs_of_the_parts_add_up(name):
     assert not task.indivisible and len(whole) > 2
 
 
-@pytest.mark.parametrize("method", ["pgd", "trades"])
-def test_objectives_of_robust_training_add_up(method):
+@pytest.mark.parametrize("name", ["pgd", "trades"])
+def test_objectives_of_robust_training_add_up(name, monkeypatch):
     """The attack that the parts draw for themselves is left out: it differs like any other draw."""
-    task = RobustClassification(5, method=method, steps=1)
-    kernel = normal(16, 5)
-    model = lambda x, method="__call__", mode="train": x.reshape(len(x), -1) @ kernel  # noqa: E731
-    object.__setattr__(task, "_attack", lambda frozen, image, target, key, phase: jnp.clip(image + 0.1, 0, 1))
+    monkeypatch.setattr("research.methods.adversarial.pgd", lambda loss, image, key, **how: jnp.clip(image + 0.1, 0, 1))
+    method, kernel = make(name, {"steps": 1}), normal(16, 5)
+    task = method.wrapped(Classification(5), resnet)
+    objective = method.objective(task.objective, task)
+    model = lambda x, **how: x.reshape(len(x), -1) @ kernel  # noqa: E731
 
     def numbers(batch):
-        (image,), target = task.prepare(batch, jax.random.key(0))
-        loss, logs = task.objective(model, model, image, target, jax.random.key(1), "all")
-        return {"loss": loss, **logs}
+        inputs, target = task.prepare(batch, jax.random.key(0))
+        outcome = objective(model, Example(batch, inputs, target, None, "all", jax.random.key(1)))
+        return {"loss": outcome.loss, **outcome.measured}
 
     several = [numbers(part) for part in parts(IMAGES)]
     for key, value in numbers(IMAGES).items():
         np.testing.assert_allclose(sum(float(part[key]) for part in several) / PARTS, value, rtol=2e-6, err_msg=key)
     assert task.weight(IMAGES) is None and not task.indivisible
+
+
+resnet = registry.model_config("resnet18")
 
 
 def test_a_contrastive_batch_cannot_be_cut():

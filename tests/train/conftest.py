@@ -6,11 +6,11 @@ Runs that are started as commands, and those whose bits are compared with one (f
 
 import pytest
 
-from research.train.programs import Programs
+from research.train.compiler import Compiler
 from tests.models.twins import FAST
 
 
 @pytest.fixture(autouse=True)
 def unoptimised_programs(request, monkeypatch):
     if "whole" not in request.fixturenames:
-        monkeypatch.setattr(Programs, "_effort", lambda self, kind: FAST)
+        monkeypatch.setattr(Compiler, "effort", lambda self, program: FAST)

@@ -1,7 +1,7 @@
 """Updates whose networks are trained on different devices, beside those one after the other; prints what differs as
 JSON.
 
-Run as a process of its own: `python -m tests.train.spread_updates` on 4 simulated devices, two for each of two
+Run as a process of its own: `python -m tests.train.parallel_updates` on 4 simulated devices, two for each of two
 networks.
 """
 
@@ -26,8 +26,8 @@ def language(model, **overrides):
 
     out = []
     for spread in (True, False):
-        config = recipe("sorted", model, **overrides, nested__count=2)
-        config["nested"] = {**config["nested"], "spread": spread}
+        execution = "parallel" if spread else "sliced"
+        config = recipe("sorted", model, **overrides, method__sorted__count=2, nested__execution=execution)
         config["mesh"] = {**config["mesh"], "data": 4}
         before, after, (line,), _ = updates(config, change=unequal)
         out.append(({k: after.params[k] - before.params[k] for k in after.params}, line, after.stats))
@@ -48,8 +48,8 @@ def alternating():
     from launch import config as recipe
     from tests.train.test_update import updates
 
-    fields = {"nested.scheme": "sorted", "nested.count": "2", "nested.points.s": "width=0.75", "nested.spread": "True"}
-    config = recipe.load("tests/tiny_robust.py:alternate", fields)
+    fields = {"methods": "advmoe,sorted", "method.sorted.count": "2", "nested.points.s": "width=0.75"}
+    config = recipe.load("tests/tiny_robust.py:advmoe", {**fields, "nested.execution": "parallel"})
     before, after, lines, _ = updates(config, 4, change=lambda batch: batch)
     moved = [any(not np.array_equal(before.stats[k], after.stats[k]) for k in before.stats if k.endswith("/mean"))]
     return {

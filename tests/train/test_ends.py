@@ -154,8 +154,8 @@ def test_without_any_split_the_report_has_costs(tmp_path):
     [
         ({"eval.stop_at": "0.5"}, "eval.stop_at=0.5 needs a validation split, which digits does not have"),
         (
-            {"report.attacks": "('pgd2',)", "report.test": "False", "data.augment.mean": "0.0"},
-            "report.attacks needs a test or validation split",
+            {"methods": "attacks", "report.test": "False", "data.augment.mean": "0.0"},
+            "method attacks needs a test or validation split",
         ),
     ],
 )

@@ -14,7 +14,9 @@ from research.modules.moe_options import Moe
 from research.modules.state import abstract
 from research.nested.space import make_space
 from research.report.experts import dead, summary
+from research.train.evaluation import Evaluate
 from research.train.experts import labels, similarity
+from research.train.layout import shapes_of
 from research.train.loop import train
 from research.train.setup import check_experts, make_programs, make_setup
 from tests.train.reporter import Lines
@@ -153,9 +155,7 @@ def test_what_fills_up_a_batch_moves_no_metric(tmp_path):
         batch = {**block, "tokens": tokens, "mask": real.astype(np.float32)}
         zero = {k: np.asarray(v, np.float32) for k, v in setup.task.zero_sums().items()}
         sums.append(
-            programs.get("evaluate", "full", state.params, state.stats, zero, batch)(
-                state.params, state.stats, zero, batch
-            )
+            programs.get(Evaluate("full", shapes_of(batch)))(state.params, state.methods, state.stats, zero, batch)
         )
     assert float(sums[0]["count"]) > 0 and abs(float(sums[0]["nll"]) - float(sums[1]["nll"])) < 1e-5 * float(
         sums[0]["nll"]

@@ -67,7 +67,7 @@ def test_no_number_takes_what_is_none(name):
         ("data.validation_fraction", "1"),
         ("data.stall_s", "-1"),
         ("data.augment", "3"),
-        ("nested.distill", "1.5"),
+        ("nested.execution", "masked"),
         ("nested.tensor_shards", "0"),
         ("train.accumulate", "-2"),
         ("train.duration", "-5%"),
@@ -84,7 +84,6 @@ def test_no_number_takes_what_is_none(name):
         ("mesh.across", "rows"),
         ("report.latency_batches", "(1,0)"),
         ("report.latency_batches", "(1,'a')"),
-        ("report.attack_steps", "0"),
         ("nested.points.a/../b", "width=0.5"),
         ("expect.full", "high"),
         ("expect.full", "(1,2,3)"),
@@ -103,8 +102,8 @@ def test_words_are_booleans():
 
 def test_recipes_are_judged_like_command_lines():
     config = base_config()
-    config.train.ema = 2.0
-    with pytest.raises(UserError, match=r"config.train.ema=2.0; valid: a number from 0 below 1"):
+    config.optim.b1 = 2.0
+    with pytest.raises(UserError, match=r"config.optim.b1=2.0; valid: "):
         check(config)
     config = copy.deepcopy(base_config())
     config.eval = {"every": "0"}

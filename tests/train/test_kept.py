@@ -28,7 +28,7 @@ MODEL |= {"model.moe.experts": "4", "model.moe.bias_rate": "0.1", "model.moe.sco
 
 def tiny(**overrides):
     fields = {"train.duration": "2", "checkpoint.every": "0", "eval.every": "0", "data.options.train_examples": "16"}
-    fields |= {"optim.warmup": "0", "nested.scheme": "full"}
+    fields |= {"optim.warmup": "0", "methods": ""}
     config = recipe.load("tests/tiny_lm.py:moe", {**MODEL, **fields, **overrides})
     return {**config, "nested": {**config["nested"], "points": {}}}
 
@@ -75,12 +75,12 @@ def test_files_that_hold_sums_are_read_as_well(run, tmp_path):
     state = dataclasses.replace(opened.state, stats={k: np.full(v.shape, 3, np.float32) for k, v in full.stats.items()})
     checkpoints.save(2, state, {})
     checkpoints.wait()
-    wanted = kept.wanted(programs.state_shapes, programs.state_shardings, full, optimizer=False)
-    found = kept.whole(checkpoints.restore(2, wanted)[0], full, programs.stat_shardings)
+    wanted = kept.wanted(programs.shapes, programs.shardings, full, optimizer=False)
+    found = kept.whole(checkpoints.restore(2, wanted)[0], full, programs.layout.stats)
     with pytest.raises(
         UserError, match="optimizer's state in checkpoint 2 .* it lacks opt_state/.*; start anew from it"
     ):
-        checkpoints.restore(2, kept.wanted(programs.state_shapes, programs.state_shardings, full, optimizer=True))
+        checkpoints.restore(2, kept.wanted(programs.shapes, programs.shardings, full, optimizer=True))
     checkpoints.close()
     assert {name for name, value in found.stats.items() if not np.any(value)} == sums(full)
     save_statistics(tmp_path, 2, {"full": state.stats})

@@ -67,19 +67,19 @@ def test_it_trains_and_reports_retrieval(dense):
 def test_domain_run_starts_as_the_dense_one(dense, fields, tmp_path):
     config = load("domain", fields, **{"train.init_from": dense[0]})
     run = loop.Run(config, str(tmp_path / "run"), Lines())
-    _, state, _ = run._start()
+    state = run.learner.initial(print)
     base, params, stats = load_model(dense[0])
-    target = run.setup.space.full
+    target = run.learner.setup.space.full
     expected, _ = upcycle(base, params, stats, target, jax.random.key(0))
     for name, value in expected.items():
         np.testing.assert_array_equal(state.params[name], value, err_msg=name)
-    source = run.setup.splits["test"]
+    source = run.learner.setup.splits["test"]
     ours, theirs = (
-        embedding.embed(m, source, run.setup.task, pairs=13)
+        embedding.embed(m, source, run.learner.setup.task, pairs=13)
         for m in ((target, state.params, state.stats), (base, params, stats))
     )
     np.testing.assert_allclose(ours.a, theirs.a, rtol=1e-4, atol=1e-5)
-    run.programs.close()
+    run.learner.close()
     assert len(jax.tree.leaves(state.opt_state)) > 0
 
 

@@ -15,7 +15,7 @@ FAST = {**os.environ, "XLA_FLAGS": " ".join(f"--{name}={str(value).lower()}" for
 
 @pytest.fixture(scope="module")
 def found():
-    command = [sys.executable, "-m", "tests.train.spread_updates"]
+    command = [sys.executable, "-m", "tests.train.parallel_updates"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=900, env=FAST)
     assert process.returncode == 0, process.stderr[-2000:]
     return json.loads(process.stdout.splitlines()[-1])

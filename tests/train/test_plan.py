@@ -36,7 +36,7 @@ def test_bytes_are_the_compiler_s_and_fsdp_gathers_what_it_cut(tmp_path):
     flags += [
         "--config.mesh.fsdp=4",
         "--config.mesh.min_size=1",
-        "--config.nested.scheme=full",
+        "--config.methods=",
         "--config.optim.name=adamw",
     ]
     plan, text = planned(tmp_path, *flags, "--chips=h100")

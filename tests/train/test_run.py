@@ -206,7 +206,7 @@ def test_extracted_equals_in_place(whole):
     batch = next(iter(trained.evaluator.batches("test")))
     for name in ("full", "s"):
         config, params, stats = trained.model(name)
-        inside = apply(config, trained.programs.sliced(name, trained.weights), stats, batch["image"])[0]
+        inside = apply(config, trained.programs.layout.sliced(name, trained.weights.params), stats, batch["image"])[0]
         outside = apply(config, params, stats, batch["image"])[0]
         assert np.array_equal(np.asarray(inside), np.asarray(outside))
     again = trained.evaluator.run({n: trained.statistics(n) for n in ("full", "s")}, trained.weights, "test")
@@ -221,13 +221,13 @@ def test_importance_sorting_starts_from_a_run_and_keeps_its_function(whole, tmp_
     _, _, stats = source.model("full")
     config = tiny(train__init_from=str(reference), nested__sort_importance=True, train__duration=1, optim__warmup=0)
     run = loop.Run(config, str(tmp_path / "sorted"), Lines())
-    state = run.programs.state_from(*initial.arrays(run.setup, config, print))
+    state = run.learner.programs.state_from(*initial.arrays(run.learner.setup, config, print))
     image = next(iter(source.evaluator.batches("test")))["image"]
-    before = apply(source.setup.space.full, source.weights, stats, image)[0]
+    before = apply(source.setup.space.full, source.weights.params, stats, image)[0]
     after = apply(source.setup.space.full, state.params, state.stats, image)[0]
     np.testing.assert_allclose(after, before, atol=1e-4 * float(np.abs(before).max()))
     up = "stages/0/layer/phases/0/up/kernel"
-    assert not np.array_equal(np.asarray(state.params[up]), np.asarray(source.weights[up]))
+    assert not np.array_equal(np.asarray(state.params[up]), np.asarray(source.weights.params[up]))
     report = run.run()
     assert np.isfinite(report["subnets"][1]["value"])
 
@@ -257,7 +257,8 @@ def test_what_was_trained_on_other_devices_is_read_on_one(whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole[0], workdir)
     config = json.loads((workdir / "config.json").read_text())
-    config["nested"] |= {"scheme": "sorted", "count": 2, "spread": True}
+    config["nested"]["execution"] = "parallel"
+    config |= {"methods": ["sorted"], "method": {"sorted": {"count": 2}}}
     config["mesh"] |= {"data": 2}
     (workdir / "config.json").write_text(json.dumps(config))
     _, params, stats = Trained(workdir).model("s")
@@ -283,19 +284,28 @@ def test_a_run_is_read_on_more_devices_than_its_batches_divide_over(whole, tmp_p
 
 @pytest.mark.parametrize("scheme", ["random", "sorted", "sandwich"])
 def test_schemes_train(scheme, tmp_path):
-    count = {} if scheme == "random" else {"nested__count": 2}  # random draws one
+    count = {} if scheme == "random" else {f"method__{scheme}__count": 2}  # random draws one
     report = loop.train(tiny(scheme, train__duration=4, eval__every=0, **count), str(tmp_path / scheme), Lines())
     assert len(report["subnets"]) == 2 and np.isfinite(report["subnets"][0]["value"])
 
 
 def test_bfloat16_distillation_ema_clipping_and_remat(tmp_path):
-    precise = {"train__precision": "bfloat16", "train__ema": 0.9, "optim__clip_norm": 1.0, "train__remat": "full"}
-    config = tiny("sandwich", nested__count=2, train__duration=4, optim__name="lion", **precise)
+    precise = {
+        "train__precision": "bfloat16",
+        "method__ema__decay": 0.9,
+        "optim__clip_norm": 1.0,
+        "train__remat": "full",
+    }
+    config = tiny(
+        "sandwich", methods="sandwich,ema", method__sandwich__count=2, train__duration=4, optim__name="lion", **precise
+    )
     report = loop.train(config, str(tmp_path / "run"), Lines())
     assert np.isfinite(report["subnets"][0]["value"])
     trained = Trained(tmp_path / "run")
-    assert trained.state.ema is not None and all(v.dtype == np.float32 for v in trained.state.params.values())
+    average = trained.state.methods["ema"]
+    assert average.keys() == trained.state.params.keys() and all(
+        v.dtype == np.float32 for v in trained.state.params.values()
+    )
     assert any(
-        not np.array_equal(np.asarray(trained.state.ema[k]), np.asarray(trained.state.params[k]))
-        for k in trained.state.params
+        not np.array_equal(np.asarray(average[k]), np.asarray(trained.state.params[k])) for k in trained.state.params
     )

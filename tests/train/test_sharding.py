@@ -148,16 +148,23 @@ def test_networks_on_different_devices_give_the_numbers_of_one_after_the_other(t
 
 def test_spreading_that_does_not_fit_is_refused():
     from launch import config as recipe
-    from research.train import spread
+    from research.train import parallel
+    from research.train.method import make
+    from research.train.methods import Methods
 
-    config = recipe.load("tests/tiny.py:sorted", {"nested.spread": "True", "nested.count": "2"})
-    spread.check(config, mesh(data=8))
-    with pytest.raises(UserError, match=r"divides 8 devices among nested.count=3"):
-        spread.check({**config, "nested": {**config["nested"], "count": 3}}, mesh(data=8))
+    config = recipe.load("tests/tiny.py:sorted", {"nested.execution": "parallel", "method.sorted.count": "2"})
+
+    def check(where, name="sorted", **options):
+        methods = Methods((make(name, options),))
+        parallel.check(config, methods, methods.draws(("full", "m", "s"), 0, 0), where)
+
+    check(mesh(data=8), count=2)
+    with pytest.raises(UserError, match=r"divides 8 devices among 3 networks"):
+        check(mesh(data=8), count=3)
     with pytest.raises(UserError, match=r"set mesh.fsdp=1"):
-        spread.check(config, mesh(data=4, fsdp=2))
-    with pytest.raises(UserError, match=r"nested.scheme='all' does not; valid: sorted"):
-        spread.check({**config, "nested": {**config["nested"], "scheme": "all"}}, mesh(data=8))
+        check(mesh(data=4, fsdp=2), count=2)
+    with pytest.raises(UserError, match=r"methods=\('all',\) does not give; valid: methods with 'sorted'"):
+        check(mesh(data=8), "all")
 
 
 class Chip:

@@ -12,6 +12,7 @@ import pytest
 from research import stopping
 from research.train import heartbeat, loop, processes
 from research.train.rundir import RunDir
+from research.train.update import Update
 from tests.train.ends import status, tiny, train_alone, whole_steps
 from tests.train.reporter import Lines
 
@@ -234,12 +235,12 @@ def test_several_processes_leave_sigterm_to_jax(monkeypatch):
 
 def test_a_stop_while_programs_compile_does_not_wait_for_them(tmp_path, monkeypatch):
     run = loop.Run(tiny(), str(tmp_path / "run"), Lines())
-    monkeypatch.setattr(run.programs, "_key", lambda *_, **__: ("update", ""))
-    run.programs._futures[("update", "")] = never = type("Never", (), {"done": lambda _: False})()
+    compiler, program = run.learner.programs.compiler, Update()
+    compiler._futures[program] = never = type("Never", (), {"done": lambda _: False})()
     run.stop.told = "SIGTERM"
     with pytest.raises(loop.Preempted):
-        run._program("update", "")
-    assert run.programs.compiling() == "compiling the update program, 1 of 1" and not never.done()
+        run.learner._get(program)
+    assert run.learner.compiling() == "compiling the update program, 1 of 1" and not never.done()
     run.heart.close()
     run.rundir.close()
 

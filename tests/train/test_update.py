@@ -6,11 +6,11 @@ import pytest
 
 from launch import config as recipe
 from research.errors import UserError
-from research.nested import schemes
-from research.nested.schemes import Draw
-from research.train import records
-from research.train.setup import make_programs, make_setup
-from research.train.update import Updater, host_losses, teaches
+from research.nested.draws import Draw
+from research.train import method
+from research.train.finish import bound
+from research.train.setup import make_setup
+from research.train.supervised import Supervised
 
 SGD = {
     "optim.name": "sgd",
@@ -30,12 +30,11 @@ def language(scheme="full", model=LM, **overrides):
         "data.options.train_examples": "16",
         "data.options.test_examples": "8",
         "data.batch_size": "8",
-        "nested.scheme": scheme,
+        "methods": "" if scheme == "full" else scheme,
         **SGD,
     }
-    config = recipe.load(
-        "tests/tiny_lm.py:probe", fields | {k.replace("__", "."): str(v) for k, v in overrides.items()}
-    )
+    given = fields | {k.replace("__", "."): str(v) for k, v in overrides.items()}
+    config = recipe.load("tests/tiny_lm.py:probe", given)
     config["model"] = dict(model)
     config["nested"] = {**config["nested"], "points": {} if scheme == "full" else config["nested"]["points"]}
     return config
@@ -50,30 +49,28 @@ def unequal(batch):
 
 def updates(config, count=1, change=unequal):
     """Returns (state before, state after, the records of the updates, programs compiled)."""
-    setup = make_setup(config)
-    programs = make_programs(setup)
+    learner = Supervised(make_setup(config))
     try:
-        updater = Updater(setup, programs, programs.get)
-        state, grads, batches, lines = programs.init_state(), programs.zero_grads(), setup.batches(0), []
+        state, batches, lines = learner.initial(print), learner.batches(0), []
         before = jax.device_get(state)
         for step in range(count):
-            draws = setup.draw(step)
-            state, grads, metrics = updater(step, state, change(next(batches)), draws, grads)
-            host = jax.device_get(metrics)
-            lines.append(
-                records.of_update(
-                    {**host, "losses": host_losses(host, draws, config["nested"]["spread"])}, setup.space.full
-                )
-            )
-        assert not any(np.any(g) for g in jax.tree.leaves(jax.device_get(grads)))
-        return before, jax.device_get(state), lines, (len(programs.seconds), programs.bound())
+            batch = {name: change(own) for name, own in next(batches).items()}
+            state, numbers = learner.update(step, state, batch)
+            lines.append(learner.read(step, jax.device_get(numbers)).record())
+        assert not any(np.any(g) for g in jax.tree.leaves(jax.device_get(learner._grads)))
+        programs = learner.programs
+        return before, jax.device_get(state), lines, (len(programs.compiler.seconds), bound(programs))
     finally:
-        programs.close()
+        learner.close()
 
 
 @pytest.mark.parametrize(
     ("scheme", "fields"),
-    [("full", {}), ("sandwich", {"nested__count": 2, "nested__distill": 0.5}), ("sorted", {"nested__count": 2})],
+    [
+        ("full", {}),
+        ("sandwich", {"method__sandwich__count": 2, "method__sandwich__distill": 0.5}),
+        ("sorted", {"method__sorted__count": 2}),
+    ],
 )
 def test_an_accumulated_update_is_that_of_the_whole_batch(scheme, fields):
     """Parameters and the logged line, where microbatches hold 31 and 5 labels and distillation is half of the loss."""
@@ -117,7 +114,8 @@ def test_a_skipped_update_leaves_the_bits_of_everything(accumulate):
     update is a usual one."""
     fields = {
         "train.nan": "skip",
-        "train.ema": "0.9",
+        "methods": "ema",
+        "method.ema.decay": "0.9",
         "train.accumulate": str(accumulate),
         "data.batch_size": "8",
         "optim.warmup": "0",
@@ -139,31 +137,18 @@ def test_a_skipped_update_leaves_the_bits_of_everything(accumulate):
     )
 
 
-def test_a_scheme_of_ones_own_may_distil_in_some_updates_and_not_in_others(monkeypatch):
-    def every_other(names, count, seed, step):
-        return (Draw(names[0]), *(Draw(name, distill=step % 2 == 0) for name in names[1:]))
+def test_a_method_of_ones_own_may_distil_in_some_updates_and_not_in_others(monkeypatch):
+    from research.methods.sandwich import Sandwich
 
-    monkeypatch.setitem(schemes.SCHEMES, "every_other", schemes.Scheme(every_other))
-    _, after, lines, (compiled, bound) = updates(language("every_other", nested__distill=1.0), count=2)
-    assert all(np.isfinite(line["loss/s"]) for line in lines) and compiled <= bound
-    _, sandwich, (line,), _ = updates(language("sandwich", nested__distill=1.0), count=1)
+    class EveryOther(Sandwich):
+        def draws(self, names, seed, step):
+            return (Draw(names[0]), *(Draw(name, distill=step % 2 == 0) for name in names[1:]))
+
+    monkeypatch.setitem(method._METHODS, "every_other", type("EveryOther", (EveryOther,), {"name": "every_other"}))
+    _, after, lines, (compiled, most) = updates(language("every_other"), count=2)
+    assert all(np.isfinite(line["loss/s"]) for line in lines) and compiled <= most
+    _, sandwich, (line,), _ = updates(language("sandwich"), count=1)
     np.testing.assert_allclose(lines[0]["loss/s"], line["loss/s"], rtol=1e-6)
-
-
-def test_a_scheme_that_distils_without_a_teacher_is_refused(monkeypatch):
-    monkeypatch.setitem(
-        schemes.SCHEMES, "orphan", schemes.Scheme(lambda names, *_: (Draw(names[1], distill=True), Draw(names[0])))
-    )
-    with pytest.raises(
-        UserError,
-        match="'orphan' distils s in part 0 of 1 at update 3, where the network .* full, is not drawn before it",
-    ):
-        schemes.draw("orphan", ["full", "s"], 2, 0, 3)
-
-
-def test_who_teaches_follows_from_the_draws():
-    full, other, small = Draw("full", part=0, parts=2), Draw("full", part=1, parts=2), Draw("s", True, 1, 2)
-    assert [teaches(d, (full, other, small)) for d in (full, other, small)] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -174,8 +159,8 @@ def test_who_teaches_follows_from_the_draws():
             "train.accumulate=2 would change the loss: the wrong answers of a pair are the other texts .*; valid: 1",
         ),
         (
-            {"nested.spread": "True", "nested.scheme": "sorted", "nested.count": "2"},
-            "nested.spread over 1 devices with nested.count=2 would change the loss",
+            {"nested.execution": "parallel", "methods": "sorted", "method.sorted.count": "2"},
+            "nested.execution=parallel over 1 devices with 2 networks would change the loss",
         ),
     ],
 )
@@ -191,4 +176,4 @@ def test_contrastive_batches_are_not_cut(fields, message, tmp_path):
     }
     sizes |= {"data.batch_size": "4", "model.dim": "16", "model.depth": "1", "model.attention": "{'heads': 2}"}
     with pytest.raises(UserError, match=message):
-        make_programs(make_setup(recipe.load("configs/domain_encoder.py:dense", {**sizes, **fields})))
+        Supervised(make_setup(recipe.load("configs/domain_encoder.py:dense", {**sizes, **fields})))

@@ -28,17 +28,13 @@ TEXT, IMAGES, PROBE = "tests/tiny_lm.py:full", "tests/tiny.py:full", "tests/tiny
         (IMAGES, "task.metric", "accuracy", "language modelling"),
         (IMAGES, "task.local_counting", "0.1", "counting by density maps"),
         (IMAGES, "task.switch", "0.3", "task.mixup together with task.cutmix"),
-        (IMAGES, "task.robust.beta", "2", "task.robust.method=trades"),
-        (IMAGES, "nested.count", "3", "nested.scheme=sandwich"),
-        (IMAGES, "nested.distill", "0.5", "nested.scheme=sandwich"),
+        (IMAGES, "nested.reduce", "sum", "methods that choose sub-networks"),
+        (IMAGES, "nested.execution", "parallel", "methods that choose sub-networks"),
         (IMAGES, "nested.sort_importance", "True", "train.init_from"),
         (IMAGES, "train.upcycle.noise", "0.1", "train.init_from"),
         (IMAGES, "report.latency_batches", "(1,)", "report.latency"),
-        (IMAGES, "report.attack_steps", "7", "an APGD among report.attacks"),
         (IMAGES, "report.sample", "a", "language modelling"),
         (IMAGES, "data.augment.crop_padding", "0", "data.augment.crop_padding"),
-        ("tests/tiny.py:all", "nested.count", "2", "nested.scheme=sorted"),
-        ("tests/tiny_robust.py:pgd", "task.robust.alpha", "2", "task.robust.method=alternate"),
     ],
 )
 def test_what_nothing_goes_by_is_refused(text, field, value, reader):
@@ -63,7 +59,8 @@ def test_a_goal_needs_evaluations():
 def test_what_is_read_may_be_set():
     fields = {"task.mixup": "0.2", "task.cutmix": "1", "task.switch": "0.3", "data.augment.crop_mode": "reflect"}
     assert recipe.load(IMAGES, fields)["task"]["switch"] == 0.3
-    assert recipe.load("tests/tiny.py:sandwich", {"nested.count": "3", "nested.distill": "0.5"})["nested"]["count"] == 3
+    fields = {"method.sandwich.count": "3", "method.sandwich.distill": "0.5"}
+    assert recipe.load("tests/tiny.py:sandwich", fields)["method"]["sandwich"] == {"count": 3, "distill": 0.5}
     assert (
         recipe.load(TEXT, {"data.dir": "/tmp", "task.metric": "accuracy", "report.sample": "a"})["data"]["dir"]
         == "/tmp"
@@ -71,10 +68,10 @@ def test_what_is_read_may_be_set():
 
 
 def test_what_belongs_to_another_choice_may_stay_in_a_recipe():
-    config = recipe.load("configs/quickstart.py", {"nested.scheme": "full", "report.latency": "False"})
-    assert config["nested"]["count"] == 3 and config["report"]["latency_batches"] == [1]
-    with pytest.raises(UserError, match=r"config.nested.count=2 is not read"):
-        recipe.load("configs/quickstart.py", {"nested.scheme": "full", "nested.count": "2"})
+    config = recipe.load("configs/quickstart.py", {"methods": "", "report.latency": "False"})
+    assert config["method"] == {} and config["report"]["latency_batches"] == [1]
+    with pytest.raises(UserError, match=r"config.method.sandwich.count is not read in this run; name 'sandwich' in"):
+        recipe.load("configs/quickstart.py", {"methods": "", "method.sandwich.count": "2"})
     with pytest.raises(UserError, match=r"config.data.augment={.* is not read"):
         recipe.load("configs/quickstart.py", {"data.name": "stdlib_text"})
 
@@ -92,8 +89,8 @@ def test_an_older_run_with_such_a_setting_goes_on_without_it():
     value_of(old, "task")["label_smoothing"] = 0.1
     assert differences(old, new) == ["task.label_smoothing: 0.1 -> 0.0"]
     assert differences(old, new, ignored=ignored(old, new)) == []
-    value_of(old, "train")["ema"] = 0.5
-    assert differences(old, new, ignored=ignored(old, new)) == ["train.ema: 0.5 -> 0.0"]
+    value_of(old, "train")["nan"] = "skip"
+    assert differences(old, new, ignored=ignored(old, new)) == ["train.nan: 'skip' -> 'stop'"]
 
 
 PAIRS = "configs/domain_encoder.py"

@@ -12,6 +12,7 @@ from research.errors import UserError
 from research.train import loop, watch
 from research.train.config import base_config, differences, resolved, with_defaults
 from research.train.rundir import RunDir
+from research.train.update import Update
 from tests.train.reporter import Lines
 
 
@@ -94,7 +95,7 @@ def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
 def test_runs_of_older_versions_take_the_defaults_of_new_fields():
     now = resolved(base_config())
     old = json.loads(json.dumps(now))
-    del old["data"]["stall_s"], old["task"]["robust"]["through_gate"]
+    del old["data"]["stall_s"], old["nested"]["execution"]
     old["model"] = {"name": "vit"}
     assert differences(with_defaults(old), {**now, "model": {"name": "vit"}}) == []
     assert differences(old, now) != []
@@ -144,11 +145,11 @@ def test_stragglers_are_far_above_the_median():
 def test_waiting_for_a_program_in_the_middle_of_a_run_is_told(tmp_path, monkeypatch):
     lines = Lines()
     run = loop.Run(tiny(), str(tmp_path / "run"), lines)
-    monkeypatch.setattr(type(run.programs), "get", lambda *_, **__: time.sleep(1.1))
+    monkeypatch.setattr(type(run.learner.programs), "get", lambda *_: time.sleep(1.1))
     run.first, run.step = 0, 1
-    run._program("gradient", "w50")
+    run.learner._get(Update())
     assert not lines.said, "the first programs are waited for by all"
     run.step = 5
-    run._program("gradient", "w50")
+    run.learner._get(Update())
     run.rundir.close()
-    assert len(lines.said) == 1 and lines.said[0].endswith("while the gradient program of w50 was compiled")
+    assert len(lines.said) == 1 and lines.said[0].endswith("while the update program was compiled")

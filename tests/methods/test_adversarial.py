@@ -9,15 +9,20 @@ import pytest
 
 from launch import config as recipe
 from research.errors import UserError
+from research.methods.adversarial import check_pixels
+from research.models import registry
+from research.tasks.base import Example
+from research.tasks.classification import Classification
 from research.train import loop
-from research.train.attack_checks import check_pixels
 from research.train.durations import to_steps
 from research.train.extraction import Trained
+from research.train.method import make
 from research.train.setup import make_setup
+from research.train.supervised import Supervised
 from tests.train.reporter import Lines
 
 
-def tiny(arg="alternate", **overrides):
+def tiny(arg="advmoe", **overrides):
     return recipe.load(f"tests/tiny_robust.py:{arg}", {k.replace("__", "."): str(v) for k, v in overrides.items()})
 
 
@@ -69,17 +74,15 @@ def test_run_resumed_in_the_middle_of_a_round_ends_with_the_same_bits(whole, tmp
     assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
 
 
-def test_a_phase_moves_its_own_parameters_and_leaves_the_others_bits(tmp_path):
-    run = loop.Run(tiny(), str(tmp_path / "run"), Lines())
-    run.step, run.state, run.clock, run.first = 0, run.programs.init_state(), loop.Clock(), 0
-    batches, grads = run.setup.batches(0), run.programs.zero_grads()
+def test_a_phase_moves_its_own_parameters_and_leaves_the_others_bits():
+    learner = Supervised(make_setup(tiny()))
+    state, batches = learner.initial(print), learner.batches(0)
     host = lambda tree: jax.tree.map(np.array, jax.device_get(tree))
-    before = host(run.state)
-    for phase, other in (("experts", "router"), ("router", "experts")):
-        assert run.setup.phase(run.step) == phase
-        grads, _ = run.update(next(batches), run.setup.draw(run.step), grads)
-        run.step += 1
-        after = host(run.state)
+    before = host(state)
+    for step, (phase, other) in enumerate((("experts", "router"), ("router", "experts"))):
+        assert learner.setup.phase(step).name == phase
+        state, _ = learner.update(step, state, next(batches))
+        after = host(state)
         for name in before.params:
             moved = not np.array_equal(before.params[name].view(np.uint32), after.params[name].view(np.uint32))
             assert moved == (name.startswith("router/") == (phase == "router")), (phase, name)
@@ -88,17 +91,16 @@ def test_a_phase_moves_its_own_parameters_and_leaves_the_others_bits(tmp_path):
             jax.tree.leaves(jax.tree.map(np.array_equal, before.opt_state[phase], after.opt_state[phase]))
         )
         before = after
-    run.programs.close()
-    run.rundir.close()
+    learner.close()
 
 
 def test_phases_of_a_round_share_their_batch_and_a_resumed_stream_goes_on_within_it():
     setup = make_setup(tiny())
-    index = [batch["index"].tolist() for batch in setup.batches(0)]
+    index = [batch["train"]["index"].tolist() for batch in setup.batches(0)]
     assert len(index) == 8 and index[0] == index[1] != index[2] == index[3]
-    assert [batch["index"].tolist() for batch in setup.batches(3)] == index[3:]
-    assert [setup.phase(s) for s in range(3)] == ["experts", "router", "experts"]
-    assert make_setup(tiny("trades")).phase(5) == ""
+    assert [batch["train"]["index"].tolist() for batch in setup.batches(3)] == index[3:]
+    assert [setup.phase(s).name for s in range(3)] == ["experts", "router", "experts"]
+    assert make_setup(tiny("trades")).phase(5).name == "all"
 
 
 def test_an_epoch_of_alternation_has_twice_the_updates():
@@ -116,7 +118,7 @@ def test_only_images_are_attacked():
 
 @pytest.mark.parametrize("method", ["pgd", pytest.param("trades", marks=pytest.mark.slow)])
 def test_other_methods_train_a_dense_network_with_finite_losses(method, tmp_path):
-    config = tiny(method, model__experts=0, train__duration=4, eval__every=0, report__attacks="()")
+    config = tiny(method, model__experts=0, train__duration=4, eval__every=0, methods=method)
     report = loop.train(config, str(tmp_path / method), Lines())
     losses = [m["loss"] for m in metrics_of(tmp_path / method) if "loss" in m]
     assert len(losses) == 4 and np.isfinite(losses).all() and "robust_pgd1" not in report["subnets"][0]
@@ -125,18 +127,23 @@ def test_other_methods_train_a_dense_network_with_finite_losses(method, tmp_path
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model__experts": 1}, "method='alternate' needs a model with a router, e.g. advmoe_resnet18"),
-        ({"task__robust__method": "fgsm"}, "task.robust.method='fgsm'; valid: none, pgd, trades, alternate"),
-        ({"task__robust__epsilon": -0.1}, "robust.epsilon=-0.1; valid: a number above 0"),
-        ({"task__robust__steps": 0}, "robust.steps=0; valid: a whole number from 1"),
-        ({"task__robust__beta": -1.0}, "robust.beta=-1.0; valid: a number from 0"),
+        ({"model__experts": 1}, "method advmoe needs a model with a router, e.g. advmoe_resnet18"),
+        ({"methods": "fgsm"}, "unknown method 'fgsm'; near: "),
+        ({"method__advmoe__epsilon": -0.1}, "advmoe.epsilon=-0.1; valid: a number above 0"),
+        ({"method__advmoe__steps": 0}, "advmoe.steps=0; valid: a whole number from 1"),
+        ({"method__advmoe__beta": -1.0}, "advmoe.beta=-1.0; valid: a number from 0"),
         ({"data__augment__mean": "(0.3,)"}, r"attacks are on images in \[0, 1\]; remove data.augment.mean"),
         (
-            {"nested__scheme": "sandwich", "nested__points__s": "width=0.75"},
-            "nested.scheme='sandwich' teaches by outputs",
+            {"methods": "pgd,sandwich", "nested__points__s": "width=0.75"},
+            "method sandwich teaches by outputs, of which the objective of pgd has none",
         ),
-        ({"report__attacks": "('pgd',)"}, "report.attacks: unknown attack 'pgd'; valid: pgdN"),
-        ({"report__attack_examples": 0}, "attack_examples=0"),
+        (
+            {"methods": "sandwich,advmoe", "nested__points__s": "width=0.75"},
+            "method advmoe puts an objective in the place of that of sandwich, .*; name advmoe first",
+        ),
+        ({"methods": "advmoe,trades"}, "methods advmoe and trades both put an objective of their own"),
+        ({"method__attacks__names": "('pgd',)"}, "method.attacks.names: unknown attack 'pgd'; valid: pgdN"),
+        ({"method__attacks__examples": 0}, "attacks.examples=0"),
     ],
 )
 def test_mistakes_are_told_in_a_line_before_anything_runs(changes, message):
@@ -145,35 +152,51 @@ def test_mistakes_are_told_in_a_line_before_anything_runs(changes, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("arg", ["trades", "alternate"])
+def seen(method, frozen, phase="experts"):
+    """The images that a method's objective attacks two grey ones into."""
+    attacked = []
+
+    def forward(x, mode="train", method="__call__", params="live"):
+        if params == "live":
+            attacked.append(np.asarray(x))
+        return frozen(x, method, mode or "eval")
+
+    image = np.full((2, 8, 8, 1), 0.5, np.float32)
+    task = method.wrapped(Classification(10), advmoe)
+    example = Example({}, (image,), np.eye(10)[:2], None, phase, jax.random.key(0))
+    method.objective(task.objective, task)(forward, example)
+    return attacked[-1]
+
+
+advmoe = registry.model_config("advmoe_resnet18", experts=2)
+SIZES = {"epsilon": 0.1, "steps": 1, "step_size": 0.1}
+
+
+@pytest.mark.parametrize("arg", ["trades", "advmoe"])
 def test_attacks_of_training_follow_the_gate_where_the_config_asks_for_it(arg):
     """Only the attacks do: what is evaluated, and clean outputs, are of eval mode."""
-    setup = make_setup(tiny(arg, task__robust__through_gate=True))
     modes = []
 
-    def frozen(x, method="__call__", mode="eval"):
+    def frozen(x, method, mode):
         modes.append((method, mode))
         logits, scores = (x.sum((1, 2, 3))[:, None] * np.arange(1.0, n + 1) for n in (10, 2))
         return {"__call__": logits, "scores": scores, "with_scores": (logits, scores)}[method]
 
-    image = np.full((2, 8, 8, 1), 0.5, np.float32)
-    setup.task._attack(frozen, image, np.eye(10)[:2], jax.random.key(0), "experts")
-    attacked = "with_scores" if arg == "alternate" else "__call__"
-    assert (attacked, "through_gate") in modes and ("with_scores", "eval") in modes
+    seen(make(arg, {**SIZES, "through_gate": True}), frozen)
+    attacked = "with_scores" if arg == "advmoe" else "__call__"
+    assert (attacked, "through_gate") in modes and ("with_scores", "train") in modes
 
 
 def test_each_phase_attacks_what_its_own_loss_holds_or_both_the_sum():
     """An attack on scores that do not depend on the image leaves it where it started; one on outputs that do moves
     it."""
-    image = np.full((2, 8, 8, 1), 0.5, np.float32)
 
-    def frozen(x, method="__call__", mode="eval"):
+    def frozen(x, method, mode):
         logits, scores = x.sum((1, 2, 3))[:, None] * np.arange(1.0, 11), np.ones((2, 2))
         return {"__call__": logits, "scores": scores, "with_scores": (logits, scores)}[method]
 
     def moved(phase, shared):
-        task = make_setup(tiny(task__robust__shared_attack=shared)).task
-        return float(np.abs(task._attack(frozen, image, np.eye(10)[:2], jax.random.key(0), phase) - image).max())
+        return float(np.abs(seen(make("advmoe", {**SIZES, "shared_attack": shared}), frozen, phase) - 0.5).max())
 
     assert moved("router", False) < 0.01 and moved("experts", False) > 0.05
     assert moved("router", True) > 0.05 and moved("experts", True) > 0.05

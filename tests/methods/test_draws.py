@@ -1,4 +1,4 @@
-"""Schemes are pure functions of (seed, step) with the distribution that they state."""
+"""Which sub-networks methods train: pure functions of (seed, step) with the distribution that they state."""
 
 import collections
 import json
@@ -9,13 +9,21 @@ import sys
 import pytest
 
 from research.errors import UserError
-from research.nested.schemes import SCHEMES, draw
+from research.nested.draws import Draw, checked, teaches
+from research.train.method import known, make
+from research.train.methods import Methods
 
 NAMES = ("full", "l", "m", "s", "xs")
 STEPS = range(2000)
+CHOOSE = ["full", *(name for name, method in known().items() if method.chooses)]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+def draw(name, names, count, seed, step):
+    options = {"count": count} if name in ("sorted", "sandwich") else {}
+    return Methods(() if name == "full" else (make(name, options),)).draws(names, seed, step)
+
+
+@pytest.mark.parametrize("scheme", CHOOSE)
 def test_draws_are_a_function_of_seed_and_step(scheme):
     draws = [draw(scheme, NAMES, 4, 0, step) for step in range(50)]
     assert draws == [draw(scheme, NAMES, 4, 0, step) for step in range(50)]
@@ -28,7 +36,7 @@ def test_draws_are_a_function_of_seed_and_step(scheme):
 
 def test_draws_are_equal_in_another_process():
     code = (
-        "import json; from research.nested.schemes import draw;"
+        "import json; from tests.methods.test_draws import draw;"
         f"print(json.dumps([[d.name for d in draw(k, {NAMES!r}, 4, 7, s)] for k in ('random', 'sorted', 'sandwich') for s in range(20)]))"
     )
     env = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": os.getcwd()}
@@ -70,7 +78,23 @@ def test_full_and_all():
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match="unknown nested.scheme 'sandwhich'; valid: full, random"):
-        draw("sandwhich", NAMES, 4, 0, 0)
-    with pytest.raises(UserError, match="needs at least two"):
-        draw("sandwich", ("full",), 4, 0, 0)
+    with pytest.raises(UserError, match="unknown method 'sandwhich'; near: sandwich"):
+        make("sandwhich", {})
+    with pytest.raises(UserError, match=r"method.sorted.count=0; valid: a whole number from 1"):
+        make("sorted", {"count": 0})
+    with pytest.raises(UserError, match=r"method.sandwich.counts is unknown; near: count"):
+        make("sandwich", {"counts": 3})
+    with pytest.raises(UserError, match="methods sandwich and sorted both decide which sub-networks an update trains"):
+        Methods((make("sandwich", {}), make("sorted", {})))
+
+
+def test_a_network_that_distils_without_a_teacher_is_refused():
+    orphan = (Draw("s", distill=True), Draw("full"))
+    message = "'orphan' distils s in part 0 of 1 at update 3, where the network .* full, is not drawn before it"
+    with pytest.raises(UserError, match=message):
+        checked(orphan, ["full", "s"], "orphan", 3)
+
+
+def test_who_teaches_follows_from_the_draws():
+    full, other, small = Draw("full", part=0, parts=2), Draw("full", part=1, parts=2), Draw("s", True, 1, 2)
+    assert [teaches(d, (full, other, small)) for d in (full, other, small)] == [False, True, False]
