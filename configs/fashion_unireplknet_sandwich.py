@@ -14,8 +14,9 @@ trained alone get together the FLOPs of the many-in-one run, each in proportion 
 number of examples (`alone_updates` in research/search/comparison.py).
 """
 
+from configs.bases.images import NINE_NETWORKS
 from research.errors import UserError
-from research.train.config import NINE_NETWORKS, base_config
+from research.train.config import base_config
 
 
 def get_config(arg: str = ""):

@@ -9,7 +9,7 @@ of Mamba-2 alone and 1.95 of windows alone. Data: the text of Python's standard 
 Other patterns: --config.model.pattern="mamba2 mamba2 attention".
 """
 
-from research.train.config import text_config
+from configs.bases.text import text_config
 
 
 def get_config(arg: str = ""):

@@ -14,8 +14,8 @@ Hardware: one CPU core, 391 to 407 s each. Accuracy after 20 examples: conjuncti
 Any mixer: --config.model.pattern=mamba2; any function: --config.data.name=in_context:cnf.
 """
 
+from configs.bases.in_context import in_context_config
 from research.errors import UserError
-from research.train.config import in_context_config
 
 FUNCTIONS = ("conjunction", "dnf", "parity", "sparse_parity")
 

@@ -11,8 +11,8 @@ Hardware: one CPU core, 1448 s for the small one. Any mixer: --config.model.patt
   --config.data.name=in_context:noisy_linear.
 """
 
+from configs.bases.in_context import in_context_config
 from research.errors import UserError
-from research.train.config import in_context_config
 
 CURRICULUM = {"every": 2, "dims": (5, 1), "points": (11, 2)}
 """One coordinate and two points more every two epochs of 1,000 updates."""

@@ -9,7 +9,7 @@ Hardware: two CPU cores, 211 s with compiling. Number to expect: 1.67 bits per b
 version of Python; the digest of the training text stands in the report.
 """
 
-from research.train.config import text_config
+from configs.bases.text import text_config
 
 
 def get_config(arg: str = ""):

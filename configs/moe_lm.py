@@ -15,9 +15,9 @@ standard library, bytes.
 
 from dataclasses import asdict, replace
 
+from configs.bases.text import text_config
 from research.errors import UserError
 from research.modules.moe_options import FAMILIES, Moe
-from research.train.config import text_config
 
 CAUSAL = [name for name, family in FAMILIES.items() if family.router in ("top_k", "hash")]
 

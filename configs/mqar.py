@@ -13,7 +13,7 @@ heads were looked at: at length 64 two of them find the rule too late, at length
 the mixer alone, fresh examples in every epoch, each run stopped at 99 %.
 """
 
-from research.train.config import probe_argument, probe_config
+from configs.bases.probes import probe_argument, probe_config
 
 SIZES = {
     "64": dict(vocab_size=256, length=64, pairs=4, train=20_000, batch=32, dim=64, attention_heads=1, updates="1500"),

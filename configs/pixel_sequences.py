@@ -12,8 +12,9 @@ Hardware: two CPU cores, 76 s for the digits: 96.4 % of the 360 test images (one
 Any mixer: --config.model.pattern=gla.
 """
 
+from configs.bases.text import MUON
 from research.errors import UserError
-from research.train.config import MUON, base_config
+from research.train.config import base_config
 
 SIZES = {
     "digits": dict(data="digits", side=1, dim=64, batch=64, duration="30ep"),

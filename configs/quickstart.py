@@ -10,7 +10,8 @@ Hardware: two CPU cores, less than two minutes, most of them compiling. Number t
 training, 144 validation and 360 test images of 8x8 pixels, inside scikit-learn.
 """
 
-from research.train.config import NINE_NETWORKS, base_config
+from configs.bases.images import NINE_NETWORKS
+from research.train.config import base_config
 
 
 def get_config(arg: str = ""):

@@ -8,7 +8,7 @@ Hardware: two CPU cores, 360 s with compiling. Number to expect: 1.79 bits per b
   of Python's standard library, bytes.
 """
 
-from research.train.config import text_config
+from configs.bases.text import text_config
 
 
 def get_config(arg: str = ""):

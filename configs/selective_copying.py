@@ -11,7 +11,7 @@ Hardware: two CPU cores, one and a half to eight minutes a run on one of them. T
   examples in every epoch, each run stopped at 99 %.
 """
 
-from research.train.config import probe_argument, probe_config
+from configs.bases.probes import probe_argument, probe_config
 
 SIZES = {
     "small": dict(copies=8, length=256, train=20_000, batch=16, updates="1500"),

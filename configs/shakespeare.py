@@ -10,8 +10,9 @@ Arguments: small (no more parameters than nanoGPT's CPU recipe, about its time),
 Hardware: two CPU cores. Data: the text as `tinyshakespeare.txt` in data/ or in --config.data.dir; nanoGPT's split.
 """
 
+from configs.bases.text import MUON
 from research.errors import UserError
-from research.train.config import MUON, base_config
+from research.train.config import base_config
 
 SIZES = {
     "quick": dict(dim=160, depth=3, ffn_dim=320, batch=16, length=128, steps="230", dropout=0.0),

@@ -11,8 +11,8 @@ Hardware: two CPU cores, nine minutes for all four, one on each core at a time. 
 per byte with 1, 2, 4 and 8 layers. Data: the text of Python's standard library, bytes.
 """
 
+from configs.bases.text import text_config
 from research.errors import UserError
-from research.train.config import text_config
 
 LAYERS_TIMES_HEADS, HEAD_DIM = 8, 32
 

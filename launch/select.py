@@ -34,9 +34,9 @@ def main() -> int:
     from research.report.machine import command_line
     from research.report.run_card import read_report
     from research.search.select import select
-    from research.tasks.base import shown
     from research.train import costs
     from research.train.extraction import Trained
+    from research.train.supervised import goal_of
 
     trained = Trained(_WORKDIR.value, say=print)
     names = [*trained.setup.order, *(trained.add(text) for text in _CANDIDATES.value)]
@@ -60,7 +60,9 @@ def main() -> int:
     if _OUT.value:
         tables.write_csv(_OUT.value, rows, command=command_line())
     best = select(rows, "value", budgets, higher_is_better=trained.setup.task.higher_is_better)
-    print(f"\nbest within the budget: {best['name']} (validation {metric} {shown(trained.setup.task, best['value'])})")
+    print(
+        f"\nbest within the budget: {best['name']} (validation {metric} {goal_of(trained.setup.task).shown(best['value'])})"
+    )
     print(
         f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={best['name']} --out={_WORKDIR.value}/{best['name'].replace('=', '')}"
     )

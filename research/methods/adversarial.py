@@ -18,7 +18,9 @@ from research.robust.losses import cross_entropy, kl_logits, trades
 from research.tasks.base import Example, Forward, Outcome, Task
 from research.tasks.classification import Classification
 from research.tasks.robust import AttackedClassification, accuracy, outputs
-from research.train.method import About, Method, Objective, register
+from research.train.hooks import About, Objective
+from research.train.method import Method
+from research.train.method_registry import register
 from research.values import COUNT, SIZE, WEIGHT, Rule
 
 NOISE = 1e-3  # standard deviation of the start of TRADES' attack

@@ -11,7 +11,8 @@ from research.methods.adversarial import NOISE, Adversarial, shares, trades_outc
 from research.robust.attacks import pgd
 from research.robust.losses import cross_entropy, kl_logits
 from research.tasks.base import Example, Forward, Outcome, Task
-from research.train.method import About, Objective, Phase, register
+from research.train.hooks import About, Objective, Phase
+from research.train.method_registry import register
 from research.values import WEIGHT
 
 

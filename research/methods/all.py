@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from research.nested.draws import Draw
-from research.train.method import Method, register
+from research.train.method import Method
+from research.train.method_registry import register
 
 
 @register("all")

@@ -16,7 +16,9 @@ from research.robust.attacks import PARTS, check_attacks, is_correct
 from research.tasks.base import Task, real_examples
 from research.tasks.robust import AttackedClassification
 from research.train.evaluation import Evaluator, Weights
-from research.train.method import About, Evaluation, Method, register
+from research.train.hooks import About
+from research.train.method import Evaluation, Method
+from research.train.method_registry import register
 from research.train.turns import place
 from research.values import SHARE, SIZE
 

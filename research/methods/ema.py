@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from research.modules.state import Abstract, Arrays
-from research.train.method import Clock, Extra, Method, register
+from research.train.hooks import Clock, Extra
+from research.train.method import Method
+from research.train.method_registry import register
 from research.values import Rule
 
 

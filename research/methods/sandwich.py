@@ -8,7 +8,9 @@ from typing import Annotated
 from research.errors import UserError
 from research.nested.draws import Draw, generator
 from research.tasks.base import Example, Forward, Outcome, Task
-from research.train.method import About, Method, Objective, register
+from research.train.hooks import About, Objective
+from research.train.method import Method
+from research.train.method_registry import register
 from research.values import SHARE, SIZE
 
 

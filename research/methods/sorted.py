@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from research.nested.draws import Draw, generator
-from research.train.method import Method, register
+from research.train.method import Method
+from research.train.method_registry import register
 from research.values import SIZE
 
 

@@ -69,18 +69,76 @@ class Task:
     Attributes:
       name: what messages call the task.
       reads: fields of the config's section `task` that it goes by.
+      takes: kinds of examples that it is for, see `research.data.registry`; () for any.
+      predicts: what the model must predict, see `research.models.base.ModelConfig`.
+      wanted, fitting: what messages say of that, and of models that do.
       metric: name of the number that ranks networks, a key of what `summarize` returns.
       higher_is_better: whether a larger one is better.
       unit: what one example holds and speed is counted in, "images", "pairs" or "tokens".
+      work: passes through the model that an example is.
       indivisible: why parts of a batch do not add up to the batch; "" where they do.
     """
 
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
-    metric: str
-    higher_is_better: bool = False
-    unit: str = "images"
-    indivisible: str = ""
+    takes: ClassVar[tuple[str, ...]] = ()
+    predicts: ClassVar[str] = "labels"
+    wanted: ClassVar[str] = "labels, tokens or vectors"
+    fitting: ClassVar[str] = "another, or data set counting"
+    unit: ClassVar[str] = "images"
+    work: ClassVar[float] = 1
+    indivisible: ClassVar[str] = ""
+
+    @property
+    def metric(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def higher_is_better(self) -> bool:
+        return False
+
+    # -- from config and data ----------------------------------------------------------------------------------
+
+    @classmethod
+    def entry(cls, shapes: Mapping[str, Any]) -> str:
+        """Returns the name of the entry of a batch that the model takes.
+
+        Args:
+          shapes: of a prepared batch of one example.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def example_shape(cls, shapes: Mapping[str, Any]) -> tuple[int, ...]:
+        """Returns the shape of one input of the model."""
+        return tuple(shapes[cls.entry(shapes)].shape[1:])
+
+    @classmethod
+    def sizes(cls, source: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the fields of a model that the data decide, where a config leaves them open.
+
+        Args:
+          source: of the training examples; what it tells depends on their kind.
+          shapes: of a prepared batch of one example.
+
+        Raises:
+          UserError: data that no model can take.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def make(cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]) -> "Task":
+        """Returns the task of a run.
+
+        Args:
+          section: the config's section `task`.
+          model: config of the full network.
+          source, shapes: as of `sizes`.
+
+        Raises:
+          UserError: options that do not fit, or a model that has no place for the data.
+        """
+        raise NotImplementedError
 
     @classmethod
     def check_new(cls, section: Mapping[str, Any]) -> None:

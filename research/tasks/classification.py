@@ -4,6 +4,7 @@ A batch is {"image": [B, H, W, C] float, "label": [B] int32}, or "vectors": [B, 
 for evaluation "mask": [B] float (0 = padding).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.tasks.base import Batch, Task, real_examples
+from research.tasks.registry import register
 
 
+@register("classification")
 @dataclass(frozen=True)
 class Classification(Task):
     """The task; `mixup` and `cutmix` are the alphas of their Beta distributions, 0 switches them off.
@@ -32,6 +35,7 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     reads: ClassVar[tuple[str, ...]] = ("label_smoothing", "mixup", "cutmix")
+    takes: ClassVar[tuple[str, ...]] = ("image",)
     metric = "accuracy"
     higher_is_better = True
     unit = "images"
@@ -41,6 +45,28 @@ class Classification(Task):
             raise UserError(
                 f"task.cutmix={self.cutmix} cuts boxes out of images, the data gives {self.examples}; set task.cutmix=0"
             )
+
+    @classmethod
+    def entry(cls, shapes: Mapping[str, Any]) -> str:
+        return "image" if "image" in shapes else "vectors"
+
+    @classmethod
+    def sizes(cls, source: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
+        if "image" in shapes:
+            return {**image_sizes(shapes), "num_classes": int(source.num_classes)}
+        _, length, dim = shapes["vectors"].shape
+        return {"vocab_size": 0, "input_dim": dim, "length": length, "outputs": int(source.num_classes), "pool": "mean"}
+
+    @classmethod
+    def make(cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]) -> "Classification":
+        field = "num_classes" if "image" in shapes else "outputs"
+        classes = model.num_classes if "image" in shapes else model.outputs
+        if classes < source.num_classes:
+            raise UserError(
+                f"model.{field}={classes} is less than the {source.num_classes} classes of {source.name}; leave it out"
+            )
+        own = {name: section[name] for name in ("label_smoothing", "mixup", "cutmix", "switch")}
+        return cls(classes, **own, examples=cls.entry(shapes))
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Float[Array, "B N"]]:
         image, target = self.mix(batch, key)
@@ -98,6 +124,18 @@ class Classification(Task):
         """Returns {"accuracy": fraction, "loss": nats} from summed `sums`."""
         count = max(float(sums["count"]), 1.0)
         return {"accuracy": float(sums["correct"]) / count, "loss": float(sums["nll"]) / count}
+
+
+def image_sizes(shapes: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the sizes of a model of square images.
+
+    Raises:
+      UserError: images that are not square.
+    """
+    _, height, width, channels = shapes["image"].shape
+    if height != width:
+        raise UserError(f"images of {height}x{width} are not square; set data.augment.pad_to")
+    return {"image_size": height, "in_channels": channels}
 
 
 def smooth_labels(label: Int[Array, " B"], num_classes: int, smoothing: float) -> Float[Array, "B N"]:

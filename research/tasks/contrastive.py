@@ -18,10 +18,13 @@ from jaxtyping import Array, Bool, Float, Int
 from research.errors import UserError
 from research.ops.precision import matmul, wide
 from research.tasks.base import Batch, Task, real_examples
+from research.tasks.language import check_vocabulary
+from research.tasks.registry import register
 
 LOSSES = ("mnr", "symmetric", "mnr_plus")
 
 
+@register("contrastive")
 @dataclass(frozen=True)
 class Contrastive(Task):
     """The task.
@@ -40,6 +43,7 @@ class Contrastive(Task):
 
     name: ClassVar[str] = "contrastive learning"
     reads: ClassVar[tuple[str, ...]] = ("contrastive.loss", "contrastive.temperature", "contrastive.normalize")
+    takes: ClassVar[tuple[str, ...]] = ("pairs",)
     metric = "accuracy"
     higher_is_better = True
     unit = "pairs"
@@ -53,6 +57,30 @@ class Contrastive(Task):
             raise UserError(f"task.contrastive.loss={self.loss_name!r}; valid: {', '.join(LOSSES)}")
         if not self.temperature > 0:
             raise UserError(f"task.contrastive.temperature={self.temperature}; valid: numbers above 0")
+
+    @classmethod
+    def entry(cls, shapes: Mapping[str, Any]) -> str:
+        return "pairs"
+
+    @classmethod
+    def example_shape(cls, shapes: Mapping[str, Any]) -> tuple[int, ...]:
+        return tuple(shapes["pairs"].shape[2:])
+
+    @classmethod
+    def sizes(cls, source: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
+        length = shapes["pairs"].shape[2]
+        return {"vocab_size": int(source.vocab_size), "length": length, "domains": len(source.domains)}
+
+    @classmethod
+    def make(cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]) -> "Contrastive":
+        check_vocabulary(model, source)
+        if model.domains < len(source.domains):
+            raise UserError(
+                f"{source.name} has texts of domain {model.domains} ({source.domains[model.domains]}) that no expert "
+                f"has; valid with model.domains={model.domains}: 0..{model.domains - 1}"
+            )
+        options = section["contrastive"]
+        return cls(options["loss"], options["temperature"], options["normalize"])
 
     @classmethod
     def check_new(cls, section: Mapping[str, Any]) -> None:

@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float
 
 from research.ops.precision import wide
 from research.tasks.base import Batch, Task, real_examples
+from research.tasks.classification import image_sizes
+from research.tasks.registry import register
 
 SCALE = 100.0
 """Densities are multiplied by this before they are learnt."""
@@ -27,6 +29,7 @@ HARD = 9
 """Regions that the relative local counting loss looks at, in each map."""
 
 
+@register("density_counting")
 @dataclass(frozen=True)
 class DensityCounting(Task):
     """The task.
@@ -41,9 +44,25 @@ class DensityCounting(Task):
 
     name: ClassVar[str] = "counting by density maps"
     reads: ClassVar[tuple[str, ...]] = ("local_counting",)
+    takes: ClassVar[tuple[str, ...]] = ("density",)
+    predicts = "density"
+    wanted = "density maps"
+    fitting = "hmode"
     metric = "mae"
     higher_is_better = False
     unit = "images"
+
+    @classmethod
+    def entry(cls, shapes: Mapping[str, Any]) -> str:
+        return "image"
+
+    @classmethod
+    def sizes(cls, source: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(image_sizes(shapes))
+
+    @classmethod
+    def make(cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]) -> "DensityCounting":
+        return cls(source.mean_count, section["local_counting"])
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Float[Array, "B H W"]]:
         del key

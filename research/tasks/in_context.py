@@ -6,6 +6,7 @@ the places of the x. Regression takes the squared error, Boolean functions (labe
 logistic loss.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,8 +17,10 @@ from jaxtyping import Array, Bool, Float
 
 from research.ops.precision import wide
 from research.tasks.base import Batch, Task, real_tokens
+from research.tasks.registry import register
 
 
+@register("in_context_learning")
 @dataclass(frozen=True)
 class InContextLearning(Task):
     """The task.
@@ -36,6 +39,7 @@ class InContextLearning(Task):
 
     name: ClassVar[str] = "in-context learning"
     reads: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ("vectors",)
     unit = "tokens"
 
     @property
@@ -45,6 +49,21 @@ class InContextLearning(Task):
     @property
     def higher_is_better(self) -> bool:
         return self.boolean
+
+    @classmethod
+    def entry(cls, shapes: Mapping[str, Any]) -> str:
+        return "vectors"
+
+    @classmethod
+    def sizes(cls, source: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
+        _, length, dim = shapes["vectors"].shape
+        return {"vocab_size": 0, "input_dim": dim, "length": length, "outputs": 1}
+
+    @classmethod
+    def make(
+        cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]
+    ) -> "InContextLearning":
+        return cls(source.points, source.binary, source.variance, source.scored_from)
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Float[Array, "B K"]]:
         del key

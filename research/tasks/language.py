@@ -6,6 +6,7 @@ Labels stand where their logits are read: for language, label t is token t + 1.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,10 +14,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from research.errors import UserError
 from research.ops.precision import wide
 from research.tasks.base import Batch, Task, real_examples, real_tokens
+from research.tasks.registry import register
 
 
+@register("language_modelling")
 @dataclass(frozen=True)
 class LanguageModelling(Task):
     """The task.
@@ -27,10 +31,11 @@ class LanguageModelling(Task):
     """
 
     token_bytes: tuple[int, ...] = ()
-    metric: str = "loss"
+    metric: str = "loss"  # type: ignore[assignment]  # a field in place of the property of the base
 
     name: ClassVar[str] = "language modelling"
     reads: ClassVar[tuple[str, ...]] = ("metric",)
+    takes: ClassVar[tuple[str, ...]] = ("tokens",)
     unit = "tokens"
 
     @property
@@ -41,6 +46,25 @@ class LanguageModelling(Task):
     @property
     def higher_is_better(self) -> bool:
         return self.metric == "accuracy"
+
+    @classmethod
+    def entry(cls, shapes: Mapping[str, Any]) -> str:
+        return "tokens"
+
+    @classmethod
+    def sizes(cls, source: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
+        return {"vocab_size": int(source.vocab_size), "length": shapes["tokens"].shape[1]}
+
+    @classmethod
+    def make(
+        cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]
+    ) -> "LanguageModelling":
+        check_vocabulary(model, source)
+        metric = section["metric"]
+        task = cls(tuple(source.token_bytes or ()), metric or "loss")
+        if task.metric not in task.metrics:
+            raise UserError(f"task.metric={metric!r}; valid with {source.name}: {', '.join(task.metrics)}")
+        return task
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Int[Array, "B T"]]:
         del key
@@ -101,6 +125,12 @@ class LanguageModelling(Task):
         if float(sums["bytes"]):
             out["bits_per_byte"] = float(sums["nll"]) / float(sums["bytes"]) / math.log(2)
         return out
+
+
+def check_vocabulary(model: Any, source: Any) -> None:
+    """Raises UserError where a model has fewer tokens than the data."""
+    if model.vocab_size < source.vocab_size:
+        raise UserError(f"model.vocab_size={model.vocab_size} is less than the {source.vocab_size} tokens of the data")
 
 
 def token_losses(

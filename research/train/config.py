@@ -17,20 +17,6 @@ from research.train.fields import FIELDS
 from research.train.upgrade import MOVED, upgraded
 from research.values import fit
 
-NINE_NETWORKS = {
-    "w75": "width=0.75",
-    "w75_d50": "width=0.75,depth=0.5",
-    "w75_f50": "width=0.75,ffn=0.5",
-    "f50": "ffn=0.5",
-    "w50": "width=0.5",
-    "w50_d50": "width=0.5,depth=0.5",
-    "w50_f50": "width=0.5,ffn=0.5",
-    "w50_d50_f50": "width=0.5,depth=0.5,ffn=0.5",
-}
-"""The sub-networks of the small recipes, beside "full": w75 = 75 % of the channels, d50 = half of the blocks, f50 =
-half of the hidden units."""
-
-
 CONTRASTIVE = {"loss": "mnr_plus", "temperature": 1.0, "normalize": False}
 """Of pairs of texts: mnr, symmetric or mnr_plus, what products are divided by, whether vectors are scaled to length 1
 before them."""
@@ -52,6 +38,8 @@ def base_config() -> ml_collections.ConfigDict:
                 "stall_s": 600.0,  # a batch that takes longer ends the run; 0: wait for ever
             },
             "task": {
+                "name": "",  # by default the task of the data's examples
+                "options": {},  # of a task of one's own
                 "label_smoothing": 0.0,
                 "mixup": 0.0,
                 "cutmix": 0.0,
@@ -114,128 +102,7 @@ def base_config() -> ml_collections.ConfigDict:
     )
 
 
-MUON = {"name": "muon", "lr": 0.01, "momentum": 0.95, "weight_decay": 0.05, "schedule": "linear", "warmup": "5%"}
-"""Optimizer of the small sequence recipes."""
-
-
-def text_config(updates: int, *, max_bytes: int) -> ml_collections.ConfigDict:
-    """Returns what the small language recipes share: bytes of Python's standard library, windows of 128, Muon, no
-    latency.
-
-    Args:
-      updates: number of updates.
-      max_bytes: how much of the text is taken.
-    """
-    config = base_config()
-    config.data.update({"name": "stdlib_text", "batch_size": 16})
-    config.data.options = {"length": 128, "tokenizer": "bytes", "max_bytes": max_bytes}
-    config.task.metric = "bits_per_byte"
-    config.optim.update(MUON)
-    config.train.update({"duration": str(updates), "log_every": "5%"})
-    config.eval.update({"every": "0", "batch_size": 64})
-    config.checkpoint.update({"every": "0"})
-    config.report.latency = False
-    return config
-
-
-AROUND_LINEAR_ATTENTION = ("gla", "retention", "deltanet", "gated_deltanet", "cosformer", "performer", "sla")
-
-
-def probe_argument(recipe: str, arg: str, sizes: Mapping[str, Any]) -> tuple[Any, int]:
-    """Reads SIZExSTATE, either part of which may be left out: the entry of `sizes` (by default the first) and the state
-    (16).
-
-    Raises:
-      UserError: an unknown size, or a state that is no whole number from 1.
-    """
-    name, _, state = arg.partition("x")
-    name = name or next(iter(sizes))
-    if name not in sizes or (state and not (state.isdigit() and int(state))):
-        example = f"{next(iter(sizes))}x16"
-        raise UserError(
-            f"{recipe}:{arg} is unknown; valid: SIZE or SIZExSTATE, SIZE one of {', '.join(sizes)}, STATE from 1, e.g. {example}"
-        )
-    return sizes[name], int(state or 16)
-
-
-def probe_config(dim: int, state: int, *, heads: int = 4, attention_heads: int = 1) -> ml_collections.ConfigDict:
-    """Returns what the recipes of probes share: two layers of a mixer alone, fresh examples in every epoch, Muon, an
-    end at 99 %.
-
-    Args:
-      dim: channels.
-      state: features of a head's keys, by which the memory of every mixer but attention grows: mixers around linear
-        attention hold state x dim numbers a layer, Mamba and Mamba-2 state x 2 dim, and HGRN, which has no keys, 4 x
-        state.
-      heads: of the mixers around linear attention and of Mamba-2 and 3, each with keys of its own.
-      attention_heads: of attention.
-    """
-    config = base_config()
-    options = {kind: {"heads": heads, "state": state, "head_dim": dim // heads} for kind in AROUND_LINEAR_ATTENTION}
-    options |= {
-        "attention": {"heads": attention_heads},
-        "hgrn": {"inner": 4 * state, "taps": 4},
-        "mamba": {"state": state},
-    }
-    options |= {
-        kind: {"heads": heads, "groups": heads, "state": state, "head_dim": 2 * dim // heads}
-        for kind in ("mamba2", "mamba3")
-    }
-    config.model = {"name": "sequence", "pattern": "attention", "dim": dim, "depth": 2, "unroll": True, **options}
-    config.data.options = {"fresh": True}
-    config.task.metric = "accuracy"
-    config.optim.update(MUON)
-    config.train.log_every = "5%"
-    config.eval.update({"every": "10%", "batch_size": 250, "stop_at": 0.99})
-    config.checkpoint.every = "0"
-    config.report.latency = False
-    return config
-
-
-IN_CONTEXT_SIZES = {
-    "small": dict(dim=64, depth=4, heads=2, optim={**MUON, "lr": 0.003, "weight_decay": 0.0, "clip_norm": 1.0}),
-    "published": dict(
-        dim=256,
-        depth=12,
-        heads=8,
-        optim={"name": "adamw", "lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup": "0"},
-    ),
-}
-"""Of in-context learners: 0.2 M parameters for two cores, and the 9.5 M of Garg et al. 2022 (arXiv 2208.01066) with
-their optimizer."""
-
-
-def in_context_config(task: str, size: str, updates: int, options: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Returns what the recipes of in-context learning share: a transformer, 64 fresh prompts an update, no latency.
-
-    Args:
-      task: name of the function class.
-      size: one of `IN_CONTEXT_SIZES`.
-      updates: number of updates.
-      options: fields of the function class, and the curriculum.
-    """
-    sizes = IN_CONTEXT_SIZES[size]
-    config = base_config()
-    config.model = {
-        "name": "sequence",
-        "pattern": "attention",
-        "ffn": "mlp",
-        "dim": sizes["dim"],
-        "depth": sizes["depth"],
-        "unroll": True,
-    }
-    config.model.attention = {"heads": sizes["heads"]}
-    config.data.update({"name": f"in_context:{task}", "batch_size": 64})
-    config.data.options = {**options, "train_examples": 64_000, "test_examples": 4000, "fresh": True}
-    config.optim.update(sizes["optim"])
-    config.train.update({"duration": str(updates), "log_every": "2%"})
-    config.eval.update({"every": "20%", "batch_size": 500})
-    config.checkpoint.every = "50%"
-    config.report.latency = False
-    return config
-
-
-FREE = ("model", "data.augment", "data.options", "method", "nested.points", "expect")
+FREE = ("model", "data.augment", "data.options", "task.options", "method", "nested.points", "expect")
 """Sub-trees whose fields are checked by whoever reads them."""
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_+=-]{0,79}"
 """Names of sub-networks, which are names of files too; a config has no dots in them."""
@@ -305,7 +172,7 @@ def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-    from research.train.method import make
+    from research.train.method_registry import make
 
     return {name: dataclasses.asdict(make(name, given["method"].get(name, {}))) for name in given["methods"]}
 
@@ -344,7 +211,7 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
     """Returns a config without the methods that change the report alone."""
-    from research.train.method import find
+    from research.train.method_registry import find
 
     kept = [name for name in config["methods"] if not find(name).reports]
     return {**config, "methods": kept, "method": {name: config["method"].get(name, {}) for name in kept}}

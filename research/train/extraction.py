@@ -15,11 +15,12 @@ from research.interop.safetensors_io import config_from_json
 from research.modules.state import Arrays, abstract, require_finite
 from research.optim import fields as optim_fields
 from research.train import data, kept
+from research.train.build import make_reading_programs
 from research.train.evaluation import Evaluator, Weights, extracted, weights_of
 from research.train.programs import Programs
 from research.train.restore import Wanted, restore_newest
 from research.train.rundir import read_config
-from research.train.setup import Setup, make_reading_programs, make_setup
+from research.train.setup import Setup, make_setup
 from research.train.statistics_files import load_statistics
 
 

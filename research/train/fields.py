@@ -38,6 +38,7 @@ FIELDS: dict[str, Field] = {
     "data.validation_fraction": Field(float, "part of the training images held out for validation", Rule(least=0, below=1)),
     "data.batch_size": Field(int, "examples of an update", SIZE),
     "data.stall_s": Field(float, "seconds that a batch may take before the run ends; 0: for ever", COUNT),
+    "task.name": Field(str, "the task by name; by default that of the data's examples"),
     "task.label_smoothing": Field(float, "share of a target that is spread over all classes", Rule(least=0, below=1)),
     "task.mixup": Field(float, "alpha of mixup's Beta distribution; 0: off", WEIGHT),
     "task.cutmix": Field(float, "alpha of cutmix's Beta distribution; 0: off", WEIGHT),

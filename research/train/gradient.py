@@ -13,8 +13,8 @@ from research import seeds
 from research.modules.axes import StatKind
 from research.modules.state import Arrays, abstract, apply, told
 from research.tasks.base import Example
+from research.train.hooks import Clock, Loss
 from research.train.layout import Shapes, structs
-from research.train.method import Clock, Loss
 from research.train.programs import Programs
 from research.train.state import Gradients, Held, Microbatch
 

@@ -15,7 +15,7 @@ from research.modules.state import Abstract, Arrays, abstract
 from research.nested.slicing import slice_like
 from research.nested.space import Space
 from research.train import sharding
-from research.train.method import Extra
+from research.train.hooks import Extra
 from research.train.methods import extended, shape_in
 from research.train.processes import batch_share
 

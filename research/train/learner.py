@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from research.train.restore import Wanted
 
@@ -53,6 +53,14 @@ class Reading:
     finite: bool
     flops: float
     record: Callable[[], dict[str, Any]]
+
+
+class Reporter(Protocol):
+    """Where a run tells a human what it does."""
+
+    def say(self, line: str) -> None: ...
+
+    def progress(self, done: int, total: int, text: str) -> None: ...
 
 
 class Learner(ABC):
@@ -180,3 +188,7 @@ class Learner(ABC):
     @abstractmethod
     def close(self) -> None:
         """Ends threads."""
+
+
+Make = Callable[[dict[str, Any], Callable[[], None], Callable[[str, float], None]], Learner]
+"""make(config, waiting, waited) -> the learner of a run, see `research.train.supervised.Supervised`."""

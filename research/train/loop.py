@@ -7,10 +7,8 @@ is a function of its config: killed at any point and started again it ends with 
 """
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -20,48 +18,24 @@ from research.files import write_json
 from research.report import machine
 from research.report.run_card import write_report
 from research.stopping import Preempted
-from research.train import finish, processes, records, watch
+from research.train import finish, processes, supervised, watch
 from research.train.checkpoint import Checkpoints
+from research.train.evaluations import Evaluations
 from research.train.heartbeat import Heartbeat
 from research.train.journal import Journal, NotFinite, Pending
-from research.train.learner import Learner
+from research.train.learner import Make, Reporter
 from research.train.restore import whole_steps
 from research.train.rundir import RunDir
+from research.train.saves import Saves
 from research.train.watch import Clock
 
 __all__ = ["NotFinite", "Preempted", "Reporter", "Run", "train"]
-
-SAVES = 9
-"""How often the last save is tried while the clock jumps."""
-
-
-class Reporter(Protocol):
-    """Where a run tells a human what it does."""
-
-    def say(self, line: str) -> None: ...
-
-    def progress(self, done: int, total: int, text: str) -> None: ...
-
-
-Make = Callable[[dict[str, Any], Callable[[], None], Callable[[str, float], None]], Learner]
-"""make(config, waiting, waited) -> the learner of a run, see `research.train.supervised.Supervised`."""
-
-
-def supervised(config: dict[str, Any], waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Learner:
-    """Makes the learner of a recipe: supervised training of its model on its data."""
-    from research.train import foreseen
-    from research.train.setup import make_setup
-    from research.train.supervised import Supervised
-
-    setup = make_setup(config)
-    foreseen.check(setup)
-    return Supervised(setup, waiting, waited)
 
 
 class Run:
     """One run in its directory; `run()` trains and reports."""
 
-    def __init__(self, config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = supervised):
+    def __init__(self, config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = supervised.make):
         self.config, self.reporter = config, reporter
         with contextlib.ExitStack() as closing:
             self._make(Path(workdir), make, closing)
@@ -82,13 +56,13 @@ class Run:
         closing.callback(self.rundir.close)
         processes.barrier("the run's folder is there")
         keep = config["checkpoint"]
-        self.metrics: dict[int, float] = {}  # step -> the goal's value on validation
+        self.evaluations = Evaluations(self.learner.goal, config["eval"]["stop_at"])
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
             keep_last=keep["keep_last"],
             keep_every=keep["keep_every"],
             keep_best=keep["keep_best"],
-            metrics=self.metrics,
+            metrics=self.evaluations.values,
             higher_is_better=self.learner.goal.higher_is_better,
             say=reporter.say,
         )
@@ -96,11 +70,10 @@ class Run:
         self.profile = watch.Profile(config["train"]["profile"], workdir / "profile")
         closing.callback(self.profile.close)
         self.state: Any = None
-        self.step, self.saved = max(self.checkpoints.steps(), default=0), -1
+        self.saves = Saves(self.checkpoints)
+        self.step = self.saves.newest()
         self.lines: dict[str, int] = {}  # of the journals, when the step was saved that the run goes on from
         self.clock = Clock()
-        self.reached = self.ended = False
-        self.evaluated = -1  # the last step whose evaluation is done
         self.pending: Pending | None = None  # the update whose numbers are not read yet
         self.journal = Journal(
             self.learner,
@@ -109,41 +82,23 @@ class Run:
             progress=reporter.progress,
             say=reporter.say,
             status=self._status,
-            safe=self._safe,
+            safe=self.saves.safe,
         )
 
     # -- state -------------------------------------------------------------------------------------------------
 
     def _start(self) -> tuple[int, Any, Clock]:
         """Restores the newest valid checkpoint, or makes the initial state."""
-        newest = processes.agree(max(self.checkpoints.steps(), default=0))
+        newest = processes.agree(self.saves.newest())
         if not newest:
             clock = Clock()
             return 0, self.learner.initial(self.reporter.say), clock
         self.learner.adopt(self.checkpoints.about(newest))
         found, run = self.checkpoints.restore(newest, self.learner.wanted())
         self.reporter.say(f"resumed from step {newest}")
-        self.saved, self.lines = newest, run.get("lines", {})
+        self.saves.step, self.lines = newest, run.get("lines", {})
         self.journal.flops, self.journal.skipped = run["flops"], run.get("skipped", 0)
         return newest, self.learner.whole(found), Clock(before=run["wall_s"])
-
-    def _recall(self) -> None:
-        """Learns from metrics.jsonl which evaluations are done: they come after the save of their step, which does not
-        know of them.
-
-        The first process tells the others, which could read an older file or none.
-        """
-        own = records.evaluations(self.rundir.path, self.learner.goal.name) if self.rundir.writes else {}
-        done = {int(step): values for step, values in json.loads(processes.texts(json.dumps(own))[0]).items()}
-        self.metrics.update({step: values[-1] for step, values in done.items()})
-        here = done.get(self.step, [])
-        self.evaluated = self.step if here else -1
-        self.reached = self.step < self.total and bool(here) and self._good_enough(here[0])
-        self.ended = len(here) > int(self.reached)  # the evaluation that reached the goal is not the last one
-        self.ended = self.ended and (self.reached or self.step == self.total)
-
-    def _good_enough(self, value: float) -> bool:
-        return self.learner.goal.reached(value, self.config["eval"]["stop_at"])
 
     def _tick(self) -> None:
         if self.stop and jax.process_count() == 1:
@@ -194,17 +149,19 @@ class Run:
             self._tick()
             self._train()
             self._settle()
-            if not self._is_saved():  # before the evaluation: whatever becomes of that, the training is not lost
-                self._save_surely()
-            if self.learner.validates and not self.ended:
+            if not self.saves.done(
+                self.step
+            ):  # before the evaluation: whatever becomes of that, the training is not lost
+                self.saves.surely(self.step, self._save)
+            if self.learner.validates and not self.evaluations.ended:
                 self._evaluate(final=True)
             self.checkpoints.close()
             return self._finish()
         except Preempted as stop:
             self._settle()
-            if self.step and not self._is_saved():
+            if self.step and not self.saves.done(self.step):
                 self.reporter.say(f"told to stop: saving step {self.step} (a second Ctrl-C ends at once)")
-                self._save_surely()
+                self.saves.surely(self.step, self._save)
             self.checkpoints.close()
             raise Preempted(self.step, self.stop.told or "SIGTERM") from stop
 
@@ -218,7 +175,7 @@ class Run:
         self.first = self.step
         for line in self.rundir.cut_back(self.step, self.lines):
             self.reporter.say(line)
-        self._recall()
+        self.evaluations.recall(self.rundir.path, self.step, self.total, reads=self.rundir.writes)
         for line in self.learner.announce():
             self.reporter.say(line)
         self._write_layout()
@@ -234,24 +191,24 @@ class Run:
         save_every = self.learner.steps("checkpoint", "every")
         due = lambda every: every and self.step and self.step % every == 0  # noqa: E731
         batches = self.learner.batches(self.step)
-        while self.step < self.total and not self.reached:
+        while self.step < self.total and not self.evaluations.reached:
             self._reshape()
-            if due(save_every) and self.step != self.saved:
+            if due(save_every) and self.step != self.saves.step:
                 self._settle()
                 with self.clock.pause():
                     self._save()
-            if due(eval_every) and self.step != self.evaluated:
+            if due(eval_every) and self.step != self.evaluations.last:
                 self._settle()
                 with self.clock.pause():
                     self._evaluate()
-                if self.reached:
+                if self.evaluations.reached:
                     goal = self.config["eval"]["stop_at"]
                     self.reporter.say(f"eval.stop_at={goal} is reached at step {self.step} of {self.total}")
                     break
             self._tick_step()
             self.profile.before(self.step, self.state)
             with self.journal.parts.of("data"):
-                batch = self._next(batches)
+                batch = watch.timely(batches, self.step, self.config["data"], self.rundir.path, self.saves.safe)
             with self.journal.parts.of("dispatch"), self.heart.at(self.learner.compiling):
                 self.state, numbers = self.learner.update(self.step, self.state, batch)
             self.step += 1
@@ -262,7 +219,7 @@ class Run:
 
     def _reshape(self) -> None:
         """Takes another shape where a method asks for it, and saves it, so that a resumed run need not be asked."""
-        if self.step == self.saved or not self.learner.reshape_due(self.step):
+        if self.step == self.saves.step or not self.learner.reshape_due(self.step):
             return  # what is saved has its shape
         self._settle()
         state = self.learner.reshape(self.step, self.state, self.reporter.say)
@@ -278,32 +235,10 @@ class Run:
         pending, self.pending = self.pending, None
         self.journal.read(pending)
 
-    def _next(self, batches: Iterator[Any]) -> Any:
-        """The next batch; a source that fails or stalls ends the run in one line."""
-        name, patience = self.config["data"]["name"], self.config["data"]["stall_s"]
-        try:
-            return watch.timely(batches, self.step, patience, self.rundir.path / "error.txt")
-        except watch.DataLost as lost:
-            raise UserError(f"data {name} {lost}; {self._safe()}") from None
-
-    def _safe(self) -> str:
-        """What a run that ends here goes on from; waits for a save that is under way."""
-        with contextlib.suppress(UserError):
-            self.checkpoints.wait()
-        return self._on_disk()
-
-    def _on_disk(self) -> str:
-        steps = self.checkpoints.steps()
-        return (
-            f"last good checkpoint: step {steps[-1]} in {self.checkpoints.folder}"
-            if steps
-            else "no checkpoint was written yet"
-        )
-
     def _last_words(self) -> None:
         """Where a second Ctrl-C ends the process."""
         self._status("stopped")
-        self.reporter.say(f"ended at once by a second Ctrl-C; {self._on_disk()}")
+        self.reporter.say(f"ended at once by a second Ctrl-C; {self.saves.on_disk()}")
 
     def _waited(self, title: str, seconds: float) -> None:
         """Told where training waits for a program that was not compiled ahead."""
@@ -314,9 +249,7 @@ class Run:
     # -- evaluation and saving ---------------------------------------------------------------------------------
 
     def _status(self, state: str, **more: Any) -> None:
-        self.rundir.status(
-            watch.status(state, self.step, self.total, checkpoint=max(self.checkpoints.steps(), default=0), **more)
-        )
+        self.rundir.status(watch.status(state, self.step, self.total, checkpoint=self.saves.newest(), **more))
 
     def _evaluate(self, final: bool = False) -> None:
         self._status("evaluating")
@@ -324,35 +257,19 @@ class Run:
         with self.heart.at(lambda: self.learner.compiling() if self.learner.busy() else "evaluating"):
             value, record = self.learner.evaluate(self.state, final)
         self.rundir.metrics(self.step, record)
-        self.evaluated, self.metrics[self.step] = self.step, value
-        self.reached, self.ended = self.reached or (not final and self._good_enough(value)), final
+        self.evaluations.note(self.step, value, final=final)
         self.reporter.say(f"step {self.step}: validation {goal.name} of the full network {goal.shown(value)}")
 
     def _save(self) -> None:
         self._status("saving")
         run = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.journal.flops}
         run |= {"skipped": self.journal.skipped, "lines": dict(self.rundir.lines), **self.learner.describe()}
-        self.checkpoints.save(self.step, self.learner.kept(self.state), run)
-        self.saved = self.step
-
-    def _is_saved(self) -> bool:
-        """Whether this step is on disk, everywhere; waits for a save that is under way, which may yet be given up."""
-        return self.saved == self.step and processes.everywhere(self.checkpoints.wait())
-
-    def _save_surely(self) -> None:
-        """The last save of a process: there is no next one that would make up for it."""
-        for _ in range(SAVES):
-            self._save()
-            if self._is_saved():
-                return
-        raise UserError(
-            f"the state could not be saved in {SAVES} tries, because the clock keeps jumping; {self._safe()}"
-        )
+        self.saves.start(self.step, self.learner.kept(self.state), run)
 
     def _finish(self) -> dict[str, Any]:
         """Makes and writes the report: only then the run is finished."""
         learner = self.learner
-        self.journal.judge(self.step, {"validation": self.metrics[self.step]} if learner.validates else {})
+        self.journal.judge(self.step, {"validation": self.evaluations.values[self.step]} if learner.validates else {})
         with self.heart.at(lambda: learner.compiling() if learner.busy() else "making the report"):
             report = learner.report(self.state, self.rundir.path)
         report |= finish.facts(self.rundir.path, self.clock.wall(), self.journal, self.step)
@@ -365,7 +282,7 @@ class Run:
         return report
 
 
-def train(config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = supervised) -> dict[str, Any]:
+def train(config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = supervised.make) -> dict[str, Any]:
     """Runs a config in a directory (again: resumes) and returns the report, written as report.json, report.md and
     pareto.png.
 
@@ -373,7 +290,7 @@ def train(config: dict[str, Any], workdir: str, reporter: Reporter, make: Make =
       config: a resolved config, see `research.train.config`.
       workdir: the run's folder.
       reporter: where lines for humans go.
-      make: the learner; by default `supervised`.
+      make: the learner; by default supervised training.
 
     Raises:
       UserError: a config, a folder or data that do not fit, a full disk, NaN.

@@ -14,20 +14,9 @@ from research.modules.axes import Axes
 from research.modules.state import Abstract, Arrays
 from research.nested.draws import Draw, checked
 from research.tasks.base import Task
-from research.train.method import (
-    About,
-    Brought,
-    Clock,
-    Evaluation,
-    Extra,
-    Gradient,
-    Loss,
-    Method,
-    Objective,
-    Phase,
-    Stream,
-    make,
-)
+from research.train.hooks import About, Brought, Clock, Extra, Gradient, Loss, Objective, Phase, Stream
+from research.train.method import Evaluation, Method
+from research.train.method_registry import make
 
 
 def plain_gradient(loss: Loss, params: Arrays, key: Array) -> tuple[tuple[Array, Any], Arrays]:

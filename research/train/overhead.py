@@ -10,7 +10,8 @@ import numpy as np
 from research.nested.draws import teaches
 from research.train.gradient import Gradient
 from research.train.layout import shapes_of
-from research.train.loop import Clock, Reporter, Run, supervised
+from research.train.learner import Reporter
+from research.train.loop import Clock, Run
 from research.train.state import Microbatch, State, due
 from research.train.supervised import Supervised
 from research.train.turns import part_of, place
@@ -32,7 +33,7 @@ def loop_overhead(
     Returns:
       (a row for each with median and 95th percentile in ms, median over neighbouring pairs of loop / bare - 1).
     """
-    run = Run(config, workdir, reporter, supervised)
+    run = Run(config, workdir, reporter)
     learner = run.learner
     assert isinstance(learner, Supervised)
     run.step, run.state, run.clock, run.first = 0, learner.initial(reporter.say), Clock(), 0
@@ -90,7 +91,7 @@ def _bare_inputs(learner: Supervised, state: State, step: int, batches: Any) -> 
             where = programs.layout.batch if draw.distill else programs.layout.replicated
             whole = jax.device_put((clock, (np.float32(1), np.float32(1))), programs.layout.replicated)
             teacher = jax.device_put(np.zeros(shape.shape, shape.dtype), where)
-            out.append((programs.get(program), Microbatch(placed, *whole, teacher)))
+            out.append((programs.get(program), Microbatch(placed, whole[0], whole[1], teacher)))
     return out
 
 

@@ -24,10 +24,11 @@ from research.modules.mesh import BATCH_AXES
 from research.report.collectives import Collective, collectives
 from research.report.roofline import Prediction, predict
 from research.train import costs
+from research.train.build import make_programs
 from research.train.gradient import Gradient
 from research.train.layout import shapes_of
 from research.train.programs import Programs
-from research.train.setup import Setup, make_programs
+from research.train.setup import Setup
 from research.train.state import Held, Microbatch
 from research.train.update import Update
 
@@ -122,7 +123,10 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
         arguments={name: (m.argument_size_in_bytes, taken[name]) for name, m in memory.items()},
         collectives={name: collectives(program.as_text(), programs.mesh) for name, program in compiled.items()},
         runs={"gradient": setup.parts, "update": 1},
-        flops=float(costs.training_flops(setup.space.full)) * setup.methods.work() * config["data"]["batch_size"],
+        flops=float(costs.training_flops(setup.space.full))
+        * setup.methods.work()
+        * setup.task.work
+        * config["data"]["batch_size"],
         traffic=per_run * setup.parts + 2 * state + 2 * held["gradients"],
     )
 

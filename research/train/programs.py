@@ -18,8 +18,8 @@ from research.nested.space import Space
 from research.tasks.base import Task
 from research.train import sharding
 from research.train.compiler import Compiler, Program
+from research.train.hooks import Brought, Phase
 from research.train.layout import Layout, Shapes, structs
-from research.train.method import Brought, Phase
 from research.train.methods import Methods
 from research.train.state import Held, State
 

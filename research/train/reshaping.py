@@ -17,7 +17,7 @@ from research.errors import UserError
 from research.modules.axes import Axes
 from research.modules.state import Arrays
 from research.train import processes
-from research.train.method import Reindex, Reshape
+from research.train.hooks import Reindex, Reshape
 from research.train.methods import Methods, axis_sizes
 from research.train.programs import Programs
 from research.train.state import State
@@ -129,4 +129,4 @@ def _moments(old: Any, fresh: Any, params: Arrays, new_params: Arrays, axes: Map
             out.append(move(was, axes[name], jnp.zeros_like(leaf), name))
         else:
             out.append(was if was.shape == leaf.shape else leaf)
-    return tree.unflatten(out)
+    return jax.tree_util.tree_unflatten(tree, out)

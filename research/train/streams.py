@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from research.data import pipeline
 from research.data.source import AnySource, keyed_permutation
-from research.train.method import Stream
+from research.train.hooks import Stream
 
 Batches = dict[str, dict[str, np.ndarray]]
 

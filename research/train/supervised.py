@@ -12,18 +12,24 @@ from research.interop.safetensors_io import config_from_json, config_to_json
 from research.modules.state import abstract
 from research.nested.draws import Draw
 from research.optim.build import state_bytes
-from research.tasks.base import percent
-from research.train import costs, data, experts, finish, initial, kept, records, reshaping, sharding
+from research.tasks.base import Task, percent
+from research.train import costs, data, experts, finish, foreseen, initial, kept, records, reshaping, sharding
+from research.train.build import make_programs
 from research.train.evaluation import Evaluator, Weights, weights_of
 from research.train.learner import Goal, Learner, Reading, Say
 from research.train.restore import Wanted
-from research.train.setup import Setup, make_programs
+from research.train.setup import Setup, make_setup
 from research.train.state import State, due
 from research.train.turns import Execution, make_execution
 from research.train.update import Update
 
 LOOK_AHEAD = 50
 """Updates whose draws are looked at: a sub-network that is drawn later is compiled when it is."""
+
+
+def goal_of(task: Task) -> Goal:
+    """Returns what a task ranks networks by."""
+    return Goal(task.metric, task.higher_is_better, percent(task.metric))
 
 
 class Supervised(Learner):
@@ -42,7 +48,7 @@ class Supervised(Learner):
         waited: Callable[[str, float], None] = lambda title, seconds: None,
     ):
         self.config, self._waiting, self._waited = setup.config, waiting, waited
-        self.goal = Goal(setup.task.metric, setup.task.higher_is_better, percent(setup.task.metric))
+        self.goal = goal_of(setup.task)
         self.total, self.round = setup.total, len(setup.phases)
         self.examples, self.unit = self.config["data"]["batch_size"] * setup.units, setup.task.unit
         self.validates = setup.examples("validation") > 0
@@ -55,7 +61,8 @@ class Supervised(Learner):
         self.programs = make_programs(setup, self._waiting)
         self.evaluator = Evaluator(setup, self.programs, tick=self._waiting)
         self.execution: Execution = make_execution(setup, self.programs)
-        self.flops = {name: setup.methods.work() * costs.training_flops(c) for name, c in setup.space.configs.items()}
+        work = setup.methods.work() * setup.task.work
+        self.flops = {name: work * costs.training_flops(c) for name, c in setup.space.configs.items()}
         self._grads: Any = None
 
     # -- before the first update -------------------------------------------------------------------------------
@@ -194,3 +201,14 @@ class Supervised(Learner):
 
     def close(self) -> None:
         self.programs.close()
+
+
+def make(config: dict[str, Any], waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Learner:
+    """Makes the learner of a recipe: supervised training of its model on its data.
+
+    Raises:
+      UserError: whatever in the config does not fit together.
+    """
+    setup = make_setup(config)
+    foreseen.check(setup)
+    return Supervised(setup, waiting, waited)

@@ -16,8 +16,8 @@ from research.nested.draws import Draw, teaches
 from research.train import parallel
 from research.train.compiler import Program
 from research.train.gradient import Gradient, Weigh
+from research.train.hooks import Phase
 from research.train.layout import Shapes, shapes_of
-from research.train.method import Phase
 from research.train.parallel import Parallel
 from research.train.processes import place_rows
 from research.train.programs import Programs

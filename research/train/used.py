@@ -14,24 +14,13 @@ from research.data.augment import PARTS_OF
 from research.data.sources import kind_of_examples, settings_read
 from research.errors import UserError
 from research.files import printable
-from research.tasks.classification import Classification
-from research.tasks.contrastive import Contrastive
-from research.tasks.density import DensityCounting
-from research.tasks.in_context import InContextLearning
-from research.tasks.language import LanguageModelling
+from research.tasks import registry as tasks
+from research.tasks.base import Task
 from research.train.config import NAME, base_config, resolved, value_of
-from research.train.method import find
+from research.train.method_registry import find
 from research.values import Rule, fit
 
 Config = Mapping[str, Any]
-OF_EXAMPLES: dict[str, Any] = {
-    "image": Classification,
-    "density": DensityCounting,
-    "tokens": LanguageModelling,
-    "pairs": Contrastive,
-    "vectors": InContextLearning,
-}
-"""Kind of examples -> their task, where training is not robust."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +41,14 @@ class Reader:
     option: bool = False
 
 
-def task_of(config: Config) -> Any:
-    """Returns the class of a config's task."""
-    return OF_EXAMPLES[kind_of_examples(config["data"]["name"])]
+def task_of(config: Config) -> type[Task]:
+    """Returns the class of a config's task.
+
+    Raises:
+      UserError: an unknown data set or task, or a task for other examples.
+    """
+    data = config["data"]["name"]
+    return tasks.find(config["task"]["name"], kind_of_examples(data), data)
 
 
 def _on(config: Config, *fields: str) -> bool:
@@ -72,16 +66,13 @@ def _beside(switch: str, *fields: str) -> Reader:
 
 
 def _of_tasks() -> Iterator[Reader]:
-    for task in OF_EXAMPLES.values():
-        yield Reader(
-            task.name, tuple(f"task.{field}" for field in task.reads), lambda config, task=task: task_of(config) is task
-        )
-    yield Reader(LanguageModelling.name, ("report.sample",), lambda config: task_of(config) is LanguageModelling)
-    yield Reader(
-        "task.mixup together with task.cutmix",
-        ("task.switch",),
-        lambda config: _on(config, "task.mixup", "task.cutmix"),
-    )
+    for task in tasks.known().values():
+        reads = tuple(f"task.{field}" for field in task.reads)
+        yield Reader(task.name, reads, lambda config, task=task: task_of(config) is task)
+    language = tasks.known()["language_modelling"]
+    yield Reader(language.name, ("report.sample",), lambda config: task_of(config) is language)
+    both = lambda config: _on(config, "task.mixup", "task.cutmix")  # noqa: E731
+    yield Reader("task.mixup together with task.cutmix", ("task.switch",), both)
 
 
 def _of_methods() -> Iterator[Reader]:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,34 +69,32 @@ class Breakdown:
         return out
 
 
-class DataLost(Exception):
-    """A source of data failed or stalled."""
-
-
-def timely(batches: Iterator[Any], step: int, limit: float, kept: Path) -> Any:
-    """Returns the next batch.
+def timely(batches: Iterator[Any], step: int, data: Mapping[str, Any], folder: Path, safe: Callable[[], str]) -> Any:
+    """Returns the next batch; a source that fails or stalls ends the run in one line.
 
     Args:
       batches: the source.
       step: whose batch it is.
-      limit: seconds that it may take; 0 for any number.
-      kept: file for the traceback of a source that fails.
+      data: the config's section: its name, and "stall_s", seconds that a batch may take, 0 for any number.
+      folder: of the run, where the traceback of a source that fails is kept, in error.txt.
+      safe: says what the run goes on from.
 
     Raises:
-      DataLost: it failed, or took longer.
-      UserError: as the source raises it.
+      UserError: it failed, or took longer.
     """
+    limit = data["stall_s"]
     try:
         with deadline(limit):
             return next(batches)
     except UserError:
         raise
     except Late:
-        raise DataLost(f"gave no batch for step {step} in {limit:g} s (data.stall_s)") from None
+        lost = f"gave no batch for step {step} in {limit:g} s (data.stall_s)"
     except Exception as error:
-        write_text(kept, traceback.format_exc())
+        write_text(folder / "error.txt", traceback.format_exc())
         first = (str(error).strip().splitlines() or ["no message"])[0][:200]
-        raise DataLost(f"failed at step {step}: {type(error).__name__}: {first} (all of it in {kept})") from None
+        lost = f"failed at step {step}: {type(error).__name__}: {first} (all of it in {folder / 'error.txt'})"
+    raise UserError(f"data {data['name']} {lost}; {safe()}")
 
 
 def stragglers(own_ms: float) -> list[str]:

@@ -118,7 +118,8 @@ def mutated_config(rng: random.Random) -> tuple[str, dict[str, str]]:
 
 def start(text: str, overrides: dict[str, str]) -> None:
     """Makes all that a run is made of, up to the first compilation."""
-    from research.train.setup import make_programs, make_setup
+    from research.train.build import make_programs
+    from research.train.setup import make_setup
     from research.train.watch import Profile
 
     config = recipe.load(text, overrides)

@@ -101,7 +101,8 @@ def test_mistakes_of_flags(tmp_path):
     ],
 )
 def test_mistakes_of_a_config(override, words, tmp_path):
-    from research.train.setup import make_programs, make_setup
+    from research.train.build import make_programs
+    from research.train.setup import make_setup
 
     field, _, value = override.partition("=")
     extra = {"methods": "sorted"} if field == "data.batch_size" else {}

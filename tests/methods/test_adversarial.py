@@ -16,7 +16,7 @@ from research.tasks.classification import Classification
 from research.train import loop
 from research.train.durations import to_steps
 from research.train.extraction import Trained
-from research.train.method import make
+from research.train.method_registry import make
 from research.train.setup import make_setup
 from research.train.supervised import Supervised
 from tests.train.reporter import Lines

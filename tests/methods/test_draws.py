@@ -10,7 +10,7 @@ import pytest
 
 from research.errors import UserError
 from research.nested.draws import Draw, checked, teaches
-from research.train.method import known, make
+from research.train.method_registry import known, make
 from research.train.methods import Methods
 
 NAMES = ("full", "l", "m", "s", "xs")

@@ -13,7 +13,7 @@ from research.tasks.contrastive import Contrastive
 from research.tasks.density import DensityCounting
 from research.tasks.in_context import InContextLearning
 from research.tasks.language import LanguageModelling
-from research.train.method import make
+from research.train.method_registry import make
 
 RNG = np.random.default_rng(0)
 SIZE, PARTS = 6, 3

@@ -48,9 +48,9 @@ def test_what_fails_in_the_last_evaluation_loses_nothing(reference, tmp_path, mo
 def test_the_last_step_can_be_the_best_one_though_it_was_saved_before(reference):
     run = loop.Run(tiny(), str(reference[0]), Lines())
     run.step, *_ = run._start()
-    run._recall()
+    run.evaluations.recall(run.rundir.path, run.step, run.total, reads=True)
     value = records.evaluations(reference[0], "accuracy")[6]
-    assert run.metrics == {6: value[-1]} and len(value) == 1 and run.ended and not run.reached
+    assert run.evaluations.values == {6: value[-1]} and run.evaluations.ended and not run.evaluations.reached
     assert run.checkpoints.best_step() == 6
     run.heart.close()
     run.checkpoints.close()

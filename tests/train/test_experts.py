@@ -14,11 +14,12 @@ from research.modules.moe_options import Moe
 from research.modules.state import abstract
 from research.nested.space import make_space
 from research.report.experts import dead, summary
+from research.train.build import check_experts, make_programs
 from research.train.evaluation import Evaluate
 from research.train.experts import labels, similarity
 from research.train.layout import shapes_of
 from research.train.loop import train
-from research.train.setup import check_experts, make_programs, make_setup
+from research.train.setup import make_setup
 from tests.train.reporter import Lines
 
 LINE = "the cat sat on the mat; the dog sat on the log; "

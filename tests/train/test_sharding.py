@@ -149,7 +149,7 @@ def test_networks_on_different_devices_give_the_numbers_of_one_after_the_other(t
 def test_spreading_that_does_not_fit_is_refused():
     from launch import config as recipe
     from research.train import parallel
-    from research.train.method import make
+    from research.train.method_registry import make
     from research.train.methods import Methods
 
     config = recipe.load("tests/tiny.py:sorted", {"nested.execution": "parallel", "method.sorted.count": "2"})

@@ -150,7 +150,10 @@ def test_what_was_told_while_it_was_heeded_ends_what_does_not_heed_it():
             time.sleep(1)
 
 
-@pytest.mark.parametrize("moment", ["make_setup", "costs.training_flops", "data.keep", "machine.environment"])
+@pytest.mark.parametrize(
+    "moment",
+    ["supervised.make_setup", "supervised.costs.training_flops", "supervised.data.keep", "loop.machine.environment"],
+)
 def test_a_signal_before_a_run_begins_says_where_it_goes_on_and_leaves_nothing_open(moment, tmp_path, monkeypatch):
     """Beside a save of step 2 in its folder; a second run in the same process shows that the lock is free."""
     workdir = tmp_path / "run"
@@ -172,14 +175,14 @@ def test_a_signal_before_a_run_begins_says_where_it_goes_on_and_leaves_nothing_o
         time.sleep(1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"research.train.loop.{moment}", told)
+        patch.setattr(f"research.train.{moment}", told)
         with pytest.raises(
             loop.Preempted,
             match="stopped by SIGTERM at step 2; the state is saved, start the same command again to go on",
         ):
             loop.train(tiny(train__duration=2), str(workdir), Lines())
     assert status(workdir)["state"] == (
-        "stopped" if moment == "data.keep" else "training"
+        "stopped" if moment == "supervised.data.keep" else "training"
     )  # before, the folder is not claimed
     assert not any(
         thread.name == "heartbeat" and not thread.join(5) and thread.is_alive() for thread in threading.enumerate()

@@ -7,7 +7,7 @@ import pytest
 from launch import config as recipe
 from research.errors import UserError
 from research.nested.draws import Draw
-from research.train import method
+from research.train import method_registry
 from research.train.finish import bound
 from research.train.setup import make_setup
 from research.train.supervised import Supervised
@@ -144,7 +144,9 @@ def test_a_method_of_ones_own_may_distil_in_some_updates_and_not_in_others(monke
         def draws(self, names, seed, step):
             return (Draw(names[0]), *(Draw(name, distill=step % 2 == 0) for name in names[1:]))
 
-    monkeypatch.setitem(method._METHODS, "every_other", type("EveryOther", (EveryOther,), {"name": "every_other"}))
+    monkeypatch.setitem(
+        method_registry._METHODS, "every_other", type("EveryOther", (EveryOther,), {"name": "every_other"})
+    )
     _, after, lines, (compiled, most) = updates(language("every_other"), count=2)
     assert all(np.isfinite(line["loss/s"]) for line in lines) and compiled <= most
     _, sandwich, (line,), _ = updates(language("sandwich"), count=1)

@@ -1,0 +1,82 @@
+"""The tasks by name. Each registers itself in its own file; all files of this package are imported when one is first
+asked for."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from research.errors import UserError
+from research.plugins import import_all
+from research.tasks.base import Task
+from research.values import fit, not_negative
+
+T = TypeVar("T", bound=type[Task])
+_TASKS: dict[str, type[Task]] = {}
+
+
+def register(name: str) -> Callable[[T], T]:
+    """Makes a task known by its name, `config.task.name`; of several tasks for the same kind of examples the first one
+    is taken where a config names none."""
+
+    def add(task: T) -> T:
+        if name in _TASKS:
+            raise ValueError(f"task {name} is registered twice")
+        _TASKS[name] = task
+        return task
+
+    return add
+
+
+def known() -> dict[str, type[Task]]:
+    """Returns all tasks by name."""
+    import_all("research.tasks")
+    return dict(_TASKS)
+
+
+def find(name: str, examples: str, data: str) -> type[Task]:
+    """Returns the class of a task.
+
+    Args:
+      name: of the task; "" for the one of the data's examples.
+      examples: what an example of the data is, see `research.data.registry`.
+      data: name of the data set, for messages.
+
+    Raises:
+      UserError: no such task, or one for other examples.
+    """
+    tasks = known()
+    if not name:
+        fitting = [task for task in tasks.values() if examples in task.takes]
+        if not fitting:
+            raise UserError(f"no task takes examples of {examples!r}, which data set {data} gives; set task.name")
+        return fitting[0]
+    if name not in tasks:
+        near = difflib.get_close_matches(name, tasks, n=3, cutoff=0.4) or sorted(tasks)
+        raise UserError(f"unknown task.name={name!r}; near: {', '.join(near)}")
+    if tasks[name].takes and examples not in tasks[name].takes:
+        fits = [other for other, task in tasks.items() if examples in task.takes]
+        raise UserError(f"task.name={name!r} does not take what data set {data} gives; valid: {', '.join(fits)}")
+    return tasks[name]
+
+
+def from_options(task: type[Task], section: Mapping[str, Any], **given: Any) -> Task:
+    """Returns a task that is a dataclass of its options, `config.task.options`.
+
+    Args:
+      section: the config's section `task`.
+      given: fields that the data decide.
+
+    Raises:
+      UserError: an unknown option, or a value of another type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(task)}  # type: ignore[arg-type]  # every task is a dataclass
+    kinds, values = typing.get_type_hints(task, include_extras=True), dict(given)
+    for name, value in section["options"].items():
+        if name not in fields or name in given:
+            near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4) or sorted(fields)
+            raise UserError(f"task.options.{name} is unknown to {task.name}; near: {', '.join(near)}")
+        rule = not_negative(fields[name].default, kinds[name])
+        values[name] = fit(value, kinds[name], f"task.options.{name}", rule)
+    return task(**values)

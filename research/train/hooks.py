@@ -1,0 +1,168 @@
+"""What the hooks of methods take and give, see `research.train.method`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, UInt
+
+from research.modules.axes import Axes, Kind
+from research.modules.state import Arrays
+from research.nested.space import Space
+from research.tasks.base import Example, Forward, Outcome, Task
+
+if TYPE_CHECKING:
+    from research.train.method import Method
+
+Objective = Callable[[Forward, Example], Outcome]
+Loss = Callable[..., tuple[Array, Any]]
+"""loss(params, stream="train") -> (value, auxiliary results) of a microbatch of a stream."""
+Gradient = Callable[[Loss, Arrays, Array], tuple[tuple[Array, Any], Arrays]]
+"""gradient(loss, params, key) -> ((value, auxiliary results), gradient)."""
+
+
+def everything(name: str) -> bool:
+    """The parameters that a phase trains by default."""
+    del name
+    return True
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One kind of update in a round of updates, which share the batch of each stream.
+
+    Attributes:
+      name: unique among the phases of a run.
+      trains: whether the phase moves the parameter of a name; the others get the gradient zero.
+      streams: whose batches its gradient programs take; the first is the one that is trained on.
+      outputs: whether its loss has outputs that other networks can learn from.
+      optim: fields of the config's section `optim` that differ in this phase.
+    """
+
+    name: str = "all"
+    trains: Callable[[str], bool] = everything
+    streams: tuple[str, ...] = ("train",)
+    outputs: bool = True
+    optim: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A part of the training examples with an order of its own, a function of (seed, step).
+
+    Attributes:
+      name: as phases call it.
+      start, stop: the part, as fractions of all examples in an order drawn once from the seed.
+    """
+
+    name: str
+    start: float = 0.0
+    stop: float = 1.0
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Arrays that a method adds to a run, sliced and sharded by the names of their axes like the model's own.
+
+    Attributes:
+      shape: in the full network.
+      axes: a name for each; of names that the model has the sizes are the model's, others stay whole.
+      initial: returns the array of the full network from (key, the model's parameters).
+      kind: of trained ones, what they do (decay follows); None: not trained, but moved by `Method.after_update`.
+      dtype: of the array.
+    """
+
+    shape: tuple[int, ...]
+    axes: Axes
+    initial: Callable[[Array, Arrays], Array]
+    kind: Kind | None = None
+    dtype: Any = np.float32
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A trained network that a method brings and nothing moves; a checkpoint holds its digest, not its arrays.
+
+    Attributes:
+      config: of the model.
+      params, stats: its arrays.
+      digest: of them, which a resumed run must find again.
+    """
+
+    config: Any
+    params: Arrays
+    stats: Arrays
+    digest: str
+
+
+@dataclass(frozen=True)
+class Reindex:
+    """What becomes of an axis in a reshape.
+
+    Attributes:
+      index: for each place along the new axis the old place that it is copied from, or -1 for what is new.
+      fill: what is new: "zero", or "fresh" for the initial values of the new network.
+    """
+
+    index: tuple[int, ...]
+    fill: str = "zero"
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """A plan for a network of another shape: the new config of the full network, and by axis name what stays.
+
+    Axes that are not named and whose size changes keep their first indices; what is new in them is filled by "zero".
+    """
+
+    config: Any
+    axes: Mapping[str, Reindex] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When a hook is called, inside a program.
+
+    Attributes:
+      update: index of the update.
+      part: which part of the batch, counted over all of the update's.
+      turn: which gradient program of the update: draw and microbatch.
+      phase: of the update.
+      base: key of the update.
+    """
+
+    update: UInt[Array, ""]
+    part: UInt[Array, ""]
+    turn: UInt[Array, ""]
+    phase: str
+    base: Array
+
+    def key(self, stream: int | str, place: Array) -> Array:
+        """Returns a key of the update for a stream of random numbers (a method's name, or one of the loop's own numbers)
+        and a place in it."""
+        number = stream if isinstance(stream, int) else int.from_bytes(stream.encode()[:16], "little") % (2**31) + 16
+        return jax.random.fold_in(jax.random.fold_in(self.base, number), place)
+
+
+@dataclass(frozen=True)
+class About:
+    """What methods are told of a run before anything is built.
+
+    Attributes:
+      config: the resolved config.
+      task, space: of the run.
+      shapes: of a prepared batch.
+      methods: of the run, in order.
+    """
+
+    config: Mapping[str, Any]
+    task: Task
+    space: Space
+    shapes: Mapping[str, Any]
+    methods: "tuple[Method, ...]"
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of a round."""
+        return next((found for m in self.methods if (found := m.phases(self.space.full))), (Phase(),))

@@ -1,0 +1,69 @@
+"""The methods by name. Each registers itself in its own file; all files of `research/methods/` are imported when one is
+first asked for."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from research.errors import UserError
+from research.plugins import import_all
+from research.train.method import Method
+from research.values import fit, not_negative
+
+M = TypeVar("M", bound=type[Method])
+_METHODS: dict[str, type[Method]] = {}
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Makes a method known by its name, in `config.methods` and `config.method.NAME`."""
+
+    def add(method: M) -> M:
+        if name in _METHODS:
+            raise ValueError(f"method {name} is registered twice")
+        if not name.isidentifier():
+            raise ValueError(f"{name!r} is no name of a method: letters, digits and _")
+        method.name = name
+        _METHODS[name] = method
+        return method
+
+    return add
+
+
+def known() -> dict[str, type[Method]]:
+    """Returns all methods by name, sorted."""
+    import_all("research.methods")
+    return dict(sorted(_METHODS.items()))
+
+
+def find(name: str, where: str = "methods") -> type[Method]:
+    """Returns a method's class.
+
+    Raises:
+      UserError: no method has this name.
+    """
+    methods = known()
+    if name not in methods:
+        near = difflib.get_close_matches(name, methods, n=3, cutoff=0.4) or list(methods)
+        raise UserError(f"{where}: unknown method {name!r}; near: {', '.join(near)} (all: {', '.join(methods)})")
+    return methods[name]
+
+
+def make(name: str, options: Mapping[str, Any]) -> Method:
+    """Returns a method with its options.
+
+    Raises:
+      UserError: an unknown method or option, or a value of another type or out of range.
+    """
+    method = find(name)
+    fields = {f.name: f for f in dataclasses.fields(method)}
+    kinds = typing.get_type_hints(method, include_extras=True)
+    values = {}
+    for option, value in options.items():
+        if option not in fields:
+            near = difflib.get_close_matches(option, fields, n=3, cutoff=0.4) or sorted(fields)
+            raise UserError(f"method.{name}.{option} is unknown; near: {', '.join(near) or 'it has no options'}")
+        rule = not_negative(fields[option].default, kinds[option])
+        values[option] = fit(value, kinds[option], f"method.{name}.{option}", rule)
+    return method(**values)
