@@ -28,7 +28,8 @@ ALLOWED = {
     "optim": {"modules"},
     "report": set(),
     "interop": {"models", "modules", "ops"},
-    "train": {"decode", "nested", "tasks", "robust", "data", "optim", "models", "modules", "report", "interop"},
+    "train": {"decode", "nested", "tasks", "data", "optim", "models", "modules", "report", "interop"},
+    "methods": {"modules", "nested", "robust", "tasks", "train"},
     "bench": {"decode", "ops", "modules", "models", "nested", "tasks", "data", "optim", "report", "train"},
     "search": {"tasks", "train", "nested", "models", "modules", "report"},
 }

@@ -51,6 +51,7 @@ ROLES = {
     "slots": "soft slots of one expert",
     "router": "channels of the router of images, which smaller selves keep whole",
     "observed": "numbers that a layer reports of itself",
+    "choices": "what a method chooses among or counts: an axis of its own arrays that no network cuts",
     "actions": "numbers of one action of a policy",
     "directions": "ways in which a mixer walks over an image",
 }

@@ -46,6 +46,7 @@ CUTS = {
     "actions": "whole",
     "router": "whole",
     "observed": "whole",
+    "choices": "whole",
 }
 """Role -> how the smaller self is cut: leading slice, centre crop, the kept layers, or not at all."""
 

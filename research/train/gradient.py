@@ -1,6 +1,6 @@
 """The gradient program of one sub-network: its objective on one microbatch, added to the buffer of gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,10 +147,12 @@ class Gradient:
         prepared = {stream: task.prepare(batch, mixing) for stream, batch in microbatch.batches.items()}
         teacher = microbatch.teacher if self.distill else None
 
-        def loss(params: Arrays, stream: str = self.batches[0][0]) -> tuple[Array, Any]:
+        def loss(
+            params: Arrays, stream: str = self.batches[0][0], trains: Callable[[str], bool] = phase.trains
+        ) -> tuple[Array, Any]:
             (inputs, target), batch = prepared[stream], microbatch.batches[stream]
             if len(programs.phases) > 1:
-                params = {k: v if phase.trains(k) else jax.lax.stop_gradient(v) for k, v in params.items()}
+                params = {k: v if trains(k) else jax.lax.stop_gradient(v) for k, v in params.items()}
             forward = Running(programs, self.name, held, params, task.real(batch), clock, noise)
             outcome = objective(forward, Example(batch, inputs, target, teacher, self.phase, own))
             layers = self._layer_losses(programs, forward.stats)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Objective = Callable[[Forward, Example], Outcome]
 Loss = Callable[..., tuple[Array, Any]]
-"""loss(params, stream="train") -> (value, auxiliary results) of a microbatch of a stream."""
+"""loss(params, stream="train", trains=phase.trains) -> (value, auxiliary results) of a microbatch of a stream; parameters
+that `trains` does not name have no gradient."""
 Gradient = Callable[[Loss, Arrays, Array], tuple[tuple[Array, Any], Arrays]]
 """gradient(loss, params, key) -> ((value, auxiliary results), gradient)."""
 

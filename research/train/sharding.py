@@ -49,6 +49,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("actions", None),
     ("router", None),
     ("observed", None),
+    ("choices", None),
 )
 """Role -> mesh axis, in order of preference; None replicates. A role without a rule is an error."""
 

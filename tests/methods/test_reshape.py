@@ -1,0 +1,99 @@
+"""A network that changes its shape in mid-run goes on exactly where it was killed, on one device and on eight."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch import config as recipe
+from research.errors import UserError
+from research.train import loop
+from research.train.extraction import Trained
+from research.train.hooks import Reindex, Reshape
+from research.train.reshaping import Moves
+from tests.methods import cases  # noqa: F401  (registers halve and widen)
+from tests.train.reporter import Lines
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tiny(name, **fields):
+    given = {k.replace("__", "."): str(v) for k, v in fields.items()}
+    return recipe.load(f"tests/methods/tiny.py:{name}", given)
+
+
+def arrays_of(workdir):
+    trained = Trained(workdir)
+    trained.programs.close()
+    return trained, {k: np.asarray(v) for k, v in trained.state.params.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Runs of eight updates whose FFNs change from 32 hidden units before the fifth: name -> (workdir, lines)."""
+    found = {}
+    for name in ("halve", "widen"):
+        workdir = tmp_path_factory.mktemp("reshape") / name
+        lines = Lines()
+        loop.train(tiny(f"{name},ema,sandwich"), str(workdir), lines)
+        found[name] = workdir, lines
+    return found
+
+
+@pytest.mark.parametrize(("name", "units"), [("halve", 16), ("widen", 64)])
+def test_every_array_follows_by_its_axis_names(whole, name, units):
+    workdir, lines = whole[name]
+    trained, params = arrays_of(workdir)
+    assert any(line.startswith("step 4: the network has") for line in lines.said)
+    shapes = {v.shape[-1] for k, v in params.items() if k.endswith("mlp/up/kernel")}
+    assert shapes == {units} and trained.setup.space.full.mlp_dim == units
+    assert {v.shape for v in trained.state.methods["ema"].values()} == {v.shape for v in params.values()}
+    config, small, _ = trained.model("s")
+    assert config.mlp_dim == units // 2 and np.isfinite(np.concatenate([np.ravel(v) for v in small.values()])).all()
+    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"loss":' in line]
+    assert len(losses) >= 8 and max(losses) < 4
+
+
+@pytest.mark.parametrize("name", ["halve", "widen"])
+@pytest.mark.parametrize("left", [2, 4, 6])
+def test_a_run_killed_before_at_and_after_the_change_ends_with_the_same_bits(whole, name, left, tmp_path):
+    reference, _ = whole[name]
+    workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    for step in (workdir / "checkpoints").iterdir():
+        if step.name.isdigit() and int(step.name) > left:
+            shutil.rmtree(step)
+    lines = Lines()
+    loop.train(tiny(f"{name},ema,sandwich"), str(workdir), lines)
+    assert f"resumed from step {left}" in lines.said
+    ours, theirs = arrays_of(workdir)[1], arrays_of(reference)[1]
+    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[k], theirs[k]) for k in theirs)
+    assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_eight_devices_prune_grow_are_killed_and_go_on(tmp_path):
+    """Sharded over data, fsdp and tensor; `tests.methods.on_devices` kills itself by SIGKILL after the change."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    command = [sys.executable, "-m", "tests.methods.on_devices", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name in ("halve", "widen"):
+        assert found[name]["killed"] == -9 and found[name]["resumed"] >= 4
+        assert found[name]["equal"] and found[name]["units"] == {"halve": 16, "widen": 64}[name]
+
+
+def test_moves_copy_fill_and_refuse():
+    plan = Reshape(None, {"a": Reindex((2, 0, -1)), "b": Reindex((0, -1), "fresh")})
+    move = Moves(plan, {"a": 3, "b": 1, "c": 2}, {"a": 3, "b": 2, "c": 3})
+    found = np.asarray(move(np.arange(3.0)[:, None], ("a", "b"), np.full((3, 2), 7.0, np.float32), "x"))
+    np.testing.assert_array_equal(found, [[2, 7], [0, 7], [0, 7]])
+    np.testing.assert_array_equal(move(np.ones(2), ("c",), np.zeros(3, np.float32), "y"), [1, 1, 0])
+    with pytest.raises(UserError, match=r"reshape of axis a: 2 places from 3; the new network has 3"):
+        Moves(Reshape(None, {"a": Reindex((0, 1))}), {"a": 3}, {"a": 3})
