@@ -4,10 +4,9 @@
     python -m launch.customise --workdir=runs/customise --out=results/customise
 
 Hardware: two CPU cores, 116 s with others at work on them. Number to expect: 98.6 % on the population's 360 test
-  images. The second
-command makes the network ten users' own (simulated writers, research/data/handwriting.py) within 2.5 % of its
-parameters and
-operations: 72.0 % to 85.4 % on their test images, mean of the ten, and 98.6 % to 98.4 % on the population's.
+images. The second command makes the network ten users' own (simulated writers, research/data/handwriting.py) within 2.5
+% of its parameters and operations: 72.0 % to 85.4 % on their test images, mean of the ten, and 98.6 % to 98.4 % on the
+population's.
 """
 
 from research.train.config import base_config

@@ -4,8 +4,8 @@ convolutions.
     python -m launch.reproduce --config=configs/fashion_fast.py --workdir=runs/fashion_fast
 
 Hardware: two CPU cores, 275 s with compiling. Number to expect: 93.1 %. Data: `dataset-fashion-mnist` of Debian, or any
-  folder with the four IDX files.
-The reference: timm's resnet10t in PyTorch reaches 91.7 % on this machine class in the same time.
+folder with the four IDX files. The reference: timm's resnet10t in PyTorch reaches 91.7 % on this machine class in the
+same time.
 """
 
 from research.train.config import base_config

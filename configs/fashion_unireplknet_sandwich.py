@@ -3,12 +3,11 @@ alone for comparison.
 
     python -m launch.train --config=configs/fashion_unireplknet_sandwich.py --workdir=runs/fashion/together
     python -m launch.train --config=configs/fashion_unireplknet_sandwich.py:alone=w50 --workdir=runs/fashion/alone_w50
-    python -m launch.compare --config=configs/fashion_unireplknet_sandwich.py --workdir=runs/fashion    # both, with the
-    table
+    # both, with the table
+    python -m launch.compare --config=configs/fashion_unireplknet_sandwich.py --workdir=runs/fashion
 
 Hardware: two CPU cores, 18 minutes for the nine in one, about as much for the nine alone. Data: `dataset-fashion-mnist`
-  of
-Debian, or any folder with the four IDX files; 54,000 training, 6,000 validation and 10,000 test images. Number to
+of Debian, or any folder with the four IDX files; 54,000 training, 6,000 validation and 10,000 test images. Number to
 expect: 92.8 % for the full network, 92.2 % in the mean of the nine, 91.1 % when each is trained alone. The networks
 trained alone get together the FLOPs of the many-in-one run, each in proportion to its size: every one sees the same
 number of examples (`alone_updates` in research/search/comparison.py).

@@ -5,12 +5,10 @@ of the same active FLOPs.
     python -m launch.train --config=configs/fashion_vmoe.py:moe --workdir=runs/fashion_vmoe
 
 Argument: dense; moe (8 experts, top-2 with noise, importance and load losses, batch priority and a capacity of 1.05);
-  soft (Soft MoE).
-Hardware: two CPU cores, one for each of two runs; 52 minutes for all six with others at work on them. Numbers to expect
-  over three seeds
-(results/fashion_vmoe): 86.0 % of the test images against 85.2 % of the dense network, better with every seed, and no
-expert dead.
-Data: `dataset-fashion-mnist` of Debian, or any folder with the four IDX files.
+soft (Soft MoE). Hardware: two CPU cores, one for each of two runs; 52 minutes for all six with others at work on them.
+Numbers to expect over three seeds (results/fashion_vmoe): 86.0 % of the test images against 85.2 % of the dense
+network, better with every seed, and no expert dead. Data: `dataset-fashion-mnist` of Debian, or any folder with the
+four IDX files.
 """
 
 from dataclasses import asdict, replace

@@ -4,9 +4,8 @@
     python -m launch.train --config=configs/hybrid.py --workdir=runs/hybrid
 
 Hardware: two CPU cores, ten minutes for the three, one on each core at a time. Numbers to expect: 1.85 bits per byte,
-  against 1.87
-of Mamba-2 alone and 1.95 of windows alone. Data: the text of Python's standard library, bytes.
-Other patterns: --config.model.pattern="mamba2 mamba2 attention".
+against 1.87 of Mamba-2 alone and 1.95 of windows alone. Data: the text of Python's standard library, bytes. Other
+patterns: --config.model.pattern="mamba2 mamba2 attention".
 """
 
 from configs.bases.text import text_config

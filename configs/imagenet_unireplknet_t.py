@@ -3,10 +3,10 @@ official repository).
 
     python -m launch.prepare --dataset=tfds:imagenet2012 --from=DIR_WITH_THE_TAR_FILES
     python -m launch.train --config=configs/imagenet_unireplknet_t.py --workdir=DIR                       # one network
-    python -m launch.train --config=configs/imagenet_unireplknet_t.py:sandwich --workdir=DIR              # many-in-one,
-    sandwich rule
-    python -m launch.train --config=configs/imagenet_unireplknet_t.py:shrunken --workdir=runs/try         # two steps,
-    synthetic data
+    # many-in-one, sandwich rule
+    python -m launch.train --config=configs/imagenet_unireplknet_t.py:sandwich --workdir=DIR
+    # two steps, synthetic data
+    python -m launch.train --config=configs/imagenet_unireplknet_t.py:shrunken --workdir=runs/try
 
 Where it differs from the released recipe: random crops are taken from images that were resized to 256 pixels, not from
 the originals; random erasing fills its box with the mean colour, not with random pixels; RandAugment has the operations
@@ -15,8 +15,7 @@ validation; float32 sums under bfloat16 instead of PyTorch's mixed precision; GR
 this file.
 
 Hardware: a pod or several GPUs; 300 epochs at batch 4096, bfloat16. Not run here. Number of the released recipe: 83.2 %
-  top-1 (README of
-the official repository). `shrunken` runs on a laptop in two minutes and checks the plumbing only.
+top-1 (README of the official repository). `shrunken` runs on a laptop in two minutes and checks the plumbing only.
 """
 
 from research.errors import UserError

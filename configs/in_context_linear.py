@@ -1,14 +1,12 @@
 """In-context linear regression (Garg et al. 2022, arXiv 2208.01066): the trained model against least squares, ridge and
 gradient descent.
 
-    python -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear
-    --out=results/in_context_linear
+    python -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear \\
+        --out=results/in_context_linear
 
 Arguments: small (5 dimensions, 0.2 M parameters, 20,000 updates of Muon), published (20 dimensions, 9.5 M parameters,
-  500,001 updates
-of Adam with the paper's curriculum).
-Hardware: one CPU core, 1448 s for the small one. Any mixer: --config.model.pattern=mamba2; any task:
-  --config.data.name=in_context:noisy_linear.
+500,001 updates of Adam with the paper's curriculum). Hardware: one CPU core, 1448 s for the small one. Any mixer:
+--config.model.pattern=mamba2; any task: --config.data.name=in_context:noisy_linear.
 """
 
 from configs.bases.in_context import in_context_config

@@ -2,14 +2,13 @@
 its name.
 
     python -m launch.plan --config=configs/lm_7b.py --devices=64 --config.mesh.fsdp=8 --config.mesh.tensor=8
-    python -m launch.jobset --image=IMAGE --accelerator=tpu-v5p-slice --topology=4x4x4 --hosts=16 --chips=4 --claim=runs
-    \\
+    python -m launch.jobset --image=IMAGE --accelerator=tpu-v5p-slice --topology=4x4x4 --hosts=16 --chips=4 \
+        --claim=runs \
         --config=configs/lm_7b.py:attention,tokens --config.data.dir=TOKENS --workdir=/mnt/runs/lm_7b
 
 Argument: attention (the default), gla, mamba2, hgrn; with ",tokens" after it the data are a folder of token files
-  (research/data/token_files.py), else,
-to lower it here, the text of Python's standard library. Hardware: 64 chips of 95 GB. No number is promised: it was
-lowered and counted, never trained here.
+(research/data/token_files.py), else, to lower it here, the text of Python's standard library. Hardware: 64 chips of 95
+GB. No number is promised: it was lowered and counted, never trained here.
 """
 
 from research.errors import UserError

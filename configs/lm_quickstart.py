@@ -5,8 +5,7 @@ end.
     python -m launch.generate --workdir=runs/lm_quickstart --prompt="def " --temperature=0.7
 
 Hardware: two CPU cores, 211 s with compiling. Number to expect: 1.67 bits per byte. The files' names decide the split,
-  so figures move a little with the
-version of Python; the digest of the training text stands in the report.
+so figures move a little with the version of Python; the digest of the training text stands in the report.
 """
 
 from configs.bases.text import text_config

@@ -2,9 +2,8 @@
 
     python -m launch.train --config=configs/mamba_130m.py --config.data.dir=DIR --workdir=runs/mamba_130m
 
-Arguments: mamba (default), mamba2 (its 130M), shrunken (two updates of a tiny one, to try the wiring).
-Hardware: a TPU or GPU pod, data parallel over all devices; 0.5 M tokens an update, 4,800 updates = 2.5 B tokens. DIR
-  holds train.bin
+Arguments: mamba (default), mamba2 (its 130M), shrunken (two updates of a tiny one, to try the wiring). Hardware: a TPU
+or GPU pod, data parallel over all devices; 0.5 M tokens an update, 4,800 updates = 2.5 B tokens. DIR holds train.bin
 and val.bin of 16-bit tokens (GPT-NeoX's vocabulary). Not trained by us; it builds under eval_shape in the tests.
 """
 

@@ -4,13 +4,11 @@
     python -m launch.train --config=configs/moe_lm.py:moe --workdir=runs/moe_lm
 
 Argument: dense; moe (8 experts, of which a token visits 2, each half as wide as the dense part, nobody dropped); or a
-  family of
-research/modules/moe.py, such as switch, gshard, deepseek, deepseek_v3 or hash, with 8 experts of that active width.
-Hardware: two CPU cores, one for each of two runs; 31 minutes for all six with others at work on them. Numbers to expect
-  over three seeds
-(results/moe_lm): 1.837 bits per byte against 1.854 of the dense network, 1.828 against 1.843 on the validation text,
-better with every seed, and no expert dead. The mixture stores 2.7 times the parameters. Data: the text of Python's
-standard library, bytes.
+family of research/modules/moe.py, such as switch, gshard, deepseek, deepseek_v3 or hash, with 8 experts of that active
+width. Hardware: two CPU cores, one for each of two runs; 31 minutes for all six with others at work on them. Numbers to
+expect over three seeds (results/moe_lm): 1.837 bits per byte against 1.854 of the dense network, 1.828 against 1.843 on
+the validation text, better with every seed, and no expert dead. The mixture stores 2.7 times the parameters. Data: the
+text of Python's standard library, bytes.
 """
 
 from dataclasses import asdict, replace

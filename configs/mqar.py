@@ -5,12 +5,10 @@ much state.
     python -m launch.train --config=configs/mqar.py:128x16 --config.model.pattern=mamba2 --workdir=runs/mqar_one
 
 Arguments: LENGTHxSTATE. Lengths: 64 or 128 (4 or 8 pairs, vocabulary 256, for two cores), published (vocabulary 8192,
-  512 tokens,
-64 pairs, for bigger machines). STATE: features of a head's keys, by which the memory of every mixer grows
-(`probe_config`); default 16.
-Hardware: two CPU cores, one to ten minutes a run on one of them. One learning rate for all; of attention 1 and 2
-heads were looked at: at length 64 two of them find the rule too late, at length 128 a single one does. Two layers of
-the mixer alone, fresh examples in every epoch, each run stopped at 99 %.
+512 tokens, 64 pairs, for bigger machines). STATE: features of a head's keys, by which the memory of every mixer grows
+(`probe_config`); default 16. Hardware: two CPU cores, one to ten minutes a run on one of them. One learning rate for
+all; of attention 1 and 2 heads were looked at: at length 64 two of them find the rule too late, at length 128 a single
+one does. Two layers of the mixer alone, fresh examples in every epoch, each run stopped at 99 %.
 """
 
 from configs.bases.probes import probe_argument, probe_config

@@ -2,14 +2,14 @@
 classifiers of linear cost.
 
     python -m launch.train --config=configs/pixel_sequences.py --workdir=runs/pixels
-    python -m launch.reproduce --config=configs/pixel_sequences.py --seeds=0 --workdir=runs/reproduce_pixels
-    --out=results/pixel_sequences python -m launch.sweep --config=configs/pixel_sequences.py
-    --grid=model.pattern=mamba2,gla,hgrn,attention --workdir=runs/pixels_sweep
+    python -m launch.reproduce --config=configs/pixel_sequences.py --seeds=0 --workdir=runs/reproduce_pixels \\
+        --out=results/pixel_sequences
+    python -m launch.sweep --config=configs/pixel_sequences.py --grid=model.pattern=mamba2,gla,hgrn,attention \\
+        --workdir=runs/pixels_sweep
 
-Arguments: digits (64 pixels of scikit-learn's digits), fashion (Fashion-MNIST as 196 patches of 2x2).
-Hardware: two CPU cores, 76 s for the digits: 96.4 % of the 360 test images (one seed; Fashion-MNIST was not trained to
-  its end).
-Any mixer: --config.model.pattern=gla.
+Arguments: digits (64 pixels of scikit-learn's digits), fashion (Fashion-MNIST as 196 patches of 2x2). Hardware: two CPU
+cores, 76 s for the digits: 96.4 % of the 360 test images (one seed; Fashion-MNIST was not trained to its end). Any
+mixer: --config.model.pattern=gla.
 """
 
 from configs.bases.text import MUON

@@ -2,12 +2,11 @@
 
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-    python -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce   # its promises,
-    judged
+    # its promises, judged
+    python -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce
 
 Hardware: two CPU cores, less than two minutes, most of them compiling. Number to expect: 99 % for the full network.
-  Data: 1,293
-training, 144 validation and 360 test images of 8x8 pixels, inside scikit-learn.
+Data: 1,293 training, 144 validation and 360 test images of 8x8 pixels, inside scikit-learn.
 """
 
 from configs.bases.images import NINE_NETWORKS

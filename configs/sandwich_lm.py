@@ -5,7 +5,7 @@
     python -m launch.generate --workdir=runs/sandwich_lm --prompt="def " --draft=w50_d50 --temperature=0
 
 Hardware: two CPU cores, 360 s with compiling. Number to expect: 1.79 bits per byte for the full network. Data: the text
-  of Python's standard library, bytes.
+of Python's standard library, bytes.
 """
 
 from configs.bases.text import text_config

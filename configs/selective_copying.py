@@ -1,14 +1,12 @@
 """Selective copying (Gu and Dao 2023, section 4.1.1): repeat the tokens that stand among noise, in order.
 
     make selective-copying
-    python -m launch.train --config=configs/selective_copying.py:smallx16 --config.model.pattern=mamba
-    --workdir=runs/copying
+    python -m launch.train --config=configs/selective_copying.py:smallx16 --config.model.pattern=mamba \\
+        --workdir=runs/copying
 
 Arguments: SIZExSTATE. Sizes: small (8 tokens within length 256), published (16 within length 4096, 400,000 updates, for
-  bigger machines).
-STATE: as in configs/mqar.py; default 16.
-Hardware: two CPU cores, one and a half to eight minutes a run on one of them. Two layers of the mixer alone, fresh
-  examples in every epoch, each run stopped at 99 %.
+bigger machines). STATE: as in configs/mqar.py; default 16. Hardware: two CPU cores, one and a half to eight minutes a
+run on one of them. Two layers of the mixer alone, fresh examples in every epoch, each run stopped at 99 %.
 """
 
 from configs.bases.probes import probe_argument, probe_config

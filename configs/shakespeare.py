@@ -1,13 +1,14 @@
 """Tiny Shakespeare by characters, attention-free: a gated recurrence (HGRN with a short convolution), gated linear
 units, Muon.
 
-    python -m launch.versus --peer=nanogpt:CHECKOUT --configs=configs/shakespeare.py:small,configs/shakespeare.py:large
-    --out=results/shakespeare python -m launch.train --config=configs/shakespeare.py:small --workdir=runs/shakespeare
+    python -m launch.versus --peer=nanogpt:CHECKOUT \\
+        --configs=configs/shakespeare.py:small,configs/shakespeare.py:large --out=results/shakespeare
+    python -m launch.train --config=configs/shakespeare.py:small --workdir=runs/shakespeare
     python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --temperature=0.8
 
 Arguments: small (no more parameters than nanoGPT's CPU recipe, about its time), quick (about half of its time), large
-  (ten minutes).
-Hardware: two CPU cores. Data: the text as `tinyshakespeare.txt` in data/ or in --config.data.dir; nanoGPT's split.
+(ten minutes). Hardware: two CPU cores. Data: the text as `tinyshakespeare.txt` in data/ or in --config.data.dir;
+nanoGPT's split.
 """
 
 from configs.bases.text import MUON

@@ -5,10 +5,9 @@ layer.
     python -m launch.train --config=configs/wide_deep.py:1 --workdir=runs/wide
 
 Argument: the number of layers, 1, 2, 4 or 8 (default 1), of 8, 4, 2 or 1 heads of 32 features. Any mixer with heads:
---config.model.pattern=gla and the like.
-Hardware: two CPU cores, nine minutes for all four, one on each core at a time. Numbers to expect: 2.18, 2.01, 1.96 and
-  1.95 bits
-per byte with 1, 2, 4 and 8 layers. Data: the text of Python's standard library, bytes.
+--config.model.pattern=gla and the like. Hardware: two CPU cores, nine minutes for all four, one on each core at a time.
+Numbers to expect: 2.18, 2.01, 1.96 and 1.95 bits per byte with 1, 2, 4 and 8 layers. Data: the text of Python's
+standard library, bytes.
 """
 
 from configs.bases.text import text_config

@@ -1,7 +1,7 @@
 """Trains a recipe many-in-one and each of its networks alone, with the same total training FLOPs, and compares them.
 
-    python -m launch.compare --config=configs/fashion_unireplknet_sandwich.py --workdir=runs/fashion
-    --out=results/fashion
+    python -m launch.compare --config=configs/fashion_unireplknet_sandwich.py --workdir=runs/fashion \\
+        --out=results/fashion
 
 The recipe takes `alone=NAME` as its argument. Every network trained alone sees the same number of examples, chosen so
 that all of them together cost the FLOPs of the many-in-one run: shared in proportion to size. Runs that are already

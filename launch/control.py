@@ -1,8 +1,8 @@
 """Trains soft actor-critic with a mixture of experts on a toy control task, over seeds, and sets estimators side by
 side.
 
-    python -m launch.control --task=detour --experts=1,2,4 --estimator=frequency,gumbel,score --seeds=0,1,2
-    --out=results/control/detour
+    python -m launch.control --task=detour --experts=1,2,4 --estimator=frequency,gumbel,score --seeds=0,1,2 \\
+        --out=results/control/detour
 
 Each of the numbers of experts is run with each estimator (one expert once: there all are plain SAC). Writes
 control.csv, a row per seed, and control.md, means over seeds.

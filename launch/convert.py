@@ -2,8 +2,8 @@
 
     python -m launch.convert --source=unireplknet --weights=unireplknet_t_in1k_224_acc83.21.pth --out=DIR
 
-    python -m launch.convert --source=hf-mamba --weights=FOLDER --out=DIR     # hf-mamba2, mamba-ssm, hf-mixtral,
-    hf-qwen3-moe
+    # hf-mamba2, mamba-ssm, hf-mixtral, hf-qwen3-moe
+    python -m launch.convert --source=hf-mamba --weights=FOLDER --out=DIR
 
 A FOLDER of language-model weights holds safetensors (or pytorch_model.bin) and config.json, any sizes; launch.export
 writes the same layouts. DIR gets model.safetensors, config.json and report.json (sizes, and the names that did not

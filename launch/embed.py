@@ -2,8 +2,8 @@
 domain.
 
     python -m launch.embed --workdir=runs/domain_encoder/arg=domain_seed=0 --out=results/domain_encoder/domain_0.csv
-    python -m launch.embed --workdir=runs/domain_encoder/arg=domain_seed=0 --query="open a socket and listen"
-    --domain=internet
+    python -m launch.embed --workdir=runs/domain_encoder/arg=domain_seed=0 --query="open a socket and listen" \\
+        --domain=internet
 
 F1 takes a threshold from the validation split; pairs that do not belong together are of one domain. `next domain`: the
 model when every text is sent to the wrong experts. With --query, the test passages nearest to a text, in vectors of

@@ -3,8 +3,8 @@
     python -m launch.export --workdir=DIR --format=safetensors --out=DIR2 [--subnet=NAME] [--deploy]
     python -m launch.export --workdir=DIR --format=stablehlo   --out=model.stablehlo
     python -m launch.export --workdir=DIR --format=onnx        --out=model.onnx
-    python -m launch.export --workdir=DIR --format=hf-mamba    --out=DIR2      # hf-mamba2, mamba-ssm, hf-mixtral,
-    hf-qwen3-moe
+    # hf-mamba2, mamba-ssm, hf-mixtral, hf-qwen3-moe
+    python -m launch.export --workdir=DIR --format=hf-mamba    --out=DIR2
 
 DIR is a run directory, or a folder written by launch.convert or launch.extract. stablehlo is a program serialised by
 jax.export for cpu, cuda and tpu, weights inside: `jax.export.deserialize(open(FILE, "rb").read()).call(images)`. What

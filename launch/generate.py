@@ -1,10 +1,11 @@
 """Continues text with a trained language model, token by token, and tells the tokens per second.
 
-    python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --num_tokens=300 --temperature=0.8
-    --top_p=0.95
+    python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --num_tokens=300 --temperature=0.8 \\
+        --top_p=0.95
     python -m launch.generate --workdir=runs/shakespeare --prompt=A --prompt=B --seed=1            # a batch of prompts
-    python -m launch.generate --workdir=runs/sorted --prompt="ROMEO:" --draft=w50 --temperature=0  # a sub-network
-    drafts python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --beams=8 --groups=4 --diversity=0.5
+    # a sub-network drafts
+    python -m launch.generate --workdir=runs/sorted --prompt="ROMEO:" --draft=w50 --temperature=0
+    python -m launch.generate --workdir=runs/shakespeare --prompt="ROMEO:" --beams=8 --groups=4 --diversity=0.5
 
 DIR is a run, or a folder that convert or extract wrote; without a tokenizer in it, give --prompt_ids=1,2,3 and read
 ids. Texts end at --stop, at --stop_ids and at the tokens that tokenizer.json lists as "eot", whether sampled, drafted

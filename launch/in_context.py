@@ -1,7 +1,7 @@
 """Trains an in-context learner, if its directory holds none yet, and sets it beside the algorithms that solve its task.
 
-    python -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear
-    --out=results/in_context_linear
+    python -m launch.in_context --config=configs/in_context_linear.py --workdir=runs/in_context_linear \\
+        --out=results/in_context_linear
 
 Writes in_context.csv, in_context.md and in_context.png: the error (or accuracy) after 0, 1, 2, ... examples of the
 model, of least squares, ridge regression and gradient descent (Boolean functions: nearest neighbour, averaging, least

@@ -1,8 +1,8 @@
 """Trains a recipe with several processes on this machine, and watches over them.
 
     python -m launch.local --processes=2 --config=configs/quickstart.py --workdir=runs/two
-    python -m launch.local --processes=2 --devices=4 --config=configs/fashion_fast.py --workdir=runs/eight
-    --config.mesh.fsdp=2
+    python -m launch.local --processes=2 --devices=4 --config=configs/fashion_fast.py --workdir=runs/eight \\
+        --config.mesh.fsdp=2
 
 Every process is `launch.train` with the same recipe; together they make the batches and the numbers of one process.
 Process 0 prints; what the others say, and all that libraries print, goes to WORKDIR/processes/N.log. When one dies, the

@@ -1,8 +1,9 @@
 """Tells what a run would need on a mesh that need not exist: bytes a device, collectives of an update, a floor of its
 time.
 
-    python -m launch.plan --config=configs/lm_7b.py --devices=64 --config.mesh.fsdp=8 --config.mesh.tensor=8
-    --chips=tpu_v5p,h100 python -m launch.plan --config=configs/fashion_fast.py --devices=8 --config.mesh.data=8
+    python -m launch.plan --config=configs/lm_7b.py --devices=64 --config.mesh.fsdp=8 --config.mesh.tensor=8 \\
+        --chips=tpu_v5p,h100
+    python -m launch.plan --config=configs/fashion_fast.py --devices=8 --config.mesh.data=8
 
 Nothing is trained and no array made: the update is compiled for simulated devices. Bytes of parameters, statistics,
 optimizer and gradients are exactly those of the compiled programs; activations are estimated. Times are the longest of

@@ -2,11 +2,11 @@
 
     python -m launch.report --workdir=runs/quickstart
     python -m launch.report --workdir="many-in-one=runs/sorted,alone=runs/alone/*" --out=runs/compare
-    python -m launch.report --workdir="mamba=runs/mqar/64/model.pattern=mamba_*,gla=runs/mqar/64/model.pattern=gla_*"
-    --x=state --out=runs/mqar
+    python -m launch.report --workdir="mamba=runs/mqar/64/model.pattern=mamba_*,gla=runs/mqar/64/model.pattern=gla_*" \\
+        --x=state --out=runs/mqar
 
-A run that was trained alone as config.model.subnet counts as that sub-network. `LABEL=PATTERN` joins several
-runs in one column.
+A run that was trained alone as config.model.subnet counts as that sub-network. `LABEL=PATTERN` joins several runs in
+one column.
 """
 
 import glob

@@ -1,8 +1,9 @@
 """Trains a recipe on machines of a Slurm cluster.
 
-    python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=12:00:00 --config=configs/fashion_fast.py
-    --workdir=runs/pod --dry_run python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=12:00:00
-    --config=configs/fashion_fast.py --workdir=runs/pod
+    python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=12:00:00 --config=configs/fashion_fast.py \\
+        --workdir=runs/pod --dry_run
+    python -m launch.slurm --nodes=2 --gpus_per_node=8 --time=12:00:00 --config=configs/fashion_fast.py \\
+        --workdir=runs/pod
 
 Renders a batch script and gives it to sbatch; --dry_run prints it. One process a GPU, one a machine where there are
 none. Before the time limit, and when the job is preempted, the run saves and the job goes back to the queue, where it

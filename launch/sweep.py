@@ -1,8 +1,8 @@
 """Runs a recipe for every combination of some fields' values, each in a directory of its own, and tabulates the
 results.
 
-    python -m launch.sweep --config=configs/mqar.py --grid=model.pattern=mamba,gla,attention --grid=model.dim=32,64
-    --workdir=runs/mqar
+    python -m launch.sweep --config=configs/mqar.py --grid=model.pattern=mamba,gla,attention --grid=model.dim=32,64 \\
+        --workdir=runs/mqar
 
 Each run is a process of `launch.train` in WORKDIR/FIELD=VALUE_FIELD=VALUE; `--jobs=2` trains two at a time, each on its
 own part of the cores, and their lines go to WORKDIR/FIELD=VALUE.log. Runs that have finished are not repeated: the same

@@ -1,7 +1,7 @@
 """Trains a recipe on all hosts of a Cloud TPU slice, by gcloud's ssh.
 
-    python -m launch.tpu --tpu=my-slice --zone=us-east5-a --repository=URL --commit=HASH
-    --config=configs/fashion_fast.py --workdir=/mnt/shared/pod --dry_run
+    python -m launch.tpu --tpu=my-slice --zone=us-east5-a --repository=URL --commit=HASH \\
+        --config=configs/fashion_fast.py --workdir=/mnt/shared/pod --dry_run
 
 Renders a script that sets every host up (clone, `make install`) and starts the run on all of them; --dry_run prints it.
 A run that was killed or crashed is started again by its hosts, up to --restarts times, from its last checkpoint. The

@@ -1,6 +1,8 @@
 """Trains a recipe in a run directory; the same directory again goes on where it stopped.
 
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m launch.train --config=configs/quickstart.py --print_config
+    python -m launch.train --config=configs/quickstart.py --dry_run
     python -m launch.train --config=configs/quickstart.py --workdir=runs/small --config.train.duration=20ep
     --config.seed=1
 
@@ -11,8 +13,12 @@ stop; a second Ctrl-C ends at once. Exit code 0: finished; 2: a mistake, told in
 again to go on; 130: ended by a second Ctrl-C.
 """
 
+import json
 import os
 import sys
+from typing import Any
+
+from absl import flags
 
 from launch import common, outputs, processes
 from research import stopping
@@ -24,6 +30,35 @@ _WORKDIR = outputs.output_flag(
 _CACHE = outputs.output_flag(
     "compilation_cache", outputs.Place.FOLDER, "Folder in which compiled programs are kept for later starts."
 )
+
+
+_PRINT_CONFIG = flags.DEFINE_bool(
+    "print_config", False, "Print the resolved config as JSON, without touching data, and end."
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Tell shapes, parameters, FLOPs, memory, programs and an estimate of the time, and end."
+)
+
+
+def _dry_run(config: dict[str, Any]) -> None:
+    from research.report.tables import text_table
+    from research.train import supervised
+    from research.train.dry_run import USUAL_MFU, foresee
+
+    learner = supervised.make(config, lambda: None, lambda title, seconds: None)
+    found = foresee(learner)
+    learner.close()
+    print("a batch as a gradient program takes it:")
+    print(text_table([{"entry": k, "shape": v} for k, v in found.inputs.items()], ["entry", "shape"]))
+    print(f"\n{len(found.networks)} networks:")
+    print(text_table(found.networks, ["name", "params", "flops"]))
+    print("\nbytes of a device:")
+    print(text_table([{"what": k, "bytes": v} for k, v in found.bytes.items()], ["what", "bytes"]))
+    print(
+        f"\n{found.updates:,} updates, {found.flops:.3g} FLOPs of training, {len(found.programs)} programs to compile; "
+        f"training takes {found.floor_s:,.1f} s at this machine's rate of matrix products, about {found.estimate_s:,.0f} s "
+        f"at {USUAL_MFU:.0%} of it, compiling and evaluating left out. Nothing was trained."
+    )
 
 
 def _write_sample(workdir: str, prompt: str) -> None:
@@ -50,6 +85,13 @@ def main(overrides: dict[str, str]) -> int:
     from launch.terminal import Silent, Terminal
     from research.errors import UserError
 
+    if _CONFIG.value and (_PRINT_CONFIG.value or _DRY_RUN.value):
+        config = recipe.load(_CONFIG.value, overrides, _WORKDIR.value or "")
+        if _PRINT_CONFIG.value:
+            print(json.dumps(config, indent=2, sort_keys=True))
+        else:
+            _dry_run(config)
+        return 0
     if not _CONFIG.value or not _WORKDIR.value:
         raise UserError(
             "--config and --workdir are needed, e.g. --config=configs/quickstart.py --workdir=runs/quickstart"

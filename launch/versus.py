@@ -1,8 +1,8 @@
 """Trains nanoGPT's CPU recipe and recipes of ours on tiny Shakespeare, one after the other on this machine, and
 compares.
 
-    python -m launch.versus --peer=nanogpt:CHECKOUT --configs=configs/shakespeare.py:small,configs/shakespeare.py
-    --out=results/shakespeare
+    python -m launch.versus --peer=nanogpt:CHECKOUT --configs=configs/shakespeare.py:small,configs/shakespeare.py \\
+        --out=results/shakespeare
 
 Both are judged by the loss over the whole validation text, in nats per character. Ours is reported with windows that
 start afresh, as nanoGPT's do, and with the state carried through the text. Wall time is that of the whole process for

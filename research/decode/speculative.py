@@ -11,12 +11,14 @@ Both models must go back to the last accepted token. The draft keeps its state a
 model gives `verify` and `commit` in one of two ways:
 
 * `by_position`: a pass that returns the state after every token; commit picks one. A round costs the pass of k + 1
-  tokens and k + 1 states of memory. For a key-value cache "all states" is the cache itself and a length, so give
-  `verify` and `commit` of your own.
+tokens and k + 1 states
+  of memory. For a key-value cache "all states" is the cache itself and a length, so give `verify` and `commit` of your
+  own.
 * `by_rerun`: a pass that ignores the tokens after a number of valid ones, for recurrent states, which cannot be cut.
-  Rounds with a rejection cost a second pass of k + 1 tokens, over the accepted ones; memory is two states. With cost v
-  of the pass against 1 of a step and c of a step of the draft, a round costs (k + 1) c + v (2 - a^k) where by_position
-  costs (k + 1) c + v.
+Rounds with a rejection
+  cost a second pass of k + 1 tokens, over the accepted ones; memory is two states. With cost v of the pass against 1 of
+  a step and c of
+  a step of the draft, a round costs (k + 1) c + v (2 - a^k) where by_position costs (k + 1) c + v.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,10 +2,9 @@
 release.
 
 Convolutions have no bias, no pooling follows the last stage, the head averages to 2x2 pixels and has three layers. Its
-smaller
-selves: `width` and `depth` per stage, where the first convolution of a stage stays. With `experts` all convolutions but
-  the first
-are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
+smaller selves: `width` and `depth` per stage, where the first convolution of a stage stays. With `experts` all
+convolutions but the first are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of
+one pathway.
 """
 
 from collections.abc import Mapping

@@ -2,9 +2,8 @@
 arXiv 2308.10110).
 
 One router reads the raw image, and its choice holds for every routed layer: a network of n experts has n pathways. The
-choice is
-hard: an expert's output counts as it is, and the score that won gets the gradient of a factor 1 on that output
-  (straight through).
+choice is hard: an expert's output counts as it is, and the score that won gets the gradient of a factor 1 on that
+output (straight through).
 """
 
 from typing import NamedTuple

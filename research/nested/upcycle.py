@@ -5,7 +5,7 @@ copies of one function, averaged. Experts drift apart by what the router sends t
 differ at once, and give that up.
 
 Sources: Komatsuzaki et al. 2022 (arXiv 2212.05055), section 3; Drop-Upcycling, Nakamura et al. 2025 (arXiv 2502.19261),
-  section 3.2.
+section 3.2.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,10 @@
 """What decays do inside a chunk: to inner products of its tokens, to what enters it and to what leaves it.
 
 Axes: ... batch-like, c (or i, j) tokens of a chunk, K key channels. With s(i, j) the sum of log decays over j < t <= i,
-  token i sees
-token j under e^s(i,j), what entered the chunk under e^s(i,-1), and hands itself on under e^s(last,i). A start of a
-segment between two of them makes the factor zero. Exponents are always sums over a segment, never differences that
-cancel, and at most 0. Source of the sub-blocks for vector decays: Yang et al. 2023 (arXiv 2312.06635, section 4.3),
-here in blocks that halve down to one token.
+token i sees token j under e^s(i,j), what entered the chunk under e^s(i,-1), and hands itself on under e^s(last,i). A
+start of a segment between two of them makes the factor zero. Exponents are always sums over a segment, never
+differences that cancel, and at most 0. Source of the sub-blocks for vector decays: Yang et al. 2023 (arXiv 2312.06635,
+section 4.3), here in blocks that halve down to one token.
 """
 
 from collections.abc import Callable

@@ -7,10 +7,9 @@ The state S [K, V] of a head is a matrix that maps keys to values:
     o_t = scale * S_t^T q_t
 
 Sources: Katharopoulos et al. 2020 (arXiv 2006.16236, section 3.3); Yang et al. 2023 (GLA, arXiv 2312.06635, section 4:
-  chunks
-and vector decays); Dao and Gu 2024 (SSD, arXiv 2405.21060, section 6); Yang et al. 2024 (arXiv 2406.06484, section 3,
-delta rule by products of matrices, and arXiv 2412.06464, section 3.3, gated). All chunks are computed at once; only the
-states at their boundaries are chained. Every exponent is a sum of log decays over a segment, at most 0.
+chunks and vector decays); Dao and Gu 2024 (SSD, arXiv 2405.21060, section 6); Yang et al. 2024 (arXiv 2406.06484,
+section 3, delta rule by products of matrices, and arXiv 2412.06464, section 3.3, gated). All chunks are computed at
+once; only the states at their boundaries are chained. Every exponent is a sum of log decays over a segment, at most 0.
 """
 
 import functools

@@ -2,14 +2,13 @@
 angles.
 
     S_t = a_t S_{t-1} + (1 - l_t) dt_t a_t x_{t-1} (outer) B_{t-1} + l_t dt_t x_t (outer) B_t        a_t =
-    e^{log_decay_t} y_t = S_t C_t + skip x_t
+        e^{log_decay_t}
+    y_t = S_t C_t + skip x_t
 
 Source: "Mamba-3" (arXiv 2603.15569), sections 3.1 (trapezoidal rule), 3.2 (rotation) and 3.3 (several inputs and
-  outputs a
-head: R outer products are written and R vectors read in each step). l = 1 is the rule of Mamba-2. In parallel, token s
-  counts
-for all later ones with l_s dt_s + (1 - l_{s+1}) dt_{s+1}, which is linear attention; for itself it counts with l_s dt_s
-alone.
+outputs a head: R outer products are written and R vectors read in each step). l = 1 is the rule of Mamba-2. In
+parallel, token s counts for all later ones with l_s dt_s + (1 - l_{s+1}) dt_{s+1}, which is linear attention; for
+itself it counts with l_s dt_s alone.
 """
 
 import jax

@@ -1,13 +1,11 @@
 """Routing attention: every cluster of an online k-means attends within itself, in O(n^1.5) for about sqrt(n) clusters.
 
 Source: Roy et al. 2021 (arXiv 2003.05997), section 4 and algorithm 1, as in the authors' code. Queries and keys are
-  scored against
-centroids; each centroid takes its `window` best tokens, whatever their number (clusters are balanced, may overlap and
-may leave tokens out); a token's output is the mean over the clusters that took it.
+scored against centroids; each centroid takes its `window` best tokens, whatever their number (clusters are balanced,
+may overlap and may leave tokens out); a token's output is the mean over the clusters that took it.
 
 Strictness: which tokens a cluster takes depends on the whole sequence, so with `causal` no token attends to later ones,
-  yet a later one
-can push an earlier one out of a cluster. Decode with tokens after the present one left out by `mask`.
+yet a later one can push an earlier one out of a cluster. Decode with tokens after the present one left out by `mask`.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,8 @@
 """Attention to a window of positions, in time and memory linear in the length, and step by step from the last keys.
 
 Patterns: a sliding window (Beltagy et al. 2020, Longformer, arXiv 2004.05150, section 3.1) and the local heads of the
-  Routing
-Transformer (Roy et al. 2021, arXiv 2003.05997, section 4): a block and the one before it. On a CPU a loop over blocks
-of queries (`attention_blocks.attend`), elsewhere all blocks at once.
+Routing Transformer (Roy et al. 2021, arXiv 2003.05997, section 4): a block and the one before it. On a CPU a loop over
+blocks of queries (`attention_blocks.attend`), elsewhere all blocks at once.
 """
 
 import functools

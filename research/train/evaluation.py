@@ -261,9 +261,13 @@ class Evaluator:
 
     def prefetch(self, names: Sequence[str]) -> None:
         """Starts compiling what evaluating `names` needs."""
-        size, local = self.setup.config["eval"]["batch_size"], self.setup.config["data"]["batch_size"]
-        masked = shapes_of({**self._shapes(size), "mask": jax.ShapeDtypeStruct((size,), np.float32)})
         for name in names:
-            if self.needs_calibration(name):
-                self.programs.prefetch(self._calibrate(name, self.setup.batch_shapes(local)))
-            self.programs.prefetch(Evaluate(self.programs.layout.canonical(name), masked))
+            self.programs.prefetch(*self.needed(name))
+
+    def needed(self, name: str) -> Iterator[Calibrate | Evaluate]:
+        """Yields the programs that evaluating a network needs."""
+        size, local = self.setup.config["eval"]["batch_size"], self.setup.config["data"]["batch_size"]
+        if self.needs_calibration(name):
+            yield self._calibrate(name, self.setup.batch_shapes(local))
+        masked = shapes_of({**self._shapes(size), "mask": jax.ShapeDtypeStruct((size,), np.float32)})
+        yield Evaluate(self.programs.layout.canonical(name), masked)

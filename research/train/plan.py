@@ -2,12 +2,10 @@
 time.
 
 Everything is lowered and compiled for simulated CPU devices; no array is made. Bytes of parameters, statistics,
-optimizer and gradients are
-exact: those that the compiled programs take. Activations are an estimate of ours, what the backward pass keeps of the
-  forward one; the CPU
-compiler's own temporaries stand beside it, which differ: they hold the backward pass's workspace and every copy that
-this backend makes, and it keeps bfloat16 products in float32. For the same reason the collectives of a bfloat16 run
-appear in float32, twice the bytes of a chip's.
+optimizer and gradients are exact: those that the compiled programs take. Activations are an estimate of ours, what the
+backward pass keeps of the forward one; the CPU compiler's own temporaries stand beside it, which differ: they hold the
+backward pass's workspace and every copy that this backend makes, and it keeps bfloat16 products in float32. For the
+same reason the collectives of a bfloat16 run appear in float32, twice the bytes of a chip's.
 """
 
 import math

@@ -15,6 +15,7 @@ from research.optim.build import state_bytes
 from research.tasks.base import Task, percent
 from research.train import costs, data, experts, finish, foreseen, initial, kept, records, reshaping, sharding
 from research.train.build import make_programs
+from research.train.compiler import Program
 from research.train.evaluation import Evaluator, Weights, weights_of
 from research.train.learner import Goal, Learner, Reading, Say
 from research.train.restore import Wanted
@@ -116,12 +117,15 @@ class Supervised(Learner):
         return sharding.dump({**self.programs.layout.params, **self.programs.layout.stats})
 
     def prefetch(self, step: int) -> None:
-        wanted: dict[Any, None] = {}
+        self.programs.prefetch(*dict.fromkeys(self.needed(step)))
+        self.evaluator.prefetch(self.setup.order)
+
+    def needed(self, step: int) -> Iterator[Program]:
+        """Yields the programs of the updates that come next, in the order of need."""
         for later in range(step, min(self.total, step + LOOK_AHEAD)):
             phase = self.setup.phase(later)
-            wanted |= dict.fromkeys((*self.execution.programs(self.setup.draw(later), phase), Update(phase.name)))
-        self.programs.prefetch(*wanted)
-        self.evaluator.prefetch(self.setup.order)
+            yield from self.execution.programs(self.setup.draw(later), phase)
+            yield Update(phase.name)
 
     def batches(self, step: int) -> Iterator[Any]:
         return self.setup.batches(step, self.programs.layout.share)

@@ -1,7 +1,7 @@
 """Runs `launch.train` with a fault built in: `python -m tests.faults.run FAULT STEP FLAGS...`.
 
 clock: the time of day jumps three times a second, a day back or two days ahead. raises, stalls, nan: the batch of
-  update STEP does.
+update STEP does.
 """
 
 import runpy

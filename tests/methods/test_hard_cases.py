@@ -72,7 +72,9 @@ def test_the_second_order_gradient_is_that_of_differentiating_twice():
     """Finite differences against the exact derivative of L_held(w - rate dL_train/dw, alpha), over reference ops."""
     learner = learner_of("tests/methods/tiny.py:darts", model__form="naive")
     programs, state = learner.programs, learner.initial(print)
-    batches = {k: {n: jnp.asarray(v) for n, v in b.items() if n != "index"} for k, b in next(learner.batches(0)).items()}
+    batches = {
+        k: {n: jnp.asarray(v) for n, v in b.items() if n != "index"} for k, b in next(learner.batches(0)).items()
+    }
     key = Gradient("full", tuple((k, shapes_of(b)) for k, b in batches.items()), "architecture")
     one = (jnp.float32(1), jnp.float32(1))
     microbatch = Microbatch(batches, jnp.zeros(3, jnp.uint32), one, jnp.float32(0))

@@ -55,7 +55,9 @@ def test_every_array_follows_by_its_axis_names(whole, name, units):
     assert {v.shape for v in trained.state.methods["ema"].values()} == {v.shape for v in params.values()}
     config, small, _ = trained.model("s")
     assert config.mlp_dim == units // 2 and np.isfinite(np.concatenate([np.ravel(v) for v in small.values()])).all()
-    losses = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"loss":' in line]
+    losses = [
+        json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"loss":' in line
+    ]
     assert len(losses) >= 8 and max(losses) < 4
 
 

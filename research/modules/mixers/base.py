@@ -4,7 +4,8 @@ A spec is a frozen dataclass inside a model's config. Sizes that are 0 follow fr
 fills them in, `shrink` scales the filled ones. A mixer is called as
 
     y, state = mixer(x, call, state)      x [B, T, D]; the piece goes on from `state`, or from the start where it is
-    None y, state = mixer.step(x, call, state) x [B, D]; one token
+        None
+    y, state = mixer.step(x, call, state) x [B, D]; one token
     state    = mixer.init_state(batch, capacity, dtype)
 
 Both forms compute the same numbers; a state is a dictionary of arrays whose first axis is the batch.

@@ -1,0 +1,75 @@
+"""Runs that earlier versions saved open, go on, are evaluated, extracted and exported."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch import config as recipe
+from research.interop.stablehlo import export_stablehlo, load_stablehlo
+from research.train import loop
+from research.train.config import differences
+from research.train.extraction import Trained, load_model
+from research.train.rundir import read_config
+from research.train.used import ignored
+from tests.train.reporter import Lines
+
+HERE = Path(__file__).parent / "old_runs"
+STEPS = {"image": 6, "robust": 4}
+CLOSE = {"image": 2e-3, "robust": 3e-2}  # signs of gradients turn with the last bits
+
+
+@pytest.fixture
+def unpacked(tmp_path):
+    def unpack(name):
+        with tarfile.open(HERE / f"{name}.tar.xz") as archive:
+            archive.extractall(tmp_path / name, filter="data")
+        return tmp_path / name
+
+    return unpack
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_its_config_is_the_recipe_s_of_today(unpacked, name):
+    old, new = read_config(unpacked(name)), recipe.load(str(HERE / f"{name}.py"), {})
+    assert differences(old, new, ignored=ignored(old, new)) == []
+    assert old["methods"] == {"image": ["sandwich", "ema"], "robust": ["advmoe", "attacks"]}[name]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_it_opens_and_is_evaluated_and_extracted(unpacked, name):
+    workdir = unpacked(name)
+    trained = Trained(workdir)
+    assert trained.step == STEPS[name]
+    smallest = trained.setup.order[-1]
+    statistics = {smallest: trained.statistics(smallest)}
+    value = trained.evaluator.run(statistics, trained.weights, "test")[smallest]["accuracy"]
+    config, params, stats = trained.model(smallest)
+    trained.programs.close()
+    assert 0 <= value <= 1 and all(np.isfinite(v).all() for v in params.values())
+    if name == "image":  # what is evaluated is the average
+        own = trained.state.params["head/kernel"][: params["head/kernel"].shape[0]]
+        assert not np.array_equal(params["head/kernel"], own)
+    program = load_stablehlo(export_stablehlo(config, params, stats, batch=2, platforms=("cpu",)))
+    image = np.zeros((2, *config.input_shape()), np.float32)
+    np.testing.assert_allclose(program.call(image).shape, (2, 10))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_it_goes_on_to_the_end_that_it_would_have_had(unpacked, name):
+    workdir, lines = unpacked(name), Lines()
+    loop.train(recipe.load(str(HERE / f"{name}.py"), {}), str(workdir), lines)
+    assert f"resumed from step {STEPS[name]}" in lines.said
+    ours, theirs = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (workdir / "metrics.jsonl", HERE / f"{name}.jsonl")
+    )
+    assert [set(row) for row in ours] == [set(row) for row in theirs]
+    for row, wanted in zip(ours, theirs, strict=True):
+        for key in ("loss", "grad_norm", "lr"):
+            if key in wanted:
+                assert row[key] == pytest.approx(wanted[key], rel=CLOSE[name]), (row["step"], key)
+    config, params, _ = load_model(workdir)
+    assert config.num_classes == 10 and all(np.isfinite(v).all() for v in params.values())
