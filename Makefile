@@ -163,7 +163,7 @@ tune: $(STAMP)
 	for op in depthwise_conv2d depthwise_conv1d softmax_attention routed_conv; do $(PY) -m launch.bench --tune=$$op || exit 1; done
 
 lock:
-	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --extra dev --extra docs --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock
 	sed -i '1i # Pinned versions of every dependency, for Python 3.11 to 3.13; made by: make lock' requirements.lock
 
 clean:
