@@ -25,7 +25,18 @@ version = release = research.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 include_patterns = ["docs/**.md", "results/**.md", "README.md", "WORKSPACE.md", "CHANGELOG.md", "CONTRIBUTING.md"]
-exclude_patterns = [".*", "build", "runs", "dist", "third_party", "research", "launch", "tests", "configs", "**/__pycache__"]
+exclude_patterns = [
+    ".*",
+    "build",
+    "runs",
+    "dist",
+    "third_party",
+    "research",
+    "launch",
+    "tests",
+    "configs",
+    "**/__pycache__",
+]
 root_doc = "docs/index"
 toc_object_entries = False
 suppress_warnings = ["toc.not_included", "myst.header", "ref.python"]
@@ -116,7 +127,9 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]], code: tuple[int, .
 
     def row(cells, plain):
         entries = (
-            nodes.entry("", nodes.paragraph("", "", nodes.literal(text=c) if i in code and not plain else nodes.Text(c)))
+            nodes.entry(
+                "", nodes.paragraph("", "", nodes.literal(text=c) if i in code and not plain else nodes.Text(c))
+            )
             for i, c in enumerate(cells)
         )
         return nodes.row("", *entries)
