@@ -12,6 +12,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from sphinx import addnodes
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -53,7 +54,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
@@ -62,6 +63,7 @@ python_maximum_signature_line_length = 100
 SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields):$")
 CODE = re.compile(r"``[^`]+``|`[^`]+`")
 CODE_INDENT = "    "
+COLON = "\ue000"
 
 
 def inline(text: str) -> str:
@@ -81,13 +83,26 @@ def escaped(text: str) -> str:
 def docstring(app, what, name, obj, options, lines: list[str]) -> None:
     """Translates a docstring, plain text with code between single backquotes, whose indented lines before the section
     of arguments are code."""
-    del app, what, name, obj, options
+    del app, name, obj, options
     start = next((i for i, line in enumerate(lines) if SECTION.match(line)), len(lines))
     out: list[str] = []
     for code, group in itertools.groupby(lines[:start], lambda line: line.startswith(CODE_INDENT)):
         block = list(group)
         out += ["", "::", "", *block, ""] if code else inline("\n".join(line.strip() for line in block)).split("\n")
     lines[:] = [*out, *inline("\n".join(lines[start:])).split("\n")]
+    if what in ("attribute", "data"):  # napoleon would take what stands before a colon for the type
+        lines[:] = [line.replace(":", COLON) for line in lines]
+
+
+def restore_colons(app, what, name, obj, options, lines: list[str]) -> None:
+    lines[:] = [line.replace(COLON, ":") for line in lines]
+
+
+def short_types(app, doctree: nodes.document) -> None:
+    """Array types are called `Array`, without the module that JAX hides them in."""
+    for reference in doctree.findall(addnodes.pending_xref):
+        if reference.get("reftarget", "").startswith("jaxlib."):
+            reference[:] = [nodes.Text(reference["reftarget"].rsplit(".", 1)[-1])]
 
 
 API = re.compile(r"^<!-- api: (.+) -->$", re.MULTILINE)
@@ -142,5 +157,7 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]], code: tuple[int, .
 def setup(app) -> dict[str, bool]:
     app.connect("source-read", api)
     app.connect("autodoc-process-docstring", docstring, priority=400)
+    app.connect("autodoc-process-docstring", restore_colons, priority=600)
+    app.connect("doctree-read", short_types)
     app.add_directive("config-fields", ConfigFields)
     return {"parallel_read_safe": True}
