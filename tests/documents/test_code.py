@@ -66,7 +66,8 @@ def test_getting_started_runs(tmp_path):
     order = [blocks[1], blocks[0], *blocks[2:]]  # the process is set up before JAX is imported
     run("-c", "\n".join([*order, "assert logits.shape == half(images).shape == (64, 10)"]), folder=tmp_path)
     given = ("--config.data.name=arrays", f"--config.data.options.file={tmp_path}/my_images.npz")
-    flags = (*given, "--config.train.duration=6", f"--workdir={tmp_path}/run")
+    short = ("--config.train.duration=6", "--config.nested.count=2", "--config.report.latency=False")
+    flags = (*given, *short, f"--workdir={tmp_path}/run")
     run("-m", "launch.train", "--config=configs/quickstart.py", *flags, folder=ROOT)
     load = [*order, f"print(trained('{tmp_path}/run', 'w50')(images).shape)"]
     assert run("-c", "\n".join(load), folder=tmp_path).splitlines()[-1] == "(64, 10)"
