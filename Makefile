@@ -96,7 +96,7 @@ SUITES := selective_scan length attention grouped moe context decoding
 bench: $(STAMP)
 	@failed=; for suite in $(SUITES); do \
 	  $(PY) -m launch.bench --suite=$$suite --csv=results/bench/$$suite.csv --plot=results/bench/$$suite.png || failed="$$failed $$suite"; \
-	done; test -z "$$failed" || { echo "marks missed or errors in:$$failed"; exit 1; }
+	done; test -z "$$failed" || { echo "thresholds missed or errors in:$$failed"; exit 1; }
 
 # Peers stay out of .venv: PyTorch is large, and nothing of ours needs it.
 PEERS := .venv-peers
@@ -110,7 +110,7 @@ bench-peers: $(PEERS)/.installed
 	@failed=; for suite in depthwise:torch language_models:transformers unireplknet:unireplknet:$(UNIREPLKNET); do \
 	  name=$${suite%%:*}; \
 	  $(PEERS)/bin/python -m launch.bench --suite=$$name --peer=$${suite#*:} --csv=results/bench/$$name.csv --plot=results/bench/$$name.png || failed="$$failed $$name"; \
-	done; test -z "$$failed" || { echo "marks missed or errors in:$$failed"; exit 1; }
+	done; test -z "$$failed" || { echo "thresholds missed or errors in:$$failed"; exit 1; }
 
 NANOGPT ?= runs/nanoGPT
 versus: $(PEERS)/.installed

@@ -1,4 +1,5 @@
-"""The README is one page, and its tables list what the registries hold; so do the table of optimizers and the citation."""
+"""The README is one page, and its tables list what the registries hold; so do the tables of optimizers, data sets and
+axis roles, and the citation."""
 
 import fnmatch
 import re
@@ -6,11 +7,15 @@ import re
 import yaml
 
 import research
+from research.data import registry as registry_of_data
 from research.models import registry
 from research.models.sequence import SequenceConfig
+from research.modules.axes import ROLES
 from research.nested.schemes import SCHEMES
+from research.nested.slicing import CUTS
 from research.optim.fields import OPTIMIZERS
 from research.tasks.robust import METHODS
+from research.train.sharding import RULES
 from tests.documents.pages import ROOT, rows
 
 README = (ROOT / "README.md").read_text()
@@ -60,6 +65,23 @@ def test_optimizers_and_their_constants():
         for key, known in OPTIMIZERS.items()
     ]
     assert listed == expected
+
+
+def test_data_sets_and_their_examples():
+    registry_of_data.find("digits")  # which imports all of them
+    listed = [cells[:2] for cells in rows((ROOT / "docs/data-sets.md").read_text(), "| name |")]
+    named = {re.sub(r":[A-Z]+$", ":", name.strip("`")): examples for name, examples in listed}
+    assert named == {name: known.examples for name, known in registry_of_data._SETS.items()}
+
+
+def test_axis_roles():
+    cuts = {"whole": "kept whole", "leading": "leading slice", "kept": "the kept layers", "centre": "around the centre"}
+    listed = rows((ROOT / "docs/reference/axis-roles.md").read_text(), "| role |")
+    expected = [
+        (f"`{role}`", cuts[CUTS[role]], ", ".join(f"`{axis}`" for name, axis in RULES if name == role and axis) or "-")
+        for role in ROLES
+    ]
+    assert [(role, cut, axes) for role, _, cut, axes in listed] == expected
 
 
 def test_the_citation_can_be_read():
