@@ -76,6 +76,7 @@ check: $(STAMP)
 # Warnings are errors: a link that leads nowhere, a docstring that cannot be read.
 docs: $(STAMP)
 	JAX_PLATFORMS=cpu $(PY) -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+	@echo "build/docs/index.html"
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix .

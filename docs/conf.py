@@ -45,6 +45,7 @@ suppress_warnings = ["toc.not_included", "myst.header", "ref.python"]
 html_theme = "furo"
 html_title = "Nestax"
 html_copy_source = False
+html_extra_path = ["_site"]
 html_theme_options = {"navigation_with_keys": True}
 
 myst_heading_anchors = 3
