@@ -5,30 +5,33 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help install quickstart quickstart-seeds lm-quickstart test test-slow faults fuzz check format lock fashion fashion-fast overhead bench bench-peers tune
+.PHONY: help install quickstart quickstart-seeds lm-quickstart test test-slow faults fuzz check docs format lock fashion fashion-fast overhead bench bench-peers tune
 .PHONY: same-bits versus mqar probes selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder advmoe moe-lm fashion-vmoe conditions clean
 
 help:
 	@echo "make quickstart    train nine networks in one on digits, two minutes on two cores"
-	@echo "make quickstart-seeds  the same over three seeds, judged by its promises"
-	@echo "make lm-quickstart train a language model on the text of Python's standard library and let it write"
+	@echo "make quickstart-seeds  the same with three seeds, checked by its acceptance criteria"
+	@echo "make lm-quickstart train a language model on the text of Python's standard library and sample from it"
+	@echo "make install       set up .venv; EXTRAS=cuda or tpu for accelerators"
 	@echo "make test          run the tests; make test-slow runs the slow ones"
-	@echo "make faults        the fault-injection suite: kills, damaged files, full disks, readers and the like, on runs of seconds; make fuzz mutates configs, weight files and files of runs"
+	@echo "make check         lint, format, types and documentation"
+	@echo "make docs          build the documentation site into build/docs"
+	@echo "make format        format the code"
+	@echo "make faults        the fault-injection suite: kills, damaged files, full disks and others, on runs of seconds; make fuzz mutates configs, weight files and files of runs"
 	@echo "make same-bits BASE=COMMIT  small runs at another commit and here, compared bit for bit: for changes of structure"
-	@echo "make check         lint, format and types"
-	@echo "make fashion       the Fashion-MNIST comparison of the README (about 40 minutes)"
+	@echo "make fashion       Fashion-MNIST: one shared network against networks trained alone (about 40 minutes)"
 	@echo "make fashion-fast  the best single network in 300 s"
-	@echo "make overhead      what the loop adds to the bare jitted step"
-	@echo "make bench         ops beside their twins and XLA's own, judged by their marks"
-	@echo "make bench-peers   ops and models beside PyTorch and transformers, in an environment of their own (UNIREPLKNET=PATH of the official file)"
+	@echo "make overhead      overhead of the training loop over the bare jitted step"
+	@echo "make bench         operations beside their reference implementations and XLA's own, checked against thresholds"
+	@echo "make bench-peers   operations and models beside PyTorch and transformers, in an environment of their own (UNIREPLKNET=PATH of the official file)"
 	@echo "make versus        tiny Shakespeare beside nanoGPT (NANOGPT=PATH of a checkout, SHAKESPEARE=FOLDER of the text)"
-	@echo "make mqar          which mixers recall, by size of their state; make selective-copying, in-context, in-context-boolean, wide-deep, hybrid"
-	@echo "make domain-encoder  sentence encoders for five domains, with experts and without, on pairs of Python's standard library"
-	@echo "make probes        of these, recall and selective copying within an hour (51 minutes on two cores)"
+	@echo "make mqar          associative recall by mixer and size of state; make selective-copying, in-context, in-context-boolean, wide-deep, hybrid"
+	@echo "make probes        recall and selective copying within an hour (51 minutes on two cores)"
 	@echo "make moe-lm        a language model with mixtures of experts beside the dense one of the same active FLOPs; make fashion-vmoe on images"
-	@echo "make advmoe        mixtures of convolutions under attack: alternation beside joint training and dense networks, three seeds"
+	@echo "make domain-encoder  sentence encoders for five domains, with experts and without, on pairs of Python's standard library"
+	@echo "make advmoe        mixtures of convolutions under attack: alternating beside joint training and dense networks, three seeds"
 	@echo "make conditions    seeds, updates, FLOPs, wall time and choices behind every result (FASHION_MNIST=FOLDER of its files, where not installed)"
-	@echo "make tune          measure the table that chooses the ops' forms on a CPU"
+	@echo "make tune          measure the table that chooses implementations on a CPU"
 	@echo "make lock          renew requirements.lock (needs uv)"
 
 $(STAMP): requirements.lock pyproject.toml
@@ -68,6 +71,12 @@ check: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(MAKE) docs
+
+# Warnings are errors: a link that leads nowhere, a docstring that cannot be read.
+docs: $(STAMP)
+	JAX_PLATFORMS=cpu $(PY) -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+	@echo "build/docs/index.html"
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix .
@@ -88,7 +97,7 @@ SUITES := selective_scan length attention grouped moe context decoding
 bench: $(STAMP)
 	@failed=; for suite in $(SUITES); do \
 	  $(PY) -m launch.bench --suite=$$suite --csv=results/bench/$$suite.csv --plot=results/bench/$$suite.png || failed="$$failed $$suite"; \
-	done; test -z "$$failed" || { echo "marks missed or errors in:$$failed"; exit 1; }
+	done; test -z "$$failed" || { echo "thresholds missed or errors in:$$failed"; exit 1; }
 
 # Peers stay out of .venv: PyTorch is large, and nothing of ours needs it.
 PEERS := .venv-peers
@@ -102,7 +111,7 @@ bench-peers: $(PEERS)/.installed
 	@failed=; for suite in depthwise:torch language_models:transformers unireplknet:unireplknet:$(UNIREPLKNET); do \
 	  name=$${suite%%:*}; \
 	  $(PEERS)/bin/python -m launch.bench --suite=$$name --peer=$${suite#*:} --csv=results/bench/$$name.csv --plot=results/bench/$$name.png || failed="$$failed $$name"; \
-	done; test -z "$$failed" || { echo "marks missed or errors in:$$failed"; exit 1; }
+	done; test -z "$$failed" || { echo "thresholds missed or errors in:$$failed"; exit 1; }
 
 NANOGPT ?= runs/nanoGPT
 versus: $(PEERS)/.installed
@@ -116,7 +125,7 @@ mqar: $(STAMP)
 	$(MQAR) --grid=arg=64x4,64x16 --workdir=runs/mqar/64 --out=results/mqar/64 --x=state
 	$(MQAR) --grid=arg=128x8,128x32 --workdir=runs/mqar/128 --out=results/mqar/128 --x=state
 
-# The probes that fit an hour (README): of make mqar all but the small state at length 128. What is finished is not trained again.
+# The probes that fit an hour: of make mqar all but the small state at length 128. What is finished is not trained again.
 probes: $(STAMP)
 	$(MQAR) --grid=arg=64x4,64x16 --workdir=runs/mqar/64
 	$(MQAR) --grid=arg=128x32 --workdir=runs/mqar/128
@@ -163,8 +172,8 @@ tune: $(STAMP)
 	for op in depthwise_conv2d depthwise_conv1d softmax_attention routed_conv; do $(PY) -m launch.bench --tune=$$op || exit 1; done
 
 lock:
-	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --extra dev --extra docs --no-header --no-emit-index-url --no-annotate pyproject.toml -o requirements.lock
 	sed -i '1i # Pinned versions of every dependency, for Python 3.11 to 3.13; made by: make lock' requirements.lock
 
 clean:
-	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PEERS) build .pytest_cache .ruff_cache .mypy_cache

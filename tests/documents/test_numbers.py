@@ -9,12 +9,11 @@ G) and milli- and microseconds are read as such.
 import csv
 import math
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+from tests.documents.pages import DOCUMENTS, ROOT
+
 NUMBER = re.compile(
     r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?:\s?(%|k\b|M\b|G\b|MFLOPs|kFLOPs|GFLOPs|ms\b|us\b|min\b))?"
 )
@@ -31,7 +30,7 @@ SCALES = {
     "min": 1 / 60,
 }
 COMMENT = re.compile(r"<!-- (no measurements|numbers: ([^>]+?)) -->")
-LINK = re.compile(r"\]\((results/[^)]+)\)")
+LINK = re.compile(r"\]\((?:\.\./)*(results/[^)#]+)\)")
 
 
 def numbers(text):

@@ -1,0 +1,90 @@
+"""The README is one page, and its tables list what the registries hold; so do the tables of optimizers, data sets and
+axis roles, and the citation."""
+
+import fnmatch
+import re
+
+import yaml
+
+import research
+from research.data import registry as registry_of_data
+from research.models import registry
+from research.models.sequence import SequenceConfig
+from research.modules.axes import ROLES
+from research.nested.schemes import SCHEMES
+from research.nested.slicing import CUTS
+from research.optim.fields import OPTIMIZERS
+from research.tasks.robust import METHODS
+from research.train.sharding import RULES
+from tests.documents.pages import ROOT, rows
+
+README = (ROOT / "README.md").read_text()
+ARXIV = re.compile(r"\d{4}\.\d{5}")
+
+
+def test_it_is_one_page():
+    assert README.count("\n") <= 150
+
+
+def test_models_and_their_papers():
+    names, listed = registry.list_models(), []
+    for _, patterns, paper in rows(README, "| architecture |"):
+        found = [n for pattern in re.findall(r"`(.+?)`", patterns) for n in fnmatch.filter(names, pattern)]
+        assert found and {registry.entry(n).paper for n in found} == {paper}, patterns
+        listed += found
+    small = [f"{kind}_small" for kind in SequenceConfig.specs()]
+    assert sorted(listed + small) == names
+
+
+def test_mixers_and_their_papers():
+    listed = {cells[0].strip("`"): cells[2] for cells in rows(README, "| mixer |")}
+    assert listed == {kind: spec.paper for kind, spec in SequenceConfig.specs().items()}
+
+
+def test_training_methods():
+    """Of each the name; papers of schemes and attacks stand in the docstrings of their files."""
+    listed = {cells[0].strip("`"): cells[2] for cells in rows(README, "| method |")}
+    assert set(listed) == {*SCHEMES, *METHODS, "ema"}
+    sources = "".join(
+        (ROOT / f"research/{file}.py").read_text() for file in ("nested/schemes", "tasks/robust", "robust/losses")
+    )
+    for method in ("sorted", "sandwich", *METHODS):
+        assert ARXIV.search(listed[method]) and ARXIV.search(listed[method]).group(0) in sources, method
+
+
+def test_optimizers_and_their_constants():
+    listed = rows((ROOT / "docs/optimizers.md").read_text(), "| name |")
+    expected = [
+        [
+            f"`{key}`",
+            "-" if known.lr is None else f"{known.lr:g}",
+            f"{known.weight_decay:g}",
+            ", ".join(f"{name} {value}" for name, value in known.constants.items()) or "-",
+            known.source,
+        ]
+        for key, known in OPTIMIZERS.items()
+    ]
+    assert listed == expected
+
+
+def test_data_sets_and_their_examples():
+    registry_of_data.find("digits")  # which imports all of them
+    listed = [cells[:2] for cells in rows((ROOT / "docs/data-sets.md").read_text(), "| name |")]
+    named = {re.sub(r":[A-Z]+$", ":", name.strip("`")): examples for name, examples in listed}
+    assert named == {name: known.examples for name, known in registry_of_data._SETS.items()}
+
+
+def test_axis_roles():
+    cuts = {"whole": "kept whole", "leading": "leading slice", "kept": "the kept layers", "centre": "around the centre"}
+    listed = rows((ROOT / "docs/reference/axis-roles.md").read_text(), "| role |")
+    expected = [
+        (f"`{role}`", cuts[CUTS[role]], ", ".join(f"`{axis}`" for name, axis in RULES if name == role and axis) or "-")
+        for role in ROLES
+    ]
+    assert [(role, cut, axes) for role, _, cut, axes in listed] == expected
+
+
+def test_the_citation_can_be_read():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation) and citation["cff-version"] == "1.2.0"
+    assert str(citation["version"]) == research.__version__ and all(author["name"] for author in citation["authors"])
