@@ -123,9 +123,17 @@ def test_a_model_of_labels_does_not_count():
 def test_overrides_reach_fields_of_all_types():
     config = recipe.load(
         "configs/quickstart.py",
-        {"seed": "3", "optim.lr": "1", "train.ema": "0.5", "model.layer_scale": "0.25", "report.latency": "false"},
+        {
+            "seed": "3",
+            "optim.lr": "1",
+            "methods": "sandwich,ema",
+            "method.ema.decay": "0.5",
+            "model.layer_scale": "0.25",
+            "report.latency": "false",
+        },
     )
     assert config["seed"] == 3 and config["optim"]["lr"] == 1.0 and isinstance(config["optim"]["lr"], float)
+    assert config["method"]["ema"] == {"decay": 0.5} and config["methods"] == ["sandwich", "ema"]
     assert config["model"]["layer_scale"] == 0.25 and config["report"]["latency"] is False
 
 

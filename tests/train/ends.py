@@ -7,7 +7,7 @@ import pytest
 from launch import config as recipe
 from research.train import loop
 from research.train.manifests import MANIFEST
-from research.train.programs import Programs
+from research.train.compiler import Compiler
 from tests.models.twins import FAST
 from tests.train.reporter import Lines
 
@@ -40,5 +40,5 @@ def train_alone(folder):
     """Trains a run that nothing happens to: (workdir, report)."""
     workdir = folder / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Programs, "_effort", lambda self, kind: FAST)
+        patch.setattr(Compiler, "effort", lambda self, program: FAST)
         return workdir, loop.train(tiny(), str(workdir), Lines())

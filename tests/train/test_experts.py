@@ -9,6 +9,7 @@ import pytest
 
 from launch import config as recipe
 from research.errors import UserError
+from research.models import registry
 from research.models.sequence import SequenceConfig
 from research.modules.moe_options import Moe
 from research.modules.state import abstract
@@ -115,7 +116,7 @@ def test_labels_follow_the_order_of_the_layers():
         "layer2",
         "layer4",
     ]
-    assert labels(object(), "router", (4,)) == ["router"]
+    assert labels(registry.model_config("lenet5"), "router", (4,)) == ["router"]
 
 
 def test_experts_that_do_not_divide_over_the_mesh_are_told():

@@ -282,10 +282,11 @@ def test_signals_that_are_ignored_stay_so():
 # -- signs of life -----------------------------------------------------------------------------------------------------
 
 
-def test_the_time_left_is_told_by_updates_beside_which_nothing_compiles(tmp_path):
+def test_the_time_left_is_told_by_updates_beside_which_nothing_compiles(tmp_path, monkeypatch):
     run = loop.Run(tiny(train__duration=100), str(tmp_path / "run"), Lines())
     journal, compiling = run.journal, [True]
-    journal._compiling, journal._quiet = lambda: compiling[0], False
+    monkeypatch.setattr(run.learner, "busy", lambda: compiling[0])
+    journal._quiet = False
     assert journal._time_left(10, 10, 300.0) == (2700, False)
     compiling[0] = False
     assert journal._time_left(20, 10, 200.0) == (1600, False), "the first part of these updates was beside a compiler"
