@@ -177,7 +177,7 @@ def newest(folder, say=lambda _: None):
 
     target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree(0))
     place = jax.tree.map(lambda a: jax.sharding.SingleDeviceSharding(jax.devices()[0]), target)
-    return restore_newest(folder, Wanted(target, place), say)
+    return restore_newest(folder, lambda run: Wanted(target, place), say)
 
 
 def snapshot(folder):

@@ -72,7 +72,7 @@ def test_carried_state_equals_one_long_window(trained):
     logits = apply(config, params, stats, tokens[None, :-1])[0]
     whole = task.summarize(jax.device_get(task.sums(logits, {"labels": tokens[None, 1:]})))
     assert found["loss"] == pytest.approx(whole["loss"], rel=1e-4)
-    fresh = trained.evaluator(["full"], trained.weights, trained.state.stats, "validation")["full"]
+    fresh = trained.evaluator(["full"], trained.weights, "validation")["full"]
     assert found["loss"] < fresh["loss"]
 
 
@@ -84,7 +84,7 @@ def test_a_split_without_examples_is_told(trained):
     data.facts = dataclasses.replace(data.facts, examples={**data.facts.examples, "test": 0})
     evaluator = type(trained.evaluator)(dataclasses.replace(trained.setup, data=data), trained.programs)
     with pytest.raises(UserError, match="text has no test split; valid: train, validation"):
-        evaluator(["full"], trained.weights, trained.state.stats, "test")
+        evaluator(["full"], trained.weights, "test")
 
 
 def test_documents_reset_the_carried_state_even_between_pieces(trained):

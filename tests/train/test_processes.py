@@ -18,7 +18,7 @@ from tests.train.test_sharding import FAST
 
 FLAGS = [
     "--config=tests/tiny.py:sorted",
-    "--config.method.sandwich.count=2",
+    "--config.method.sorted.count=2",
     "--config.train.duration=6",
     "--config.eval.every=0",
 ]
