@@ -65,7 +65,10 @@ def get_config(arg: str = "alternate"):
             "attack_steps": 10,
         }
     )
-    config.report.chosen = "the attack of each phase of alternate (its own loss, against the released code's one sum), by PGD-20 on the test images"
+    config.report.chosen = (
+        "the attack of each phase of alternate (its own loss, against the released code's one sum), "
+        "by PGD-20 on the test images"
+    )
     config.expect = {
         "dense": {"full": 0.76, "robust_pgd20": 0.64},
         "small": {"full": 0.75, "robust_pgd20": 0.63},

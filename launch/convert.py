@@ -69,7 +69,8 @@ def main() -> None:
     safetensors_io.save_folder(_OUT.value, config, params, stats, origin, texts)
     form = "" if not config.merges else " in deployed form" if config.deployed() == config else " in training form"
     print(
-        f"{name}: {count:,} parameters{form}, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}"
+        f"{name}: {count:,} parameters{form}, {report.matched} arrays matched, {len(report.unexpected)} unused; "
+        f"written to {_OUT.value}"
     )
     for unused in report.unexpected[:20]:
         print(f"unused: {printable(unused)}")

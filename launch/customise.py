@@ -83,7 +83,8 @@ def main() -> int:
     run = read_config(_WORKDIR.value)
     if run["model"]["name"] != "lenet5" or run["data"]["name"] != "handwriting":
         raise UserError(
-            f"{_WORKDIR.value} holds a {run['model']['name']} on {run['data']['name']}; give a run of configs/customise.py"
+            f"{_WORKDIR.value} holds a {run['model']['name']} on {run['data']['name']}; "
+            "give a run of configs/customise.py"
         )
     network, expert, _ = load_model(_WORKDIR.value, say=print)
     config = CustomisedConfig(network, _RANK.value, _HIDDEN.value, _THRESHOLD.value, _BUDGET.value)

@@ -62,7 +62,8 @@ def main() -> int:
     best = select(rows, "value", budgets, higher_is_better=trained.setup.task.higher_is_better)
     print(f"\nbest within the budget: {best['name']} (validation {metric} {shown(trained.setup.task, best['value'])})")
     print(
-        f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={best['name']} --out={_WORKDIR.value}/{best['name'].replace('=', '')}"
+        f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={best['name']} "
+        f"--out={_WORKDIR.value}/{best['name'].replace('=', '')}"
     )
     trained.programs.close()
     return 0

@@ -105,7 +105,8 @@ def check_zip(path: PathLike, remedy: str = "") -> None:
         raise UserError(f"{path} is damaged or no zip archive ({printable(error)}){more}") from None
     if claimed > max(SMALL, MOST_SWELLING * os.path.getsize(path)):
         raise UserError(
-            f"{path} claims {claimed:,} bytes in a file of {os.path.getsize(path):,}: damaged, or made to fill the memory{more}"
+            f"{path} claims {claimed:,} bytes in a file of {os.path.getsize(path):,}: damaged, "
+            f"or made to fill the memory{more}"
         )
 
 
@@ -392,7 +393,8 @@ def check_output(out: PathLike, *reads: PathLike, flag: str = "--out") -> None:
             real in (part, part.parent) for part in parts
         ):
             raise UserError(
-                f"{flag}={out} is a file of what is read ({read}) or holds one, and would be overwritten; give another one"
+                f"{flag}={out} is a file of what is read ({read}) or holds one, and would be overwritten; "
+                "give another one"
             )
     if is_run(real):
         raise UserError(f"{flag}={out} is the directory of a run, whose files would be overwritten; give another one")

@@ -143,8 +143,8 @@ def _transformers_model(kind: str, sizes: Any) -> Any:
 
     transformers.utils.logging.set_verbosity_error()
     shared = dict(
-        vocab_size=sizes.vocab, hidden_size=sizes.width, num_hidden_layers=sizes.layers, state_size=sizes.state, expand=2,
-        tie_word_embeddings=True, use_cache=False,
+        vocab_size=sizes.vocab, hidden_size=sizes.width, num_hidden_layers=sizes.layers, state_size=sizes.state,
+        expand=2, tie_word_embeddings=True, use_cache=False,
     )  # fmt: skip
     if kind == "mamba":
         return transformers.MambaForCausalLM(transformers.MambaConfig(**shared, time_step_rank=sizes.dt_rank)).train()

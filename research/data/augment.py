@@ -151,7 +151,8 @@ def to_sequence(images: Float[np.ndarray, "B H W C"], side: int) -> Float[np.nda
     count, height, width, channels = images.shape
     if height % side or width % side:
         raise UserError(
-            f"sequence={side} does not divide the images ({height}x{width}) into patches; pad_to={-(-max(height, width) // side) * side} helps."
+            f"sequence={side} does not divide the images ({height}x{width}) into patches; "
+            f"pad_to={-(-max(height, width) // side) * side} helps."
         )
     rows, columns = height // side, width // side
     patches = images.reshape(count, rows, side, columns, side, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -281,7 +282,8 @@ def make_augment(config: Mapping[str, Any] | None = None) -> Augment:
     least, greatest = augment.resized_crop_scale
     if least > greatest:
         raise UserError(
-            f"data.augment.resized_crop_scale={augment.resized_crop_scale}; valid: (least, greatest), the least not above the other"
+            f"data.augment.resized_crop_scale={augment.resized_crop_scale}; valid: (least, greatest), "
+            "the least not above the other"
         )
     if augment.randaugment is not None and not (augment.randaugment[0] >= 1 and 0 <= augment.randaugment[1] <= 10):
         raise UserError(

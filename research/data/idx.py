@@ -82,7 +82,8 @@ def find_file(folder: pathlib.Path, split: str, kind: str) -> pathlib.Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(
-        f"{folder} has no {names[0]} (nor {names[1]}); an IDX folder holds train and t10k images and labels, .gz or not."
+        f"{folder} has no {names[0]} (nor {names[1]}); an IDX folder holds train and t10k images and labels, "
+        ".gz or not."
     )
 
 

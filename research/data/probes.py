@@ -138,7 +138,10 @@ class MADSelectiveCopying:
 
     def __post_init__(self):
         require(self.vocab_size >= 3, f"mad_selective_copying: vocab_size={self.vocab_size} must be at least 3.")
-        limit = f"mad_selective_copying: length={self.length} must be above 2 * copies + 1, copies={self.copies} at least 1."
+        limit = (
+            f"mad_selective_copying: length={self.length} must be above 2 * copies + 1, "
+            f"copies={self.copies} at least 1."
+        )
         require(self.copies >= 1 and 2 * self.copies + 1 < self.length, limit)
 
     def generate(self, random: KeyedRandom) -> Block:

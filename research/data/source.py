@@ -140,7 +140,8 @@ def _checked_pair(name: str, images: np.ndarray, labels: np.ndarray) -> tuple[np
         )
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
         raise UserError(
-            f"{name}: labels are {labels.dtype}{list(labels.shape)}; wanted integers, one for each of {len(images)} images."
+            f"{name}: labels are {labels.dtype}{list(labels.shape)}; wanted integers, "
+            f"one for each of {len(images)} images."
         )
     if len(labels) and labels.min() < 0:
         raise UserError(f"{name}: a label is {labels.min()}; labels count from 0.")

@@ -38,7 +38,8 @@ def load_splits(
     """
     if not 0 <= validation_fraction < 1:
         raise UserError(
-            f"validation_fraction={validation_fraction} is not in [0, 1): give the part of the training data to hold out."
+            f"validation_fraction={validation_fraction} is not in [0, 1): "
+            "give the part of the training data to hold out."
         )
     found, positional = find(name)
     loader = found.loader
@@ -57,7 +58,8 @@ def load_splits(
     kept, held = stratified_split(train.labels, held_out, seed)
     if len(kept) == 0:
         raise UserError(
-            f"{name}: no training example is left of {len(train)} with validation_fraction={validation_fraction}; lower it."
+            f"{name}: no training example is left of {len(train)} with validation_fraction={validation_fraction}; "
+            "lower it."
         )
     return {
         "train": train.subset(kept, f"{name}/train"),

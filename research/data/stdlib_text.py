@@ -101,7 +101,8 @@ def read_files() -> dict[str, bytes]:
                 found[path.relative_to(root).as_posix()] = data
     if not found:
         raise UserError(
-            f"stdlib_text: this Python's standard library, {root}, holds no .py files; use another Python or the data set 'text'."
+            f"stdlib_text: this Python's standard library, {root}, holds no .py files; "
+            "use another Python or the data set 'text'."
         )
     return dict(sorted(found.items()))
 

@@ -124,7 +124,8 @@ def load_text(
         if wanted and not any(texts[name]):
             count = sum(map(len, texts.values()))
             raise UserError(
-                f"{path}: none of its {count} files falls into {name} with split={split}; give it a larger part, or one file."
+                f"{path}: none of its {count} files falls into {name} with split={split}; give it a larger part, "
+                "or one file."
             )
     return text_sources(f"text:{path.name}", texts, documents=True, **options)
 
@@ -227,8 +228,10 @@ def _find_shakespeare(data_dir: str | os.PathLike | None) -> str:
             text = "".join(text for part in parts for text in part)
             return _checked_shakespeare(str(folder / "tiny_shakespeare"), text)
     raise UserError(
-        f"tiny_shakespeare: there is no {' or '.join(_SHAKESPEARE_FILES)} in {', '.join(map(str, places))}, nor the TFDS set in "
-        f"{' or '.join(map(str, prepared))}.\nGet {_SHAKESPEARE_URL} (1.1 MB) and set data_dir to it, or prepare tfds:tiny_shakespeare."
+        f"tiny_shakespeare: there is no {' or '.join(_SHAKESPEARE_FILES)} in {', '.join(map(str, places))}, "
+        "nor the TFDS set in "
+        f"{' or '.join(map(str, prepared))}.\nGet {_SHAKESPEARE_URL} (1.1 MB) and set data_dir to it, "
+        "or prepare tfds:tiny_shakespeare."
     )
 
 
@@ -249,7 +252,8 @@ def _decoded(name: str, examples: Iterable[Mapping[str, object]], key: str) -> l
         value = example[key]
         if not isinstance(value, bytes | str):
             raise UserError(
-                f"{name} holds {type(value).__name__} where text is wanted; set text_key to the feature that holds the text."
+                f"{name} holds {type(value).__name__} where text is wanted; "
+                "set text_key to the feature that holds the text."
             )
         try:
             texts.append(value if isinstance(value, str) else decode_text(value))
@@ -258,6 +262,7 @@ def _decoded(name: str, examples: Iterable[Mapping[str, object]], key: str) -> l
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
-            f"{name}: {len(bad)} of {len(texts) + len(bad)} texts are damaged: {', '.join(bad[:3])}{more}; prepare it anew"
+            f"{name}: {len(bad)} of {len(texts) + len(bad)} texts are damaged: {', '.join(bad[:3])}{more}; "
+            "prepare it anew"
         )
     return texts

@@ -149,7 +149,8 @@ def load_text_pairs(
         for row in lines:
             if row["domain"] not in domains:
                 raise UserError(
-                    f"{folder / split}.jsonl, line {row['line']}: domain {printable(row['domain'])!r} that no expert has; "
+                    f"{folder / split}.jsonl, line {row['line']}: "
+                    f"domain {printable(row['domain'])!r} that no expert has; "
                     f"valid: {printable(', '.join(domains), 200)}"
                 )
         pairs[split] = [Pair(row["a"], row["b"], domains.index(row["domain"])) for row in lines]

@@ -176,7 +176,8 @@ def _map_raw(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
     size = path.stat().st_size
     if size == 0 or size % dtype.itemsize:
         raise UserError(
-            f"{path} has {size} bytes, not a positive multiple of {dtype.itemsize} as {dtype} needs: broken, or another dtype."
+            f"{path} has {size} bytes, not a positive multiple of {dtype.itemsize} as {dtype} needs: broken, "
+            "or another dtype."
         )
     return np.memmap(path, dtype, "r")
 

@@ -139,7 +139,8 @@ class CharTokenizer:
             or any("\ud800" <= character <= "\udfff" for character in self.itos)
         ):
             raise UserError(
-                f"The vocabulary {printable(self.itos, 40)!r} is not a sorted list of different characters; give ''.join(sorted(set(text)))."
+                f"The vocabulary {printable(self.itos, 40)!r} is not a sorted list of different characters; "
+                "give ''.join(sorted(set(text)))."
             )
 
     @classmethod
@@ -225,7 +226,8 @@ class IntegerTokenizer:
             tokens = np.array([int(word) for word in text.split()], np.int64)
         except (ValueError, OverflowError) as error:
             raise UserError(
-                f"These tokens have no text: give numbers in 0..{self.vocab_size - 1} between spaces, not {text[:40]!r}."
+                f"These tokens have no text: give numbers in 0..{self.vocab_size - 1} between spaces, "
+                f"not {text[:40]!r}."
             ) from error
         return _checked(tokens, self.vocab_size).astype(np.min_scalar_type(self.vocab_size - 1))
 

@@ -61,14 +61,16 @@ class TokenSource:
         if self.tokens.ndim != 1 or self.tokens.dtype not in TOKEN_DTYPES:
             shape = list(self.tokens.shape)
             raise UserError(
-                f"{self.name}: tokens are {self.tokens.dtype}{shape}; wanted one dimension of {', '.join(TOKEN_DTYPES)}."
+                f"{self.name}: tokens are {self.tokens.dtype}{shape}; "
+                f"wanted one dimension of {', '.join(TOKEN_DTYPES)}."
             )
         if self.documents is None or self.documents.size == self.tokens.size == 0:
             return
         places = np.append(self.documents, self.num_tokens)
         if places[0] != 0 or (np.diff(places) <= 0).any():
             raise UserError(
-                f"{self.name}: documents must start at 0 and ascend, each with a token, within {self.num_tokens} tokens."
+                f"{self.name}: documents must start at 0 and ascend, each with a token, "
+                f"within {self.num_tokens} tokens."
             )
 
     @property
@@ -166,5 +168,6 @@ def check_trainable(source: TokenSource) -> None:
     if not len(source):
         least = 2 * source.length if source.shift else 2
         raise UserError(
-            f"{source.name}: {source.num_tokens} tokens are too few for length={source.length}; it needs at least {least}."
+            f"{source.name}: {source.num_tokens} tokens are too few for length={source.length}; "
+            f"it needs at least {least}."
         )

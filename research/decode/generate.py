@@ -140,6 +140,7 @@ def check_sampled(tokens: Int[np.ndarray, "*B"], position: int = 0) -> None:
     if (tokens < 0).any():
         position += int(np.argmax((tokens < 0).any(0))) if tokens.ndim > 1 else 0
         raise UserError(
-            f"the model's logits after {position} new tokens are not finite, so nothing can be sampled; its weights are damaged or have "
+            f"the model's logits after {position} new tokens are not finite, so nothing can be sampled; "
+            "its weights are damaged or have "
             "diverged: use an earlier checkpoint"
         )

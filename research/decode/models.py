@@ -53,12 +53,14 @@ def check(config: Any, length: int) -> None:
     """Raises UserError unless the model can continue texts up to so many tokens."""
     if not isinstance(config, SequenceConfig) or config.vector_tokens or config.outputs or config.pool != "none":
         raise UserError(
-            f"the {config.family} model is no language model; generate needs one that reads tokens and predicts the next"
+            f"the {config.family} model is no language model; "
+            "generate needs one that reads tokens and predicts the next"
         )
     if length > (longest(config) or length):
         kinds = ", ".join(sorted(kind for kind in set(config.kinds) if config.spec(kind).bounded))
         raise UserError(
-            f"{length} tokens, prompt included, are more than the context of {config.length} that {kinds} was trained for; shorten the prompt "
+            f"{length} tokens, prompt included, are more than the context of {config.length} that {kinds} was trained "
+            "for; shorten the prompt "
             f"or ask for fewer tokens; valid: up to {config.length} of both together"
         )
 

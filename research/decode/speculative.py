@@ -102,7 +102,8 @@ def pick_state(states: State, index: Int[Array, " B"]) -> State:
             return x[index, jnp.arange(len(index))]
         if len(index) > 1:
             raise ValueError(
-                "pick_state: a state without a batch axis cannot differ between rows; give a pick of your own, or one row"
+                "pick_state: a state without a batch axis cannot differ between rows; give a pick of your own, "
+                "or one row"
             )
         return x[index[0]]
 

@@ -242,7 +242,8 @@ def speculate(
         models.check(config, length)
     if configs[0].vocab_size != configs[1].vocab_size:
         raise UserError(
-            f"the draft has {configs[1].vocab_size} tokens, the model {configs[0].vocab_size}; valid: a draft of one vocabulary with it"
+            f"the draft has {configs[1].vocab_size} tokens, the model {configs[0].vocab_size}; valid: "
+            "a draft of one vocabulary with it"
         )
     key = seeds.key(request.seed)
     sampling = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=key, stop=stops.ids)
@@ -296,8 +297,9 @@ def search(
     def run(arrays, tokens, ids):
         functions = models.bind(config, *arrays, batch, length)
         return beam.beam_search(
-            functions.prefill, functions.step, functions.state, tokens, ids, beam_width=request.beams, num_tokens=request.num_tokens,
-            groups=request.groups, diversity=diversity, alpha=request.alpha, stop=stops.ids, sequences=stops.sequences, take_batch=take_batch,
+            functions.prefill, functions.step, functions.state, tokens, ids, beam_width=request.beams,
+            num_tokens=request.num_tokens, groups=request.groups, diversity=diversity, alpha=request.alpha,
+            stop=stops.ids, sequences=stops.sequences, take_batch=take_batch,
         )  # fmt: skip
 
     beams, seconds = _timed(run, model[1:], tokens, ids)

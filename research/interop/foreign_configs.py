@@ -61,7 +61,8 @@ def check_arrays(source: str, needed: int, found: int) -> None:
     """Raises UserError when a config asks for so many more arrays than the file holds that they are not even listed."""
     if needed > found:
         raise UserError(
-            f"{source}: the weights do not fit their config: it needs {needed:,} arrays or more, the file holds {found:,}"
+            f"{source}: the weights do not fit their config: it needs {needed:,} arrays or more, "
+            f"the file holds {found:,}"
         )
 
 

@@ -34,8 +34,8 @@ HF_NEEDS = {"use_bias": False, "use_conv_bias": True, "hidden_act": "silu", "rms
 HF_DEFAULTS = {
     "hf-mamba": {"state_size": 16, "expand": 2, "conv_kernel": 4, "time_step_rank": "auto", "tie_word_embeddings": True,
                  "layer_norm_epsilon": 1e-5},
-    "hf-mamba2": {"state_size": 128, "expand": 2, "conv_kernel": 4, "n_groups": 8, "head_dim": 64, "tie_word_embeddings": False,
-                  "layer_norm_epsilon": 1e-5},
+    "hf-mamba2": {"state_size": 128, "expand": 2, "conv_kernel": 4, "n_groups": 8, "head_dim": 64,
+                  "tie_word_embeddings": False, "layer_norm_epsilon": 1e-5},
 }  # fmt: skip
 SSM_NEEDS = {"d_intermediate": 0, "attn_layer_idx": [], "rms_norm": True}
 SSM_CFG_NEEDS = {
@@ -136,7 +136,8 @@ def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfi
     known = {"d_state", "d_conv", "expand", *own, *SSM_CFG_NEEDS, *SSM_CFG_INERT}
     if unknown := sorted(set(options) - known):
         raise UserError(
-            f"{source}: ssm_cfg has an unknown field {printable(unknown[0])!r}; known for {layer}: {', '.join(sorted(known))}"
+            f"{source}: ssm_cfg has an unknown field {printable(unknown[0])!r}; known for {layer}: "
+            f"{', '.join(sorted(known))}"
         )
     options = SSM_CFG_DEFAULTS[layer] | options
     dim, inner, expand = _widths(source, {**options, "d_model": data["d_model"]}, "d_model")
@@ -252,7 +253,8 @@ def _hf_config(config: SequenceConfig, spec: Mamba | Mamba2, expand: int | float
         return data | {"intermediate_size": inner, "time_step_rank": spec.rank}
     if spec.norm_eps != config.norm_eps:
         raise UserError(
-            f"hf-mamba2 has one epsilon for all norms; got norm_eps={config.norm_eps} and mamba2.norm_eps={spec.norm_eps}"
+            "hf-mamba2 has one epsilon for all norms; "
+            f"got norm_eps={config.norm_eps} and mamba2.norm_eps={spec.norm_eps}"
         )
     limit = {"time_step_limit": list(spec.dt_limit)} if spec.dt_limit else {}
     return data | {"num_heads": spec.heads, "head_dim": spec.head_dim, "n_groups": spec.groups, **limit}

@@ -213,12 +213,14 @@ class _Unpickler(pickle._Unpickler):
         _, kind, key, _, numel = pid
         if not isinstance(key, str) or not re.fullmatch(r"\w+", key) or f"{self.root}/data/{key}" not in self.entries:
             raise _Refused(
-                f"names a storage that the archive does not hold: {printable(key) if isinstance(key, str) else type(key).__name__}"
+                "names a storage that the archive does not hold: "
+                f"{printable(key) if isinstance(key, str) else type(key).__name__}"
             )
         entry = f"{self.root}/data/{key}"
         if not _is_count(numel) or numel * kind.dtype.itemsize != self.entries[entry].file_size:
             raise _Refused(
-                f"holds a storage {key} whose {self.entries[entry].file_size} bytes are not the values of {kind.dtype} that it claims"
+                f"holds a storage {key} whose {self.entries[entry].file_size} bytes are not the values of {kind.dtype} "
+                "that it claims"
             )
         return _Storage(entry, kind.dtype, numel)
 
@@ -268,7 +270,8 @@ def _rebuild_tensor(storage, offset, size, stride, *_) -> _Tensor:
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if numel and (last >= storage.numel or numel > storage.numel):
         raise _Refused(
-            f"holds a tensor of size {printable(size)}, strides {printable(stride)}, offset {printable(offset)} in a storage of {storage.numel} values"
+            f"holds a tensor of size {printable(size)}, strides {printable(stride)}, "
+            f"offset {printable(offset)} in a storage of {storage.numel} values"
         )
     return _Tensor(storage, offset, size, stride)
 
@@ -294,14 +297,16 @@ def _choose(tree: Any, key: str | None) -> dict[str, _Tensor]:
     if key is not None:
         if not isinstance(tree.get(key), dict):
             raise _Refused(
-                f"has no state dict {printable(key)!r}; its entries are {_shown(k for k, v in tree.items() if isinstance(v, dict))}"
+                f"has no state dict {printable(key)!r}; its entries are "
+                f"{_shown(k for k, v in tree.items() if isinstance(v, dict))}"
             )
         tree = tree[key]
     elif not any(isinstance(v, _Tensor) for v in tree.values()):
         found = [k for k in NESTED_KEYS if isinstance(tree.get(k), dict)]
         if not found:
             raise _Refused(
-                f"holds no state dict; its entries are {_shown(tree)}, and one of {', '.join(NESTED_KEYS)} is looked for"
+                f"holds no state dict; its entries are {_shown(tree)}, "
+                f"and one of {', '.join(NESTED_KEYS)} is looked for"
             )
         tree = tree[found[0]]
     bad = [k for k, v in tree.items() if not isinstance(k, str) or not isinstance(v, _Tensor)]

@@ -64,7 +64,8 @@ class CustomisedConfig(ModelConfig):
             raise UserError(f"customised: threshold={self.threshold}; valid: a number in [0, 1]")
         if self.overhead > self.budget:
             raise UserError(
-                f"customised: {self.added_params} parameters of local expert and gate are {100 * self.overhead:.2f} % of the global expert's, "
+                f"customised: {self.added_params} parameters of local expert and gate are {100 * self.overhead:.2f} % "
+                "of the global expert's, "
                 f"more than the budget of {100 * self.budget:g} %; lower rank={self.rank} or hidden={self.hidden}"
             )
 

@@ -122,7 +122,8 @@ WRONG = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, As
 def _unfit(name: str, where: str, fields: Mapping[str, Any], error: Exception) -> UserError:
     told = printable((str(error).strip().splitlines() or [type(error).__name__])[0])
     return UserError(
-        f"model {name} cannot be built with {printable(', '.join(f'{where}{k}={v!r}' for k, v in fields.items()), 200)}: {told}"
+        f"model {name} cannot be built with "
+        f"{printable(', '.join(f'{where}{k}={v!r}' for k, v in fields.items()), 200)}: {told}"
     )
 
 

@@ -128,7 +128,8 @@ class ResNetConfig(ChoosesForms):
         )
         if stem_axis(small) != stem_axis(self):
             raise UserError(
-                f"sub-network width={width} gives stem and stage 1 equally many channels ({stem_dim}), which the full network projects; "
+                f"sub-network width={width} gives stem and stage 1 equally many channels ({stem_dim}), "
+                "which the full network projects; "
                 "valid: a larger width"
             )
         return replace(small, experts=shrunk_experts(self.experts, experts))

@@ -121,7 +121,8 @@ class SequenceConfig(ChoosesForms, ToldReal):
         if self.depth % len(self.period):
             more = f" and ffn={self.ffn!r}" if " " in self.ffn else ""
             raise UserError(
-                f"sequence: depth={self.depth} is no multiple of the {len(self.period)} layers of pattern={self.pattern!r}{more}"
+                f"sequence: depth={self.depth} is no multiple of the {len(self.period)} layers of "
+                f"pattern={self.pattern!r}{more}"
             )
         if not self.vocab_size and not (self.input_dim and self.outputs):
             raise UserError("sequence: give vocab_size, or both input_dim and outputs for tokens that are vectors")

@@ -39,7 +39,8 @@ def check_image(config: Any, stride: int, remedy: str) -> None:
     """Raises UserError for images that are smaller than the total stride of the network."""
     if config.image_size < stride:
         raise UserError(
-            f"{config.family}: images of {config.image_size} pixels are smaller than the total stride {stride}; use {remedy}"
+            f"{config.family}: images of {config.image_size} pixels are smaller than the total stride {stride}; "
+            f"use {remedy}"
         )
 
 

@@ -89,7 +89,8 @@ class VimConfig(ChoosesForms):
         if self.image_size % self.patch_size:
             valid = [p for p in range(2, self.image_size + 1) if self.image_size % p == 0]
             raise UserError(
-                f"vim: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: {valid}"
+                f"vim: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: "
+                f"{valid}"
             )
         if len(self.kept_layers) != self.depth:
             raise UserError(

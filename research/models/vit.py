@@ -105,7 +105,8 @@ class ViTConfig(ChoosesForms, ToldReal):
         if self.image_size % self.patch_size:
             valid = [p for p in range(2, self.image_size + 1) if self.image_size % p == 0]
             raise UserError(
-                f"vit: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: {valid}"
+                f"vit: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: "
+                f"{valid}"
             )
         if not set(self.period) <= {"mlp", "moe"} or not self.period:
             raise UserError(f"vit: ffn={self.ffn!r}; valid: mlp and moe, separated by spaces")
@@ -118,7 +119,8 @@ class ViTConfig(ChoosesForms, ToldReal):
         rest = self.depth - self.dense_blocks
         if self.dense_blocks < 0 or rest < 1 or rest % len(self.period):
             raise UserError(
-                f"vit: depth={self.depth} less dense_blocks={self.dense_blocks} is no multiple of the parts of ffn={self.ffn!r}"
+                f"vit: depth={self.depth} less dense_blocks={self.dense_blocks} is no multiple of the parts of "
+                f"ffn={self.ffn!r}"
             )
         if not self.kept_layers:
             object.__setattr__(self, "kept_layers", tuple(range(self.periods)))
@@ -127,7 +129,8 @@ class ViTConfig(ChoosesForms, ToldReal):
         if len(self.kept_layers) != self.periods or len(self.kept_dense) != self.dense_blocks:
             kept = f"kept_layers={self.kept_layers}, kept_dense={self.kept_dense}"
             raise UserError(
-                f"vit: {kept} must have one entry for each of {self.periods} repetitions of ffn and {self.dense_blocks} blocks"
+                f"vit: {kept} must have one entry for each of {self.periods} repetitions of ffn and "
+                f"{self.dense_blocks} blocks"
             )
 
     @property
@@ -204,7 +207,8 @@ class ViTConfig(ChoosesForms, ToldReal):
         rest = elastic.depth_count(fraction, whole, part, "depth")
         if isinstance(depth, int) and dense + rest != depth:
             raise UserError(
-                f"sub-network depth={depth} would keep {dense} of the dense blocks and {rest} of the rest; give a fraction"
+                f"sub-network depth={depth} would keep {dense} of the dense blocks and {rest} of the rest; "
+                "give a fraction"
             )
         return elastic.kept_layers(self.kept_dense, dense, keep), elastic.kept_layers(
             self.kept_layers, rest // part, keep

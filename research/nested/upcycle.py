@@ -113,7 +113,8 @@ def _check_all_taken(
     )
     if left:
         raise UserError(
-            f"upcycling: the dense network has {left[0]}, for which the mixture has no place; experts are of the kind of what they replace"
+            f"upcycling: the dense network has {left[0]}, for which the mixture has no place; "
+            "experts are of the kind of what they replace"
         )
 
 
@@ -139,7 +140,8 @@ def _fitting(name: str, array: Array | None, shape: tuple[int, ...], axes: Axes)
             array = jnp.repeat(array, shape[i], i) if array.ndim == len(shape) and array.shape[i] == 1 else array
     if array is None or array.shape != shape:
         raise UserError(
-            f"upcycling: {name} needs {shape}, the dense network has {found}; experts are of the kind and width of what they replace"
+            f"upcycling: {name} needs {shape}, the dense network has {found}; "
+            "experts are of the kind and width of what they replace"
         )
     return array
 

@@ -238,7 +238,8 @@ def test_every_file_that_is_no_text_is_named(strange):
     with pytest.raises(UserError) as told:
         everything(strange)
     assert str(told.value) == (
-        f"{strange}: 4 of 10 files cannot be read as UTF-8 text: binary.txt (character 4 is NUL: binary, or another encoding), "
+        f"{strange}: 4 of 10 files cannot be read as UTF-8 text: binary.txt (character 4 is NUL: binary, "
+        "or another encoding), "
         "cut.txt (byte 0 is no UTF-8), latin.txt (byte 1 is no UTF-8) and 1 more;\n"
         "convert or remove them, give their encoding (such as encoding=latin-1), or choose files by pattern=*.txt"
     )
@@ -254,7 +255,8 @@ def test_pipes_devices_and_broken_links_are_named_and_hang_nothing(strange):
     (strange / "gone").symlink_to("nowhere")
     with pytest.raises(
         UserError,
-        match=r"3 of 9 files cannot .*endless \(not a regular file\), gone \(a broken link\), pipe \(not a regular file\)",
+        match=r"3 of 9 files cannot .*endless \(not a regular file\), gone \(a broken link\), "
+        r"pipe \(not a regular file\)",
     ):
         everything(strange)
     for name in ("pipe", "endless"):

@@ -152,8 +152,8 @@ def test_mixtures_stand_in_every_second_block_of_the_last_ones():
     feed-forward part."""
     params, stats = random_arrays(MIXED)
     assert MIXED.layer_places() == (
-        ("dense_blocks/layer", 0), ("dense_blocks/layer", 1), ("blocks/layer/blocks/0", 0), ("blocks/layer/blocks/1", 0),
-        ("blocks/layer/blocks/0", 1), ("blocks/layer/blocks/1", 1),
+        ("dense_blocks/layer", 0), ("dense_blocks/layer", 1), ("blocks/layer/blocks/0", 0),
+        ("blocks/layer/blocks/1", 0), ("blocks/layer/blocks/0", 1), ("blocks/layer/blocks/1", 1),
     )  # fmt: skip
     assert (
         params["blocks/layer/blocks/1/mlp/up"].shape == (2, 4, 24, 20) and "blocks/layer/blocks/0/mlp/up" not in params

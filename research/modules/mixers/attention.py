@@ -59,7 +59,8 @@ class Attention(Spec):
         self.require(self.heads >= 1, f"heads={self.heads}; valid: whole numbers from 1")
         self.require(
             not self.kv_heads or (self.kv_heads > 0 and self.heads % self.kv_heads == 0),
-            f"kv_heads={self.kv_heads} does not divide heads={self.heads}; valid: {_divisors(self.heads)}, or 0 for one each",
+            f"kv_heads={self.kv_heads} does not divide heads={self.heads}; valid: {_divisors(self.heads)}, "
+            "or 0 for one each",
         )
         return replace(self, head_dim=head_size(self, dim))
 

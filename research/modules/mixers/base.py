@@ -126,7 +126,8 @@ def register(spec: S) -> S:
         )
     if _closed:
         raise UserError(
-            f"mixer {spec.kind} comes too late: models were made before; import {spec.__module__} first, or give it by --plugin"
+            f"mixer {spec.kind} comes too late: models were made before; import {spec.__module__} first, "
+            "or give it by --plugin"
         )
     _SPECS[spec.kind] = spec
     return spec
