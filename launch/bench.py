@@ -157,7 +157,7 @@ def _cases(suite, peers: dict[str, str]) -> list:
             if suite.wants(case.name, case.shape, case.direction)
         ]
     else:
-        kind, name = ("op", _OP.value) if _OP.value else ("model", _MODEL.value)
+        kind, name = ("op", _OP.value) if _OP.value else ("model", _MODEL.value or "")
         cases = catalog.cases(catalog.known(kind, name), peers)
     found = [case for case in cases if _SHAPES.value in case.key]
     if not found:

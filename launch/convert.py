@@ -91,9 +91,7 @@ def _registry_name(config) -> str | None:
     )
     for name in registry.list_models():
         other = registry.entry(name).config
-        same = other.family == config.family and all(
-            getattr(other, f, None) == getattr(config, f, None) for f in fields
-        )
+        same = other.family == config.family and all(vars(other).get(f) == vars(config).get(f) for f in fields)
         if same and (not sequence or abstract(other).num_params() == abstract(config).num_params()):
             return name
     return None

@@ -11,6 +11,7 @@ ids. Texts end at --stop, at --stop_ids and at the tokens that tokenizer.json li
 or searched for.
 """
 
+import io
 import sys
 
 from absl import flags
@@ -74,8 +75,12 @@ def main() -> int:
             f"{tokenizer_files.FILE} in {_WORKDIR.value} has {tokenizer.vocab_size} tokens, the model {vocab_size}: "
             "it is another one's"
         )
-    sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character that a model writes
-    prompts = [tokenizer.encode(p) for p in _PROMPT.value] or [text.read_ids(p, vocab_size) for p in _PROMPT_IDS.value]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character that a model writes
+    if tokenizer and _PROMPT.value:
+        prompts = [tokenizer.encode(p) for p in _PROMPT.value]
+    else:
+        prompts = [text.read_ids(p, vocab_size) for p in _PROMPT_IDS.value]
     request = _request(vocab_size)
     if _BEAMS.value:
         result = text.search(models[0], prompts, request, tokenizer)
@@ -131,7 +136,7 @@ def _write(model, prompts, request, tokenizer):
 
     if len(prompts) > 1:
         return text.write(model, prompts, request, tokenizer)
-    begun = []
+    begun: list[bool] = []
 
     def show(piece):
         if not begun:  # not before the first token: what is refused prints nothing

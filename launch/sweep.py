@@ -88,7 +88,7 @@ def _write(rows: list[dict[str, Any]], means: list[dict[str, Any]], metric: str,
     from research.files import write_text
     from research.report import machine, tables
 
-    columns = lambda lines: list(dict.fromkeys(key for line in lines for key in line))  # noqa: E731
+    columns = lambda lines: list(dict.fromkeys(key for line in lines for key in line))
     print(f"\n{metric} of {summary}")
     out = Path(_OUT.value or _WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)

@@ -165,6 +165,7 @@ def unireplknet_a(path: str, num_classes: int, *, channels_last: bool) -> Make:
         del state
         torch = torch_package()
         spec = importlib.util.spec_from_file_location("make_golden", MAKE_GOLDEN)
+        assert spec is not None and spec.loader is not None  # as for every path that ends in .py
         golden = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(golden)
         official = golden.load_official(path)

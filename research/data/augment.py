@@ -27,7 +27,8 @@ def _mix(bits: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     """The finaliser of SplitMix64 (Steele et al. 2014)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    mixed: UInt64[np.ndarray, ...] = bits ^ (bits >> np.uint64(31))
+    return mixed
 
 
 Block = dict[str, np.ndarray]
@@ -192,7 +193,7 @@ def normalise(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...
     scale = 1.0 / np.asarray(std, np.float64)
     bias = -np.asarray(mean, np.float64) * scale
     scale = scale / 255 if images.dtype == np.uint8 else scale
-    result = np.multiply(images, scale.astype(np.float32), dtype=np.float32)
+    result: np.ndarray = np.multiply(images, scale.astype(np.float32), dtype=np.float32)
     result += bias.astype(np.float32)
     return result
 
@@ -266,7 +267,8 @@ _ONE_OR_MORE = float | tuple[float, ...]
 
 def make_augment(config: Mapping[str, Any] | None = None) -> Augment:
     """An `Augment` from a plain or ml_collections dictionary. Raises UserError for unknown fields and bad values."""
-    values, kinds = {}, typing.get_type_hints(Augment) | {"mean": _ONE_OR_MORE, "std": _ONE_OR_MORE}
+    values: dict[str, Any] = {}
+    kinds = typing.get_type_hints(Augment) | {"mean": _ONE_OR_MORE, "std": _ONE_OR_MORE}
     valid = [field.name for field in dataclasses.fields(Augment)]
     for key, value in dict(config or {}).items():
         if key not in valid:

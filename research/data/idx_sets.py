@@ -76,4 +76,5 @@ def reduced(
 def _averaged(images: np.ndarray, side: int) -> np.ndarray:
     count, height, width, channels = images.shape
     blocks = images.reshape(count, height // side, side, width // side, side, channels)
-    return np.round(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)
+    averaged: np.ndarray = np.round(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)
+    return averaged

@@ -20,7 +20,8 @@ _UINT64 = (1 << 64) - 1
 class AnySource(Protocol):
     """Examples addressed by index: images, tokens or vectors."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def digest(self) -> str:
@@ -43,8 +44,11 @@ class AnySource(Protocol):
 class Source(Protocol):
     """Labelled images addressed by index."""
 
-    name: str
-    num_classes: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_classes(self) -> int: ...
 
     @property
     def digest(self) -> str: ...
@@ -108,7 +112,11 @@ def keyed_permutation(size: int, *key: int) -> Int[np.ndarray, " size"]:
 
 
 def arrays_to_sources(
-    name: str, train: tuple, test: tuple, num_classes: int | None, splits: tuple[str, str] = ("train", "test")
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    num_classes: int | None,
+    splits: tuple[str, str] = ("train", "test"),
 ) -> tuple[ArraySource, ArraySource]:
     """Checks two pairs (images, labels) and makes sources of them, called `splits`; `num_classes` defaults to the
     largest label + 1."""

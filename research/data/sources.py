@@ -4,6 +4,7 @@ The validation split is cut from the training data; the test split is read as it
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from research import seeds
@@ -50,7 +51,8 @@ def load_splits(
         key: value for key, value in {"data_dir": data_dir, "seed": seed}.items() if key in takes and key not in options
     }
     if found.ready:
-        return loader(*positional, **place, **options)
+        splits: dict[str, AnySource] = loader(*positional, **place, **options)
+        return splits
     train, *own, test = loader(*positional, **place, **options)
     if own:
         return {"train": train, "validation": own[0], "test": test}
@@ -90,7 +92,7 @@ def settings_read(name: str) -> tuple[str, ...]:
     return (*files, *whole, *(("data.augment",) if found.examples == "image" else ()))
 
 
-def _typed_options(name: str, loader, options: dict[str, Any]) -> dict[str, Any]:
+def _typed_options(name: str, loader: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
     """Returns the options with the types that the loader's annotations ask for."""
     parameters = inspect.signature(loader).parameters.values()
     valid = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "data_dir"]

@@ -87,7 +87,7 @@ def functions(data: bytes) -> Iterator[tuple[str, str, str]]:
         for node in ast.walk(root):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (doc := ast.get_docstring(node)):
                 yield (
-                    getattr(root, "name", ""),
+                    root.name if isinstance(root, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else "",
                     doc,
                     textwrap.dedent("\n".join(lines[node.body[0].end_lineno : node.end_lineno])),
                 )

@@ -113,7 +113,10 @@ def list_files(folder: pathlib.Path, pattern: str = "") -> list[str]:
       pattern: shell patterns of names, separated by commas; "" for all.
     """
     patterns = [part.strip() for part in pattern.split(",")] if pattern else ["*"]
-    found, hidden, seen, linked = [], [], set(), []
+    found: list[str] = []
+    hidden: list[str] = []
+    linked: list[pathlib.Path] = []
+    seen = set()
 
     def walk(start: pathlib.Path) -> None:
         for place, folders, names in os.walk(start):

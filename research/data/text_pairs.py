@@ -120,7 +120,7 @@ def pair_sources(
 
 @register("text_pairs", "pairs")
 def load_text_pairs(
-    *, data_dir: str | os.PathLike | None = None, length: int = 64, vocab_size: int = 8192
+    *, data_dir: str | os.PathLike[str] | None = None, length: int = 64, vocab_size: int = 8192
 ) -> dict[str, PairSource]:
     """The files train.jsonl, validation.jsonl and test.jsonl of a folder: one {"a": TEXT, "b": TEXT, "domain": NAME} a
     line.

@@ -99,7 +99,7 @@ class TfdsSource:
         return resize_box(image, size, (left, top, left + side, top + side))
 
 
-def open_builder(name: str, data_dir: str | None):
+def open_builder(name: str, data_dir: str | None) -> Any:
     """The read-only builder of a prepared data set ('NAME', 'NAME/CONFIG' or 'NAME:VERSION').
 
     Raises:
@@ -192,7 +192,7 @@ def load_tfds(
     return dataclasses.replace(train_source, name=train.name), dataclasses.replace(test_source, name=test.name)
 
 
-def _open_split(builder, name: str, split: str, image_size: int) -> TfdsSource:
+def _open_split(builder: Any, name: str, split: str, image_size: int) -> TfdsSource:
     import tensorflow_datasets as tfds
 
     features, keys = builder.info.features, builder.info.supervised_keys
@@ -311,7 +311,7 @@ def write_idx_as_tfds(name: str, folder: pathlib.Path, data_dir: str | None) -> 
         file.seek(0)
         return file
 
-    def info(self):
+    def info(self: Any) -> Any:
         features = {
             "image": tfds.features.Image(shape=shape),
             "label": tfds.features.ClassLabel(num_classes=num_classes),
@@ -320,7 +320,7 @@ def write_idx_as_tfds(name: str, folder: pathlib.Path, data_dir: str | None) -> 
             builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
         )
 
-    def examples(self, split: str):
+    def examples(self: Any, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, (image, label) in enumerate(zip(*arrays[split], strict=True)):
             yield number, {"image": png(image), "label": int(label)}
 

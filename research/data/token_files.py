@@ -20,7 +20,7 @@ _CHUNK = 1 << 24
 _LARGEST_VOCABULARY = 2**31 - 1
 
 
-def write_token_file(path: str | os.PathLike, tokens: Int[np.ndarray, " N"], dtype: str = "uint16") -> None:
+def write_token_file(path: str | os.PathLike[str], tokens: Int[np.ndarray, " N"], dtype: str = "uint16") -> None:
     """Writes tokens as a `.bin` or `.npy` file, which is whole or not there: a temporary file beside it is renamed.
 
     Raises UserError for a token that `dtype` (uint8, uint16, uint32 or int32) cannot hold, and for other suffixes.
@@ -47,7 +47,7 @@ def write_token_file(path: str | os.PathLike, tokens: Int[np.ndarray, " N"], dty
         temporary.unlink(missing_ok=True)
 
 
-def read_token_file(path: str | os.PathLike, vocab_size: int, dtype: str = "uint16") -> Shaped[np.ndarray, " N"]:
+def read_token_file(path: str | os.PathLike[str], vocab_size: int, dtype: str = "uint16") -> Shaped[np.ndarray, " N"]:
     """The tokens of a `.bin` file of `dtype`, or of a `.npy` file, memory-mapped; every one is checked, in chunks.
 
     Raises:
@@ -77,7 +77,7 @@ def read_token_file(path: str | os.PathLike, vocab_size: int, dtype: str = "uint
 @register("token_file", "tokens")
 def load_token_file(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     length: int = 256,
     vocab_size: int | None = None,
     dtype: str | None = None,

@@ -40,7 +40,9 @@ class Tokenizer(Protocol):
     """
 
     joint: ClassVar[str]
-    eot: tuple[int, ...]
+
+    @property
+    def eot(self) -> tuple[int, ...]: ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -79,7 +81,7 @@ class ByteTokenizer:
     eot: tuple[int, ...] = ()
     joint: ClassVar[str] = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_eot(self.eot, self.vocab_size)
 
     @property
@@ -112,7 +114,7 @@ class ByteTokenizer:
 class ByteDecoder:
     """Holds the bytes of a character back until it is complete, or can become none."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
@@ -131,7 +133,7 @@ class CharTokenizer:
     eot: tuple[int, ...] = ()
     joint: ClassVar[str] = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_eot(self.eot, self.vocab_size)
         if (
             not self.itos
@@ -173,11 +175,12 @@ class CharTokenizer:
             raise _outside(
                 text, int(np.argmin(tokens)), f"the vocabulary of {self.vocab_size} characters {self.itos[:100]!r}"
             )
-        return tokens.astype(np.min_scalar_type(self.vocab_size - 1))
+        smallest: np.ndarray = tokens.astype(np.min_scalar_type(self.vocab_size - 1))
+        return smallest
 
     def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
         characters = _code_points(self.itos)[_checked(tokens, self.vocab_size)]
-        return characters.tobytes().decode("utf-32-le", "surrogatepass")
+        return str(characters.tobytes(), "utf-32-le", "surrogatepass")
 
     def decoder(self) -> "TokenDecoder":
         return TokenDecoder(self.itos)
@@ -212,7 +215,7 @@ class IntegerTokenizer:
     eot: tuple[int, ...] = ()
     joint: ClassVar[str] = " "
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.vocab_size < 2**31:
             raise UserError(f"vocab_size={printable(self.vocab_size)} must be at least 1 and below 2**31.")
         _check_eot(self.eot, self.vocab_size)
@@ -244,7 +247,11 @@ class IntegerTokenizer:
         return {"kind": "integers", "vocab_size": self.vocab_size, **_eot_json(self.eot)}
 
 
-_KINDS = {"bytes": ByteTokenizer, "chars": CharTokenizer, "integers": IntegerTokenizer}
+_KINDS: dict[str, type[ByteTokenizer | CharTokenizer | IntegerTokenizer]] = {
+    "bytes": ByteTokenizer,
+    "chars": CharTokenizer,
+    "integers": IntegerTokenizer,
+}
 
 
 def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:

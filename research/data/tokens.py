@@ -55,7 +55,7 @@ class TokenSource:
     shift: bool = False
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.length < 1:
             raise UserError(f"{self.name}: length={self.length} must be at least 1.")
         if self.tokens.ndim != 1 or self.tokens.dtype not in TOKEN_DTYPES:
@@ -91,7 +91,7 @@ class TokenSource:
         """SHA-256 of the tokens as they are stored: of a `.bin` file, or a text in bytes, that of the file itself."""
         sha = hashlib.sha256()
         for start in range(0, self.num_tokens, _CHUNK):
-            sha.update(np.ascontiguousarray(self.tokens[start : start + _CHUNK]))
+            sha.update(np.ascontiguousarray(self.tokens[start : start + _CHUNK]).data)
         return sha.hexdigest()
 
     def encode(self, text: str) -> Shaped[np.ndarray, " n"]:

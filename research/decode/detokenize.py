@@ -102,7 +102,9 @@ class Reader:
         return piece
 
 
-def read(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int], stops: Stops = Stops()) -> Reader:
+def read(
+    tokenizer: Tokenizer, prompt: Int[np.ndarray, " t"] | Sequence[int], tokens: Sequence[int], stops: Stops = Stops()
+) -> Reader:
     """Returns the finished reader of tokens that are all there."""
     reader = Reader(tokenizer, prompt, stops)
     for token in tokens:

@@ -39,14 +39,16 @@ def bind(config: SequenceConfig, params: Arrays, stats: Arrays, batch: int, leng
       UserError: no language model, or a text that is longer than its mixers reach.
     """
     check(config, length)
-    run = lambda method, *args, **more: apply(config, params, stats, *args, method=method, **more)[0]  # noqa: E731
+    run = lambda method, *args, **more: apply(config, params, stats, *args, method=method, **more)[0]
     state = run("init_state", batch, capacity(length + ahead))
-    return Functions(
-        state,
-        lambda s, tokens, ids=None: run("extend", tokens, s, ids),
-        lambda s, token: run("step", token, s),
-        lambda s, tokens, ids=None: run("extend", tokens, s, ids, last=True),
-    )
+
+    def extend(state, tokens, segment_ids=None):
+        return run("extend", tokens, state, segment_ids)
+
+    def prefill(state, tokens, segment_ids=None):
+        return run("extend", tokens, state, segment_ids, last=True)
+
+    return Functions(state, extend, lambda state, token: run("step", token, state), prefill)
 
 
 def check(config: Any, length: int) -> None:
@@ -75,7 +77,7 @@ def full_of(functions: Functions) -> speculative.Full:
     tokens."""
 
     def verify(state, tokens):
-        logits, after = functions.extend(state, tokens)
+        logits, after = functions.extend(state, tokens, None)
         return logits, (state, tokens, after)
 
     def redo(state, tokens, count):
@@ -96,5 +98,5 @@ def full_of(functions: Functions) -> speculative.Full:
 
 def draft_of(functions: Functions) -> speculative.Draft:
     """A drafting model; its states are stacked step by step, and one is taken."""
-    pick = lambda states, index: jax.tree.map(lambda a: a[index[0]], states)  # noqa: E731
+    pick = lambda states, index: jax.tree.map(lambda a: a[index[0]], states)
     return speculative.Draft(functions.prefill, functions.step, pick)

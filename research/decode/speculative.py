@@ -79,7 +79,7 @@ class Speculated(NamedTuple):
 
 class _Loop(NamedTuple):
     tokens: Int[Array, "B N"]
-    count: Int[Array, " B"]
+    count: Int[Array, " B"]  # type: ignore[assignment]  # in place of a tuple's method of this name
     last: Int[Array, " B"]
     full: State
     draft: State

@@ -1,6 +1,5 @@
 """What `launch.generate` does: prompts in, tokens and their speed out, by sampling, speculation or beam search."""
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -89,8 +88,8 @@ def _reading(model: Model, tokenizer: Tokenizer | None, request: Request) -> tup
     """Returns the tokenizer, of numbers where there is none, and the stops."""
     models.check(model[0], 1)
     vocab_size = model[0].vocab_size
-    tokenizer = IntegerTokenizer(vocab_size) if tokenizer is None else tokenizer
-    return tokenizer, make_stops(tokenizer, vocab_size, request.stop, request.stop_ids, request.ignore_eot)
+    reads = IntegerTokenizer(vocab_size) if tokenizer is None else tokenizer
+    return reads, make_stops(reads, vocab_size, request.stop, request.stop_ids, request.ignore_eot)
 
 
 def read_ids(text: str, vocab_size: int, what: str = "prompt") -> Int[np.ndarray, " T"]:
@@ -145,11 +144,14 @@ class _Bound:
         config, self.params, self.stats = _chosen(model[0]), model[1], model[2]
         models.check(config, length)
         self.config, self.batch, self.length = config, batch, length
-        call = lambda name, params, stats, *args: getattr(models.bind(config, params, stats, batch, length), name)(
-            *args
-        )  # noqa: E731
-        self._prefill = jax.jit(functools.partial(call, "prefill"))
-        self._step = jax.jit(functools.partial(call, "step"), donate_argnums=(2,))
+
+        def prefill(params, stats, *args):
+            return models.bind(config, params, stats, batch, length).prefill(*args)
+
+        def step(params, stats, *args):
+            return models.bind(config, params, stats, batch, length).step(*args)
+
+        self._prefill, self._step = jax.jit(prefill), jax.jit(step, donate_argnums=(2,))
 
     def state(self) -> Any:
         return models.bind(self.config, self.params, self.stats, self.batch, self.length).state
@@ -192,13 +194,13 @@ def write(
     tokens, ids = pad(prompts)
     check_length(request.num_tokens)
     bound = _Bound(model, len(prompts), tokens.shape[1] + request.num_tokens)
-    options = dict(
+    options: dict[str, Any] = dict(
         temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=seeds.key(request.seed)
     )
     check(request.temperature, request.top_k, request.top_p)
     start = time.perf_counter()
     logits, state, prefill = bound.read(tokens, ids)
-    ready = lambda *_: (logits, state)  # noqa: E731
+    ready = lambda *_: (logits, state)
     readers = [Reader(tokenizer, prompt, stops) for prompt in prompts]
     show = show or (lambda _: None)
     marks = []
@@ -246,17 +248,23 @@ def speculate(
             "a draft of one vocabulary with it"
         )
     key = seeds.key(request.seed)
-    sampling = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=key, stop=stops.ids)
+    sampling: dict[str, Any] = dict(
+        temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=key, stop=stops.ids
+    )
 
     def run(arrays, tokens):
-        one, two = (models.bind(c, *a, 1, length, ahead=lookahead) for c, a in zip(configs, arrays, strict=True))
+        one, two = (
+            models.bind(config, params, stats, 1, length, ahead=lookahead)
+            for config, (params, stats) in zip(configs, arrays, strict=True)
+        )
         return speculative.speculate(
             models.full_of(one), models.draft_of(two), one.state, two.state, tokens,
             num_tokens=request.num_tokens, lookahead=lookahead, **sampling,
         )  # fmt: skip
 
     def alone(arrays, tokens):
-        one = models.bind(configs[0], *arrays[0], 1, length)
+        params, stats = arrays[0]
+        one = models.bind(configs[0], params, stats, 1, length)
         return generate(one.prefill, one.step, one.state, tokens, num_tokens=request.num_tokens, **sampling)
 
     arrays = (full[1:], draft[1:])
@@ -295,7 +303,8 @@ def search(
     beam.check(request.beams, request.num_tokens, request.groups, diversity, request.alpha)
 
     def run(arrays, tokens, ids):
-        functions = models.bind(config, *arrays, batch, length)
+        params, stats = arrays
+        functions = models.bind(config, params, stats, batch, length)
         return beam.beam_search(
             functions.prefill, functions.step, functions.state, tokens, ids, beam_width=request.beams,
             num_tokens=request.num_tokens, groups=request.groups, diversity=diversity, alpha=request.alpha,

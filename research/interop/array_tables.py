@@ -46,7 +46,7 @@ class Entry(NamedTuple):
     foreign: str
     ours: tuple[str, ...]
     layout: str
-    index: tuple[int, ...] = ()
+    index: tuple[int, ...] = ()  # type: ignore[assignment]  # in place of a tuple's method of this name
 
 
 @dataclass(frozen=True)

@@ -113,5 +113,5 @@ def reading(source: str) -> Iterator[None]:
 def no_place(target: str, held: Any, needs: Mapping[str, Any], prefix: str = "") -> None:
     """Raises UserError when a field of a config of ours holds what the foreign class cannot be."""
     for name, needed in needs.items():
-        if getattr(held, name) != needed:
-            raise UserError(f"{target} has no place for {prefix}{name}={getattr(held, name)!r}; valid: {needed!r}")
+        if vars(held)[name] != needed:
+            raise UserError(f"{target} has no place for {prefix}{name}={vars(held)[name]!r}; valid: {needed!r}")

@@ -31,7 +31,7 @@ from research.modules.mixers.mamba2 import Mamba2
 
 SOURCES = ("hf-mamba", "hf-mamba2", "mamba-ssm")
 HF_NEEDS = {"use_bias": False, "use_conv_bias": True, "hidden_act": "silu", "rms_norm": True}
-HF_DEFAULTS = {
+HF_DEFAULTS: dict[str, dict[str, Any]] = {
     "hf-mamba": {"state_size": 16, "expand": 2, "conv_kernel": 4, "time_step_rank": "auto", "tie_word_embeddings": True,
                  "layer_norm_epsilon": 1e-5},
     "hf-mamba2": {"state_size": 128, "expand": 2, "conv_kernel": 4, "n_groups": 8, "head_dim": 64,
@@ -104,10 +104,11 @@ def _config_from_hf(source: str, data: Mapping[str, Any], length: int) -> Sequen
     eps = positive(source, data, "layer_norm_epsilon", zero=True)
     if source == "hf-mamba":
         rank = 0 if data["time_step_rank"] == "auto" else whole(source, data, "time_step_rank")
-        spec = _mamba(dim, inner, rank, sizes)
+        spec: Mamba | Mamba2 = _mamba(dim, inner, rank, sizes)
     else:
         heads, width, groups = (whole(source, data, name) for name in ("num_heads", "head_dim", "n_groups"))
         spec = _mamba2(source, dim, heads, width, groups, data.get("time_step_limit"), eps, sizes)
+    mixer: dict[str, Any] = {spec.kind: spec}
     return SequenceConfig(
         vocab_size=whole(source, data, "vocab_size", VOCABULARY),
         tied=flag(source, data, "tie_word_embeddings"),
@@ -116,7 +117,7 @@ def _config_from_hf(source: str, data: Mapping[str, Any], length: int) -> Sequen
         depth=whole(source, data, "num_hidden_layers", DEPTH),
         pattern=spec.kind,
         norm_eps=eps,
-        **{spec.kind: spec},
+        **mixer,
     )
 
 
@@ -144,7 +145,7 @@ def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfi
     sizes = {"expand": expand, "taps": whole(source, options, "d_conv"), "state": whole(source, options, "d_state")}
     if layer == "Mamba1":
         rank = 0 if options["dt_rank"] == "auto" else whole(source, options, "dt_rank")
-        spec = _mamba(dim, inner, rank, sizes)
+        spec: Mamba | Mamba2 = _mamba(dim, inner, rank, sizes)
     else:
         width, groups = whole(source, options, "headdim"), whole(source, options, "ngroups")
         if inner % width:
@@ -153,6 +154,7 @@ def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfi
             )
         spec = _mamba2(source, dim, inner // width, width, groups, options.get("dt_limit"), 1e-5, sizes)
     multiple = whole(source, data, "pad_vocab_size_multiple")
+    mixer: dict[str, Any] = {spec.kind: spec}
     return SequenceConfig(
         vocab_size=-(-whole(source, data, "vocab_size", VOCABULARY) // multiple) * multiple,
         tied=flag(source, data, "tie_embeddings"),
@@ -160,7 +162,7 @@ def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfi
         dim=dim,
         depth=whole(source, data, "n_layer", DEPTH),
         pattern=spec.kind,
-        **{spec.kind: spec},
+        **mixer,
     )
 
 
@@ -265,7 +267,7 @@ def _original_config(config: SequenceConfig, spec: Mamba | Mamba2, expand: int |
     for name, eps in epsilons.items():
         if eps != 1e-5:
             raise UserError(f"mamba-ssm has the fixed epsilon 1e-05 in its norms; got {name}={eps}")
-    options = {"d_state": spec.state, "d_conv": spec.taps, "expand": expand}
+    options: dict[str, Any] = {"d_state": spec.state, "d_conv": spec.taps, "expand": expand}
     if isinstance(spec, Mamba):
         options |= {"layer": "Mamba1", "dt_rank": spec.rank}
     else:

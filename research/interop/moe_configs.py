@@ -93,6 +93,7 @@ def _config(source: str, data: Mapping[str, Any], length: int) -> SequenceConfig
         renormalize=mixtral or flag(source, data, "norm_topk_prob"),
         balance=positive(source, data, "router_aux_loss_coef", zero=True),
     )
+    mixer: dict[str, Any] = {spec.kind: spec}
     return SequenceConfig(
         vocab_size=whole(source, data, "vocab_size", VOCABULARY),
         tied=flag(source, data, "tie_word_embeddings"),
@@ -104,7 +105,7 @@ def _config(source: str, data: Mapping[str, Any], length: int) -> SequenceConfig
         ffn_dim=0 if mixtral else whole(source, data, "intermediate_size"),
         norm_eps=eps,
         moe=moe if "moe" in ffns.split() else Moe(),
-        **{spec.kind: spec},
+        **mixer,
     )
 
 
@@ -127,7 +128,7 @@ def _attention(source: str, data: Mapping[str, Any], dim: int) -> Attention:
             f"{source}: {heads} heads of {size} channels; valid: together 1 to {WIDTH}, "
             f"and no more heads than hidden_size={dim}"
         )
-    options = {
+    options: dict[str, Any] = {
         "heads": heads,
         "kv_heads": 0 if groups == heads else groups,
         "head_dim": 0 if size * heads == dim else size,

@@ -13,9 +13,9 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -161,7 +161,11 @@ _OPCODES = """
 """
 
 
-class _Dispatch(dict):
+_load_setitem: Callable[[Any], None] = pickle._Unpickler.dispatch[pickle.SETITEM[0]]
+_load_setitems: Callable[[Any], None] = pickle._Unpickler.dispatch[pickle.SETITEMS[0]]
+
+
+class _Dispatch(dict[int, Callable[[pickle.Unpickler], None]]):
     """What an opcode does; so many are looked up, then the pickle is refused."""
 
     steps = MAX_STEPS
@@ -183,6 +187,8 @@ class _Unpickler(pickle._Unpickler):
     ever.
     """
 
+    stack: list[Any]
+
     dispatch = _Dispatch(
         {op[0]: pickle._Unpickler.dispatch[op[0]] for op in (getattr(pickle, name) for name in _OPCODES.split())}
     )
@@ -190,7 +196,8 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, data: bytes, entries: Mapping[str, zipfile.ZipInfo], root: str):
         super().__init__(io.BytesIO(data), encoding="utf-8")
         self.entries, self.root = entries, root
-        self.dispatch = _Dispatch(self.dispatch)
+        # The stubs hold it for the class's own; the interpreter looks it up on the instance.
+        self.dispatch = _Dispatch(self.dispatch)  # type: ignore[misc]
         self.dispatch.steps = MAX_STEPS + STEPS_AN_ENTRY * len(entries)
         self.allowed = {
             ("collections", "OrderedDict"): _ordered_dict,
@@ -232,13 +239,18 @@ class _Unpickler(pickle._Unpickler):
 
     def load_setitem(self):
         _check_keys(self.stack[-2:-1])
-        super().load_setitem()
+        _load_setitem(self)
 
     def load_setitems(self):
         _check_keys(self.stack[::2])
-        super().load_setitems()
+        _load_setitems(self)
 
-    dispatch |= {pickle.BUILD[0]: load_build, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
+    _own: ClassVar[dict[int, Any]] = {
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
+    dispatch |= _own
 
 
 def _check_keys(keys) -> None:
@@ -287,7 +299,7 @@ def _unpickle(data: bytes, entries: Mapping[str, zipfile.ZipInfo], root: str) ->
         return _Unpickler(data, entries, root).load()
     except _Refused:
         raise
-    except Exception as e:  # noqa: BLE001  (a hostile or damaged pickle can fail in any way at all)
+    except Exception as e:  # a hostile or damaged pickle can fail in any way at all
         raise _Refused(f"its data.pkl cannot be read ({type(e).__name__}: {printable(e, 100)})") from None
 
 

@@ -45,7 +45,7 @@ class Pair(NamedTuple):
     official: str
     ours: str
     layout: str
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]  # in place of a tuple's method of this name
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,7 @@ class CustomisedConfig(ModelConfig):
     }
 
     def __post_init__(self):
-        for name in ("rank", "hidden"):
-            if getattr(self, name) < 1:
-                raise UserError(f"customised: {name}={getattr(self, name)}; valid: whole numbers from 1")
+        self.check_sizes("rank", "hidden")
         if not 0 <= self.threshold <= 1:
             raise UserError(f"customised: threshold={self.threshold}; valid: a number in [0, 1]")
         if self.overhead > self.budget:

@@ -97,7 +97,7 @@ def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model
     values, kinds = {}, typing.get_type_hints(type(config), include_extras=True)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for field, value in fields.items():
-        inner = getattr(config, field)
+        inner = vars(config)[field]
         if dataclasses.is_dataclass(inner) and not isinstance(value, type(inner)):
             value = fit(value, dict, f"{where}{field}")
             valid = [f.name for f in dataclasses.fields(inner)]

@@ -71,19 +71,9 @@ class VimConfig(ChoosesForms):
         object.__setattr__(self, "rank", self.rank or -(-self.dim // 16))
         if not self.kept_layers:
             object.__setattr__(self, "kept_layers", tuple(range(self.depth)))
-        for name in (
-            "dim",
-            "depth",
-            "state",
-            "inner",
-            "rank",
-            "patch_size",
-            "image_size",
-            "num_classes",
-            "in_channels",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"vim: {name}={getattr(self, name)}; valid: whole numbers from 1")
+        self.check_sizes(
+            "dim", "depth", "state", "inner", "rank", "patch_size", "image_size", "num_classes", "in_channels"
+        )
         if not 1 <= self.taps <= depthwise.MAX_KERNEL_SIZE:
             raise UserError(f"vim: taps={self.taps}; valid: 1 to {depthwise.MAX_KERNEL_SIZE}")
         if self.image_size % self.patch_size:

@@ -102,11 +102,8 @@ class Moe:
         Raises:
           UserError: options that do not fit together.
         """
-        for name in ("experts", "active"):
-            self._require(name, getattr(self, name) >= 1, "whole numbers from 1")
-        for name in ("hidden", "shared", "group"):
-            self._require(name, getattr(self, name) >= 0, "whole numbers from 0")
-        self._require("slots", self.slots >= 1, "whole numbers from 1")
+        for name, least in {"experts": 1, "active": 1, "hidden": 0, "shared": 0, "group": 0, "slots": 1}.items():
+            self._require(name, vars(self)[name] >= least, f"whole numbers from {least}")
         self._require("expert", self.expert in EXPERTS, ", ".join(EXPERTS))
         self._require("expert", not self.shared or self.expert in SHARED, f"{' or '.join(SHARED)} with shared experts")
         self._require("router", self.router in ROUTERS, ", ".join(ROUTERS))
@@ -139,7 +136,7 @@ class Moe:
 
     def _require(self, name: str, condition: bool, valid: str) -> None:
         if not condition:
-            raise UserError(f"moe: {name}={getattr(self, name)!r}; valid: {valid}")
+            raise UserError(f"moe: {name}={vars(self)[name]!r}; valid: {valid}")
 
     def shrink(self, width: float, ffn: float, experts, active) -> "Moe":
         """Returns the options of a smaller self: hidden units follow the width and `ffn`, the first experts stay."""

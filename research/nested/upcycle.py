@@ -121,7 +121,10 @@ def _check_all_taken(
 def _by_layer(config: Any, params: Mapping[str, Array]) -> tuple[list[dict[str, Array]], dict[str, Array]]:
     """Returns (arrays of each layer by what follows the layer's prefix, arrays of no layer)."""
     places = config.layer_places()
-    inside = lambda prefix: {k.removeprefix(prefix + "/"): v for k, v in params.items() if k.startswith(prefix + "/")}  # noqa: E731
+
+    def inside(prefix: str) -> dict[str, Array]:
+        return {k.removeprefix(prefix + "/"): v for k, v in params.items() if k.startswith(prefix + "/")}
+
     layers = [{k: v[i] for k, v in inside(prefix).items()} for prefix, i in places]
     prefixes = tuple({prefix + "/" for prefix, _ in places})
     return layers, {k: v for k, v in params.items() if not k.startswith(prefixes)}
@@ -146,7 +149,7 @@ def _fitting(name: str, array: Array | None, shape: tuple[int, ...], axes: Axes)
     return array
 
 
-def _apart(copies: Float[Array, "E *S"], tag: str, key: Array, noise: float, reinit: float) -> Float[Array, "E *S"]:
+def _apart(copies: Float[Array, " E *S"], tag: str, key: Array, noise: float, reinit: float) -> Float[Array, " E *S"]:
     """Returns the copies apart by `noise` and by units drawn anew; `key` is one for all kernels of a layer's
     experts."""
     if tag not in HIDDEN_AXIS or not (noise or reinit):

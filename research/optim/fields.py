@@ -203,7 +203,7 @@ def constants(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: own if section.get(key) is None else section[key] for key, own in known.constants.items()}
 
 
-def compiled(rules: Sequence[Any], field: str) -> list[tuple[re.Pattern, float]]:
+def compiled(rules: Sequence[Any], field: str) -> list[tuple[re.Pattern[str], float]]:
     """Returns rules ready to be searched.
 
     Raises:

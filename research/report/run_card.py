@@ -163,7 +163,7 @@ def _experts(workdir: Path) -> list[str]:
 def _facts(report: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     """A list of what ran where: the report's other numbers and strings, then the machine, versions and commit."""
     told = {"metric", "subnets", "title", "command", "full", "higher_is_better"}
-    facts = {}
+    facts: dict[str, str | None] = {}
     for key, value in report.items():
         if key not in told and isinstance(value, (int, float, str)):
             shown = f"{100 * value:.1f} %" if key == "mfu" else tables.format_cell(key, value)

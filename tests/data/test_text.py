@@ -134,9 +134,8 @@ def folder(tmp_path):
 def test_folder_has_a_document_for_each_file(folder):
     sources = load_text(data_dir=folder, length=16, split="0.6,0.2")
     found = {name: documents(source) for name, source in sources.items()}
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt") if path.parent != folder) + [
-        "notes.md"
-    ]
+    below = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt") if path.parent != folder)
+    files = [*below, "notes.md"]
     for name in sources:
         assert found[name] == [
             (folder / file).read_text() for file in sorted(files) if path_split(file, "0.6,0.2") == name

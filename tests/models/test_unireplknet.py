@@ -189,7 +189,7 @@ COVERAGE = {
 
 @pytest.mark.parametrize("size", COVERAGE)
 def test_coverage_of_all_ones_kernels(size):
-    graphdef, params, stats, _ = split(DilatedReparam(1, size, "embed", Init(jax.random.key(0))))
+    _, params, stats, _ = split(DilatedReparam(1, size, "embed", Init(jax.random.key(0))))
     ones = {f"b/{k}": jnp.ones(v.shape) if k.endswith("kernel") else v for k, v in params.items()}
     unit = {f"b/{k}": v - (1e-5 if k.endswith("var") else 0) for k, v in stats.items()}
     kernel, bias = merge_dilated_reparam(ones, unit, "b")

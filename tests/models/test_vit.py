@@ -177,7 +177,7 @@ def test_mixtures_stand_in_every_second_block_of_the_last_ones():
     deep = [dataclasses.replace(config, drop_path_rate=0.6) for config in (MIXED, plain)]
     run = lambda config, arrays, s: fast_jit(lambda x, key: apply(config, arrays, s, x, mode="train", key=key)[0])(
         image, jax.random.key(2)
-    )  # noqa: E731
+    )
     dropped = run(deep[0], silent, stats)
     np.testing.assert_allclose(dropped, run(deep[1], stacked, {}), rtol=0, atol=1e-5)
     assert np.abs(np.asarray(dropped - mixed)).max() > 1e-3

@@ -5,7 +5,7 @@ Nothing moves between tokens: as released, what mixes them is the mean pooling b
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class Activator(Spec):
     paper: ClassVar[str] = "arXiv 2405.15953"
     alone: ClassVar[bool] = True
 
-    def resolve(self, dim: int) -> "Activator":
+    def resolve(self, dim: int) -> Self:
         return replace(self, inner=self.inner or round(self.expand * dim))
 
     def shrink(self, width, heads, state) -> "Activator":

@@ -50,10 +50,10 @@ class Call:
     position: Int[Array, ""] | int = 0
     tokens: Int[Array, "B T"] | None = None
     domain: Int[Array, " B"] | None = None
-    real: Bool[Array, "B *T"] | None = None
+    real: Bool[Array, " B *T"] | None = None
     carried: bool = False
 
-    def mask(self, shape: tuple[int, ...]) -> Bool[Array, "B *T"] | None:
+    def mask(self, shape: tuple[int, ...]) -> Bool[Array, " B *T"] | None:
         """Returns `real` for every token of an array of `shape` ([B, T] or [B]); None where all are."""
         if self.real is None:
             return None
@@ -154,8 +154,17 @@ class Mixer(Protocol):
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State: ...
 
 
+class Gathers:
+    """What a mixer derives from that reads all tokens rather than a state: where sequences are sharded, every device
+    gathers what its own shard reads."""
+
+    def gathered(self, x: Float[Array, "B T D"], call: Call, axis: str) -> Float[Array, "B T D"]:
+        """Returns the output for the shard that starts at `call.position`, under `jax.shard_map` over `axis`."""
+        raise NotImplementedError
+
+
 def fused(
-    x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto", exact: tuple[nnx.Variable, ...] = ()
+    x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto", exact: tuple[nnx.Variable | None, ...] = ()
 ) -> tuple[Float[Array, "*B C"], ...]:
     """Products of one input with several kernels [D, ...], each with all outputs on one axis; no accelerator rounds
     those of `exact`.

@@ -2,7 +2,7 @@
 a norm."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class Retention(HeadSpec):
     tiny: ClassVar[dict[str, Any]] = {"heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
-    def resolve(self, dim: int) -> "Retention":
+    def resolve(self, dim: int) -> Self:
         spec = super().resolve(dim)
         spec.require(spec.state % 2 == 0, f"state={spec.state}; valid: even numbers, since features turn in pairs")
         return spec
