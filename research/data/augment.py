@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Float, Int, Real, UInt64
 
 from research.data import randaugment
 from research.errors import UserError
@@ -37,7 +37,7 @@ Block = dict[str, np.ndarray]
 class Draws:
     """Uniform numbers that are functions of (seed, epoch, index, stream): SplitMix64 with one state per example."""
 
-    def __init__(self, seed: int, epochs: Int[np.ndarray, " B"], indices: Int[np.ndarray, " B"]):
+    def __init__(self, seed: int, epochs: Real[np.ndarray, "#B"], indices: Int[np.ndarray, " B"]):
         key = _mix(np.array([seed * _GOLDEN & _UINT64], np.uint64))
         key = _mix(key + np.asarray(epochs).astype(np.uint64) * np.uint64(_GOLDEN))
         self._states = _mix(key + np.asarray(indices).astype(np.uint64) * np.uint64(_GOLDEN))

@@ -9,7 +9,7 @@ within one step of 255; geometric ones are done by Pillow itself.
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Real, UInt8
 
 from research.errors import UserError
 
@@ -57,7 +57,7 @@ def _histograms(images: Block) -> Int[np.ndarray, "B C 256"]:
     return np.bincount((base + images).ravel(), minlength=count * channels * 256).reshape(count, channels, 256)
 
 
-def _same_table(table: Float[np.ndarray, "B 256"], channels: int) -> UInt8[np.ndarray, "B C 256"]:
+def _same_table(table: Real[np.ndarray, "B 256"], channels: int) -> UInt8[np.ndarray, "B C 256"]:
     return np.repeat(np.clip(table, 0, 255).astype(np.uint8)[:, None], channels, axis=1)
 
 

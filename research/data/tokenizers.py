@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Integer, Shaped
 
 from research.errors import UserError
 from research.files import printable
@@ -57,7 +57,7 @@ class Tokenizer(Protocol):
         lacks."""
         ...
 
-    def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
+    def decode(self, tokens: Integer[np.ndarray, " N"]) -> str:
         """The text of tokens. UserError for a token outside the vocabulary."""
         ...
 
@@ -98,7 +98,7 @@ class ByteTokenizer:
         except UnicodeEncodeError as error:
             raise _outside(text, error.start, "what UTF-8 can hold") from error
 
-    def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
+    def decode(self, tokens: Integer[np.ndarray, " N"]) -> str:
         return _checked(tokens, 256).astype(np.uint8).tobytes().decode(errors="replace")
 
     def decoder(self) -> "ByteDecoder":
@@ -164,7 +164,7 @@ class CharTokenizer:
         return tuple(len(character.encode()) for character in self.itos)
 
     @functools.cached_property
-    def _tokens_of_code_points(self) -> Int[np.ndarray, " 1114112"]:
+    def _tokens_of_code_points(self) -> Integer[np.ndarray, " 1114112"]:
         table = np.full(_CODE_POINTS, -1, np.int32)
         table[_code_points(self.itos)] = np.arange(len(self.itos))
         return table
@@ -178,7 +178,7 @@ class CharTokenizer:
         smallest: np.ndarray = tokens.astype(np.min_scalar_type(self.vocab_size - 1))
         return smallest
 
-    def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
+    def decode(self, tokens: Integer[np.ndarray, " N"]) -> str:
         characters = _code_points(self.itos)[_checked(tokens, self.vocab_size)]
         return str(characters.tobytes(), "utf-32-le", "surrogatepass")
 
@@ -234,7 +234,7 @@ class IntegerTokenizer:
             ) from error
         return _checked(tokens, self.vocab_size).astype(np.min_scalar_type(self.vocab_size - 1))
 
-    def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
+    def decode(self, tokens: Integer[np.ndarray, " N"]) -> str:
         return " ".join(map(str, _checked(tokens, self.vocab_size).tolist()))
 
     def decoder(self) -> TokenDecoder:
@@ -280,7 +280,7 @@ def make_tokenizer(kind: str, texts: Iterable[str]) -> Tokenizer:
     raise UserError(f"Unknown tokenizer {kind!r}. Valid: bytes, chars.")
 
 
-def _code_points(text: str) -> Int[np.ndarray, " N"]:
+def _code_points(text: str) -> Integer[np.ndarray, " N"]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
@@ -300,7 +300,7 @@ def _outside(text: str, place: int, what: str) -> UserError:
     )
 
 
-def _checked(tokens: Int[np.ndarray, "*N"] | int, vocab_size: int) -> Int[np.ndarray, "*N"]:
+def _checked(tokens: Integer[np.ndarray, "*N"] | int, vocab_size: int) -> Integer[np.ndarray, "*N"]:
     tokens = np.asarray(tokens)
     bad = (tokens < 0) | (tokens >= vocab_size)
     if bad.any():

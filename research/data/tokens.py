@@ -5,7 +5,7 @@ import functools
 import hashlib
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Integer, Shaped
 
 from research.data.tokenizers import Tokenizer
 from research.errors import UserError
@@ -51,7 +51,7 @@ class TokenSource:
     tokens: Shaped[np.ndarray, " N"]
     length: int
     tokenizer: Tokenizer
-    documents: Int[np.ndarray, " D"] | None = None
+    documents: Integer[np.ndarray, " D"] | None = None
     shift: bool = False
     seed: int = 0
 
@@ -97,14 +97,14 @@ class TokenSource:
     def encode(self, text: str) -> Shaped[np.ndarray, " n"]:
         return self.tokenizer.encode(text)
 
-    def decode(self, tokens: Int[np.ndarray, " n"]) -> str:
+    def decode(self, tokens: Integer[np.ndarray, " n"]) -> str:
         return self.tokenizer.decode(tokens)
 
     def __len__(self) -> int:
         return max(self.num_tokens // self.length - 1 if self.shift else -(-(self.num_tokens - 1) // self.length), 0)
 
     def gather(
-        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+        self, indices: Integer[np.ndarray, " B"], epochs: Integer[np.ndarray, " B"] | None = None
     ) -> dict[str, np.ndarray]:
         """The windows at `indices`, moved by the shift of the epoch each belongs to; not moved without `epochs`.
 
@@ -129,13 +129,13 @@ class TokenSource:
             block["lengths"] = np.minimum(self.num_tokens - starts, self.length).astype(np.int32)
         return block
 
-    def _shifts(self, epochs: Int[np.ndarray, " B"] | None) -> Int[np.ndarray, " B"] | int:
+    def _shifts(self, epochs: Integer[np.ndarray, " B"] | None) -> Integer[np.ndarray, " B"] | int:
         if epochs is None or not self.shift:
             return 0
         distinct, inverse = np.unique(epochs, return_inverse=True)
         return np.array([window_shift(self.length, self.seed, int(epoch)) for epoch in distinct], np.int64)[inverse]
 
-    def _windows(self, starts: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T+1"]:
+    def _windows(self, starts: Integer[np.ndarray, " B"]) -> Integer[np.ndarray, "B W"]:
         """The tokens from each start on; -1 past the end."""
         width = self.length + 1
         windows = np.full((len(starts), width), -1, np.int32)
@@ -147,7 +147,9 @@ class TokenSource:
             windows[row, : len(rest)] = rest
         return windows
 
-    def _begins(self, documents: Int[np.ndarray, " D"], starts: Int[np.ndarray, " B"]) -> Shaped[np.ndarray, "B T+1"]:
+    def _begins(
+        self, documents: Integer[np.ndarray, " D"], starts: Integer[np.ndarray, " B"]
+    ) -> Shaped[np.ndarray, "B W"]:
         """Whether another document than that of the window's first token (or the filling) begins at a place of a
         window."""
         begins = np.zeros((len(starts), self.length + 1), bool)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from research import seeds
 from research.data.tokenizers import IntegerTokenizer, Tokenizer
@@ -59,7 +59,7 @@ class Result:
 
     prompts: list[str]
     texts: list[list[str]]
-    tokens: list[list[Int[np.ndarray, " N"]]]
+    tokens: list[list[Integer[np.ndarray, " N"]]]
     ends: list[list[str]]
     speed: dict[str, float]
     scores: list[list[float]] = field(default_factory=list)
@@ -115,7 +115,7 @@ def read_ids(text: str, vocab_size: int, what: str = "prompt") -> Int[np.ndarray
     return np.array(ids, np.int32)
 
 
-def pad(prompts: Sequence[Int[np.ndarray, " t"]]) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"] | None]:
+def pad(prompts: Sequence[Integer[np.ndarray, " _"]]) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"] | None]:
     """Pads prompts on the left to one length; returns (tokens, segment ids, None where all are equally long).
 
     Raises:
@@ -172,7 +172,7 @@ class _Bound:
 
 def write(
     model: Model,
-    prompts: Sequence[Int[np.ndarray, " t"]],
+    prompts: Sequence[Integer[np.ndarray, " _"]],
     request: Request,
     tokenizer: Tokenizer | None = None,
     show: Callable[[str], None] | None = None,
@@ -227,7 +227,7 @@ def write(
 
 
 def speculate(
-    full: Model, draft: Model, prompt: Int[np.ndarray, " t"], request: Request, tokenizer: Tokenizer | None = None
+    full: Model, draft: Model, prompt: Integer[np.ndarray, " t"], request: Request, tokenizer: Tokenizer | None = None
 ) -> Result:
     """Continues one prompt with the full model's text, drafted by a smaller one; timed beside the full model alone.
 
@@ -286,7 +286,7 @@ def speculate(
 
 
 def search(
-    model: Model, prompts: Sequence[Int[np.ndarray, " t"]], request: Request, tokenizer: Tokenizer | None = None
+    model: Model, prompts: Sequence[Integer[np.ndarray, " _"]], request: Request, tokenizer: Tokenizer | None = None
 ) -> Result:
     """Continues each prompt by beam search, diverse where there are several groups; texts that stop leave the beam, as
     the search ranks them.

@@ -336,7 +336,7 @@ class SequenceModel(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         last: bool = False,
-    ) -> tuple[Float[Array, "B T N"], dict[str, Any]]:
+    ) -> tuple[Float[Array, "B _ N"], dict[str, Any]]:
         """Continues from a state by several tokens in the parallel form; returns (outputs, state), with `last` that of
         the last token alone."""
         call = Call(segment_ids=segment_ids, position=state["position"], tokens=tokens, carried=True)

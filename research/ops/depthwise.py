@@ -204,7 +204,7 @@ def depthwise_conv2d(
     dilation: int | Pair = 1,
     padding: Padding = "SAME",
     form: str = "auto",
-) -> Float[Array, "*B Ho Wo C*M"]:
+) -> Float[Array, "*B Ho Wo D"]:
     """Depthwise cross-correlation with zero padding, as torch.nn.Conv2d(groups=C) computes it.
 
     Args:
@@ -232,13 +232,13 @@ def depthwise_conv2d(
 
 def depthwise_conv2d_multi(
     x: Float[Array, "*B H W C"],
-    kernels: Sequence[Float[Array, "Kh Kw C"] | Float[Array, "Kh Kw C M"]],
+    kernels: Sequence[Float[Array, "_ _ C"] | Float[Array, "_ _ C M"]],
     dilations: Sequence[int | Pair],
     *,
     stride: int | Pair = 1,
     padding: Padding = "SAME",
     form: str = "auto",
-) -> tuple[Float[Array, "*B Ho Wo C*M"], ...]:
+) -> tuple[Float[Array, "*B _ _ D"], ...]:
     """Several depthwise convolutions of one input, which is transformed once: the dilated branches of UniRepLKNet.
 
     Args:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Pair = tuple[int, int]
 
@@ -65,7 +65,7 @@ def flipped(branch: Branch, extent: Pair) -> Branch:
     return Branch(branch.size, branch.dilation, low, pair(extent))
 
 
-def pad(x: Float[Array, "B H W C"], branch: Branch) -> Float[Array, "B Hp Wp C"]:
+def pad(x: Shaped[Array, "B H W C"], branch: Branch) -> Shaped[Array, "B Hp Wp C"]:
     """Pads (or crops, where padding is negative) so that the branch at stride 1 reads nothing else."""
     (low_h, low_w), lengths = (
         branch.low,
@@ -106,7 +106,7 @@ def common_window(branches: Sequence[Branch], extent: Pair) -> Window:
 
 
 def windows(
-    kernels: Sequence[Float[Array, "Kh Kw C"]], branches: Sequence[Branch], window: Window
+    kernels: Sequence[Float[Array, "_ _ C"]], branches: Sequence[Branch], window: Window
 ) -> Float[Array, "N Sh Sw C"]:
     """N kernels as one array; taps outside the window are cropped away."""
     placed = []
@@ -118,7 +118,7 @@ def windows(
 
 def unwindow(
     d_windows: Float[Array, "N Sh Sw C"], branches: Sequence[Branch], window: Window
-) -> tuple[Float[Array, "Kh Kw C"], ...]:
+) -> tuple[Float[Array, "_ _ C"], ...]:
     """Transpose of `windows`."""
     kernels = tuple(jax.ShapeDtypeStruct((*b.size, d_windows.shape[-1]), d_windows.dtype) for b in branches)
     return jax.linear_transpose(lambda ks: windows(ks, branches, window), kernels)(d_windows)[0]

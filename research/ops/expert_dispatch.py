@@ -40,7 +40,7 @@ def _ffn(x: Array, kernels: Kernels, activation: str, affine: Affine) -> Array:
 
 
 def _in_rows(
-    x: Float[Array, "E C I"], kernel: Float[Array, "E I O"], bias: Float[Array, "E O"] | None
+    x: Float[Array, "#E C I"], kernel: Float[Array, "E I O"], bias: Float[Array, "E O"] | None
 ) -> Float[Array, "E C O"]:
     y = jnp.matmul(x, kernel)
     return y if bias is None else y + bias[:, None]

@@ -43,13 +43,13 @@ def linear_attention(
     log_decay: Float[Array, "*B T H"] | Float[Array, "*B T H K"] | None = None,
     beta: Float[Array, "*B T H"] | None = None,
     scale: float | None = None,
-    initial_state: Float[Array, "*B H K V"] | None = None,
+    initial_state: Float[Array, "*B H K _"] | None = None,
     normalize: bool = False,
     eps: float = 1e-6,
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
     form: str = "auto",
-) -> tuple[Float[Array, "*B T H V"], Float[Array, "*B H K V"]]:
+) -> tuple[Float[Array, "*B T H V"], Float[Array, "*B H K _"]]:
     """Causal linear attention with optional decay and delta rule.
 
     Args:
@@ -106,14 +106,14 @@ def linear_attention_step(
     q: Float[Array, "*B G K"],
     k: Float[Array, "*B G K"],
     v: Float[Array, "*B H V"],
-    state: Float[Array, "*B H K V"],
+    state: Float[Array, "*B H K _"],
     *,
     log_decay: Float[Array, "*B H"] | Float[Array, "*B H K"] | None = None,
     beta: Float[Array, "*B H"] | None = None,
     scale: float | None = None,
     normalize: bool = False,
     eps: float = 1e-6,
-) -> tuple[Float[Array, "*B H V"], Float[Array, "*B H K V"]]:
+) -> tuple[Float[Array, "*B H V"], Float[Array, "*B H K _"]]:
     """One token of `linear_attention`: the same arguments without the axis of time; returns (output, next state).
 
     Raises:

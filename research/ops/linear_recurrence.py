@@ -25,14 +25,14 @@ def combine(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[A
 
 
 def linear_recurrence(
-    a: Float[Array, "B T *S"],
-    b: Float[Array, "B T *S"],
-    initial_state: Float[Array, " B *S"] | None = None,
+    a: Float[Array, "*#S"],
+    b: Float[Array, "*S"],
+    initial_state: Float[Array, "..."] | None = None,
     *,
     axis: int = 1,
     reverse: bool = False,
     form: str = "auto",
-) -> tuple[Float[Array, "B T *S"], Float[Array, " B *S"]]:
+) -> tuple[Float[Array, "*S"], Float[Array, "..."]]:
     """Returns all states of h_t = a_t h_{t-1} + b_t, elementwise, and the last one.
 
     Args:

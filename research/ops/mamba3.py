@@ -105,7 +105,7 @@ def cumulative_turns(
     return lax.associative_scan(lambda a, b: wrap(a + b), turns, axis=1)
 
 
-def rotate(x: Float[Array, "*B N"], turns: Float[Array, "*B S"]) -> Float[Array, "*B N"]:
+def rotate(x: Float[Array, "*#B N"], turns: Float[Array, "*#B S"]) -> Float[Array, "*_ N"]:
     """Rotates the first S pairs of neighbours (2i, 2i + 1) of the last axis, each by its own angle."""
     angles = 2 * jnp.pi * turns
     cos, sin = jnp.cos(angles), jnp.sin(angles)

@@ -25,7 +25,7 @@ Result = tuple[Float[Array, "B H W C"], Float[Array, "N C"], Float[Array, "N C"]
 
 def reparam_conv(
     x: Float[Array, "B H W C"],
-    kernels: Sequence[Float[Array, "Kh Kw C"]],
+    kernels: Sequence[Float[Array, "_ _ C"]],
     dilations: Sequence[int],
     scales: Float[Array, "N C"],
     biases: Float[Array, "N C"],

@@ -105,7 +105,7 @@ def _taps(size: tuple[int, int], sides: tuple[int, int], stride: int) -> tuple[n
     return both.reshape(size[0] * size[1], -1, sides[0] * sides[1]), (rows.shape[1], columns.shape[1])
 
 
-def _select(y: Float[Array, "B h w E*O"], experts: Array, num_experts: int) -> Float[Array, "B h w O"]:
+def _select(y: Float[Array, "B h w P"], experts: Array, num_experts: int) -> Float[Array, "B h w O"]:
     """The group of each image's expert; of groups that are not chosen nothing counts, be it NaN."""
     width = y.shape[-1] // num_experts
     return _choose([y[..., expert * width : (expert + 1) * width] for expert in range(num_experts)], experts)
@@ -130,7 +130,7 @@ def grouped(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
     return unpermute(y.reshape(batch, -1), order, places).reshape(batch, height, length, width)
 
 
-def windows(x: Float[Array, "B H W I"], sides: tuple[int, int], stride: int) -> Float[Array, "B h w K*L*I"]:
+def windows(x: Float[Array, "B H W I"], sides: tuple[int, int], stride: int) -> Float[Array, "B h w P"]:
     """Returns the window around every stride-th pixel, zeros beyond the edge, as one vector: rows, columns,
     channels."""
     (tall, wide), (height, width) = sides, x.shape[1:3]

@@ -79,7 +79,7 @@ def routing_attention(
     sizes = checks.shapes(OP, **patterns, mask=(mask, "*B T"), segment_ids=(segment_ids, "*B T"))
     checks.require(1 <= window <= sizes["T"], OP, "window", window, f"1 to the number of tokens, {sizes['T']}")
     flat = lambda x: x.reshape(-1, *x.shape[len(sizes["*B"]) :])
-    query, key, value = flat(query), flat(key), flat(value)
+    query, key, value = flat(query), None if key is None else flat(key), flat(value)
     mask, segment_ids = None if mask is None else flat(mask), None if segment_ids is None else flat(segment_ids)
     query = spherical(query)
     key = None if key is None else spherical(key)

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import inspect
 import json
 import os
 import pathlib
@@ -311,7 +312,7 @@ def test_tiny_shakespeare_is_found(elsewhere, monkeypatch):
         check_play(load_tiny_shakespeare(data_dir=data_dir, length=16))
         check_play(load_tiny_shakespeare(data_dir=place / name, length=16))
         (place / name).unlink()
-    assert load_tiny_shakespeare.__kwdefaults__["tokenizer"] == "chars"
+    assert inspect.signature(load_tiny_shakespeare).parameters["tokenizer"].default == "chars"
 
 
 def test_another_text_or_none_is_not_tiny_shakespeare(elsewhere, monkeypatch):

@@ -56,8 +56,8 @@ class ActivatorMixer(nnx.Module):
         self.out_bias = init.param("out_bias", (dim,), ("embed",), torch_linear(spec.inner), Kind.BIAS)
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         gate, up = fused(x, self.gate, self.up, form=self.form)
         gate = jax.nn.gelu(gate + self.gate_bias[...], approximate=False)
         y = self.norm(gate) * self.norm(up + self.up_bias[...])

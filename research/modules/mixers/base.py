@@ -46,10 +46,10 @@ class Call:
 
     mode: str = "eval"
     key: Array | None = None
-    segment_ids: Int[Array, "B T"] | None = None
+    segment_ids: Int[Array, " B *T"] | None = None
     position: Int[Array, ""] | int = 0
-    tokens: Int[Array, "B T"] | None = None
-    domain: Int[Array, " B"] | None = None
+    tokens: Int[Array, " B *T"] | None = None
+    domain: Int[Array, " B *_"] | None = None
     real: Bool[Array, " B *T"] | None = None
     carried: bool = False
 
@@ -165,7 +165,7 @@ class Gathers:
 
 def fused(
     x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto", exact: tuple[nnx.Variable | None, ...] = ()
-) -> tuple[Float[Array, "*B C"], ...]:
+) -> tuple[Float[Array, "*B _"], ...]:
     """Products of one input with several kernels [D, ...], each with all outputs on one axis; no accelerator rounds
     those of `exact`.
 

@@ -117,8 +117,8 @@ class DeltaMixer(nnx.Module):
         self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         state = state or {}
         kernels = [
             kernel for kernel in (self.q, self.k, self.v, self.beta, self.gate, self.decay) if kernel is not None

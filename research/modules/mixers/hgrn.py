@@ -88,8 +88,8 @@ class HGRNMixer(nnx.Module):
         return (self.norm(hidden).astype(gate.dtype) * jax.nn.silu(gate)) @ self.out[...]
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         carried = {}
         if self.conv is not None:
             y, carried["conv"] = self.conv(x, call.segment_ids, None if state is None else state["conv"])

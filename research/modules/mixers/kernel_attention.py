@@ -114,8 +114,8 @@ class KernelMixer(nnx.Module):
         raise NotImplementedError
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         q, k, v = project(x, self.q, self.k, self.v, form=self.form)
         q, k = self.maps(q, k, call)
         memory = None if state is None else state["memory"]
@@ -148,8 +148,8 @@ class CosFormerMixer(KernelMixer):
         return (q, k) if in_time else (q[:, 0], k[:, 0])
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         if x.ndim == 3 and isinstance(call.position, int):
             self._check(call.position + x.shape[1])
         q, k, v = project(x, self.q, self.k, self.v, form=self.form)
@@ -205,8 +205,8 @@ class SimplifiedLinearAttentionMixer(KernelMixer):
         return feature_maps.relu(q), feature_maps.relu(k)
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         state = state or {}
         q, k, v = project(x, self.q, self.k, self.v, form=self.form)
         q, k = self.maps(q, k, call)

@@ -81,8 +81,8 @@ def attend(q: Array, k: Array, v: Array, memory: Array | None, call: Call, form:
 
 
 def convolve(
-    xs: Sequence[Float[Array, "*B H K"]], convs: Sequence[ShortConv], state: Array | None, call: Call
-) -> tuple[list[Float[Array, "*B H K"]], Float[Array, "B S C"]]:
+    xs: Sequence[Float[Array, "*B _ _"]], convs: Sequence[ShortConv], state: Array | None, call: Call
+) -> tuple[list[Float[Array, "*B _ _"]], Float[Array, "_ S C"]]:
     """Short convolutions without bias, each of one x over all its heads, as one convolution of all channels; returns
     (outputs, state)."""
     lead = xs[0].shape[:-2]

@@ -128,7 +128,7 @@ class Mamba2Mixer(nnx.Module):
         z, x, b, c, dt = fused(x, self.z, self.x, self.b, self.c, self.dt, form=self.form, exact=(self.dt,))
         return z, (x, b, c), dt
 
-    def _operands(self, xbc: Sequence[Float[Array, "*B C"]], dt: Float[Array, "*B H"]) -> tuple[Array, ...]:
+    def _operands(self, xbc: Sequence[Float[Array, "*B _"]], dt: Float[Array, "*B H"]) -> tuple[Array, ...]:
         """Arguments of `ssd` from the convolutions' outputs."""
         spec, lead = self.spec, dt.shape[:-1]
         x, b, c = xbc

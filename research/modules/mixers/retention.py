@@ -66,8 +66,8 @@ class RetentionMixer(nnx.Module):
         self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         q, k, v, gate = project(x, self.q, self.k, self.v, self.gate, form=self.form)
         positions = call.position + jnp.arange(x.shape[1]) if x.ndim == 3 else jnp.asarray(call.position)
         log_decay = jnp.broadcast_to(log_decays(self.spec.heads), v.shape[:-1])
