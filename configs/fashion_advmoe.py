@@ -58,7 +58,10 @@ def get_config(arg: str = "alternate"):
     config.eval.update({"every": "0", "calibrate_batches": 0})
     config.checkpoint.update({"every": "50%", "keep_best": False})
     config.report.latency = False
-    config.report.chosen = "the attack of each phase of alternate (its own loss, against the released code's one sum), by PGD-20 on the test images"
+    config.report.chosen = (
+        "the attack of each phase of alternate (its own loss, against the released code's one sum), "
+        "by PGD-20 on the test images"
+    )
     config.expect = {
         "dense": {"full": 0.76, "robust_pgd20": 0.64},
         "small": {"full": 0.75, "robust_pgd20": 0.63},

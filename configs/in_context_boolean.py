@@ -22,7 +22,8 @@ def get_config(arg: str = "conjunction"):
     if function not in FUNCTIONS or size not in ("", "published"):
         valid = ", ".join(FUNCTIONS)
         raise UserError(
-            f"configs/in_context_boolean.py:{arg} is unknown; valid: FUNCTION or FUNCTION-published, FUNCTION one of {valid}"
+            f"configs/in_context_boolean.py:{arg} is unknown; valid: FUNCTION or FUNCTION-published, "
+            f"FUNCTION one of {valid}"
         )
     if size:
         return in_context_config(function, size, 20_000, {})

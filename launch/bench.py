@@ -39,8 +39,8 @@ _CSV = outputs.output_flag(
 )
 
 COLUMNS = {
-    "contender": "contender", "median_ms": "median", "p5_ms": "p5", "p95_ms": "p95", "repeats": "calls", "compile_s": "compile",
-    "temp_bytes": "temporary", "of_floor": "/ floor", "of_ours": "/ ours",
+    "contender": "contender", "median_ms": "median", "p5_ms": "p5", "p95_ms": "p95", "repeats": "calls",
+    "compile_s": "compile", "temp_bytes": "temporary", "of_floor": "/ floor", "of_ours": "/ ours",
 }  # fmt: skip
 
 
@@ -97,7 +97,8 @@ def _measure() -> int:
     if suite and marks.needs_peer(suite) and not {mark.peer for mark in suite.marks} & peers.keys():
         needed = ", ".join(sorted({mark.peer for mark in suite.marks}))
         raise UserError(
-            f"suite {_SUITE.value} judges against a peer: give --peer={needed} ({catalog.PEERS[needed.split(',')[0]][0]})"
+            f"suite {_SUITE.value} judges against a peer: "
+            f"give --peer={needed} ({catalog.PEERS[needed.split(',')[0]][0]})"
         )
     allocator = _allocator(bool(peers))  # before JAX starts threads
 
@@ -156,7 +157,7 @@ def _cases(suite, peers: dict[str, str]) -> list:
             if suite.wants(case.name, case.shape, case.direction)
         ]
     else:
-        kind, name = ("op", _OP.value) if _OP.value else ("model", _MODEL.value)
+        kind, name = ("op", _OP.value) if _OP.value else ("model", _MODEL.value or "")
         cases = catalog.cases(catalog.known(kind, name), peers)
     found = [case for case in cases if _SHAPES.value in case.key]
     if not found:

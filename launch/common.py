@@ -153,7 +153,10 @@ def _refused_by_system(error: OSError) -> str:
     place = error.filename if error.filename is not None else _place(error)
     name = printable(os.fsdecode(place) if isinstance(place, bytes | str) else place, 300)
     remedy = REMEDIES.get(error.errno or 0)
-    return f"{error.strerror or printable(error, 300)}: {name}{f'; {remedy}' if remedy else ''}; what was whole before is whole still"
+    return (
+        f"{error.strerror or printable(error, 300)}: {name}{f'; {remedy}' if remedy else ''}; "
+        "what was whole before is whole still"
+    )
 
 
 def _place(error: BaseException) -> str:
@@ -170,9 +173,15 @@ def _out_of_memory(error: Exception) -> str | None:
     """The line for memory that did not suffice, on the host or on a device; None for any other error."""
     told = str(error).strip().splitlines() or [""]
     if isinstance(error, MemoryError):
-        return f"out of memory{f': {printable(told[0], 200)}' if told[0] else ''}; give smaller batches, a smaller model or a machine with more"
+        return (
+            f"out of memory{f': {printable(told[0], 200)}' if told[0] else ''}; give smaller batches, "
+            "a smaller model or a machine with more"
+        )
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told[0]:  # what JAX raises for every backend
-        return f"out of memory on the device: {printable(told[0], 200)}; give smaller batches, a smaller model or more devices"
+        return (
+            f"out of memory on the device: {printable(told[0], 200)}; give smaller batches, "
+            "a smaller model or more devices"
+        )
     return None
 
 

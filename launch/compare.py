@@ -61,7 +61,7 @@ def main(overrides: dict[str, str]) -> int:
     rows = join(whole, alone)
     means = [sum(r[k] for r in rows) / len(rows) for k in ("together", "alone")]
     metric, higher = whole["metric"], run_card.higher_is_better(whole)
-    shown = lambda value: f"{100 * value:.2f} %" if "accuracy" in metric else f"{value:.4f}"  # noqa: E731
+    shown = lambda value: f"{100 * value:.2f} %" if "accuracy" in metric else f"{value:.4f}"
     spent, seconds = sum(r["train_flops"] for r in alone.values()), sum(r["wall_s"] for r in alone.values())
     facts = [
         f"mean {metric} over {len(rows)} networks: together {shown(means[0])}, alone {shown(means[1])}",

@@ -5,9 +5,11 @@ import difflib
 import re
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from research.errors import UserError
 from research.files import user_path
@@ -120,7 +122,7 @@ def _set(config: Any, field: str, text: str) -> None:
     if name not in node and not free:
         _unknown(where, name, node)
     old = node.get(name, None)
-    if old is not None and hasattr(old, "items"):
+    if isinstance(old, Mapping | ConfigDict):
         raise UserError(f"{where}.{name} is a group of fields ({', '.join(old)}); set one of them")
     known = FIELDS.get(field)
     if known is not None:

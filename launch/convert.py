@@ -69,7 +69,8 @@ def main() -> None:
     safetensors_io.save_folder(_OUT.value, config, params, stats, origin, texts)
     form = "" if not config.merges else " in deployed form" if config.deployed() == config else " in training form"
     print(
-        f"{name}: {count:,} parameters{form}, {report.matched} arrays matched, {len(report.unexpected)} unused; written to {_OUT.value}"
+        f"{name}: {count:,} parameters{form}, {report.matched} arrays matched, {len(report.unexpected)} unused; "
+        f"written to {_OUT.value}"
     )
     for unused in report.unexpected[:20]:
         print(f"unused: {printable(unused)}")
@@ -90,9 +91,7 @@ def _registry_name(config) -> str | None:
     )
     for name in registry.list_models():
         other = registry.entry(name).config
-        same = other.family == config.family and all(
-            getattr(other, f, None) == getattr(config, f, None) for f in fields
-        )
+        same = other.family == config.family and all(vars(other).get(f) == vars(config).get(f) for f in fields)
         if same and (not sequence or abstract(other).num_params() == abstract(config).num_params()):
             return name
     return None

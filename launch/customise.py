@@ -39,13 +39,15 @@ def _row(
 ) -> dict[str, Any]:
     import jax
 
-    from research.data.handwriting import user_indices
+    from research.data.handwriting import Handwriting, user_indices
     from research.data.sources import load_splits
     from research.errors import UserError
     from research.train import customise
 
     own = load_splits("handwriting", validation_fraction=0.0, user=user)
-    images = prepare(own["train"], user_indices(own["train"], _SAMPLES.value))
+    written = own["train"]
+    assert isinstance(written, Handwriting)
+    images = prepare(written, user_indices(written, _SAMPLES.value))
     params = customise.train_experts(
         config, expert, images, everybody["train"], jax.random.key(user), customise.Schedule()
     )
@@ -70,6 +72,7 @@ def main() -> int:
             "--workdir is needed, e.g. --workdir=runs/customise (made by launch.train --config=configs/customise.py)"
         )
 
+    import jax.numpy as jnp
     import numpy as np
 
     from research.data.augment import make_augment
@@ -83,7 +86,8 @@ def main() -> int:
     run = read_config(_WORKDIR.value)
     if run["model"]["name"] != "lenet5" or run["data"]["name"] != "handwriting":
         raise UserError(
-            f"{_WORKDIR.value} holds a {run['model']['name']} on {run['data']['name']}; give a run of configs/customise.py"
+            f"{_WORKDIR.value} holds a {run['model']['name']} on {run['data']['name']}; "
+            "give a run of configs/customise.py"
         )
     network, expert, _ = load_model(_WORKDIR.value, say=print)
     config = CustomisedConfig(network, _RANK.value, _HIDDEN.value, _THRESHOLD.value, _BUDGET.value)
@@ -91,9 +95,8 @@ def main() -> int:
     augment = make_augment(run["data"]["augment"])
 
     def prepare(source: Any, indices: Any = None) -> Any:
-        return customise.Images(
-            *augment.evaluate(source.gather(np.arange(len(source)) if indices is None else indices)).values()
-        )
+        block = augment.evaluate(source.gather(np.arange(len(source)) if indices is None else indices))
+        return customise.Images(jnp.asarray(block["image"]), jnp.asarray(block["label"]))
 
     population = load_splits("handwriting", validation_fraction=run["data"]["validation_fraction"])
     everybody = {split: prepare(population[split]) for split in ("train", "test")}

@@ -8,6 +8,8 @@ python -m launch.evaluate --workdir=runs/advmoe/alternate --attacks=pgd50,apgd  
 1,000 images
 """
 
+from typing import Any
+
 from absl import flags
 
 from launch import common, outputs
@@ -48,7 +50,9 @@ def main() -> int:
     names = trained.setup.order if _SUBNET.value == "all" else [trained.add(_SUBNET.value)]
     statistics = {name: trained.statistics(name) for name in names}
     results = trained.evaluator.run(statistics, trained.weights, _SPLIT.value)
-    rows = [{"name": n, **results[n], **costs.static_costs(trained.setup.space.configs[n])} for n in names]
+    rows: list[dict[str, Any]] = [
+        {"name": n, **results[n], **costs.static_costs(trained.setup.space.configs[n])} for n in names
+    ]
     if _CARRY.value:
         from research.train.carried import carried_metrics
 
@@ -65,7 +69,7 @@ def main() -> int:
         check_attacks(_ATTACKS.value, "--attacks")
         check_pixels(trained.config, trained.setup.sample)
         check_sizes(epsilon, _ATTACK_EXAMPLES.value, _ATTACK_STEPS.value)
-        sizes = {"epsilon": epsilon, "examples": _ATTACK_EXAMPLES.value, "steps": _ATTACK_STEPS.value}
+        sizes: dict[str, Any] = {"epsilon": epsilon, "examples": _ATTACK_EXAMPLES.value, "steps": _ATTACK_STEPS.value}
         robust = robust_accuracies(
             trained.evaluator, trained.weights, statistics, _ATTACKS.value, _SPLIT.value, **sizes
         )

@@ -46,7 +46,8 @@ def main() -> None:
     if _DEPLOY.value:
         if not config.merges:
             raise UserError(
-                f"--deploy merges models that train in another form; {_WORKDIR.value} holds a {config.family}, which does not"
+                f"--deploy merges models that train in another form; {_WORKDIR.value} holds a {config.family}, "
+                "which does not"
             )
         config, params, stats = config.merge(params, stats)
     out, count = _OUT.value, sum(p.size for p in params.values())

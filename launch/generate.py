@@ -12,6 +12,7 @@ ids. Texts end at --stop, at --stop_ids and at the tokens that tokenizer.json li
 or searched for.
 """
 
+import io
 import sys
 
 from absl import flags
@@ -72,10 +73,15 @@ def main() -> int:
     vocab_size = models[0][0].vocab_size
     if tokenizer and tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{tokenizer_files.FILE} in {_WORKDIR.value} has {tokenizer.vocab_size} tokens, the model {vocab_size}: it is another one's"
+            f"{tokenizer_files.FILE} in {_WORKDIR.value} has {tokenizer.vocab_size} tokens, the model {vocab_size}: "
+            "it is another one's"
         )
-    sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character that a model writes
-    prompts = [tokenizer.encode(p) for p in _PROMPT.value] or [text.read_ids(p, vocab_size) for p in _PROMPT_IDS.value]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character that a model writes
+    if tokenizer and _PROMPT.value:
+        prompts = [tokenizer.encode(p) for p in _PROMPT.value]
+    else:
+        prompts = [text.read_ids(p, vocab_size) for p in _PROMPT_IDS.value]
     request = _request(vocab_size)
     if _BEAMS.value:
         result = text.search(models[0], prompts, request, tokenizer)
@@ -131,14 +137,13 @@ def _write(model, prompts, request, tokenizer):
 
     if len(prompts) > 1:
         return text.write(model, prompts, request, tokenizer)
-    begun = []
+    begun: list[bool] = []
 
     def show(piece):
         if not begun:  # not before the first token: what is refused prints nothing
             begun.append(True)
-            print(
-                f"--- prompt ---\n{detokenize.Reader(tokenizer or IntegerTokenizer(model[0].vocab_size), prompts[0]).prompt}\n--- continuation ---"
-            )
+            reader = detokenize.Reader(tokenizer or IntegerTokenizer(model[0].vocab_size), prompts[0])
+            print(f"--- prompt ---\n{reader.prompt}\n--- continuation ---")
         print(piece, end="", flush=True)
 
     result = text.write(model, prompts, request, tokenizer, show)

@@ -32,7 +32,8 @@ def main(overrides: dict[str, str]) -> int:
 
     if not _CONFIG.value or not _WORKDIR.value:
         raise UserError(
-            "--config and --workdir are needed, e.g. --config=configs/in_context_linear.py --workdir=runs/in_context_linear"
+            "--config and --workdir are needed, e.g. --config=configs/in_context_linear.py "
+            "--workdir=runs/in_context_linear"
         )
     config = recipe.load(_CONFIG.value, overrides)
     if not config["data"]["name"].startswith("in_context:"):
@@ -70,7 +71,10 @@ def main(overrides: dict[str, str]) -> int:
     out = Path(_OUT.value or _WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
     tables.write_csv(out / "in_context.csv", rows, command=machine.command_line())
-    facts = f"{provenance.line([report], [config])}; {report['subnets'][0]['params']:,} parameters, {_PROMPTS.value:,} test prompts"
+    facts = (
+        f"{provenance.line([report], [config])}; {report['subnets'][0]['params']:,} parameters, "
+        f"{_PROMPTS.value:,} test prompts"
+    )
     text = f"Made by `{machine.command_line()}`: {facts}.\n\n{line}.\n\n{tables.markdown_table(shown, columns)}"
     write_text(out / "in_context.md", text)
     series = {

@@ -169,7 +169,8 @@ def main(overrides: dict[str, str]) -> int:
         if lost is None:
             if len(ended) < _PROCESSES.value:
                 print(
-                    f"not every process had stopped {_GRACE.value:g} s after they were told to; the last completed save counts",
+                    f"not every process had stopped {_GRACE.value:g} s after they were told to; "
+                    "the last completed save counts",
                     file=sys.stderr,
                 )
                 return CRASHED

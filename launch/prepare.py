@@ -9,6 +9,7 @@ TFDS data sets are written in array_record form, into ~/tensorflow_datasets or -
 $NESTAX_DATA/NAME, or ~/.cache/nestax/NAME, or --data_dir. The data sets digits and synthetic need no preparation.
 """
 
+import functools
 import pathlib
 import shutil
 
@@ -61,7 +62,7 @@ def _prepare_idx(name: str, folder: pathlib.Path | None, data_dir: str | None) -
         for kind in ("images", "labels"):
             path = idx.find_file(folder, split, kind)
             if path.resolve() != (target / path.name).resolve():
-                replace_file(target / path.name, lambda temp, path=path: shutil.copyfile(path, temp))
+                replace_file(target / path.name, functools.partial(shutil.copyfile, path))
     return f"{name} lies in {target}: {counts}."
 
 

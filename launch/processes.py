@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import Any
 
 from absl import flags
 
@@ -45,7 +46,7 @@ def connect() -> bool:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     import jax
 
-    given = (
+    given: dict[str, Any] = (
         {}
         if _DISTRIBUTED.value
         else {"coordinator_address": _COORDINATOR.value, "num_processes": count, "process_id": index}

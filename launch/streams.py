@@ -40,10 +40,10 @@ def _lasting(stream: TextIO | None, title: str) -> TextIO:
         stream.flush()
         descriptor = stream.fileno()
     except (OSError, ValueError):  # closed before the command began (>&-)
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for as long as the process lives)
+        return open(os.devnull, "w", encoding="utf-8")  # for as long as the process lives
     raw = io.BufferedWriter(_Descriptor(descriptor, title))
     return io.TextIOWrapper(
-        raw, encoding=stream.encoding, errors="replace", line_buffering=stream.line_buffering, write_through=False
+        raw, encoding=stream.encoding, errors="replace", line_buffering=bool(stream.line_buffering), write_through=False
     )
 
 

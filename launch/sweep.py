@@ -26,7 +26,8 @@ _CONFIG = common.path_flag("config", None, "Recipe: FILE.py or FILE.py:ARG.")
 _GRID = flags.DEFINE_multi_string(
     "grid",
     [],
-    "FIELD=VALUE,VALUE,... of the recipe, or arg=... for its argument; ';' between values that hold commas. Repeatable.",
+    "FIELD=VALUE,VALUE,... of the recipe, or arg=... for its argument; ';' between values that hold commas. "
+    "Repeatable.",
 )
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under which each run gets its own.")
 _OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for the table and the plot; default --workdir.")
@@ -87,7 +88,7 @@ def _write(rows: list[dict[str, Any]], means: list[dict[str, Any]], metric: str,
     from research.files import write_text
     from research.report import machine, tables
 
-    columns = lambda lines: list(dict.fromkeys(key for line in lines for key in line))  # noqa: E731
+    columns = lambda lines: list(dict.fromkeys(key for line in lines for key in line))
     print(f"\n{metric} of {summary}")
     out = Path(_OUT.value or _WORKDIR.value)
     out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,10 @@ def _write(rows: list[dict[str, Any]], means: list[dict[str, Any]], metric: str,
     print(tables.text_table(rows, columns(rows)))
     if means:
         print(tables.text_table(means, columns(means)))
-        text += f"\nMeans over the seeds, and the largest distance from them.\n\n{tables.markdown_table(means, columns(means))}"
+        text += (
+            "\nMeans over the seeds, and the largest distance from "
+            f"them.\n\n{tables.markdown_table(means, columns(means))}"
+        )
     tables.write_csv(out / "sweep.csv", rows, command=command)
     write_text(out / "sweep.md", text)
     return out
@@ -108,7 +112,8 @@ def main(overrides: dict[str, str]) -> int:
 
     if not _CONFIG.value or not _WORKDIR.value or not _GRID.value:
         raise UserError(
-            "--config, --grid and --workdir are needed, e.g. --config=configs/mqar.py --grid=model.dim=32,64 --workdir=runs/mqar"
+            "--config, --grid and --workdir are needed, e.g. "
+            "--config=configs/mqar.py --grid=model.dim=32,64 --workdir=runs/mqar"
         )
 
     from research.report import provenance, run_card
@@ -129,7 +134,8 @@ def main(overrides: dict[str, str]) -> int:
         former = os.path.join(_WORKDIR.value, sweep.former_name(point))
         if os.path.isdir(former) and not os.path.exists(workdir):
             print(
-                f"note: {former} is named as earlier versions did and is not used; rename it to {workdir} to keep its run",
+                f"note: {former} is named as earlier versions did and is not used; "
+                f"rename it to {workdir} to keep its run",
                 flush=True,
             )
     codes = _train(points, workdirs, arguments, configs)

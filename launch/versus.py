@@ -95,7 +95,10 @@ def main(overrides: dict[str, str]) -> int:
     if _OUT.value:
         os.makedirs(_OUT.value, exist_ok=True)
         tables.write_csv(os.path.join(_OUT.value, "versus.csv"), rows, command=machine.command_line())
-        text = f"Made by `{machine.command_line()}`; nanoGPT's own estimate {peer['own_estimate']:.4f}.\n\n{tables.markdown_table(rows, columns)}"
+        text = (
+            f"Made by `{machine.command_line()}`; nanoGPT's own estimate "
+            f"{peer['own_estimate']:.4f}.\n\n{tables.markdown_table(rows, columns)}"
+        )
         write_text(Path(_OUT.value, "versus.md"), text)
         print(f"written to {_OUT.value}")
     return 0

@@ -71,6 +71,10 @@ def user_path(path: PathLike) -> Path:
     return Path(expanded)
 
 
+def _reason(error: OSError | ValueError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def check_regular(path: PathLike, remedy: str = "") -> None:
     """Raises UserError unless a path leads to a regular file, links resolved: reading a pipe or a device may never
     end."""
@@ -81,9 +85,7 @@ def check_regular(path: PathLike, remedy: str = "") -> None:
                 f"{printable(path, 300)} is {'not a regular file' if os.path.lexists(path) else 'missing'}{more}"
             )
     except (OSError, ValueError) as error:  # ValueError: a name that holds NUL
-        raise UserError(
-            f"cannot read {printable(path, 300)}: {getattr(error, 'strerror', None) or error}{more}"
-        ) from None
+        raise UserError(f"cannot read {printable(path, 300)}: {_reason(error)}{more}") from None
 
 
 MOST_SWELLING, SMALL = 100, 2**26
@@ -105,7 +107,8 @@ def check_zip(path: PathLike, remedy: str = "") -> None:
         raise UserError(f"{path} is damaged or no zip archive ({printable(error)}){more}") from None
     if claimed > max(SMALL, MOST_SWELLING * os.path.getsize(path)):
         raise UserError(
-            f"{path} claims {claimed:,} bytes in a file of {os.path.getsize(path):,}: damaged, or made to fill the memory{more}"
+            f"{path} claims {claimed:,} bytes in a file of {os.path.getsize(path):,}: damaged, "
+            f"or made to fill the memory{more}"
         )
 
 
@@ -131,7 +134,7 @@ def read_text(path: PathLike, remedy: str = "") -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: byte {error.start} is no UTF-8{more}") from None
     except (OSError, ValueError) as error:  # ValueError: a name that holds NUL
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}{more}") from None
+        raise UserError(f"cannot read {path}: {_reason(error)}{more}") from None
 
 
 def parse_json(text: str, where: str, keys: Sequence[str] = (), remedy: str = "") -> Any:
@@ -392,7 +395,8 @@ def check_output(out: PathLike, *reads: PathLike, flag: str = "--out") -> None:
             real in (part, part.parent) for part in parts
         ):
             raise UserError(
-                f"{flag}={out} is a file of what is read ({read}) or holds one, and would be overwritten; give another one"
+                f"{flag}={out} is a file of what is read ({read}) or holds one, and would be overwritten; "
+                "give another one"
             )
     if is_run(real):
         raise UserError(f"{flag}={out} is the directory of a run, whose files would be overwritten; give another one")

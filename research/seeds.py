@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -32,4 +33,4 @@ def key(seed: int) -> Array:
     high, low = divmod(check(seed), 2**32)
     if not high:
         return jax.random.key(low)
-    return jax.random.wrap_key_data(np.array([high, low], np.uint32), impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.asarray(np.array([high, low], np.uint32)), impl="threefry2x32")

@@ -56,6 +56,9 @@ class Rule:
             return not self.pattern or re.fullmatch(self.pattern, value) is not None
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return True
+        return self._holds(value)
+
+    def _holds(self, value: Any) -> bool:
         low = (self.least is None or value >= self.least) and (self.above is None or value > self.above)
         return low and (self.most is None or value <= self.most) and (self.below is None or value < self.below)
 
@@ -118,7 +121,7 @@ def _unwrapped(kind: Any, rule: Rule) -> tuple[Any, Rule]:
     args = typing.get_args(kind)
     if typing.get_origin(kind) is tuple and args and typing.get_origin(args[0]) is Annotated:
         inner, rule = _unwrapped(args[0], rule)
-        return tuple[(inner, *args[1:])], rule  # type: ignore[misc]
+        return types.GenericAlias(tuple, (inner, *args[1:])), rule
     return kind, rule
 
 
@@ -160,7 +163,7 @@ def described(kind: Any) -> str:
         return "a group of fields"
     if kind in (tuple, list) or origin is list:
         return "a list"
-    return "a path" if kind is os.PathLike else f"a {getattr(kind, '__name__', kind)}"
+    return "a path" if kind is os.PathLike else f"a {kind.__name__ if isinstance(kind, type) else kind}"
 
 
 def _fit(value: Any, kind: Any) -> Any:
@@ -239,7 +242,8 @@ def _text(value: Any) -> str:
 
 
 def _none(value: Any) -> None:
-    return None if value is None else _wrong()
+    if value is not None:
+        _wrong()
 
 
 def _is_mapping(kind: Any) -> bool:

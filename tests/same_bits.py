@@ -169,7 +169,7 @@ def main(_: list[str]) -> None:
     base = folder / "base"
     run: Callable[..., Any] = lambda *command: subprocess.run(
         ["git", *command], cwd=ROOT, check=True, capture_output=True
-    )  # noqa: E731
+    )
     run("worktree", "add", "--detach", str(base), _BASE.value)
     differs = False
     try:

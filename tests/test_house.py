@@ -203,3 +203,41 @@ def test_tests_listed_as_slow_exist():
     for line in lines:
         file, name = line.split("[")[0].split("::")
         assert f"def {name}(" in (ROOT / file).read_text(), line
+
+
+# getattr and hasattr hide from readers and from type checkers what an object must have: a type says it instead. Of the
+# standard library's modules what a platform lacks is asked for so.
+PLATFORM = {"os", "signal", "pickle"}
+PROBES = {
+    "research/__init__.py": (
+        "importlib.import_module(_HOMES[name])",
+        "names of the package are imported when asked for",
+    ),
+    "research/bench/tune.py": (
+        "importlib.import_module(f'research.bench.{module}')",
+        "the function that a table names",
+    ),
+    "research/modules/state.py": (
+        "module, layer, jax.checkpoint_policies, array",
+        "callers name methods, as in flax's `apply`; policies are JAX's; of arrays, NumPy's lack what JAX's tell",
+    ),
+    "research/report/run_card.py": ("value", "a report may hold arrays of any library"),
+}
+"""File -> (objects that are probed there, why)."""
+REWRITTEN = ("research/train/", "research/tasks/", "research/control/")
+"""Files that are not held to it, for they are being rewritten."""
+
+
+@pytest.mark.parametrize("folder", ["research", "launch"])
+def test_our_own_objects_are_not_probed(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        known = PLATFORM | set(PROBES.get(name, ("", ""))[0].split(", "))
+        found = {
+            ast.unparse(node.args[0])
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr")
+        }
+        if not name.startswith(REWRITTEN):
+            assert found <= known, f"{name} probes {found - known}: give the object a type that says what it has"
+            assert set(known) - PLATFORM - {""} <= found, f"{name}: remove what is probed no more from PROBES"

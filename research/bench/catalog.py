@@ -74,7 +74,8 @@ def parse_peers(texts: Iterable[str]) -> dict[str, str]:
         if not installed(name):
             have = [peer for peer in PEERS if installed(peer)]
             raise UserError(
-                f"peer {name} is not installed: it needs {needs} (pip install {' '.join(packages)}); installed: {_listed(have)}"
+                f"peer {name} is not installed: it needs {needs} (pip install {' '.join(packages)}); installed: "
+                f"{_listed(have)}"
             )
         if name in WITH_PATH and not Path(path).is_file():
             raise UserError(f"peer {name}: no file at {path!r}; expected --peer={name}:PATH/{name}.py")
@@ -97,7 +98,8 @@ def known(kind: str, name: str) -> str:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         raise UserError(
-            f"unknown {kind} {name!r}; {'near: ' + ', '.join(near) if near else 'valid: ' + ', '.join(names)} (all: --list)"
+            f"unknown {kind} {name!r}; {'near: ' + ', '.join(near) if near else 'valid: ' + ', '.join(names)} "
+            "(all: --list)"
         )
     return name
 

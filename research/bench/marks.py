@@ -1,5 +1,6 @@
 """Suites: cases together with the marks that their figures must reach, each a ratio of times measured in one run."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def exponent(times: Mapping[int, float]) -> float:
     """The slope of time over length in logarithms, by least squares."""
     x, y = [math.log(n) for n in times], [math.log(t) for t in times.values()]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
 
 
 def spread(numbers: Iterable[float]) -> float:
@@ -121,6 +122,10 @@ def spread(numbers: Iterable[float]) -> float:
     if not numbers:
         raise LookupError("none of the cases was measured")
     return max(numbers) / min(numbers)
+
+
+def _spread_of(words: str, rows: Sequence[Mapping[str, Any]]) -> float:
+    return spread([row["median_ms"] for row in rows if holds(row["shape"], words)])
 
 
 def _faster(
@@ -258,7 +263,7 @@ SUITES = {
         tuple(
             Mark(
                 f"{kind}: time of a training step, largest over smallest, length 256 to 8,192 at 8,192 tokens",
-                lambda rows, kind=kind: spread([row["median_ms"] for row in rows if holds(row["shape"], f"{kind} ")]),
+                functools.partial(_spread_of, f"{kind} "),
                 1.2,
             )
             for kind in (

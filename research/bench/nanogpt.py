@@ -21,8 +21,8 @@ import numpy as np
 from research.errors import UserError
 
 RECIPE = {
-    "device": "cpu", "compile": False, "eval_iters": 20, "log_interval": 100, "block_size": 64, "batch_size": 12, "n_layer": 4,
-    "n_head": 4, "n_embd": 128, "max_iters": 2000, "lr_decay_iters": 2000, "dropout": 0.0,
+    "device": "cpu", "compile": False, "eval_iters": 20, "log_interval": 100, "block_size": 64, "batch_size": 12,
+    "n_layer": 4, "n_head": 4, "n_embd": 128, "max_iters": 2000, "lr_decay_iters": 2000, "dropout": 0.0,
 }  # fmt: skip
 """The arguments that the README gives for a CPU; logging is rarer, which only saves time."""
 
@@ -36,7 +36,8 @@ def check(checkout: str) -> Path:
     folder = Path(checkout)
     if not (folder / "train.py").is_file() or not (folder / "config" / "train_shakespeare_char.py").is_file():
         raise UserError(
-            f"{checkout} is no checkout of nanoGPT (train.py, config/train_shakespeare_char.py); clone github.com/karpathy/nanoGPT"
+            f"{checkout} is no checkout of nanoGPT (train.py, config/train_shakespeare_char.py); "
+            "clone github.com/karpathy/nanoGPT"
         )
     if importlib.util.find_spec("torch") is None:
         raise UserError(

@@ -143,8 +143,8 @@ def _transformers_model(kind: str, sizes: Any) -> Any:
 
     transformers.utils.logging.set_verbosity_error()
     shared = dict(
-        vocab_size=sizes.vocab, hidden_size=sizes.width, num_hidden_layers=sizes.layers, state_size=sizes.state, expand=2,
-        tie_word_embeddings=True, use_cache=False,
+        vocab_size=sizes.vocab, hidden_size=sizes.width, num_hidden_layers=sizes.layers, state_size=sizes.state,
+        expand=2, tie_word_embeddings=True, use_cache=False,
     )  # fmt: skip
     if kind == "mamba":
         return transformers.MambaForCausalLM(transformers.MambaConfig(**shared, time_step_rank=sizes.dt_rank)).train()
@@ -165,6 +165,7 @@ def unireplknet_a(path: str, num_classes: int, *, channels_last: bool) -> Make:
         del state
         torch = torch_package()
         spec = importlib.util.spec_from_file_location("make_golden", MAKE_GOLDEN)
+        assert spec is not None and spec.loader is not None  # as for every path that ends in .py
         golden = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(golden)
         official = golden.load_official(path)

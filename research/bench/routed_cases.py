@@ -18,7 +18,7 @@ def cases(name: str, peers: dict[str, str]) -> list[Case]:
 
 
 def _case(side: int, width: int, experts: int, direction: str) -> Case:
-    form = lambda choice: functools.partial(routed_conv.routed_conv, form=choice)  # noqa: E731
+    form = lambda choice: functools.partial(routed_conv.routed_conv, form=choice)
 
     def draw():
         kernel = normal(2, (3, 3, width, experts, width)) / (3 * width**0.5)
@@ -26,7 +26,7 @@ def _case(side: int, width: int, experts: int, direction: str) -> Case:
 
     def dense(*inputs):
         *first, kernel, chosen = inputs
-        run = lambda x, kernel: routed_conv.routed_conv(x, kernel, jnp.zeros_like(chosen), form="all")  # noqa: E731
+        run = lambda x, kernel: routed_conv.routed_conv(x, kernel, jnp.zeros_like(chosen), form="all")
         return program(directed(run, direction, 2))(*first, kernel[..., :1, :])
 
     case = op_case(

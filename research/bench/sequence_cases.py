@@ -68,7 +68,7 @@ def training(kind: str) -> Case:
         config = config_of(kind, length)
 
         def run(params, stats, tokens):
-            read = lambda p: apply(config, p, stats, tokens[length][:, :-1], mode="train")[0]  # noqa: E731
+            read = lambda p: apply(config, p, stats, tokens[length][:, :-1], mode="train")[0]
             return jax.value_and_grad(lambda p: task.loss(read(p), tokens[length][:, 1:]))(params)
 
         return program(run)
@@ -92,7 +92,7 @@ def one_token(kind: str) -> Case:
 
     def at(position):
         def build(params, stats, token):
-            run = lambda p, s, token, state: apply(config, p, s, token, state, method="step")[0]  # noqa: E731
+            run = lambda p, s, token, state: apply(config, p, s, token, state, method="step")[0]
             state = apply(config, params, stats, 1, models.capacity(position + 1), method="init_state")[0]
             held = [{"layers": jax.tree.map(jnp.copy, state["layers"]), "position": jnp.int32(position)}]
             start = time.perf_counter()
@@ -104,7 +104,8 @@ def one_token(kind: str) -> Case:
                 held[0] = {"layers": after["layers"], "position": jnp.int32(position)}
                 return logits
 
-            return Built(call, seconds, compiled.memory_analysis().temp_size_in_bytes)
+            memory = compiled.memory_analysis()
+            return Built(call, seconds, None if memory is None else memory.temp_size_in_bytes)
 
         return build
 

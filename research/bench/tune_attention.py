@@ -22,7 +22,7 @@ def cases() -> Iterator[Measured]:
     for length in LENGTHS:
         arrays = tuple(normal(seed, (TOKENS // length, length, HEADS, WIDTH)) for seed in range(4))
         for causal in (False, True):
-            calls = {}
+            calls: dict[str, Callable[[], Any]] = {}
             for form in fast(attention.FORMS):
                 run = functools.partial(attention.softmax_attention, causal=causal, form=form)
                 calls[form] = functools.partial(jax.jit(directed(run, BOTH, 3)), *arrays)

@@ -43,7 +43,7 @@ def cases_1d() -> Iterator[Measured]:
 def _case(extent: tuple[int, int], size: tuple[int, int]) -> Measured:
     pixels, taps = extent[0] * extent[1], size[0] * size[1]
     shape = (max(1, NUMBERS // (pixels * CHANNELS)), *extent, CHANNELS)
-    low = tuple(k - 1 if 1 in extent else (k - 1) // 2 for k in size)
+    low = geometry.pair(k - 1 if 1 in extent else (k - 1) // 2 for k in size)
     branch = geometry.Branch(size, (1, 1), low, extent)
     x, g, kernel = normal(1, shape), normal(2, shape), normal(3, (*size, CHANNELS))
     directions: dict[str, dict[str, Callable[[], Any]]] = {"forward": {}, "input_grad": {}, "weight_grad": {}}

@@ -31,7 +31,7 @@ def cases() -> Iterator[Measured]:
                 normal(2, (3, 3, width, count, width)),
                 jnp.arange(BATCH) % count,
             )
-            calls = {}
+            calls: dict[str, Callable[[], Any]] = {}
             for form in _worth_a_try(pixels, count):
                 run = functools.partial(routed_conv.routed_conv, form=form)
                 calls[form] = functools.partial(

@@ -3,6 +3,7 @@
 import pathlib
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,12 @@ HOW = f"numpy.savez(FILE, {', '.join(f'{key}=...' for key in KEYS)})"
 
 @register("arrays", "image", ready=False)
 def load_arrays(
-    *, data_dir: str | None = None, file: str = "", train: tuple = (), test: tuple = (), num_classes: int | None = None
+    *,
+    data_dir: str | None = None,
+    file: str = "",
+    train: tuple[Any, ...] = (),
+    test: tuple[Any, ...] = (),
+    num_classes: int | None = None,
 ) -> tuple[ArraySource, ...]:
     """Returns the sources (train, test), or (train, validation, test) of a file that holds validation examples.
 

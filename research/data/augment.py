@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Float, Int, Real, UInt64
 
 from research.data import randaugment
 from research.errors import UserError
@@ -27,7 +27,8 @@ def _mix(bits: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
     """The finaliser of SplitMix64 (Steele et al. 2014)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    mixed: UInt64[np.ndarray, ...] = bits ^ (bits >> np.uint64(31))
+    return mixed
 
 
 Block = dict[str, np.ndarray]
@@ -36,7 +37,7 @@ Block = dict[str, np.ndarray]
 class Draws:
     """Uniform numbers that are functions of (seed, epoch, index, stream): SplitMix64 with one state per example."""
 
-    def __init__(self, seed: int, epochs: Int[np.ndarray, " B"], indices: Int[np.ndarray, " B"]):
+    def __init__(self, seed: int, epochs: Real[np.ndarray, "#B"], indices: Int[np.ndarray, " B"]):
         key = _mix(np.array([seed * _GOLDEN & _UINT64], np.uint64))
         key = _mix(key + np.asarray(epochs).astype(np.uint64) * np.uint64(_GOLDEN))
         self._states = _mix(key + np.asarray(indices).astype(np.uint64) * np.uint64(_GOLDEN))
@@ -151,7 +152,8 @@ def to_sequence(images: Float[np.ndarray, "B H W C"], side: int) -> Float[np.nda
     count, height, width, channels = images.shape
     if height % side or width % side:
         raise UserError(
-            f"sequence={side} does not divide the images ({height}x{width}) into patches; pad_to={-(-max(height, width) // side) * side} helps."
+            f"sequence={side} does not divide the images ({height}x{width}) into patches; "
+            f"pad_to={-(-max(height, width) // side) * side} helps."
         )
     rows, columns = height // side, width // side
     patches = images.reshape(count, rows, side, columns, side, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -191,7 +193,7 @@ def normalise(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...
     scale = 1.0 / np.asarray(std, np.float64)
     bias = -np.asarray(mean, np.float64) * scale
     scale = scale / 255 if images.dtype == np.uint8 else scale
-    result = np.multiply(images, scale.astype(np.float32), dtype=np.float32)
+    result: np.ndarray = np.multiply(images, scale.astype(np.float32), dtype=np.float32)
     result += bias.astype(np.float32)
     return result
 
@@ -265,7 +267,8 @@ _ONE_OR_MORE = float | tuple[float, ...]
 
 def make_augment(config: Mapping[str, Any] | None = None) -> Augment:
     """An `Augment` from a plain or ml_collections dictionary. Raises UserError for unknown fields and bad values."""
-    values, kinds = {}, typing.get_type_hints(Augment) | {"mean": _ONE_OR_MORE, "std": _ONE_OR_MORE}
+    values: dict[str, Any] = {}
+    kinds = typing.get_type_hints(Augment) | {"mean": _ONE_OR_MORE, "std": _ONE_OR_MORE}
     valid = [field.name for field in dataclasses.fields(Augment)]
     for key, value in dict(config or {}).items():
         if key not in valid:
@@ -281,7 +284,8 @@ def make_augment(config: Mapping[str, Any] | None = None) -> Augment:
     least, greatest = augment.resized_crop_scale
     if least > greatest:
         raise UserError(
-            f"data.augment.resized_crop_scale={augment.resized_crop_scale}; valid: (least, greatest), the least not above the other"
+            f"data.augment.resized_crop_scale={augment.resized_crop_scale}; valid: (least, greatest), "
+            "the least not above the other"
         )
     if augment.randaugment is not None and not (augment.randaugment[0] >= 1 and 0 <= augment.randaugment[1] <= 10):
         raise UserError(

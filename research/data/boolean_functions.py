@@ -4,7 +4,6 @@ After Bhattamishra et al. 2023 (arXiv 2310.03016, section 4 and appendix) and it
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,21 @@ class Boolean:
     dims: int = 28
     points: int = 70
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.dims >= 1 and self.points >= 1,
             f"in-context: dims={self.dims} and points={self.points} must be at least 1.",
         )
+
+    @property
+    def variance(self) -> float:
+        """Of a label."""
+        return 1.0
+
+    @property
+    def scored_from(self) -> int:
+        """The first prediction that counts."""
+        return 0
 
     def generate(self, random: KeyedRandom) -> Prompt:
         """Inputs and labels, float32."""
@@ -49,14 +58,14 @@ class Conjunction(Boolean):
 
     teaching: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         enough = not self.teaching or self.points > self.dims
         require(
             enough, f"conjunction: a teaching sequence needs points > dims; points={self.points}, dims={self.dims}."
         )
 
-    def generate(self, random):
+    def generate(self, random: KeyedRandom) -> Prompt:
         w = _literals(random, self.dims, 0.7)
         if self.teaching:
             w = (random.uniform("literals", self.dims) < 0.3).astype(np.float32)
@@ -73,12 +82,12 @@ class Conjunction(Boolean):
 class Disjunction(Boolean):
     """OR of literals as in `Conjunction`; each input is made to falsify all of them with probability 0.3."""
 
-    def generate(self, random):
+    def generate(self, random: KeyedRandom) -> Prompt:
         w = self.literals(random)
         x = _force(self.inputs(random), w, random.uniform("forced", self.points) < 0.3, -1)
         return x, -_conjunction(x, -w)
 
-    def literals(self, random):
+    def literals(self, random: KeyedRandom) -> Float[np.ndarray, "B D"]:
         return _literals(random, self.dims, 0.7)
 
 
@@ -88,12 +97,12 @@ class SparseDisjunction(Disjunction):
 
     literal_count: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         fits = 1 <= self.literal_count <= self.dims
         require(fits, f"sparse_disjunction: literal_count={self.literal_count} is not in 1..{self.dims} (dims).")
 
-    def literals(self, random):
+    def literals(self, random: KeyedRandom) -> Float[np.ndarray, "B D"]:
         return chosen(random, "literals", self.dims, self.literal_count)
 
 
@@ -101,7 +110,7 @@ class DNF(Boolean):
     """OR of three conjunctions (probabilities .8, .1, .1); one of them is made true with probability 0.35, the same in
     a prompt."""
 
-    def generate(self, random):
+    def generate(self, random: KeyedRandom) -> Prompt:
         w, x = _force_clause(self, random, 0.35, 1)
         return x, np.max([_conjunction(x, w[:, clause]) for clause in range(3)], axis=0)
 
@@ -110,7 +119,7 @@ class CNF(Boolean):
     """AND of three disjunctions (probabilities .8, .1, .1); one of them is made false with probability 0.3, the same in
     a prompt."""
 
-    def generate(self, random):
+    def generate(self, random: KeyedRandom) -> Prompt:
         w, x = _force_clause(self, random, 0.3, -1)
         return x, np.min([-_conjunction(x, -w[:, clause]) for clause in range(3)], axis=0)
 
@@ -119,7 +128,7 @@ class Majority(Boolean):
     """sign(w.x - 1/2), w_i in {0, 1}, 1 with probability 0.3: the majority of the chosen coordinates, a tie being
     -1."""
 
-    def generate(self, random):
+    def generate(self, random: KeyedRandom) -> Prompt:
         x = self.inputs(random)
         return x, _threshold(x, (random.uniform("weights", self.dims) < 0.3).astype(np.float32))
 
@@ -127,7 +136,7 @@ class Majority(Boolean):
 class Halfspace(Boolean):
     """sign(w.x - 1/2), w_i uniform on -3..3."""
 
-    def generate(self, random):
+    def generate(self, random: KeyedRandom) -> Prompt:
         x = self.inputs(random)
         return x, _threshold(x, random.integers("weights", 7, self.dims).astype(np.float32) - 3)
 
@@ -135,7 +144,7 @@ class Halfspace(Boolean):
 class SparseThreshold(Boolean):
     """sign(w.x - t), w as the literals of `Conjunction`, t uniform on -2.5, -1.5, ..., 2.5."""
 
-    def generate(self, random):
+    def generate(self, random: KeyedRandom) -> Prompt:
         x, threshold = self.inputs(random), random.integers("threshold", 6, 1) - 2.5
         return x, _threshold(x, _literals(random, self.dims, 0.7), threshold)
 
@@ -146,12 +155,12 @@ class Parity(Boolean):
 
     dims: int = 10
 
-    def generate(self, random):
+    def generate(self, random: KeyedRandom) -> Prompt:
         x = self.inputs(random)
         ones = dot((x + 1) / 2, self.subset(random))
         return x, (2 * np.mod(ones, 2) - 1).astype(np.float32)
 
-    def subset(self, random):
+    def subset(self, random: KeyedRandom) -> Float[np.ndarray, "B D"]:
         return (random.signs("subset", self.dims) + 1) / 2
 
 
@@ -162,11 +171,11 @@ class SparseParity(Parity):
     dims: int = 28
     bits: int = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(1 <= self.bits <= self.dims, f"sparse_parity: bits={self.bits} is not in 1..{self.dims} (dims).")
 
-    def subset(self, random):
+    def subset(self, random: KeyedRandom) -> Float[np.ndarray, "B D"]:
         return chosen(random, "subset", self.dims, self.bits)
 
 
@@ -180,14 +189,18 @@ class NearestNeighbour(Boolean):
 
     start: int = 20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(
             1 <= self.start < self.points,
             f"nearest_neighbour: start={self.start} is not in 1..{self.points - 1} (points - 1).",
         )
 
-    def generate(self, random):
+    @property
+    def scored_from(self) -> int:
+        return self.start
+
+    def generate(self, random: KeyedRandom) -> Prompt:
         x, y = self.inputs(random), random.signs("labels", self.points)
         similarity, rows = x @ x.transpose(0, 2, 1), np.arange(len(random))
         for point in range(1, self.points):
@@ -198,7 +211,7 @@ class NearestNeighbour(Boolean):
         return x, y
 
 
-BOOLEAN: dict[str, Callable[..., Boolean]] = {
+BOOLEAN: dict[str, type[Boolean]] = {
     "conjunction": Conjunction,
     "disjunction": Disjunction,
     "sparse_disjunction": SparseDisjunction,
@@ -214,7 +227,8 @@ BOOLEAN: dict[str, Callable[..., Boolean]] = {
 
 
 def dot(x: Float[np.ndarray, "B K D"], w: Float[np.ndarray, "B D"]) -> Float[np.ndarray, "B K"]:
-    return (x @ w[:, :, None])[:, :, 0]
+    products: np.ndarray = (x @ w[:, :, None])[:, :, 0]
+    return products
 
 
 def chosen(random: KeyedRandom, what: str, dims: int, count: int) -> Float[np.ndarray, "B D"]:
@@ -230,12 +244,16 @@ def _literals(random: KeyedRandom, dims: int, absent: float, *clauses: int) -> F
     return np.where(u < absent, 0, np.where(u < (1 + absent) / 2, 1, -1)).astype(np.float32)
 
 
-def _force(x: Float[np.ndarray, "B K D"], w: Float[np.ndarray, "B D"], forced: Bool[np.ndarray, "B K"], to: int):
+def _force(
+    x: Float[np.ndarray, "B K D"], w: Float[np.ndarray, "B D"], forced: Bool[np.ndarray, "B K"], to: int
+) -> Float[np.ndarray, "B K D"]:
     """Sets the literals of the forced inputs: all true (to = 1) or all false (to = -1)."""
     return np.where(forced[:, :, None] & (w != 0)[:, None], to * w[:, None], x)
 
 
-def _force_clause(rule: Boolean, random: KeyedRandom, probability: float, to: int):
+def _force_clause(
+    rule: Boolean, random: KeyedRandom, probability: float, to: int
+) -> tuple[Float[np.ndarray, "B 3 D"], Float[np.ndarray, "B K D"]]:
     """Literals [B, 3, D] of three clauses, and inputs of which some have one clause of the prompt forced."""
     w = _literals(random, rule.dims, 0.8, 3)
     forced = w[np.arange(len(random)), random.integers("clause", 3)]
@@ -251,4 +269,5 @@ def _threshold(
     x: Float[np.ndarray, "B K D"], w: Float[np.ndarray, "B D"], threshold: Any = 0.5
 ) -> Float[np.ndarray, "B K"]:
     """sign(w.x - threshold); the callers' values never meet the threshold."""
-    return np.sign(dot(x, w) - threshold).astype(np.float32)
+    signs: np.ndarray = np.sign(dot(x, w) - threshold).astype(np.float32)
+    return signs

@@ -117,9 +117,11 @@ class Counting:
 
         def bumps(place: np.ndarray) -> Float[np.ndarray, "B N H"]:
             heights = np.exp(-0.5 * np.square((pixels - place[..., None]) / self.sigma))
-            return heights / heights.sum(-1, keepdims=True)
+            shares: np.ndarray = heights / heights.sum(-1, keepdims=True)
+            return shares
 
-        return (np.swapaxes(bumps(y) * there[..., None], 1, 2) @ bumps(x)).astype(np.float32)
+        density: np.ndarray = (np.swapaxes(bumps(y) * there[..., None], 1, 2) @ bumps(x)).astype(np.float32)
+        return density
 
 
 @register("counting", "density")

@@ -34,7 +34,7 @@ def of_arrays(*arrays: np.ndarray) -> str:
     return sha.hexdigest()
 
 
-def of_files(paths: Iterable[str | os.PathLike]) -> str:
+def of_files(paths: Iterable[str | os.PathLike[str]]) -> str:
     """Returns the SHA-256 of names, sizes, and the content of files up to a bound: of larger ones both ends count."""
     sha = hashlib.sha256()
     for path in sorted(map(Path, paths)):

@@ -45,7 +45,10 @@ class Styles:
 
 def population_styles(random: KeyedRandom) -> Styles:
     """Styles of a population: everyone a little different."""
-    between = lambda what, low, high: low + (high - low) * random.uniform(what)  # noqa: E731
+
+    def between(what: str, low: float, high: float) -> np.ndarray:
+        return low + (high - low) * random.uniform(what)
+
     return Styles(
         between("slant", -0.25, 0.25),
         between("rotation", -0.15, 0.15),
@@ -57,7 +60,10 @@ def population_styles(random: KeyedRandom) -> Styles:
 def user_styles(user: int, count: int) -> Styles:
     """The style of one user, `count` times."""
     random = KeyedRandom.of(user, (_USERS,), np.zeros(1, np.int64))
-    away = lambda what, low, high: random.signs(what) * (low + (high - low) * random.uniform(what + " size"))  # noqa: E731
+
+    def away(what: str, low: float, high: float) -> np.ndarray:
+        return random.signs(what) * (low + (high - low) * random.uniform(what + " size"))
+
     own = (
         away("slant", 0.3, 0.5),
         away("rotation", 0.2, 0.35),
@@ -77,7 +83,10 @@ def write(glyphs: Float[np.ndarray, "B 8 8"], styles: Styles) -> Float[np.ndarra
     """Draws 8x8 glyphs of values 0..1 in the given styles, bilinearly; a glyph is about 20 pixels high."""
     count, scale = len(glyphs), 8 / 22
     rows, columns = np.meshgrid(np.arange(SIDE) - (SIDE - 1) / 2, np.arange(SIDE) - (SIDE - 1) / 2, indexing="ij")
-    turn = lambda value: value[:, None, None]  # noqa: E731
+
+    def turn(value: np.ndarray) -> np.ndarray:
+        return value[:, None, None]
+
     sine, cosine = turn(np.sin(styles.rotation)), turn(np.cos(styles.rotation))
     y, x = cosine * rows + sine * columns, cosine * columns - sine * rows
     x = (x + turn(styles.slant) * y) / turn(styles.width)
@@ -87,10 +96,15 @@ def write(glyphs: Float[np.ndarray, "B 8 8"], styles: Styles) -> Float[np.ndarra
     top, left = y.astype(np.int64), x.astype(np.int64)
     down, right = y - top, x - left
     which = np.arange(count)[:, None, None]
-    at = lambda i, j: framed[which, top + i, left + j]  # noqa: E731
+
+    def at(i: int, j: int) -> np.ndarray:
+        corner: np.ndarray = framed[which, top + i, left + j]
+        return corner
+
     upper, lower = (at(i, 0) * (1 - right) + at(i, 1) * right for i in (0, 1))
     image = (upper * (1 - down) + lower * down) ** turn(styles.stroke)
-    return image[..., None].astype(np.float32)
+    drawn: np.ndarray = image[..., None].astype(np.float32)
+    return drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +141,8 @@ class Handwriting:
     def _own(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B 8 8"]:
         """The glyphs that the user draws: those of one digit are another's, with a bar."""
         written, shape = idiosyncrasy(self.user)
-        glyphs, others = self.glyphs[indices].copy(), self.glyphs[self.labels == shape]
+        glyphs: np.ndarray = self.glyphs[indices].copy()
+        others = self.glyphs[self.labels == shape]
         swapped = np.flatnonzero(self.labels[indices] == written)
         random = KeyedRandom.of(self.user, (_GLYPHS,), indices[swapped])
         glyphs[swapped] = others[random.integers("glyph", len(others))]

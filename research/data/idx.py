@@ -4,12 +4,12 @@ Nothing in a header is believed before the file has been seen to hold what it cl
 """
 
 import gzip
+import io
 import math
 import os
 import pathlib
 import struct
 import zlib
-from typing import BinaryIO
 
 import numpy as np
 
@@ -28,7 +28,7 @@ HOW_TO_GET = {
 }
 
 
-def read_idx(path: str | os.PathLike) -> np.ndarray:
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """The array in an IDX file, in native byte order. Raises UserError for anything that is not exactly one IDX
     array."""
     path = pathlib.Path(path)
@@ -45,7 +45,7 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def _read_stream(file: BinaryIO, path: pathlib.Path, file_size: int, most_ratio: int) -> np.ndarray:
+def _read_stream(file: io.BufferedIOBase, path: pathlib.Path, file_size: int, most_ratio: int) -> np.ndarray:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _DTYPES or not 1 <= head[3] <= _MAX_DIMS:
         raise UserError(
@@ -82,11 +82,12 @@ def find_file(folder: pathlib.Path, split: str, kind: str) -> pathlib.Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(
-        f"{folder} has no {names[0]} (nor {names[1]}); an IDX folder holds train and t10k images and labels, .gz or not."
+        f"{folder} has no {names[0]} (nor {names[1]}); an IDX folder holds train and t10k images and labels, "
+        ".gz or not."
     )
 
 
-def read_folder(folder: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_folder(folder: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The pairs (images, labels) of 'train' and 'test' in a folder with the four IDX files."""
     folder = user_path(folder)
     if not folder.is_dir():

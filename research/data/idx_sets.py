@@ -21,7 +21,8 @@ def load_idx(
     """A folder with four IDX files, given by `data_dir`; `average` and `train_examples` as in `reduced`."""
     if data_dir is None:
         raise UserError(
-            "Data set 'idx' needs data_dir: the folder with the four IDX files (train-images-idx3-ubyte and so on, .gz or not)."
+            "Data set 'idx' needs data_dir: the folder with the four IDX files (train-images-idx3-ubyte and so on, "
+            ".gz or not)."
         )
     return reduced(*_sources("idx", pathlib.Path(data_dir), num_classes), average, train_examples)
 
@@ -75,4 +76,5 @@ def reduced(
 def _averaged(images: np.ndarray, side: int) -> np.ndarray:
     count, height, width, channels = images.shape
     blocks = images.reshape(count, height // side, side, width // side, side, channels)
-    return np.round(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)
+    averaged: np.ndarray = np.round(blocks.mean((2, 4), dtype=np.float32)).astype(np.uint8)
+    return averaged

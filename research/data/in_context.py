@@ -5,7 +5,7 @@ The model predicts y_i where it has read x_i, that is from i - 1 examples.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,7 +26,9 @@ class Regression:
     points: int = 41
     active_dims: int | None = None
 
-    def __post_init__(self):
+    scored_from: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
         require(
             self.dims >= 1 and self.points >= 1,
             f"in-context: dims={self.dims} and points={self.points} must be at least 1.",
@@ -59,10 +61,10 @@ class Regression:
 class Linear(Regression):
     """y = w.x, w ~ N(0, I)."""
 
-    def weights(self, random):
+    def weights(self, random: KeyedRandom) -> Float[np.ndarray, "B D"]:
         return random.normal("weights", self.dims)
 
-    def targets(self, random, x):
+    def targets(self, random: KeyedRandom, x: Float[np.ndarray, "B K D"]) -> Float[np.ndarray, "B K"]:
         return dot(x, self.weights(random))
 
 
@@ -72,7 +74,7 @@ class SparseLinear(Linear):
 
     nonzeros: int = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(
             1 <= self.nonzeros <= self.dims, f"sparse_linear: nonzeros={self.nonzeros} is not in 1..{self.dims} (dims)."
@@ -82,8 +84,9 @@ class SparseLinear(Linear):
     def variance(self) -> float:
         return self.nonzeros * self._active() / self.dims
 
-    def weights(self, random):
-        return super().weights(random) * chosen(random, "nonzeros", self.dims, self.nonzeros)
+    def weights(self, random: KeyedRandom) -> Float[np.ndarray, "B D"]:
+        sparse: np.ndarray = super().weights(random) * chosen(random, "nonzeros", self.dims, self.nonzeros)
+        return sparse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,7 @@ class NoisyLinear(Linear):
 
     noise_std: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(self.noise_std >= 0, f"noisy_linear: noise_std={self.noise_std} must not be negative.")
 
@@ -100,15 +103,16 @@ class NoisyLinear(Linear):
     def variance(self) -> float:
         return super().variance + self.noise_std**2
 
-    def targets(self, random, x):
+    def targets(self, random: KeyedRandom, x: Float[np.ndarray, "B K D"]) -> Float[np.ndarray, "B K"]:
         return super().targets(random, x) + self.noise_std * random.normal("noise", self.points)
 
 
 class Quadratic(Linear):
     """y = w.x^2 / sqrt(3), the squares by coordinate."""
 
-    def targets(self, random, x):
-        return super().targets(random, x * x) / np.sqrt(3)
+    def targets(self, random: KeyedRandom, x: Float[np.ndarray, "B K D"]) -> Float[np.ndarray, "B K"]:
+        scaled: np.ndarray = super().targets(random, x * x) / np.sqrt(3)
+        return scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +122,14 @@ class ReluNetwork(Regression):
     points: int = 101
     hidden: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(self.hidden >= 1, f"relu_network: hidden={self.hidden} must be at least 1.")
 
-    def targets(self, random, x):
+    def targets(self, random: KeyedRandom, x: Float[np.ndarray, "B K D"]) -> Float[np.ndarray, "B K"]:
         hidden = np.maximum(x @ random.normal("first", self.dims, self.hidden), 0)
-        return dot(hidden, random.normal("second", self.hidden)) * np.sqrt(2 / self.hidden)
+        scaled: np.ndarray = dot(hidden, random.normal("second", self.hidden)) * np.sqrt(2 / self.hidden)
+        return scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +140,7 @@ class DecisionTree(Regression):
     points: int = 101
     depth: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(1 <= self.depth <= 16, f"decision_tree: depth={self.depth} is not in 1..16.")
 
@@ -143,7 +148,7 @@ class DecisionTree(Regression):
     def variance(self) -> float:
         return 1.0
 
-    def targets(self, random, x):
+    def targets(self, random: KeyedRandom, x: Float[np.ndarray, "B K D"]) -> Float[np.ndarray, "B K"]:
         coordinates = random.integers("coordinates", self.dims, 2**self.depth - 1)
         node = np.zeros(x.shape[:2], np.int64)
         for _ in range(self.depth):
@@ -152,7 +157,7 @@ class DecisionTree(Regression):
         return np.take_along_axis(random.normal("leaves", 2**self.depth), node - (2**self.depth - 1), 1)
 
 
-REGRESSION: dict[str, Callable[..., Regression]] = {
+REGRESSION: dict[str, type[Regression]] = {
     "linear": Linear,
     "sparse_linear": SparseLinear,
     "noisy_linear": NoisyLinear,
@@ -187,7 +192,7 @@ class Curriculum:
         valid = [field.name for field in dataclasses.fields(cls)]
         require(isinstance(options, Mapping), f"curriculum={options} must be fields: {', '.join(valid)}.")
         require("every" in options, "curriculum: every is needed, a number of epochs.")
-        given = {}
+        given: dict[str, Any] = {}
         for name, value in options.items():
             require(name in valid, f"curriculum has no field {name!r}; valid: {', '.join(valid)}.")
             counts = [value] if name == "every" else value
@@ -231,12 +236,12 @@ class InContext:
     @property
     def variance(self) -> float:
         """Of a target."""
-        return getattr(self.rule, "variance", 1.0)
+        return self.rule.variance
 
     @property
     def scored_from(self) -> int:
         """The first prediction that counts; the targets before it cannot be known."""
-        return getattr(self.rule, "start", 0)
+        return self.rule.scored_from
 
     @property
     def digest(self) -> str:
@@ -254,13 +259,15 @@ class InContext:
         that the curriculum does not score yet are NaN.
         """
         random = KeyedRandom.of(self.seed, self.stream, indices, epochs if self.fresh else None)
-        growing = self.curriculum if epochs is not None else None
-        options = {"active": growing.at(growing.dims, epochs)} if growing and growing.dims else {}
-        x, y = self.rule.generate(random, **options)
+        dims = points = None
+        if self.curriculum and epochs is not None:
+            dims = self.curriculum.at(self.curriculum.dims, epochs) if self.curriculum.dims else None
+            points = self.curriculum.at(self.curriculum.points, epochs) if self.curriculum.points else None
+        x, y = self.rule.generate(random, **({} if dims is None else {"active": dims}))
         vectors = np.zeros((len(x), 2 * self.points, self.dims), np.float32)
         vectors[:, 0::2], vectors[:, 1::2, 0] = x, y
-        if growing and growing.points:
-            y = np.where(np.arange(self.points) < growing.at(growing.points, epochs)[:, None], y, np.float32(np.nan))
+        if points is not None:
+            y = np.where(np.arange(self.points) < points[:, None], y, np.float32(np.nan))
         return {"vectors": vectors, "targets": y}
 
 
@@ -303,8 +310,8 @@ def load_in_context(
     """
     rule = find_rule("in-context task", task, REGRESSION | BOOLEAN, options)
     source = InContextBoolean if task in BOOLEAN else InContextRegression
-    check_counts(task, {"train_examples": train_examples, "test_examples": test_examples})
-    counts = {"train": train_examples, "validation": test_examples, "test": test_examples}
+    given = check_counts(task, {"train_examples": train_examples, "test_examples": test_examples})
+    counts = {split: given["train_examples" if split == "train" else "test_examples"] for split in SPLITS}
     growing = Curriculum.of(curriculum) if curriculum else None
     if growing:
         require(
@@ -312,7 +319,7 @@ def load_in_context(
             f"curriculum: {task} has no coordinates to leave out; leave dims away.",
         )
         first = (growing.points or (rule.points,))[0]
-        start = getattr(rule, "start", 0)
+        start = rule.scored_from
         require(first > start, f"curriculum: points begin with {first}, but {task} scores from example {start} on.")
     return {
         split: source(

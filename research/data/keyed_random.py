@@ -18,9 +18,9 @@ _SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 _UINT64 = (1 << 64) - 1
 
 
-def fold(keys: UInt64[np.ndarray, "*N"], words: UInt64[np.ndarray, "*N"]) -> UInt64[np.ndarray, "*N"]:
+def fold(keys: UInt64[np.ndarray, "*#N"], words: UInt64[np.ndarray, "*#N"]) -> UInt64[np.ndarray, "..."]:
     """Word number `words` of the SplitMix64 sequences of `keys`, which broadcast; arrays of one axis or more."""
-    z = keys + (words + np.uint64(1)) * _GAMMA
+    z: np.ndarray = keys + (words + np.uint64(1)) * _GAMMA
     z ^= z >> _SHIFTS[0]
     z *= _FACTORS[0]
     z ^= z >> _SHIFTS[1]

@@ -8,7 +8,7 @@ output is read: the model does not shift.
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,8 +31,11 @@ SPLITS = {"train": 0, "validation": 1, "test": 2}
 class Rule(Protocol):
     """How the sequences of one probe are made."""
 
-    vocab_size: int
-    length: int
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
 
     def generate(self, random: KeyedRandom) -> Block:
         """Tokens and labels of a block of examples."""
@@ -62,7 +65,7 @@ class MultiQueryRecall:
     power_a: float = 0.01
     random_non_queries: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.pairs >= 1, f"mqar: pairs={self.pairs} must be at least 1.")
         require(self.length % 2 == 0, f"mqar: length={self.length} must be even.")
         limit = (
@@ -104,7 +107,7 @@ class SelectiveCopying:
     length: int = 4096
     copies: int = 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.vocab_size >= 3,
             f"selective_copying: vocab_size={self.vocab_size} must be at least 3: noise, marker, tokens.",
@@ -136,9 +139,12 @@ class MADSelectiveCopying:
     length: int = 256
     copies: int = 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.vocab_size >= 3, f"mad_selective_copying: vocab_size={self.vocab_size} must be at least 3.")
-        limit = f"mad_selective_copying: length={self.length} must be above 2 * copies + 1, copies={self.copies} at least 1."
+        limit = (
+            f"mad_selective_copying: length={self.length} must be above 2 * copies + 1, "
+            f"copies={self.copies} at least 1."
+        )
         require(self.copies >= 1 and 2 * self.copies + 1 < self.length, limit)
 
     def generate(self, random: KeyedRandom) -> Block:
@@ -164,7 +170,7 @@ class InductionHeads:
     vocab_size: int = 16
     length: int = 256
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.vocab_size >= 2, f"induction_heads: vocab_size={self.vocab_size} must be at least 2.")
         require(self.length >= 3, f"induction_heads: length={self.length} must be at least 3.")
 
@@ -196,7 +202,7 @@ class MADRecall:
     noise_vocab: int = 0
     score_all: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.length % 2 == 0 and self.length >= 4, f"mad_recall: length={self.length} must be even and at least 4."
         )
@@ -235,7 +241,7 @@ class MADRecall:
         return tokens, labels
 
 
-KINDS: dict[str, Callable[..., Rule]] = {
+KINDS: dict[str, type[Rule]] = {
     "mqar": MultiQueryRecall,
     "selective_copying": SelectiveCopying,
     "mad_selective_copying": MADSelectiveCopying,
@@ -320,7 +326,7 @@ class MixedProbe:
         """The block {"tokens": int32 [B, T], "labels": int32 [B, T], "lengths": int32 [B]} with T of the longest
         part."""
         indices = np.asarray(indices)
-        block = {
+        block: dict[str, np.ndarray] = {
             name: np.full((len(indices), self.length), fill, np.int32)
             for name, fill in (("tokens", 0), ("labels", NOT_SCORED))
         }
@@ -367,10 +373,11 @@ def load_probe(
     test_options = test_options or {}
     mixed = kind == "mqar" and "mix" in options
     require(not mixed or train_examples is None, f"{kind}: the mix counts its examples; leave train_examples out.")
-    check_counts(kind, {"test_examples": test_examples} | ({} if mixed else {"train_examples": train_examples}))
+    counts = {"test_examples": test_examples} | ({} if mixed else {"train_examples": train_examples})
+    sizes = check_counts(kind, counts)
     splits: dict[str, TokenProbe | MixedProbe] = {}
     for split, stream in SPLITS.items():
-        chosen, count = dict(options), train_examples if split == "train" else test_examples
+        chosen, count = dict(options), sizes.get("train_examples" if split == "train" else "test_examples", 0)
         if split != "train":
             chosen.pop("score_all", None)
         if split == "test" and test_options:
@@ -380,7 +387,7 @@ def load_probe(
         settings = [(chosen, count)]
         if mix is not None:
             own_counts = split == "train" or (split == "test" and "mix" in test_options)
-            settings = _mix_settings(mix, chosen, None if own_counts else test_examples)
+            settings = _mix_settings(mix, chosen, None if own_counts else count)
         probes = []
         for part, (fields, examples) in enumerate(settings):
             rule = find_rule("probe", kind, KINDS, fields, ("mix",) if kind == "mqar" else ())
@@ -388,22 +395,26 @@ def load_probe(
                 TokenProbe(f"{kind}/{split}", rule, examples, seed, (stream, part), fresh and split == "train")
             )
         splits[split] = MixedProbe(f"{kind}/{split}", tuple(probes)) if mixed else probes[0]
-    sizes = {split: source.vocab_size for split, source in splits.items()}
+    vocabularies = {split: source.vocab_size for split, source in splits.items()}
     require(
-        len(set(sizes.values())) == 1,
-        f"{kind}: vocab_size differs between splits: {sizes}; leave it out of test_options.",
+        len(set(vocabularies.values())) == 1,
+        f"{kind}: vocab_size differs between splits: {vocabularies}; leave it out of test_options.",
     )
     return splits
 
 
-def check_counts(kind: str, counts: dict[str, int | None]) -> None:
-    """Raises a UserError that names a number of examples which is missing or below 1."""
+def check_counts(kind: str, counts: Mapping[str, int | None]) -> dict[str, int]:
+    """Returns numbers of examples. Raises a UserError that names one which is missing or below 1."""
+    given = {}
     for name, count in counts.items():
-        require(count is not None and count >= 1, f"{kind}: {name}={count} must be a number of at least 1.")
+        if count is None or count < 1:
+            raise UserError(f"{kind}: {name}={count} must be a number of at least 1.")
+        given[name] = count
+    return given
 
 
 def find_rule(
-    what: str, kind: str, kinds: dict[str, Callable[..., Any]], options: dict[str, Any], also: tuple[str, ...] = ()
+    what: str, kind: str, kinds: Mapping[str, type[Any]], options: dict[str, Any], also: tuple[str, ...] = ()
 ) -> Any:
     """The rule of that kind with those options; unknown ones are errors that list the valid ones, `also` among them."""
     if kind not in kinds:
@@ -416,7 +427,7 @@ def find_rule(
     return kinds[kind](**fit_options(options, kinds[kind], "data.options."))
 
 
-def _mix_settings(mix: list, options: dict[str, Any], examples: int | None) -> list[tuple[dict[str, Any], int]]:
+def _mix_settings(mix: list[Any], options: dict[str, Any], examples: int | None) -> list[tuple[dict[str, Any], int]]:
     """Options and size of each part of a mix; `examples` takes the place of the mix's own counts."""
     fit(mix, tuple[tuple[int, ...], ...], "mqar: mix")
     fits = len(mix) > 0 and all(len(part) == 3 for part in mix)

@@ -9,7 +9,7 @@ within one step of 255; geometric ones are done by Pillow itself.
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Real, UInt8
 
 from research.errors import UserError
 
@@ -47,7 +47,8 @@ def apply(
 def _look_up(images: Block, tables: UInt8[np.ndarray, "B C 256"]) -> Block:
     count, _, _, channels = images.shape
     base = (np.arange(count * channels, dtype=np.int32) * 256).reshape(count, 1, 1, channels)
-    return tables.reshape(-1)[base + images]
+    found: np.ndarray = tables.reshape(-1)[base + images]
+    return found
 
 
 def _histograms(images: Block) -> Int[np.ndarray, "B C 256"]:
@@ -56,7 +57,7 @@ def _histograms(images: Block) -> Int[np.ndarray, "B C 256"]:
     return np.bincount((base + images).ravel(), minlength=count * channels * 256).reshape(count, channels, 256)
 
 
-def _same_table(table: Float[np.ndarray, "B 256"], channels: int) -> UInt8[np.ndarray, "B C 256"]:
+def _same_table(table: Real[np.ndarray, "B 256"], channels: int) -> UInt8[np.ndarray, "B C 256"]:
     return np.repeat(np.clip(table, 0, 255).astype(np.uint8)[:, None], channels, axis=1)
 
 
@@ -64,15 +65,19 @@ def _blend(degenerate: np.ndarray, images: np.ndarray, signed: Levels) -> np.nda
     """degenerate + factor * (image - degenerate), where the factor is 1 +- 0.9 level, at least 0.1."""
     factor = np.maximum(0.1, 1 + 0.9 * signed).astype(np.float32).reshape(-1, *[1] * (images.ndim - 1))
     degenerate = degenerate.astype(np.float32)
-    return np.clip(degenerate + factor * (images - degenerate), 0, 255).astype(np.uint8)
+    blended: np.ndarray = np.clip(degenerate + factor * (images - degenerate), 0, 255).astype(np.uint8)
+    return blended
 
 
 def _grey(images: Block) -> np.ndarray:
     """Luma by ITU-R 601-2 in Pillow's fixed point, [B, H, W, 1]."""
+    grey: np.ndarray
     if images.shape[3] != 3:
-        return images.mean(axis=3, keepdims=True).round()
-    weighted = images.astype(np.int64) @ np.array([19595, 38470, 7471])
-    return ((weighted + 0x8000) >> 16)[..., None]
+        grey = images.mean(axis=3, keepdims=True).round()
+    else:
+        weighted = images.astype(np.int64) @ np.array([19595, 38470, 7471])
+        grey = ((weighted + 0x8000) >> 16)[..., None]
+    return grey
 
 
 def identity(images: Block, signed: Levels) -> Block:

@@ -20,7 +20,8 @@ _UINT64 = (1 << 64) - 1
 class AnySource(Protocol):
     """Examples addressed by index: images, tokens or vectors."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def digest(self) -> str:
@@ -43,8 +44,11 @@ class AnySource(Protocol):
 class Source(Protocol):
     """Labelled images addressed by index."""
 
-    name: str
-    num_classes: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_classes(self) -> int: ...
 
     @property
     def digest(self) -> str: ...
@@ -108,7 +112,11 @@ def keyed_permutation(size: int, *key: int) -> Int[np.ndarray, " size"]:
 
 
 def arrays_to_sources(
-    name: str, train: tuple, test: tuple, num_classes: int | None, splits: tuple[str, str] = ("train", "test")
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    num_classes: int | None,
+    splits: tuple[str, str] = ("train", "test"),
 ) -> tuple[ArraySource, ArraySource]:
     """Checks two pairs (images, labels) and makes sources of them, called `splits`; `num_classes` defaults to the
     largest label + 1."""
@@ -140,7 +148,8 @@ def _checked_pair(name: str, images: np.ndarray, labels: np.ndarray) -> tuple[np
         )
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
         raise UserError(
-            f"{name}: labels are {labels.dtype}{list(labels.shape)}; wanted integers, one for each of {len(images)} images."
+            f"{name}: labels are {labels.dtype}{list(labels.shape)}; wanted integers, "
+            f"one for each of {len(images)} images."
         )
     if len(labels) and labels.min() < 0:
         raise UserError(f"{name}: a label is {labels.min()}; labels count from 0.")

@@ -4,6 +4,7 @@ The validation split is cut from the training data; the test split is read as it
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from research import seeds
@@ -38,7 +39,8 @@ def load_splits(
     """
     if not 0 <= validation_fraction < 1:
         raise UserError(
-            f"validation_fraction={validation_fraction} is not in [0, 1): give the part of the training data to hold out."
+            f"validation_fraction={validation_fraction} is not in [0, 1): "
+            "give the part of the training data to hold out."
         )
     found, positional = find(name)
     loader = found.loader
@@ -49,7 +51,8 @@ def load_splits(
         key: value for key, value in {"data_dir": data_dir, "seed": seed}.items() if key in takes and key not in options
     }
     if found.ready:
-        return loader(*positional, **place, **options)
+        splits: dict[str, AnySource] = loader(*positional, **place, **options)
+        return splits
     train, *own, test = loader(*positional, **place, **options)
     if own:
         return {"train": train, "validation": own[0], "test": test}
@@ -57,7 +60,8 @@ def load_splits(
     kept, held = stratified_split(train.labels, held_out, seed)
     if len(kept) == 0:
         raise UserError(
-            f"{name}: no training example is left of {len(train)} with validation_fraction={validation_fraction}; lower it."
+            f"{name}: no training example is left of {len(train)} with validation_fraction={validation_fraction}; "
+            "lower it."
         )
     return {
         "train": train.subset(kept, f"{name}/train"),
@@ -88,7 +92,7 @@ def settings_read(name: str) -> tuple[str, ...]:
     return (*files, *whole, *(("data.augment",) if found.examples == "image" else ()))
 
 
-def _typed_options(name: str, loader, options: dict[str, Any]) -> dict[str, Any]:
+def _typed_options(name: str, loader: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
     """Returns the options with the types that the loader's annotations ask for."""
     parameters = inspect.signature(loader).parameters.values()
     valid = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "data_dir"]

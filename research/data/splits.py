@@ -16,7 +16,7 @@ SPLITS = ("train", "validation", "test")
 _SPLIT_STREAM = 0x5917
 """Second word of the Philox key, so that no two uses of one seed share a stream."""
 
-_Sliced = TypeVar("_Sliced")
+_Sliced = TypeVar("_Sliced", str, np.ndarray)
 
 
 def split_bounds(split: str | Sequence[float]) -> tuple[float, float]:
@@ -70,6 +70,6 @@ def stratified_split(
     quotas[by_remainder[: count - quotas.sum()]] += 1
     order = keyed_permutation(len(labels), seed, _SPLIT_STREAM)
     ordered_labels = labels[order]
-    held_out = [order[ordered_labels == c][:quota] for c, quota in zip(classes, quotas, strict=True)]
-    held_out = np.sort(np.concatenate([np.empty(0, np.int64), *held_out]))
+    by_class = [order[ordered_labels == c][:quota] for c, quota in zip(classes, quotas, strict=True)]
+    held_out = np.sort(np.concatenate([np.empty(0, np.int64), *by_class]))
     return np.setdiff1d(np.arange(len(labels)), held_out, assume_unique=True), held_out

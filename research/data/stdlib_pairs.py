@@ -21,18 +21,21 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 DOMAINS: dict[str, str] = {
     "interface": "tkinter idlelib turtle turtledemo curses cmd code rlcompleter",
-    "internet": "email http urllib mailbox imaplib smtplib smtpd ftplib poplib nntplib telnetlib xmlrpc wsgiref socketserver ssl socket "
-    "asyncore asynchat cgi cgitb ipaddress webbrowser html mimetypes mailcap netrc uuid base64 quopri",
-    "system": "asyncio multiprocessing concurrent threading subprocess queue selectors sched signal os shutil tempfile logging pathlib "
-    "ntpath posixpath genericpath platform glob fnmatch stat pty tty getpass sysconfig site venv ensurepip _pyio io ctypes contextvars "
-    "filecmp fileinput",
-    "data": "_pydecimal decimal statistics random fractions numbers datetime _pydatetime calendar _strptime zoneinfo json xml csv "
-    "configparser codecs encodings tarfile zipfile gzip bz2 lzma zlib pickle plistlib shelve dbm collections _collections_abc heapq "
-    "bisect array struct string textwrap difflib colorsys hashlib hmac secrets copy sqlite3 graphlib wave aifc sunau chunk tomllib",
-    "language": "ast inspect typing importlib lib2to3 distutils unittest pydoc doctest pdb bdb dis symtable enum functools types abc "
-    "operator contextlib dataclasses traceback trace tracemalloc warnings weakref argparse optparse pickletools pkgutil zipimport imp "
-    "tokenize token keyword linecache opcode py_compile compileall profile cProfile pstats timeit tabnanny pyclbr modulefinder runpy re "
-    "copyreg reprlib pprint shlex _weakrefset _py_abc codeop locale gettext",
+    "internet": "email http urllib mailbox imaplib smtplib smtpd ftplib poplib nntplib telnetlib xmlrpc wsgiref "
+    "socketserver ssl socket asyncore asynchat cgi cgitb ipaddress webbrowser html mimetypes mailcap netrc uuid base64 "
+    "quopri",
+    "system": "asyncio multiprocessing concurrent threading subprocess queue selectors sched signal os shutil tempfile "
+    "logging pathlib ntpath posixpath genericpath platform glob fnmatch stat pty tty getpass sysconfig site venv "
+    "ensurepip _pyio io ctypes contextvars filecmp fileinput",
+    "data": "_pydecimal decimal statistics random fractions numbers datetime _pydatetime calendar _strptime zoneinfo "
+    "json xml csv configparser codecs encodings tarfile zipfile gzip bz2 lzma zlib pickle plistlib shelve dbm "
+    "collections _collections_abc heapq bisect array struct string textwrap difflib colorsys hashlib hmac secrets copy "
+    "sqlite3 graphlib wave aifc sunau chunk tomllib",
+    "language": "ast inspect typing importlib lib2to3 distutils unittest pydoc doctest pdb bdb dis symtable enum "
+    "functools types abc operator contextlib dataclasses traceback trace tracemalloc warnings weakref argparse "
+    "optparse pickletools pkgutil zipimport imp tokenize token keyword linecache opcode py_compile compileall profile "
+    "cProfile pstats timeit tabnanny pyclbr modulefinder runpy re copyreg reprlib pprint shlex _weakrefset _py_abc "
+    "codeop locale gettext",
 }
 """Domain -> its modules and packages; those in none are left out."""
 
@@ -66,7 +69,8 @@ def load_stdlib_pairs(*, length: int = 64, vocab_size: int = 8192) -> dict[str, 
             pairs[path_split(f"{path}:{root}", _SPLIT)].append(Pair(doc, body, domain))
     if not pairs["train"]:
         raise UserError(
-            "stdlib_pairs: this Python's standard library holds no functions with docstrings; use another Python or 'text_pairs'."
+            "stdlib_pairs: this Python's standard library holds no functions with docstrings; "
+            "use another Python or 'text_pairs'."
         )
     return pair_sources("stdlib_pairs", pairs, list(DOMAINS), length=length, vocab_size=vocab_size)
 
@@ -83,7 +87,7 @@ def functions(data: bytes) -> Iterator[tuple[str, str, str]]:
         for node in ast.walk(root):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (doc := ast.get_docstring(node)):
                 yield (
-                    getattr(root, "name", ""),
+                    root.name if isinstance(root, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else "",
                     doc,
                     textwrap.dedent("\n".join(lines[node.body[0].end_lineno : node.end_lineno])),
                 )

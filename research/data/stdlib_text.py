@@ -76,7 +76,7 @@ def load_stdlib_text(
     """
     if max_bytes is not None and max_bytes < 1:
         raise UserError(f"stdlib_text: max_bytes={max_bytes} must be at least 1.")
-    splits = {split: {} for split in SPLITS}
+    splits: dict[str, dict[str, bytes]] = {split: {} for split in SPLITS}
     for path, data in read_files().items():
         splits[path_split(path, _SPLIT)][path] = data
     if max_bytes is not None:
@@ -101,7 +101,8 @@ def read_files() -> dict[str, bytes]:
                 found[path.relative_to(root).as_posix()] = data
     if not found:
         raise UserError(
-            f"stdlib_text: this Python's standard library, {root}, holds no .py files; use another Python or the data set 'text'."
+            f"stdlib_text: this Python's standard library, {root}, holds no .py files; "
+            "use another Python or the data set 'text'."
         )
     return dict(sorted(found.items()))
 

@@ -4,6 +4,7 @@
 read into memory; for what does not fit, write token files (`token_files.py`).
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +74,7 @@ def text_sources(
 @register("text", "tokens")
 def load_text(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     length: int = 256,
     tokenizer: str = "bytes",
     pattern: str = "",
@@ -103,12 +104,14 @@ def load_text(
     if data_dir is None:
         raise UserError("Data set 'text' needs data_dir: a text file, or a folder of text files.")
     path = user_path(data_dir)
-    options = dict(length=length, tokenizer=tokenizer, shift=shift, seed=seed)
+    sources = functools.partial(
+        text_sources, f"text:{path.name}", length=length, tokenizer=tokenizer, shift=shift, seed=seed
+    )
     if not path.is_dir():
         if not os.path.lexists(path):
             raise UserError(f"There is no file or folder {printable(path, 300)}.")
         texts = {name: [part] for name, part in contiguous_split(read_file(path, encoding), split).items()}
-        return text_sources(f"text:{path.name}", texts, documents=False, **options)
+        return sources(texts, documents=False)
     names = list_files(path, pattern)
     read = dict(zip(names, read_files((path / name for name in names), path, encoding), strict=True))
     say_left_out(f"text:{path.name}", {"empty": [name for name, text in read.items() if not text]})
@@ -124,15 +127,16 @@ def load_text(
         if wanted and not any(texts[name]):
             count = sum(map(len, texts.values()))
             raise UserError(
-                f"{path}: none of its {count} files falls into {name} with split={split}; give it a larger part, or one file."
+                f"{path}: none of its {count} files falls into {name} with split={split}; give it a larger part, "
+                "or one file."
             )
-    return text_sources(f"text:{path.name}", texts, documents=True, **options)
+    return sources(texts, documents=True)
 
 
 @register("tiny_shakespeare", "tokens")
 def load_tiny_shakespeare(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     length: int = 256,
     tokenizer: str = "chars",
     shift: bool = True,
@@ -207,7 +211,7 @@ def load_tfds_text(
     )
 
 
-def _find_shakespeare(data_dir: str | os.PathLike | None) -> str:
+def _find_shakespeare(data_dir: str | os.PathLike[str] | None) -> str:
     usual = ["data", os.environ.get("NESTAX_DATA"), *idx.usual_folders("tiny_shakespeare")]
     folders = [data_dir] if data_dir else usual  # a place that was given is not replaced by another in silence
     places = [user_path(folder) for folder in folders if folder]
@@ -227,8 +231,10 @@ def _find_shakespeare(data_dir: str | os.PathLike | None) -> str:
             text = "".join(text for part in parts for text in part)
             return _checked_shakespeare(str(folder / "tiny_shakespeare"), text)
     raise UserError(
-        f"tiny_shakespeare: there is no {' or '.join(_SHAKESPEARE_FILES)} in {', '.join(map(str, places))}, nor the TFDS set in "
-        f"{' or '.join(map(str, prepared))}.\nGet {_SHAKESPEARE_URL} (1.1 MB) and set data_dir to it, or prepare tfds:tiny_shakespeare."
+        f"tiny_shakespeare: there is no {' or '.join(_SHAKESPEARE_FILES)} in {', '.join(map(str, places))}, "
+        "nor the TFDS set in "
+        f"{' or '.join(map(str, prepared))}.\nGet {_SHAKESPEARE_URL} (1.1 MB) and set data_dir to it, "
+        "or prepare tfds:tiny_shakespeare."
     )
 
 
@@ -249,7 +255,8 @@ def _decoded(name: str, examples: Iterable[Mapping[str, object]], key: str) -> l
         value = example[key]
         if not isinstance(value, bytes | str):
             raise UserError(
-                f"{name} holds {type(value).__name__} where text is wanted; set text_key to the feature that holds the text."
+                f"{name} holds {type(value).__name__} where text is wanted; "
+                "set text_key to the feature that holds the text."
             )
         try:
             texts.append(value if isinstance(value, str) else decode_text(value))
@@ -258,6 +265,7 @@ def _decoded(name: str, examples: Iterable[Mapping[str, object]], key: str) -> l
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise UserError(
-            f"{name}: {len(bad)} of {len(texts) + len(bad)} texts are damaged: {', '.join(bad[:3])}{more}; prepare it anew"
+            f"{name}: {len(bad)} of {len(texts) + len(bad)} texts are damaged: {', '.join(bad[:3])}{more}; "
+            "prepare it anew"
         )
     return texts

@@ -28,7 +28,8 @@ def check_encoding(name: str) -> None:
         known = False
     if not known:
         raise UserError(
-            f"encoding={printable(name)} is not known; valid: utf-8, utf-16, latin-1, cp1252 and others of Python's codecs"
+            f"encoding={printable(name)} is not known; valid: utf-8, utf-16, latin-1, "
+            "cp1252 and others of Python's codecs"
         )
 
 
@@ -76,7 +77,8 @@ def read_files(
     size = sum(path.stat().st_size for path in paths if path.is_file())
     if size > LARGEST_CORPUS:
         raise UserError(
-            f"{folder}: {size:,} bytes of text, more than {LARGEST_CORPUS:,}; write token files (data set token_file) instead"
+            f"{folder}: {size:,} bytes of text, more than {LARGEST_CORPUS:,}; "
+            "write token files (data set token_file) instead"
         )
     for path in paths:
         try:
@@ -111,7 +113,10 @@ def list_files(folder: pathlib.Path, pattern: str = "") -> list[str]:
       pattern: shell patterns of names, separated by commas; "" for all.
     """
     patterns = [part.strip() for part in pattern.split(",")] if pattern else ["*"]
-    found, hidden, seen, linked = [], [], set(), []
+    found: list[str] = []
+    hidden: list[str] = []
+    linked: list[pathlib.Path] = []
+    seen = set()
 
     def walk(start: pathlib.Path) -> None:
         for place, folders, names in os.walk(start):

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from research.data.registry import register
 from research.data.source import keyed_permutation
@@ -40,7 +40,7 @@ def words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text)]
 
 
-def hashed(text: str, vocab_size: int, length: int) -> Int[np.ndarray, " n"]:
+def hashed(text: str, vocab_size: int, length: int) -> Integer[np.ndarray, " n"]:
     """Returns the tokens of a text: 0, the place of the domain's token, then 1 + CRC-32 of each word modulo (vocab_size
     - 1) (feature hashing, Weinberger et al. 2009, arXiv 0902.2206); at most `length` in all."""
     return np.array(
@@ -62,9 +62,9 @@ class PairSource:
 
     name: str
     texts: tuple[Pair, ...]
-    tokens: Int[np.ndarray, "N 2 T"]
-    lengths: Int[np.ndarray, "N 2"]
-    domain: Int[np.ndarray, " N"]
+    tokens: Integer[np.ndarray, "N 2 T"]
+    lengths: Integer[np.ndarray, "N 2"]
+    domain: Integer[np.ndarray, " N"]
     domains: tuple[str, ...]
     vocab_size: int
 
@@ -77,13 +77,13 @@ class PairSource:
         lines = "\n".join(repr(tuple(pair)) for pair in self.texts)
         return hashlib.sha256(lines.encode("utf-8", "backslashreplace")).hexdigest()
 
-    def encode(self, text: str) -> tuple[Int[np.ndarray, " T"], int]:
+    def encode(self, text: str) -> tuple[Integer[np.ndarray, " T"], int]:
         """Returns the tokens of a text as the source holds them, and their number."""
         row = hashed(text, self.vocab_size, self.tokens.shape[2])
         return np.pad(row, (0, self.tokens.shape[2] - len(row))), len(row)
 
     def gather(
-        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+        self, indices: Integer[np.ndarray, " B"], epochs: Integer[np.ndarray, " B"] | None = None
     ) -> dict[str, np.ndarray]:
         return {"pairs": self.tokens[indices], "lengths": self.lengths[indices], "domain": self.domain[indices]}
 
@@ -120,7 +120,7 @@ def pair_sources(
 
 @register("text_pairs", "pairs")
 def load_text_pairs(
-    *, data_dir: str | os.PathLike | None = None, length: int = 64, vocab_size: int = 8192
+    *, data_dir: str | os.PathLike[str] | None = None, length: int = 64, vocab_size: int = 8192
 ) -> dict[str, PairSource]:
     """The files train.jsonl, validation.jsonl and test.jsonl of a folder: one {"a": TEXT, "b": TEXT, "domain": NAME} a
     line.
@@ -149,7 +149,8 @@ def load_text_pairs(
         for row in lines:
             if row["domain"] not in domains:
                 raise UserError(
-                    f"{folder / split}.jsonl, line {row['line']}: domain {printable(row['domain'])!r} that no expert has; "
+                    f"{folder / split}.jsonl, line {row['line']}: "
+                    f"domain {printable(row['domain'])!r} that no expert has; "
                     f"valid: {printable(', '.join(domains), 200)}"
                 )
         pairs[split] = [Pair(row["a"], row["b"], domains.index(row["domain"])) for row in lines]

@@ -99,7 +99,7 @@ class TfdsSource:
         return resize_box(image, size, (left, top, left + side, top + side))
 
 
-def open_builder(name: str, data_dir: str | None):
+def open_builder(name: str, data_dir: str | None) -> Any:
     """The read-only builder of a prepared data set ('NAME', 'NAME/CONFIG' or 'NAME:VERSION').
 
     Raises:
@@ -107,7 +107,8 @@ def open_builder(name: str, data_dir: str | None):
     """
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"tfds:{name[:80]} is no name of a data set; valid: NAME, NAME/CONFIG or NAME:VERSION, of letters, digits, '_', '-' and '.'"
+            f"tfds:{name[:80]} is no name of a data set; valid: NAME, NAME/CONFIG or NAME:VERSION, of letters, digits, "
+            "'_', '-' and '.'"
         )
     import tensorflow_datasets as tfds
 
@@ -142,12 +143,14 @@ def _check_files(builder: Any, name: str) -> None:
             files = [pathlib.Path(file).resolve() for file in info.filepaths]
         except Exception as error:
             raise UserError(
-                f"tfds:{name}: the description of split {split!r} cannot be read ({type(error).__name__}); prepare it anew"
+                f"tfds:{name}: the description of split {split!r} cannot be read ({type(error).__name__}); "
+                "prepare it anew"
             ) from error
         outside = [file for file in files if folder not in file.parents]
         if outside:
             raise UserError(
-                f"tfds:{name}: split {split!r} names files outside of {folder}; its dataset_info.json is not to be trusted"
+                f"tfds:{name}: split {split!r} names files outside of {folder}; "
+                "its dataset_info.json is not to be trusted"
             )
 
 
@@ -176,7 +179,8 @@ def load_tfds(
     for source in (train, test):
         if source.labels.min(initial=0) < 0:
             raise UserError(
-                f"{source.name} has examples without a label; choose another with train_split or test_split: {', '.join(splits)}."
+                f"{source.name} has examples without a label; choose another with train_split or test_split: "
+                f"{', '.join(splits)}."
             )
     if in_memory is None:
         fixed = image_size or None not in builder.info.features[train.image_key].shape
@@ -188,7 +192,7 @@ def load_tfds(
     return dataclasses.replace(train_source, name=train.name), dataclasses.replace(test_source, name=test.name)
 
 
-def _open_split(builder, name: str, split: str, image_size: int) -> TfdsSource:
+def _open_split(builder: Any, name: str, split: str, image_size: int) -> TfdsSource:
     import tensorflow_datasets as tfds
 
     features, keys = builder.info.features, builder.info.supervised_keys
@@ -198,7 +202,8 @@ def _open_split(builder, name: str, split: str, image_size: int) -> TfdsSource:
     image, label = features[image_key], features[label_key]
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise UserError(
-            f"tfds:{name} pairs {type(image).__name__} with {type(label).__name__}; only Image with ClassLabel can be read."
+            f"tfds:{name} pairs {type(image).__name__} with {type(label).__name__}; "
+            "only Image with ClassLabel can be read."
         )
     height, width, channels = image.shape
     if not image_size and None in (height, width):
@@ -207,7 +212,8 @@ def _open_split(builder, name: str, split: str, image_size: int) -> TfdsSource:
     if image.np_dtype not in (np.uint8, np.uint16) or channels not in MODES:
         valid = ", ".join(map(str, MODES))
         raise UserError(
-            f"The images of tfds:{name} are {np.dtype(image.np_dtype).name} of {channels} channels; valid: uint8 of {valid}."
+            f"The images of tfds:{name} are {np.dtype(image.np_dtype).name} of {channels} channels; valid: "
+            f"uint8 of {valid}."
         )
     with _reading(f"tfds:{name}/{split}"):
         undecoded = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
@@ -305,7 +311,7 @@ def write_idx_as_tfds(name: str, folder: pathlib.Path, data_dir: str | None) -> 
         file.seek(0)
         return file
 
-    def info(self):
+    def info(self: Any) -> Any:
         features = {
             "image": tfds.features.Image(shape=shape),
             "label": tfds.features.ClassLabel(num_classes=num_classes),
@@ -314,7 +320,7 @@ def write_idx_as_tfds(name: str, folder: pathlib.Path, data_dir: str | None) -> 
             builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
         )
 
-    def examples(self, split: str):
+    def examples(self: Any, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, (image, label) in enumerate(zip(*arrays[split], strict=True)):
             yield number, {"image": png(image), "label": int(label)}
 

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Integer, Shaped
 
 from research.data.registry import register
 from research.data.splits import contiguous_split
@@ -20,7 +20,7 @@ _CHUNK = 1 << 24
 _LARGEST_VOCABULARY = 2**31 - 1
 
 
-def write_token_file(path: str | os.PathLike, tokens: Int[np.ndarray, " N"], dtype: str = "uint16") -> None:
+def write_token_file(path: str | os.PathLike[str], tokens: Integer[np.ndarray, " N"], dtype: str = "uint16") -> None:
     """Writes tokens as a `.bin` or `.npy` file, which is whole or not there: a temporary file beside it is renamed.
 
     Raises UserError for a token that `dtype` (uint8, uint16, uint32 or int32) cannot hold, and for other suffixes.
@@ -47,7 +47,7 @@ def write_token_file(path: str | os.PathLike, tokens: Int[np.ndarray, " N"], dty
         temporary.unlink(missing_ok=True)
 
 
-def read_token_file(path: str | os.PathLike, vocab_size: int, dtype: str = "uint16") -> Shaped[np.ndarray, " N"]:
+def read_token_file(path: str | os.PathLike[str], vocab_size: int, dtype: str = "uint16") -> Shaped[np.ndarray, " N"]:
     """The tokens of a `.bin` file of `dtype`, or of a `.npy` file, memory-mapped; every one is checked, in chunks.
 
     Raises:
@@ -77,7 +77,7 @@ def read_token_file(path: str | os.PathLike, vocab_size: int, dtype: str = "uint
 @register("token_file", "tokens")
 def load_token_file(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     length: int = 256,
     vocab_size: int | None = None,
     dtype: str | None = None,
@@ -176,7 +176,8 @@ def _map_raw(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
     size = path.stat().st_size
     if size == 0 or size % dtype.itemsize:
         raise UserError(
-            f"{path} has {size} bytes, not a positive multiple of {dtype.itemsize} as {dtype} needs: broken, or another dtype."
+            f"{path} has {size} bytes, not a positive multiple of {dtype.itemsize} as {dtype} needs: broken, "
+            "or another dtype."
         )
     return np.memmap(path, dtype, "r")
 
@@ -186,7 +187,7 @@ def _check_suffix(path: pathlib.Path) -> None:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}; token files end in {' or '.join(_SUFFIXES)}.")
 
 
-def _check_range(path: pathlib.Path, tokens: Int[np.ndarray, " N"], size: int, what: str) -> None:
+def _check_range(path: pathlib.Path, tokens: Integer[np.ndarray, " N"], size: int, what: str) -> None:
     for start in range(0, len(tokens), _CHUNK):
         chunk = tokens[start : start + _CHUNK]
         if chunk.max() >= size or chunk.min() < 0:

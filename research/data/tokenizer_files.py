@@ -11,7 +11,7 @@ from research.files import printable, read_json, write_text
 FILE = "tokenizer.json"
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike[str]) -> None:
     """Writes `tokenizer.json`, whole or not at all."""
     write_text(pathlib.Path(folder) / FILE, text_of(tokenizer))
 
@@ -21,7 +21,7 @@ def text_of(tokenizer: Tokenizer) -> str:
     return json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n"
 
 
-def load_tokenizer(folder: str | os.PathLike, *, required: bool = True) -> Tokenizer | None:
+def load_tokenizer(folder: str | os.PathLike[str], *, required: bool = True) -> Tokenizer | None:
     """Returns the tokenizer that `save_tokenizer` wrote; None where there is none and none is required.
 
     Raises:

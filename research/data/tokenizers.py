@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Integer, Shaped
 
 from research.errors import UserError
 from research.files import printable
@@ -40,7 +40,9 @@ class Tokenizer(Protocol):
     """
 
     joint: ClassVar[str]
-    eot: tuple[int, ...]
+
+    @property
+    def eot(self) -> tuple[int, ...]: ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -55,7 +57,7 @@ class Tokenizer(Protocol):
         lacks."""
         ...
 
-    def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
+    def decode(self, tokens: Integer[np.ndarray, " N"]) -> str:
         """The text of tokens. UserError for a token outside the vocabulary."""
         ...
 
@@ -79,7 +81,7 @@ class ByteTokenizer:
     eot: tuple[int, ...] = ()
     joint: ClassVar[str] = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_eot(self.eot, self.vocab_size)
 
     @property
@@ -96,7 +98,7 @@ class ByteTokenizer:
         except UnicodeEncodeError as error:
             raise _outside(text, error.start, "what UTF-8 can hold") from error
 
-    def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
+    def decode(self, tokens: Integer[np.ndarray, " N"]) -> str:
         return _checked(tokens, 256).astype(np.uint8).tobytes().decode(errors="replace")
 
     def decoder(self) -> "ByteDecoder":
@@ -112,7 +114,7 @@ class ByteTokenizer:
 class ByteDecoder:
     """Holds the bytes of a character back until it is complete, or can become none."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
@@ -131,7 +133,7 @@ class CharTokenizer:
     eot: tuple[int, ...] = ()
     joint: ClassVar[str] = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_eot(self.eot, self.vocab_size)
         if (
             not self.itos
@@ -139,7 +141,8 @@ class CharTokenizer:
             or any("\ud800" <= character <= "\udfff" for character in self.itos)
         ):
             raise UserError(
-                f"The vocabulary {printable(self.itos, 40)!r} is not a sorted list of different characters; give ''.join(sorted(set(text)))."
+                f"The vocabulary {printable(self.itos, 40)!r} is not a sorted list of different characters; "
+                "give ''.join(sorted(set(text)))."
             )
 
     @classmethod
@@ -161,7 +164,7 @@ class CharTokenizer:
         return tuple(len(character.encode()) for character in self.itos)
 
     @functools.cached_property
-    def _tokens_of_code_points(self) -> Int[np.ndarray, " 1114112"]:
+    def _tokens_of_code_points(self) -> Integer[np.ndarray, " 1114112"]:
         table = np.full(_CODE_POINTS, -1, np.int32)
         table[_code_points(self.itos)] = np.arange(len(self.itos))
         return table
@@ -172,11 +175,12 @@ class CharTokenizer:
             raise _outside(
                 text, int(np.argmin(tokens)), f"the vocabulary of {self.vocab_size} characters {self.itos[:100]!r}"
             )
-        return tokens.astype(np.min_scalar_type(self.vocab_size - 1))
+        smallest: np.ndarray = tokens.astype(np.min_scalar_type(self.vocab_size - 1))
+        return smallest
 
-    def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
+    def decode(self, tokens: Integer[np.ndarray, " N"]) -> str:
         characters = _code_points(self.itos)[_checked(tokens, self.vocab_size)]
-        return characters.tobytes().decode("utf-32-le", "surrogatepass")
+        return str(characters.tobytes(), "utf-32-le", "surrogatepass")
 
     def decoder(self) -> "TokenDecoder":
         return TokenDecoder(self.itos)
@@ -211,7 +215,7 @@ class IntegerTokenizer:
     eot: tuple[int, ...] = ()
     joint: ClassVar[str] = " "
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.vocab_size < 2**31:
             raise UserError(f"vocab_size={printable(self.vocab_size)} must be at least 1 and below 2**31.")
         _check_eot(self.eot, self.vocab_size)
@@ -225,11 +229,12 @@ class IntegerTokenizer:
             tokens = np.array([int(word) for word in text.split()], np.int64)
         except (ValueError, OverflowError) as error:
             raise UserError(
-                f"These tokens have no text: give numbers in 0..{self.vocab_size - 1} between spaces, not {text[:40]!r}."
+                f"These tokens have no text: give numbers in 0..{self.vocab_size - 1} between spaces, "
+                f"not {text[:40]!r}."
             ) from error
         return _checked(tokens, self.vocab_size).astype(np.min_scalar_type(self.vocab_size - 1))
 
-    def decode(self, tokens: Int[np.ndarray, " N"]) -> str:
+    def decode(self, tokens: Integer[np.ndarray, " N"]) -> str:
         return " ".join(map(str, _checked(tokens, self.vocab_size).tolist()))
 
     def decoder(self) -> TokenDecoder:
@@ -242,7 +247,11 @@ class IntegerTokenizer:
         return {"kind": "integers", "vocab_size": self.vocab_size, **_eot_json(self.eot)}
 
 
-_KINDS = {"bytes": ByteTokenizer, "chars": CharTokenizer, "integers": IntegerTokenizer}
+_KINDS: dict[str, type[ByteTokenizer | CharTokenizer | IntegerTokenizer]] = {
+    "bytes": ByteTokenizer,
+    "chars": CharTokenizer,
+    "integers": IntegerTokenizer,
+}
 
 
 def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
@@ -271,7 +280,7 @@ def make_tokenizer(kind: str, texts: Iterable[str]) -> Tokenizer:
     raise UserError(f"Unknown tokenizer {kind!r}. Valid: bytes, chars.")
 
 
-def _code_points(text: str) -> Int[np.ndarray, " N"]:
+def _code_points(text: str) -> Integer[np.ndarray, " N"]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
@@ -291,7 +300,7 @@ def _outside(text: str, place: int, what: str) -> UserError:
     )
 
 
-def _checked(tokens: Int[np.ndarray, "*N"] | int, vocab_size: int) -> Int[np.ndarray, "*N"]:
+def _checked(tokens: Integer[np.ndarray, "*N"] | int, vocab_size: int) -> Integer[np.ndarray, "*N"]:
     tokens = np.asarray(tokens)
     bad = (tokens < 0) | (tokens >= vocab_size)
     if bad.any():

@@ -5,7 +5,7 @@ import functools
 import hashlib
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Integer, Shaped
 
 from research.data.tokenizers import Tokenizer
 from research.errors import UserError
@@ -51,24 +51,26 @@ class TokenSource:
     tokens: Shaped[np.ndarray, " N"]
     length: int
     tokenizer: Tokenizer
-    documents: Int[np.ndarray, " D"] | None = None
+    documents: Integer[np.ndarray, " D"] | None = None
     shift: bool = False
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.length < 1:
             raise UserError(f"{self.name}: length={self.length} must be at least 1.")
         if self.tokens.ndim != 1 or self.tokens.dtype not in TOKEN_DTYPES:
             shape = list(self.tokens.shape)
             raise UserError(
-                f"{self.name}: tokens are {self.tokens.dtype}{shape}; wanted one dimension of {', '.join(TOKEN_DTYPES)}."
+                f"{self.name}: tokens are {self.tokens.dtype}{shape}; "
+                f"wanted one dimension of {', '.join(TOKEN_DTYPES)}."
             )
         if self.documents is None or self.documents.size == self.tokens.size == 0:
             return
         places = np.append(self.documents, self.num_tokens)
         if places[0] != 0 or (np.diff(places) <= 0).any():
             raise UserError(
-                f"{self.name}: documents must start at 0 and ascend, each with a token, within {self.num_tokens} tokens."
+                f"{self.name}: documents must start at 0 and ascend, each with a token, "
+                f"within {self.num_tokens} tokens."
             )
 
     @property
@@ -89,20 +91,20 @@ class TokenSource:
         """SHA-256 of the tokens as they are stored: of a `.bin` file, or a text in bytes, that of the file itself."""
         sha = hashlib.sha256()
         for start in range(0, self.num_tokens, _CHUNK):
-            sha.update(np.ascontiguousarray(self.tokens[start : start + _CHUNK]))
+            sha.update(np.ascontiguousarray(self.tokens[start : start + _CHUNK]).data)
         return sha.hexdigest()
 
     def encode(self, text: str) -> Shaped[np.ndarray, " n"]:
         return self.tokenizer.encode(text)
 
-    def decode(self, tokens: Int[np.ndarray, " n"]) -> str:
+    def decode(self, tokens: Integer[np.ndarray, " n"]) -> str:
         return self.tokenizer.decode(tokens)
 
     def __len__(self) -> int:
         return max(self.num_tokens // self.length - 1 if self.shift else -(-(self.num_tokens - 1) // self.length), 0)
 
     def gather(
-        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
+        self, indices: Integer[np.ndarray, " B"], epochs: Integer[np.ndarray, " B"] | None = None
     ) -> dict[str, np.ndarray]:
         """The windows at `indices`, moved by the shift of the epoch each belongs to; not moved without `epochs`.
 
@@ -127,13 +129,13 @@ class TokenSource:
             block["lengths"] = np.minimum(self.num_tokens - starts, self.length).astype(np.int32)
         return block
 
-    def _shifts(self, epochs: Int[np.ndarray, " B"] | None) -> Int[np.ndarray, " B"] | int:
+    def _shifts(self, epochs: Integer[np.ndarray, " B"] | None) -> Integer[np.ndarray, " B"] | int:
         if epochs is None or not self.shift:
             return 0
         distinct, inverse = np.unique(epochs, return_inverse=True)
         return np.array([window_shift(self.length, self.seed, int(epoch)) for epoch in distinct], np.int64)[inverse]
 
-    def _windows(self, starts: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B T+1"]:
+    def _windows(self, starts: Integer[np.ndarray, " B"]) -> Integer[np.ndarray, "B W"]:
         """The tokens from each start on; -1 past the end."""
         width = self.length + 1
         windows = np.full((len(starts), width), -1, np.int32)
@@ -145,7 +147,9 @@ class TokenSource:
             windows[row, : len(rest)] = rest
         return windows
 
-    def _begins(self, documents: Int[np.ndarray, " D"], starts: Int[np.ndarray, " B"]) -> Shaped[np.ndarray, "B T+1"]:
+    def _begins(
+        self, documents: Integer[np.ndarray, " D"], starts: Integer[np.ndarray, " B"]
+    ) -> Shaped[np.ndarray, "B W"]:
         """Whether another document than that of the window's first token (or the filling) begins at a place of a
         window."""
         begins = np.zeros((len(starts), self.length + 1), bool)
@@ -166,5 +170,6 @@ def check_trainable(source: TokenSource) -> None:
     if not len(source):
         least = 2 * source.length if source.shift else 2
         raise UserError(
-            f"{source.name}: {source.num_tokens} tokens are too few for length={source.length}; it needs at least {least}."
+            f"{source.name}: {source.num_tokens} tokens are too few for length={source.length}; "
+            f"it needs at least {least}."
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from research.data.tokenizers import Tokenizer
 from research.errors import UserError
@@ -66,7 +66,7 @@ class Reader:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Int[np.ndarray, " t"] | Sequence[int] = (), stops: Stops = Stops()
+        self, tokenizer: Tokenizer, prompt: Integer[np.ndarray, " t"] | Sequence[int] = (), stops: Stops = Stops()
     ):
         self._decoder, self._joint, self._ids = tokenizer.decoder(), tokenizer.joint, frozenset(stops.ids)
         self._texts = StopStrings(stops.texts)
@@ -102,7 +102,12 @@ class Reader:
         return piece
 
 
-def read(tokenizer: Tokenizer, prompt: Sequence[int], tokens: Sequence[int], stops: Stops = Stops()) -> Reader:
+def read(
+    tokenizer: Tokenizer,
+    prompt: Integer[np.ndarray, " t"] | Sequence[int],
+    tokens: Sequence[int],
+    stops: Stops = Stops(),
+) -> Reader:
     """Returns the finished reader of tokens that are all there."""
     reader = Reader(tokenizer, prompt, stops)
     for token in tokens:

@@ -19,8 +19,9 @@ from jaxtyping import Array, Float, Int, Key
 from research.decode.sampling import check, is_any, sample, text_lengths
 from research.errors import UserError
 
+AnyArray = Array | np.ndarray
 State = Any
-Extend = Callable[[State, Int[Array, "B T"], Int[Array, "B T"] | None], tuple[Float[Array, "B T V"], State]]
+Extend = Callable[[State, Int[AnyArray, "B T"], Int[AnyArray, "B T"] | None], tuple[Float[Array, "B T V"], State]]
 Step = Callable[[State, Int[Array, " B"]], tuple[Float[Array, "B V"], State]]
 
 
@@ -28,8 +29,8 @@ def generate(
     extend: Extend,
     step: Step,
     state: State,
-    prompt: Int[Array, "B T"],
-    segment_ids: Int[Array, "B T"] | None = None,
+    prompt: Int[AnyArray, "B T"],
+    segment_ids: Int[AnyArray, "B T"] | None = None,
     *,
     num_tokens: int,
     key: Key[Array, ""] | None = None,
@@ -76,8 +77,8 @@ def stream(
     extend: Extend,
     step: Step,
     state: State,
-    prompt: Int[Array, "B T"],
-    segment_ids: Int[Array, "B T"] | None = None,
+    prompt: Int[AnyArray, "B T"],
+    segment_ids: Int[AnyArray, "B T"] | None = None,
     *,
     num_tokens: int,
     key: Key[Array, ""] | None = None,
@@ -140,6 +141,7 @@ def check_sampled(tokens: Int[np.ndarray, "*B"], position: int = 0) -> None:
     if (tokens < 0).any():
         position += int(np.argmax((tokens < 0).any(0))) if tokens.ndim > 1 else 0
         raise UserError(
-            f"the model's logits after {position} new tokens are not finite, so nothing can be sampled; its weights are damaged or have "
+            f"the model's logits after {position} new tokens are not finite, so nothing can be sampled; "
+            "its weights are damaged or have "
             "diverged: use an earlier checkpoint"
         )

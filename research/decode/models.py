@@ -39,26 +39,30 @@ def bind(config: SequenceConfig, params: Arrays, stats: Arrays, batch: int, leng
       UserError: no language model, or a text that is longer than its mixers reach.
     """
     check(config, length)
-    run = lambda method, *args, **more: apply(config, params, stats, *args, method=method, **more)[0]  # noqa: E731
+    run = lambda method, *args, **more: apply(config, params, stats, *args, method=method, **more)[0]
     state = run("init_state", batch, capacity(length + ahead))
-    return Functions(
-        state,
-        lambda s, tokens, ids=None: run("extend", tokens, s, ids),
-        lambda s, token: run("step", token, s),
-        lambda s, tokens, ids=None: run("extend", tokens, s, ids, last=True),
-    )
+
+    def extend(state, tokens, segment_ids=None):
+        return run("extend", tokens, state, segment_ids)
+
+    def prefill(state, tokens, segment_ids=None):
+        return run("extend", tokens, state, segment_ids, last=True)
+
+    return Functions(state, extend, lambda state, token: run("step", token, state), prefill)
 
 
 def check(config: Any, length: int) -> None:
     """Raises UserError unless the model can continue texts up to so many tokens."""
     if not isinstance(config, SequenceConfig) or config.vector_tokens or config.outputs or config.pool != "none":
         raise UserError(
-            f"the {config.family} model is no language model; generate needs one that reads tokens and predicts the next"
+            f"the {config.family} model is no language model; "
+            "generate needs one that reads tokens and predicts the next"
         )
     if length > (longest(config) or length):
         kinds = ", ".join(sorted(kind for kind in set(config.kinds) if config.spec(kind).bounded))
         raise UserError(
-            f"{length} tokens, prompt included, are more than the context of {config.length} that {kinds} was trained for; shorten the prompt "
+            f"{length} tokens, prompt included, are more than the context of {config.length} that {kinds} was trained "
+            "for; shorten the prompt "
             f"or ask for fewer tokens; valid: up to {config.length} of both together"
         )
 
@@ -73,7 +77,7 @@ def full_of(functions: Functions) -> speculative.Full:
     tokens."""
 
     def verify(state, tokens):
-        logits, after = functions.extend(state, tokens)
+        logits, after = functions.extend(state, tokens, None)
         return logits, (state, tokens, after)
 
     def redo(state, tokens, count):
@@ -94,5 +98,5 @@ def full_of(functions: Functions) -> speculative.Full:
 
 def draft_of(functions: Functions) -> speculative.Draft:
     """A drafting model; its states are stacked step by step, and one is taken."""
-    pick = lambda states, index: jax.tree.map(lambda a: a[index[0]], states)  # noqa: E731
+    pick = lambda states, index: jax.tree.map(lambda a: a[index[0]], states)
     return speculative.Draft(functions.prefill, functions.step, pick)

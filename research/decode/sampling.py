@@ -75,7 +75,7 @@ def check(temperature: float, top_k: int, top_p: float) -> None:
 def sample(
     key: Key[Array, ""] | None,
     logits: Float[Array, "B V"],
-    position: int | Int[Array, "#B"] = 0,
+    position: int | Int[Array, ""] | Int[Array, " B"] = 0,
     *,
     rows: Int[Array, " B"] | None = None,
     temperature: float = 1.0,

@@ -81,7 +81,7 @@ class Speculated(NamedTuple):
 
 class _Loop(NamedTuple):
     tokens: Int[Array, "B N"]
-    count: Int[Array, " B"]
+    count: Int[Array, " B"]  # type: ignore[assignment]  # in place of a tuple's method of this name
     last: Int[Array, " B"]
     full: State
     draft: State
@@ -104,7 +104,8 @@ def pick_state(states: State, index: Int[Array, " B"]) -> State:
             return x[index, jnp.arange(len(index))]
         if len(index) > 1:
             raise ValueError(
-                "pick_state: a state without a batch axis cannot differ between rows; give a pick of your own, or one row"
+                "pick_state: a state without a batch axis cannot differ between rows; give a pick of your own, "
+                "or one row"
             )
         return x[index[0]]
 

@@ -1,6 +1,5 @@
 """What `launch.generate` does: prompts in, tokens and their speed out, by sampling, speculation or beam search."""
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from research import seeds
 from research.data.tokenizers import IntegerTokenizer, Tokenizer
@@ -60,7 +59,7 @@ class Result:
 
     prompts: list[str]
     texts: list[list[str]]
-    tokens: list[list[Int[np.ndarray, " N"]]]
+    tokens: list[list[Integer[np.ndarray, " N"]]]
     ends: list[list[str]]
     speed: dict[str, float]
     scores: list[list[float]] = field(default_factory=list)
@@ -89,8 +88,8 @@ def _reading(model: Model, tokenizer: Tokenizer | None, request: Request) -> tup
     """Returns the tokenizer, of numbers where there is none, and the stops."""
     models.check(model[0], 1)
     vocab_size = model[0].vocab_size
-    tokenizer = IntegerTokenizer(vocab_size) if tokenizer is None else tokenizer
-    return tokenizer, make_stops(tokenizer, vocab_size, request.stop, request.stop_ids, request.ignore_eot)
+    reads = IntegerTokenizer(vocab_size) if tokenizer is None else tokenizer
+    return reads, make_stops(reads, vocab_size, request.stop, request.stop_ids, request.ignore_eot)
 
 
 def read_ids(text: str, vocab_size: int, what: str = "prompt") -> Int[np.ndarray, " T"]:
@@ -116,7 +115,7 @@ def read_ids(text: str, vocab_size: int, what: str = "prompt") -> Int[np.ndarray
     return np.array(ids, np.int32)
 
 
-def pad(prompts: Sequence[Int[np.ndarray, " t"]]) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"] | None]:
+def pad(prompts: Sequence[Integer[np.ndarray, " _"]]) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"] | None]:
     """Pads prompts on the left to one length; returns (tokens, segment ids, None where all are equally long).
 
     Raises:
@@ -145,11 +144,14 @@ class _Bound:
         config, self.params, self.stats = _chosen(model[0]), model[1], model[2]
         models.check(config, length)
         self.config, self.batch, self.length = config, batch, length
-        call = lambda name, params, stats, *args: getattr(models.bind(config, params, stats, batch, length), name)(
-            *args
-        )  # noqa: E731
-        self._prefill = jax.jit(functools.partial(call, "prefill"))
-        self._step = jax.jit(functools.partial(call, "step"), donate_argnums=(2,))
+
+        def prefill(params, stats, *args):
+            return models.bind(config, params, stats, batch, length).prefill(*args)
+
+        def step(params, stats, *args):
+            return models.bind(config, params, stats, batch, length).step(*args)
+
+        self._prefill, self._step = jax.jit(prefill), jax.jit(step, donate_argnums=(2,))
 
     def state(self) -> Any:
         return models.bind(self.config, self.params, self.stats, self.batch, self.length).state
@@ -170,7 +172,7 @@ class _Bound:
 
 def write(
     model: Model,
-    prompts: Sequence[Int[np.ndarray, " t"]],
+    prompts: Sequence[Integer[np.ndarray, " _"]],
     request: Request,
     tokenizer: Tokenizer | None = None,
     show: Callable[[str], None] | None = None,
@@ -192,13 +194,13 @@ def write(
     tokens, ids = pad(prompts)
     check_length(request.num_tokens)
     bound = _Bound(model, len(prompts), tokens.shape[1] + request.num_tokens)
-    options = dict(
+    options: dict[str, Any] = dict(
         temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=seeds.key(request.seed)
     )
     check(request.temperature, request.top_k, request.top_p)
     start = time.perf_counter()
     logits, state, prefill = bound.read(tokens, ids)
-    ready = lambda *_: (logits, state)  # noqa: E731
+    ready = lambda *_: (logits, state)
     readers = [Reader(tokenizer, prompt, stops) for prompt in prompts]
     show = show or (lambda _: None)
     marks = []
@@ -225,7 +227,7 @@ def write(
 
 
 def speculate(
-    full: Model, draft: Model, prompt: Int[np.ndarray, " t"], request: Request, tokenizer: Tokenizer | None = None
+    full: Model, draft: Model, prompt: Integer[np.ndarray, " t"], request: Request, tokenizer: Tokenizer | None = None
 ) -> Result:
     """Continues one prompt with the full model's text, drafted by a smaller one; timed beside the full model alone.
 
@@ -242,20 +244,27 @@ def speculate(
         models.check(config, length)
     if configs[0].vocab_size != configs[1].vocab_size:
         raise UserError(
-            f"the draft has {configs[1].vocab_size} tokens, the model {configs[0].vocab_size}; valid: a draft of one vocabulary with it"
+            f"the draft has {configs[1].vocab_size} tokens, the model {configs[0].vocab_size}; valid: "
+            "a draft of one vocabulary with it"
         )
     key = seeds.key(request.seed)
-    sampling = dict(temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=key, stop=stops.ids)
+    sampling: dict[str, Any] = dict(
+        temperature=request.temperature, top_k=request.top_k, top_p=request.top_p, key=key, stop=stops.ids
+    )
 
     def run(arrays, tokens):
-        one, two = (models.bind(c, *a, 1, length, ahead=lookahead) for c, a in zip(configs, arrays, strict=True))
+        one, two = (
+            models.bind(config, params, stats, 1, length, ahead=lookahead)
+            for config, (params, stats) in zip(configs, arrays, strict=True)
+        )
         return speculative.speculate(
             models.full_of(one), models.draft_of(two), one.state, two.state, tokens,
             num_tokens=request.num_tokens, lookahead=lookahead, **sampling,
         )  # fmt: skip
 
     def alone(arrays, tokens):
-        one = models.bind(configs[0], *arrays[0], 1, length)
+        params, stats = arrays[0]
+        one = models.bind(configs[0], params, stats, 1, length)
         return generate(one.prefill, one.step, one.state, tokens, num_tokens=request.num_tokens, **sampling)
 
     arrays = (full[1:], draft[1:])
@@ -277,7 +286,7 @@ def speculate(
 
 
 def search(
-    model: Model, prompts: Sequence[Int[np.ndarray, " t"]], request: Request, tokenizer: Tokenizer | None = None
+    model: Model, prompts: Sequence[Integer[np.ndarray, " _"]], request: Request, tokenizer: Tokenizer | None = None
 ) -> Result:
     """Continues each prompt by beam search, diverse where there are several groups; texts that stop leave the beam, as
     the search ranks them.
@@ -294,10 +303,12 @@ def search(
     beam.check(request.beams, request.num_tokens, request.groups, diversity, request.alpha)
 
     def run(arrays, tokens, ids):
-        functions = models.bind(config, *arrays, batch, length)
+        params, stats = arrays
+        functions = models.bind(config, params, stats, batch, length)
         return beam.beam_search(
-            functions.prefill, functions.step, functions.state, tokens, ids, beam_width=request.beams, num_tokens=request.num_tokens,
-            groups=request.groups, diversity=diversity, alpha=request.alpha, stop=stops.ids, sequences=stops.sequences, take_batch=take_batch,
+            functions.prefill, functions.step, functions.state, tokens, ids, beam_width=request.beams,
+            num_tokens=request.num_tokens, groups=request.groups, diversity=diversity, alpha=request.alpha,
+            stop=stops.ids, sequences=stops.sequences, take_batch=take_batch,
         )  # fmt: skip
 
     beams, seconds = _timed(run, model[1:], tokens, ids)

@@ -46,7 +46,7 @@ class Entry(NamedTuple):
     foreign: str
     ours: tuple[str, ...]
     layout: str
-    index: tuple[int, ...] = ()
+    index: tuple[int, ...] = ()  # type: ignore[assignment]  # in place of a tuple's method of this name
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def fill_model(
     for name in report.repeated:
         if not np.array_equal(state[name], state[repeats[name]], equal_nan=True):
             raise UserError(
-                f"{source}: the config ties the embedding to {name}, but the file holds two that differ; say that it is not tied"
+                f"{source}: the config ties the embedding to {name}, but the file holds two that differ; "
+                "say that it is not tied"
             )
     check_values(source, {entry.foreign: state[entry.foreign] for entry in table})
     stats = {name: jnp.zeros(s.shape, s.dtype) for name, s in full.stats.items()}

@@ -127,7 +127,7 @@ def _save_state(folder: Path, state: Mapping[str, np.ndarray]) -> None:
     if len(shards) == 1:
         save_safetensors(folder / WEIGHTS, state, {"format": "pt"})
         return
-    places = {}
+    places: dict[str, str] = {}
     for i, names in enumerate(shards):
         file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         save_safetensors(folder / file, {name: state[name] for name in names}, {"format": "pt"})

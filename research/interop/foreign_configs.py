@@ -61,7 +61,8 @@ def check_arrays(source: str, needed: int, found: int) -> None:
     """Raises UserError when a config asks for so many more arrays than the file holds that they are not even listed."""
     if needed > found:
         raise UserError(
-            f"{source}: the weights do not fit their config: it needs {needed:,} arrays or more, the file holds {found:,}"
+            f"{source}: the weights do not fit their config: it needs {needed:,} arrays or more, "
+            f"the file holds {found:,}"
         )
 
 
@@ -112,5 +113,5 @@ def reading(source: str) -> Iterator[None]:
 def no_place(target: str, held: Any, needs: Mapping[str, Any], prefix: str = "") -> None:
     """Raises UserError when a field of a config of ours holds what the foreign class cannot be."""
     for name, needed in needs.items():
-        if getattr(held, name) != needed:
-            raise UserError(f"{target} has no place for {prefix}{name}={getattr(held, name)!r}; valid: {needed!r}")
+        if vars(held)[name] != needed:
+            raise UserError(f"{target} has no place for {prefix}{name}={vars(held)[name]!r}; valid: {needed!r}")

@@ -31,11 +31,11 @@ from research.modules.mixers.mamba2 import Mamba2
 
 SOURCES = ("hf-mamba", "hf-mamba2", "mamba-ssm")
 HF_NEEDS = {"use_bias": False, "use_conv_bias": True, "hidden_act": "silu", "rms_norm": True}
-HF_DEFAULTS = {
+HF_DEFAULTS: dict[str, dict[str, Any]] = {
     "hf-mamba": {"state_size": 16, "expand": 2, "conv_kernel": 4, "time_step_rank": "auto", "tie_word_embeddings": True,
                  "layer_norm_epsilon": 1e-5},
-    "hf-mamba2": {"state_size": 128, "expand": 2, "conv_kernel": 4, "n_groups": 8, "head_dim": 64, "tie_word_embeddings": False,
-                  "layer_norm_epsilon": 1e-5},
+    "hf-mamba2": {"state_size": 128, "expand": 2, "conv_kernel": 4, "n_groups": 8, "head_dim": 64,
+                  "tie_word_embeddings": False, "layer_norm_epsilon": 1e-5},
 }  # fmt: skip
 SSM_NEEDS = {"d_intermediate": 0, "attn_layer_idx": [], "rms_norm": True}
 SSM_CFG_NEEDS = {
@@ -104,10 +104,11 @@ def _config_from_hf(source: str, data: Mapping[str, Any], length: int) -> Sequen
     eps = positive(source, data, "layer_norm_epsilon", zero=True)
     if source == "hf-mamba":
         rank = 0 if data["time_step_rank"] == "auto" else whole(source, data, "time_step_rank")
-        spec = _mamba(dim, inner, rank, sizes)
+        spec: Mamba | Mamba2 = _mamba(dim, inner, rank, sizes)
     else:
         heads, width, groups = (whole(source, data, name) for name in ("num_heads", "head_dim", "n_groups"))
         spec = _mamba2(source, dim, heads, width, groups, data.get("time_step_limit"), eps, sizes)
+    mixer: dict[str, Any] = {spec.kind: spec}
     return SequenceConfig(
         vocab_size=whole(source, data, "vocab_size", VOCABULARY),
         tied=flag(source, data, "tie_word_embeddings"),
@@ -116,7 +117,7 @@ def _config_from_hf(source: str, data: Mapping[str, Any], length: int) -> Sequen
         depth=whole(source, data, "num_hidden_layers", DEPTH),
         pattern=spec.kind,
         norm_eps=eps,
-        **{spec.kind: spec},
+        **mixer,
     )
 
 
@@ -136,14 +137,15 @@ def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfi
     known = {"d_state", "d_conv", "expand", *own, *SSM_CFG_NEEDS, *SSM_CFG_INERT}
     if unknown := sorted(set(options) - known):
         raise UserError(
-            f"{source}: ssm_cfg has an unknown field {printable(unknown[0])!r}; known for {layer}: {', '.join(sorted(known))}"
+            f"{source}: ssm_cfg has an unknown field {printable(unknown[0])!r}; known for {layer}: "
+            f"{', '.join(sorted(known))}"
         )
     options = SSM_CFG_DEFAULTS[layer] | options
     dim, inner, expand = _widths(source, {**options, "d_model": data["d_model"]}, "d_model")
     sizes = {"expand": expand, "taps": whole(source, options, "d_conv"), "state": whole(source, options, "d_state")}
     if layer == "Mamba1":
         rank = 0 if options["dt_rank"] == "auto" else whole(source, options, "dt_rank")
-        spec = _mamba(dim, inner, rank, sizes)
+        spec: Mamba | Mamba2 = _mamba(dim, inner, rank, sizes)
     else:
         width, groups = whole(source, options, "headdim"), whole(source, options, "ngroups")
         if inner % width:
@@ -152,6 +154,7 @@ def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfi
             )
         spec = _mamba2(source, dim, inner // width, width, groups, options.get("dt_limit"), 1e-5, sizes)
     multiple = whole(source, data, "pad_vocab_size_multiple")
+    mixer: dict[str, Any] = {spec.kind: spec}
     return SequenceConfig(
         vocab_size=-(-whole(source, data, "vocab_size", VOCABULARY) // multiple) * multiple,
         tied=flag(source, data, "tie_embeddings"),
@@ -159,7 +162,7 @@ def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfi
         dim=dim,
         depth=whole(source, data, "n_layer", DEPTH),
         pattern=spec.kind,
-        **{spec.kind: spec},
+        **mixer,
     )
 
 
@@ -252,7 +255,8 @@ def _hf_config(config: SequenceConfig, spec: Mamba | Mamba2, expand: int | float
         return data | {"intermediate_size": inner, "time_step_rank": spec.rank}
     if spec.norm_eps != config.norm_eps:
         raise UserError(
-            f"hf-mamba2 has one epsilon for all norms; got norm_eps={config.norm_eps} and mamba2.norm_eps={spec.norm_eps}"
+            "hf-mamba2 has one epsilon for all norms; "
+            f"got norm_eps={config.norm_eps} and mamba2.norm_eps={spec.norm_eps}"
         )
     limit = {"time_step_limit": list(spec.dt_limit)} if spec.dt_limit else {}
     return data | {"num_heads": spec.heads, "head_dim": spec.head_dim, "n_groups": spec.groups, **limit}
@@ -263,7 +267,7 @@ def _original_config(config: SequenceConfig, spec: Mamba | Mamba2, expand: int |
     for name, eps in epsilons.items():
         if eps != 1e-5:
             raise UserError(f"mamba-ssm has the fixed epsilon 1e-05 in its norms; got {name}={eps}")
-    options = {"d_state": spec.state, "d_conv": spec.taps, "expand": expand}
+    options: dict[str, Any] = {"d_state": spec.state, "d_conv": spec.taps, "expand": expand}
     if isinstance(spec, Mamba):
         options |= {"layer": "Mamba1", "dt_rank": spec.rank}
     else:

@@ -39,8 +39,8 @@ NEEDS = {"hidden_act": "silu", "attention_bias": False, "quantization_config": N
 DEFAULTS = {
     "hf-mixtral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
                    "tie_word_embeddings": False, "router_aux_loss_coef": 1e-3},
-    "hf-qwen3-moe": {"num_key_value_heads": 4, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
-                     "norm_topk_prob": False, "decoder_sparse_step": 1, "use_sliding_window": False,
+    "hf-qwen3-moe": {"num_key_value_heads": 4, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+                     "rope_theta": 1e4, "norm_topk_prob": False, "decoder_sparse_step": 1, "use_sliding_window": False,
                      "tie_word_embeddings": False, "router_aux_loss_coef": 1e-3},
 }  # fmt: skip
 """What the classes assume where a file is silent; sizes must be there."""
@@ -72,7 +72,8 @@ def _check_architecture(source: str, data: Mapping[str, Any]) -> None:
     if found != MODEL_TYPES[source]:
         known = next((f"; give --source={other}" for other, kind in MODEL_TYPES.items() if kind == found), "")
         raise UserError(
-            f"{source} needs a config of model_type {MODEL_TYPES[source]!r}, found model_type {printable(repr(found))}{known}"
+            f"{source} needs a config of model_type {MODEL_TYPES[source]!r}, "
+            f"found model_type {printable(repr(found))}{known}"
         )
 
 
@@ -92,6 +93,7 @@ def _config(source: str, data: Mapping[str, Any], length: int) -> SequenceConfig
         renormalize=mixtral or flag(source, data, "norm_topk_prob"),
         balance=positive(source, data, "router_aux_loss_coef", zero=True),
     )
+    mixer: dict[str, Any] = {spec.kind: spec}
     return SequenceConfig(
         vocab_size=whole(source, data, "vocab_size", VOCABULARY),
         tied=flag(source, data, "tie_word_embeddings"),
@@ -103,7 +105,7 @@ def _config(source: str, data: Mapping[str, Any], length: int) -> SequenceConfig
         ffn_dim=0 if mixtral else whole(source, data, "intermediate_size"),
         norm_eps=eps,
         moe=moe if "moe" in ffns.split() else Moe(),
-        **{spec.kind: spec},
+        **mixer,
     )
 
 
@@ -123,9 +125,10 @@ def _attention(source: str, data: Mapping[str, Any], dim: int) -> Attention:
     size = dim // heads if data.get("head_dim") is None else whole(source, data, "head_dim")
     if not 1 <= size * heads <= WIDTH:
         raise UserError(
-            f"{source}: {heads} heads of {size} channels; valid: together 1 to {WIDTH}, and no more heads than hidden_size={dim}"
+            f"{source}: {heads} heads of {size} channels; valid: together 1 to {WIDTH}, "
+            f"and no more heads than hidden_size={dim}"
         )
-    options = {
+    options: dict[str, Any] = {
         "heads": heads,
         "kv_heads": 0 if groups == heads else groups,
         "head_dim": 0 if size * heads == dim else size,
@@ -209,7 +212,8 @@ def config_to_foreign(target: str, config: SequenceConfig) -> dict[str, Any]:
         no_place(target, moe, MOE_NEEDS | ({"renormalize": True} if mixtral else {}), "moe.")
         if moe.kept_groups < moe.expert_groups:
             raise UserError(
-                f"{target} has no place for moe.kept_groups={moe.kept_groups} of expert_groups={moe.expert_groups}; valid: all"
+                f"{target} has no place for moe.kept_groups={moe.kept_groups} of expert_groups={moe.expert_groups}; "
+                "valid: all"
             )
     return _shared_fields(target, config, spec) | (
         _mixtral_fields(config, spec) if mixtral else _qwen_fields(config, spec)

@@ -19,6 +19,7 @@ from research.interop.foreign_configs import check_arrays
 from research.interop.moe_configs import config_from_foreign, config_to_foreign
 from research.models.sequence import SequenceConfig
 from research.models.sequence_layers import MIXTURE
+from research.modules.mixers.attention import Attention
 from research.modules.state import Arrays
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -57,7 +58,8 @@ def entries(source: str, config: SequenceConfig, *, fused: bool = False) -> list
 
 def _layer(source: str, config: SequenceConfig, kind: str, ffn: str, fused: bool) -> list[Entry]:
     """The entries of one layer, by names within it."""
-    norms = QK_NORMS if getattr(config, kind).qk_norm else {}
+    spec = config.options(kind)
+    norms = QK_NORMS if isinstance(spec, Attention) and spec.qk_norm else {}
     return [
         *(Entry(f"self_attn.{name}.weight", (f"mixer/{own}",), layout) for name, (own, layout) in ATTENTION.items()),
         *(Entry(f"self_attn.{name}.weight", (f"mixer/{own}",), "same") for name, own in norms.items()),

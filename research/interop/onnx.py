@@ -48,7 +48,7 @@ def export_onnx(
         )
     except NotImplementedError as e:
         raise UserError(f"ONNX export: jax2onnx does not know an op of {config.family}: {e}") from None
-    except Exception as e:  # noqa: BLE001  (jax2onnx, JAX and Python each raise their own where a symbol is no number)
+    except Exception as e:  # jax2onnx, JAX and Python each raise their own where a symbol is no number
         if batch is not None:
             raise
         reason = printable(str(e).split("\n")[0], 120)

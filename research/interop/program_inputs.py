@@ -86,5 +86,5 @@ def describe(config: Any, batch: int | None, preprocessing: Mapping[str, Any] | 
 
 def signature(told: Mapping[str, Any]) -> str:
     """Returns one line for people from what `describe` returns."""
-    say = lambda array: f"{array['name']} {array['dtype']} [{', '.join(map(str, array['shape']))}]"  # noqa: E731
+    say = lambda array: f"{array['name']} {array['dtype']} [{', '.join(map(str, array['shape']))}]"
     return f"{say(told['output'])} = program({', '.join(map(say, told['inputs']))})"

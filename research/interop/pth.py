@@ -13,9 +13,9 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -161,7 +161,11 @@ _OPCODES = """
 """
 
 
-class _Dispatch(dict):
+_load_setitem: Callable[[Any], None] = pickle._Unpickler.dispatch[pickle.SETITEM[0]]
+_load_setitems: Callable[[Any], None] = pickle._Unpickler.dispatch[pickle.SETITEMS[0]]
+
+
+class _Dispatch(dict[int, Callable[[pickle.Unpickler], None]]):
     """What an opcode does; so many are looked up, then the pickle is refused."""
 
     steps = MAX_STEPS
@@ -183,6 +187,8 @@ class _Unpickler(pickle._Unpickler):
     ever.
     """
 
+    stack: list[Any]
+
     dispatch = _Dispatch(
         {op[0]: pickle._Unpickler.dispatch[op[0]] for op in (getattr(pickle, name) for name in _OPCODES.split())}
     )
@@ -190,7 +196,8 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, data: bytes, entries: Mapping[str, zipfile.ZipInfo], root: str):
         super().__init__(io.BytesIO(data), encoding="utf-8")
         self.entries, self.root = entries, root
-        self.dispatch = _Dispatch(self.dispatch)
+        # The stubs hold it for the class's own; the interpreter looks it up on the instance.
+        self.dispatch = _Dispatch(self.dispatch)  # type: ignore[misc]
         self.dispatch.steps = MAX_STEPS + STEPS_AN_ENTRY * len(entries)
         self.allowed = {
             ("collections", "OrderedDict"): _ordered_dict,
@@ -213,12 +220,14 @@ class _Unpickler(pickle._Unpickler):
         _, kind, key, _, numel = pid
         if not isinstance(key, str) or not re.fullmatch(r"\w+", key) or f"{self.root}/data/{key}" not in self.entries:
             raise _Refused(
-                f"names a storage that the archive does not hold: {printable(key) if isinstance(key, str) else type(key).__name__}"
+                "names a storage that the archive does not hold: "
+                f"{printable(key) if isinstance(key, str) else type(key).__name__}"
             )
         entry = f"{self.root}/data/{key}"
         if not _is_count(numel) or numel * kind.dtype.itemsize != self.entries[entry].file_size:
             raise _Refused(
-                f"holds a storage {key} whose {self.entries[entry].file_size} bytes are not the values of {kind.dtype} that it claims"
+                f"holds a storage {key} whose {self.entries[entry].file_size} bytes are not the values of {kind.dtype} "
+                "that it claims"
             )
         return _Storage(entry, kind.dtype, numel)
 
@@ -230,13 +239,18 @@ class _Unpickler(pickle._Unpickler):
 
     def load_setitem(self):
         _check_keys(self.stack[-2:-1])
-        super().load_setitem()
+        _load_setitem(self)
 
     def load_setitems(self):
         _check_keys(self.stack[::2])
-        super().load_setitems()
+        _load_setitems(self)
 
-    dispatch |= {pickle.BUILD[0]: load_build, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
+    _own: ClassVar[dict[int, Any]] = {
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
+    dispatch |= _own
 
 
 def _check_keys(keys) -> None:
@@ -268,7 +282,8 @@ def _rebuild_tensor(storage, offset, size, stride, *_) -> _Tensor:
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if numel and (last >= storage.numel or numel > storage.numel):
         raise _Refused(
-            f"holds a tensor of size {printable(size)}, strides {printable(stride)}, offset {printable(offset)} in a storage of {storage.numel} values"
+            f"holds a tensor of size {printable(size)}, strides {printable(stride)}, "
+            f"offset {printable(offset)} in a storage of {storage.numel} values"
         )
     return _Tensor(storage, offset, size, stride)
 
@@ -284,7 +299,7 @@ def _unpickle(data: bytes, entries: Mapping[str, zipfile.ZipInfo], root: str) ->
         return _Unpickler(data, entries, root).load()
     except _Refused:
         raise
-    except Exception as e:  # noqa: BLE001  (a hostile or damaged pickle can fail in any way at all)
+    except Exception as e:  # a hostile or damaged pickle can fail in any way at all
         raise _Refused(f"its data.pkl cannot be read ({type(e).__name__}: {printable(e, 100)})") from None
 
 
@@ -294,14 +309,16 @@ def _choose(tree: Any, key: str | None) -> dict[str, _Tensor]:
     if key is not None:
         if not isinstance(tree.get(key), dict):
             raise _Refused(
-                f"has no state dict {printable(key)!r}; its entries are {_shown(k for k, v in tree.items() if isinstance(v, dict))}"
+                f"has no state dict {printable(key)!r}; its entries are "
+                f"{_shown(k for k, v in tree.items() if isinstance(v, dict))}"
             )
         tree = tree[key]
     elif not any(isinstance(v, _Tensor) for v in tree.values()):
         found = [k for k in NESTED_KEYS if isinstance(tree.get(k), dict)]
         if not found:
             raise _Refused(
-                f"holds no state dict; its entries are {_shown(tree)}, and one of {', '.join(NESTED_KEYS)} is looked for"
+                f"holds no state dict; its entries are {_shown(tree)}, "
+                f"and one of {', '.join(NESTED_KEYS)} is looked for"
             )
         tree = tree[found[0]]
     bad = [k for k, v in tree.items() if not isinstance(k, str) or not isinstance(v, _Tensor)]

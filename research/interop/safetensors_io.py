@@ -139,7 +139,8 @@ def config_to_json(config: Any) -> dict[str, Any]:
         same = False
     if not same:
         raise TypeError(
-            f"{type(config).__name__} does not survive JSON; its fields must be numbers, words, tuples or such dataclasses"
+            f"{type(config).__name__} does not survive JSON; its fields must be numbers, words, "
+            "tuples or such dataclasses"
         )
     return out
 
@@ -246,7 +247,8 @@ def load_folder(folder: str | os.PathLike) -> tuple[Any, Arrays, Arrays]:
     folder = os.fspath(folder)
     if not is_model_folder(folder):
         raise UserError(
-            f"{folder} is not a model folder; one holds {WEIGHTS} and {CONFIG}, as launch.convert and launch.extract write them"
+            f"{folder} is not a model folder; one holds {WEIGHTS} and {CONFIG}, "
+            "as launch.convert and launch.extract write them"
         )
     path, weights = os.path.join(folder, CONFIG), os.path.join(folder, WEIGHTS)
     data = read_json(path, ("model",), "it is no model config")["model"]

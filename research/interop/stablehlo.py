@@ -86,5 +86,5 @@ def load_stablehlo(data: bytes) -> export.Exported:
         return export.deserialize(bytearray(data))
     except ImportError:
         raise UserError("StableHLO import needs flatbuffers: pip install flatbuffers") from None
-    except Exception as e:  # noqa: BLE001  (flatbuffers and MLIR each raise their own)
+    except Exception as e:  # flatbuffers and MLIR each raise their own
         raise UserError(f"not a program exported by jax.export: {type(e).__name__}: {str(e)[:100]}") from None

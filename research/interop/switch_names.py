@@ -19,8 +19,8 @@ from research.modules.moe_options import FAMILIES, Moe
 from research.modules.state import Arrays
 
 ROUTER = "router.classifier.weight"
-NEEDS = {"expert": "relu", "router": "top_k", "active": 1, "shared": 0, "renormalize": False, "score": "softmax", "scale": 1.0,
-         "learned_noise": False, "bias_rate": 0.0}  # fmt: skip
+NEEDS = {"expert": "relu", "router": "top_k", "active": 1, "shared": 0, "renormalize": False, "score": "softmax",
+         "scale": 1.0, "learned_noise": False, "bias_rate": 0.0}  # fmt: skip
 
 
 def switch_entries(experts: int, prefix: str = "") -> list[Entry]:

@@ -45,7 +45,7 @@ class Pair(NamedTuple):
     official: str
     ours: str
     layout: str
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]  # in place of a tuple's method of this name
 
 
 @dataclass(frozen=True)
@@ -256,14 +256,21 @@ def from_official(
 
 
 def _sizes(config: UniRepLKNetConfig) -> str:
-    return f"depths {config.depths}, dims {config.dims}, kernels {config.kernels}, {'deployed' if config.deploy else 'training'} form"
+    return (
+        f"depths {config.depths}, dims {config.dims}, kernels {config.kernels}, "
+        f"{'deployed' if config.deploy else 'training'} form"
+    )
 
 
 def _unmatched(report: Report) -> str:
     wrong = [f"{printable(name)} is {found}, needs {needed}" for name, found, needed in report.wrong_shape]
-    parts = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-             for what, names in (("missing", report.missing), ("of wrong shape", wrong), ("unexpected", list(map(printable, report.unexpected)))) if names]  # fmt: skip
-    return "; ".join(parts)
+    unexpected = [printable(name) for name in report.unexpected]
+    kinds = (("missing", report.missing), ("of wrong shape", wrong), ("unexpected", unexpected))
+    return "; ".join(
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in kinds
+        if names
+    )
 
 
 def to_official(
@@ -283,7 +290,8 @@ def to_official(
     """
     if tuple(config.stem_strides) != (2, 2) or len(config.dims) != 4:
         raise UserError(
-            f"the official UniRepLKNet has 4 stages and stem strides (2, 2); got {len(config.dims)} and {config.stem_strides}"
+            "the official UniRepLKNet has 4 stages and stem strides (2, 2); "
+            f"got {len(config.dims)} and {config.stem_strides}"
         )
     arrays = {name: np.asarray(w) for name, w in {**params, **stats}.items()}
     state = {}

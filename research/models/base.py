@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from flax import nnx
 
+from research.errors import UserError
 from research.models import forms
 from research.modules.axes import Init, role
 from research.modules.moe_options import Moe
@@ -36,6 +37,8 @@ class ModelConfig:
     predicts: ClassVar[str] = "labels"
     merges: ClassVar[bool] = False
     router: ClassVar[str] = ""
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    """As every subclass is a dataclass, so that type checkers take a config for one."""
 
     def build(self, init: Init) -> nnx.Module:
         """Builds the module; `init` names, shapes and initialises its arrays."""
@@ -52,6 +55,12 @@ class ModelConfig:
           UserError: a choice lies outside the space.
         """
         raise NotImplementedError
+
+    def check_sizes(self, *names: str) -> None:
+        """Raises UserError for a field of these names that is below 1."""
+        for name in names:
+            if vars(self)[name] < 1:
+                raise UserError(f"{self.family}: {name}={vars(self)[name]}; valid: whole numbers from 1")
 
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         """Returns, for each axis of layers, which layers of the full network are there."""
@@ -116,7 +125,7 @@ class ChoosesForms(ModelConfig):
     form: str
 
     def with_form(self, form: str) -> Self:
-        return dataclasses.replace(self, form=form)  # type: ignore[type-var]
+        return dataclasses.replace(self, form=form)
 
     def on_cpu(self) -> Self:
         return self.with_form(forms.on_cpu(self.form))

@@ -57,14 +57,13 @@ class CustomisedConfig(ModelConfig):
     }
 
     def __post_init__(self):
-        for name in ("rank", "hidden"):
-            if getattr(self, name) < 1:
-                raise UserError(f"customised: {name}={getattr(self, name)}; valid: whole numbers from 1")
+        self.check_sizes("rank", "hidden")
         if not 0 <= self.threshold <= 1:
             raise UserError(f"customised: threshold={self.threshold}; valid: a number in [0, 1]")
         if self.overhead > self.budget:
             raise UserError(
-                f"customised: {self.added_params} parameters of local expert and gate are {100 * self.overhead:.2f} % of the global expert's, "
+                f"customised: {self.added_params} parameters of local expert and gate are {100 * self.overhead:.2f} % "
+                "of the global expert's, "
                 f"more than the budget of {100 * self.budget:g} %; lower rank={self.rank} or hidden={self.hidden}"
             )
 

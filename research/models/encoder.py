@@ -61,7 +61,8 @@ class EncoderConfig(SequenceConfig):
             raise UserError(f"encoder: domains={self.domains}; valid: whole numbers from 1")
         if self.pool != "mean" or self.vector_tokens:
             raise UserError(
-                f"encoder: pool={self.pool!r}, vocab_size={self.vocab_size}; valid: pool=mean over tokens of a vocabulary"
+                f"encoder: pool={self.pool!r}, vocab_size={self.vocab_size}; valid: "
+                "pool=mean over tokens of a vocabulary"
             )
         super().__post_init__()
         if not self.outputs:

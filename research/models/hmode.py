@@ -62,9 +62,7 @@ class HMoDEConfig(ModelConfig):
     def __post_init__(self):
         if len(self.dims) != 5 or len(self.depths) != 5:
             raise UserError(f"hmode: dims={self.dims} and depths={self.depths} need one entry for each of the 5 stages")
-        for name in ("head_dim", "in_channels", "image_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"hmode: {name}={getattr(self, name)}; valid: whole numbers from 1")
+        self.check_sizes("head_dim", "in_channels", "image_size")
         if min(self.depths) < 1 or any(d < 4 or d % 4 for d in self.dims):
             raise UserError(f"hmode: dims={self.dims} must be multiples of 4 and depths={self.depths} at least 1")
         if self.image_size % 16:
@@ -94,7 +92,8 @@ class Stage(nnx.Module):
 
     def __init__(self, config: HMoDEConfig, stage: int, init: Init):
         n_in, axis = (config.dims[stage - 1], stage_axis(config, stage - 1)) if stage else (config.in_channels, "image")
-        self.convs, self.norms = nnx.List([]), nnx.List([])
+        self.convs: nnx.List[Conv] = nnx.List([])
+        self.norms: nnx.List[BatchNorm] = nnx.List([])
         for i in range(config.depths[stage]):
             n_out, out = config.dims[stage], f"stage{stage + 1}/conv{i}/embed"
             self.convs.append(
@@ -137,7 +136,8 @@ class Chain(nnx.Module):
         exact=False,
     ):
         self.last = last
-        (axis, n_in), self.convs = source, nnx.List([])
+        axis, n_in = source
+        self.convs: nnx.List[Conv] = nnx.List([])
         for i, (size, n_out) in enumerate(layers):
             ends = i == len(layers) - 1
             name = out if ends else f"{scope}/hidden{i}/mlp"
@@ -161,7 +161,7 @@ class Decoder(nnx.Module):
         self, coarse: tuple[str, int], skip: tuple[str, int] | None, sizes: tuple[int, int], scope: str, init: Init
     ):
         hidden, out = f"{scope}/mlp", f"{scope}/embed"
-        make = lambda tag, source, bias: Conv(  # noqa: E731
+        make = lambda tag, source, bias: Conv(
             source[1], sizes[0], 3, (source[0], hidden), init.child(tag), bias=bias, kernel_init=he
         )
         self.coarse = make("coarse", coarse, True)
@@ -171,7 +171,11 @@ class Decoder(nnx.Module):
     def __call__(
         self, x: Float[Array, "B h w I"], skip: Float[Array, "B H W J"] | None = None
     ) -> Float[Array, "B H W O"]:
-        y = self.coarse(x) if self.skip is None else self.coarse(upsample(x)) + self.skip(skip)
+        if self.skip is None:
+            y = self.coarse(x)
+        else:
+            assert skip is not None  # of the finer map
+            y = self.coarse(upsample(x)) + self.skip(skip)
         return jax.nn.relu(self.second(jax.nn.relu(y)))
 
 
@@ -193,7 +197,7 @@ class HMoDE(nnx.Module):
         self.decoder1 = Decoder(
             ("decoder2/embed", d4 // 2), (x3, d3), (d3, d3 // 2), "decoder1", init.child("decoder1")
         )
-        head = lambda i, n: Chain(  # noqa: E731
+        head = lambda i, n: Chain(
             (f"decoder{i}/embed", n),
             [(1, config.head_dim), (1, 1)],
             f"head{i}",

@@ -69,7 +69,11 @@ class LeNetConfig(ModelConfig):
         Raises:
           UserError: a width outside (0, 1].
         """
-        cut = lambda sizes: tuple(elastic.scaled(n, width, 2, "width") for n in sizes)  # noqa: E731
+
+        def cut(sizes: tuple[int, int]) -> tuple[int, int]:
+            first, second = (elastic.scaled(n, width, 2, "width") for n in sizes)
+            return first, second
+
         return replace(self, maps=cut(self.maps), hidden=cut(self.hidden))
 
 
@@ -80,10 +84,8 @@ class LeNet(nnx.Module):
         (m1, m2), (h1, h2) = config.maps, config.hidden
         padding = PADDING[config.image_size]
         axes = ("image", "conv1/bottleneck", "conv2/bottleneck", "layer1/mlp", "layer2/mlp", "classes")
-        conv = (
-            lambda i, n_in, n_out, pad: Conv(  # noqa: E731
-                n_in, n_out, 5, axes[i : i + 2], init.child(f"conv{i}"), padding=pad, kernel_init=he
-            )
+        conv = lambda i, n_in, n_out, pad: Conv(
+            n_in, n_out, 5, (axes[i], axes[i + 1]), init.child(f"conv{i}"), padding=pad, kernel_init=he
         )
         self.conv1 = conv(0, config.in_channels, m1, padding)
         self.conv2 = conv(1, m1, m2, 0)

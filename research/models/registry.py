@@ -97,7 +97,7 @@ def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model
     values, kinds = {}, typing.get_type_hints(type(config), include_extras=True)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for field, value in fields.items():
-        inner = getattr(config, field)
+        inner = vars(config)[field]
         if dataclasses.is_dataclass(inner) and not isinstance(value, type(inner)):
             value = fit(value, dict, f"{where}{field}")
             valid = [f.name for f in dataclasses.fields(inner)]
@@ -122,7 +122,8 @@ WRONG = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, As
 def _unfit(name: str, where: str, fields: Mapping[str, Any], error: Exception) -> UserError:
     told = printable((str(error).strip().splitlines() or [type(error).__name__])[0])
     return UserError(
-        f"model {name} cannot be built with {printable(', '.join(f'{where}{k}={v!r}' for k, v in fields.items()), 200)}: {told}"
+        f"model {name} cannot be built with "
+        f"{printable(', '.join(f'{where}{k}={v!r}' for k, v in fields.items()), 200)}: {told}"
     )
 
 

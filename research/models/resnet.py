@@ -128,7 +128,8 @@ class ResNetConfig(ChoosesForms):
         )
         if stem_axis(small) != stem_axis(self):
             raise UserError(
-                f"sub-network width={width} gives stem and stage 1 equally many channels ({stem_dim}), which the full network projects; "
+                f"sub-network width={width} gives stem and stage 1 equally many channels ({stem_dim}), "
+                "which the full network projects; "
                 "valid: a larger width"
             )
         return replace(small, experts=shrunk_experts(self.experts, experts))
@@ -173,23 +174,34 @@ class Block(nnx.Module):
         width, n_out, embed = config.inner_dims[stage], config.dims[stage], f"stage{stage + 1}/embed"
         first, second = f"{scope}/first/bottleneck", f"{scope}/second/bottleneck"
         last = zeros if config.zero_init else ones
+        sizes: list[tuple[int, int, int, tuple[str, str], int]]
         if config.block == "basic":
             sizes = [(n_in, width, 3, (source, first), stride), (width, n_out, 3, (first, embed), 1)]
         else:
-            middle = (width, width, 3, (first, second), stride)
-            sizes = [(n_in, width, 1, (source, first), 1), middle, (width, n_out, 1, (second, embed), 1)]
-        routed = {"experts": config.experts, "form": config.form}
+            sizes = [
+                (n_in, width, 1, (source, first), 1),
+                (width, width, 3, (first, second), stride),
+                (width, n_out, 1, (second, embed), 1),
+            ]
+        routed: dict[str, Any] = {"experts": config.experts, "form": config.form}
         self.convs = nnx.List(
             [
                 ConvNorm(
-                    *size, init.child(f"conv{i}"), stride=s, scale_init=last if i == len(sizes) - 1 else ones, **routed
+                    inputs,
+                    outputs,
+                    kernel,
+                    axes,
+                    init.child(f"conv{i}"),
+                    stride=s,
+                    scale_init=last if i == len(sizes) - 1 else ones,
+                    **routed,
                 )
-                for i, (*size, s) in enumerate(sizes)
+                for i, (inputs, outputs, kernel, axes, s) in enumerate(sizes)
             ]
         )
         # The released networks route the projections of ImageNet's sizes and not those of CIFAR's.
         routed = routed if config.stem == "imagenet" else {}
-        project = lambda: ConvNorm(n_in, n_out, 1, (source, embed), init.child("shortcut"), stride=stride, **routed)  # noqa: E731
+        project = lambda: ConvNorm(n_in, n_out, 1, (source, embed), init.child("shortcut"), stride=stride, **routed)
         self.shortcut = None if source == embed else project()
 
     def __call__(
@@ -214,7 +226,7 @@ class Stage(nnx.Module):
             config, stage, n_in, source, f"{scope}/block0", init.child("block0"), stride=1 if stage == 0 else 2
         )
         rest = config.depths[stage] - 1
-        make = lambda sub: Block(config, stage, config.dims[stage], embed, f"{scope}/layer", sub)  # noqa: E731
+        make = lambda sub: Block(config, stage, config.dims[stage], embed, f"{scope}/layer", sub)
         self.blocks = Stack(make, rest, f"{scope}/layers", init.child("blocks"), unroll=config.unroll) if rest else None
 
     def __call__(self, x: Float[Array, "B H W I"], mode: str, route: Route | None) -> Float[Array, "B h w O"]:
@@ -268,7 +280,7 @@ def _variant(block: str, depths: tuple[int, ...], width: int = 64, **more) -> Re
     return ResNetConfig(block=block, depths=depths, dims=dims, **more)
 
 
-_CIFAR = {"stem": "small", "num_classes": 10, "image_size": 32}
+_CIFAR: dict[str, Any] = {"stem": "small", "num_classes": 10, "image_size": 32}
 
 VARIANTS = {
     "resnet18": _variant("basic", (2, 2, 2, 2)),

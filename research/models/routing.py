@@ -4,6 +4,7 @@ their smaller selves.
 Layers, router and training are those of Robust MoE-CNN (Zhang et al. 2023, arXiv 2308.10110).
 """
 
+import itertools
 from typing import Any
 
 from research.errors import UserError
@@ -28,7 +29,7 @@ def check_routing(config: Any) -> None:
         raise UserError(
             f"{family}: router_dims={dims} and router_depths={depths} need one whole number from 1 per stage"
         )
-    if any(wide < narrow for narrow, wide in zip(dims, dims[1:])):
+    if any(wide < narrow for narrow, wide in itertools.pairwise(dims)):
         raise UserError(f"{family}: router_dims={dims} must not fall: the router's shortcuts pad channels")
 
 

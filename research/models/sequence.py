@@ -112,16 +112,18 @@ class SequenceConfig(ChoosesForms, ToldReal):
             raise UserError(
                 f"sequence: pattern={self.pattern!r} names {unknown or 'no mixer'}; valid: {', '.join(self.specs())}"
             )
-        for name in ("length", "dim", "depth"):
-            if getattr(self, name) < 1:
-                raise UserError(f"sequence: {name}={getattr(self, name)}; valid: whole numbers from 1")
-        for name, valid in {"ffn": ("none", *FFNS, MIXTURE), "pool": ("none", "mean", "last")}.items():
-            if not set(getattr(self, name).split()) <= set(valid) or not getattr(self, name).split():
-                raise UserError(f"sequence: {name}={getattr(self, name)!r}; valid: {', '.join(valid)}")
+        self.check_sizes("length", "dim", "depth")
+        for name, given, valid in (
+            ("ffn", self.ffn, ("none", *FFNS, MIXTURE)),
+            ("pool", self.pool, ("none", "mean", "last")),
+        ):
+            if not set(given.split()) <= set(valid) or not given.split():
+                raise UserError(f"sequence: {name}={given!r}; valid: {', '.join(valid)}")
         if self.depth % len(self.period):
             more = f" and ffn={self.ffn!r}" if " " in self.ffn else ""
             raise UserError(
-                f"sequence: depth={self.depth} is no multiple of the {len(self.period)} layers of pattern={self.pattern!r}{more}"
+                f"sequence: depth={self.depth} is no multiple of the {len(self.period)} layers of "
+                f"pattern={self.pattern!r}{more}"
             )
         if not self.vocab_size and not (self.input_dim and self.outputs):
             raise UserError("sequence: give vocab_size, or both input_dim and outputs for tokens that are vectors")
@@ -132,9 +134,9 @@ class SequenceConfig(ChoosesForms, ToldReal):
             if self.moe.router == "hash" and self.vector_tokens:
                 raise UserError("sequence: moe.router='hash' needs tokens of a vocabulary; vector tokens have no ids")
             if self.pool == "none" and self.mixture.router not in Moe.causal_routers:
-                valid = ", ".join(Moe.causal_routers)
+                causal = ", ".join(Moe.causal_routers)
                 raise UserError(
-                    f"sequence: moe.router={self.moe.router!r} looks at later tokens; valid where pool=none: {valid}"
+                    f"sequence: moe.router={self.moe.router!r} looks at later tokens; valid where pool=none: {causal}"
                 )
         if self.pool == "none" and (later := [k for k in kinds if self.spec(k).sees_later()]):
             raise UserError(f"sequence: {later[0]}.causal=False looks at later tokens; valid where pool=none: True")
@@ -272,14 +274,21 @@ class SequenceModel(nnx.Module):
         self.head = None if tied else init.param("head", (config.dim, size), ("embed", axis), normal_02, Kind.MATRIX)
 
     def _embed(self, tokens: Array, call: Call) -> Array:
-        x = tokens @ self.read_in[...] if self.embedding is None else self.embedding(tokens)
+        if self.embedding is not None:
+            x = self.embedding(tokens)
+        else:
+            assert self.read_in is not None  # in place of the embedding
+            x = tokens @ self.read_in[...]
         if self.config.dropout and call.mode == "train" and call.key is not None:
             x = dropout(x, self.config.dropout, jax.random.fold_in(call.key, 2**20))
         return x
 
     def _read(self, x: Float[Array, "*B D"]) -> Float[Array, "*B N"]:
         x = self.norm(x)
-        return x @ (self.embedding.table[...].T if self.head is None else self.head[...])
+        if self.head is not None:
+            return x @ self.head[...]
+        assert self.embedding is not None  # tied
+        return x @ self.embedding.table[...].T
 
     def __call__(
         self,
@@ -287,7 +296,7 @@ class SequenceModel(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         domain: Int[Array, " B"] | None = None,
-        real: Bool[Array, "B *T"] | None = None,
+        real: Bool[Array, " B *T"] | None = None,
         mode: str = "eval",
         key: Array | None = None,
     ) -> Float[Array, "B T N"] | Float[Array, "B N"]:
@@ -301,16 +310,16 @@ class SequenceModel(nnx.Module):
             has `segment_ids` of its own.
           mode, key: as in every model.
         """
-        padded = real is not None and real.ndim == 2
-        if padded and not self.config.streams:  # these see later tokens: padding becomes a segment of its own
-            segment_ids = jnp.where(real, 0 if segment_ids is None else segment_ids, -1)
+        text = real if real is not None and real.ndim == 2 else None
+        if text is not None and not self.config.streams:  # these see later tokens: padding becomes a segment of its own
+            segment_ids = jnp.where(text, 0 if segment_ids is None else segment_ids, -1)
         call = Call(mode, key, segment_ids, tokens=tokens, domain=domain, real=real)
         x = self._embed(tokens, call)
         x = self.blocks(x, xs={"index": jnp.arange(self.config.periods)}, remat=self.config.remat, call=call)
         if self.config.pool == "none":
             return self._read(x)
-        if padded:
-            return self._read((masked_mean if self.config.pool == "mean" else masked_last)(x, real))
+        if text is not None:
+            return self._read((masked_mean if self.config.pool == "mean" else masked_last)(x, text))
         return self._read(x.mean(1) if self.config.pool == "mean" else x[:, -1])
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> dict[str, Any]:
@@ -327,7 +336,7 @@ class SequenceModel(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         last: bool = False,
-    ) -> tuple[Float[Array, "B T N"], dict[str, Any]]:
+    ) -> tuple[Float[Array, "B _ N"], dict[str, Any]]:
         """Continues from a state by several tokens in the parallel form; returns (outputs, state), with `last` that of
         the last token alone."""
         call = Call(segment_ids=segment_ids, position=state["position"], tokens=tokens, carried=True)

@@ -52,9 +52,10 @@ class Layer(nnx.Module):
         return x + y
 
     def _feed_forward(self, x: Array, call: Call) -> Array:
-        if self.ffn is None:
+        if self.ffn is None or self.ffn_norm is None:
             return x
-        y = self.ffn(self.ffn_norm(x), call) if isinstance(self.ffn, MoeFfn) else self.ffn(self.ffn_norm(x))
+        normed = self.ffn_norm(x)
+        y = self.ffn(normed, call) if isinstance(self.ffn, MoeFfn) else self.ffn(normed)
         return self._add(x, y, call, 1)
 
     def __call__(self, x: Float[Array, "B T D"], call: Call) -> Float[Array, "B T D"]:

@@ -34,6 +34,7 @@ def _small(pattern: str, ffn: str = "") -> SequenceConfig:
     """About 2 M parameters for a laptop: the mixers of Mamba's kind stand alone, the others take turns with a gated
     linear unit."""
     alone = pattern in known() and known()[pattern].alone
+    mixers: dict[str, Any] = {kind: spec(**spec.small) for kind, spec in known().items()}
     return SequenceConfig(
         vocab_size=256,
         length=256,
@@ -41,7 +42,7 @@ def _small(pattern: str, ffn: str = "") -> SequenceConfig:
         depth=6 if alone or len(pattern.split()) == 3 else 4,
         pattern=pattern,
         ffn=ffn or ("none" if alone else "glu"),
-        **{kind: spec(**spec.small) for kind, spec in known().items()},
+        **mixers,
     )
 
 

@@ -22,7 +22,7 @@ def check_stages(config: Any, names: Sequence[str], more: Sequence[int] = (), *,
     """
     if not config.kept_layers:
         object.__setattr__(config, "kept_layers", tuple(tuple(range(d)) for d in config.depths))
-    lists = [getattr(config, name) for name in ("depths", *names)]
+    lists = [vars(config)[name] for name in ("depths", *names)]
     if {len(config.kept_layers), *map(len, lists)} != {len(config.depths)} or not config.depths:
         raise UserError(f"{config.family}: depths, {', '.join(names)} and kept_layers need one entry per stage")
     bad = [n for n in (*(n for sizes in lists for n in sizes), *more) if n < 1]
@@ -39,7 +39,8 @@ def check_image(config: Any, stride: int, remedy: str) -> None:
     """Raises UserError for images that are smaller than the total stride of the network."""
     if config.image_size < stride:
         raise UserError(
-            f"{config.family}: images of {config.image_size} pixels are smaller than the total stride {stride}; use {remedy}"
+            f"{config.family}: images of {config.image_size} pixels are smaller than the total stride {stride}; "
+            f"use {remedy}"
         )
 
 

@@ -4,6 +4,7 @@ Nine variants, training and merged (deployed) form. Its smaller selves: `width`,
 `ffn` (hidden units of the feed-forward part) and `kernel` (centre crop along the released tables).
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -257,7 +258,7 @@ class UniRepLKNet(nnx.Module):
         self.stages = nnx.List(
             [
                 Stack(
-                    lambda sub, i=i: Repetition(config, i, sub),
+                    functools.partial(Repetition, config, i),
                     config.depths[i] // len(config.kernels[i]),
                     f"stage{i + 1}/layers",
                     init.child(f"stage{i}"),
@@ -268,7 +269,7 @@ class UniRepLKNet(nnx.Module):
         )
         last = f"stage{len(config.dims)}/embed"
         self.norm = LayerNorm(config.dims[-1], last, init.child("norm"))
-        head_init = lambda key, shape, dtype: config.head_scale * normal_02(key, shape, dtype)  # noqa: E731
+        head_init = lambda key, shape, dtype: config.head_scale * normal_02(key, shape, dtype)
         self.head = Linear(
             config.dims[-1], config.num_classes, (last, "classes"), init.child("head"), kernel_init=head_init
         )
@@ -317,6 +318,7 @@ def merge_reparam(config: UniRepLKNetConfig, params: Arrays, stats: Arrays) -> t
 
 def _merge_block(params: Arrays, stats: Arrays, prefix: str, size: int) -> Arrays:
     out = {}
+    bias: Array | float
     if size:
         if size >= 7:
             kernel, bias = merge_dilated_reparam(params, stats, f"{prefix}/dw")

@@ -123,7 +123,7 @@ class Stage(nnx.Module):
         self.remat = config.remat
         self.first = Layer(config, stage, n_in, source, init.child("first"), experts=experts if stage else 0)
         rest = config.depths[stage] - 1
-        make = lambda sub: Layer(config, stage, config.dims[stage], embed, sub, experts=experts)  # noqa: E731
+        make = lambda sub: Layer(config, stage, config.dims[stage], embed, sub, experts=experts)
         self.rest = (
             Stack(make, rest, f"stage{stage + 1}/layers", init.child("rest"), unroll=config.unroll) if rest else None
         )

@@ -71,25 +71,16 @@ class VimConfig(ChoosesForms):
         object.__setattr__(self, "rank", self.rank or -(-self.dim // 16))
         if not self.kept_layers:
             object.__setattr__(self, "kept_layers", tuple(range(self.depth)))
-        for name in (
-            "dim",
-            "depth",
-            "state",
-            "inner",
-            "rank",
-            "patch_size",
-            "image_size",
-            "num_classes",
-            "in_channels",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"vim: {name}={getattr(self, name)}; valid: whole numbers from 1")
+        self.check_sizes(
+            "dim", "depth", "state", "inner", "rank", "patch_size", "image_size", "num_classes", "in_channels"
+        )
         if not 1 <= self.taps <= depthwise.MAX_KERNEL_SIZE:
             raise UserError(f"vim: taps={self.taps}; valid: 1 to {depthwise.MAX_KERNEL_SIZE}")
         if self.image_size % self.patch_size:
             valid = [p for p in range(2, self.image_size + 1) if self.image_size % p == 0]
             raise UserError(
-                f"vim: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: {valid}"
+                f"vim: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: "
+                f"{valid}"
             )
         if len(self.kept_layers) != self.depth:
             raise UserError(

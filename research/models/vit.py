@@ -89,23 +89,14 @@ class ViTConfig(ChoosesForms, ToldReal):
         check_form("vit", self.form, ops | ({grouped_matmul.OP: grouped_matmul.FORMS} if self.has_mixtures else {}))
         if not self.mlp_dim:
             object.__setattr__(self, "mlp_dim", 4 * self.dim)
-        for name in (
-            "dim",
-            "depth",
-            "heads",
-            "head_dim",
-            "mlp_dim",
-            "patch_size",
-            "image_size",
-            "num_classes",
-            "in_channels",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"vit: {name}={getattr(self, name)}; valid: whole numbers from 1")
+        self.check_sizes(
+            "dim", "depth", "heads", "head_dim", "mlp_dim", "patch_size", "image_size", "num_classes", "in_channels"
+        )
         if self.image_size % self.patch_size:
             valid = [p for p in range(2, self.image_size + 1) if self.image_size % p == 0]
             raise UserError(
-                f"vit: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: {valid}"
+                f"vit: image_size={self.image_size} is no multiple of patch_size={self.patch_size}; valid patch sizes: "
+                f"{valid}"
             )
         if not set(self.period) <= {"mlp", "moe"} or not self.period:
             raise UserError(f"vit: ffn={self.ffn!r}; valid: mlp and moe, separated by spaces")
@@ -118,7 +109,8 @@ class ViTConfig(ChoosesForms, ToldReal):
         rest = self.depth - self.dense_blocks
         if self.dense_blocks < 0 or rest < 1 or rest % len(self.period):
             raise UserError(
-                f"vit: depth={self.depth} less dense_blocks={self.dense_blocks} is no multiple of the parts of ffn={self.ffn!r}"
+                f"vit: depth={self.depth} less dense_blocks={self.dense_blocks} is no multiple of the parts of "
+                f"ffn={self.ffn!r}"
             )
         if not self.kept_layers:
             object.__setattr__(self, "kept_layers", tuple(range(self.periods)))
@@ -127,7 +119,8 @@ class ViTConfig(ChoosesForms, ToldReal):
         if len(self.kept_layers) != self.periods or len(self.kept_dense) != self.dense_blocks:
             kept = f"kept_layers={self.kept_layers}, kept_dense={self.kept_dense}"
             raise UserError(
-                f"vit: {kept} must have one entry for each of {self.periods} repetitions of ffn and {self.dense_blocks} blocks"
+                f"vit: {kept} must have one entry for each of {self.periods} repetitions of ffn and "
+                f"{self.dense_blocks} blocks"
             )
 
     @property
@@ -204,7 +197,8 @@ class ViTConfig(ChoosesForms, ToldReal):
         rest = elastic.depth_count(fraction, whole, part, "depth")
         if isinstance(depth, int) and dense + rest != depth:
             raise UserError(
-                f"sub-network depth={depth} would keep {dense} of the dense blocks and {rest} of the rest; give a fraction"
+                f"sub-network depth={depth} would keep {dense} of the dense blocks and {rest} of the rest; "
+                "give a fraction"
             )
         return elastic.kept_layers(self.kept_dense, dense, keep), elastic.kept_layers(
             self.kept_layers, rest // part, keep
@@ -237,7 +231,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], per_layer: dict, *, call: Call) -> Float[Array, "B T D"]:
         mode, key = call.mode, call.key
-        feed_forward = lambda x: self._feed_forward(self.norm2(x), per_layer["index"], call)  # noqa: E731
+        feed_forward = lambda x: self._feed_forward(self.norm2(x), per_layer["index"], call)
         for j, branch in enumerate((lambda x: self.attention(self.norm1(x)), feed_forward)):
             y = branch(x)
             if self.drop and mode == "train" and key is not None:
@@ -282,13 +276,13 @@ class ViT(nnx.Module):
         self.positions = init.param(
             "positions", (config.num_tokens, config.dim), ("tokens", "embed"), normal_02, Kind.POSITION
         )
-        dense = lambda sub: Block(config, "mlp", "dense/layer", sub)  # noqa: E731
+        dense = lambda sub: Block(config, "mlp", "dense/layer", sub)
         first, unroll = config.dense_blocks, config.unroll
         self.dense_blocks = (
             Stack(dense, first, "dense/layers", init.child("dense_blocks"), unroll=unroll) if first else None
         )
         several = len(config.period) > 1
-        make = lambda sub: Period(config, sub) if several else Block(config, config.period[0], "layer", sub)  # noqa: E731
+        make = lambda sub: Period(config, sub) if several else Block(config, config.period[0], "layer", sub)
         self.blocks = Stack(make, config.periods, "layers", init.child("blocks"), unroll=unroll)
         self.norm = LayerNorm(config.dim, "embed", init.child("norm"))
         self.head = Linear(config.dim, config.num_classes, ("embed", "classes"), init.child("head"))
@@ -310,8 +304,8 @@ class ViT(nnx.Module):
         call = Call(mode, key, real=real)
         x = self.patches(x)
         x = x.reshape(x.shape[0], -1, x.shape[-1])
-        tokens = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
-        tokens = [jnp.broadcast_to(t[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1])) for t in tokens]
+        own = [token[...] for token in (self.cls_token, self.dist_token) if token is not None]
+        tokens = [jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[-1])) for token in own]
         x = mesh.by_rows(jnp.concatenate([*tokens, x], 1) + self.positions[...])
         depth, first, several = self.config.depth, self.config.dense_blocks, len(self.config.period)
         per_layer = {
@@ -337,6 +331,7 @@ class ViT(nnx.Module):
         """Returns the logits (from the class token, from the distillation token) of a distilled model, for its two
         losses."""
         x = self.features(x, mode=mode, key=key, real=real)
+        assert self.dist_head is not None  # of a distilled model
         return self.head(x[:, 0]), self.dist_head(x[:, 1])
 
     def __call__(

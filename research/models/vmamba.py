@@ -5,6 +5,7 @@ Blocks are SS2D and an MLP, both pre-norm and residual, LN eps 1e-5; stem and do
 selves: `width` (channels of every stage; inner channels, hidden units and ranks follow), `ffn` and `depth` per stage.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -82,7 +83,7 @@ class VMambaConfig(ChoosesForms):
             "mlp_dims": tuple(4 * d for d in self.dims),
         }
         for name, value in defaults.items():
-            object.__setattr__(self, name, getattr(self, name) or value)
+            object.__setattr__(self, name, vars(self)[name] or value)
         check_stages(
             self,
             ("dims", *defaults),
@@ -188,7 +189,7 @@ class VMamba(nnx.Module):
         self.stages = nnx.List(
             [
                 Stack(
-                    lambda sub, i=i: Block(config, i, sub),
+                    functools.partial(Block, config, i),
                     config.depths[i],
                     f"stage{i + 1}/layers",
                     init.child(f"stage{i}"),

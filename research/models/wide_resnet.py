@@ -150,7 +150,7 @@ class Stage(nnx.Module):
             config, stage, n_in, source, f"{scope}/block0", init.child("block0"), stride=1 if stage == 0 else 2
         )
         rest = config.depths[stage] - 1
-        make = lambda sub: Block(config, stage, config.dims[stage], embed, f"{scope}/layer", sub)  # noqa: E731
+        make = lambda sub: Block(config, stage, config.dims[stage], embed, f"{scope}/layer", sub)
         self.blocks = Stack(make, rest, f"{scope}/layers", init.child("blocks"), unroll=config.unroll) if rest else None
 
     def __call__(self, x: Float[Array, "B H W I"], mode: str, route: Route | None) -> Float[Array, "B h w O"]:

@@ -156,7 +156,7 @@ class Init:
         unknown = [name for name in axes if role(name) not in ROLES]
         if unknown:
             raise ValueError(f"{tag}: unknown axis role in {unknown}; valid roles: {sorted(ROLES)}")
-        make = lambda key: init(key, tuple(shape), self.dtype)  # noqa: E731
+        make = lambda key: init(key, tuple(shape), self.dtype)
         keys = self.child(tag).key
         for size, _ in self.stack:
             keys = (

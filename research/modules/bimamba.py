@@ -50,7 +50,7 @@ class BiMamba(nnx.Module):
         self.z = init.param("z", (dim, inner), (embed, axis), torch_linear(dim), Kind.MATRIX)
         direction = lambda name: SelectiveSSM(
             inner, state, rank, axis, f"{scope}/{name}", init.child(name), taps=taps, form=form
-        )  # noqa: E731
+        )
         self.forward, self.backward = direction("forward"), direction("backward")
         self.out = init.param("out", (inner, dim), (axis, embed), out_init or torch_linear(inner), Kind.MATRIX)
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from research.modules.mesh import CONTEXT_AXIS, own_rows, own_size
-from research.modules.mixers.base import Call
+from research.modules.mixers.base import Call, Gathers
 from research.modules.state import merge, split
 
 
@@ -45,7 +45,7 @@ def mix(mixer: Any, x: Float[Array, "B T D"], call: Call, carries: bool) -> Floa
         if not cut:
             return own(x, here, None)[0]
         here = replace(here, position=lax.axis_index(CONTEXT_AXIS) * x.shape[1])
-        return own.gathered(x, here, CONTEXT_AXIS) if hasattr(own, "gathered") else _handed_on(own, x, here, devices)
+        return own.gathered(x, here, CONTEXT_AXIS) if isinstance(own, Gathers) else _handed_on(own, x, here, devices)
 
     run = jax.shard_map(
         own_part,
@@ -65,7 +65,7 @@ def _handed_on(mixer: Any, x: Float[Array, "B T D"], call: Call, devices: int) -
     size, length, dim = x.shape
     parts = max(n for n in range(1, min(2 * devices, size) + 1) if size % n == 0)
     index = lax.axis_index(CONTEXT_AXIS)
-    cut = lambda a: None if a is None else a.reshape(parts, size // parts, *a.shape[1:])  # noqa: E731
+    cut = lambda a: None if a is None else a.reshape(parts, size // parts, *a.shape[1:])
     pieces, ids = cut(x), cut(call.segment_ids)
     start = mixer.init_state(size // parts, devices * length, x.dtype)
     to_the_right = [(i, i + 1) for i in range(devices - 1)]
@@ -73,7 +73,7 @@ def _handed_on(mixer: Any, x: Float[Array, "B T D"], call: Call, devices: int) -
     def step(carry, t):
         state, last = carry
         part = jnp.clip(t - index, 0, parts - 1)
-        take = lambda a: None if a is None else lax.dynamic_index_in_dim(a, part, keepdims=False)  # noqa: E731
+        take = lambda a: None if a is None else lax.dynamic_index_in_dim(a, part, keepdims=False)
         own_ids = take(ids)
         fresh = jnp.full((size // parts,), index == 0) if own_ids is None else (index == 0) | (own_ids[:, 0] != last)
         mine = jax.tree.map(

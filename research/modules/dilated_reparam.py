@@ -63,7 +63,7 @@ class DilatedReparam(nnx.Module):
                     x.dtype
                 )
             kernel = reparam_conv.merged_kernel(kernels, dilations, factors)
-            convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, form=self.form)  # noqa: E731
+            convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, form=self.form)
             return mesh.on_own_rows(convolve, x, kernel) + offsets.sum(0).astype(x.dtype)
         scales = jnp.stack([norm.scale[...] for norm in norms])
         biases = jnp.stack([norm.bias[...] for norm in norms])

@@ -7,6 +7,7 @@ does.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ LOG_STD_RANGE = (-20.0, 2.0)
 LOG_2PI = math.log(2 * math.pi)
 
 
-def small_uniform(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+def small_uniform(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
     """Uniform within 3e-3, where heads of policies and critics start (Lillicrap et al. 2016, arXiv 1509.02971, section
     7)."""
     return jax.random.uniform(key, shape, dtype, -3e-3, 3e-3)

@@ -107,12 +107,12 @@ class DepthwiseConv(nnx.Module):
         self.bias = init.param("bias", (channels,), (axis,), zeros, Kind.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, dilation=self.dilation, form=self.form)  # noqa: E731
+        convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, dilation=self.dilation, form=self.form)
         y = mesh.on_own_rows(convolve, x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
 
 
-def drop_path(x: Float[Array, "B *S"], rate: Float[Array, ""] | float, key: Array) -> Float[Array, "B *S"]:
+def drop_path(x: Float[Array, " B *S"], rate: Float[Array, ""] | float, key: Array) -> Float[Array, " B *S"]:
     """Stochastic depth (Huang et al. 2016): zeroes whole examples with probability `rate`, scales the rest by
     1/(1-rate)."""
     keep = 1.0 - rate

@@ -120,10 +120,11 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         ids, domain = call.tokens if router == "hash" else None, call.domain if router == "domain" else None
         if missing:
             mask = jnp.ones(x.shape[:-1], bool) if mask is None else mask
-            fill = lambda a: None if a is None else jnp.pad(a, ((0, missing), *[(0, 0)] * (a.ndim - 1)))  # noqa: E731
-            x, mask, ids, domain = fill(x), fill(mask), fill(ids), fill(domain)
+            fill = lambda a: jnp.pad(a, ((0, missing), *[(0, 0)] * (a.ndim - 1)))
+            x, mask = fill(x), fill(mask)
+            ids, domain = None if ids is None else fill(ids), None if domain is None else fill(domain)
         x = x.reshape((batch + missing) // size if wanted else 1, -1, x.shape[-1])
-        laid = lambda a: None if a is None else a.reshape(x.shape[:2])  # noqa: E731
+        laid = lambda a: None if a is None else a.reshape(x.shape[:2])
         if domain is not None:
             domain = jnp.broadcast_to(domain[:, None], (domain.shape[0], x.shape[0] * x.shape[1] // domain.shape[0]))
         return x, replace(call, real=laid(mask), tokens=laid(ids), domain=laid(domain))
@@ -131,7 +132,13 @@ class MoeFfn(nnx.Module, OncePerUpdate):
     @property
     def kernels(self) -> dict[str, Array]:
         """The experts' kernels and biases as the ops take them."""
-        arrays = {name: getattr(self, name) for name in ("up", "gate", "down", "up_bias", "down_bias")}
+        arrays = {
+            "up": self.up,
+            "gate": self.gate,
+            "down": self.down,
+            "up_bias": self.up_bias,
+            "down_bias": self.down_bias,
+        }
         return {name: array[...] for name, array in arrays.items() if array is not None}
 
     # --- the router ---------------------------------------------------------------------------------------------------
@@ -141,19 +148,19 @@ class MoeFfn(nnx.Module, OncePerUpdate):
     ) -> tuple[Float[Array, "G T E"], Float[Array, "G T E"], Array | float]:
         """Returns (logits, logits with noise, its standard deviation); noise and jitter in training only, and only
         under a key."""
-        x, spec = wide(x), self.spec
-        noisy = call.mode == "train" and call.key is not None
-        if noisy and spec.jitter:
-            x = expert_routing.jitter(x, jax.random.fold_in(call.key, JITTER), spec.jitter)
+        x, spec, key = wide(x), self.spec, call.key if call.mode == "train" else None
+        assert self.router is not None  # of these routers
+        if key is not None and spec.jitter:
+            x = expert_routing.jitter(x, jax.random.fold_in(key, JITTER), spec.jitter)
         logits = matmul(x, self.router[...].astype(x.dtype))
-        std = spec.noise / spec.experts
+        std: Array | float = spec.noise / spec.experts
         if self.noise is not None:
             std = jax.nn.softplus(matmul(x, self.noise[...].astype(x.dtype)))
-        if not noisy or not (spec.noise or spec.learned_noise):
+        if key is None or not (spec.noise or spec.learned_noise):
             return logits, logits, std
         return (
             logits,
-            logits + std * jax.random.normal(jax.random.fold_in(call.key, NOISE), logits.shape, logits.dtype),
+            logits + std * jax.random.normal(jax.random.fold_in(key, NOISE), logits.shape, logits.dtype),
             std,
         )
 
@@ -218,7 +225,7 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         over = experts[..., :1] if spec.balance_over == "first" else experts
         if spec.score == "sigmoid":
             scores = scores / scores.sum(-1, keepdims=True)
-        whole = lambda a: a if spec.balance_groups else a.reshape(1, -1, a.shape[-1])  # noqa: E731
+        whole = lambda a: a if spec.balance_groups else a.reshape(1, -1, a.shape[-1])
         counted = real if real is None or spec.balance_groups else real.reshape(1, -1)
         share = 1 / spec.active if spec.balance_over == "mean" else 1.0
         losses = jnp.zeros(())
@@ -268,7 +275,7 @@ class MoeFfn(nnx.Module, OncePerUpdate):
             return on_own_tokens(self._dropless, pairs, self.kernels).reshape(x.shape)
         train = call.mode == "train" or not spec.eval_capacity_factor
         factor = spec.capacity_factor if train else spec.eval_capacity_factor
-        rule = lambda n: min(n, max(1, expert_routing.capacity(spec.capacity, n, spec.experts, spec.active, factor)))  # noqa: E731
+        rule = lambda n: min(n, max(1, expert_routing.capacity(spec.capacity, n, spec.experts, spec.active, factor)))
         capacity, limit = _places(rule, x.shape[1], call.real)
         own = (x, choice.experts, choice.weights, *limit)
         y, found = on_own_tokens(functools.partial(self._with_places, capacity), own, self.kernels)
@@ -282,7 +289,10 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         return y
 
     def _dropless(self, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> Array:
-        return expert_dispatch.dropless(*tokens, kernels, activation=self.activation, form=self.form, axis=axis)
+        x, experts, weights = tokens
+        return expert_dispatch.dropless(
+            x, experts, weights, kernels, activation=self.activation, form=self.form, axis=axis
+        )
 
     def _with_places(
         self, capacity: int, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None
@@ -291,15 +301,16 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         spec = self.spec
         x, experts, weights, *limit = tokens
         groups = x.shape[0]
-        find = lambda e, p: expert_routing.places(e, spec.experts, order=spec.order, priority=p)  # noqa: E731
+        find = lambda e, p: expert_routing.places(e, spec.experts, order=spec.order, priority=p)
         places = jax.vmap(find)(experts, weights[..., 0] if spec.priority else None)
         found = places < capacity
         if limit:
             found = (places < limit[0][:, None, None]) & (experts < spec.experts)
         # Places of all groups behind one another in each expert's rows.
         places = jnp.where(found, places + capacity * jnp.arange(groups)[:, None, None], groups * capacity)
-        flat = (a.reshape(-1, a.shape[-1]) for a in (x, experts, weights, places))
-        y = expert_dispatch.with_places(*flat, groups * capacity, kernels, activation=self.activation, axis=axis)
+        flat = lambda a: a.reshape(-1, a.shape[-1])
+        rows, pairs = flat(x), (flat(experts), flat(weights), flat(places))
+        y = expert_dispatch.with_places(rows, *pairs, groups * capacity, kernels, activation=self.activation, axis=axis)
         return y.reshape(x.shape), found
 
     def _set_observed(self, name: str, value: Array) -> None:
@@ -332,6 +343,7 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         return y, taken
 
     def _soft(self, x: Float[Array, "G T D"], call: Call) -> Float[Array, "G T D"]:
+        assert self.slots is not None and self.slot_scale is not None  # of this router
         slots = self.slots[...].reshape(x.shape[-1], -1)
         dispatch, combine = expert_routing.soft_slots(x, slots, self.slot_scale[...], call.real)
         return on_own_tokens(self._mixed, (x, dispatch, combine), self.kernels)

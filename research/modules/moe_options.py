@@ -102,11 +102,8 @@ class Moe:
         Raises:
           UserError: options that do not fit together.
         """
-        for name in ("experts", "active"):
-            self._require(name, getattr(self, name) >= 1, "whole numbers from 1")
-        for name in ("hidden", "shared", "group"):
-            self._require(name, getattr(self, name) >= 0, "whole numbers from 0")
-        self._require("slots", self.slots >= 1, "whole numbers from 1")
+        for name, least in {"experts": 1, "active": 1, "hidden": 0, "shared": 0, "group": 0, "slots": 1}.items():
+            self._require(name, vars(self)[name] >= least, f"whole numbers from {least}")
         self._require("expert", self.expert in EXPERTS, ", ".join(EXPERTS))
         self._require("expert", not self.shared or self.expert in SHARED, f"{' or '.join(SHARED)} with shared experts")
         self._require("router", self.router in ROUTERS, ", ".join(ROUTERS))
@@ -139,7 +136,7 @@ class Moe:
 
     def _require(self, name: str, condition: bool, valid: str) -> None:
         if not condition:
-            raise UserError(f"moe: {name}={getattr(self, name)!r}; valid: {valid}")
+            raise UserError(f"moe: {name}={vars(self)[name]!r}; valid: {valid}")
 
     def shrink(self, width: float, ffn: float, experts, active) -> "Moe":
         """Returns the options of a smaller self: hidden units follow the width and `ffn`, the first experts stay."""
@@ -151,19 +148,20 @@ class Moe:
 
 
 FAMILIES: dict[str, Moe] = {
-    "switch": Moe(active=1, expert="relu", renormalize=False, jitter=0.01, capacity="mesh", eval_capacity_factor=2.0, balance_over="first"),
+    "switch": Moe(active=1, expert="relu", renormalize=False, jitter=0.01, capacity="mesh", eval_capacity_factor=2.0,
+                  balance_over="first"),
     "gshard": Moe(expert="relu", capacity="mesh", eval_capacity_factor=2.0, random_second=True, balance_over="first"),
     "st_moe": Moe(expert="geglu", capacity="flaxformer", eval_capacity_factor=2.0, balance_over="first", z=1e-3),
-    "v_moe": Moe(expert="mlp", renormalize=False, noise=1.0, capacity="v_moe", capacity_factor=1.05, eval_capacity_factor=4.0,
-                 group=8, balance=0.0, importance=0.005, load=0.005),
+    "v_moe": Moe(expert="mlp", renormalize=False, noise=1.0, capacity="v_moe", capacity_factor=1.05,
+                 eval_capacity_factor=4.0, group=8, balance=0.0, importance=0.005, load=0.005),
     "expert_choice": Moe(expert="geglu", router="expert_choice", balance=0.0),
     "soft": Moe(expert="mlp", active=1, router="soft", balance=0.0),
     "mixtral": Moe(balance=1e-3, balance_over="all"),
     "qwen3": Moe(experts=128, active=8, balance=1e-3, balance_over="all"),
     "jamba": Moe(experts=16, renormalize=False, balance=1e-3, balance_over="all"),
     "deepseek": Moe(experts=64, active=6, shared=2, renormalize=False, balance=1e-3),
-    "deepseek_v3": Moe(experts=256, active=8, shared=1, score="sigmoid", scale=2.5, expert_groups=8, kept_groups=4, bias_rate=1e-3,
-                       balance=1e-4, balance_groups=True),
+    "deepseek_v3": Moe(experts=256, active=8, shared=1, score="sigmoid", scale=2.5, expert_groups=8, kept_groups=4,
+                       bias_rate=1e-3, balance=1e-4, balance_groups=True),
     "hash": Moe(active=1, router="hash", balance=0.0),
     "domain": Moe(active=1, router="domain", balance=0.0),
 }  # fmt: skip

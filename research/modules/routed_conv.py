@@ -190,6 +190,7 @@ class RoutedNetwork(nnx.Module):
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
     ) -> Float[Array, "B E"]:
         """Returns the router's scores alone."""
+        assert self.router is not None  # nobody asks for the scores of at most one expert
         return self.router(x, mode)
 
     def with_scores(

@@ -100,13 +100,13 @@ def short_conv(x, kernel, bias, segment_ids=None, state=None, *, activation: boo
 
 
 def short_convs(
-    xs: Sequence[Float[Array, "B T C"]],
+    xs: Sequence[Float[Array, "B T _"]],
     convs: Sequence[ShortConv],
     segment_ids: Int[Array, "B T"] | None = None,
     state: Float[Array, "B S C"] | None = None,
     *,
     form: str = "auto",
-) -> tuple[list[Float[Array, "B T C"]], Float[Array, "B S C"]]:
+) -> tuple[list[Float[Array, "B T _"]], Float[Array, "B S C"]]:
     """Several convolutions, each of an input of its own; returns (outputs, state of all their channels side by side).
 
     They are one convolution of all channels, but where channels are cut over devices: side by side they would be cut
@@ -123,7 +123,7 @@ def short_convs(
     return jnp.split(y, _cuts(xs), -1), state
 
 
-def short_convs_step(xs: Sequence[Float[Array, "B C"]], convs: Sequence[ShortConv], state: Float[Array, "B S C"]):
+def short_convs_step(xs: Sequence[Float[Array, "B _"]], convs: Sequence[ShortConv], state: Float[Array, "B S C"]):
     """One step of `short_convs`."""
     y, state = short_conv_step(jnp.concatenate(xs, -1), *_side_by_side(convs), state)
     return jnp.split(y, _cuts(xs), -1), state

@@ -25,6 +25,8 @@ Arrays = dict[str, Array]
 class ModelConfig(Protocol):
     """A frozen, hashable description of a model: equal configs build equal models."""
 
+    def __hash__(self) -> int: ...
+
     def build(self, init: Init) -> nnx.Module:
         """Builds the module, called as `module(x, mode=..., key=...)`."""
         ...
@@ -110,9 +112,8 @@ def _device_array(value: Array | np.ndarray) -> Array:
 
 def split(module: nnx.Module) -> tuple[Any, Arrays, Arrays, dict[str, Axes]]:
     """Splits a module into (graphdef, params, stats, axes), the last three keyed by path."""
-    graphdef, params, stats = nnx.split(module, Param, Stat)
-    params, param_axes = _flat(params)
-    stats, stat_axes = _flat(stats)
+    graphdef, *states = nnx.split(module, Param, Stat)
+    (params, param_axes), (stats, stat_axes) = map(_flat, states)
     return graphdef, params, stats, {**param_axes, **stat_axes}
 
 
@@ -124,7 +125,7 @@ def merge(graphdef: Any, params: Mapping[str, Array], stats: Mapping[str, Array]
 @functools.lru_cache(maxsize=4096)
 def abstract(config: ModelConfig, dtype: Any = jnp.float32) -> Abstract:
     """Returns shapes, axis names and structure of the model that `config` describes; no arrays are made."""
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def build(key):
         module = config.build(Init(key, dtype))

@@ -5,6 +5,7 @@ those that write it where none reads it (the state of a state space); all arrays
 alike, so the network's function does not change.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -38,12 +39,12 @@ def channel_importance(params: Arrays, shapes: Abstract, name: str) -> Array:
     stack = layer_stack(name)
     members = [(array, axis) for array, axis in coupled_groups(shapes)[name] if array in params]
     readers = [(array, axis) for array, axis in members if axis < len(shapes.axes[array]) - 1]
-    total = 0.0
+    sums = []
     for array, axis in readers or members:
         x = jnp.moveaxis(jnp.abs(params[array]), axis, -1)
         keep = 1 if stack is not None else 0
-        total = total + x.sum(tuple(range(keep, x.ndim - 1)))
-    return total
+        sums.append(x.sum(tuple(range(keep, x.ndim - 1))))
+    return functools.reduce(jnp.add, sums)
 
 
 def sort_by_importance(params: Arrays, stats: Arrays, shapes: Abstract) -> tuple[Arrays, Arrays]:

@@ -24,10 +24,10 @@ class Model:
     def __init__(self, config: Any, params: Arrays, stats: Arrays):
         self.config, self.params, self.stats = config, params, stats
 
-    def __call__(self, x, *, mode: str = "eval", key=None):
+    def __call__(self, x: Array, *, mode: str = "eval", key: Array | None = None) -> Any:
         return apply(self.config, self.params, self.stats, x, mode=mode, key=key)[0]
 
-    def sample(self, *, calibrate: Float[Array, "N *S"] | None = None, **choices) -> "Model":
+    def sample(self, *, calibrate: Float[Array, " N *S"] | None = None, **choices: Any) -> "Model":
         """Returns a sub-network that shares nothing with this model: `model.sample(width=0.5, depth=0.5)`.
 
         Args:
@@ -65,7 +65,7 @@ def _recalibrated(config: Any, params: Arrays, stats: Arrays, inputs: Array, mom
     return total
 
 
-def create_model(name: str, *, seed: int = 0, **overrides) -> Model:
+def create_model(name: str, *, seed: int = 0, **overrides: Any) -> Model:
     """Returns a named model with freshly drawn weights: `create_model("unireplknet_t", num_classes=10)`.
 
     Raises:

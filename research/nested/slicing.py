@@ -147,5 +147,8 @@ def extract(
 ) -> tuple[Arrays, Arrays]:
     """Returns (params, stats) of the stand-alone smaller network, independent copies."""
     full, small = abstract(full_config), abstract(small_config)
-    copy = lambda arrays: {k: jnp.array(v) for k, v in slice_like(arrays, full, small, shards).items()}  # noqa: E731
-    return copy(params), copy(stats)
+
+    def copied(arrays: Arrays) -> Arrays:
+        return {k: jnp.array(v) for k, v in slice_like(arrays, full, small, shards).items()}
+
+    return copied(params), copied(stats)

@@ -83,7 +83,8 @@ def shrink(config: Any, choices: Mapping[str, Any]) -> Any:
     except ValueError as error:
         made = ",".join(f"{name}={value}" for name, value in choices.items())
         raise UserError(
-            f"{made} of {config.family} is no part of the network: {error}; give that size in the model, or leave the choice out"
+            f"{made} of {config.family} is no part of the network: {error}; give that size in the model, "
+            "or leave the choice out"
         ) from None
     return small
 

@@ -113,14 +113,18 @@ def _check_all_taken(
     )
     if left:
         raise UserError(
-            f"upcycling: the dense network has {left[0]}, for which the mixture has no place; experts are of the kind of what they replace"
+            f"upcycling: the dense network has {left[0]}, for which the mixture has no place; "
+            "experts are of the kind of what they replace"
         )
 
 
 def _by_layer(config: Any, params: Mapping[str, Array]) -> tuple[list[dict[str, Array]], dict[str, Array]]:
     """Returns (arrays of each layer by what follows the layer's prefix, arrays of no layer)."""
     places = config.layer_places()
-    inside = lambda prefix: {k.removeprefix(prefix + "/"): v for k, v in params.items() if k.startswith(prefix + "/")}  # noqa: E731
+
+    def inside(prefix: str) -> dict[str, Array]:
+        return {k.removeprefix(prefix + "/"): v for k, v in params.items() if k.startswith(prefix + "/")}
+
     layers = [{k: v[i] for k, v in inside(prefix).items()} for prefix, i in places]
     prefixes = tuple({prefix + "/" for prefix, _ in places})
     return layers, {k: v for k, v in params.items() if not k.startswith(prefixes)}
@@ -139,12 +143,13 @@ def _fitting(name: str, array: Array | None, shape: tuple[int, ...], axes: Axes)
             array = jnp.repeat(array, shape[i], i) if array.ndim == len(shape) and array.shape[i] == 1 else array
     if array is None or array.shape != shape:
         raise UserError(
-            f"upcycling: {name} needs {shape}, the dense network has {found}; experts are of the kind and width of what they replace"
+            f"upcycling: {name} needs {shape}, the dense network has {found}; "
+            "experts are of the kind and width of what they replace"
         )
     return array
 
 
-def _apart(copies: Float[Array, "E *S"], tag: str, key: Array, noise: float, reinit: float) -> Float[Array, "E *S"]:
+def _apart(copies: Float[Array, " E *S"], tag: str, key: Array, noise: float, reinit: float) -> Float[Array, " E *S"]:
     """Returns the copies apart by `noise` and by units drawn anew; `key` is one for all kernels of a layer's
     experts."""
     if tag not in HIDDEN_AXIS or not (noise or reinit):

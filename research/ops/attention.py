@@ -105,7 +105,7 @@ def _choose_cpu(query, key, causal):
 def _flat_logits_like(name, x, batch, rest):
     """Axes [B or 1, H or 1, T or 1, S or 1] of an array that broadcasts to [*B, H, T, S]."""
     wanted = (*batch, *rest)
-    fits = x.ndim <= len(wanted) and all(a in (1, b) for a, b in zip(x.shape[::-1], wanted[::-1]))
+    fits = x.ndim <= len(wanted) and all(a in (1, b) for a, b in zip(x.shape[::-1], wanted[::-1], strict=False))
     checks.require(fits, OP, name, f"of shape {x.shape}", f"one that broadcasts to [*B, H, T, S] = {wanted}")
     x = x.reshape((1,) * (len(wanted) - x.ndim) + x.shape)
     leading = x.shape[: len(batch)]

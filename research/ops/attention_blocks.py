@@ -16,6 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from research.ops import precision
 
+Bound = Int[Array, ""] | int
+"""A position among the queries or keys."""
+
 
 class Pattern(NamedTuple):
     """Which positions may see which; static.
@@ -44,9 +47,10 @@ class Pattern(NamedTuple):
             seen &= key_at // self.local >= query_at[:, None] // self.local - 1
         return seen
 
-    def span(self, first, last, keys: int):
+    def span(self, first: Bound, last: Bound, keys: int) -> tuple[Bound, Bound]:
         """The first and the last key that queries at `first` to `last` can see, as a range that holds all of them."""
-        low, high = 0, keys - 1
+        low: Bound = 0
+        high: Bound = keys - 1
         if self.before is not None:
             low = jnp.maximum(first - self.before, low)
         if self.local is not None:
@@ -137,7 +141,7 @@ class _Walk:
         """Block j of an array with keys on `axis`."""
         return lax.dynamic_slice_in_dim(x, j * self.blocks.columns, self.blocks.columns, axis)
 
-    def range(self, i):
+    def range(self, i: Bound) -> tuple[Bound, Bound]:
         """First key block, and one after the last, that query block i sees."""
         first = i * self.blocks.rows + self.blocks.pattern.offset
         low, high = self.blocks.pattern.span(first, first + self.blocks.rows - 1, self.keys)
@@ -179,7 +183,8 @@ def _forward(blocks, *operands):
             return new_peak, total * shrink + weights.sum(-1), out * shrink[..., None] + product
 
         start = jnp.full(shape, low, dtype), jnp.zeros(shape, dtype), jnp.zeros((*shape, walk.value.shape[-1]), dtype)
-        peak, total, out = lax.fori_loop(*walk.range(i), column_block, start)
+        first, end = walk.range(i)
+        peak, total, out = lax.fori_loop(first, end, column_block, start)
         # A row that has seen nothing has summed exp(low - low): its sums are dropped, and a zero log-sum-exp makes its
         # weights zero later.
         seen = peak > low
@@ -221,7 +226,8 @@ def _backward(blocks, residuals, d_out):
                 lax.dynamic_update_slice_in_dim(d_value, d_value_block, at, 2),
             )
 
-        d_query, *carry = lax.fori_loop(*walk.range(i), column_block, (jnp.zeros_like(query_block), *carry))
+        first, end = walk.range(i)
+        d_query, *carry = lax.fori_loop(first, end, column_block, (jnp.zeros_like(query_block), *carry))
         return tuple(carry), d_query
 
     start = jnp.zeros_like(walk.key), jnp.zeros_like(walk.value)
@@ -229,7 +235,12 @@ def _backward(blocks, residuals, d_out):
     query, key, value = operands[:3]
     d_query = jnp.moveaxis(d_query, 0, 3).reshape(walk.query.shape)[:, :, :, : query.shape[3]] * blocks.scale
     d_key, d_value = d_key[:, :, : key.shape[2]], d_value[:, :, : value.shape[2]]
-    return (*(d.astype(x.dtype) for d, x in zip((d_query, d_key, d_value), (query, key, value))), None, None, None)
+    return (
+        *(d.astype(x.dtype) for d, x in zip((d_query, d_key, d_value), (query, key, value), strict=True)),
+        None,
+        None,
+        None,
+    )
 
 
 _attend.defvjp(_forward, _backward)
@@ -245,12 +256,17 @@ def attend_parallel(operands: Operands, blocks: Blocks) -> Float[Array, "B G R T
 
     Returns:
       Output in the dtype of the value. Products of matrices for back ends that want them large; gradient by autodiff.
+
+    Raises:
+      ValueError: the pattern is not bounded both ways.
     """
     size, pattern, _ = blocks.rows, blocks.pattern, operands.mask
     query = _padded(precision.wide(operands.query) * blocks.scale, 3, size)
     count, keys = query.shape[3] // size, operands.key.shape[2]
-    back = 1 if pattern.local is not None else -(-pattern.before // size)
-    ahead = -(-pattern.after // size)
+    before = size if pattern.local is not None else pattern.before
+    if before is None or pattern.after is None:
+        raise ValueError(f"attend_parallel: {pattern} is not bounded both ways")
+    back, ahead = -(-before // size), -(-pattern.after // size)
     front = back * size - pattern.offset
 
     def beside(x, axis):

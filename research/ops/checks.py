@@ -29,12 +29,12 @@ def shapes(op: str, **arguments: tuple[Any, str]) -> dict[str, Any]:
         fits = split >= 0 if leading else split == 0
         if fits and leading:
             fits = bound.setdefault(leading, shape[:split]) == shape[:split]
-        for letter, size in zip(letters, shape[split:] if fits else ()):
+        for letter, size in zip(letters, shape[split:] if fits else (), strict=fits):
             fits = fits and (int(letter) if letter.isdigit() else bound.setdefault(letter, size)) == size
         if not fits:
             wanted = [str(bound.get(letter, letter)) for letter in letters]
             if leading:
-                wanted = [*map(str, bound[leading])] + wanted if leading in bound else ["...", *wanted]
+                wanted = [*map(str, bound[leading]), *wanted] if leading in bound else ["...", *wanted]
             raise ValueError(f"{op}: {name} has shape {shape}; expected [{pattern}] = ({', '.join(wanted)})")
     return bound
 

@@ -48,7 +48,7 @@ def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:
     """
     for axis in (1, 2):
         size = x.shape[axis]
-        take = lambda a, b, axis=axis, x=x: jnp.take(x, jnp.arange(a, b).clip(0, x.shape[axis] - 1), axis=axis)  # noqa: E731
+        take = lambda a, b, axis=axis, x=x: jnp.take(x, jnp.arange(a, b).clip(0, x.shape[axis] - 1), axis=axis)
         weights = jnp.arange(size, dtype=x.dtype).reshape(-1, *(1,) * (3 - axis)) / (2 * size - 1)
         even = x + weights * (take(-1, size - 1) - x)
         odd = x + jnp.flip(weights, 0) * (take(1, size + 1) - x)

@@ -47,7 +47,7 @@ def choose_cpu(branch: geometry.Branch, op: str = OP) -> Choice:
 
 def _groups(names, branches):
     """Forms with the branches that use them: of one form and size of output, they share the transform of the input."""
-    groups = {}
+    groups: dict[tuple[str, Pair], list[int]] = {}
     for i, (name, branch) in enumerate(zip(names, branches, strict=True)):
         groups.setdefault((name, branch.out), []).append(i)
     return [(name, indices) for (name, _), indices in groups.items()]
@@ -204,7 +204,7 @@ def depthwise_conv2d(
     dilation: int | Pair = 1,
     padding: Padding = "SAME",
     form: str = "auto",
-) -> Float[Array, "*B Ho Wo C*M"]:
+) -> Float[Array, "*B Ho Wo D"]:
     """Depthwise cross-correlation with zero padding, as torch.nn.Conv2d(groups=C) computes it.
 
     Args:
@@ -232,13 +232,13 @@ def depthwise_conv2d(
 
 def depthwise_conv2d_multi(
     x: Float[Array, "*B H W C"],
-    kernels: Sequence[Float[Array, "Kh Kw C"] | Float[Array, "Kh Kw C M"]],
+    kernels: Sequence[Float[Array, "_ _ C"] | Float[Array, "_ _ C M"]],
     dilations: Sequence[int | Pair],
     *,
     stride: int | Pair = 1,
     padding: Padding = "SAME",
     form: str = "auto",
-) -> tuple[Float[Array, "*B Ho Wo C*M"], ...]:
+) -> tuple[Float[Array, "*B _ _ D"], ...]:
     """Several depthwise convolutions of one input, which is transformed once: the dilated branches of UniRepLKNet.
 
     Args:
@@ -274,7 +274,7 @@ def depthwise_conv2d_multi(
 
 def dilate_kernel(kernel: Float[Array, "*lead Kh Kw C"], dilation: int) -> Float[Array, "*lead Dh Dw C"]:
     """Spreads taps by zeros: [..., Kh, Kw, C] to [..., dilation * (Kh - 1) + 1, dilation * (Kw - 1) + 1, C]."""
-    size = tuple(dilation * (k - 1) + 1 for k in kernel.shape[-3:-1])
+    size = geometry.pair(dilation * (k - 1) + 1 for k in kernel.shape[-3:-1])
     return geometry.place(kernel, (dilation, dilation), (0, 0), size)
 
 
@@ -284,10 +284,11 @@ def centre_pad_kernel(kernel: Float[Array, "*lead Kh Kw C"], size: int | Pair) -
     Raises:
       ValueError: when the kernel is larger than `size` or cannot be centred in it.
     """
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    sides = (size, size) if isinstance(size, int) else geometry.pair(size)
     taps = tuple(kernel.shape[-3:-1])
-    fits = all(s >= k and (s - k) % 2 == 0 for k, s in zip(taps, size, strict=True))
+    fits = all(s >= k and (s - k) % 2 == 0 for k, s in zip(taps, sides, strict=True))
     checks.require(
-        fits, "centre_pad_kernel", "size", size, f"{taps}, the taps of the kernel, plus an even number a side"
+        fits, "centre_pad_kernel", "size", sides, f"{taps}, the taps of the kernel, plus an even number a side"
     )
-    return geometry.place(kernel, (1, 1), tuple((s - k) // 2 for k, s in zip(taps, size, strict=True)), size)
+    before = geometry.pair((s - k) // 2 for k, s in zip(taps, sides, strict=True))
+    return geometry.place(kernel, (1, 1), before, sides)

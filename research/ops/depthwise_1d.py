@@ -28,7 +28,7 @@ def depthwise_conv1d(
     padding: Padding = "CAUSAL",
     segment_ids: Int[Array, "*B T"] | None = None,
     form: str = "auto",
-) -> Float[Array, "*B To C*M"]:
+) -> Float[Array, "*B To D"]:
     """Depthwise cross-correlation over time with zero padding, as torch.nn.Conv1d(groups=C) computes it.
 
     Args:
@@ -69,7 +69,7 @@ def causal_conv1d(
     dilation: int = 1,
     segment_ids: Int[Array, "*B T"] | None = None,
     form: str = "auto",
-) -> tuple[Float[Array, "*B T C*M"], Float[Array, "*B S C"]]:
+) -> tuple[Float[Array, "*B T D"], Float[Array, "*B S C"]]:
     """Causal `depthwise_conv1d` of a piece of a sequence, from the inputs before it to the inputs that the next piece
     wants.
 
@@ -111,7 +111,7 @@ def causal_conv1d_step(
     state: Float[Array, "*B S C"],
     *,
     dilation: int = 1,
-) -> tuple[Float[Array, "*B C*M"], Float[Array, "*B S C"]]:
+) -> tuple[Float[Array, "*B D"], Float[Array, "*B S C"]]:
     """One step of `causal_conv1d`.
 
     Args:

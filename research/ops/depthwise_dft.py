@@ -6,6 +6,7 @@ of matrix products on every back end. Long maps are cut into tiles.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -103,12 +104,12 @@ class _Plan(NamedTuple):
     taps: _Dft
 
 
-def _plan(branches, extent):
+def _plan(branches: Sequence[geometry.Branch], extent: geometry.Pair) -> _Plan:
     """Matrices on a circle that has room for every pair of input and output, so that no tap wraps around onto the
     map."""
     window, out = geometry.common_window(branches, extent), branches[0].out
     axes = zip(extent, out, window.first, window.size, strict=True)
-    circle = [max(e - first, o + first + size - 1) for e, o, first, size in axes]
+    circle = geometry.pair(max(e - first, o + first + size - 1) for e, o, first, size in axes)
     return _Plan(
         window,
         _dft_matrices(*extent, 0, 0, *circle),

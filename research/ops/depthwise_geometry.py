@@ -7,15 +7,21 @@ away: the map is cut into one map per phase, which become channels, and the outp
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Pair = tuple[int, int]
+
+
+def pair(sizes: Iterable[int]) -> Pair:
+    """Returns the two sizes, of rows and of columns, as a Pair."""
+    rows, columns = sizes
+    return rows, columns
 
 
 class Branch(NamedTuple):
@@ -48,18 +54,18 @@ def extent_and_low(extent: int, size: int, dilation: int, stride: int, padding: 
 
 def same(size: Pair, dilation: int, extent: Pair) -> Branch:
     """The branch of a kernel at stride 1 whose output has the size of the map."""
-    low = tuple(extent_and_low(e, k, dilation, 1, "SAME")[1] for e, k in zip(extent, size, strict=True))
-    return Branch(tuple(size), (dilation, dilation), low, tuple(extent))
+    low = pair(extent_and_low(e, k, dilation, 1, "SAME")[1] for e, k in zip(extent, size, strict=True))
+    return Branch(pair(size), (dilation, dilation), low, pair(extent))
 
 
 def flipped(branch: Branch, extent: Pair) -> Branch:
     """The branch of the kernel turned by 180 degrees that takes the output's gradient to the gradient of a map of
     `extent`."""
-    low = tuple(d * (k - 1) - lo for k, d, lo in zip(branch.size, branch.dilation, branch.low, strict=True))
-    return Branch(branch.size, branch.dilation, low, tuple(extent))
+    low = pair(d * (k - 1) - lo for k, d, lo in zip(branch.size, branch.dilation, branch.low, strict=True))
+    return Branch(branch.size, branch.dilation, low, pair(extent))
 
 
-def pad(x: Float[Array, "B H W C"], branch: Branch) -> Float[Array, "B Hp Wp C"]:
+def pad(x: Shaped[Array, "B H W C"], branch: Branch) -> Shaped[Array, "B Hp Wp C"]:
     """Pads (or crops, where padding is negative) so that the branch at stride 1 reads nothing else."""
     (low_h, low_w), lengths = (
         branch.low,
@@ -96,23 +102,23 @@ def common_window(branches: Sequence[Branch], extent: Pair) -> Window:
         high = min(extent[axis] - 1, max(b.dilation[axis] * (b.size[axis] - 1) - b.low[axis] for b in branches))
         first.append(low)
         size.append(high - low + 1)
-    return Window(tuple(first), tuple(size))
+    return Window(pair(first), pair(size))
 
 
 def windows(
-    kernels: Sequence[Float[Array, "Kh Kw C"]], branches: Sequence[Branch], window: Window
+    kernels: Sequence[Float[Array, "_ _ C"]], branches: Sequence[Branch], window: Window
 ) -> Float[Array, "N Sh Sw C"]:
     """N kernels as one array; taps outside the window are cropped away."""
     placed = []
     for kernel, b in zip(kernels, branches, strict=True):
-        before = tuple(-lo - first for lo, first in zip(b.low, window.first, strict=True))
+        before = pair(-lo - first for lo, first in zip(b.low, window.first, strict=True))
         placed.append(place(kernel, b.dilation, before, window.size))
     return jnp.stack(placed)
 
 
 def unwindow(
     d_windows: Float[Array, "N Sh Sw C"], branches: Sequence[Branch], window: Window
-) -> tuple[Float[Array, "Kh Kw C"], ...]:
+) -> tuple[Float[Array, "_ _ C"], ...]:
     """Transpose of `windows`."""
     kernels = tuple(jax.ShapeDtypeStruct((*b.size, d_windows.shape[-1]), d_windows.dtype) for b in branches)
     return jax.linear_transpose(lambda ks: windows(ks, branches, window), kernels)(d_windows)[0]
@@ -138,14 +144,14 @@ def fold_branch(branch: Branch) -> Branch:
     """The branch at stride 1 over the phases."""
     if branch.stride == (1, 1):
         return branch
-    low = tuple(-(-lo // s) for lo, s in zip(branch.low, branch.stride, strict=True))
+    low = pair(-(-lo // s) for lo, s in zip(branch.low, branch.stride, strict=True))
     return Branch(_folded_size(branch, low), (1, 1), low, branch.out)
 
 
 def _folded_size(branch, low):
     """Taps over the phases: those from the phase of the first tap to that of the last."""
     ends = [d * (k - 1) - lo for k, d, lo in zip(branch.size, branch.dilation, branch.low, strict=True)]
-    return tuple(end // s + lo + 1 for end, s, lo in zip(ends, branch.stride, low, strict=True))
+    return pair(end // s + lo + 1 for end, s, lo in zip(ends, branch.stride, low, strict=True))
 
 
 def fold_kernel(kernel: Float[Array, "Kh Kw C"], branch: Branch) -> Float[Array, "kh kw P"]:
@@ -153,7 +159,7 @@ def fold_kernel(kernel: Float[Array, "Kh Kw C"], branch: Branch) -> Float[Array,
     if branch.stride == (1, 1):
         return kernel
     (sh, sw), folded = branch.stride, fold_branch(branch)
-    before = tuple(s * lo_1 - lo for s, lo_1, lo in zip(branch.stride, folded.low, branch.low, strict=True))
+    before = pair(s * lo_1 - lo for s, lo_1, lo in zip(branch.stride, folded.low, branch.low, strict=True))
     dense = place(kernel, branch.dilation, before, (folded.size[0] * sh, folded.size[1] * sw))
     dense = dense.reshape(folded.size[0], sh, folded.size[1], sw, -1).transpose(0, 2, 1, 3, 4)
     return dense.reshape(*folded.size, -1)

@@ -136,7 +136,7 @@ def weight_grad_plain(x, g, branch, ids=None):
     x, ids_in = geometry.pad(x, branch), None if ids is None else geometry.pad(ids[0], branch)
 
     def row_grads(i):
-        at = lambda v: lax.dynamic_slice_in_dim(v, i * branch.dilation[0], branch.out[0], axis=1)  # noqa: E731
+        at = lambda v: lax.dynamic_slice_in_dim(v, i * branch.dilation[0], branch.out[0], axis=1)
         sums = []
         for j in range(branch.size[1]):
             product = _shifted(at(x), branch, 0, j, branch.out[0]) * g

@@ -31,9 +31,10 @@ def resolve(form: str, op: str, valid: Sequence[str]) -> str:
       ValueError: for a form that is not valid.
     """
     if "=" in form or "," in form:
-        entries = dict(
-            entry.strip().split("=", 1) if "=" in entry else ("", entry.strip()) for entry in form.split(",")
-        )
+        entries = {}
+        for entry in form.split(","):
+            name, named, choice = entry.strip().partition("=")
+            entries[name if named else ""] = choice if named else name
         form = entries.get(op, entries.get("", "auto"))
     if form not in ("auto", "cpu", *valid):
         raise ValueError(f"{op}: form is {form!r}; expected one of {', '.join(('auto', 'cpu', *valid))}")

@@ -40,7 +40,7 @@ def _ffn(x: Array, kernels: Kernels, activation: str, affine: Affine) -> Array:
 
 
 def _in_rows(
-    x: Float[Array, "E C I"], kernel: Float[Array, "E I O"], bias: Float[Array, "E O"] | None
+    x: Float[Array, "#E C I"], kernel: Float[Array, "E I O"], bias: Float[Array, "E O"] | None
 ) -> Float[Array, "E C O"]:
     y = jnp.matmul(x, kernel)
     return y if bias is None else y + bias[:, None]
@@ -121,7 +121,7 @@ def dropless(
     sizes = _check("dropless", x, kernels, activation, experts=(experts, "T k"), weights=(weights, "T k"))
     num_experts = sizes["E"]
     if axis is not None:
-        gather = lambda a: lax.all_gather(a, axis, tiled=True)  # noqa: E731
+        gather = lambda a: lax.all_gather(a, axis, tiled=True)
         own = gather(experts) - lax.axis_index(axis) * num_experts
         own = jnp.where((own >= 0) & (own < num_experts), own, num_experts)
         y = dropless(gather(x), own, gather(weights), kernels, activation=activation, form=form)
@@ -223,5 +223,5 @@ def chosen_by_experts(
         rows.swapaxes(0, 1).reshape(experts, groups * places, -1), kernels, activation=activation, axis=axis
     )
     rows = rows.reshape(experts, groups, places, -1).swapaxes(0, 1) * weights[..., None]
-    add = lambda tokens, rows: jnp.zeros((x.shape[1], rows.shape[-1]), rows.dtype).at[tokens].add(rows)  # noqa: E731
+    add = lambda tokens, rows: jnp.zeros((x.shape[1], rows.shape[-1]), rows.dtype).at[tokens].add(rows)
     return jax.vmap(add)(tokens, rows).astype(x.dtype)

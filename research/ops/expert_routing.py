@@ -165,7 +165,8 @@ def expert_choice(
       logits: of the router.
       capacity: places of each expert.
       mask: which tokens are real.
-      limit: with `mask`, how many of the places each group fills, at most as many as it has real tokens.
+      limit: with `mask`, how many of the places each group fills, at most as many as it has real tokens; None: that
+        many.
 
     Raises:
       ValueError: the capacity is not 1 to T.
@@ -182,6 +183,7 @@ def expert_choice(
         weights, tokens = lax.top_k(by_expert, capacity)
         return Slots(tokens.astype(jnp.int32), weights, scores)
     weights, tokens = lax.top_k(jnp.where(mask[..., None, :], by_expert, -1.0), capacity)
+    limit = mask.sum(-1) if limit is None else limit
     filled = jnp.arange(capacity) < limit[..., None, None]
     return Slots(jnp.where(filled, tokens, num_tokens).astype(jnp.int32), jnp.where(filled, weights, 0), scores)
 

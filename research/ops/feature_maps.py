@@ -16,13 +16,13 @@ from research.ops import checks, precision
 SCALINGS = ("gaussian", "constant")
 
 
-def elu_plus_one(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
+def elu_plus_one(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
     """elu(x) + 1: x + 1 for positive x, exp(x) else (Katharopoulos et al. 2020, arXiv 2006.16236, equation 7)."""
     wide = precision.wide(x)
     return jnp.where(wide > 0, wide + 1, jnp.exp(jnp.where(wide > 0, 0, wide))).astype(x.dtype)
 
 
-def relu(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
+def relu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
     """max(x, 0) (SLAB, Guo et al. 2024, arXiv 2405.11582, section 3.3); a token may have no feature: guard the
     denominator."""
     return jnp.maximum(x, 0)

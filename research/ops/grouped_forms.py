@@ -156,11 +156,12 @@ def _over_blocks(cuts: _Cuts, num_rows: int, step: Callable[..., Any], carry: An
         )
         return step(carry, group, start, cuts.sizes[-1], None)
 
+    def unfinished(kind, state):
+        return state[0] < cuts.last_bounds[kind]
+
     state = jnp.zeros((), jnp.int32), carry
     for kind, size in enumerate(cuts.sizes):
-        state = lax.while_loop(
-            lambda state, kind=kind: state[0] < cuts.last_bounds[kind], functools.partial(last, size), state
-        )
+        state = lax.while_loop(functools.partial(unfinished, kind), functools.partial(last, size), state)
     return lax.fori_loop(0, cuts.full_ends[-1], full, state[1])
 
 

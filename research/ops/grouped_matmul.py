@@ -83,7 +83,7 @@ def _grouped_matmul(form, x, weights, sizes):
 
 def _per_platform(form, direction, *operands):
     def rounded(name):
-        function = getattr(grouped_forms.FORMS[name], direction)
+        function = direction(grouped_forms.FORMS[name])
         return lambda *operands: jax.tree.map(lambda array: array.astype(operands[0].dtype), function(*operands))
 
     if form in grouped_forms.FORMS:
@@ -94,11 +94,11 @@ def _per_platform(form, direction, *operands):
 
 
 def _forward(form, x, weights, sizes):
-    return _per_platform(form, "product", x, weights, sizes), (x, weights, sizes)
+    return _per_platform(form, lambda one: one.product, x, weights, sizes), (x, weights, sizes)
 
 
 def _backward(form, residuals, dy):
-    return *_per_platform(form, "gradients", *residuals, dy), None
+    return *_per_platform(form, lambda one: one.gradients, *residuals, dy), None
 
 
 _grouped_matmul.defvjp(_forward, _backward)

@@ -42,13 +42,13 @@ def linear_attention(
     log_decay: Float[Array, "*B T H"] | Float[Array, "*B T H K"] | None = None,
     beta: Float[Array, "*B T H"] | None = None,
     scale: float | None = None,
-    initial_state: Float[Array, "*B H K V"] | None = None,
+    initial_state: Float[Array, "*B H K _"] | None = None,
     normalize: bool = False,
     eps: float = 1e-6,
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
     form: str = "auto",
-) -> tuple[Float[Array, "*B T H V"], Float[Array, "*B H K V"]]:
+) -> tuple[Float[Array, "*B T H V"], Float[Array, "*B H K _"]]:
     """Causal linear attention with optional decay and delta rule.
 
     Args:
@@ -81,8 +81,9 @@ def linear_attention(
     lead, (length, heads, width) = sizes["*B"], (sizes[name] for name in "THK")
 
     batch = math.prod(lead)
-    flat = lambda x: None if x is None else precision.wide(x).reshape(batch, *x.shape[len(lead) :])
-    q_, k_, v_, g, beta_ = map(flat, (q, k, v, log_decay, beta))
+    flat = lambda x: precision.wide(x).reshape(batch, *x.shape[len(lead) :])
+    q_, k_, v_ = flat(q), flat(k), flat(v)
+    g, beta_ = None if log_decay is None else flat(log_decay), None if beta is None else flat(beta)
     if normalize:
         v_ = jnp.concatenate([v_, jnp.ones_like(v_[..., :1])], -1)
     state_shape = (heads, width, v_.shape[-1])
@@ -104,30 +105,31 @@ def linear_attention_step(
     q: Float[Array, "*B G K"],
     k: Float[Array, "*B G K"],
     v: Float[Array, "*B H V"],
-    state: Float[Array, "*B H K V"],
+    state: Float[Array, "*B H K _"],
     *,
     log_decay: Float[Array, "*B H"] | Float[Array, "*B H K"] | None = None,
     beta: Float[Array, "*B H"] | None = None,
     scale: float | None = None,
     normalize: bool = False,
     eps: float = 1e-6,
-) -> tuple[Float[Array, "*B H V"], Float[Array, "*B H K V"]]:
+) -> tuple[Float[Array, "*B H V"], Float[Array, "*B H K _"]]:
     """One token of `linear_attention`: the same arguments without the axis of time; returns (output, next state).
 
     Raises:
       ValueError: as `linear_attention`.
     """
-    in_time = lambda x, axes: None if x is None else jnp.expand_dims(x, -axes)
-    axes_of_decay = 0 if log_decay is None else 2 + (log_decay.ndim - (v.ndim - 1))
-    options = {"log_decay": in_time(log_decay, axes_of_decay), "beta": in_time(beta, 2)}
+    in_time = lambda x, axes: jnp.expand_dims(x, -axes)
     out, state = linear_attention(
-        *(in_time(x, 3) for x in (q, k, v)),
+        in_time(q, 3),
+        in_time(k, 3),
+        in_time(v, 3),
+        log_decay=None if log_decay is None else in_time(log_decay, 2 + (log_decay.ndim - (v.ndim - 1))),
+        beta=None if beta is None else in_time(beta, 2),
         initial_state=state,
         scale=scale,
         normalize=normalize,
         eps=eps,
         form="naive",
-        **options,
     )
     return jnp.squeeze(out, -3), state
 
@@ -216,10 +218,10 @@ def _chunked_rows(tokens_at_once, q, k, v, g, beta, state, starts, *, size):
     vector = g is not None and g.ndim == v.ndim
     rows = batch if dispatch.known(batch) else 1
     at_once = max(1, min(tokens_at_once // (rows * groups * repeats * size), -(-length // size)))
-    split = lambda x, heads: None if x is None else _split(x, size, at_once, heads)
+    split = lambda x, heads: _split(x, size, at_once, heads)
     operands = (
         *(split(x, (groups, 1)) for x in (q, k)),
-        *(split(x, (groups, repeats)) for x in (v, g, beta)),
+        *(None if x is None else split(x, (groups, repeats)) for x in (v, g, beta)),
         None if starts is None else split(starts, ())[:, :, :, None, None],
     )
 

@@ -25,14 +25,14 @@ def combine(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[A
 
 
 def linear_recurrence(
-    a: Float[Array, "B T *S"],
-    b: Float[Array, "B T *S"],
-    initial_state: Float[Array, "B *S"] | None = None,
+    a: Float[Array, "*#S"],
+    b: Float[Array, "*S"],
+    initial_state: Float[Array, "..."] | None = None,
     *,
     axis: int = 1,
     reverse: bool = False,
     form: str = "auto",
-) -> tuple[Float[Array, "B T *S"], Float[Array, "B *S"]]:
+) -> tuple[Float[Array, "*S"], Float[Array, "..."]]:
     """Returns all states of h_t = a_t h_{t-1} + b_t, elementwise, and the last one.
 
     Args:
@@ -54,7 +54,11 @@ def linear_recurrence(
     """
     form = dispatch.resolve(form, OP, FORMS)
     checks.require(0 <= axis < b.ndim, OP, "axis", axis, f"an axis of b, which has {b.ndim}")
-    fits = a.ndim == b.ndim and a.shape[axis] == b.shape[axis] and all(m in (1, n) for m, n in zip(a.shape, b.shape))
+    fits = (
+        a.ndim == b.ndim
+        and a.shape[axis] == b.shape[axis]
+        and all(m in (1, n) for m, n in zip(a.shape, b.shape, strict=True))
+    )
     checks.require(fits, OP, "a", f"of shape {a.shape}", f"the shape of b, {b.shape}, or 1 on axes other than {axis}")
     state_shape = b.shape[:axis] + b.shape[axis + 1 :]
     if initial_state is None:
@@ -149,7 +153,7 @@ def _states_bwd(form, reverse, residuals, d_states):
     before = jnp.concatenate([states[1:], h0[None]] if reverse else [h0[None], states[:-1]])
     first = -1 if reverse else 0
     d_a = g * before
-    summed = [i for i, (m, n) in enumerate(zip(a.shape, d_a.shape)) if m != n]
+    summed = [i for i, (m, n) in enumerate(zip(a.shape, d_a.shape, strict=True)) if m != n]
     return jnp.sum(d_a, summed, keepdims=True) if summed else d_a, g, jnp.broadcast_to(a[first] * g[first], h0.shape)
 
 

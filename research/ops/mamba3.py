@@ -85,7 +85,7 @@ def trapezoidal_step(
       ValueError: when shapes do not fit.
     """
     _check(x, dt, log_decay, mix, B, C, skip, state, None, "*B")
-    y, state = _step(*map(precision.wide, (x, dt, log_decay, mix, B, C)), state=state)
+    y, state = _step(state, *map(precision.wide, (x, dt, log_decay, mix, B, C)))
     return _skip(y, x, skip).astype(x.dtype), state
 
 
@@ -95,7 +95,7 @@ def wrap(turns: Float[Array, "*B"]) -> Float[Array, "*B"]:
 
 
 def cumulative_turns(
-    turns: Float[Array, "B T *S"], initial: Float[Array, "B *S"] | None = None
+    turns: Float[Array, "B T *S"], initial: Float[Array, " B *S"] | None = None
 ) -> Float[Array, "B T *S"]:
     """Returns the angles after each step, wrapped at every addition: precise however long the sequence is."""
     turns = wrap(turns)
@@ -104,7 +104,7 @@ def cumulative_turns(
     return lax.associative_scan(lambda a, b: wrap(a + b), turns, axis=1)
 
 
-def rotate(x: Float[Array, "*B N"], turns: Float[Array, "*B S"]) -> Float[Array, "*B N"]:
+def rotate(x: Float[Array, "*#B N"], turns: Float[Array, "*#B S"]) -> Float[Array, "*_ N"]:
     """Rotates the first S pairs of neighbours (2i, 2i + 1) of the last axis, each by its own angle."""
     angles = 2 * jnp.pi * turns
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -144,7 +144,7 @@ def _product(text, *operands):
     return jnp.einsum(text, *operands, precision=lax.Precision.HIGHEST)
 
 
-def _step(x, dt, log_decay, mix, B, C, state):
+def _step(state, x, dt, log_decay, mix, B, C):
     """The definition."""
     per_head = lambda factor: factor[..., None, None]
     ssm = state["ssm"] + per_head((1 - mix) * dt) * _product("...rhp,...rhn->...hpn", state["x"], state["b"])
@@ -175,7 +175,7 @@ def _naive(x, dt, log_decay, mix, B, C, state, segment_ids):
             state = jax.tree.map(
                 lambda a: jnp.where(start.reshape(*start.shape, *[1] * (a.ndim - start.ndim)), 0, a), state
             )
-        y, state = _step(*operands, state=state)
+        y, state = _step(state, *operands)
         return state, y
 
     in_time = lambda a: None if a is None else jnp.moveaxis(a, axis, 0)
@@ -186,7 +186,7 @@ def _naive(x, dt, log_decay, mix, B, C, state, segment_ids):
 def _parallel(x, dt, log_decay, mix, B, C, state, options):
     """Linear attention over R * T writes. Where R > 1, the writes of one token come one after the other, the decay
     before them."""
-    *lead, time, rank, heads, width = x.shape
+    *lead, time, rank, heads, _ = x.shape
     own, carried = mix * dt, (1 - mix) * dt
     later = jnp.concatenate([carried[..., 1:, :], jnp.zeros_like(carried[..., :1, :])], -2)
 

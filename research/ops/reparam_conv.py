@@ -25,7 +25,7 @@ Result = tuple[Float[Array, "B H W C"], Float[Array, "N C"], Float[Array, "N C"]
 
 def reparam_conv(
     x: Float[Array, "B H W C"],
-    kernels: Sequence[Float[Array, "Kh Kw C"]],
+    kernels: Sequence[Float[Array, "_ _ C"]],
     dilations: Sequence[int],
     scales: Float[Array, "N C"],
     biases: Float[Array, "N C"],
@@ -98,7 +98,10 @@ def branch_moments(
     wide = jnp.promote_types(x.dtype, jnp.float32)
     batch, height, width, channels = x.shape
     x_cm, extent = depthwise_toeplitz.channel_major(x.astype(wide)), (height, width)
-    branches = [depthwise_geometry.same(k.shape[:2], d, extent) for k, d in zip(kernels, dilations, strict=True)]
+    branches = [
+        depthwise_geometry.same(depthwise_geometry.pair(k.shape[:2]), d, extent)
+        for k, d in zip(kernels, dilations, strict=True)
+    ]
     window = depthwise_toeplitz.matrix_window(branches, extent, extent)
     windows = depthwise_geometry.windows([k.astype(wide) for k in kernels], branches, window)
     pixels, count = height * width, len(kernels)

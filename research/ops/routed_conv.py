@@ -86,7 +86,7 @@ def each_expert(x: Array, kernel: Array, experts: Array, *, stride: int) -> Arra
 def as_matrix(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
     """All groups as one matrix from all input pixels to all output pixels, then the choice among them."""
     tall, wide, inputs, num_experts, width = kernel.shape
-    taps, (height, length) = _taps(x.shape[1:3], (tall, wide), stride)
+    taps, (height, length) = _taps((x.shape[1], x.shape[2]), (tall, wide), stride)
     flat = kernel.reshape(tall * wide, inputs, num_experts * width)
     matrix = jnp.einsum("pqt,tio->piqo", taps.astype(kernel.dtype), flat).reshape(x[0].size, -1)
     y = x.reshape(x.shape[0], -1) @ matrix
@@ -97,7 +97,7 @@ def _taps(size: tuple[int, int], sides: tuple[int, int], stride: int) -> tuple[n
     """Which tap t of the window leads from input pixel p to output pixel q, 1 or 0 as [p, q, t]; and the size of the
     output."""
     along = []
-    for length, side in zip(size, sides):
+    for length, side in zip(size, sides, strict=True):
         source = stride * np.arange(-(-length // stride))[:, None] + np.arange(side) - side // 2
         along.append((source == np.arange(length)[:, None, None]).astype(np.float32))
     rows, columns = along
@@ -105,7 +105,7 @@ def _taps(size: tuple[int, int], sides: tuple[int, int], stride: int) -> tuple[n
     return both.reshape(size[0] * size[1], -1, sides[0] * sides[1]), (rows.shape[1], columns.shape[1])
 
 
-def _select(y: Float[Array, "B h w E*O"], experts: Array, num_experts: int) -> Float[Array, "B h w O"]:
+def _select(y: Float[Array, "B h w P"], experts: Array, num_experts: int) -> Float[Array, "B h w O"]:
     """The group of each image's expert; of groups that are not chosen nothing counts, be it NaN."""
     width = y.shape[-1] // num_experts
     return _choose([y[..., expert * width : (expert + 1) * width] for expert in range(num_experts)], experts)
@@ -120,17 +120,17 @@ def _choose(outputs: Sequence[Array], experts: Array) -> Array:
 
 def grouped(x: Array, kernel: Array, experts: Array, *, stride: int) -> Array:
     """Images sorted by expert, their windows as rows of a grouped matrix product: the work of one expert."""
-    *_, num_experts, width = kernel.shape
+    tall, wide, _, num_experts, width = kernel.shape
     order, places, counts = sort_by_group(experts, num_experts)
     batch = x.shape[0]
-    rows = windows(permute(x.reshape(batch, -1), order, places).reshape(x.shape), kernel.shape[:2], stride)
+    rows = windows(permute(x.reshape(batch, -1), order, places).reshape(x.shape), (tall, wide), stride)
     _, height, length, taps = rows.shape
     weights = jnp.moveaxis(kernel, 3, 0).reshape(num_experts, taps, width)
     y = grouped_matmul(rows.reshape(-1, taps), weights, counts * (height * length))
     return unpermute(y.reshape(batch, -1), order, places).reshape(batch, height, length, width)
 
 
-def windows(x: Float[Array, "B H W I"], sides: tuple[int, int], stride: int) -> Float[Array, "B h w K*L*I"]:
+def windows(x: Float[Array, "B H W I"], sides: tuple[int, int], stride: int) -> Float[Array, "B h w P"]:
     """Returns the window around every stride-th pixel, zeros beyond the edge, as one vector: rows, columns,
     channels."""
     (tall, wide), (height, width) = sides, x.shape[1:3]

@@ -76,10 +76,9 @@ def routing_attention(
     )
     sizes = checks.shapes(OP, **patterns, mask=(mask, "*B T"), segment_ids=(segment_ids, "*B T"))
     checks.require(1 <= window <= sizes["T"], OP, "window", window, f"1 to the number of tokens, {sizes['T']}")
-    query, key, value, mask, segment_ids = (
-        None if x is None else x.reshape(-1, *x.shape[len(sizes["*B"]) :])
-        for x in (query, key, value, mask, segment_ids)
-    )
+    flat = lambda x: x.reshape(-1, *x.shape[len(sizes["*B"]) :])
+    query, key, value = flat(query), None if key is None else flat(key), flat(value)
+    mask, segment_ids = None if mask is None else flat(mask), None if segment_ids is None else flat(segment_ids)
     query = spherical(query)
     key = None if key is None else spherical(key)
     segments = _padding_segments(mask, segment_ids)
@@ -111,7 +110,7 @@ def _naive(query, key, value, query_at, key_at, segments, causal):
     seen = jnp.tril(jnp.ones((tokens, tokens), bool)) if causal else jnp.ones((tokens, tokens), bool)
     if segments is not None:
         seen = seen & ((segments[:, :, None] == segments[:, None]) & (segments >= 0)[:, None])[:, None]
-    total, count = 0.0, 0
+    total, count = jnp.zeros((), value.dtype), jnp.zeros((), jnp.int32)
     for cluster in range(query_at.shape[2]):
         took_query, took_key = (
             jnp.any(at[:, :, cluster, :, None] == jnp.arange(tokens), 2) for at in (query_at, key_at)

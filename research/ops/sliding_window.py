@@ -192,7 +192,7 @@ def _attend(op, query, key, value, pattern, query_segments, key_segments, scale,
     if form in ("auto", "cpu"):
         out = dispatch.per_platform(form, chunked, parallel, operands)
     else:
-        out = {"chunked": chunked, "parallel": parallel}[form](operands)
+        out = chunked(operands) if form == "chunked" else parallel(operands)
     return jnp.moveaxis(out, 3, 1).reshape(*batch, -1, heads, value.shape[-1])
 
 

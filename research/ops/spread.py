@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def spread(x: Float[Array, "*S"], axis: int, size: int) -> Float[Array, "*S"]:
+def spread(x: Float[Array, "..."], axis: int, size: int) -> Float[Array, "..."]:
     """Broadcasts an axis of size 1 to `size`; `axis` counts from the end (negative)."""
     return jnp.broadcast_to(x, (*x.shape[:axis], size, *x.shape[x.ndim + axis + 1 :]))
 

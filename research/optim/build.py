@@ -5,14 +5,18 @@ from typing import Any
 
 import jax
 import optax
+from jaxtyping import Array
 
 from research.modules.axes import Axes, Kind
+from research.modules.state import Arrays
 from research.optim.directions import direction
 from research.optim.rules import by_kind, resolve
 
+_Updated = tuple[dict[str, Array], optax.EmptyState]
+
 
 def _scale_by_tree(factors: Mapping[str, float]) -> optax.GradientTransformation:
-    def update(updates, state, params=None):
+    def update(updates: Arrays, state: optax.EmptyState, params: Arrays | None = None) -> _Updated:
         del params
         return {k: u * factors[k] for k, u in updates.items()}, state
 
@@ -20,7 +24,8 @@ def _scale_by_tree(factors: Mapping[str, float]) -> optax.GradientTransformation
 
 
 def _add_decay(weight_decay: float, factors: Mapping[str, float]) -> optax.GradientTransformation:
-    def update(updates, state, params=None):
+    def update(updates: Arrays, state: optax.EmptyState, params: Arrays | None = None) -> _Updated:
+        assert params is not None  # optax leaves them out only where an optimizer reads none
         return {k: u + weight_decay * factors[k] * params[k] if factors[k] else u for k, u in updates.items()}, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -73,13 +78,16 @@ def alternating(
       parts: phase -> (optimizer, names of its parameters).
     """
 
-    def pick(arrays, names):
+    def pick(arrays: Arrays, names: Sequence[str]) -> dict[str, Array]:
         return {name: arrays[name] for name in names}
 
-    def init(params):
+    def init(params: Arrays) -> dict[str, Any]:
         return {phase: optimizer.init(pick(params, names)) for phase, (optimizer, names) in parts.items()}
 
-    def update(grads, state, params=None, *, phase):
+    def update(
+        grads: Arrays, state: Mapping[str, Any], params: Arrays | None = None, *, phase: str
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
+        assert params is not None  # of the phase, as of all
         optimizer, names = parts[phase]
         updates, own = optimizer.update(pick(grads, names), state[phase], pick(params, names))
         return updates, {**state, phase: own}

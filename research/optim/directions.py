@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 import jax
 import optax
 import optax.contrib
+from jaxtyping import Array
 
 from research.errors import UserError
 from research.modules.axes import Axes, Kind, role
+from research.modules.state import Arrays
 from research.optim.fields import CONSTANTS, OPTIMIZERS, Optimizer, constants
 
 MUON_RMS = 0.2  # root mean square of an update of Muon's, about that of AdamW's: one learning rate serves both
@@ -59,7 +61,7 @@ def _muon(
 def _by_layer(inner: optax.GradientTransformation, axes: Mapping[str, Axes]) -> optax.GradientTransformation:
     """Returns `inner`, which takes norms of whole arrays, applied to each of the stacked layers by itself."""
 
-    def over_stacks(call: Callable, name: str) -> Callable:
+    def over_stacks(call: Callable[..., Any], name: str) -> Callable[..., Any]:
         for axis in axes[name]:
             if role(axis) in STACKS:
                 call = jax.vmap(call)
@@ -67,10 +69,12 @@ def _by_layer(inner: optax.GradientTransformation, axes: Mapping[str, Axes]) -> 
                 break  # a stack lies before the axes of its layers
         return call
 
-    def init(params):
+    def init(params: Arrays) -> dict[str, Any]:
         return {name: over_stacks(inner.init, name)(param) for name, param in params.items()}
 
-    def update(updates, state, params=None):
+    def update(
+        updates: Arrays, state: Mapping[str, Any], params: Arrays | None = None
+    ) -> tuple[dict[str, Array], dict[str, Any]]:
         own = params or updates
         out = {name: over_stacks(inner.update, name)(u, state[name], own[name]) for name, u in updates.items()}
         return {name: new for name, (new, _) in out.items()}, {name: kept for name, (_, kept) in out.items()}

@@ -90,13 +90,17 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "factored_rms": Optimizer({}, "Shazeer and Stern 2018, arXiv 1804.04235", lr=None),
     # A tenth of AdamW's rate and ten times its decay, within the 3 to 10 of the paper's section 5: their product stays.
     "lion": Optimizer({"b1": 0.9, "b2": 0.99}, "Chen et al. 2023, arXiv 2302.06675", lr=1e-4, weight_decay=0.5),
-    "muon": Optimizer({"momentum": 0.95, "b1": 0.9, "b2": 0.999}, "Liu et al. 2025, arXiv 2502.16982", weight_decay=0.1),
+    "muon": Optimizer(
+        {"momentum": 0.95, "b1": 0.9, "b2": 0.999}, "Liu et al. 2025, arXiv 2502.16982", weight_decay=0.1
+    ),
     "novograd": Optimizer(_adam(b2=0.25), "Ginsburg et al. 2019, arXiv 1905.11286", lr=1e-2, weight_decay=1e-3),
     "optimistic_gradient": Optimizer({}, "Mokhtari et al. 2020, arXiv 1901.08511", lr=None),
     "radam": Optimizer({**_adam(), "nesterov": False}, "Liu et al. 2020, arXiv 1908.03265"),
     "rms": Optimizer({"rho": 0.9, "eps": 1e-8}, "Tieleman and Hinton 2012, RMSProp"),
     "rss": Optimizer({"eps": 1e-7}, "Duchi et al. 2011, AdaGrad", lr=1e-2),
-    "sgd": Optimizer({"momentum": 0.9, "nesterov": True}, "He et al. 2016, arXiv 1512.03385, section 3.4", lr=0.1, weight_decay=1e-4),
+    "sgd": Optimizer(
+        {"momentum": 0.9, "nesterov": True}, "He et al. 2016, arXiv 1512.03385, section 3.4", lr=0.1, weight_decay=1e-4
+    ),
     "sign": Optimizer({}, "Bernstein et al. 2018, arXiv 1802.04434", lr=1e-4),
     "stddev": Optimizer({"rho": 0.9, "eps": 1e-8}, "Graves 2013, arXiv 1308.0850, section 4.2", lr=1e-4),
     "yogi": Optimizer(_adam(eps=1e-3), "Zaheer et al. 2018, NeurIPS", lr=1e-2),
@@ -148,7 +152,8 @@ def resolve(section: Mapping[str, Any]) -> dict[str, Any]:
         if section[field] is not None and field not in known.constants:
             valid = ", ".join(("lr", "weight_decay", *known.constants))
             raise UserError(
-                f"config.optim.{field}={section[field]!r}: {name} has no such constant, only {valid}; remove it, or --config.optim.{field}=None"
+                f"config.optim.{field}={section[field]!r}: {name} has no such constant, only {valid}; "
+                f"remove it, or --config.optim.{field}=None"
             )
     if section["lr"] is None and known.lr is None:
         raise UserError(f"config.optim.lr is missing: {name} has no usual learning rate; set one")
@@ -198,7 +203,7 @@ def constants(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: own if section.get(key) is None else section[key] for key, own in known.constants.items()}
 
 
-def compiled(rules: Sequence[Any], field: str) -> list[tuple[re.Pattern, float]]:
+def compiled(rules: Sequence[Any], field: str) -> list[tuple[re.Pattern[str], float]]:
     """Returns rules ready to be searched.
 
     Raises:

@@ -51,7 +51,8 @@ def resolve(rules: Rules, axes: Mapping[str, Axes], field: str) -> dict[str, flo
     for pattern, _ in ordered:
         if not any(pattern.search(text) for text in texts.values()):
             raise UserError(
-                f"{field}: {pattern.pattern!r} is found in no parameter; they read like {next(iter(texts.values()), 'none')!r}"
+                f"{field}: {pattern.pattern!r} is found in no parameter; "
+                f"they read like {next(iter(texts.values()), 'none')!r}"
             )
     out = {}
     for path, text in texts.items():

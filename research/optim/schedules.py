@@ -5,6 +5,7 @@ import math
 
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, ArrayLike
 
 from research.errors import UserError
 from research.optim.fields import SCHEDULES
@@ -23,12 +24,12 @@ def cosine_power(peak: float, total: int, order: float, final: float = 0.0) -> o
     if total == 1:
         return optax.constant_schedule(peak)
 
-    def curve(e):
+    def curve(e: ArrayLike) -> Array:
         """p^c - 1 with c falling from 1 to 0, which differs from the paper's p^(c + 1) by factors that cancel."""
         c = (1 + jnp.cos(jnp.pi * e / total)) / 2
         return c if order == 1 else jnp.expm1(math.log(order) * c)
 
-    def schedule(step):
+    def schedule(step: ArrayLike) -> Array:
         return final + (peak - final) * curve(jnp.minimum(step + 1, total)) / curve(1)
 
     return schedule

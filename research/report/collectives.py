@@ -113,10 +113,10 @@ def summary(found: Sequence[Collective]) -> dict[str, int]:
 
 def by_axes(found: Sequence[Collective]) -> dict[tuple[str, ...], float]:
     """Returns axes -> bytes that each device sends along them in a step."""
-    out: Counter = Counter()
+    out: dict[tuple[str, ...], float] = {}
     for c in found:
-        out[c.axes] += c.sent * c.times
-    return dict(out)
+        out[c.axes] = out.get(c.axes, 0) + c.sent * c.times
+    return out
 
 
 def _lines(hlo: str):
@@ -132,7 +132,8 @@ def _lines(hlo: str):
 
 def _runs(hlo: str) -> Mapping[str, int]:
     """Returns computation -> how often the entry runs it."""
-    entry, calls = "", {}
+    entry = ""
+    calls: dict[str, list[tuple[str, int]]] = {}
     for line in hlo.splitlines():
         if line.startswith("ENTRY"):
             entry = line.split()[1].lstrip("%").split("(")[0]
@@ -144,7 +145,7 @@ def _runs(hlo: str) -> Mapping[str, int]:
         times = int(trips.group(1)) if trips and " while(" in line else 1
         for name in names:
             calls.setdefault(computation, []).append((name, times))
-    runs: Counter = Counter()
+    runs: Counter[str] = Counter()
 
     def visit(name: str, times: int) -> None:
         runs[name] += times

@@ -31,6 +31,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
@@ -59,8 +60,8 @@ def flops_by_primitive(fn: Callable, *args: Any) -> dict[str, int]:
     return dict(_of_jaxpr(closed.jaxpr).most_common())
 
 
-def _of_jaxpr(jaxpr: Jaxpr) -> Counter:
-    total = Counter()
+def _of_jaxpr(jaxpr: Jaxpr) -> Counter[str]:
+    total: Counter[str] = Counter()
     for eqn in jaxpr.eqns:
         total += _of_eqn(eqn)  # Counter addition drops zeros
     return total
@@ -113,12 +114,17 @@ def _sub_jaxprs(eqn: JaxprEqn) -> Iterator[Jaxpr]:
                 yield item
 
 
+def _array(variable: Any) -> ShapedArray:
+    """Shape and type of a variable that holds an array, as those of all primitives below do."""
+    return variable.aval
+
+
 def _per_multiply_add(eqn: JaxprEqn) -> int:
-    return 8 if jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.complexfloating) else 2
+    return 8 if jnp.issubdtype(_array(eqn.outvars[0]).dtype, jnp.complexfloating) else 2
 
 
 def _dot_general(eqn: JaxprEqn) -> int:
-    lhs, rhs = (var.aval.shape for var in eqn.invars)
+    lhs, rhs = (_array(var).shape for var in eqn.invars)
     (_, contract), (_, batch) = eqn.params["dimension_numbers"]
     free = [size for axis, size in enumerate(rhs) if axis not in (*contract, *batch)]
     return _per_multiply_add(eqn) * math.prod(lhs) * math.prod(free)
@@ -126,7 +132,7 @@ def _dot_general(eqn: JaxprEqn) -> int:
 
 def _ragged_dot_general(eqn: JaxprEqn) -> int:
     numbers = eqn.params["ragged_dot_dimension_numbers"]
-    lhs, rhs = (var.aval.shape for var in eqn.invars[:2])
+    lhs, rhs = (_array(var).shape for var in eqn.invars[:2])
     (_, contract), (_, batch) = numbers.dot_dimension_numbers
     taken = (*contract, *batch, *numbers.rhs_group_dimensions)
     return _per_multiply_add(eqn) * math.prod(lhs) * math.prod(n for axis, n in enumerate(rhs) if axis not in taken)
@@ -135,28 +141,28 @@ def _ragged_dot_general(eqn: JaxprEqn) -> int:
 def _conv(eqn: JaxprEqn) -> int:
     # The kernel's input axis already is C_in / feature_group_count, and under batch groups the output's batch axis is
     # already N / batch_group_count: one formula covers both.
-    kernel = eqn.invars[1].aval.shape
+    kernel = _array(eqn.invars[1]).shape
     _, in_axis, *spatial = eqn.params["dimension_numbers"].rhs_spec
     per_output = kernel[in_axis] * math.prod(kernel[axis] for axis in spatial)
-    multiply_adds = math.prod(eqn.outvars[0].aval.shape) * per_output
+    multiply_adds = math.prod(_array(eqn.outvars[0]).shape) * per_output
     return _per_multiply_add(eqn) * -(-multiply_adds // math.prod(eqn.params["lhs_dilation"]))
 
 
 def _fft(eqn: JaxprEqn) -> int:
     lengths = eqn.params["fft_lengths"]
     n = math.prod(lengths)
-    real = any(not jnp.issubdtype(var.aval.dtype, jnp.complexfloating) for var in (eqn.invars[0], eqn.outvars[0]))
-    transforms = math.prod(eqn.outvars[0].aval.shape[: -len(lengths)])
+    real = any(not jnp.issubdtype(_array(var).dtype, jnp.complexfloating) for var in (eqn.invars[0], eqn.outvars[0]))
+    transforms = math.prod(_array(eqn.outvars[0]).shape[: -len(lengths)])
     return round(transforms * (2.5 if real else 5) * n * math.log2(n))
 
 
 def _triangular_solve(eqn: JaxprEqn) -> int:
-    n = eqn.invars[0].aval.shape[-1]
-    return _per_multiply_add(eqn) // 2 * math.prod(eqn.invars[1].aval.shape) * n
+    n = _array(eqn.invars[0]).shape[-1]
+    return _per_multiply_add(eqn) // 2 * math.prod(_array(eqn.invars[1]).shape) * n
 
 
 def _cholesky(eqn: JaxprEqn) -> int:
-    *batch, n, _ = eqn.invars[0].aval.shape
+    *batch, n, _ = _array(eqn.invars[0]).shape
     return math.prod(batch) * _per_multiply_add(eqn) // 2 * n**3 // 3
 
 

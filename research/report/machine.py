@@ -20,13 +20,13 @@ import jax.numpy as jnp
 
 MAX_DIFF_CHARS = 200_000
 PACKAGES = (
-    "jax jaxlib flax optax orbax-checkpoint grain array_record tensorflow-datasets numpy ml_collections jaxtyping einops "
-    "scikit-learn safetensors"
+    "jax jaxlib flax optax orbax-checkpoint grain array_record tensorflow-datasets numpy ml_collections jaxtyping "
+    "einops scikit-learn safetensors"
 ).split()
 # Variables that change numbers or speed. No others are recorded: an environment holds secrets.
 VARIABLES = (
-    "NESTAX_ALLOCATOR XLA_FLAGS JAX_PLATFORMS JAX_ENABLE_X64 JAX_DEFAULT_MATMUL_PRECISION JAX_NUM_CPU_DEVICES OMP_NUM_THREADS "
-    "LIBTPU_INIT_ARGS XLA_PYTHON_CLIENT_MEM_FRACTION CUDA_VISIBLE_DEVICES TPU_VISIBLE_DEVICES"
+    "NESTAX_ALLOCATOR XLA_FLAGS JAX_PLATFORMS JAX_ENABLE_X64 JAX_DEFAULT_MATMUL_PRECISION JAX_NUM_CPU_DEVICES "
+    "OMP_NUM_THREADS LIBTPU_INIT_ARGS XLA_PYTHON_CLIENT_MEM_FRACTION CUDA_VISIBLE_DEVICES TPU_VISIBLE_DEVICES"
 ).split()
 
 
@@ -131,7 +131,8 @@ def environment(root: str | os.PathLike | None = None) -> dict[str, Any]:
         "devices": device_summary(),
         "packages": {name: _version(name) for name in PACKAGES},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        # JAX adds its options to the class when it is imported.
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         "git": git_state(root),
     }
 

@@ -1,6 +1,7 @@
 """Plots as PNG files: value against cost with Pareto fronts, and curves over steps. Matplotlib is imported when one is
 made."""
 
+import itertools
 import math
 import os
 import statistics
@@ -12,6 +13,7 @@ from research.files import replace_file
 from research.report.tables import human_bytes, human_count, human_ms, is_finite, pareto
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -76,7 +78,7 @@ def pareto_plot(
     axes.set_ylabel(ylabel or value_key)
     axes.set_title(title, loc="left")
     axes.margins(x=0.1, y=0.14)
-    _name_points(axes, _once(labels), above=higher_is_better)
+    _name_points(figure, axes, _once(labels), above=higher_is_better)
     if len(series) > 1:
         axes.legend(loc="lower right" if higher_is_better else "upper right")
     return _save(figure, path)
@@ -119,7 +121,7 @@ def curves_plot(
 
 def heat_maps(
     path: str | os.PathLike,
-    panels: Mapping[str, tuple[Sequence[float], Any]],
+    panels: Mapping[str, tuple["Sequence[float] | np.ndarray", Any]],
     *,
     title: str = "",
     ylabel: str = "",
@@ -137,17 +139,17 @@ def heat_maps(
     axes.remove()
     figure.set_size_inches(7.2, max(2.2, 0.6 + 1.3 * len(panels)))
     grid = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
-    mesh = None
+    meshes = []
     for own, (label, (steps, values)) in zip(grid, panels.items(), strict=True):
         edges = [1.5 * steps[0] - 0.5 * steps[-1] if len(steps) < 2 else 2 * steps[0] - steps[1], *steps]
         rows = [n - 0.5 for n in range(values.shape[1] + 1)]
-        mesh = own.pcolormesh(edges, rows, values.T, cmap="Blues", vmin=0, vmax=most)
+        meshes.append(own.pcolormesh(edges, rows, values.T, cmap="Blues", vmin=0, vmax=most))
         own.set_ylabel(label, fontsize=8)
         own.tick_params(labelsize=8)
         own.invert_yaxis()
     grid[-1].set_xlabel("step")
     grid[0].set_title(title, loc="left", fontsize=10)
-    figure.colorbar(mesh, ax=list(grid), label=ylabel, fraction=0.03)
+    figure.colorbar(meshes[-1], ax=list(grid), label=ylabel, fraction=0.03)
     return _save(figure, path)
 
 
@@ -288,14 +290,16 @@ def _once(labels: Sequence[tuple[float, float, str, str]]) -> list[tuple[float, 
     return list(seen.values())
 
 
-def _name_points(axes: "Axes", labels: Sequence[tuple[float, float, str, str]], above: bool) -> None:
+def _name_points(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, float, str, str]], above: bool) -> None:
     """Writes each name beside its point, at the first of eight places that is free of points, lines and names so
     far."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.patheffects import withStroke
 
-    figure = axes.figure
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)  # as `_figure` makes them
     figure.draw_without_rendering()  # fixes the layout, so that points have places in pixels
-    renderer = figure.canvas.get_renderer()
+    renderer = canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     taken = _occupied(axes)
     # A front bulges towards the upper left (value: the more the better) or the lower left (a loss): that side is free.
@@ -326,7 +330,7 @@ def _occupied(axes: "Axes") -> list[Any]:
             boxes.append(Bbox.from_bounds(x - 7, y - 7, 14, 14))
     for line in axes.lines:
         corners = line.get_transform().transform(line.get_xydata())
-        for (x0, y0), (x1, y1) in zip(corners[:-1], corners[1:], strict=True):
+        for (x0, y0), (x1, y1) in itertools.pairwise(corners):
             pieces = max(1, round(math.hypot(x1 - x0, y1 - y0) / 6))
             for i in range(pieces + 1):
                 x, y = x0 + (x1 - x0) * i / pieces, y0 + (y1 - y0) * i / pieces

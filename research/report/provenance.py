@@ -22,7 +22,8 @@ def line(reports: Sequence[Mapping[str, Any]], configs: Sequence[Mapping[str, An
     chosen = "; ".join(dict.fromkeys(config["report"]["chosen"] or UNKNOWN for config in configs))
     seconds = _span([report["wall_s"] for report in reports], ".0f")
     return (
-        f"{seeds} seed{'s' * (seeds != 1)}; {updates} updates of {examples} examples, {flops} training FLOPs and {seconds} s "
+        f"{seeds} seed{'s' * (seeds != 1)}; {updates} updates of {examples} examples, "
+        f"{flops} training FLOPs and {seconds} s "
         f"with compiling a run; {reports[0]['metric']}; chosen: {chosen}"
     )
 

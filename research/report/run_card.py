@@ -132,7 +132,8 @@ def _markdown(workdir: Path, report: Mapping[str, Any], cost_key: str) -> str:
         sections.append(f"Made by\n\n    {command}\n")
     sections += [
         f"## Sub-networks\n\n{tables.markdown_table(report['subnets'], columns)}",
-        f"{report['metric']}: {better} is better. FLOPs are of one example's forward pass, a multiply-add counted as two. "
+        f"{report['metric']}: {better} is better. FLOPs are of one example's forward pass, "
+        "a multiply-add counted as two. "
         f"On the Pareto front ({plots.COST_LABELS[cost_key]}): "
         f"{', '.join(str(row['name']) for row in front) or 'none has both numbers'}.\n",
         f"![{report['metric']} against cost](pareto.png)\n",
@@ -148,7 +149,10 @@ def _experts(workdir: Path) -> list[str]:
     rows = experts.summary(load_metrics(workdir))
     if not rows:
         return []
-    words = "Of the last logged batch; loads over the even one, entropy of the load in nats; dead: no token in the last quarter of the log."
+    words = (
+        "Of the last logged batch; loads over the even one, entropy of the load in nats; dead: "
+        "no token in the last quarter of the log."
+    )
     return [
         f"## Experts\n\n{tables.markdown_table(rows, list(rows[0]))}",
         f"{words}\n",
@@ -159,7 +163,7 @@ def _experts(workdir: Path) -> list[str]:
 def _facts(report: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     """A list of what ran where: the report's other numbers and strings, then the machine, versions and commit."""
     told = {"metric", "subnets", "title", "command", "full", "higher_is_better"}
-    facts = {}
+    facts: dict[str, str | None] = {}
     for key, value in report.items():
         if key not in told and isinstance(value, (int, float, str)):
             shown = f"{100 * value:.1f} %" if key == "mfu" else tables.format_cell(key, value)
@@ -254,7 +258,8 @@ def against(
             place = row.get(x, _lookup(_config(workdir), x))
             if not tables.is_finite(place):
                 raise UserError(
-                    f"{workdir} has no number {x!r}; valid: {', '.join(k for k, v in row.items() if tables.is_finite(v))}, or CONFIG.FIELD"
+                    f"{workdir} has no number {x!r}; valid: "
+                    f"{', '.join(k for k, v in row.items() if tables.is_finite(v))}, or CONFIG.FIELD"
                 )
             series.setdefault(label, []).append(
                 {"label": label, "name": workdir.name, x: place, "value": row["value"], "wall_s": report.get("wall_s")}

@@ -180,8 +180,11 @@ def pareto(rows: Iterable[Row], cost_key: str, value_key: str, *, higher_is_bett
     front: list[Row] = []
     for row in sorted(known, key=lambda row: (row[cost_key], -sign * row[value_key])):
         last = front[-1] if front else None
-        better = last is None or sign * row[value_key] > sign * last[value_key]
-        if better or (row[cost_key], row[value_key]) == (last[cost_key], last[value_key]):
+        if (
+            last is None
+            or sign * row[value_key] > sign * last[value_key]
+            or (row[cost_key], row[value_key]) == (last[cost_key], last[value_key])
+        ):
             front.append(row)
     return front
 

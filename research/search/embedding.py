@@ -112,7 +112,7 @@ def at_threshold(scores: Float[np.ndarray, " M"], labels: Bool[np.ndarray, " M"]
     there."""
     called = scores >= threshold
     right = float((called & labels).sum())
-    ratio = lambda n: right / n if n else 0.0  # noqa: E731
+    ratio = lambda n: right / n if n else 0.0
     return {
         "f1": ratio((called.sum() + labels.sum()) / 2),
         "precision": ratio(called.sum()),
@@ -221,7 +221,7 @@ def nearest(
 def _label(domain: str | None, domains: Sequence[str]) -> int:
     if domain is None and len(domains) == 1:
         return 0
-    if domain in domains:
+    if domain is not None and domain in domains:
         return list(domains).index(domain)
     if domain is not None and domain.isdecimal() and int(domain) < len(domains):
         return int(domain)

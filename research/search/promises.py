@@ -22,7 +22,7 @@ def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         )
     full = [r["subnets"][0] for r in reports]
     higher = higher_is_better(reports[0])
-    ratio = lambda n, first: n["value"] / first["value"] if higher else first["value"] / n["value"]  # noqa: E731
+    ratio = lambda n, first: n["value"] / first["value"] if higher else first["value"] / n["value"]
     shares = [ratio(n, r["subnets"][0]) for r in reports for n in r["subnets"]]
     least = [min(n["flops"] for n in r["subnets"]) / r["subnets"][0]["flops"] for r in reports]
     return {
@@ -46,7 +46,7 @@ def by_network(reports: Sequence[Mapping[str, Any]], seeds: Sequence[str]) -> li
     """Returns a row per network: its costs in the first run, its value in each and their mean, as text; accuracies in
     percent."""
     rows, percent = [], "accuracy" in reports[0]["metric"]
-    text = lambda value: f"{100 * value:.1f}" if percent else f"{value:.4f}"  # noqa: E731
+    text = lambda value: f"{100 * value:.1f}" if percent else f"{value:.4f}"
     for i, first in enumerate(reports[0]["subnets"]):
         values = [r["subnets"][i]["value"] for r in reports]
         row = {k: first[k] for k in ("name", "params", "flops", "latency_ms") if k in first}

@@ -140,7 +140,8 @@ def test_peers_are_parsed(tmp_path, monkeypatch):
         (["numpy"], "unknown peer 'numpy'; valid: torch, transformers, unireplknet"),
         (
             ["transformers"],
-            "not installed: it needs packages torch and transformers (pip install torch transformers); installed: torch",
+            "not installed: it needs packages torch and transformers (pip install torch transformers); installed: "
+            "torch",
         ),
         (["unireplknet"], "no file at ''; expected --peer=unireplknet:PATH/unireplknet.py"),
         ([f"unireplknet:{tmp_path}/none.py"], "no file at"),

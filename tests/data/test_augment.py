@@ -14,7 +14,8 @@ RNG = np.random.default_rng(0)
 COARSE = [Image.fromarray(RNG.integers(30, 200, (4, 4, 3), dtype=np.uint8)) for _ in range(6)]
 SMOOTH, LARGE = (np.stack([np.asarray(image.resize(size, 3)) for image in COARSE]) for size in ((17, 12), (35, 29)))
 FULL = dict(
-    pad_to=20, crop_padding=3, flip=True, randaugment=(2, 9), random_erasing=0.5, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
+    pad_to=20, crop_padding=3, flip=True, randaugment=(2, 9), random_erasing=0.5, mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.3, 0.4)
 )  # fmt: skip
 INDICES, EPOCHS = np.array([5, 900, 17, 3, 44, 8]), np.array([0, 0, 1, 1, 2, 0])
 

@@ -28,7 +28,7 @@ def test_slant_rotation_width_and_stroke():
     column = np.zeros((1, 8, 8))
     column[0, :, 3:5] = 0.5
     base = write(column, UPRIGHT)[0, :, :, 0]
-    lean = lambda image, row: (image[row] * np.arange(28)).sum() / image[row].sum()  # noqa: E731
+    lean = lambda image, row: (image[row] * np.arange(28)).sum() / image[row].sum()
     change = lambda **fields: write(
         column, Styles(**{**vars(UPRIGHT), **{k: np.full(1, v) for k, v in fields.items()}})
     )[0, :, :, 0]

@@ -94,7 +94,7 @@ def test_mqar_rules(random_non_queries):
 def test_mqar_gaps_follow_the_power_law(length, pairs, nearest):
     """The first query drawn is that of key 0; its slot has the published probability."""
     count = 20_000 if length < 100 else 4000
-    tokens, labels = make("mqar", count, length=length, pairs=pairs, random_non_queries=False)
+    tokens, _ = make("mqar", count, length=length, pairs=pairs, random_non_queries=False)
     first = (tokens[:, 2 * pairs] == tokens[:, 0]).mean()
     assert abs(first - nearest) < 4 * np.sqrt(nearest / count)
     slots = (length - 2 * pairs) // 2
@@ -103,7 +103,7 @@ def test_mqar_gaps_follow_the_power_law(length, pairs, nearest):
 
 
 def test_mqar_nearest_slot_with_one_pair():
-    tokens, labels = make("mqar", 20_000, length=58, pairs=1)  # 28 slots
+    _, labels = make("mqar", 20_000, length=58, pairs=1)  # 28 slots
     assert abs((labels[:, 2] != NOT_SCORED).mean() - 0.25106) < 4 * np.sqrt(0.19 / 20_000)
 
 

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import inspect
 import json
 import os
 import pathlib
@@ -134,9 +135,8 @@ def folder(tmp_path):
 def test_folder_has_a_document_for_each_file(folder):
     sources = load_text(data_dir=folder, length=16, split="0.6,0.2")
     found = {name: documents(source) for name, source in sources.items()}
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt") if path.parent != folder) + [
-        "notes.md"
-    ]
+    below = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt") if path.parent != folder)
+    files = [*below, "notes.md"]
     for name in sources:
         assert found[name] == [
             (folder / file).read_text() for file in sorted(files) if path_split(file, "0.6,0.2") == name
@@ -238,7 +238,8 @@ def test_every_file_that_is_no_text_is_named(strange):
     with pytest.raises(UserError) as told:
         everything(strange)
     assert str(told.value) == (
-        f"{strange}: 4 of 10 files cannot be read as UTF-8 text: binary.txt (character 4 is NUL: binary, or another encoding), "
+        f"{strange}: 4 of 10 files cannot be read as UTF-8 text: binary.txt (character 4 is NUL: binary, "
+        "or another encoding), "
         "cut.txt (byte 0 is no UTF-8), latin.txt (byte 1 is no UTF-8) and 1 more;\n"
         "convert or remove them, give their encoding (such as encoding=latin-1), or choose files by pattern=*.txt"
     )
@@ -254,7 +255,8 @@ def test_pipes_devices_and_broken_links_are_named_and_hang_nothing(strange):
     (strange / "gone").symlink_to("nowhere")
     with pytest.raises(
         UserError,
-        match=r"3 of 9 files cannot .*endless \(not a regular file\), gone \(a broken link\), pipe \(not a regular file\)",
+        match=r"3 of 9 files cannot .*endless \(not a regular file\), gone \(a broken link\), "
+        r"pipe \(not a regular file\)",
     ):
         everything(strange)
     for name in ("pipe", "endless"):
@@ -310,7 +312,7 @@ def test_tiny_shakespeare_is_found(elsewhere, monkeypatch):
         check_play(load_tiny_shakespeare(data_dir=data_dir, length=16))
         check_play(load_tiny_shakespeare(data_dir=place / name, length=16))
         (place / name).unlink()
-    assert load_tiny_shakespeare.__kwdefaults__["tokenizer"] == "chars"
+    assert inspect.signature(load_tiny_shakespeare).parameters["tokenizer"].default == "chars"
 
 
 def test_another_text_or_none_is_not_tiny_shakespeare(elsewhere, monkeypatch):

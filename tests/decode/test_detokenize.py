@@ -90,7 +90,7 @@ def show(strings, pieces):
     stops, shown = StopStrings(strings), []
     for piece in pieces:
         shown.append(stops.feed(piece))
-    return shown + [stops.flush()], stops.stopped
+    return [*shown, stops.flush()], stops.stopped
 
 
 def test_stop_strings_hold_back_what_could_be_a_beginning():

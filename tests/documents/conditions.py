@@ -138,7 +138,10 @@ def main() -> None:
     tables.write_csv(
         ROOT / "results/conditions.csv", rows, command="python -m tests.documents.conditions [FOLDER of Fashion-MNIST]"
     )
-    text = "Made by `python -m tests.documents.conditions`. Several recipes with different figures have them in their order, separated by semicolons.\n\n"
+    text = (
+        "Made by `python -m tests.documents.conditions`. "
+        "Several recipes with different figures have them in their order, separated by semicolons.\n\n"
+    )
     (ROOT / "results/conditions.md").write_text(text + tables.markdown_table(rows, list(rows[0])), encoding="utf-8")
 
 

@@ -84,7 +84,8 @@ def write(folder: Path, outcomes: list[Outcome], seconds: float) -> None:
     lines = [
         "# Injected faults",
         "",
-        "Made by `make faults`. Well: the run ended, at once or after the same command again, with the bits of one that",
+        "Made by `make faults`. Well: the run ended, at once or after the same command again, "
+        "with the bits of one that",
         "",
     ]
     lines[2] += " nothing happened to, and what it said stood in one or two lines."
@@ -92,7 +93,8 @@ def write(folder: Path, outcomes: list[Outcome], seconds: float) -> None:
     lines += [f"| {r['fault']} | {r['times']} | {r['well']} | {r['what was said']} |" for r in rows]
     lines += [
         "",
-        f"{seconds:.0f} s; {machine['date']}, {json.dumps(machine['packages'].get('jax'))}, {machine['threads']} threads.",
+        f"{seconds:.0f} s; {machine['date']}, {json.dumps(machine['packages'].get('jax'))}, "
+        f"{machine['threads']} threads.",
     ]
     (folder / "faults.md").write_text("\n".join(lines) + "\n")
 

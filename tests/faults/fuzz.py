@@ -255,7 +255,8 @@ def main() -> int:
         HARM.append(f"{' '.join(hostile[1:])} ended with exit code {code}")
     if options.run_files:
         print(
-            f"{options.run_files} mutated files of a run: {dict(fuzz_runs(options.run_files, options.seed, judge, HARM))}"
+            f"{options.run_files} mutated files of a run: "
+            f"{dict(fuzz_runs(options.run_files, options.seed, judge, HARM))}"
         )
     return 1 if HARM else 0
 

@@ -29,8 +29,9 @@ import numpy as np
 
 MEMORY, SECONDS = 2 * 2**30, 20
 """What all trials together may map beside what is mapped before the first, and what each may take."""
-VALUES: tuple[Any, ...] = (10**9, 10**30, 2**24, -1, 0, 1, 3, 2.5, -1e-5, 1e300, float("nan"), float("inf"), "x", "7", "auto", True, None,
-                           [], {}, [1], {"a": 1}, {"__float__": "x"}, "\x1b[2J\0", "x" * 10**6, list(range(1000)))  # fmt: skip
+VALUES: tuple[Any, ...] = (10**9, 10**30, 2**24, -1, 0, 1, 3, 2.5, -1e-5, 1e300, float("nan"), float("inf"), "x", "7",
+                           "auto", True, None, [], {}, [1], {"a": 1}, {"__float__": "x"}, "\x1b[2J\0", "x" * 10**6,
+                           list(range(1000)))  # fmt: skip
 
 
 # -- configs of language models ----------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ def kills(c: Campaign, count: int) -> Outcome:
             made += 1
             in_saves += half_saved(workdir)
             print(
-                f"kill {made}/{count}: {max(whole_steps(workdir), default=0)} steps are safe{', in a save' if half_saved(workdir) else ''}",
+                f"kill {made}/{count}: {max(whole_steps(workdir), default=0)} steps are "
+                f"safe{', in a save' if half_saved(workdir) else ''}",
                 flush=True,
             )
         else:

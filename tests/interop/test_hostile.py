@@ -41,8 +41,9 @@ def models():
     return small_models()
 
 
-QWEN = {"model_type": "qwen3_moe", "hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2,
-        "num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 8, "moe_intermediate_size": 8, "head_dim": 8}  # fmt: skip
+QWEN = {"model_type": "qwen3_moe", "hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 32, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 8,
+        "moe_intermediate_size": 8, "head_dim": 8}  # fmt: skip
 MIXTRAL = {**{k: v for k, v in QWEN.items() if k != "moe_intermediate_size"}, "model_type": "mixtral"}
 MAMBA = {"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 32}
 MAMBA2 = {
@@ -56,9 +57,11 @@ MAMBA2 = {
 SSM = {"d_model": 8, "n_layer": 2, "vocab_size": 32}
 BASES = {"hf-qwen3-moe": QWEN, "hf-mixtral": MIXTRAL, "hf-mamba": MAMBA, "hf-mamba2": MAMBA2, "mamba-ssm": SSM}
 SIZES = {
-    "hf-qwen3-moe": ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "num_key_value_heads", "num_experts",
-                     "intermediate_size", "moe_intermediate_size", "head_dim", "num_experts_per_tok", "decoder_sparse_step"),
-    "hf-mixtral": ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "num_experts", "intermediate_size"),
+    "hf-qwen3-moe": ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "num_key_value_heads",
+                     "num_experts", "intermediate_size", "moe_intermediate_size", "head_dim", "num_experts_per_tok",
+                     "decoder_sparse_step"),
+    "hf-mixtral": ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "num_experts",
+                   "intermediate_size"),
     "hf-mamba": ("hidden_size", "num_hidden_layers", "vocab_size", "state_size", "conv_kernel", "time_step_rank"),
     "hf-mamba2": ("hidden_size", "num_hidden_layers", "vocab_size", "state_size", "num_heads", "head_dim", "n_groups"),
     "mamba-ssm": ("d_model", "n_layer", "vocab_size", "pad_vocab_size_multiple"),

@@ -37,24 +37,27 @@ MODELS = {
         moe=Moe(experts=3, active=2, hidden=5, balance=0.02, balance_over="all"),
     ),
     "hf-qwen3-moe": SequenceConfig(
-        **SIZES, tied=False, pattern="attention", ffn="moe glu", ffn_dim=7, attention=Attention(heads=2, theta=1e5, **NORMED),
+        **SIZES, tied=False, pattern="attention", ffn="moe glu", ffn_dim=7,
+        attention=Attention(heads=2, theta=1e5, **NORMED),
         moe=Moe(experts=4, active=3, hidden=5, renormalize=False, balance=1e-3, balance_over="all"),
     ),
 }  # fmt: skip
 MIXTRAL_8X7B = {
-    "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
-    "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mixtral",
-    "num_attention_heads": 32, "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8,
-    "output_router_logits": False, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": None,
+    "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+    "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32, "num_experts_per_tok": 2,
+    "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": False,
+    "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": None,
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 32000,
 }  # fmt: skip
 QWEN3_30B_A3B = {
-    "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "decoder_sparse_step": 1, "head_dim": 128,
-    "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 6144, "max_position_embeddings": 40960, "max_window_layers": 48,
-    "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32,
-    "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
-    "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": None, "tie_word_embeddings": False,
-    "use_sliding_window": False, "vocab_size": 151936,
+    "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 6144,
+    "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128,
+    "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+    "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": None,
+    "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
 }  # fmt: skip
 
 
@@ -171,8 +174,8 @@ def test_published_configs_are_the_registry_s(source, data, name, active):
     assert config_from_foreign(source, data) == registry.entry(name).config
     assert registry.model_info(name)["active_params"] == active
     written = config_to_foreign(source, registry.entry(name).config)
-    unsaid = {"attention_dropout", "bos_token_id", "eos_token_id", "initializer_range", "output_router_logits", "torch_dtype", "use_cache",
-              "max_window_layers", "rope_scaling"}  # fmt: skip
+    unsaid = {"attention_dropout", "bos_token_id", "eos_token_id", "initializer_range", "output_router_logits",
+              "torch_dtype", "use_cache", "max_window_layers", "rope_scaling"}  # fmt: skip
     assert {k: written[k] for k in set(data) - unsaid} == {k: data[k] for k in set(data) - unsaid}
     new = {k: v for k, v in data.items() if k not in ("rope_theta", "rope_scaling", "num_experts")}
     new |= {

@@ -98,8 +98,8 @@ def test_strided_views_parameters_scalars_and_empty_tensors(tmp_path):
         "sized": tensor(storage("0", 6), 0, call(glob("torch", "Size"), (2, 2)), (2, 1)),
     }
     got = pth.read_pth(write(tmp_path / "a.pth", tree, {"0": SIX}))
-    want = {"transposed": SIX.reshape(2, 3).T, "tail": SIX[4:], "step": SIX[1:4:2], "scalar": SIX[5], "empty": np.zeros((0, 4)), "parameter": SIX[:2],
-            "sized": SIX[:4].reshape(2, 2)}  # fmt: skip
+    want = {"transposed": SIX.reshape(2, 3).T, "tail": SIX[4:], "step": SIX[1:4:2], "scalar": SIX[5],
+            "empty": np.zeros((0, 4)), "parameter": SIX[:2], "sized": SIX[:4].reshape(2, 2)}  # fmt: skip
     assert got.keys() == want.keys()
     for name, value in want.items():
         assert got[name].shape == value.shape, name
@@ -258,8 +258,8 @@ def test_against_torch(tmp_path):
     torch = pytest.importorskip("torch")
     base = torch.randn(5, 6)
     state = torch.nn.BatchNorm2d(3).state_dict()
-    state |= {"view": base.T[1:3], "half": base.half(), "bfloat": base.bfloat16(), "double": base.double(), "tied": base, "scalar": torch.tensor(2.5),
-              "parameter": torch.nn.Parameter(base[::2])}  # fmt: skip
+    state |= {"view": base.T[1:3], "half": base.half(), "bfloat": base.bfloat16(), "double": base.double(),
+              "tied": base, "scalar": torch.tensor(2.5), "parameter": torch.nn.Parameter(base[::2])}  # fmt: skip
     optimizer = torch.optim.AdamW([torch.nn.Parameter(base)])
     torch.save({"model": state, "optimizer": optimizer.state_dict(), "epoch": 1}, tmp_path / "a.pth")
     got = pth.read_pth(tmp_path / "a.pth")

@@ -87,7 +87,8 @@ def test_mistakes_of_flags(tmp_path):
         ("model.name=unireplknet_z", "unknown model 'unireplknet_z'; near: unireplknet"),
         (
             "data.name=counting",
-            "config.data.augment={'mean': [0.3], 'std': [0.37]} is not read in this run, only by data sets of labelled images",
+            "config.data.augment={'mean': [0.3], 'std': [0.37]} is not read in this run, "
+            "only by data sets of labelled images",
         ),
         ("model.name=hmode", "model hmode does not predict labels, tokens or vectors, which data set digits asks for"),
         ("model.dept=3", "has no field 'dept'; near: depths"),

@@ -97,7 +97,7 @@ def test_training_states_the_importance_loss_and_evaluation_leaves_it():
 def test_upsampling_aligns_corners_and_nearest_repeats():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5, 4)), jnp.float32)
     rows, columns = (np.arange(2 * n) * (n - 1) / (2 * n - 1) for n in (3, 5))
-    line = lambda places, n, v: np.interp(places, np.arange(n), v)  # noqa: E731
+    line = lambda places, n, v: np.interp(places, np.arange(n), v)
     tall = np.apply_along_axis(lambda v: line(rows, 3, v), 1, np.asarray(x))
     expected = np.apply_along_axis(lambda v: line(columns, 5, v), 2, tall)
     np.testing.assert_allclose(density_gates.upsample(x), expected, atol=1e-6)

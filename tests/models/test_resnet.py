@@ -137,7 +137,8 @@ def test_coupling_and_shapes():
     assert shapes.axes["stem/conv/kernel"] == ("window_h", "window_w", "image", "stem")
     assert shapes.axes["stages/1/block0/shortcut/conv/kernel"][2:] == ("stage1/embed", "stage2/embed")
     assert shapes.axes["stages/1/blocks/layer/convs/1/conv/kernel"] == (
-        "stage2/layers", "window_h", "window_w", "stage2/layer/first/bottleneck", "stage2/layer/second/bottleneck")  # fmt: skip
+        "stage2/layers", "window_h", "window_w", "stage2/layer/first/bottleneck",
+        "stage2/layer/second/bottleneck")  # fmt: skip
     assert shapes.params["stages/2/blocks/layer/convs/1/conv/kernel"].shape == (5, 3, 3, 256, 256)
     basic = abstract(registry.entry("resnet18").config)
     assert (

@@ -150,8 +150,8 @@ POINTS = [
     ((4, 4, 24), -3.4708048653, 451.7696567183), ((4, 4, 24), -6.5999496128, 1226.3849569454),
     ((2, 2, 32), 0.7775272508, 136.4000753130), ((2, 2, 32), 7.5781852814, 556.7057170528),
 ]  # fmt: skip
-LOGITS = [0.6959698037, 0.9021596944, 0.7235562700, 0.2533911624, -0.2778932463, -0.6180410636, -0.6181684073, -0.3048331337,
-          0.1369752914, 0.4608510450]  # fmt: skip
+LOGITS = [0.6959698037, 0.9021596944, 0.7235562700, 0.2533911624, -0.2778932463, -0.6180410636, -0.6181684073,
+          -0.3048331337, 0.1369752914, 0.4608510450]  # fmt: skip
 
 
 def test_mini_network_at_every_point_before_and_after_merging(x64):
@@ -189,7 +189,7 @@ COVERAGE = {
 
 @pytest.mark.parametrize("size", COVERAGE)
 def test_coverage_of_all_ones_kernels(size):
-    graphdef, params, stats, _ = split(DilatedReparam(1, size, "embed", Init(jax.random.key(0))))
+    _, params, stats, _ = split(DilatedReparam(1, size, "embed", Init(jax.random.key(0))))
     ones = {f"b/{k}": jnp.ones(v.shape) if k.endswith("kernel") else v for k, v in params.items()}
     unit = {f"b/{k}": v - (1e-5 if k.endswith("var") else 0) for k, v in stats.items()}
     kernel, bias = merge_dilated_reparam(ones, unit, "b")

@@ -64,7 +64,7 @@ def network(params, image, config):
     kernel = params["patches/kernel"].reshape(-1, config.dim)
     tokens = [image[i : i + n, j : j + n].reshape(-1) @ kernel + params["patches/bias"] for i, j in corners]
     half = len(tokens) // 2
-    x = np.stack(tokens[:half] + [params["cls_token"]] + tokens[half:]) + params["positions"]
+    x = np.stack([*tokens[:half], params["cls_token"], *tokens[half:]]) + params["positions"]
     for i in range(config.depth):
         p = {k: v[i] for k, v in part(params, "blocks/layer/").items()}
         x = x + mixer(part(p, "mixer/"), rms_norm(x, p["norm/scale"]))

@@ -152,8 +152,8 @@ def test_mixtures_stand_in_every_second_block_of_the_last_ones():
     feed-forward part."""
     params, stats = random_arrays(MIXED)
     assert MIXED.layer_places() == (
-        ("dense_blocks/layer", 0), ("dense_blocks/layer", 1), ("blocks/layer/blocks/0", 0), ("blocks/layer/blocks/1", 0),
-        ("blocks/layer/blocks/0", 1), ("blocks/layer/blocks/1", 1),
+        ("dense_blocks/layer", 0), ("dense_blocks/layer", 1), ("blocks/layer/blocks/0", 0),
+        ("blocks/layer/blocks/1", 0), ("blocks/layer/blocks/0", 1), ("blocks/layer/blocks/1", 1),
     )  # fmt: skip
     assert (
         params["blocks/layer/blocks/1/mlp/up"].shape == (2, 4, 24, 20) and "blocks/layer/blocks/0/mlp/up" not in params
@@ -177,7 +177,7 @@ def test_mixtures_stand_in_every_second_block_of_the_last_ones():
     deep = [dataclasses.replace(config, drop_path_rate=0.6) for config in (MIXED, plain)]
     run = lambda config, arrays, s: fast_jit(lambda x, key: apply(config, arrays, s, x, mode="train", key=key)[0])(
         image, jax.random.key(2)
-    )  # noqa: E731
+    )
     dropped = run(deep[0], silent, stats)
     np.testing.assert_allclose(dropped, run(deep[1], stacked, {}), rtol=0, atol=1e-5)
     assert np.abs(np.asarray(dropped - mixed)).max() > 1e-3

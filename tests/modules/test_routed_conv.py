@@ -97,7 +97,7 @@ def test_an_attack_sees_the_gradient_of_the_pathway_and_training_that_of_the_gat
     x = images(config, 4)
     total = lambda method, mode: (
         lambda x, *more: apply(config, params, stats, x, *more, method=method, mode=mode)[0].sum()
-    )  # noqa: E731
+    )
     scores = apply(config, params, stats, x, method="scores", mode="eval")[0]
     along = jax.grad(total("on_path", "eval"))(x, scores)
     np.testing.assert_array_equal(jax.grad(total("__call__", "eval"))(x), along)

@@ -10,8 +10,12 @@ from research.nested.importance import channel_importance, coupled_groups, sort_
 from tests.models.twins import fast_jit, images, random_arrays, twin
 
 NAMES = (
-    "unireplknet_a", "resnet18", "resnet50", "advmoe_resnet18", "advmoe_vgg16", "advmoe_wrn28_10", "vit_tiny_patch16_224", "vim_tiny_patch16_224", "vmamba_tiny_s1l8",
-    *(f"{kind}_small" for kind in ("mamba", "mamba2", "mamba3", "gla", "gated_deltanet", "retention", "performer", "sla")),
+    "unireplknet_a", "resnet18", "resnet50", "advmoe_resnet18", "advmoe_vgg16", "advmoe_wrn28_10",
+    "vit_tiny_patch16_224", "vim_tiny_patch16_224", "vmamba_tiny_s1l8",
+    *(
+        f"{kind}_small"
+        for kind in ("mamba", "mamba2", "mamba3", "gla", "gated_deltanet", "retention", "performer", "sla")
+    ),
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def test_a_sample_takes_moments_of_its_own_from_images_and_says_so_where_it_keep
     monkeypatch.setattr("research.nested.model.BATCH", 3)
     model = research.create_model("resnet18", **registry.entry("resnet18").tiny)
     x = jnp.concatenate([images(model.config)] * 2)  # two batches, of the same images
-    outputs = lambda network, mode: np.asarray(fast_jit(functools.partial(network, mode=mode))(x))  # noqa: E731
+    outputs = lambda network, mode: np.asarray(fast_jit(functools.partial(network, mode=mode))(x))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small = model.sample(width=0.5, calibrate=x)

@@ -1,6 +1,7 @@
 """Slices of a full network against numpy, and a sub-network in place against the extracted one, for every family."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -151,7 +152,7 @@ def test_nested_choices_hold_nested_indices(name):
     chain = list(
         dict.fromkeys(shrink(w, d) for w, d in ((0.25, 0.25), (0.5, 0.5), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0)))
     )
-    for small, large in zip(chain, chain[1:], strict=False):
+    for small, large in itertools.pairwise(chain):
         assert abstract(small).num_params() < abstract(large).num_params()
         for path, target in abstract(small).params.items():
             for i, axis in enumerate(abstract(full).axes[path]):

@@ -149,13 +149,13 @@ def test_float64_is_exact_and_the_gradient_is_that_of_differences(form):
         ends = [
             (
                 _outputs_and_grads(
-                    *(x + h * s for x, s in zip(operands[:3], step)), operands[3], causal=True, form=form
+                    *(x + h * s for x, s in zip(operands[:3], step, strict=True)), operands[3], causal=True, form=form
                 )[0]
                 * operands[3]
             ).sum()
             for h in (1e-5, -1e-5)
         ]
-        slope = sum((s * g).sum() for s, g in zip(step, actual[1]))
+        slope = sum((s * g).sum() for s, g in zip(step, actual[1], strict=True))
         np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-6)
 
 

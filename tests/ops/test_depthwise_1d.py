@@ -2,6 +2,7 @@
 segments."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -161,7 +162,7 @@ def test_causality(form, segmented):
 def _in_pieces(x, kernel, ids, cuts, dilation, form):
     state = jnp.zeros((x.shape[0], dilation * (kernel.shape[0] - 1), x.shape[-1]), x.dtype)
     pieces = []
-    for start, end in zip((0, *cuts), (*cuts, x.shape[1])):
+    for start, end in zip((0, *cuts), (*cuts, x.shape[1]), strict=True):
         if ids is not None and start and ids[0, start] != ids[0, start - 1]:
             state = jnp.zeros_like(state)
         piece_ids = None if ids is None else ids[:, start:end]
@@ -223,7 +224,7 @@ def test_segments_are_convolved_apart(form, padding, taps, dilation, channels):
     options = dict(padding=padding, dilation=dilation)
     y, (dx, dk) = _jitted(form, options | {"segment_ids": ids})(x, kernel, g)
     bounds = np.cumsum((0, *lengths))
-    alone = [_outputs_and_grads(x[:, a:b], kernel, g[:, a:b], "naive", options) for a, b in zip(bounds, bounds[1:])]
+    alone = [_outputs_and_grads(x[:, a:b], kernel, g[:, a:b], "naive", options) for a, b in itertools.pairwise(bounds)]
     agree(y, jnp.concatenate([y for y, _ in alone], 1), 1e-5)
     agree(dx, jnp.concatenate([dx for _, (dx, _) in alone], 1), 1e-5)
     agree(dk, sum(dk for _, (_, dk) in alone), 1e-5)

@@ -50,7 +50,7 @@ def _direct(x, kernel, stride, dilation, padding):
 
 
 def _pairs(options):
-    pair = lambda v: (v, v) if isinstance(v, (int, str)) else v  # noqa: E731
+    pair = lambda v: (v, v) if isinstance(v, (int, str)) else v
     return {
         name: pair(options.get(name, default))
         for name, default in (("stride", 1), ("dilation", 1), ("padding", "SAME"))
@@ -128,8 +128,8 @@ def test_multi_of_other_sizes_of_output_agrees_with_singles(form, stride, paddin
     options = dict(stride=stride, padding=padding)
     actual = total(lambda x, ks: depthwise_conv2d_multi(x, ks, dilations, form=form, **options))(x, kernels)
     singles = lambda x, ks: tuple(
-        depthwise_conv2d(x, k, dilation=d, form="naive", **options) for k, d in zip(ks, dilations)
-    )  # noqa: E731
+        depthwise_conv2d(x, k, dilation=d, form="naive", **options) for k, d in zip(ks, dilations, strict=True)
+    )
     agree(actual, total(singles)(x, kernels), 1e-5)
 
 

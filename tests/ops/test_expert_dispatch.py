@@ -24,7 +24,7 @@ TOKENS, WIDTH, HIDDEN = 37, 6, 5
 
 def draw(num_experts, gated=True, seed=0, biased=False):
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     kernels = {"up": normal(num_experts, WIDTH, HIDDEN), "down": normal(num_experts, HIDDEN, WIDTH)}
     if gated:
         kernels["gate"] = normal(num_experts, WIDTH, HIDDEN)
@@ -187,7 +187,7 @@ def test_no_expert_is_nobody(dispatch):
 def test_chosen_by_experts_is_the_weighted_sum():
     """Of two groups, one the other with its tokens and logits turned round."""
     x, logits, kernels, dy = draw(4)
-    both = lambda a: jnp.stack([a, a[::-1] + 0.1])  # noqa: E731
+    both = lambda a: jnp.stack([a, a[::-1] + 0.1])
 
     def ours(x, logits, kernels):
         slots = expert_choice(logits, 9)
@@ -234,7 +234,7 @@ def test_activations_do_not_grow_with_the_number_of_experts():
             routed = router(logits, k)
             return (dropless(x, routed.experts, routed.weights, kernels, form="blocks") ** 2).sum()
 
-        shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
+        shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
         kernels = {
             "up": shape(num_experts, width, hidden),
             "gate": shape(num_experts, width, hidden),

@@ -38,7 +38,7 @@ def choice(**options):
 
 def kept(experts, found, places_per_expert):
     experts, found = np.asarray(experts), np.asarray(found)
-    return {(t, int(experts[t, i])) for t, i in zip(*np.nonzero(found < places_per_expert))}
+    return {(t, int(experts[t, i])) for t, i in np.argwhere(found < places_per_expert)}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_balance_loss_at_its_ends():
     assert load_balance_loss(jnp.eye(4)[jnp.zeros(12, int)], any_choice) == pytest.approx(4)
     scores = jnp.array([[0.33, 0.34, 0.33]] * 9 + [[0.0, 0.0, 1.0]])
     assert load_balance_loss(scores, scores.argmax(-1)[:, None]) == pytest.approx(0.945, rel=1e-3)
-    fractions = lambda s: expert_fractions(s.argmax(-1)[:, None], 3).sum()  # noqa: E731
+    fractions = lambda s: expert_fractions(s.argmax(-1)[:, None], 3).sum()
     assert not np.asarray(jax.grad(fractions)(scores)).any()
     assert np.asarray(jax.grad(lambda s: load_balance_loss(s, s.argmax(-1)[:, None]))(scores)).any()
 

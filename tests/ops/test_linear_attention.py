@@ -274,10 +274,12 @@ def test_lowers_for_accelerators_in_products(kind):
     args = [x for x in operands(kind, 1, 2048, 2, 4, 4) if x is not None]
     names = [
         n
-        for n, x in zip(("q", "k", "v", "log_decay", "beta", "initial_state"), operands(kind, 1, 4, 2, 4, 4))
+        for n, x in zip(
+            ("q", "k", "v", "log_decay", "beta", "initial_state"), operands(kind, 1, 4, 2, 4, 4), strict=True
+        )
         if x is not None
     ]
-    text = assert_lowers_everywhere(lambda *a: linear_attention(**dict(zip(names, a))), *args)
+    text = assert_lowers_everywhere(lambda *a: linear_attention(**dict(zip(names, a, strict=True))), *args)
     assert "dense<2048> : tensor<i32>" not in text, "a loop over tokens"
 
 
@@ -290,7 +292,7 @@ def test_gradient_at_the_size_whose_reductions_once_crashed_the_process():
 
 
 def test_bad_input_is_named():
-    q, k, v, log_decay, beta, state = operands("gated_delta", 2, 5, 4, 3, 2)
+    q, k, v, _, beta, state = operands("gated_delta", 2, 5, 4, 3, 2)
     with pytest.raises(
         ValueError, match=r"linear_attention: k has shape \(2, 5, 4, 2\); expected \[\*B T G K\] = \(2, 5, 4, 3\)"
     ):

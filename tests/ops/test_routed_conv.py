@@ -28,7 +28,9 @@ def both(x, kernel, chosen, dy, **options):
 
 def test_naive_is_the_convolution_with_the_kernel_of_each_image_s_expert():
     x, kernel, chosen = draw()
-    expected = np.stack([naive_conv(np.asarray(i), np.asarray(kernel[..., e, :]), 2) for i, e in zip(x, chosen)])
+    expected = np.stack(
+        [naive_conv(np.asarray(i), np.asarray(kernel[..., e, :]), 2) for i, e in zip(x, chosen, strict=True)]
+    )
     assert len(set(chosen.tolist())) > 1
     assert_agree(routed_conv(x, kernel, chosen, stride=2, form="naive"), expected, 1e-6)
 

@@ -131,7 +131,7 @@ def test_one_cluster_of_all_tokens_is_full_attention_over_1_01(form):
 
 
 def test_each_cluster_has_the_window_best_distinct_tokens_in_order_and_others_give_zero():
-    query, key, value, _, centroids = arrays = _operands(50, 4)
+    query, _, _, _, centroids = arrays = _operands(50, 4)
     at = np.asarray(routing._members(spherical(query), centroids, 6, None))
     assert at.shape == (2, 3, 4, 6) and (np.diff(at, axis=-1) > 0).all()
     scores = np.einsum("bthk,hck->bhct", _normal(query), centroids)

@@ -174,7 +174,7 @@ def test_lowers_for_accelerators_without_a_long_loop():
 
 
 def test_bad_input_is_named():
-    u, delta, A, B, C, skip, state = operands(2, 5, 3, 4)
+    u, delta, A, B, C, _, state = operands(2, 5, 3, 4)
     with pytest.raises(
         ValueError, match=r"selective_scan: B has shape \(2, 5, 3\); expected \[\*B T N\] = \(2, 5, 4\)"
     ):

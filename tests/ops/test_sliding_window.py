@@ -1,6 +1,7 @@
 """Windows and blocks against masked full attention, in outputs and gradients; piece by piece; linear in memory."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +158,7 @@ def test_packed_sequences_equal_separate_runs():
         ends = np.cumsum([0, *lengths])
         alone = [
             _output(sliding_window_attention, *(x[:, a:b] for x in (query, key, value)), window=9, form=form)
-            for a, b in zip(ends, ends[1:])
+            for a, b in itertools.pairwise(ends)
         ]
         agree(packed, jnp.concatenate(alone, 1), 1e-5)
 

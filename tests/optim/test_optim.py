@@ -1,5 +1,7 @@
 """Schedules, rules and optimizers against optax and the sheet's numbers."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,7 +204,7 @@ def test_schedule_warms_up_then_falls(kind):
     values = [float(schedule(i)) for i in range(100)]
     np.testing.assert_allclose(values[:10], np.arange(1, 11) / 11, rtol=1e-5)
     assert values[10] == pytest.approx(1.0, abs=1e-6)
-    assert all(b <= a + 1e-7 for a, b in zip(values[10:], values[11:], strict=False))
+    assert all(b <= a + 1e-7 for a, b in itertools.pairwise(values[10:]))
     assert values[-1] == pytest.approx(1.0 if kind == "constant" else 0.1, abs=0.02)
 
 

@@ -16,20 +16,20 @@ HLO = """HloModule jit_step, is_scheduled=true
   ROOT %s = f32[] add(%a, %b)
 }
 
-%body.7 (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+%b.7 (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
   %g = f32[8,64]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={1}
   %c = f32[8,16]{1,0} collective-permute(%x), channel_id=2, source_target_pairs={{0,4},{4,0}}
   ROOT %t = (s32[], f32[8,16]) tuple(%i, %c)
 }
 
-%cond.7 (p: (s32[], f32[8,16])) -> pred[] {
+%c.7 (p: (s32[], f32[8,16])) -> pred[] {
   ROOT %lt = pred[] compare(%i, %n), direction=LT
 }
 
 ENTRY %main.9 (x: f32[8,16]) -> f32[8,16] {
   %x = f32[8,16]{1,0} parameter(0)
-  %w = (s32[], f32[8,16]{1,0}) while(%init), condition=%cond.7, body=%body.7, backend_config={"known_trip_count":{"n":"12"}}
-  %r = (f32[32]{0}, bf16[4,4]{1,0}) all-reduce(%a, %b), channel_id=3, replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add
+  %w = (s32[], f32[8,16]{1,0}) while(%init), condition=%c.7, body=%b.7, backend_config={"known_trip_count":{"n":"12"}}
+  %r = (f32[32]{0}, bf16[4,4]{1,0}) all-reduce(%a, %b), channel_id=3, replica_groups={{0,4},{1,5},{2,6},{3,7}}
   %q = f32[2,8]{1,0} reduce-scatter(%r2), channel_id=4, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}, to_apply=%add
   ROOT %e = f32[] all-reduce(%z), channel_id=5, replica_groups={}, to_apply=%add
 }
@@ -92,7 +92,8 @@ def test_prediction_takes_the_longest_part():
 def test_groups_by_the_axes_of_a_mesh(text, groups):
     assert (
         _groups(
-            f"%g = f32[8] all-gather(%x), channel_id=1, replica_groups={text}, dimensions={{0}}, use_global_device_ids=true"
+            f"%g = f32[8] all-gather(%x), channel_id=1, replica_groups={text}, dimensions={{0}}, "
+            "use_global_device_ids=true"
         )
         == groups
     )

@@ -9,7 +9,8 @@ def test_a_page_says_how_its_numbers_were_made():
     ]
     config = {"data": {"batch_size": 64}, "report": {"chosen": ""}}
     assert provenance.line(reports, [config, config]) == (
-        "2 seeds; 1,200 updates of 64 examples, 3.75e+11 training FLOPs and 98 to 106 s with compiling a run; test accuracy; "
+        "2 seeds; 1,200 updates of 64 examples, 3.75e+11 training FLOPs and 98 to 106 s with compiling a run; "
+        "test accuracy; "
         f"chosen: {provenance.UNKNOWN}"
     )
     chosen = "learning rate in five trials, by validation accuracy"

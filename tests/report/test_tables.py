@@ -57,7 +57,8 @@ def test_markdown_table():
 
 def test_text_table():
     assert tables.text_table(ROWS, ["name", "params", "value"]) == (
-        "sub-network  parameters  value\n-----------  ----------  -----\nsmall            1.50 k    0.5\na|b                   -   0.25\n"
+        "sub-network  parameters  value\n-----------  ----------  -----\nsmall            1.50 k    0.5\na|b           "
+        "        -   0.25\n"
     )
     assert tables.text_table([], ["name"]) == "sub-network\n-----------\n"
 

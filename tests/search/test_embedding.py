@@ -124,7 +124,9 @@ def test_tf_idf_by_hand(setting):
     train, source = sources["train"], sources["test"]
     found = embedding.tf_idf(source, train, pairs=3)
     documents = [
-        set(map(int, side[:n])) for pair, sizes in zip(train.tokens, train.lengths) for side, n in zip(pair, sizes)
+        set(map(int, side[:n]))
+        for pair, sizes in zip(train.tokens, train.lengths, strict=True)
+        for side, n in zip(pair, sizes, strict=True)
     ]
     tokens = source.tokens[1, 0][1 : source.lengths[1, 0]]
     weight = {

@@ -5,7 +5,7 @@ Nothing moves between tokens: as released, what mixes them is the mean pooling b
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class Activator(Spec):
     paper: ClassVar[str] = "arXiv 2405.15953"
     alone: ClassVar[bool] = True
 
-    def resolve(self, dim: int) -> "Activator":
+    def resolve(self, dim: int) -> Self:
         return replace(self, inner=self.inner or round(self.expand * dim))
 
     def shrink(self, width, heads, state) -> "Activator":
@@ -56,8 +56,8 @@ class ActivatorMixer(nnx.Module):
         self.out_bias = init.param("out_bias", (dim,), ("embed",), torch_linear(spec.inner), Kind.BIAS)
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         gate, up = fused(x, self.gate, self.up, form=self.form)
         gate = jax.nn.gelu(gate + self.gate_bias[...], approximate=False)
         y = self.norm(gate) * self.norm(up + self.up_bias[...])

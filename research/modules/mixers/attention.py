@@ -7,7 +7,7 @@ Queries and keys may be normalised head by head (Henry et al. 2020, arXiv 2010.0
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
 from flax import nnx
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from research.modules import elastic
 from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02
-from research.modules.mixers.base import Call, Spec, State, fused, register
+from research.modules.mixers.base import Call, Gathers, Spec, State, fused, register
 from research.modules.mixers.rotary import THETA, rotary
 from research.modules.norms import RMSNorm
 from research.ops import attention
@@ -55,11 +55,12 @@ class Attention(Spec):
     def sees_later(self) -> bool:
         return not self.causal
 
-    def resolve(self, dim: int) -> "Attention":
+    def resolve(self, dim: int) -> Self:
         self.require(self.heads >= 1, f"heads={self.heads}; valid: whole numbers from 1")
         self.require(
             not self.kv_heads or (self.kv_heads > 0 and self.heads % self.kv_heads == 0),
-            f"kv_heads={self.kv_heads} does not divide heads={self.heads}; valid: {_divisors(self.heads)}, or 0 for one each",
+            f"kv_heads={self.kv_heads} does not divide heads={self.heads}; valid: {_divisors(self.heads)}, "
+            "or 0 for one each",
         )
         return replace(self, head_dim=head_size(self, dim))
 
@@ -91,7 +92,7 @@ def _divisors(n: int) -> list[int]:
     return sorted({*low, *(n // d for d in low)})
 
 
-class AttentionMixer(nnx.Module):
+class AttentionMixer(nnx.Module, Gathers):
     """out(attention(q, k, v)) without biases: 2 D H K + 2 D G K parameters, G = H unless grouped, and 2 K scales with
     `qk_norm`.
 
@@ -112,7 +113,7 @@ class AttentionMixer(nnx.Module):
         self.key = init.param("key", (dim, kv, size), ("embed", kv_axis, matched), normal_02, Kind.MATRIX)
         self.value = init.param("value", (dim, kv, size), ("embed", kv_axis, carried), normal_02, Kind.MATRIX)
         self.out = init.param("out", (*many, size, dim), (*many_axes, carried, "embed"), normal_02, Kind.MATRIX)
-        norm = lambda tag: RMSNorm(size, matched, init.child(tag), eps=spec.qk_norm_eps) if spec.qk_norm else None  # noqa: E731
+        norm = lambda tag: RMSNorm(size, matched, init.child(tag), eps=spec.qk_norm_eps) if spec.qk_norm else None
         self.query_norm, self.key_norm = norm("query_norm"), norm("key_norm")
 
     def __call__(
@@ -169,7 +170,7 @@ class AttentionMixer(nnx.Module):
         size = self.spec.head_dim
         kernels = fused(x, self.query, self.key, self.value, form=self.form)
         query, key, value = (y.reshape(*x.shape[:-1], -1, size) for y in kernels)
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.spec.rotary:
             query, key = (rotary(y, positions, self.spec.theta) for y in (query, key))

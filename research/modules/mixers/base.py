@@ -47,14 +47,14 @@ class Call:
 
     mode: str = "eval"
     key: Array | None = None
-    segment_ids: Int[Array, "B T"] | None = None
+    segment_ids: Int[Array, " B *T"] | None = None
     position: Int[Array, ""] | int = 0
-    tokens: Int[Array, "B T"] | None = None
-    domain: Int[Array, " B"] | None = None
-    real: Bool[Array, "B *T"] | None = None
+    tokens: Int[Array, " B *T"] | None = None
+    domain: Int[Array, " B *_"] | None = None
+    real: Bool[Array, " B *T"] | None = None
     carried: bool = False
 
-    def mask(self, shape: tuple[int, ...]) -> Bool[Array, "B *T"] | None:
+    def mask(self, shape: tuple[int, ...]) -> Bool[Array, " B *T"] | None:
         """Returns `real` for every token of an array of `shape` ([B, T] or [B]); None where all are."""
         if self.real is None:
             return None
@@ -127,7 +127,8 @@ def register(spec: S) -> S:
         )
     if _closed:
         raise UserError(
-            f"mixer {spec.kind} comes too late: models were made before; import {spec.__module__} first, or give it by --plugin"
+            f"mixer {spec.kind} comes too late: models were made before; import {spec.__module__} first, "
+            "or give it by --plugin"
         )
     _SPECS[spec.kind] = spec
     return spec
@@ -154,9 +155,18 @@ class Mixer(Protocol):
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State: ...
 
 
+class Gathers:
+    """What a mixer derives from that reads all tokens rather than a state: where sequences are sharded, every device
+    gathers what its own shard reads."""
+
+    def gathered(self, x: Float[Array, "B T D"], call: Call, axis: str) -> Float[Array, "B T D"]:
+        """Returns the output for the shard that starts at `call.position`, under `jax.shard_map` over `axis`."""
+        raise NotImplementedError
+
+
 def fused(
-    x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto", exact: tuple[nnx.Variable, ...] = ()
-) -> tuple[Float[Array, "*B C"], ...]:
+    x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto", exact: tuple[nnx.Variable | None, ...] = ()
+) -> tuple[Float[Array, "*B _"], ...]:
     """Products of one input with several kernels [D, ...], each with all outputs on one axis; no accelerator rounds
     those of `exact`.
 

@@ -5,7 +5,7 @@ A head's memory is corrected rather than added to: what a key recalls is replace
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ class GatedDeltaNet(HeadSpec):
     tiny: ClassVar[dict[str, Any]] = {"heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = OPS
 
-    def resolve(self, dim: int) -> "GatedDeltaNet":
+    def resolve(self, dim: int) -> Self:
         state = self.state or int(self.expand_k * dim) // max(self.heads, 1)
         return super(
             GatedDeltaNet, replace(self, state=state, head_dim=self.head_dim or int(self.expand_v * state))
@@ -117,8 +117,8 @@ class DeltaMixer(nnx.Module):
         self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         state = state or {}
         kernels = [
             kernel for kernel in (self.q, self.k, self.v, self.beta, self.gate, self.decay) if kernel is not None
@@ -126,11 +126,9 @@ class DeltaMixer(nnx.Module):
         q, k, v, beta, *rest = project(x, *kernels, form=self.form, exact=(self.beta, self.decay))
         (q, k, v), conv = convolve((q, k, v), (self.q_conv, self.k_conv, self.v_conv), state.get("conv"), call)
         beta = jax.nn.sigmoid(wide(beta)) * (2 if self.spec.negative else 1)
-        log_decay = (
-            None
-            if self.decay is None
-            else -jnp.exp(self.a_log[...]) * jax.nn.softplus(wide(rest[-1]) + self.dt_bias[...])
-        )
+        log_decay = None
+        if self.a_log is not None and self.dt_bias is not None:
+            log_decay = -jnp.exp(self.a_log[...]) * jax.nn.softplus(wide(rest[-1]) + self.dt_bias[...])
         y, memory = attend(unit(q), unit(k), v, state.get("memory"), call, self.form, beta=beta, log_decay=log_decay)
         y = self.norm(y) if self.gate is None else self.norm(y) * jax.nn.silu(rest[0])
         return join(y, self.out), {"conv": conv, "memory": memory}

@@ -61,8 +61,8 @@ class GatedLinearAttentionMixer(nnx.Module):
         self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         q, k, v, gate, low = project(
             x, self.q, self.k, self.v, self.gate, self.decay_down, form=self.form, exact=(self.decay_down,)
         )

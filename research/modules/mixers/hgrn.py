@@ -8,7 +8,7 @@ own, the sigmoid of a parameter with equally many entries, and only training mak
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class HGRN(Spec):
         depthwise_1d.OP: depthwise_1d.FORMS,
     }
 
-    def resolve(self, dim: int) -> "HGRN":
+    def resolve(self, dim: int) -> Self:
         self.require(0 < self.bound < 1, f"bound={self.bound}; valid: numbers between 0 and 1")
         return replace(self, inner=self.inner or round(self.expand * dim))
 
@@ -72,8 +72,8 @@ class HGRNMixer(nnx.Module):
         self.gate = init.param("gate", (dim, spec.inner), ("embed", inner), normal_02, Kind.MATRIX)
         logit = jax.nn.initializers.constant(math.log(spec.bound / (1 - spec.bound)))
         self.bound = init.param("bound", (spec.inner,), (inner,), logit, Kind.CONSTANT, precise=True)
-        convolution = dict(taps=spec.taps, activation=False, form=form)
-        self.conv = ShortConv((dim,), ("embed",), init.child("conv"), **convolution) if spec.taps else None
+        conv = lambda: ShortConv((dim,), ("embed",), init.child("conv"), taps=spec.taps, activation=False, form=form)
+        self.conv = conv() if spec.taps else None
         self.norm = RMSNorm(spec.inner, inner, init.child("norm"))
         self.out = init.param("out", (spec.inner, dim), (inner, "embed"), normal_02, Kind.MATRIX)
 
@@ -88,8 +88,8 @@ class HGRNMixer(nnx.Module):
         return (self.norm(hidden).astype(gate.dtype) * jax.nn.silu(gate)) @ self.out[...]
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         carried = {}
         if self.conv is not None:
             y, carried["conv"] = self.conv(x, call.segment_ids, None if state is None else state["conv"])

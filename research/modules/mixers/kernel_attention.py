@@ -7,7 +7,7 @@ a head, whose last column is the normaliser.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
 from flax import nnx
@@ -59,7 +59,7 @@ class Performer(HeadSpec):
     tiny: ClassVar[dict[str, Any]] = {"heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
-    def resolve(self, dim: int) -> "Performer":
+    def resolve(self, dim: int) -> Self:
         self.require(self.map in MAPS, f"map={self.map!r}; valid: {', '.join(MAPS)}")
         spec = super().resolve(dim)
         return replace(spec, features=self.features or max(1, int(spec.state * math.log(spec.state))))
@@ -114,8 +114,8 @@ class KernelMixer(nnx.Module):
         raise NotImplementedError
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         q, k, v = project(x, self.q, self.k, self.v, form=self.form)
         q, k = self.maps(q, k, call)
         memory = None if state is None else state["memory"]
@@ -148,8 +148,8 @@ class CosFormerMixer(KernelMixer):
         return (q, k) if in_time else (q[:, 0], k[:, 0])
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         if x.ndim == 3 and isinstance(call.position, int):
             self._check(call.position + x.shape[1])
         q, k, v = project(x, self.q, self.k, self.v, form=self.form)
@@ -205,13 +205,14 @@ class SimplifiedLinearAttentionMixer(KernelMixer):
         return feature_maps.relu(q), feature_maps.relu(k)
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         state = state or {}
         q, k, v = project(x, self.q, self.k, self.v, form=self.form)
         q, k = self.maps(q, k, call)
         y, memory = attend(q, k, v, state.get("memory"), call, self.form, scale=1.0, normalize=True, eps=EPS)
-        kernel, bias = (jnp.tile(a, self.spec.heads) for a in self.conv.flat())
+        kernel, bias = self.conv.flat()
+        kernel, bias = jnp.tile(kernel, self.spec.heads), None if bias is None else jnp.tile(bias, self.spec.heads)
         flat = v.reshape(*x.shape[:-1], -1)
         if x.ndim == 2:
             local, conv = short_conv_step(flat, kernel, bias, state["conv"], activation=False)

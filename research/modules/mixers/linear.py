@@ -60,7 +60,7 @@ def out_kernel(dim: int, heads: int, size: int, axes: tuple[str, str], init: Ini
 
 
 def project(
-    x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str, exact: tuple[nnx.Variable, ...] = ()
+    x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str, exact: tuple[nnx.Variable | None, ...] = ()
 ) -> tuple[Array, ...]:
     """Products of x with kernels [D, ...], with their axes after the first one; `exact` as in `fused`."""
     products = fused(x, *kernels, form=form, exact=exact)
@@ -75,18 +75,20 @@ def join(y: Float[Array, "*B H V"], kernel: nnx.Variable) -> Float[Array, "*B D"
 def attend(q: Array, k: Array, v: Array, memory: Array | None, call: Call, form: str, **options) -> tuple[Array, Array]:
     """`linear_attention` of a sequence, or one step of it where q has no axis of time; returns (output, memory)."""
     if q.ndim == 3:
+        assert memory is not None  # a step follows on a state
         return linear_attention_step(q, k, v, memory, **options)
     return linear_attention(q, k, v, initial_state=memory, segment_ids=call.segment_ids, form=form, **options)
 
 
 def convolve(
-    xs: Sequence[Float[Array, "*B H K"]], convs: Sequence[ShortConv], state: Array | None, call: Call
-) -> tuple[list[Float[Array, "*B H K"]], Float[Array, "B S C"]]:
+    xs: Sequence[Float[Array, "*B _ _"]], convs: Sequence[ShortConv], state: Array | None, call: Call
+) -> tuple[list[Float[Array, "*B _ _"]], Float[Array, "_ S C"]]:
     """Short convolutions without bias, each of one x over all its heads, as one convolution of all channels; returns
     (outputs, state)."""
     lead = xs[0].shape[:-2]
     flat = [x.reshape(*lead, -1) for x in xs]
     if len(lead) == 1:
+        assert state is not None  # a step follows on a state
         parts, state = short_convs_step(flat, convs, state)
     else:
         parts, state = short_convs(flat, convs, call.segment_ids, state, form=convs[0].form)

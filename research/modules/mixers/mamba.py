@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class Mamba(Spec):
         selective_scan.OP: selective_scan.FORMS,
     }
 
-    def resolve(self, dim: int) -> "Mamba":
+    def resolve(self, dim: int) -> Self:
         return replace(self, inner=self.inner or round(self.expand * dim), rank=self.rank or math.ceil(dim / 16))
 
     def shrink(self, width, heads, state) -> "Mamba":

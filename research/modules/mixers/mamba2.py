@@ -4,7 +4,7 @@ input."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class Mamba2(Spec):
         linear_attention.OP: linear_attention.FORMS,
     }
 
-    def resolve(self, dim: int) -> "Mamba2":
+    def resolve(self, dim: int) -> Self:
         low, high = self.dt_limit or (0.0, math.inf)
         self.require(
             0 <= low < high, f"dt_limit={self.dt_limit}; valid: (low, high) with 0 <= low < high, or () for none"
@@ -128,7 +128,7 @@ class Mamba2Mixer(nnx.Module):
         z, x, b, c, dt = fused(x, self.z, self.x, self.b, self.c, self.dt, form=self.form, exact=(self.dt,))
         return z, (x, b, c), dt
 
-    def _operands(self, xbc: Sequence[Float[Array, "*B C"]], dt: Float[Array, "*B H"]) -> tuple[Array, ...]:
+    def _operands(self, xbc: Sequence[Float[Array, "*B _"]], dt: Float[Array, "*B H"]) -> tuple[Array, ...]:
         """Arguments of `ssd` from the convolutions' outputs."""
         spec, lead = self.spec, dt.shape[:-1]
         x, b, c = xbc
@@ -155,16 +155,16 @@ class Mamba2Mixer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], State]:
         state = state or {}
         z, xbc, dt = self._project(x)
-        xbc, conv = short_convs(xbc, self._convs, call.segment_ids, state.get("conv"), form=self.form)
+        convolved, conv = short_convs(xbc, self._convs, call.segment_ids, state.get("conv"), form=self.form)
         y, ssm = ssd(
-            *self._operands(xbc, dt), initial_state=state.get("ssm"), segment_ids=call.segment_ids, form=self.form
+            *self._operands(convolved, dt), initial_state=state.get("ssm"), segment_ids=call.segment_ids, form=self.form
         )
         return self._gated_out(y, z), {"conv": conv, "ssm": ssm}
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
         z, xbc, dt = self._project(x)
-        xbc, conv = short_convs_step(xbc, self._convs, state["conv"])
-        y, ssm = ssd_step(*self._operands(xbc, dt), state=state["ssm"])
+        convolved, conv = short_convs_step(xbc, self._convs, state["conv"])
+        y, ssm = ssd_step(*self._operands(convolved, dt), state=state["ssm"])
         return self._gated_out(y, z), {"conv": conv, "ssm": ssm}
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:

@@ -7,7 +7,7 @@ of the state.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Mamba3(Spec):
     tiny: ClassVar[dict[str, Any]] = {"state": 8, "head_dim": 8}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
-    def resolve(self, dim: int) -> "Mamba3":
+    def resolve(self, dim: int) -> Self:
         angles = self.angles or self.state // 4
         self.require(
             1 <= angles <= self.state // 2,
@@ -119,10 +119,8 @@ class Mamba3Mixer(nnx.Module):
         log_decay = -jnp.maximum(heavy(wide(decay)), spec.a_floor) * delta
         turns = jnp.tanh(wide(angle))[..., None, :] * delta[..., None] / 2
         in_heads = lambda a: a.reshape(*lead, spec.heads, spec.head_dim)
-        b, c = (
-            self._maps(a.reshape(*lead, *self.maps), *more)
-            for a, *more in ((b, self.b_norm, self.b_bias), (c, self.c_norm, self.c_bias))
-        )
+        b = self._maps(b.reshape(*lead, *self.maps), self.b_norm, self.b_bias)
+        c = self._maps(c.reshape(*lead, *self.maps), self.c_norm, self.c_bias)
         return in_heads(z), in_heads(x), b, c, delta, log_decay, jax.nn.sigmoid(wide(mix)), turns
 
     def _maps(self, b: Float[Array, "*B R G N"], norm: RMSNorm, bias: nnx.Variable) -> Float[Array, "*B R H N"]:

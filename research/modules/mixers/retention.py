@@ -2,7 +2,7 @@
 a norm."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class Retention(HeadSpec):
     tiny: ClassVar[dict[str, Any]] = {"heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
-    def resolve(self, dim: int) -> "Retention":
+    def resolve(self, dim: int) -> Self:
         spec = super().resolve(dim)
         spec.require(spec.state % 2 == 0, f"state={spec.state}; valid: even numbers, since features turn in pairs")
         return spec
@@ -66,8 +66,8 @@ class RetentionMixer(nnx.Module):
         self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
 
     def __call__(
-        self, x: Float[Array, "B T D"], call: Call, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State]:
+        self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
+    ) -> tuple[Float[Array, "B *T D"], State]:
         q, k, v, gate = project(x, self.q, self.k, self.v, self.gate, form=self.form)
         positions = call.position + jnp.arange(x.shape[1]) if x.ndim == 3 else jnp.asarray(call.position)
         log_decay = jnp.broadcast_to(log_decays(self.spec.heads), v.shape[:-1])

@@ -11,7 +11,9 @@ from research.ops.precision import wide
 THETA = 10000.0
 
 
-def rotary(x: Float[Array, "*B H K"], positions: Int[Array, "..."], theta: float = THETA) -> Float[Array, "*B H K"]:
+def rotary(
+    x: Float[Array, "*B H K"], positions: Int[Array, "..."] | int, theta: float = THETA
+) -> Float[Array, "*B H K"]:
     """Turns the features of every head by angles position * theta^(-2 i / K), so that products of rows know only
     distances.
 

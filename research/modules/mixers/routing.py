@@ -11,7 +11,7 @@ of 256 (128 for 12288 tokens of enwik8) see 1.5 blocks on average.
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -80,9 +80,9 @@ class Routing(Spec):
         sliding_window.OP: sliding_window.FORMS,
     }
 
-    def resolve(self, dim: int) -> "Routing":
+    def resolve(self, dim: int) -> Self:
         for name in ("heads", "clusters", "window", "local_window"):
-            self.require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}; valid: whole numbers from 1")
+            self.require(vars(self)[name] >= 1, f"{name}={vars(self)[name]}; valid: whole numbers from 1")
         valid = f"0 to {self.heads - 1}, so that of heads={self.heads} one routes at least"
         self.require(0 <= self.local_heads < self.heads, f"local_heads={self.local_heads}; valid: {valid}")
         return replace(self, head_dim=head_size(self, dim))

@@ -5,7 +5,7 @@ The state holds window - 1 tokens, whatever the length; `layers * (window - 1)` 
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -31,7 +31,7 @@ class Window(Attention):
     bounded: ClassVar[bool] = False
     ops: ClassVar[dict[str, tuple[str, ...]]] = {sliding_window.OP: sliding_window.FORMS}
 
-    def resolve(self, dim: int) -> "Window":
+    def resolve(self, dim: int) -> Self:
         self.require(self.window >= 1, f"window={self.window}; valid: whole numbers from 1")
         self.require(self.causal, "causal=False; valid: True, the window ends at the token itself")
         return super().resolve(dim)

@@ -117,7 +117,7 @@ def check_forms(spec, dim, length, *, batch=2, tolerance=1e-5, naive=True, causa
         form = ",".join(f"{op}=naive" for op, forms in spec.ops.items() if "naive" in forms) or "auto"
         twin = _functions(spec, dim, CAPACITY, form, redraw)
         outputs = lambda f: outputs_and_grads(
-            lambda x, *p: f.pure((dict(zip(weights[0], p)), weights[1]), x)[0], x, *weights[0].values()
+            lambda x, *p: f.pure((dict(zip(weights[0], p, strict=True)), weights[1]), x)[0], x, *weights[0].values()
         )
         actual, expected = outputs(mixer), outputs(twin)
         assert_agree(actual[0], expected[0], tolerance)

@@ -6,6 +6,7 @@ parts of independent formulas in float64.
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import jax
@@ -101,7 +102,7 @@ def check_recurrent(spec, dim, length, *, batch=2, tolerance=1e-5, gradients=Tru
     borders = sorted({0, min(3, length), min(4, length), cut, length})
     ids = np.repeat(np.searchsorted(borders, np.arange(length), side="right")[None], batch, 0).astype(np.int32)
     packed = call(x[:, :length], jnp.asarray(ids))[0]
-    for low, high in zip(borders, borders[1:]):
+    for low, high in itertools.pairwise(borders):
         alone = call(jnp.roll(x[:, :length], -low, 1))[0]
         assert_agree(packed[:, low:high], alone[:, : high - low], tolerance)
 
@@ -118,7 +119,7 @@ def check_recurrent(spec, dim, length, *, batch=2, tolerance=1e-5, gradients=Tru
         form = ",".join(f"{op}=naive" for op, forms in spec.ops.items() if "naive" in forms)
         results = []
         for twin in (config, Alone(spec, dim, 2 * length, form)):
-            outputs = lambda x, *p, twin=twin: run(twin, (dict(zip(params, p)), stats), x)[0]
+            outputs = lambda x, *p, twin=twin: run(twin, (dict(zip(params, p, strict=True)), stats), x)[0]
             results.append(outputs_and_grads(outputs, x[:, :length], *params.values()))
         (fast, fast_grads), (naive, naive_grads) = results
         assert_agree(fast, naive, tolerance)
