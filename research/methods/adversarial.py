@@ -100,7 +100,7 @@ class Pgd(Adversarial):
 
         def objective(forward: Forward, example: Example) -> Outcome:
             (image,), target = example.inputs, example.target
-            seen = lambda x: forward(x, mode=self.mode, params="frozen")  # noqa: E731
+            seen = lambda x: forward(x, mode=self.mode, params="frozen")
             attacked = pgd(lambda x: cross_entropy(seen(x), target), image, example.key, **self.how)
             logits, scores = outputs(forward, attacked, routed)
             loss = cross_entropy(logits, target).mean()
@@ -132,7 +132,7 @@ class Trades(Adversarial):
         def objective(forward: Forward, example: Example) -> Outcome:
             (image,), frozen = example.inputs, "frozen"
             clean, _ = outputs(forward, image, routed, params=frozen)
-            divergence = lambda x: kl_logits(clean, forward(x, mode=self.mode, params=frozen))  # noqa: E731
+            divergence = lambda x: kl_logits(clean, forward(x, mode=self.mode, params=frozen))
             attacked = pgd(divergence, image, example.key, noise=NOISE, **self.how)
             return trades_outcome(forward, example, attacked, routed, self.beta)
 

@@ -42,7 +42,7 @@ class AdvMoe(Adversarial):
             )
 
     def phases(self, model: Any) -> tuple[Phase, ...]:
-        is_router = lambda name: name.startswith(model.router)  # noqa: E731
+        is_router = lambda name: name.startswith(model.router)
         experts = Phase("experts", trains=lambda name: not is_router(name))
         return (experts, Phase("router", trains=is_router, outputs=False))
 

@@ -155,7 +155,7 @@ def _right(
 ) -> Bool[Array, " B"]:
     """Which images are classified rightly, under an attack or as they are."""
     more = told(config, real_examples(batch))
-    model = lambda x: apply(config, params, stats, x, mode="eval", **more)[0]  # noqa: E731
+    model = lambda x: apply(config, params, stats, x, mode="eval", **more)[0]
     image, label = batch["image"], batch["label"]
     if attack == CLEAN:
         return model(image).argmax(-1) == label

@@ -32,7 +32,7 @@ class Ema(Method):
 
     def arrays(self, model: Abstract) -> Mapping[str, Extra]:
         def copy(name: str) -> Extra:
-            initial = lambda key, params: jnp.copy(params[name])  # noqa: E731
+            initial = lambda key, params: jnp.copy(params[name])
             return Extra(model.params[name].shape, model.axes[name], initial, dtype=model.params[name].dtype)
 
         return {name: copy(name) for name in model.params}

@@ -6,8 +6,8 @@ import pytest
 
 from launch import config as recipe
 from research.train import loop
-from research.train.manifests import MANIFEST
 from research.train.compiler import Compiler
+from research.train.manifests import MANIFEST
 from tests.models.twins import FAST
 from tests.train.reporter import Lines
 

@@ -12,9 +12,9 @@ from research.data.sources import load_splits
 from research.errors import UserError
 from research.nested.space import make_space
 from research.train import data
+from research.train.compiler import Compiler
 from research.train.extraction import Trained, load_model
 from research.train.loop import train
-from research.train.compiler import Compiler
 from research.train.setup import make_setup
 from tests.models.twins import FAST
 from tests.train.reporter import Lines
