@@ -90,6 +90,7 @@ def test_estimators_train_other_primitives():
     ]
 
 
+@pytest.mark.slow
 def test_critic_loss_by_hand():
     environment, config = Pendulum(), Sac(experts=1, **SMALL)
     learner, batch = learner_of(config, environment), batch_of(environment, 5)
@@ -109,7 +110,7 @@ def test_critic_loss_by_hand():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ["frequency", "gumbel"])
+@pytest.mark.parametrize("estimator", [pytest.param("frequency", marks=pytest.mark.slow), "gumbel"])
 def test_update_moves_every_network_and_the_targets_a_little(estimator):
     environment, config = Pendulum(), Sac(experts=2, estimator=estimator, **SMALL)
     learner, batch = learner_of(config, environment), batch_of(environment, 16)

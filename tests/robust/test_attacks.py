@@ -42,7 +42,16 @@ def digits():
     return functools.partial(model, params), x[1200:1500], y[1200:1500]
 
 
-@pytest.mark.parametrize("name", ["pgd5", "apgd_ce", "apgd_dlr", "apgd_t", "apgd"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("pgd5", marks=pytest.mark.slow),
+        "apgd_ce",
+        "apgd_dlr",
+        pytest.param("apgd_t", marks=pytest.mark.slow),
+        "apgd",
+    ],
+)
 def test_images_stay_in_the_ball_and_in_the_box(name):
     f, x, label = digits()
     run = jax.jit(functools.partial(attacks.attack, name, f, epsilon=EPSILON, steps=5))
@@ -81,6 +90,7 @@ def test_apgd_s_steps_shrink_until_it_stands_on_an_optimum_inside_the_ball():
     np.testing.assert_allclose(attacked, goal, atol=0.03 * EPSILON)
 
 
+@pytest.mark.slow
 def test_apgd_is_at_least_as_strong_as_pgd_with_as_many_steps_on_a_trained_network():
     f, x, label = digits()
     robust = {}
@@ -95,6 +105,7 @@ def test_apgd_is_at_least_as_strong_as_pgd_with_as_many_steps_on_a_trained_netwo
     )  # the second of both starts from another key
 
 
+@pytest.mark.slow
 def test_apgd_s_loss_is_at_least_pgd_s():
     f, x, label = digits()
     value = lambda z: losses.cross_entropy(f(z), label)

@@ -111,7 +111,7 @@ def test_a_balancing_bias_moves_once_an_update_by_the_load_of_the_whole_batch():
     np.testing.assert_array_equal(biases[1], biases[0])
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_skipped_update_leaves_the_bits_of_everything(accumulate):
     """One image of NaN in the last microbatch: parameters, statistics, EMA and the optimizer's counts stay; the next
     update is a usual one."""
