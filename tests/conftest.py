@@ -53,11 +53,15 @@ def no_leftovers():
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Marks the tests of slow.txt as slow: they are run by `make test-slow`."""
-    listed = {
-        line for line in Path(__file__).with_name("slow.txt").read_text().splitlines() if not line.startswith("#")
-    }
+def pytest_collection_modifyitems(config, items):
+    """Of the cases of a test marked `slow_unless`, marks those slow that it does not name; each it names must exist."""
+    cases: dict = {}
     for item in items:
-        if item.nodeid in listed:
-            item.add_marker(pytest.mark.slow)
+        if mark := item.get_closest_marker("slow_unless"):
+            if item.callspec.id not in mark.args:
+                item.add_marker(pytest.mark.slow)
+            cases.setdefault(item.nodeid.split("[")[0], set(mark.args)).discard(item.callspec.id)
+    if not any("::" in arg for arg in config.args):
+        for test, unknown in cases.items():
+            if unknown:
+                raise pytest.UsageError(f"{test} has no cases {sorted(unknown)}, which slow_unless names")

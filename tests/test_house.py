@@ -194,11 +194,3 @@ def test_recipe_docstrings_hold_command_and_hardware():
     for path in sorted((ROOT / "configs").glob("*.py")):
         doc = ast.get_docstring(ast.parse(path.read_text())) or ""
         assert "python -m launch." in doc and "Hardware:" in doc, path
-
-
-def test_tests_listed_as_slow_exist():
-    lines = [line for line in (ROOT / "tests/slow.txt").read_text().splitlines() if not line.startswith("#")]
-    assert lines == sorted(set(lines))
-    for line in lines:
-        file, name = line.split("[")[0].split("::")
-        assert f"def {name}(" in (ROOT / file).read_text(), line

@@ -43,6 +43,7 @@ def start(config, params, batch, capacity=16):
     return apply(config, params, {}, batch, capacity, method="init_state")[0]
 
 
+@pytest.mark.slow
 def test_pieces_and_steps_give_the_logits_of_the_whole():
     config, params, tokens, whole = hybrid()
     extend, step = run(config, "extend"), run(config, "step")
@@ -97,6 +98,7 @@ def test_vectors_in_numbers_out_and_pooling():
             np.testing.assert_allclose(pooled, reduce(tokens), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_is_only_for_training_and_a_function_of_its_key():
     config = tiny("hgrn", dropout=0.5)
     params, _ = random_arrays(config)

@@ -32,6 +32,7 @@ def test_gate_is_exactly_one_and_passes_the_gradient_of_the_chosen_score():
     np.testing.assert_array_equal(jax.grad(lambda s: (choose(s, "eval").gate * weights).sum())(scores), 0.0)
 
 
+@pytest.mark.slow
 def test_score_gradient_of_a_layer_is_the_sum_of_cotangent_times_output_and_zero_elsewhere():
     layer = RoutedConv(3, 4, 3, 2, ("stage1/embed", "stage2/embed"), Init(jax.random.key(0)))
     x = jax.random.normal(jax.random.key(1), (5, 6, 6, 3))
@@ -137,6 +138,7 @@ def test_one_expert_is_the_plain_network(name):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_router_is_resnet20_and_scores_stay_float32():
     init = Init(jax.random.key(0))
     router = jax.eval_shape(lambda: split(ImageRouter(3, (16, 32, 64), (3, 3, 3), 2, init))[1])
@@ -148,6 +150,7 @@ def test_router_is_resnet20_and_scores_stay_float32():
     assert scores.dtype == jnp.float32 and scores.shape == (3, 3)
 
 
+@pytest.mark.slow
 def test_shortcut_of_the_router_pads_on_both_sides():
     module = ImageRouter(1, (2, 6), (1, 1), 2, Init(jax.random.key(0)))
     graph, params, stats, _ = split(module)

@@ -64,6 +64,7 @@ def test_it_trains_and_reports_retrieval(dense):
     )  # two texts a pair, forward and backward
 
 
+@pytest.mark.slow
 def test_domain_run_starts_as_the_dense_one(dense, fields, tmp_path):
     config = load("domain", fields, **{"train.init_from": dense[0]})
     run = loop.Run(config, str(tmp_path / "run"), Lines())

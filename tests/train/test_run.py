@@ -147,6 +147,7 @@ def test_another_config_is_refused_and_nothing_lost(whole):
     assert sorted((str(p), p.stat().st_size) for p in workdir.rglob("*") if p.is_file()) == before
 
 
+@pytest.mark.slow
 def test_nan_stops_with_step_network_and_checkpoint(tmp_path):
     config = tiny(optim__lr=1e30, optim__warmup=0)
     with pytest.raises(
@@ -198,6 +199,7 @@ def test_statistics_that_are_not_as_written_are_made_again(whole, tmp_path, dama
     assert len(said) == (damage != "not_damaged") and all("made again from training batches" in line for line in said)
 
 
+@pytest.mark.slow
 def test_extracted_equals_in_place(whole):
     from research.modules.state import apply
 
@@ -213,6 +215,7 @@ def test_extracted_equals_in_place(whole):
     assert [again[n]["accuracy"] for n in ("full", "s")] == [n["value"] for n in report["subnets"]]
 
 
+@pytest.mark.slow
 def test_importance_sorting_starts_from_a_run_and_keeps_its_function(whole, tmp_path):
     from research.modules.state import apply
 
@@ -237,6 +240,7 @@ def test_best_is_chosen_on_validation(whole):
     assert not any("test" in key for m in metrics for key in m), "the test split is read once, at the end"
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_whole_batch(tmp_path):
     """Without batch norm, the gradient over four parts of a batch is that of the whole."""
     after = {}
@@ -281,6 +285,7 @@ def test_a_run_is_read_on_more_devices_than_its_batches_divide_over(whole, tmp_p
     assert (tmp_path / "e.csv").read_text().count("\n") > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["random", "sorted", "sandwich"])
 def test_schemes_train(scheme, tmp_path):
     count = {} if scheme == "random" else {"nested__count": 2}  # random draws one
@@ -288,6 +293,7 @@ def test_schemes_train(scheme, tmp_path):
     assert len(report["subnets"]) == 2 and np.isfinite(report["subnets"][0]["value"])
 
 
+@pytest.mark.slow
 def test_bfloat16_distillation_ema_clipping_and_remat(tmp_path):
     precise = {"train__precision": "bfloat16", "train__ema": 0.9, "optim__clip_norm": 1.0, "train__remat": "full"}
     config = tiny("sandwich", nested__count=2, train__duration=4, optim__name="lion", **precise)

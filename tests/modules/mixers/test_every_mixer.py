@@ -20,9 +20,8 @@ QUICK = ("attention", "gla", "hgrn", "mamba2", "sla", "window")
 """Kinds of every way of keeping a state, whose check compiles quickly."""
 
 
-@pytest.mark.parametrize(
-    "kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in SequenceConfig.specs()]
-)
+@pytest.mark.slow_unless(*QUICK)
+@pytest.mark.parametrize("kind", SequenceConfig.specs())
 def test_documents_states_and_padding_are_kept_apart(kind):
     config = registry.model_config(f"{kind}_small", **registry.entry(f"{kind}_small").tiny)
     check_documents(getattr(config, kind), DIM)
