@@ -9,6 +9,7 @@ import pytest
 
 from launch import config as recipe
 from research.modules.state import abstract
+from tests import text_pairs
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,77 +118,39 @@ def recipes():
         yield from (f"configs/{name}.py:{arg}" for arg in args)
 
 
-def _images(size, channels, classes):
-    return {"image_size": size, "in_channels": channels, "num_classes": classes}
-
-
-FIELDS = {
-    "digits": _images(8, 1, 10),
-    "fashion_mnist": _images(28, 1, 10),
-    "handwriting": _images(28, 1, 10),
-    "counting": {"image_size": 64, "in_channels": 1},
-    "tfds:cifar10": _images(32, 3, 10),
-    "tfds:imagenet2012": _images(224, 3, 1000),
-    "synthetic": _images(64, 3, 10),
-    "tiny_shakespeare": {"vocab_size": 65},
-    "stdlib_text": {"vocab_size": 256},
-    "stdlib_pairs": {"vocab_size": 8192, "length": 32, "domains": 5},
-    "token_file": {},
-    "probe:mqar": {"vocab_size": 256},
-    "probe:selective_copying": {"vocab_size": 16},
-    "in_context:linear": {"vocab_size": 0, "input_dim": 5, "outputs": 1},
-    "in_context:conjunction": {"vocab_size": 0, "input_dim": 10, "outputs": 1},
-    "in_context:dnf": {"vocab_size": 0, "input_dim": 28, "outputs": 1},
+STAND_INS = {
+    "fashion_mnist": ("synthetic", {"image_size": 28, "channels": 1}),
+    "tfds:cifar10": ("synthetic", {"image_size": 32}),
+    "tfds:imagenet2012": ("synthetic", {"image_size": 256, "examples": 64, "test_examples": 16}),
+    "tiny_shakespeare": ("stdlib_text", {"max_bytes": 100_000}),
+    "stdlib_text": ("stdlib_text", {"max_bytes": 100_000}),
+    "stdlib_pairs": ("text_pairs", {}),
+    "token_file": ("probe:mqar", {"pairs": 2, "train_examples": 64, "test_examples": 16}),
 }
-"""Data set -> fields of the model that the data decide."""
+"""Data set that is large or needs files -> one of the same kind that does not, and its options."""
 
 
 @pytest.mark.parametrize("text", recipes())
-def test_recipe_builds_under_eval_shape(text, monkeypatch):
-    """Model, space, optimizer and every array's layout are built from the config; no data, no arrays."""
+def test_recipe_builds(text, monkeypatch, tmp_path):
+    """All of a run is set up but its programs, on one device; then every array is laid out, none is made."""
     monkeypatch.chdir(ROOT)
-    from research.models import registry
-    from research.nested.space import make_space, parse_choices, shrink
-    from research.optim.build import make_optimizer
-    from research.optim.schedules import make_schedule
+    from research.train.setup import make_programs, make_setup
 
     config = recipe.load(text, {})
-    data = FIELDS[config["data"]["name"]]
-    if config["data"]["augment"].get("sequence"):
-        data = {"vocab_size": 0, "input_dim": config["data"]["augment"]["sequence"] ** 2, "outputs": 10}
-    fields = {**data, **config["model"]}
-    subnet = fields.pop("subnet", "")
-    model = registry.model_config(fields.pop("name"), **fields)
-    model = shrink(model, parse_choices(subnet)) if subnet else model
-    space = make_space(model, config["nested"]["points"])
-    full = abstract(space.full)
-    schedule = make_schedule(config["optim"]["schedule"], peak=config["optim"]["lr"], total=10)
-    optimizer = make_optimizer(config["optim"], schedule, {k: full.axes[k] for k in full.params}, full.kinds)
-    state = jax.eval_shape(optimizer.init, dict(full.params))
-    assert full.num_params() > 0 and jax.tree.leaves(state)
-    for name, small in space.configs.items():
-        assert abstract(small).num_params() <= full.num_params(), name
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        t
-        for t in recipes()
-        if recipe.load(str(ROOT / t), {})["data"]["name"].startswith(
-            ("probe:", "in_context:", "digits", "counting", "handwriting")
-        )
-    ],
-)
-def test_recipe_s_data_model_and_task_fit(text, monkeypatch):
-    """Where the data need no files, all of a run is set up but its programs."""
-    monkeypatch.chdir(ROOT)
-    from research.train.setup import make_setup
-
-    setup = make_setup(recipe.load(text, {}))
-    assert setup.total > 0 and all(
-        setup.transform.evaluate(source.gather(np.arange(1))) for source in setup.splits.values()
-    )
+    if stand_in := STAND_INS.get(config["data"]["name"]):
+        name, options = stand_in
+        kept = {} if name == "synthetic" else config["data"]["options"]
+        config["data"] |= {"name": name, "options": {**kept, **options}, "dir": text_pairs.write(tmp_path, 64)}
+        config["train"]["duration"] = "1000"
+    config["mesh"] |= {"data": 1, "fsdp": 1, "tensor": 1, "expert": 1, "context": 1}
+    setup = make_setup(config)
+    state = make_programs(setup).state_shapes
+    sizes = {name: abstract(small).num_params() for name, small in setup.space.configs.items()}
+    assert sum(p.size for p in state.params.values()) == sizes["full"] == max(sizes.values()) > 0
+    assert jax.tree.leaves(state.opt_state) and setup.total > 0
+    for source in setup.splits.values():
+        if len(source):
+            setup.transform.evaluate(source.gather(np.arange(1)))
 
 
 def test_recipe_docstrings_hold_command_and_hardware():
