@@ -1,6 +1,8 @@
 """The rules of the house: imports point one way, research/ neither prints nor parses flags, every recipe builds."""
 
 import ast
+import graphlib
+import re
 from pathlib import Path
 
 import jax
@@ -9,13 +11,10 @@ import pytest
 
 from launch import config as recipe
 from research.modules.state import abstract
-from tests import text_pairs
+from tests import import_graph, text_pairs
 
 ROOT = Path(__file__).parents[1]
 
-# A room may import the rooms named here (and itself, and research.errors, research.files, research.process,
-# research.seeds,
-# research.plugins, research.stopping, research.values).
 ALLOWED = {
     "ops": set(),
     "modules": {"ops"},
@@ -33,36 +32,62 @@ ALLOWED = {
     "bench": {"decode", "ops", "modules", "models", "nested", "tasks", "data", "optim", "report", "train"},
     "search": {"tasks", "train", "nested", "models", "modules", "report"},
 }
+"""Room of research/ -> rooms that it may import beside itself and `EVERYWHERE`."""
+EVERYWHERE = {"errors", "files", "process", "plugins", "seeds", "stopping", "values"}
 
 
-def imports(path: Path):
-    """Yields (module, is at the top level of the file)."""
-    tree = ast.parse(path.read_text())
-    top = set(tree.body)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node in top
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module, node in top
+def rooms_imported(room: str) -> dict[str, str]:
+    """Returns the rooms that a room imports, in functions too -> a file that does."""
+    return {
+        module.split(".")[1]: str(path.relative_to(ROOT))
+        for own, path in import_graph.FILES.items()
+        if own.startswith(f"research.{room}.") or own == f"research.{room}"
+        for module in import_graph.imports(path, late=True)
+        if module.startswith("research.")
+    }
 
 
 @pytest.mark.parametrize("room", sorted(ALLOWED))
 def test_imports_point_one_way(room):
-    for path in (ROOT / "research" / room).rglob("*.py"):
-        for module, _ in imports(path):
-            assert not module.startswith(("launch", "configs", "tests")), f"{path}: {module}"
-            if module.startswith("research.") and module.count("."):
-                target = module.split(".")[1]
-                assert (
-                    target
-                    in {room, "errors", "files", "process", "plugins", "seeds", "stopping", "values"} | ALLOWED[room]
-                ), f"{path} imports {module}"
+    beyond = {
+        target: path
+        for target, path in rooms_imported(room).items()
+        if target not in {room} | EVERYWHERE | ALLOWED[room]
+    }
+    assert not beyond
 
 
-def test_every_room_is_listed():
+@pytest.mark.xfail(reason="being moved", strict=False)
+def test_training_knows_no_method():
+    assert not rooms_imported("train").keys() & {"methods", "robust", "search"}
+
+
+def test_research_imports_no_command_recipe_or_test():
+    for own, path in import_graph.FILES.items():
+        if own.startswith("research"):
+            for module in import_graph.imports(path, late=True):
+                assert module.split(".")[0] not in ("launch", "configs", "tests"), f"{path}: {module}"
+
+
+def test_every_room_is_listed_and_the_map_says_the_same():
     rooms = {p.name for p in (ROOT / "research").iterdir() if p.is_dir() and list(p.glob("*.py"))}
     assert rooms == set(ALLOWED)
+    rows = re.findall(r"^\| `research/(\w+)/` \|.*\| ([^|]+) \|$", (ROOT / "WORKSPACE.md").read_text(), re.MULTILINE)
+    assert {room for room, _ in rows} == rooms
+    for room, text in rows:
+        named = set(re.findall(r"\w+", text))
+        if named <= rooms:  # others say "all of the above" or "below"
+            assert named == ALLOWED[room], room
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graphlib.TopologicalSorter(import_graph.graph(late=False)).prepare()
+
+
+def test_no_other_circle_is_closed_by_imports_in_functions():
+    graph = import_graph.graph(late=True)
+    graph["launch.outputs"].discard("launch.common")
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "research").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
@@ -71,7 +96,7 @@ def test_research_neither_prints_nor_parses_flags(path):
         assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"), (
             f"{path}: print"
         )
-    assert not any(module.startswith("absl") for module, _ in imports(path)), f"{path}: absl"
+    assert not any(module.startswith("absl") for module in import_graph.imports(path, late=True)), f"{path}: absl"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.py")), ids=lambda p: p.name)
@@ -88,9 +113,9 @@ def test_heavy_imports_come_after_the_flags(path):
         "research.report",
         "research.bench",
     )
-    for module, top in imports(path):
+    for module in import_graph.imports(path, late=False):
         light = module in ("research.train.config", "research.train.fields")
-        assert not top or light or not module.startswith(heavy), f"{path} imports {module} before the flags are parsed"
+        assert light or not module.startswith(heavy), f"{path} imports {module} before the flags are parsed"
 
 
 def recipes():
