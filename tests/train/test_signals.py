@@ -98,10 +98,9 @@ def test_a_signal_ends_a_command_that_trains_where_it_does_not(name):
         [sys.executable, "-c", SLEEPS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout.readline() == "sleeps\n"
-    began = time.monotonic()
     process.send_signal(getattr(signal, name))
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 75 and time.monotonic() - began < 30
+    assert process.returncode == 75
     line = f"stopped by {stopping.SIGNALS[name]} outside of training; nothing was to be saved, start the same command again\n"
     assert output.endswith(line) and "Traceback" not in output
 
