@@ -12,7 +12,6 @@ from research.errors import UserError
 from research.models import registry
 from research.modules.axes import ROLES, role
 from research.modules.state import abstract, apply
-from research.nested.slicing import CUTS
 from tests.models.twins import distinct_twins, fast_jit, images, loss, random_arrays, train_results, twin
 
 NAMES = registry.list_models()
@@ -33,11 +32,10 @@ QUICK_FORWARD = (
 """Twins that compile soon without gradients."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if registry.entry(name).counts is not None])
 def test_parameter_count_is_the_published_one(name):
     entry = registry.entry(name)
-    if entry.counts is not None:
-        assert abstract(entry.config).num_params() == entry.counts
+    assert abstract(entry.config).num_params() == entry.counts
 
 
 def test_an_image_meets_one_pathway_and_the_router():
@@ -64,7 +62,7 @@ def test_every_axis_has_a_known_role(name):
     for array, axes in shapes.axes.items():
         assert len(axes) == len(arrays[array].shape), array
         for axis in axes:
-            assert role(axis) in ROLES and role(axis) in CUTS, (array, axis)
+            assert role(axis) in ROLES, (array, axis)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,13 +74,6 @@ def test_equal_names_have_equal_sizes(name):
         for axis, size in zip(shapes.axes[array], struct.shape, strict=True):
             if role(axis) not in exempt:
                 assert sizes.setdefault(axis, size) == size, (array, axis)
-
-
-def test_sharding_rules_cover_every_role():
-    sharding = pytest.importorskip("research.train.sharding")
-    ruled = {rule[0] if isinstance(rule, tuple) else rule for rule in sharding.RULES}
-    used = {role(a) for n in NAMES for axes in abstract(registry.entry(n).config).axes.values() for a in axes}
-    assert used - ruled == set()
 
 
 @pytest.mark.slow_unless(*QUICK_TRAINED)
@@ -143,12 +134,10 @@ def test_remat_is_really_in_the_program():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_config_is_hashable_replaceable_and_full_size_shrink_is_the_identity(name):
+def test_config_is_hashable_and_full_size_shrink_is_the_identity(name):
     config = registry.entry(name).config
     assert hash(config) == hash(dataclasses.replace(config))
     assert config.shrink() == config
-    classes = "vocab_size" if hasattr(config, "vocab_size") else {"hmode": "head_dim"}.get(config.family, "num_classes")
-    assert getattr(registry.model_config(name, **{classes: 7}), classes) == 7
     assert set(config.elastic) >= ({"width"} if config.family in ("hmode", "lenet") else {"width", "depth", "keep"})
 
 

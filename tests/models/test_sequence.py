@@ -10,7 +10,7 @@ import pytest
 
 from research.errors import UserError
 from research.models import registry
-from research.models.sequence import SequenceConfig, take_batch
+from research.models.sequence import take_batch
 from research.modules.state import abstract, apply
 from tests.models.twins import fast_jit, images, random_arrays, twin
 
@@ -150,11 +150,6 @@ def test_shrinking_keeps_what_is_not_cut_derived():
 def test_bad_configs(fields, message):
     with pytest.raises(UserError, match=message):
         registry.model_config("sequence", **fields)
-
-
-def test_specs_are_found_by_their_kind():
-    for kind, spec in SequenceConfig.specs().items():
-        assert spec.kind == kind
 
 
 def crowded(group=0, **fields):

@@ -14,6 +14,7 @@ import pytest
 
 from launch import config as recipe
 from research.errors import UserError
+from research.nested import schemes
 from research.train import initial, loop
 from research.train.extraction import Trained
 from research.train.manifests import MANIFEST
@@ -233,9 +234,10 @@ def test_importance_sorting_starts_from_a_run_and_keeps_its_function(whole, tmp_
     assert np.isfinite(report["subnets"][1]["value"])
 
 
-def test_best_is_chosen_on_validation(whole):
+def test_the_test_split_is_read_at_the_end_alone(whole):
     metrics = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
-    assert not any("test" in key for m in metrics for key in m), "the test split is read once, at the end"
+    assert any("validation/accuracy/full" in m for m in metrics)
+    assert not any("test" in key for m in metrics for key in m)
 
 
 @pytest.mark.slow
@@ -285,10 +287,13 @@ def test_a_run_is_read_on_more_devices_than_its_batches_divide_over(whole, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["random", "sorted", "sandwich"])
-def test_schemes_train(scheme, tmp_path):
+def test_an_update_trains_what_its_scheme_draws(scheme, tmp_path):
     count = {} if scheme == "random" else {"nested__count": 2}  # random draws one
-    report = loop.train(tiny(scheme, train__duration=4, eval__every=0, **count), str(tmp_path / scheme), Lines())
-    assert len(report["subnets"]) == 2 and np.isfinite(report["subnets"][0]["value"])
+    loop.train(tiny(scheme, train__duration=4, eval__every=0, **count), str(tmp_path / scheme), Lines())
+    rows = [json.loads(line) for line in (tmp_path / scheme / "metrics.jsonl").read_text().splitlines()]
+    trained = [{key for key in row if key.startswith("loss/")} for row in rows if "loss" in row]
+    drawn = [schemes.draw(scheme, ["full", "s"], 2, 0, step) for step in range(4)]
+    assert trained == [{f"loss/{draw.name}" for draw in draws} for draws in drawn]
 
 
 @pytest.mark.slow
