@@ -21,10 +21,12 @@ def test_documents_states_and_padding_are_kept_apart(kind):
     check_documents(getattr(config, kind), DIM)
 
 
-@pytest.mark.parametrize("ignores, caught", [("", False), ("segments", True), ("state", True), ("steps", True)])
-def test_a_mixer_that_ignores_what_it_is_told_is_caught(ignores, caught):
-    if not caught:
-        return check_documents(echo.Echo(ignores), DIM)
+def test_a_right_mixer_passes():
+    check_documents(echo.Echo(), DIM)
+
+
+@pytest.mark.parametrize("ignores", ["segments", "state", "steps"])
+def test_a_mixer_that_ignores_what_it_is_told_is_caught(ignores):
     with pytest.raises(AssertionError):
         check_documents(echo.Echo(ignores), DIM)
 
