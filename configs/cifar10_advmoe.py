@@ -9,8 +9,8 @@ TRADES). As released: 100 epochs of batches of 128 with two updates each, SGD wi
 every parameter, learning rate 0.1 by a cosine, attacks of 8/255 in 2 steps of 5/255, beta = alpha = 6, no
 normalisation. Not as released: the best checkpoint is chosen on held-out training images, the router's loss cannot
 become NaN, attacks follow the gradient of the function instead of the router's straight-through gate, and each phase
-attacks its own loss; --config.method.advmoe.through_gate=True --config.method.advmoe.shared_attack=True are the released
-ones.
+attacks its own loss; --config.method.advmoe.through_gate=True --config.method.advmoe.shared_attack=True are the
+released ones.
 
 Hardware: one accelerator; not run here. Data: `tfds:cifar10`, see `python -m launch.prepare --helpshort`. To expect, as
   commonly quoted

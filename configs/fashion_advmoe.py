@@ -19,8 +19,8 @@ PGD-20 and 10 steps of APGD, all of the last checkpoint. Numbers to expect (mean
 from them, results/advmoe): PGD-20 64.8 +- 0.5 % dense, 64.6 +- 0.9 % small, 62.8 +- 1.5 % joint, 63.4 +- 1.0 %
 alternate; APGD 63.9, 63.6, 61.5 and 62.4 %. With the released code's one sum as the attack of both phases alternate had
 60.0 +- 1.0 % (PGD-20, same seeds, exact
-gradients: --config.method.advmoe.shared_attack=True, results/advmoe/shared_attack.md), below joint: that choice was made
-  on these test images.
+gradients: --config.method.advmoe.shared_attack=True, results/advmoe/shared_attack.md), below joint: that choice was
+  made on these test images.
 """
 
 from research.errors import UserError

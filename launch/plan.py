@@ -52,7 +52,7 @@ def main(overrides: dict[str, str]) -> int:
     if unknown := sorted(set(_SLOW_AXES.value) - set(MESH_AXES)):
         raise UserError(f"--slow_axes: unknown {unknown[0]!r}; valid: {', '.join(MESH_AXES)}")
     found = plan(make_setup(config))
-    gib = lambda n: f"{n / 2**30:.3f} GiB" if n >= 2**27 else f"{n / 2**20:.3f} MiB"  # noqa: E731
+    gib = lambda n: f"{n / 2**30:.3f} GiB" if n >= 2**27 else f"{n / 2**20:.3f} MiB"
     print(f"bytes a device, of {found.devices}:")
     rows = [{"what": what, "bytes": size, "": gib(size)} for what, size in found.bytes.items()]
     rows.append({"what": "activations (estimate)", "bytes": found.activations, "": gib(found.activations)})
@@ -60,7 +60,8 @@ def main(overrides: dict[str, str]) -> int:
     print(text_table(rows, ["what", "bytes", ""]))
     for program, (theirs, ours) in found.arguments.items():
         print(
-            f"{program} program: the compiler takes {theirs:,} bytes of arguments, by our count of the arrays {ours:,}; "
+            f"{program} program: the compiler takes {theirs:,} bytes of arguments, by our count of the arrays "
+            f"{ours:,}; "
             f"its temporaries {gib(found.temporaries[program])}"
         )
     for program, several in found.collectives.items():
@@ -77,12 +78,13 @@ def main(overrides: dict[str, str]) -> int:
         ]
         print(text_table(table, ["kind", "axes", "result", "times", "sent"]) if table else "none")
     print(
-        f"\nfloor of an update ({found.flops:.3g} FLOPs in all); MFU where links overlap with computing, and where nothing does:"
+        f"\nfloor of an update ({found.flops:.3g} FLOPs in all); MFU where links overlap with computing, and where "
+        "nothing does:"
     )
     slow, predictions = tuple(_SLOW_AXES.value), []
     for name in _CHIPS.value:
         p = found.prediction(name, slow)
-        ms = lambda s: f"{1e3 * s:.2f}"  # noqa: E731
+        ms = lambda s: f"{1e3 * s:.2f}"
         predictions.append(
             {
                 "chip": name,

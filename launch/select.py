@@ -61,7 +61,8 @@ def main() -> int:
         tables.write_csv(_OUT.value, rows, command=command_line())
     best = select(rows, "value", budgets, higher_is_better=trained.setup.task.higher_is_better)
     print(
-        f"\nbest within the budget: {best['name']} (validation {metric} {goal_of(trained.setup.task).shown(best['value'])})"
+        f"\nbest within the budget: {best['name']} (validation {metric} "
+        f"{goal_of(trained.setup.task).shown(best['value'])})"
     )
     print(
         f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={best['name']} "

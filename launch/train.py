@@ -56,7 +56,8 @@ def _dry_run(config: dict[str, Any]) -> None:
     print(text_table([{"what": k, "bytes": v} for k, v in found.bytes.items()], ["what", "bytes"]))
     print(
         f"\n{found.updates:,} updates, {found.flops:.3g} FLOPs of training, {len(found.programs)} programs to compile; "
-        f"training takes {found.floor_s:,.1f} s at this machine's rate of matrix products, about {found.estimate_s:,.0f} s "
+        f"training takes {found.floor_s:,.1f} s at this machine's rate of matrix products, about "
+        f"{found.estimate_s:,.0f} s "
         f"at {USUAL_MFU:.0%} of it, compiling and evaluating left out. Nothing was trained."
     )
 
@@ -73,10 +74,11 @@ def _write_sample(workdir: str, prompt: str) -> None:
         num_tokens=400 if longest is None else max(1, min(400, longest - len(tokens))), temperature=0.7
     )
     print(f"\nwhat it writes at temperature {request.temperature}:\n\n{prompt}", end=tokenizer.joint)
-    show = lambda piece: print(piece, end="", flush=True)  # noqa: E731
+    show = lambda piece: print(piece, end="", flush=True)
     result = text.write(model, [tokens], request, tokenizer, show)
     print(
-        f"\n\n{result.summary}\nmore: python -m launch.generate --workdir={workdir} --prompt={prompt!r} --temperature=0.7"
+        f"\n\n{result.summary}\nmore: python -m launch.generate --workdir={workdir} --prompt={prompt!r} "
+        "--temperature=0.7"
     )
 
 
@@ -126,14 +128,16 @@ def main(overrides: dict[str, str]) -> int:
     )
     print(text_table(report["subnets"], columns))
     print(
-        f"\n{report['wall_s']:.0f} s in all, {report['compile_s']:.0f} s of them compiling; report: {_WORKDIR.value}/report.md, plot: {_WORKDIR.value}/pareto.png"
+        f"\n{report['wall_s']:.0f} s in all, {report['compile_s']:.0f} s of them compiling; report: "
+        f"{_WORKDIR.value}/report.md, plot: {_WORKDIR.value}/pareto.png"
     )
     if config["report"]["sample"]:
         stopping.heed()
         _write_sample(_WORKDIR.value, config["report"]["sample"])
     smallest = report["subnets"][-1]["name"]
     print(
-        f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={smallest} --out={_WORKDIR.value}/{smallest}"
+        f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={smallest} "
+        f"--out={_WORKDIR.value}/{smallest}"
     )
     sys.stdout.flush()
     return 0

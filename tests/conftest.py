@@ -1,8 +1,8 @@
 """Tests run in a process set up as the commands set theirs up, but compile faster and keep what they compiled.
 
-Compiling is most of their time. Without LLVM's expensive passes code is slower and may differ in the last bits, in all
-processes alike. JAX keeps programs in .pytest_cache/xla by their text, flags and versions, for all processes of a run
-and for later runs.
+Compiling is most of their time. Without LLVM's optimisation and its expensive passes it takes a third less; code is
+slower then, and may differ in the last bits, in all processes alike. A level that is given in XLA_FLAGS stays. JAX
+keeps programs in .pytest_cache/xla by their text, flags and versions, for all processes of a run and for later runs.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from research.process import set_allocator, set_dispatch, set_xla_flags
 set_allocator()
 set_dispatch()
 set_xla_flags()
-FAST_COMPILE = "--xla_llvm_disable_expensive_passes=true"
-if FAST_COMPILE.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
+for flag, value in {"--xla_backend_optimization_level": 0, "--xla_llvm_disable_expensive_passes": "true"}.items():
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={value}".strip()
 CACHE = {
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parent.parent / ".pytest_cache/xla"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -53,11 +53,15 @@ def no_leftovers():
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Marks the tests of slow.txt as slow: they are run by `make test-slow`."""
-    listed = {
-        line for line in Path(__file__).with_name("slow.txt").read_text().splitlines() if not line.startswith("#")
-    }
+def pytest_collection_modifyitems(config, items):
+    """Of the cases of a test marked `slow_unless`, marks those slow that it does not name; each it names must exist."""
+    cases: dict = {}
     for item in items:
-        if item.nodeid in listed:
-            item.add_marker(pytest.mark.slow)
+        if mark := item.get_closest_marker("slow_unless"):
+            if item.callspec.id not in mark.args:
+                item.add_marker(pytest.mark.slow)
+            cases.setdefault(item.nodeid.split("[")[0], set(mark.args)).discard(item.callspec.id)
+    if not any("::" in arg for arg in config.args):
+        for test, unknown in cases.items():
+            if unknown:
+                raise pytest.UsageError(f"{test} has no cases {sorted(unknown)}, which slow_unless names")

@@ -24,7 +24,8 @@ def probe_argument(recipe: str, arg: str, sizes: Mapping[str, Any]) -> tuple[Any
     if name not in sizes or (state and not (state.isdigit() and int(state))):
         example = f"{next(iter(sizes))}x16"
         raise UserError(
-            f"{recipe}:{arg} is unknown; valid: SIZE or SIZExSTATE, SIZE one of {', '.join(sizes)}, STATE from 1, e.g. {example}"
+            f"{recipe}:{arg} is unknown; valid: SIZE or SIZExSTATE, SIZE one of {', '.join(sizes)}, STATE from 1, "
+            f"e.g. {example}"
         )
     return sizes[name], int(state or 16)
 

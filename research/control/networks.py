@@ -94,7 +94,7 @@ class Trunk(nnx.Module):
     """ReLU layers after the first, each of the same width."""
 
     def __init__(self, hidden: int, layers: int, scope: str, init: Init):
-        name = lambda i: f"{scope}/layer{i}/mlp"  # noqa: E731
+        name = lambda i: f"{scope}/layer{i}/mlp"
         self.layers = nnx.List(
             [
                 Linear(hidden, hidden, (name(i), name(i + 1)), init.child(i), kernel_init=torch_default)
@@ -138,7 +138,7 @@ class Critic(nnx.Module):
         first = "critic/layer0/mlp"
         make = lambda size, axis: Linear(
             size, config.hidden, (axis, first), init.child(axis), kernel_init=torch_default
-        )  # noqa: E731
+        )
         self.state, self.action = make(config.observations, "critic/input"), make(config.actions, "critic/actions")
         self.trunk = Trunk(config.hidden, config.depth - 1, "critic", init.child("trunk"))
         self.value = init.param(

@@ -129,7 +129,7 @@ def train(
         raise UserError(f"steps={steps} must be at least evaluations={evaluations}, and that at least 1")
 
     def scan(count: int, learning: bool, run: Run) -> Run:
-        body = lambda run, _: (advance(config, environment, run, learning=learning), None)  # noqa: E731
+        body = lambda run, _: (advance(config, environment, run, learning=learning), None)
         return jax.lax.scan(body, run, length=count)[0]
 
     def measure(run: Run) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -178,7 +178,7 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["task"], row["experts"], row["estimator"]), []).append(row)
-    mean = lambda group, key: float(np.mean([row[key] for row in group]))  # noqa: E731
+    mean = lambda group, key: float(np.mean([row[key] for row in group]))
     return [
         {
             "task": task,

@@ -23,7 +23,8 @@ from research.modules.state import Arrays, apply, initialize
 
 ESTIMATORS = {
     "frequency": "the frequency loss; every primitive is trained on every state",
-    "frequency_best": "the frequency loss; only the primitive whose action the critics find best is trained, as in the released code",
+    "frequency_best": "the frequency loss; only the primitive whose action the critics find best is trained, as in the "
+    "released code",
     "gumbel": "straight-through Gumbel-softmax; the drawn primitive is trained",
     "score": "score ratio (REINFORCE); the drawn primitive is trained",
 }
@@ -123,7 +124,7 @@ def values(
     critics: Arrays,
     observation: Float[Array, "*B O"],
     action: Float[Array, "*B A"],
-) -> Float[Array, "2 *B"]:
+) -> Float[Array, " 2 *B"]:
     """Returns what each critic thinks of an action."""
     return jax.vmap(lambda params: apply(config.critic(environment), params, {}, observation, action)[0])(critics)
 
@@ -192,7 +193,7 @@ def update(config: Sac, environment: Environment, learner: Learner, batch: Trans
         mixture = policy(config, environment, trained.actor, batch.observation)
         draws = mixtures.draw(mixture, noise_key)
         seen = jnp.broadcast_to(batch.observation[:, None], (*draws.log_probs.shape, batch.observation.shape[-1]))
-        value_of = lambda a: values(config, environment, frozen.critics, seen[:, : a.shape[1]], a).min(0)  # noqa: E731
+        value_of = lambda a: values(config, environment, frozen.critics, seen[:, : a.shape[1]], a).min(0)
         acting, log_prob = actor_loss(config.estimator, mixture, draws, value_of, jnp.exp(frozen.log_alpha), choice_key)
         surprise = (
             jax.lax.stop_gradient(log_prob) - environment.actions

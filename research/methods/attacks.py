@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool
 
+from research.errors import UserError
 from research.methods.adversarial import check_pixels
 from research.modules.state import Arrays, apply, told
 from research.robust.attacks import PARTS, check_attacks, is_correct
@@ -58,8 +59,16 @@ class Attacks(Method, Evaluation):
         self, evaluator: Any, weights: Any, statistics: Mapping[str, Arrays], split: str
     ) -> dict[str, dict[str, float]]:
         task = evaluator.setup.task
-        sizes = {"epsilon": self.epsilon or radius(task), "examples": self.examples, "steps": self.steps}
-        found = robust_accuracies(evaluator, weights, statistics, self.names, split, **sizes)
+        found = robust_accuracies(
+            evaluator,
+            weights,
+            statistics,
+            self.names,
+            split,
+            epsilon=self.epsilon or radius(task),
+            examples=self.examples,
+            steps=self.steps,
+        )
         return {name: columns(accuracies) for name, accuracies in found.items()}
 
 

@@ -36,7 +36,8 @@ class Sandwich(Method):
         for method in about.methods:
             if not method.teaches:
                 raise UserError(
-                    f"method sandwich teaches by outputs, of which the objective of {method.name} has none to learn from"
+                    f"method sandwich teaches by outputs, of which the objective of {method.name} has none to learn "
+                    "from"
                 )
 
     def draws(self, names: Sequence[str], seed: int, step: int) -> tuple[Draw, ...]:

@@ -4,6 +4,7 @@ A model is a function `f(x) -> logits` whose examples do not see one another (ba
 pure and runs under jit; loops are `lax` loops, so that compiling takes as long for 100 steps as for 2.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -111,7 +112,7 @@ def apgd(
     draw = jax.random.uniform(key, x.shape, minval=-1.0, maxval=1.0)
     draw = draw / jnp.abs(draw).max(tuple(range(1, x.ndim)), keepdims=True)
     start = project(x + (epsilon * draw).astype(x.dtype), x, epsilon)
-    step = lambda state, at: (_advance(state, at, evaluate, x, epsilon), None)  # noqa: E731
+    step = lambda state, at: (_advance(state, at, evaluate, x, epsilon), None)
     gradient, values, fooled = evaluate(start)
     state, _ = jax.lax.scan(step, _initial(start, gradient, values, fooled, epsilon), _schedule(steps))
     return jax.lax.stop_gradient(_where(state["fooled"], state["found"], state["best"]))
@@ -181,7 +182,7 @@ def _schedule(steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each step: its index, whether a checkpoint ends it, and how many steps that one looks back on."""
     places = checkpoints(steps)
     halve, window = np.zeros(steps, bool), np.ones(steps, np.float32)
-    for before, now in zip(places, places[1:]):
+    for before, now in itertools.pairwise(places):
         halve[now - 1], window[now - 1] = True, now - before
     return np.arange(steps), halve, window
 
@@ -198,9 +199,7 @@ def apgd_targeted(
     logits = f(x)
     order = jnp.argsort(jnp.where(jax.nn.one_hot(label, logits.shape[-1], dtype=bool), jnp.inf, -logits), axis=-1)
     attack = lambda goal: (
-        lambda k: apgd(  # noqa: E731
-            f, x, label, k, epsilon=epsilon, steps=steps, loss=lambda z, y: targeted_dlr(z, y, goal)
-        )
+        lambda k: apgd(f, x, label, k, epsilon=epsilon, steps=steps, loss=lambda z, y: targeted_dlr(z, y, goal))
     )
     return worst(f, x, label, key, [attack(order[:, i]) for i in range(min(goals, logits.shape[-1] - 1))])
 
@@ -243,14 +242,14 @@ def attack(
       steps: of each APGD; AutoAttack takes 100.
     """
     if name.startswith("pgd"):
-        loss = lambda attacked: cross_entropy(f(attacked), label)  # noqa: E731
+        loss = lambda attacked: cross_entropy(f(attacked), label)
         return pgd(loss, x, key, epsilon=epsilon, steps=int(name[3:]), step_size=epsilon / 4)
     if name == "apgd_t":
         return apgd_targeted(f, x, label, key, epsilon=epsilon, steps=steps)
     losses: dict[str, list[Callable]] = {"apgd_ce": [cross_entropy], "apgd_dlr": [dlr], "apgd": [cross_entropy, dlr]}[
         name
     ]
-    run = lambda loss: lambda k: apgd(f, x, label, k, epsilon=epsilon, steps=steps, loss=loss)  # noqa: E731
+    run = lambda loss: lambda k: apgd(f, x, label, k, epsilon=epsilon, steps=steps, loss=loss)
     return worst(f, x, label, key, [run(loss) for loss in losses])
 
 

@@ -162,7 +162,7 @@ class Task:
         """Returns the model's inputs of an evaluation batch."""
         raise NotImplementedError
 
-    def real(self, batch: Batch) -> Bool[Array, "B *T"] | None:
+    def real(self, batch: Batch) -> Bool[Array, " B *T"] | None:
         """Returns which rows of the model's inputs, or which of their tokens, are neither filler nor padding; None:
         all."""
         raise NotImplementedError

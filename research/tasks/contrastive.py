@@ -86,7 +86,8 @@ class Contrastive(Task):
     def check_new(cls, section: Mapping[str, Any]) -> None:
         if section["contrastive"]["loss"] == "mnr_plus" and section["contrastive"]["normalize"]:
             raise UserError(
-                "task.contrastive.loss='mnr_plus' takes its targets from the lengths of the vectors, which task.contrastive.normalize=True "
+                "task.contrastive.loss='mnr_plus' takes its targets from the lengths of the vectors, which "
+                "task.contrastive.normalize=True "
                 "makes equal: every row's target is then its own pair; valid with vectors of length 1: symmetric, mnr"
             )
 

@@ -73,7 +73,7 @@ class LanguageModelling(Task):
     def inputs(self, batch: Batch) -> tuple[Array, ...]:
         return (batch["tokens"], batch["segment_ids"]) if "segment_ids" in batch else (batch["tokens"],)
 
-    def real(self, batch: Batch) -> Bool[Array, "B *T"] | None:
+    def real(self, batch: Batch) -> Bool[Array, " B *T"] | None:
         if "lengths" not in batch:
             return real_examples(batch)
         return real_tokens(batch, jnp.arange(batch["tokens"].shape[1]) < batch["lengths"][:, None])

@@ -29,7 +29,8 @@ def _check_divisible(setup: Setup, devices: int) -> None:
         raise UserError(f"train.accumulate={accumulate} would change the loss: {reason}; valid: 1")
     if reason and setup.parallel and devices != networks:
         raise UserError(
-            f"nested.execution=parallel over {devices} devices with {networks} networks would change the loss: {reason}; "
+            f"nested.execution=parallel over {devices} devices with {networks} networks would change the loss: "
+            f"{reason}; "
             "valid: as many networks as devices"
         )
 
@@ -44,7 +45,8 @@ def check_experts(space: Space, devices: int) -> None:
             for axis, size in zip(axes, sizes, strict=True):
                 if role(axis) == "experts" and size % devices:
                     raise UserError(
-                        f"mesh.expert={devices}: the {size} experts of network {network} do not divide over so many devices; "
+                        f"mesh.expert={devices}: the {size} experts of network {network} do not divide over so many "
+                        "devices; "
                         f"valid: divisors of {size}, or a multiple of {devices} experts"
                     )
 

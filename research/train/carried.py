@@ -42,7 +42,8 @@ def carried_metrics(
     bounded = sorted({kind for kind in config.kinds if config.spec(kind).bounded})
     if bounded:
         raise UserError(
-            f"{', '.join(bounded)} does not reach beyond {config.length} tokens, so no state can be carried over a whole text"
+            f"{', '.join(bounded)} does not reach beyond {config.length} tokens, so no state can be carried over a "
+            "whole text"
         )
 
     @jax.jit

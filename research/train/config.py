@@ -155,7 +155,8 @@ def _compare(given: dict[str, Any], known: dict[str, Any], prefix: str) -> None:
     if missing := [key for key in known if key not in given]:
         section = prefix.rstrip(".")
         raise UserError(
-            f"config.{prefix}{missing[0]} is missing; change a group by config.{section}.update(...), which keeps its other fields"
+            f"config.{prefix}{missing[0]} is missing; change a group by config.{section}.update(...), which keeps "
+            "its other fields"
         )
 
 

@@ -27,7 +27,7 @@ def forward_flops(config: Any) -> int:
     config, count = config.counted()
     shapes = abstract(config)
     image = jax.ShapeDtypeStruct((count, *config.input_shape()), input_dtype(config))
-    run = lambda p, s, x: apply(config, p, s, x, mode="eval")[0]  # noqa: E731
+    run = lambda p, s, x: apply(config, p, s, x, mode="eval")[0]
     return flop_counter.count_flops(run, dict(shapes.params), dict(shapes.stats), image) // count
 
 

@@ -102,11 +102,11 @@ def train_experts(
     """
     fresh, kinds = initialize(config, key)[0], abstract(config).kinds
     frozen = {GLOBAL + name: array for name, array in expert.items()}
-    run = lambda params, method, x: apply(config, {**frozen, **params}, {}, x, method=method)[0]  # noqa: E731
+    run = lambda params, method, x: apply(config, {**frozen, **params}, {}, x, method=method)[0]
     local = {name: array for name, array in fresh.items() if name.startswith(("down/", "up/"))}
     gate = {name: array for name, array in fresh.items() if name.startswith("gate")}
     idle = {**local, **gate}
-    embed = lambda images: apply(config.expert, expert, {}, images.image, method="embed")[0]  # noqa: E731
+    embed = lambda images: apply(config.expert, expert, {}, images.image, method="embed")[0]
     mine, others = embed(user), embed(replay)
     right = apply(config.expert, expert, {}, mine, method="classify")[0].argmax(-1) == user.label
     weights = jnp.where(right, 1.0, schedule.mistake_weight)
@@ -135,7 +135,7 @@ def measure(config: CustomisedConfig, params: Arrays, images: Images) -> dict[st
     the local one answers."""
     expert = global_part(params)
     features = apply(config.expert, expert, {}, images.image, method="embed")[0]
-    right = lambda logits: (logits.argmax(-1) == images.label).mean()  # noqa: E731
+    right = lambda logits: (logits.argmax(-1) == images.label).mean()
     gate = jax.nn.sigmoid(apply(config, params, {}, features, method="gate")[0])
     return {
         "before": right(apply(config.expert, expert, {}, images.image)[0]),
@@ -153,7 +153,8 @@ def overheads(config: CustomisedConfig, macs: int, expert_macs: int) -> dict[str
     share = macs / expert_macs - 1
     if share > config.budget:
         raise UserError(
-            f"customised: local expert and gate add {100 * share:.2f} % multiply-adds, more than the budget of {100 * config.budget:g} %; "
+            f"customised: local expert and gate add {100 * share:.2f} % multiply-adds, more than the budget of "
+            f"{100 * config.budget:g} %; "
             f"lower rank={config.rank} or hidden={config.hidden}"
         )
     return {"params_overhead": config.overhead, "macs_overhead": share}

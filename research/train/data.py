@@ -115,7 +115,8 @@ class Data:
         augment = self._config["data"]["augment"]
         if "density" in block and augment:
             raise UserError(
-                "data.augment would move images without their density maps; leave it empty (data.options.fresh draws new images)"
+                "data.augment would move images without their density maps; leave it empty (data.options.fresh draws "
+                "new images)"
             )
         return make_augment(augment) if "image" in block and "density" not in block else pipeline.Plain()
 

@@ -95,5 +95,6 @@ def check_labelled(splits: Mapping[str, Any]) -> None:
         labels = source.gather(np.arange(min(len(source), LOOKED_AT))).get("labels") if len(source) else None
         if labels is not None and not (labels >= 0).any():
             raise UserError(
-                f"{source.name}: none of the first {len(labels)} {split} examples has a label (all are -1); there is nothing to learn"
+                f"{source.name}: none of the first {len(labels)} {split} examples has a label (all are -1); there is "
+                "nothing to learn"
             )

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Objective = Callable[[Forward, Example], Outcome]
 Loss = Callable[..., tuple[Array, Any]]
-"""loss(params, stream="train", trains=phase.trains) -> (value, auxiliary results) of a microbatch of a stream; parameters
-that `trains` does not name have no gradient."""
+"""loss(params, stream="train", trains=phase.trains) -> (value, auxiliary results) of a microbatch of a stream;
+parameters that `trains` does not name have no gradient."""
 Gradient = Callable[[Loss, Arrays, Array], tuple[tuple[Array, Any], Arrays]]
 """gradient(loss, params, key) -> ((value, auxiliary results), gradient)."""
 
@@ -141,8 +141,8 @@ class Clock:
     base: Array
 
     def key(self, stream: int | str, place: Array) -> Array:
-        """Returns a key of the update for a stream of random numbers (a method's name, or one of the loop's own numbers)
-        and a place in it."""
+        """Returns a key of the update for a stream of random numbers (a method's name, or one of the loop's own
+        numbers) and a place in it."""
         number = stream if isinstance(stream, int) else int.from_bytes(stream.encode()[:16], "little") % (2**31) + 16
         return jax.random.fold_in(jax.random.fold_in(self.base, number), place)
 

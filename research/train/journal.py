@@ -117,7 +117,8 @@ class Journal:
         self._window = 0, 0
         if 2 * skipped > seen:
             raise NotFinite(
-                f"{skipped} of the last {seen} updates were skipped, whose gradients were not finite, at step {step}; {self._tell()}"
+                f"{skipped} of the last {seen} updates were skipped, whose gradients were not finite, at step "
+                f"{step}; {self._tell()}"
             )
 
     def _stop_at(self, step: int, name: str, what: str) -> None:
@@ -138,7 +139,8 @@ class Journal:
         """
         if 2 * self.skipped > step:
             raise NotFinite(
-                f"{self.skipped} of {step} updates were skipped, whose gradients were not finite: this is no training; {self._tell()}"
+                f"{self.skipped} of {step} updates were skipped, whose gradients were not finite: this is no "
+                f"training; {self._tell()}"
             )
         for split, value in values.items():
             if not np.isfinite(value):

@@ -189,7 +189,7 @@ class Run:
     def _train(self) -> None:
         eval_every = self.learner.steps("eval", "every") if self.learner.validates else 0
         save_every = self.learner.steps("checkpoint", "every")
-        due = lambda every: every and self.step and self.step % every == 0  # noqa: E731
+        due = lambda every: every and self.step and self.step % every == 0
         batches = self.learner.batches(self.step)
         while self.step < self.total and not self.evaluations.reached:
             self._reshape()

@@ -132,7 +132,7 @@ class Parallel:
                 check_vma=False,
             )
             new, stats, measured, shares = run(held, batch, clock, place)
-            gather = lambda m: jax.lax.with_sharding_constraint(m, NamedSharding(mesh, everywhere))  # noqa: E731
+            gather = lambda m: jax.lax.with_sharding_constraint(m, NamedSharding(mesh, everywhere))
             return jax.tree.map(jnp.add, grads, new), stats, jax.tree.map(gather, (measured, shares))
 
         return whole

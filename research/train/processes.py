@@ -88,7 +88,7 @@ def listening() -> Iterator[Stop]:
         with stopping.listening() as stop:
             yield stop
         return
-    terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731  (to JAX, which has taken this signal over, and must keep it)
+    terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
     with stopping.listening(leave=("SIGTERM",)) as stop:
         stop.heed()
         stop.forward = lambda number: terminate() if number != signal.SIGTERM else None
@@ -121,7 +121,8 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
     rows = sorted({index[0].indices(size)[0] for index in places if index is not None})
     if rows != list(range(rows[0], rows[0] + len(rows))) or size % len(rows) or rows[0] % len(rows):
         raise UserError(
-            f"the mesh gives process {jax.process_index()} the rows {rows} of {size}: no equal part of the batch; reorder its axes"
+            f"the mesh gives process {jax.process_index()} the rows {rows} of {size}: no equal part of the batch; "
+            "reorder its axes"
         )
     return rows[0] // len(rows), size // len(rows)
 

@@ -125,7 +125,7 @@ class Programs:
         """Returns the gradient buffer, zeros with the layout of the parameters; no process ever holds all of it."""
 
         def zeros(shape: Any, sharding: NamedSharding) -> Array:
-            cut = lambda index: np.zeros(_size(index, shape.shape), shape.dtype)  # noqa: E731
+            cut = lambda index: np.zeros(_size(index, shape.shape), shape.dtype)
             return jax.make_array_from_callback(shape.shape, sharding, cut)
 
         return {k: zeros(s, self.layout.params[k]) for k, s in self.full.params.items()}

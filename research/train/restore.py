@@ -166,11 +166,13 @@ def _check(
     name = "/".join(path)
     if path[0] == OPTIMIZER:
         raise UserError(
-            f"the optimizer's state in {where} does not fit (an earlier version saved it: {what} {name}{more}): the run can be evaluated and "
+            f"the optimizer's state in {where} does not fit (an earlier version saved it: {what} {name}{more}): the "
+            "run can be evaluated and "
             "extracted but not resumed; start anew from it by --config.train.init_from and another --workdir"
         )
     raise UserError(
-        f"{where} does not fit this config: {what} {name}{more}; open it with the version that saved it (git in environment.json)"
+        f"{where} does not fit this config: {what} {name}{more}; open it with the version that saved it (git in "
+        "environment.json)"
     )
 
 

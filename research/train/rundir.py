@@ -75,7 +75,8 @@ def check_optimizer(workdir: str | os.PathLike, name: str) -> None:
         return
     if name == old and name not in OPTIMIZERS:
         raise UserError(
-            f"{workdir} was trained by optim.name={name!r}, which is no longer there: the run can be evaluated and extracted but not resumed; "
+            f"{workdir} was trained by optim.name={name!r}, which is no longer there: the run can be evaluated and "
+            "extracted but not resumed; "
             f"start anew from it by --config.train.init_from={workdir}, another optim.name and another --workdir"
         )
 

@@ -89,7 +89,7 @@ class Setup:
     @functools.cached_property
     def order(self) -> list[str]:
         """Names of the sub-networks, largest number of parameters first ("full" leads)."""
-        size = lambda n: abstract(self.space.configs[n]).num_params()  # noqa: E731
+        size = lambda n: abstract(self.space.configs[n]).num_params()
         rest = sorted((n for n in self.space.names() if n != "full"), key=size, reverse=True)
         return ["full", *rest]
 

@@ -104,7 +104,8 @@ def arrange(devices: Sequence[Any], shape: Sequence[int], across: str = "data") 
     if slices > 1:
         if shape[place] % slices:
             raise UserError(
-                f"mesh.{across}={shape[place]} does not divide over {slices} slices; choose a multiple, or another mesh.across"
+                f"mesh.{across}={shape[place]} does not divide over {slices} slices; choose a multiple, or another "
+                "mesh.across"
             )
         outer = [slices if i == place else 1 for i in range(len(shape))]
         inner = [size // many for size, many in zip(shape, outer, strict=True)]

@@ -18,6 +18,7 @@ from research.train.build import make_programs
 from research.train.compiler import Program
 from research.train.evaluation import Evaluator, Weights, weights_of
 from research.train.learner import Goal, Learner, Reading, Say
+from research.train.processes import place_whole
 from research.train.restore import Wanted
 from research.train.setup import Setup, make_setup
 from research.train.state import State, due
@@ -151,7 +152,7 @@ class Supervised(Learner):
             self._grads = self.programs.zero_grads()
         draws = self.setup.draw(step)
         grads, stats, numbers = self.execution.gradients(self._get, step, state, batch, draws, self._grads)
-        bare, *rest = due(state, np.int32(step), stats)
+        bare, *rest = due(state, place_whole(np.int32(step), self.programs.layout.replicated), stats)
         state, self._grads, measured = self._get(Update(self.setup.phase(step).name))(bare, grads, *rest)
         return state, (numbers, measured)
 
@@ -165,7 +166,7 @@ class Supervised(Learner):
     def read(self, step: int, numbers: Any) -> Reading:
         draws, (losses, measured) = self.setup.draw(step), numbers
         named = self.execution.read(losses, draws)
-        record = lambda: records.of_update(named, measured, self.setup.space.full)  # noqa: E731
+        record = lambda: records.of_update(named, measured, self.setup.space.full)
         flops = sum(self.flops_of(draw) for draw in draws)
         return Reading(tuple((name, float(v["loss"])) for name, v in named), bool(measured["finite"]), flops, record)
 

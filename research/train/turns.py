@@ -19,7 +19,7 @@ from research.train.gradient import Gradient, Weigh
 from research.train.hooks import Phase
 from research.train.layout import Shapes, shapes_of
 from research.train.parallel import Parallel
-from research.train.processes import place_rows
+from research.train.processes import place_rows, place_whole
 from research.train.programs import Programs
 from research.train.setup import Setup
 from research.train.state import Microbatch, State
@@ -75,8 +75,8 @@ class InTurn:
     ) -> tuple[Any, Any, Any]:
         accumulate, phase = self.accumulate, self.setup.phase(step)
         even = 1.0 / accumulate / (len(draws) if self.mean else 1)
-        held, numbers = self.run.held(state), []
-        stats = state.stats
+        stats, numbers = state.stats, []
+        own, nothing = self._placed((np.float32(even), np.float32(0)))
         placed: dict[tuple[int, int], dict[str, Any]] = {}
         teachers: dict[tuple[int, int], Any] = {}
         for order, draw in enumerate(draws):
@@ -86,10 +86,10 @@ class InTurn:
                     placed[slot] = {name: place(part_of(batches[name], *slot), self.run) for name in phase.streams}
             shares, scales = self._shares(get, [placed[slot] for slot in slots], np.float32(accumulate * even))
             for micro, slot in enumerate(slots):
-                clock = np.array([step, slot[0], order * accumulate + micro], np.uint32)
-                scale = (np.float32(even) if scales is None else scales[micro], np.float32(even))
+                clock = self._placed(np.array([step, slot[0], order * accumulate + micro], np.uint32))
+                scale = (own if scales is None else scales[micro], own)
                 program = self._gradient(draw, draws, phase, self._shapes(placed[slot]))
-                teacher = teachers[slot] if program.distill else np.float32(0)
+                teacher = teachers[slot] if program.distill else nothing
                 held = self.run.held(state, stats)
                 found = get(program)(held, grads, Microbatch(placed[slot], clock, scale, teacher))  # type: ignore[arg-type]
                 grads = found.grads
@@ -97,6 +97,10 @@ class InTurn:
                     stats, teachers[slot] = found.stats, found.outputs
                 numbers.append((draw.name, found.measured, 1 / accumulate if shares is None else shares[micro]))
         return grads, stats, numbers
+
+    def _placed(self, numbers: Any) -> Any:
+        """Puts numbers of the host on the devices, which nothing does behind the loop's back."""
+        return place_whole(numbers, self.run.layout.replicated)
 
     def _shapes(self, batches: Mapping[str, Any]) -> tuple[tuple[str, Shapes], ...]:
         return tuple((name, shapes_of(batch)) for name, batch in batches.items())
@@ -113,7 +117,7 @@ class InTurn:
         if not self.weighs:
             return None, None
         own = tuple(next(iter(batches.values())) for batches in placed)
-        return get(Weigh(shapes_of(own[0]), len(own)))(own, factor)
+        return get(Weigh(shapes_of(own[0]), len(own)))(own, self._placed(factor))
 
     def read(self, numbers: Any, draws: tuple[Draw, ...]) -> Named:
         count = len(numbers) // len(draws)
@@ -172,6 +176,6 @@ def _mean(several: list[dict[str, Any]], shares: list[float]) -> dict[str, Any]:
         return several[0]
     weighted = lambda name: sum(
         share * np.asarray(m[name], np.float64) for share, m in zip(shares, several, strict=True)
-    )  # noqa: E731
-    even = lambda *arrays: np.mean(arrays, 0, np.float64)  # noqa: E731
+    )
+    even = lambda *arrays: np.mean(arrays, 0, np.float64)
     return {k: jax.tree.map(even, *[m[k] for m in several]) if k == "logged" else weighted(k) for k in several[0]}

@@ -71,12 +71,12 @@ def _of_tasks() -> Iterator[Reader]:
         yield Reader(task.name, reads, lambda config, task=task: task_of(config) is task)
     language = tasks.known()["language_modelling"]
     yield Reader(language.name, ("report.sample",), lambda config: task_of(config) is language)
-    both = lambda config: _on(config, "task.mixup", "task.cutmix")  # noqa: E731
+    both = lambda config: _on(config, "task.mixup", "task.cutmix")
     yield Reader("task.mixup together with task.cutmix", ("task.switch",), both)
 
 
 def _of_methods() -> Iterator[Reader]:
-    chooses = lambda config: any(find(name).chooses for name in config["methods"])  # noqa: E731
+    chooses = lambda config: any(find(name).chooses for name in config["methods"])
     yield Reader("methods that choose sub-networks", ("nested.reduce", "nested.execution"), chooses, option=True)
 
 

@@ -60,6 +60,7 @@ def test_list_is_quick():
 SMALL = "8x28x28x64 7x7 | forward"
 
 
+@pytest.mark.slow
 def test_a_case_is_timed_and_written(command, tmp_path):
     code, out = command(
         op="depthwise_conv2d", shapes=SMALL, csv=str(tmp_path / "a" / "b.csv"), plot=str(tmp_path / "b.png"), forms=True

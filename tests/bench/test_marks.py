@@ -61,6 +61,7 @@ def test_reductions():
     assert marks.times_by_length(rows, "op", "gla") == {512: 2.0, 2048: 3.0}
 
 
+@pytest.mark.slow
 def test_suites_name_cases_that_exist_and_have_what_their_marks_compare():
     """Every mark is judged on made-up times of the contenders that its cases really have."""
     from research.bench import catalog

@@ -152,6 +152,7 @@ def test_peers_are_parsed(tmp_path, monkeypatch):
         assert words in str(error.value)
 
 
+@pytest.mark.slow
 def test_every_case_of_the_catalogue_can_be_traced():
     """Shapes fit, and what is compared computes arrays of one shape; nothing is compiled."""
     for name in catalog.OPS:

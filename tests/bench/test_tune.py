@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from research.bench import tune
 from research.ops import dispatch
 
@@ -52,6 +54,7 @@ def test_only_the_rows_of_the_op_change(tmp_path, monkeypatch):
         dispatch._nearest.cache_clear()
 
 
+@pytest.mark.slow
 def test_tuners_yield_calls():
     for op in tune.TUNERS:
         at, directions = next(iter(tune.cases(op)))

@@ -29,7 +29,7 @@ def walk(actions, start=(-1.0, 0.0)):
 
 
 def test_straight_on_crashes_and_both_ways_round_arrive_for_the_same_return():
-    state, total, steps, terminal = walk([(1, 0)] * 60, start=(-0.95, 0.0))
+    _state, total, steps, terminal = walk([(1, 0)] * 60, start=(-0.95, 0.0))
     assert terminal and steps == 6 and total == pytest.approx(0.6 - 0.06 - 1, abs=1e-4)
     up, down = ([(1, side)] * 10 + [(1, -side)] * 12 for side in (1, -1))
     (_, first, steps, arrived), (_, second, *_) = walk(up), walk(down)

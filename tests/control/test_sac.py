@@ -90,16 +90,16 @@ def test_estimators_train_other_primitives():
     ]
 
 
+@pytest.mark.slow
 def test_critic_loss_by_hand():
     environment, config = Pendulum(), Sac(experts=1, **SMALL)
     learner, batch = learner_of(config, environment), batch_of(environment, 5)
     learner = learner._replace(targets=jax.tree.map(lambda x: 3 * x + 0.1, learner.targets))
     _, noise_key = jax.random.split(jax.random.key(1))
     draws = gm.draw(policy(config, environment, learner.trained.actor, batch.following), noise_key)
-    q = np.stack([
-        apply(config.critic(environment), {k: v[j] for k, v in learner.targets.items()}, {}, batch.following, draws.actions[:, 0])[0]
-        for j in range(2)
-    ])  # fmt: skip
+    critic, actions = config.critic(environment), draws.actions[:, 0]
+    of = lambda j: {k: v[j] for k, v in learner.targets.items()}
+    q = np.stack([apply(critic, of(j), {}, batch.following, actions)[0] for j in range(2)])
     target = batch.reward + 0.99 * (1 - batch.terminal) * (q.min(0) - config.temperature * draws.log_probs[:, 0])
     mine = values(config, environment, learner.trained.critics, batch.observation, batch.action)
     expected = ((np.asarray(mine) - np.asarray(target)) ** 2).mean(1).sum()
@@ -109,7 +109,7 @@ def test_critic_loss_by_hand():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ["frequency", "gumbel"])
+@pytest.mark.parametrize("estimator", [pytest.param("frequency", marks=pytest.mark.slow), "gumbel"])
 def test_update_moves_every_network_and_the_targets_a_little(estimator):
     environment, config = Pendulum(), Sac(experts=2, estimator=estimator, **SMALL)
     learner, batch = learner_of(config, environment), batch_of(environment, 16)

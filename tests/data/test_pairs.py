@@ -59,6 +59,7 @@ def sources():
     return load_splits("stdlib_pairs", length=16)
 
 
+@pytest.mark.slow
 def test_standard_library_has_pairs_of_every_domain_in_every_split(sources):
     counts = {name: np.bincount(source.domain, minlength=5) for name, source in sources.items()}
     assert all(counts[name].min() >= 30 for name in counts) and counts["train"].sum() > 3000

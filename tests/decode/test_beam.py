@@ -153,6 +153,7 @@ def test_states_that_hold_the_batch_elsewhere_follow_their_beams():
             )
 
 
+@pytest.mark.slow
 def test_without_diversity_groups_are_the_same_and_with_it_they_part():
     def by_group(diversity):
         beams = search(LARGE, PROMPTS, num_tokens=7, beam_width=6, groups=3, diversity=diversity, alpha=0.0, stop=())

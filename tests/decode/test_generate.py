@@ -53,6 +53,7 @@ def test_states_may_hold_the_batch_anywhere():
     assert tokens.tolist() == [greedy(model, p, 8) for p in prompts]
 
 
+@pytest.mark.slow
 def test_a_batch_samples_what_each_prompt_samples_alone():
     options = dict(key=jax.random.key(5), **WARM)
     prompt, segment_ids = left_pad(PROMPTS)

@@ -177,6 +177,7 @@ def chi_square(counts, chances):
     return ((counts - expected)[chances > 0] ** 2 / expected[chances > 0]).sum(), (chances > 0).sum() - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "way"),
     [(dict(temperature=1.0), "position"), (dict(temperature=0.7, top_k=3, top_p=0.9), "rerun")],
@@ -205,6 +206,7 @@ def test_sampled_texts_have_the_full_models_distribution(options, way):
     assert of_draft[0] > 500
 
 
+@pytest.mark.slow
 def test_a_row_samples_alike_in_every_batch_and_a_draft_like_the_full_model_is_always_accepted():
     model = History(scale=0.2)
     prompt = tuple(jnp.array(x) for x in left_pad(PROMPTS))

@@ -34,7 +34,8 @@ def python_blocks(text: str) -> list[str]:
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:
-    """Yields (command, the rest of its line) of every `python -m launch.COMMAND ...` of a page, lines that go on joined."""
+    """Yields (command, the rest of its line) of every `python -m launch.COMMAND ...` of a page, lines that go on
+    joined."""
     for line in text.replace("\\\n", " ").splitlines():
         yield from re.findall(r"-m launch\.(\w+)((?:(?!-m launch\.)[^`#])*)", line)
 

@@ -30,6 +30,17 @@ def test_wall_times_are_those_of_the_files(result):
     assert (ROWS[result.folder]["seeds"], ROWS[result.folder]["changed_since"] or "") == (result.seeds, result.since)
 
 
+@pytest.mark.slow_unless(
+    "customise",
+    "hybrid",
+    "in_context_linear",
+    "lm_quickstart",
+    "moe_lm",
+    "pixel_sequences",
+    "quickstart",
+    "sandwich_lm",
+    "wide_deep",
+)
 @pytest.mark.parametrize(
     "result", [r for r in RESULTS if "fashion" not in " ".join(r.recipes)], ids=lambda result: result.folder
 )

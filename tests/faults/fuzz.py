@@ -31,7 +31,7 @@ RECIPES = (
     "tests/tiny.py:all",
     "tests/tiny.py:sorted",
     "tests/tiny_lm.py:probe",
-    "tests/tiny_robust.py:alternate",
+    "tests/tiny_robust.py:advmoe",
     "configs/quickstart.py",
 )
 VALUES = (

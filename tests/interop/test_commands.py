@@ -31,6 +31,7 @@ def command(name, *flags):
     )
 
 
+@pytest.mark.slow
 def test_convert_then_export_deployed(tmp_path, naive_logits):
     done = command(
         "convert",

@@ -105,6 +105,7 @@ def test_golden_models(name, count, matched, ffn):
     np.testing.assert_allclose(loss(logits), numbers["nll"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow_unless("qwen3_moe")
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_models_agree_in_float64_with_the_gradients_of_routers_and_experts(name):
     source, data, state, numbers = golden(name)

@@ -20,8 +20,8 @@ from tests.interop.test_commands import command
 from tests.models.twins import distinct_twins, fast_jit, random_arrays, twin
 
 TWINS = {names[0]: config for config, names in distinct_twins().items()}
-QUICK = {"mamba_small", "moe_small", "cosformer_small", "advmoe_vgg16", "lenet5", "domain_encoder_small"} & set(TWINS)
-"""A scan, a mixture of experts, chunks, routed convolutions, images, and three inputs; the others are slow."""
+QUICK = ("mamba_small", "cosformer_small", "advmoe_vgg16", "lenet5")
+"""A scan, chunks, routed convolutions and images; the others are slow."""
 
 
 def values(config, batch, seed=5):
@@ -55,11 +55,8 @@ def has_mixture(config):
     return any(name.endswith("/load") for name in abstract(config).stats)
 
 
-def slow(names):
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", slow(sorted(TWINS)))
+@pytest.mark.slow_unless(*QUICK)
+@pytest.mark.parametrize("name", sorted(TWINS))
 def test_a_program_with_an_open_batch_is_the_model_at_any(name):
     config = TWINS[name]
     if has_mixture(config) and config.mixture.group > 1:

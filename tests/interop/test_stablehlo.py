@@ -28,6 +28,7 @@ def agree(ours, theirs, tolerance=1e-5):
     assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
+@pytest.mark.slow
 def test_constants_with_open_batch_for_three_platforms(model, naive_logits):
     config = model[0]
     program = load_stablehlo(export_stablehlo(*model))
@@ -38,6 +39,7 @@ def test_constants_with_open_batch_for_three_platforms(model, naive_logits):
     assert "stablehlo.convolution" in text and "@main" in text
 
 
+@pytest.mark.slow
 def test_weights_as_arguments_at_a_fixed_batch(model, naive_logits):
     config, params, stats = model
     naive = dataclasses.replace(config, form="naive")

@@ -61,7 +61,7 @@ def token_by_token(state, x, capacity):
     return y
 
 
-@pytest.mark.parametrize("capacity", [64, 2, 1])
+@pytest.mark.parametrize("capacity", [pytest.param(64, marks=pytest.mark.slow), 2, 1])
 def test_each_sequence_has_its_own_places(capacity):
     state, x = block(), tokens()
     spec, params = switch_from_foreign(state, expert_capacity=capacity)

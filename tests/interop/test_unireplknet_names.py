@@ -61,6 +61,7 @@ def golden():
         return dict(data)
 
 
+@pytest.mark.slow
 def test_golden_training_form_and_our_merge(golden):
     state = read_weights(GOLDEN / "golden_training.safetensors")
     config, params, stats, report = from_source("unireplknet", state, image_size=32)
@@ -79,6 +80,7 @@ def test_golden_training_form_and_our_merge(golden):
         assert_agree(ours[name], official[name], 1e-5)
 
 
+@pytest.mark.slow
 def test_golden_deployed_form(golden):
     state = read_weights(GOLDEN / "golden_deployed.safetensors")
     config, params, stats, report = from_official(state, image_size=32)
@@ -114,7 +116,7 @@ def test_round_trip_of_our_weights_is_bitwise(kernels, deploy, random_arrays):
     assert_same(stats, stats2)
 
 
-@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize("deploy", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_config_of_every_variant_from_shapes_alone(deploy):
     for size, config in VARIANTS.items():
         config = UniRepLKNetConfig(config.depths, config.dims, config.kernels, num_classes=21841, deploy=deploy)

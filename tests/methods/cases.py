@@ -90,8 +90,8 @@ class Darts(Method):
         return inner if phase.name == "weights" else self.second_order
 
     def second_order(self, loss, params, key):
-        """d/dalpha L_held(w - rate dL_train/dw): the gradient at the moved weights, less the rate times the mixed second
-        derivative along the gradient of the weights there."""
+        """d/dalpha L_held(w - rate dL_train/dw): the gradient at the moved weights, less the rate times the mixed
+        second derivative along the gradient of the weights there."""
         del key
         weights = {k: v for k, v in params.items() if k != "darts/alpha"}
         of = lambda moved, stream: jax.value_and_grad(

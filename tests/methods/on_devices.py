@@ -1,5 +1,5 @@
-"""Runs on eight simulated devices whose network changes its shape: whole, and killed by SIGKILL and resumed; prints what
-was found as JSON. Run as a process of its own: `python -m tests.methods.on_devices FOLDER`."""
+"""Runs on eight simulated devices whose network changes its shape: whole, and killed by SIGKILL and resumed; prints
+what was found as JSON. Run as a process of its own: `python -m tests.methods.on_devices FOLDER`."""
 
 import json
 import os

@@ -60,6 +60,7 @@ def test_report_holds_robust_accuracies_and_the_phases_are_logged(whole):
     assert [m["step"] for m in validation] == [4, 8] and "validation/expert_1/full" in validation[0]
 
 
+@pytest.mark.slow
 def test_run_resumed_in_the_middle_of_a_round_ends_with_the_same_bits(whole, tmp_path):
     reference, _ = whole
     workdir = tmp_path / "resumed"
@@ -74,6 +75,7 @@ def test_run_resumed_in_the_middle_of_a_round_ends_with_the_same_bits(whole, tmp
     assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_phase_moves_its_own_parameters_and_leaves_the_others_bits():
     learner = Supervised(make_setup(tiny()))
     state, batches = learner.initial(print), learner.batches(0)
@@ -116,7 +118,8 @@ def test_only_images_are_attacked():
         check_pixels(config, {"vectors": np.zeros((1, 4, 2)), "label": np.zeros(1)})
 
 
-@pytest.mark.parametrize("method", ["pgd", pytest.param("trades", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["pgd", "trades"])
 def test_other_methods_train_a_dense_network_with_finite_losses(method, tmp_path):
     config = tiny(method, model__experts=0, train__duration=4, eval__every=0, methods=method)
     report = loop.train(config, str(tmp_path / method), Lines())

@@ -37,7 +37,8 @@ def test_draws_are_a_function_of_seed_and_step(scheme):
 def test_draws_are_equal_in_another_process():
     code = (
         "import json; from tests.methods.test_draws import draw;"
-        f"print(json.dumps([[d.name for d in draw(k, {NAMES!r}, 4, 7, s)] for k in ('random', 'sorted', 'sandwich') for s in range(20)]))"
+        f"print(json.dumps([[d.name for d in draw(k, {NAMES!r}, 4, 7, s)] for k in ('random', 'sorted', 'sandwich') "
+        "for s in range(20)]))"
     )
     env = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": os.getcwd()}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout

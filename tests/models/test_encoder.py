@@ -50,6 +50,7 @@ def extend(base, params, config):
     return upcycle(base, params, {}, config, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_extended_encoder_is_the_dense_one_for_every_domain():
     """Check 32 of the method: copies of one feed-forward part under tokens that are alike are the base, whatever the
     domain."""
@@ -63,6 +64,7 @@ def test_extended_encoder_is_the_dense_one_for_every_domain():
         np.testing.assert_allclose(run(config, extended, TOKENS[:1], jnp.array([domain])), whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_extension_takes_tokens_of_several_domains_and_single_experts():
     base, params = dense(5)
     extended, _ = extend(base, params, tiny())
@@ -87,6 +89,7 @@ def test_an_expert_of_its_own_is_spliced_in():
         )
 
 
+@pytest.mark.slow
 def test_a_domain_gives_gradients_to_its_expert_alone():
     config = tiny()
     params, stats = random_arrays(config)
@@ -116,6 +119,7 @@ def test_domain_tokens_start_alike_and_experts_do_not():
     assert 0.005 < rows.std() < 0.04 and not np.ptp(rows, 0).any() and np.ptp(experts, 1).any()
 
 
+@pytest.mark.slow
 def test_padding_is_nothing():
     """What stands in the padding, and how much of it there is, does not move a sentence's vector."""
     config = tiny()

@@ -33,6 +33,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow_unless("vit_tiny_patch16_224--softmax_attention=chunked")
 @pytest.mark.parametrize("name, fields, form", CASES, ids=lambda x: x if isinstance(x, str) else "")
 def test_one_field_changes_the_form_and_not_the_function(name, fields, form):
     outputs, programs = [], []

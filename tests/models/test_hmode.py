@@ -135,6 +135,7 @@ def test_published_shapes():
     assert [kernels[f"mask/convs/{i}/kernel"][-1] for i in range(3)] == [256, 128, 1]
 
 
+@pytest.mark.slow
 def test_no_expert_starts_dead():
     config = twin("hmode")
     params, stats = fast_jit(functools.partial(initialize, config))(jax.random.key(0))

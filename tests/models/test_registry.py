@@ -12,7 +12,6 @@ from research.errors import UserError
 from research.models import registry
 from research.modules.axes import ROLES, role
 from research.modules.state import abstract, apply
-from research.nested.slicing import CUTS
 from tests.models.twins import distinct_twins, fast_jit, images, loss, random_arrays, train_results, twin
 
 NAMES = registry.list_models()
@@ -20,16 +19,23 @@ INVARIANT = (r"attention/key/bias$", r"/dw/(large_norm|norms/d\d)/bias$", r"/grn
 """Offsets without a gradient in training: one of all keys leaves softmax as it is, one before a batch norm is
 subtracted."""
 
-SLOW = [n for n in registry.list_models("unireplknet_*") if n != "unireplknet_t"]
-QUICK_FIRST = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES]
-"""The other UniRepLKNets' twins have the kinds of block of the T one."""
+QUICK_TRAINED = (
+    "advmoe_vgg16", "attention_small", "deit_base_patch16_224", "encoder_small", "hgrn_small", "mamba2_small",
+    "mamba_small", "resnet20_cifar", "vgg16", "vim_micro_patch4_32",
+)  # fmt: skip
+"""Of every kind of family the twin that compiles soonest with its gradients."""
+QUICK_FORWARD = (
+    "activator_small", "advmoe_vgg16", "attention_small", "deit_base_patch16_224", "deltanet_small", "encoder_small",
+    "gla_small", "hgrn_small", "hmode", "lenet5", "mamba2_small", "moe_small", "performer_small", "resnet20_cifar",
+    "routing_small", "sla_small", "vgg16", "vim_base_patch16_224", "window_small", "wrn28_10",
+)  # fmt: skip
+"""Twins that compile soon without gradients."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if registry.entry(name).counts is not None])
 def test_parameter_count_is_the_published_one(name):
     entry = registry.entry(name)
-    if entry.counts is not None:
-        assert abstract(entry.config).num_params() == entry.counts
+    assert abstract(entry.config).num_params() == entry.counts
 
 
 def test_an_image_meets_one_pathway_and_the_router():
@@ -56,7 +62,7 @@ def test_every_axis_has_a_known_role(name):
     for array, axes in shapes.axes.items():
         assert len(axes) == len(arrays[array].shape), array
         for axis in axes:
-            assert role(axis) in ROLES and role(axis) in CUTS, (array, axis)
+            assert role(axis) in ROLES, (array, axis)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,14 +76,8 @@ def test_equal_names_have_equal_sizes(name):
                 assert sizes.setdefault(axis, size) == size, (array, axis)
 
 
-def test_sharding_rules_cover_every_role():
-    sharding = pytest.importorskip("research.train.sharding")
-    ruled = {rule[0] if isinstance(rule, tuple) else rule for rule in sharding.RULES}
-    used = {role(a) for n in NAMES for axes in abstract(registry.entry(n).config).axes.values() for a in axes}
-    assert used - ruled == set()
-
-
-@pytest.mark.parametrize("name", QUICK_FIRST)
+@pytest.mark.slow_unless(*QUICK_TRAINED)
+@pytest.mark.parametrize("name", NAMES)
 def test_twin_is_finite_and_every_parameter_gets_a_gradient(name):
     config = twin(name)
     value, grads = train_results(config)
@@ -89,6 +89,7 @@ def test_twin_is_finite_and_every_parameter_gets_a_gradient(name):
             assert np.abs(grad).max() > 1e-6, path
 
 
+@pytest.mark.slow
 def test_branch_offsets_get_a_gradient_under_running_moments():
     config = twin("unireplknet_a")
     params, stats = random_arrays(config)
@@ -97,6 +98,7 @@ def test_branch_offsets_get_a_gradient_under_running_moments():
         assert np.abs(grad).max() > 1e-6, path
 
 
+@pytest.mark.slow_unless(*QUICK_FORWARD)
 @pytest.mark.parametrize("name", [names[0] for names in distinct_twins().values()])
 def test_forward_gives_finite_logits_and_eval_keeps_the_statistics(name):
     config = twin(name)
@@ -132,12 +134,10 @@ def test_remat_is_really_in_the_program():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_config_is_hashable_replaceable_and_full_size_shrink_is_the_identity(name):
+def test_config_is_hashable_and_full_size_shrink_is_the_identity(name):
     config = registry.entry(name).config
     assert hash(config) == hash(dataclasses.replace(config))
     assert config.shrink() == config
-    classes = "vocab_size" if hasattr(config, "vocab_size") else {"hmode": "head_dim"}.get(config.family, "num_classes")
-    assert getattr(registry.model_config(name, **{classes: 7}), classes) == 7
     assert set(config.elastic) >= ({"width"} if config.family in ("hmode", "lenet") else {"width", "depth", "keep"})
 
 

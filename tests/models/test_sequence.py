@@ -10,7 +10,7 @@ import pytest
 
 from research.errors import UserError
 from research.models import registry
-from research.models.sequence import SequenceConfig, take_batch
+from research.models.sequence import take_batch
 from research.modules.state import abstract, apply
 from tests.models.twins import fast_jit, images, random_arrays, twin
 
@@ -43,6 +43,7 @@ def start(config, params, batch, capacity=16):
     return apply(config, params, {}, batch, capacity, method="init_state")[0]
 
 
+@pytest.mark.slow
 def test_pieces_and_steps_give_the_logits_of_the_whole():
     config, params, tokens, whole = hybrid()
     extend, step = run(config, "extend"), run(config, "step")
@@ -97,6 +98,7 @@ def test_vectors_in_numbers_out_and_pooling():
             np.testing.assert_allclose(pooled, reduce(tokens), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_is_only_for_training_and_a_function_of_its_key():
     config = tiny("hgrn", dropout=0.5)
     params, _ = random_arrays(config)
@@ -148,11 +150,6 @@ def test_shrinking_keeps_what_is_not_cut_derived():
 def test_bad_configs(fields, message):
     with pytest.raises(UserError, match=message):
         registry.model_config("sequence", **fields)
-
-
-def test_specs_are_found_by_their_kind():
-    for kind, spec in SequenceConfig.specs().items():
-        assert spec.kind == kind
 
 
 def crowded(group=0, **fields):

@@ -97,6 +97,7 @@ MERGED_SUMS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_unless("15", "17")
 @pytest.mark.parametrize("size", DRB)
 def test_g3_to_g8_dilated_reparam_and_its_merged_kernel(x64, size):
     params, stats = goldens.dilated_reparam("", 4, size)
@@ -121,6 +122,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.slow_unless("3")
 @pytest.mark.parametrize("size", BLOCKS)
 def test_g9_g10_block_and_its_merged_form(x64, size):
     golden, kernel_sum = BLOCKS[size]
@@ -154,6 +156,7 @@ LOGITS = [0.6959698037, 0.9021596944, 0.7235562700, 0.2533911624, -0.2778932463,
           -0.3048331337, 0.1369752914, 0.4608510450]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mini_network_at_every_point_before_and_after_merging(x64):
     params, stats = ({k: jnp.asarray(v) for k, v in d.items()} for d in goldens.mini(MINI.dims, (3, 13, 9, 5), 10))
     shapes = abstract(MINI)
@@ -202,7 +205,7 @@ def test_coverage_of_all_ones_kernels(size):
     np.testing.assert_array_equal(bias, 0)
 
 
-@pytest.mark.parametrize("name", ["unireplknet_a", "unireplknet_t"])
+@pytest.mark.parametrize("name", [pytest.param("unireplknet_a", marks=pytest.mark.slow), "unireplknet_t"])
 def test_merged_network_agrees_in_float32(name):
     config = twin(name)
     params, stats = random_arrays(config)
@@ -251,6 +254,7 @@ def test_drop_path_rates_and_their_use():
     assert abs((y[:, 0, 0, 0] > 0).mean() - 0.75) < 0.03
 
 
+@pytest.mark.slow
 def test_initial_values():
     config = UniRepLKNetConfig(depths=(1, 2), dims=(16, 32), kernels=((3,), (3,)), num_classes=10, head_scale=0.001)
     params, stats = fast_jit(functools.partial(initialize, config))(jax.random.key(0))

@@ -137,6 +137,7 @@ def test_every_token_counts_for_the_class_token():
             assert np.abs(run(params, x.at[:, i, j].add(1.0)) - run(params, x)).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_naive_form_agrees_in_outputs_and_gradients():
     params, _ = random_arrays(CONFIG)
     x = images(CONFIG)
@@ -173,6 +174,7 @@ def test_bfloat16_keeps_the_residual_stream_in_float32():
     assert "f32[3,17,12] = add" in program and "bf16[3,17,24] = dot_general" in program
 
 
+@pytest.mark.slow
 def test_initial_numbers():
     config = dataclasses.replace(VARIANTS["vim_micro_patch4_32"], depth=4, kept_layers=())
     params, _ = fast_jit(functools.partial(initialize, config))(jax.random.key(0))

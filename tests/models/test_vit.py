@@ -69,6 +69,7 @@ def naive_vit(params, image, config):
     )
 
 
+@pytest.mark.slow
 def test_agrees_with_the_naive_twin_in_outputs_and_gradients():
     with jax.enable_x64(True):
         params, _ = random_arrays(CONFIG, dtype=np.float64)
@@ -147,6 +148,7 @@ MIXED = dataclasses.replace(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mixtures_stand_in_every_second_block_of_the_last_ones():
     """Blocks 3 and 5 have mixtures, all in their order: with a mixture's output at zero, its block is one without
     feed-forward part."""

@@ -157,6 +157,7 @@ def test_mixer_agrees_with_numpy_on_a_map_that_is_not_square():
     np.testing.assert_allclose(y[0], ss2d({k: np.asarray(v) for k, v in params.items()}, x[0]), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_naive_form_agrees_in_outputs_and_gradients():
     config = dataclasses.replace(
         CONFIG, stem_strides=(2, 1), depths=(1,), dims=(6,), ranks=(1,), mlp_dims=(10,), inner_dims=(), kept_layers=()
@@ -186,6 +187,7 @@ def test_drop_path_needs_training_and_a_key():
     assert np.abs(dropped - dropped[:1]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_initial_numbers_and_outputs_of_the_stages():
     config = VMambaConfig(depths=(1, 2), dims=(8, 16), num_classes=5, image_size=8, stem_strides=(2, 1), form="naive")
     params, _ = fast_jit(functools.partial(initialize, config))(jax.random.key(0))

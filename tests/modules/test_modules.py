@@ -58,6 +58,7 @@ def test_grn_of_zeros_is_its_bias_with_finite_gradients():
         assert np.isfinite(jax.grad(lambda x: grn(x).sum())(at)).all()
 
 
+@pytest.mark.slow
 def test_attention_scale_is_that_of_one_head_and_heads_are_a_sum():
     """Fewer heads give the sum over fewer heads: a leading slice of heads is a smaller attention."""
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 12)), jnp.float32)

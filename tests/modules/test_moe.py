@@ -61,6 +61,21 @@ def calls(mode="eval"):
     return Call(mode, jax.random.key(5) if mode == "train" else None, tokens=ids, domain=jnp.arange(BATCH) % 8)
 
 
+@pytest.mark.slow_unless(
+    "eval-expert_choice",
+    "eval-gshard",
+    "eval-mixtral",
+    "eval-st_moe",
+    "eval-v_moe",
+    "train-deepseek",
+    "train-deepseek_v3",
+    "train-domain",
+    "train-hash",
+    "train-jamba",
+    "train-qwen3",
+    "train-soft",
+    "train-switch",
+)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_every_family_runs_and_has_gradients(family, mode):
@@ -83,6 +98,7 @@ def test_every_family_runs_and_has_gradients(family, mode):
     assert all(np.asarray(grads[name]).any() for name in learns)
 
 
+@pytest.mark.slow_unless("qwen3")
 @pytest.mark.parametrize("family", ["mixtral", "qwen3", "jamba", "deepseek", "deepseek_v3"])
 def test_dropless_families_are_the_weighted_sum(family):
     spec = small(family)
@@ -99,6 +115,7 @@ def test_dropless_families_are_the_weighted_sum(family):
     assert_agree(y.reshape(-1, WIDTH), expected, 1e-5)
 
 
+@pytest.mark.slow_unless("v_moe")
 @pytest.mark.parametrize("family", ["switch", "gshard", "st_moe", "v_moe"])
 def test_places_for_all_are_dropless(family):
     spec = small(family, capacity_factor=16.0, eval_capacity_factor=0.0)

@@ -100,6 +100,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow_unless("embedding", "mixture of Gaussians", "steps of Mamba")
 @pytest.mark.parametrize("name", CASES)
 def test_what_must_not_be_rounded_is_not(name):
     found = CASES[name]()

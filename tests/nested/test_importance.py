@@ -19,6 +19,7 @@ NAMES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow_unless("mamba_small", "performer_small", "retention_small", "sla_small", "vim_tiny_patch16_224")
 @pytest.mark.parametrize("name", NAMES)
 def test_sorting_preserves_the_function_and_orders_importance(name):
     config = twin(name)

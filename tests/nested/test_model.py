@@ -15,6 +15,7 @@ from tests.models.twins import fast_jit, images
 NAME = "vit_tiny_patch16_224"
 
 
+@pytest.mark.slow
 def test_created_model_runs_and_samples():
     model = research.create_model(NAME, **registry.entry(NAME).tiny)
     small = model.sample(width=0.5, depth=0.5)

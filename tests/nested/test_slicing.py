@@ -66,6 +66,7 @@ def results(name):
     return (float(value), logits, grads), (float(own_value), own_logits, own_grads)
 
 
+@pytest.mark.slow_unless("lenet5")
 @pytest.mark.parametrize("name", POINTS)
 def test_extracted_network_equals_the_one_in_place(name):
     (value, logits, _), (own_value, own_logits, _) = results(name)
@@ -73,6 +74,7 @@ def test_extracted_network_equals_the_one_in_place(name):
     np.testing.assert_allclose(own_logits, logits, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow_unless("advmoe_vgg16", "gla_small", "lenet5", "vim_tiny_patch16_224")
 @pytest.mark.parametrize("name", POINTS)
 def test_gradient_is_zero_outside_the_slice_and_the_extracted_one_inside(name):
     full, small = pair(name)
@@ -91,6 +93,7 @@ def test_gradient_is_zero_outside_the_slice_and_the_extracted_one_inside(name):
     assert outside_values == abstract(full).num_params() - abstract(small).num_params() > 0
 
 
+@pytest.mark.slow_unless("advmoe_vgg16", "deit_tiny_distilled_patch16_224", "gla_small", "hmode")
 @pytest.mark.parametrize("name", POINTS)
 def test_full_size_slice_is_the_plain_program(name):
     """The traced programs are the same text, so logits and gradients agree bit for bit."""
@@ -136,14 +139,8 @@ def test_perturbing_what_lies_outside_changes_no_bit(name):
             np.testing.assert_array_equal(value, expected[path], err_msg=f"{part} {path}")
 
 
-ONE_EACH = {registry.entry(name).config.family: name for name in reversed(registry.list_models())}.values()
-ONE_FIRST = [
-    name if name in ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in registry.list_models()
-]
-"""Every model; all but one of each family are slow."""
-
-
-@pytest.mark.parametrize("name", ONE_FIRST)
+@pytest.mark.slow_unless("activator_small", "advmoe_vgg16", "hmode", "lenet5", "vim_base_patch16_224")
+@pytest.mark.parametrize("name", registry.list_models())
 def test_nested_choices_hold_nested_indices(name):
     """theta(m) is a subset of theta(m') for m <= m', on the real sizes, and the largest holds everything."""
     full = registry.entry(name).config
@@ -226,6 +223,7 @@ def test_slice_is_numpy_indexing(case):
     np.testing.assert_array_equal(y, x[np.ix_(*index)])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(parts=st.integers(2, 4), per_part=st.integers(1, 6), data=st.data(), lead=st.integers(1, 3))
 def test_shards_take_the_leading_slice_of_each_part(parts, per_part, data, lead):

@@ -51,6 +51,7 @@ def outputs(config, params, stats, x):
     return fast_jit(lambda p, s, x: apply(config, p, s, x)[0])(params, stats, x)
 
 
+@pytest.mark.slow_unless("hash")
 @pytest.mark.parametrize("pair", PAIRS)
 def test_copies_compute_the_same(pair):
     dense, mixture = PAIRS[pair]
@@ -79,7 +80,7 @@ def test_what_changes_the_function_is_told(moe, reason):
     assert reason in changes_function(moe) and bool(reason) == bool(changes_function(moe))
 
 
-@pytest.mark.parametrize("options", [{"noise": 0.1}, {"reinit": 0.5}])
+@pytest.mark.parametrize("options", [pytest.param({"noise": 0.1}, marks=pytest.mark.slow), {"reinit": 0.5}])
 def test_noise_and_reinit_make_experts_differ(options):
     dense, mixture = PAIRS["every layer"]
     params, stats = random_arrays(dense)

@@ -67,6 +67,14 @@ CASES = [
 ]
 
 
+@pytest.mark.slow_unless(
+    "((), 1, 1, 1, 1, 1, 1, True)-fused",
+    "((1, 3), 31, 97, 3, 1, 7, 16, False)-fused",
+    "((1,), 521, 521, 2, 2, 4, 3, True)-chunked",
+    "((1,), 600, 7, 2, 1, 4, 4, False)-chunked",
+    "((2,), 1, 67, 4, 4, 16, 8, False)-fused",
+    "((2,), 63, 63, 4, 2, 8, 5, True)-chunked",
+)
 @pytest.mark.parametrize("form", FAST_FORMS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forms_agree_with_naive_in_outputs_and_gradients(case, form):
@@ -88,6 +96,9 @@ def test_forms_are_the_definition_with_every_mask_at_once(form):
     np.testing.assert_array_equal(out[1, 11], 0)
 
 
+@pytest.mark.slow_unless(
+    "shape0-chunked", "shape1-fused", "shape2-fused", "shape3-fused", "shape4-chunked", "shape5-fused", "shape6-fused"
+)
 @pytest.mark.parametrize("form", FAST_FORMS)
 @pytest.mark.parametrize(
     "shape", [(67, 97), (1, 97), (67, 1), (4, 67, 97), (3, 1, 1, 97), (2, 1, 4, 1, 97), (2, 3, 4, 67, 97)]

@@ -83,6 +83,18 @@ def test_naive_is_the_definition(shape, taps, options):
     agree(y, _direct(x, kernel[..., None], **options).astype(np.float32), 1e-5)
 
 
+@pytest.mark.slow_unless(
+    "shape0-4-options0-auto",
+    "shape1-4-options1-auto",
+    "shape2-63-options2-cpu",
+    "shape3-63-options3-cpu",
+    "shape4-32-options4-shift",
+    "shape5-13-options5-toeplitz",
+    "shape6-3-options6-dft",
+    "shape7-7-options7-auto",
+    "shape8-4-options8-auto",
+    "shape9-17-options9-toeplitz",
+)
 @pytest.mark.parametrize("form", FAST_FORMS)
 @pytest.mark.parametrize("shape, taps, options", CASES)
 def test_forms_agree_with_naive(shape, taps, options, form):
@@ -212,6 +224,15 @@ def test_state_stops_at_the_last_segment():
 # --- packed segments --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_unless(
+    "CAUSAL-4-1-3-auto",
+    "CAUSAL-4-1-3-cpu",
+    "CAUSAL-4-1-3-toeplitz",
+    "CAUSAL-5-3-128-toeplitz",
+    "SAME-12-2-1-dft",
+    "SAME-31-1-2-naive",
+    "SAME-31-1-2-shift",
+)
 @pytest.mark.parametrize("form", ("naive", *FAST_FORMS))
 @pytest.mark.parametrize(
     "padding, taps, dilation, channels",

@@ -25,7 +25,8 @@ CASES = [
     ((1, 71, 37, 1), (8, 5), 1, {"padding": "VALID"}),  # tiles of the Toeplitz form
     ((2, 16, 16, 2), (4, 4), 1, {"stride": 4, "padding": "VALID"}),  # patches
     ((1, 6, 5, 2), (2, 2), 1, {"stride": 7}),  # a stride beyond the map
-    ((5, 29, 23, 96), (3, 3), 1, {}),  # blocks of the shift form's weight gradient, with rows left over
+    # Blocks of the shift form's weight gradient, with rows left over.
+    pytest.param((5, 29, 23, 96), (3, 3), 1, {}, marks=pytest.mark.slow),
 ]
 
 

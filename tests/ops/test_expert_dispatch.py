@@ -51,6 +51,7 @@ def router(logits, k):
     return top_k_choice(logits, k, renormalize=k > 1)
 
 
+@pytest.mark.slow_unless("blocks-3-1", "naive-1-1", "naive-16-4", "naive-2-2", "naive-64-8", "naive-8-2")
 @pytest.mark.parametrize("num_experts, k", [(1, 1), (2, 2), (3, 1), (8, 2), (8, 8), (16, 4), (64, 8), (64, 1)])
 @pytest.mark.parametrize("form", ["blocks", "naive"])
 def test_dropless_is_the_weighted_sum(num_experts, k, form):
@@ -202,6 +203,7 @@ def test_chosen_by_experts_is_the_weighted_sum():
     assert_same(ours, definition, both(x), both(logits), kernels, dy=both(dy))
 
 
+@pytest.mark.slow
 def test_equal_experts_with_weights_of_sum_one_are_the_dense_ffn():
     x, logits, kernels, _ = draw(6)
     equal = {name: jnp.broadcast_to(kernel[:1], kernel.shape) for name, kernel in kernels.items()}

@@ -105,6 +105,7 @@ def test_the_sheets_example_of_random_features():
     assert abs(float(estimate[0, 0]) - 0.81873) < 0.003
 
 
+@pytest.mark.slow
 def test_orthogonal_rows_have_less_variance_than_independent_ones():
     q, k = (jnp.asarray(draw((1, 1, 8), i)) for i in (0, 1))
     keys = jax.random.split(jax.random.key(0), 2000)
@@ -113,6 +114,7 @@ def test_orthogonal_rows_have_less_variance_than_independent_ones():
     assert float(orthogonal.std()) < 0.97 * float(independent.std())
 
 
+@pytest.mark.slow
 def test_projection_rows_are_orthogonal_with_the_asked_lengths():
     rows = orthogonal_projection(jax.random.key(0), 11, 5, scaling="constant")
     for block in (rows[:5], rows[5:10]):
@@ -123,6 +125,7 @@ def test_projection_rows_are_orthogonal_with_the_asked_lengths():
     np.testing.assert_allclose(mean, 0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_stabilisers_keep_features_finite_and_attention_the_same():
     q, k, v = (jnp.asarray(draw((33, 1, 16), i)) for i in range(3))
     projection = orthogonal_projection(jax.random.key(0), 64, 16)
@@ -162,6 +165,7 @@ MAPS = {
 }
 
 
+@pytest.mark.slow_unless("relu")
 @pytest.mark.parametrize("name", MAPS)
 def test_dtypes_and_platforms(name):
     x = draw((2, 5, 3, 4), 0)

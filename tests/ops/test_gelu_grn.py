@@ -27,7 +27,9 @@ def gradients(fn, x, scale, bias):
     return jax.grad(lambda *a: (fn(*a, EPS).astype(jnp.float32) * weights).sum(), (0, 1, 2))(x, scale, bias)
 
 
-@pytest.mark.parametrize("shape", [(2, 7, 7, 12), (1, 1, 1, 3), (3, 13, 5), (2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param((2, 7, 7, 12), marks=pytest.mark.slow), (1, 1, 1, 3), (3, 13, 5), (2, 3)], ids=str
+)
 def test_the_fast_form_is_the_naive_one_in_outputs_and_gradients(shape):
     args = draw(shape)
     np.testing.assert_allclose(gelu_grn(*args, EPS), gelu_grn_naive(*args, EPS), atol=1e-5)
@@ -35,6 +37,7 @@ def test_the_fast_form_is_the_naive_one_in_outputs_and_gradients(shape):
         np.testing.assert_allclose(fast, naive, atol=1e-5 * float(jnp.abs(naive).max()) + 1e-6)
 
 
+@pytest.mark.slow
 def test_float64_to_rounding(x64):
     args = draw((2, 5, 4, 6), np.float64)
     np.testing.assert_allclose(gelu_grn(*args, EPS), gelu_grn_naive(*args, EPS), rtol=0, atol=1e-12)

@@ -52,6 +52,16 @@ def _definition(x, weights, sizes, dy):
     return y, dx, dweights
 
 
+@pytest.mark.slow_unless(
+    "widths0-sizes0-auto",
+    "widths0-sizes0-blocks",
+    "widths0-sizes0-cpu",
+    "widths1-sizes1-naive",
+    "widths2-sizes2-blocks",
+    "widths3-sizes3-ragged",
+    "widths4-sizes4-ragged",
+    "widths5-sizes5-ragged",
+)
 @pytest.mark.parametrize("form", ("naive", *FAST_FORMS))
 @pytest.mark.parametrize("widths, sizes", CASES)
 def test_forms_are_the_definition(widths, sizes, form):
@@ -62,6 +72,7 @@ def test_forms_are_the_definition(widths, sizes, form):
     assert_agree(actual, _output_and_grads(*operands, "naive"), 1e-5)
 
 
+@pytest.mark.slow_unless("ragged")
 @pytest.mark.parametrize("form", ("auto", "naive", "blocks", "ragged"))
 def test_forms_agree_in_float64(form):
     with jax.enable_x64(True):
@@ -202,6 +213,7 @@ def test_permute_and_unpermute_gather_both_ways(choices):
         assert "scatter" not in program
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_equals_the_sum_over_its_choices():
     weights, x, dy = draw((6, 8, 5), 0), draw((31, 8), 1), draw((31, 5), 2)
     assignments = np.random.default_rng(2).integers(0, 6, (31, 2))

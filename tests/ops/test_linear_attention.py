@@ -100,6 +100,9 @@ REFERENCES = {
 }
 
 
+@pytest.mark.slow_unless(
+    "delta-1", "gated_delta-1", "gla-1", "linear-1", "retention-1", "simple_gla-1", "simple_gla-4", "simple_gla-None"
+)
 @pytest.mark.parametrize("chunk_size", [1, 4, None])
 @pytest.mark.parametrize("name", REFERENCES)
 def test_reference_values(name, chunk_size):
@@ -119,6 +122,9 @@ def test_reference_values(name, chunk_size):
 # --- forms ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_unless(
+    "delta-shape1", "gated_delta-shape2", "none-shape1", "scalar-shape0", "vector-shape1", "vector_delta-shape1"
+)
 @pytest.mark.parametrize("shape", [(2, 63, 2, 5, 3), (1, 1, 1, 4, 2), (1, 131, 3, 7, 2)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunked_agrees_with_naive_in_outputs_and_gradients(kind, shape):
@@ -136,6 +142,7 @@ def test_heads_of_values_share_queries_and_keys(kind):
     assert_agree(outputs_and_grads(functools.partial(run, form="chunked", chunk_size=16), *args), expected, 1e-5)
 
 
+@pytest.mark.slow_unless("scalar-200.0")
 @pytest.mark.parametrize("strength", [0.1, 200.0])
 @pytest.mark.parametrize("kind", ["scalar", "vector", "gated_delta"])
 def test_weak_and_strong_decays_are_stable(kind, strength):
@@ -149,6 +156,7 @@ def test_weak_and_strong_decays_are_stable(kind, strength):
     assert all(np.max(np.abs(a - b)) <= 1e-5 * scale for a, b in zip(grads, expected_grads, strict=True))
 
 
+@pytest.mark.slow_unless("scalar")
 @pytest.mark.parametrize("kind", KINDS)
 def test_float64_and_bfloat16(kind):
     with jax.enable_x64(True):
@@ -201,6 +209,7 @@ def test_steps_equal_the_whole(kind):
     assert_agree((np.stack(outs, 1), state), expected, 1e-6)
 
 
+@pytest.mark.slow_unless("delta", "none")
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_sequences_equal_separate_runs(kind):
     lengths = (1, 15, 70, 44)
@@ -239,6 +248,7 @@ def test_normalised_outputs_are_weighted_means():
     assert_agree(np.concatenate([first, rest], 1), with_norm(q, k, v)[0], 1e-5)
 
 
+@pytest.mark.slow
 def test_special_cases_coincide():
     q, k, v, log_decay, beta, state = operands("gated_delta", 2, 50, 2, 4, 3)
     zero = np.zeros_like(log_decay)
@@ -261,6 +271,7 @@ def test_the_delta_rule_stores_a_value_exactly():
     np.testing.assert_allclose(np.einsum("kv,k->v", state[0, 0], k[0, 0, 0]), v[0, 0, 0], rtol=1e-5)
 
 
+@pytest.mark.slow_unless("scalar")
 @pytest.mark.parametrize("kind", ["scalar", "vector", "gated_delta"])
 def test_stable_at_length_16384(kind):
     args = operands(kind, 1, 16384, 1, 2, 2)
@@ -283,6 +294,7 @@ def test_lowers_for_accelerators_in_products(kind):
     assert "dense<2048> : tensor<i32>" not in text, "a loop over tokens"
 
 
+@pytest.mark.slow
 def test_gradient_at_the_size_whose_reductions_once_crashed_the_process():
     """Vector decays, 4 x 512 tokens, 4 heads of 32 x 64: XLA:CPU's library of kernels ended the process on arrays of
     ten axes."""

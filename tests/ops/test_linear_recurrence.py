@@ -47,6 +47,14 @@ SHAPES = [
 ]
 
 
+@pytest.mark.slow_unless(
+    "associative-shape1-None-False",
+    "chunked-shape3-decay_shape3-False",
+    "chunked-shape4-decay_shape4-False",
+    "chunked-shape5-None-True",
+    "sequential-shape0-None-True",
+    "sequential-shape2-decay_shape2-True",
+)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("shape, decay_shape", SHAPES)
 @pytest.mark.parametrize("form", FAST)
@@ -70,6 +78,7 @@ def test_the_gated_recurrence_of_hgrn():
         np.testing.assert_allclose(states.sum(), 3.45823099, atol=1e-5)
 
 
+@pytest.mark.slow_unless("chunked", "naive", "sequential")
 @pytest.mark.parametrize("form", FORMS)
 def test_float64_and_bfloat16(form):
     with jax.enable_x64(True):
@@ -83,6 +92,7 @@ def test_float64_and_bfloat16(form):
     assert_agree(actual, loop(*(np.asarray(x, np.float64) for x in args)), 1e-2)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     length=st.integers(1, 140),

@@ -65,6 +65,7 @@ def test_reference_values(form):
     assert_agree(y[:, 0, 0], np.array(expected), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "packed"), [(1, False), (3, True)])
 def test_chunked_agrees_with_the_loop_of_steps_with_carried_state(rank, packed):
     args = operands(2, 37, rank, 3, 4, 6)

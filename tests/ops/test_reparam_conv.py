@@ -32,7 +32,7 @@ def test_batch_norm_equals_its_twin(shape):
     agree(fast, naive, 2e-5)
 
 
-@pytest.mark.parametrize("form", ["moments", "cpu", "auto"])
+@pytest.mark.parametrize("form", [pytest.param("moments", marks=pytest.mark.slow), "cpu", "auto"])
 @pytest.mark.parametrize("size, height, width", [(7, 8, 8), (7, 3, 5), (9, 11, 10)])
 def test_moments_equal_explicit_branches(form, size, height, width):
     keys = jax.random.split(jax.random.key(1), 8)

@@ -35,6 +35,14 @@ def test_naive_is_the_convolution_with_the_kernel_of_each_image_s_expert():
     assert_agree(routed_conv(x, kernel, chosen, stride=2, form="naive"), expected, 1e-6)
 
 
+@pytest.mark.slow_unless(
+    "{'experts': 1}-each",
+    "{'side': (2, 2), 'batch': 5, 'experts': 4}-auto",
+    "{'side': (2, 2), 'batch': 5, 'experts': 4}-grouped",
+    "{'side': (2, 2), 'batch': 5, 'experts': 4}-matrix",
+    "{'window': 1}-all",
+    "{}-matrix",
+)
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "naive"] + ["auto"])
 @pytest.mark.parametrize(
     "shape", [{}, {"window": 1}, {"experts": 1}, {"side": (2, 2), "batch": 5, "experts": 4}], ids=str
@@ -50,6 +58,7 @@ def test_forms_agree_with_the_naive_one_in_outputs_and_gradients(form, shape):
         assert_agree(ours, naive, 1e-5)
 
 
+@pytest.mark.slow_unless("all", "each", "matrix", "naive")
 @pytest.mark.parametrize("form", FORMS)
 def test_an_expert_without_images_gets_a_zero_gradient_and_may_hold_anything(form):
     x, kernel, _ = draw()

@@ -75,6 +75,7 @@ def _definition(query, key, value, centroids, window, causal):
     return out
 
 
+@pytest.mark.slow_unless("False-False-gathered", "False-True-gathered", "True-False-naive")
 @pytest.mark.parametrize("form", routing.FORMS)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
@@ -95,6 +96,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow_unless("(1, 1, 1, True, True, False)", "(1, 3, 1, True, False, False)")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gathered_agrees_with_naive_in_outputs_and_gradients(case):
     tokens, clusters, window, causal, shared, masked = case
@@ -122,6 +124,7 @@ def test_any_shape_agrees_with_the_definition(tokens, clusters, share, causal, s
     agree(_output(*arrays, shared=shared, window=window, causal=causal), expected, 1e-5)
 
 
+@pytest.mark.slow_unless("naive")
 @pytest.mark.parametrize("form", routing.FORMS)
 def test_one_cluster_of_all_tokens_is_full_attention_over_1_01(form):
     arrays = _operands(37, 1)
@@ -165,6 +168,7 @@ def test_decoding_with_later_tokens_masked_out_does_not_see_them():
     np.testing.assert_allclose(a[:1, :25], short, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_float64():
     *arrays, centroids = _operands(63, 6)
     half = tuple(jnp.asarray(x, jnp.bfloat16) for x in arrays)

@@ -71,6 +71,15 @@ CASES = [
 ]
 
 
+@pytest.mark.slow_unless(
+    "(1, 1, True, False)-chunked",
+    "(131, 17, False, True)-chunked",
+    "(197, 150, True, False)-chunked",
+    "(300, 129, False, False)-parallel",
+    "(63, 64, True, True)-chunked",
+    "(63, 7, True, False)-parallel",
+    "(67, 1, False, False)-parallel",
+)
 @pytest.mark.parametrize("form", FAST_FORMS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forms_agree_with_naive_in_outputs_and_gradients(case, form):
@@ -82,6 +91,9 @@ def test_forms_agree_with_naive_in_outputs_and_gradients(case, form):
     )
 
 
+@pytest.mark.slow_unless(
+    "1-3-False-chunked", "130-64-True-parallel", "197-13-False-chunked", "67-100-False-chunked", "67-5-True-parallel"
+)
 @pytest.mark.parametrize("form", FAST_FORMS)
 @pytest.mark.parametrize(
     "length, block, packed", [(1, 3, False), (67, 5, True), (67, 100, False), (130, 64, True), (197, 13, False)]
@@ -120,6 +132,7 @@ def test_any_shape_agrees_with_naive(length, window, causal, form):
     agree(_output(sliding_window_attention, query, key, value, window=window, causal=causal, form=form), expected, 1e-5)
 
 
+@pytest.mark.slow_unless("1-parallel")
 @pytest.mark.parametrize("form", ["auto", *FAST_FORMS])
 @pytest.mark.parametrize("window", [1, 40])
 def test_pieces_carry_the_state_whatever_the_split(window, form):
@@ -179,6 +192,7 @@ def test_what_lies_outside_the_reach_changes_nothing(form):
         assert not np.allclose(out[:, reach - 1], before[:, reach - 1], atol=1e-7)
 
 
+@pytest.mark.slow_unless("parallel")
 @pytest.mark.parametrize("form", FORMS)
 def test_bfloat16_and_float64(form):
     half = tuple(jnp.asarray(x, jnp.bfloat16) for x in _operands(131))

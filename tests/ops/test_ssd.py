@@ -44,6 +44,7 @@ def test_reference_values(chunk_size):
     assert_agree(state[1], h1, 1e-6)
 
 
+@pytest.mark.slow
 def test_chunked_agrees_with_naive_with_groups_and_carried_state():
     args = operands(2, 75, 6, 3, 2, 4)
     initial = draw((2, 6, 3, 4), 6)

@@ -19,11 +19,17 @@ def test_calls_interleave_and_rotate():
     assert list(stats) == ["a", "b", "c"] and stats["a"]["repeats"] == 3
 
 
-def test_latency_measures_milliseconds():
-    stats = timing.latency({"slow": lambda: time.sleep(0.02), "fast": lambda: None}, warmup=0, repeats=5)
-    assert 20 <= stats["slow"]["median_ms"] < 40
-    assert stats["fast"]["median_ms"] < 5
-    assert stats["slow"]["p5_ms"] <= stats["slow"]["median_ms"] <= stats["slow"]["p95_ms"]
+def test_latency_is_in_milliseconds_of_the_clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def taking(*seconds):
+        left = iter(seconds)
+        return lambda: now.__setitem__(0, now[0] + next(left))
+
+    stats = timing.latency({"slow": taking(0.02, 0.06, 0.04), "fast": taking(0.001, 0.001, 0.001)}, warmup=0, repeats=3)
+    assert stats["slow"]["median_ms"] == pytest.approx(40) and stats["fast"]["median_ms"] == pytest.approx(1)
+    assert stats["slow"]["p5_ms"] == pytest.approx(22) and stats["slow"]["p95_ms"] == pytest.approx(58)
 
 
 def test_latency_waits_for_every_output(monkeypatch):

@@ -22,7 +22,8 @@ def linear():
     rng = np.random.default_rng(1)
     weights, bias = rng.normal(size=(12, 3)), rng.normal(size=3)
     x = rng.uniform(0.3, 0.7, (40, 12))
-    return tuple(jnp.asarray(a, jnp.float32) for a in (weights, bias, x)) + (
+    return (
+        *tuple(jnp.asarray(a, jnp.float32) for a in (weights, bias, x)),
         jnp.asarray((x @ weights + bias).argmax(-1)),
     )
 
@@ -42,7 +43,16 @@ def digits():
     return functools.partial(model, params), x[1200:1500], y[1200:1500]
 
 
-@pytest.mark.parametrize("name", ["pgd5", "apgd_ce", "apgd_dlr", "apgd_t", "apgd"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("pgd5", marks=pytest.mark.slow),
+        "apgd_ce",
+        "apgd_dlr",
+        pytest.param("apgd_t", marks=pytest.mark.slow),
+        "apgd",
+    ],
+)
 def test_images_stay_in_the_ball_and_in_the_box(name):
     f, x, label = digits()
     run = jax.jit(functools.partial(attacks.attack, name, f, epsilon=EPSILON, steps=5))
@@ -81,6 +91,7 @@ def test_apgd_s_steps_shrink_until_it_stands_on_an_optimum_inside_the_ball():
     np.testing.assert_allclose(attacked, goal, atol=0.03 * EPSILON)
 
 
+@pytest.mark.slow
 def test_apgd_is_at_least_as_strong_as_pgd_with_as_many_steps_on_a_trained_network():
     f, x, label = digits()
     robust = {}
@@ -95,6 +106,7 @@ def test_apgd_is_at_least_as_strong_as_pgd_with_as_many_steps_on_a_trained_netwo
     )  # the second of both starts from another key
 
 
+@pytest.mark.slow
 def test_apgd_s_loss_is_at_least_pgd_s():
     f, x, label = digits()
     value = lambda z: losses.cross_entropy(f(z), label)

@@ -102,6 +102,7 @@ def setting():
     return sources, (config, *fast_jit(functools.partial(initialize, config))(jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_vectors_are_the_model_s_and_filler_is_cut_off(setting):
     sources, model = setting
     found = embedding.embed(model, sources["test"], TASK, pairs=7, batch=4)
@@ -139,6 +140,7 @@ def test_tf_idf_by_hand(setting):
         np.testing.assert_allclose(found.a[1, token], value / size)
 
 
+@pytest.mark.slow
 def test_all_ways_are_compared_and_a_query_finds_its_like(setting):
     sources, model = setting
     rows = embedding.compare(model, sources, TASK, pairs=9)

@@ -14,7 +14,7 @@ from research.tasks.in_context import InContextLearning
 COUNT = 6
 
 
-@pytest.mark.parametrize("function", ["linear", "conjunction"])
+@pytest.mark.parametrize("function", [pytest.param("linear", marks=pytest.mark.slow), "conjunction"])
 def test_model_and_baselines_are_scored_on_the_same_prompts(function):
     source = load_in_context(function, train_examples=1, test_examples=20, dims=3, points=5)["test"]
     boolean = function == "conjunction"

@@ -89,7 +89,7 @@ def test_objectives_of_robust_training_add_up(name, monkeypatch):
     method, kernel = make(name, {"steps": 1}), normal(16, 5)
     task = method.wrapped(Classification(5), resnet)
     objective = method.objective(task.objective, task)
-    model = lambda x, **how: x.reshape(len(x), -1) @ kernel  # noqa: E731
+    model = lambda x, **how: x.reshape(len(x), -1) @ kernel
 
     def numbers(batch):
         inputs, target = task.prepare(batch, jax.random.key(0))

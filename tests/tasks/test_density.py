@@ -44,7 +44,7 @@ def naive_local(maps, target, side=16):
     total = 0.0
     for image, true in zip(maps, target, strict=True):
         corners = [(y, x) for y in range(0, len(true), side) for x in range(0, len(true), side)]
-        cut = lambda a, y, x: a[y : y + side, x : x + side]  # noqa: E731
+        cut = lambda a, y, x: a[y : y + side, x : x + side]
         for j in range(7):
             rows = [
                 (

@@ -105,6 +105,7 @@ def test_nearest_neighbours_by_hand():
             assert found[row, i] == pytest.approx(y[row, order[:2]].mean(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_closed_forms_on_the_linear_task():
     """Errors over D on 1e4 prompts, D = 20, where the literature gives them."""
     x, y = prompts("linear", 10_000)

@@ -2,13 +2,9 @@
 
 import json
 
-import pytest
-
 from launch import config as recipe
 from research.train import loop
-from research.train.compiler import Compiler
 from research.train.manifests import MANIFEST
-from tests.models.twins import FAST
 from tests.train.reporter import Lines
 
 
@@ -39,6 +35,4 @@ def whole_steps(workdir):
 def train_alone(folder):
     """Trains a run that nothing happens to: (workdir, report)."""
     workdir = folder / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Compiler, "effort", lambda self, program: FAST)
-        return workdir, loop.train(tiny(), str(workdir), Lines())
+    return workdir, loop.train(tiny(), str(workdir), Lines())

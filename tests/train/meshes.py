@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -73,13 +74,13 @@ def main(out: str, meshes: list[str]) -> None:
         run = loop.Run(configured(overrides, last), folder, Quiet())
         report = run.run()
         np.savez(f"{folder}.npz", **{k: np.asarray(v) for k, v in run.state.params.items()})
-        lines = [json.loads(line) for line in open(f"{folder}/metrics.jsonl")]
+        lines = [json.loads(line) for line in Path(f"{folder}/metrics.jsonl").read_text().splitlines()]
         results[name] = {
             "losses": [v for line in lines for k, v in sorted(line.items()) if k.startswith("loss/")],
             "params": f"{folder}.npz",
             "resumed_at": run.first,
             "values": [n["value"] for n in report["subnets"]],
-            "layout": json.load(open(f"{folder}/layout.json")),
+            "layout": json.loads(Path(f"{folder}/layout.json").read_text()),
             "split": {
                 name: len({str(s.index) for s in array.addressable_shards})
                 for name, array in {

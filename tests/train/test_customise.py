@@ -45,6 +45,7 @@ def trained():
     return expert, customise.train_experts(CONFIG, expert, user, everybody, jax.random.key(1), schedule)
 
 
+@pytest.mark.slow
 def test_user_gains_everybody_keeps_and_the_global_expert_is_untouched():
     expert, params = trained()
     user, everybody = (

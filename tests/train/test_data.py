@@ -12,11 +12,9 @@ from research.data.sources import load_splits
 from research.errors import UserError
 from research.nested.space import make_space
 from research.train import data
-from research.train.compiler import Compiler
 from research.train.extraction import Trained, load_model
 from research.train.loop import train
 from research.train.setup import make_setup
-from tests.models.twins import FAST
 from tests.train.reporter import Lines
 
 TEXT = "the cat sat on the mat; " * 120
@@ -40,9 +38,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     corpus = folder / "corpus.txt"
     corpus.write_text(TEXT)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Compiler, "effort", lambda self, program: FAST)
-        train(configured(corpus), str(folder / "run"), Lines())
+    train(configured(corpus), str(folder / "run"), Lines())
     corpus.rename(folder / "moved.txt")
     return folder / "run", corpus, folder / "moved.txt"
 

@@ -204,7 +204,7 @@ def test_a_run_that_skips_most_updates_has_failed(tmp_path):
 
 def test_a_validation_that_is_no_number_is_a_failure(tmp_path, monkeypatch):
     evaluate = Evaluator.run
-    nan = lambda *args: {name: {**values, "accuracy": float("nan")} for name, values in evaluate(*args).items()}  # noqa: E731
+    nan = lambda *args: {name: {**values, "accuracy": float("nan")} for name, values in evaluate(*args).items()}
     monkeypatch.setattr(Evaluator, "run", nan)
     with pytest.raises(
         loop.NotFinite, match="validation accuracy of the full network is nan at step 2; last good checkpoint: step 2"

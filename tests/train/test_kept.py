@@ -69,7 +69,7 @@ def test_files_hold_no_sums_and_readers_have_zeros(run, tmp_path):
 
 
 def test_files_that_hold_sums_are_read_as_well(run, tmp_path):
-    workdir, opened = run
+    _workdir, opened = run
     programs, full = opened.programs, opened.programs.full
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     state = dataclasses.replace(opened.state, stats={k: np.full(v.shape, 3, np.float32) for k, v in full.stats.items()})

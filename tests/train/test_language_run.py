@@ -64,6 +64,7 @@ def test_vocabulary_lies_beside_the_run(run):
         load_tokenizer(run[0] / "checkpoints")
 
 
+@pytest.mark.slow
 def test_carried_state_equals_one_long_window(trained):
     config, params, stats = trained.model("full")
     source, task = trained.setup.splits["validation"], trained.setup.task
@@ -87,6 +88,7 @@ def test_a_split_without_examples_is_told(trained):
         evaluator(["full"], trained.weights, "test")
 
 
+@pytest.mark.slow
 def test_documents_reset_the_carried_state_even_between_pieces(trained):
     import dataclasses
 
@@ -99,6 +101,7 @@ def test_documents_reset_the_carried_state_even_between_pieces(trained):
     assert carried_metrics(model, cut, task, piece=32)["loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_sampled_text_does_not_depend_on_its_neighbours(run):
     (model,) = load_models(run[0], ["full"])
     tokenizer = load_tokenizer(run[0])
@@ -110,6 +113,7 @@ def test_sampled_text_does_not_depend_on_its_neighbours(run):
     assert alone.speed["tokens_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_greedy_text_is_that_of_full_recomputation_and_of_speculation(run):
     full, small = load_models(run[0], ["full", "s"])
     prompt = load_tokenizer(run[0]).encode("the do")
@@ -154,6 +158,7 @@ def test_extracted_network_stands_alone(run, trained, tmp_path):
     np.testing.assert_array_equal(own["embedding/table"], params["embedding/table"])
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_goal_is_reached_and_stays_ended(corpus, tmp_path):
     config = recipe.load("tests/tiny_lm.py:full", {"data.dir": corpus, "eval.every": "4", "eval.stop_at": "2.5"})
     lines = Lines()
@@ -171,7 +176,7 @@ def test_a_run_ends_when_its_goal_is_reached_and_stays_ended(corpus, tmp_path):
         run_card.against([str(tmp_path / "run")], "stat", out=tmp_path)
 
 
-@pytest.mark.parametrize("interrupted", [1, 2])
+@pytest.mark.parametrize("interrupted", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_stopped_inside_an_evaluation_ends_as_if_nothing_had_happened(corpus, tmp_path, monkeypatch, interrupted):
     """The first evaluation is the one that reaches the goal, the second the last: both are done again, at the step they
     belong to."""
@@ -193,6 +198,7 @@ def test_a_run_stopped_inside_an_evaluation_ends_as_if_nothing_had_happened(corp
     assert report["updates"] == 4 and calls == [4] * 3
 
 
+@pytest.mark.slow
 def test_a_sequence_classifier_reads_digits_pixel_by_pixel(tmp_path):
     """Images become sequences in the data, the sequence model takes its sizes and its pooling from them."""
     overrides = {"model.dim": "32", "train.duration": "4ep", "eval.every": "0", "checkpoint.every": "0"}

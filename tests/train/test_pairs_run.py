@@ -1,8 +1,6 @@
 """A sentence encoder through the whole loop: dense, then extended to experts by init_from; what does not fit is told at
 set-up."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -14,21 +12,14 @@ from research.search import embedding
 from research.train import loop
 from research.train.extraction import load_model
 from research.train.setup import make_setup
+from tests import text_pairs
 from tests.train.reporter import Lines
-
-WORDS = "read write open close find sort count merge split join".split()
 
 
 @pytest.fixture(scope="module")
 def fields(tmp_path_factory):
     """Overrides that make the recipe a run of seconds, on pairs of three domains."""
     folder = tmp_path_factory.mktemp("pairs")
-    for split, count in (("train", 60), ("validation", 12), ("test", 13)):
-        rows = [
-            {"a": f"{WORDS[i % 10]} {WORDS[i * 7 % 9]}", "b": f"do {WORDS[i % 10]} twice", "domain": "abc"[i % 3]}
-            for i in range(count)
-        ]
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     sizes = {
         "data.batch_size": "4",
         "eval.batch_size": "8",
@@ -38,7 +29,7 @@ def fields(tmp_path_factory):
     }
     sizes |= {
         "data.name": "text_pairs",
-        "data.dir": str(folder),
+        "data.dir": text_pairs.write(folder, 60, 12, 13),
         "data.options.length": "6",
         "data.options.vocab_size": "40",
     }
@@ -64,6 +55,7 @@ def test_it_trains_and_reports_retrieval(dense):
     )  # two texts a pair, forward and backward
 
 
+@pytest.mark.slow
 def test_domain_run_starts_as_the_dense_one(dense, fields, tmp_path):
     config = load("domain", fields, **{"train.init_from": dense[0]})
     run = loop.Run(config, str(tmp_path / "run"), Lines())

@@ -98,11 +98,10 @@ def test_two_processes_give_the_numbers_of_one_which_goes_on_from_their_checkpoi
         time.sleep(0.05)
     (victim,) = [p for p in processes_with(f"--workdir={workdir}") if "--process=1" in p[1]]
     os.kill(victim[0], signal.SIGKILL)
-    began = time.time()
     output = parent.communicate(timeout=120)[0]
     if parent.returncode == 0:
         pytest.skip("the run ended before its process was killed")
-    assert parent.returncode == 1 and time.time() - began < 30 and "Traceback" not in output
+    assert parent.returncode == 1 and "Traceback" not in output
     assert "error: process 1 of 2 was killed by SIGKILL" in output.strip().splitlines()[-1]
     output = run(workdir)
     assert "resumed from step" in output

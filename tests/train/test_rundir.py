@@ -127,7 +127,8 @@ def test_damaged_lines_are_counted_told_and_dropped(run):
     said = rundir.cut_back(3, {"metrics.jsonl": 3, "timings.jsonl": 3})
     rundir.close()
     assert said == [
-        f"{run}/metrics.jsonl was damaged: 6 lines are no whole records and were dropped; 1 of 3 lines up to step 3 are lost"
+        f"{run}/metrics.jsonl was damaged: 6 lines are no whole records and were dropped; 1 of 3 lines up to step 3 "
+        "are lost"
     ]
     assert (run / "metrics.jsonl").read_bytes() == lines[0] + lines[1]
 

@@ -108,7 +108,7 @@ def test_a_balancing_bias_moves_once_an_update_by_the_load_of_the_whole_batch():
     np.testing.assert_array_equal(biases[1], biases[0])
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_skipped_update_leaves_the_bits_of_everything(accumulate):
     """One image of NaN in the last microbatch: parameters, statistics, EMA and the optimizer's counts stay; the next
     update is a usual one."""
@@ -147,9 +147,9 @@ def test_a_method_of_ones_own_may_distil_in_some_updates_and_not_in_others(monke
     monkeypatch.setitem(
         method_registry._METHODS, "every_other", type("EveryOther", (EveryOther,), {"name": "every_other"})
     )
-    _, after, lines, (compiled, most) = updates(language("every_other"), count=2)
+    _, _after, lines, (compiled, most) = updates(language("every_other"), count=2)
     assert all(np.isfinite(line["loss/s"]) for line in lines) and compiled <= most
-    _, sandwich, (line,), _ = updates(language("sandwich"), count=1)
+    _, _sandwich, (line,), _ = updates(language("sandwich"), count=1)
     np.testing.assert_allclose(lines[0]["loss/s"], line["loss/s"], rtol=1e-6)
 
 

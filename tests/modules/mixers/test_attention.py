@@ -21,7 +21,7 @@ GROUPED = Attention(heads=4, kv_heads=2, head_dim=6)
 NORMED = replace(GROUPED, qk_norm=True, qk_norm_eps=0.1)
 
 
-@pytest.mark.parametrize("length", [1, 65])
+@pytest.mark.parametrize("length", [1, pytest.param(65, marks=pytest.mark.slow)])
 def test_all_forms_compute_the_same(length):
     check_forms(NORMED if length == 65 else GROUPED, 16, length, naive=length == 65)
 
@@ -62,6 +62,7 @@ def test_attention_is_its_definition(spec):
     assert_agree(mixer.call(mixer.weights, x)[0][0], expected.astype(np.float32), 1e-5)
 
 
+@pytest.mark.slow
 def test_a_cache_may_be_written_over_and_holds_more_than_is_read():
     """Three guesses, all wrong: going back to their place gives what never having guessed gives, also from a first
     position known to be 0."""

@@ -49,7 +49,7 @@ def twin(spec, w, x):
     return np.einsum("bthv,hvd->btd", y, w["out"])
 
 
-@pytest.mark.parametrize("name", ["deltanet with a gate", "gated_deltanet"])
+@pytest.mark.parametrize("name", ["deltanet with a gate", pytest.param("gated_deltanet", marks=pytest.mark.slow)])
 def test_forms_agree_and_follow_the_recurrence(name):
     w, x, y = check_recurrent(SPECS[name], 16, 5, gradients=name == "gated_deltanet")
     assert_agree(y, twin(SPECS[name], w, x), 1e-5)
@@ -127,6 +127,7 @@ def test_smaller_selves_are_leading_slices(name):
     assert check_slices(spec, 32, 16, small)["k_conv/kernel"] == (4, 2, 4)
 
 
+@pytest.mark.slow
 def test_reduced_precision_keeps_the_memory_wide():
     config = Alone(GatedDeltaNet(heads=2), 16, 8)
     params, _ = weights(config)

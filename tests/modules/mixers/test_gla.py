@@ -10,6 +10,7 @@ from tests.modules.mixers.recurrent import check_recurrent, check_slices, heads,
 from tests.ops.compare import assert_agree
 
 
+@pytest.mark.slow
 def test_forms_agree_and_follow_the_recurrence():
     w, x, y = check_recurrent(GatedLinearAttention(heads=2, rank=3, divisor=2.0), 16, 5)
     q, k, v = (heads(x, w[name]) for name in "qkv")

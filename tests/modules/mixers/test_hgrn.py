@@ -60,6 +60,7 @@ def test_bounds_outside_the_open_interval_are_refused():
         HGRN(bound=1.0).resolve(8)
 
 
+@pytest.mark.slow
 def test_a_short_convolution_before_it():
     check_recurrent(HGRN(taps=3), 16, 9)
     assert num_params(HGRN(taps=3), 16) == num_params(HGRN(), 16) + 4 * 16

@@ -45,6 +45,7 @@ def kernel(name, w, q, k):
     return np.einsum("bihm,bjhm->bhij", phi_q, phi_k) / len(projection)
 
 
+@pytest.mark.slow_unless("performer relu")
 @pytest.mark.parametrize("name", SPECS)
 def test_forms_agree_and_are_the_quadratic_attention(name):
     w, x, y = check_recurrent(SPECS[name], 16, 9, gradients=name != "performer relu")
@@ -85,6 +86,7 @@ def test_cosformer_refuses_more_tokens_than_its_length():
     apply(config, *arrays, 1, 16, method="init_state")  # it keeps no tokens, so room for more of them is nothing to it
 
 
+@pytest.mark.slow
 def test_performer_approaches_softmax_attention():
     """Many features, small queries and keys: the outputs are those of causal softmax attention within Monte-Carlo
     error."""

@@ -14,7 +14,7 @@ from tests.ops.compare import assert_agree, draw
 SMALL = Mamba2(state=8, head_dim=4, groups=2)
 
 
-@pytest.mark.parametrize("length", [1, 3, 65])
+@pytest.mark.parametrize("length", [1, 3, pytest.param(65, marks=pytest.mark.slow)])
 def test_forms_agree(length):
     check_forms(SMALL, 8, length, naive=length == 65, packing=length == 65)
 
@@ -57,6 +57,7 @@ def test_published_counts(dim, depth, count):
     assert Mamba2().resolve(dim).heads == dim // 32
 
 
+@pytest.mark.slow
 def test_initialisation_is_the_released_one():
     weights = Functions(Mamba2(state=4, head_dim=2), 512, 8, redraw=False).weights[0]
     steps, rates = np.log1p(np.exp(weights["dt_bias"])).ravel(), np.exp(weights["a_log"]).ravel()
@@ -106,6 +107,7 @@ def test_bad_options_are_named():
         Mamba2(head_dim=8, dt_limit=(1.0, 0.5)).resolve(16)
 
 
+@pytest.mark.slow
 def test_reduced_precision_keeps_dtype_and_wide_states():
     mixer = Functions(SMALL, 16, 12)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), mixer.weights)

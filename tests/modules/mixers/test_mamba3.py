@@ -14,11 +14,12 @@ SMALL = Mamba3(state=8, head_dim=4, groups=2)
 MIMO = Mamba3(state=8, head_dim=4, rank=2)
 
 
-@pytest.mark.parametrize("length", [1, 65])
+@pytest.mark.parametrize("length", [1, pytest.param(65, marks=pytest.mark.slow)])
 def test_forms_agree(length):
     check_forms(SMALL, 8, length, naive=length == 65)
 
 
+@pytest.mark.slow
 def test_forms_with_several_inputs_and_outputs_agree():
     check_forms(MIMO, 8, 9, naive=False, packing=False)
 
@@ -76,6 +77,7 @@ def test_published_counts(dim, rank, count):
     assert num_params(Mamba3(rank=rank), dim) == count
 
 
+@pytest.mark.slow
 def test_initialisation_is_the_released_one():
     weights = Functions(Mamba3(state=8, head_dim=2, rank=2), 256, 8, redraw=False).weights[0]
     steps = np.log1p(np.exp(weights["dt_bias"])).ravel()

@@ -18,6 +18,7 @@ def turned(x):
     return np.concatenate([z.real, z.imag], -1)
 
 
+@pytest.mark.slow
 def test_forms_agree_and_follow_the_recurrence():
     w, x, y = check_recurrent(Retention(heads=2), 16, 9)
     q, k, v = (heads(x, w[name]) for name in "qkv")

@@ -18,6 +18,7 @@ from tests.ops.compare import assert_agree, draw
 SMALL = Routing(heads=3, local_heads=1, head_dim=6, clusters=3, window=4, local_window=5)
 
 
+@pytest.mark.slow
 def test_all_forms_compute_the_same_where_every_cluster_takes_all():
     check_forms(Routing(heads=4, local_heads=2, clusters=2, window=128, local_window=5), 16, 21)
 
@@ -39,6 +40,7 @@ def test_prefixes_are_routed_as_the_op_routes_them():
     assert (np.asarray(actual) == 0).all(-1).any(), "some token is in no cluster"
 
 
+@pytest.mark.slow
 def test_generation_is_the_parallel_form_of_every_prefix():
     mixer, x = Functions(SMALL, 16, 11), draw((2, 11, 16), 3)
     some = np.array([0, 3, 6, 10])

@@ -12,6 +12,7 @@ from tests.ops.compare import assert_agree, draw
 SPEC = Window(heads=4, kv_heads=2, window=5)
 
 
+@pytest.mark.slow
 def test_all_forms_compute_the_same():
     check_forms(SPEC, 16, 65)
 
