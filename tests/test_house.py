@@ -23,7 +23,7 @@ ALLOWED = {
     "robust": {"ops"},
     "tasks": {"ops", "robust"},
     "decode": {"data", "models", "modules", "ops"},
-    "control": {"modules", "ops"},
+    "control": {"modules", "ops", "report", "train"},
     "data": set(),
     "optim": {"modules"},
     "report": set(),

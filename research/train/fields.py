@@ -33,6 +33,7 @@ def _one_of(*choices: str) -> Rule:
 
 FIELDS: dict[str, Field] = {
     "seed": Field(int, "keys every random draw of the run", Rule(least=0, most=2**64 - 1, says="a whole number from 0 to 2^64 - 1")),
+    "learner.name": Field(str, "what the run is: supervised training, or another learner"),
     "data.name": Field(str, "data set, see research/data/sources.py"),
     "data.dir": Field(str, "where its files lie"),
     "data.validation_fraction": Field(float, "part of the training images held out for validation", Rule(least=0, below=1)),

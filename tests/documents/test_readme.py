@@ -5,13 +5,13 @@ import fnmatch
 import re
 
 import yaml
+from research.nested.schemes import SCHEMES
 
 import research
 from research.data import registry as registry_of_data
 from research.models import registry
 from research.models.sequence import SequenceConfig
 from research.modules.axes import ROLES
-from research.nested.schemes import SCHEMES
 from research.nested.slicing import CUTS
 from research.optim.fields import OPTIMIZERS
 from research.tasks.robust import METHODS
