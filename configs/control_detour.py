@@ -4,7 +4,7 @@ the harness of every other run.
     python -m launch.train --config=configs/control_detour.py --workdir=runs/control_detour
 
 Hardware: two CPU cores, about a minute and a half. Number to expect: 1.3, the mean return of three seeds' last
-policies (0.33 to 2.4: seeds differ, results/control/detour); the shortest way round earns about 2.6.
+policies (0.33 to 2.7: seeds differ, results/control/detour); the shortest way round earns about 2.6.
 Data: none; every seed makes its own experience, 6,000 steps of its environment after 500 of uniform actions.
 """
 

@@ -170,13 +170,17 @@ def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
     given = config.to_dict()
     filled = {**given, "optim": optim_fields.resolve(given["optim"]), "method": _options(given)}
     filled["learner"] = _learner(given)
-    return json.loads(json.dumps(filled, default=list))
+    return _plain(filled)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values, default=list))
 
 
 def _learner(given: Mapping[str, Any]) -> dict[str, Any]:
     from research.train.learner_registry import options_of
 
-    return {"name": given["learner"]["name"], "options": dataclasses.asdict(options_of(given))}
+    return _plain({"name": given["learner"]["name"], "options": dataclasses.asdict(options_of(given))})
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
