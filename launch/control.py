@@ -8,8 +8,11 @@ Each of the numbers of experts is run with each estimator (one expert once: ther
 control.csv, a row per seed, and control.md, means over seeds.
 """
 
+import functools
 import itertools
+import tempfile
 import time
+from typing import Any
 
 from absl import flags
 
@@ -26,6 +29,9 @@ _OUT = outputs.output_flag(
     "out", outputs.Place.FOLDER, "Folder for control.csv and control.md; default: nothing is written."
 )
 
+EVALUATIONS = 10
+"""Evaluations of a run, at equal distances; the last is at its end."""
+
 
 def _numbers(name: str, texts: list[str]) -> list[int]:
     from research.errors import UserError
@@ -35,29 +41,55 @@ def _numbers(name: str, texts: list[str]) -> list[int]:
     return [int(text) for text in texts]
 
 
+def _config(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of a run that is evaluated EVALUATIONS times."""
+    from research.train.config import base_config, resolved
+
+    config = base_config()
+    config.learner = {"name": "soft_actor_critic", "options": options}
+    config.train.duration, config.eval.every, config.checkpoint.every = str(EVALUATIONS), "1", "0"
+    return resolved(config)
+
+
+def _train(config: dict[str, Any], head: str) -> list[Any]:
+    """Trains a config in a folder that nothing is kept of and returns its evaluations; `head` begins their lines."""
+    from launch.terminal import Silent
+    from research.control.learner import SoftActorCritic
+    from research.control.runs import Evaluation
+    from research.train.loop import Preempted, train
+
+    curve: list[Evaluation] = []
+
+    def told(evaluation: Evaluation) -> None:
+        curve.append(evaluation)
+        returns = " ".join(f"{value:.2f}" for value in evaluation.returns)
+        print(f"{head}: step {evaluation.steps}/{_STEPS.value}  returns {returns}", flush=True)
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            train(config, folder, Silent(), functools.partial(SoftActorCritic, told=told))
+    except Preempted:
+        common.stopped("stopped; nothing is kept, start the same command again")
+    return curve
+
+
 def main() -> int:
     experts, seeds = _numbers("experts", _EXPERTS.value), _numbers("seeds", _SEEDS.value)
 
     from research.control import runs
     from research.control.environments import environment
-    from research.control.sac import Sac
     from research.report import machine, tables
 
-    task = environment(_TASK.value)
+    environment(_TASK.value)  # or an error
+    options = {"task": _TASK.value, "seeds": seeds, "steps": _STEPS.value // EVALUATIONS}
     configs = {
-        (k, estimator if k > 1 else "-"): Sac(experts=k, estimator=estimator)
+        (k, estimator if k > 1 else "-"): _config({**options, "experts": k, "estimator": estimator})
         for k, estimator in itertools.product(experts, _ESTIMATOR.value)
     }
     rows = []
     for (k, estimator), config in configs.items():
-        start, curve = time.perf_counter(), []
-        for evaluation, _ in runs.train(config, task, seeds, _STEPS.value):
-            curve.append(evaluation)
-            returns = " ".join(f"{value:.2f}" for value in evaluation.returns)
-            print(
-                f"{_TASK.value}, {k} experts, {estimator}: step {evaluation.steps}/{_STEPS.value}  returns {returns}",
-                flush=True,
-            )
+        start = time.perf_counter()
+        curve = _train(config, f"{_TASK.value}, {k} experts, {estimator}")
         rows += runs.summary(_TASK.value, k, estimator, seeds, curve, time.perf_counter() - start)
     shown = runs.over_seeds(rows)
     print(tables.text_table(shown, list(shown[0])))
@@ -68,4 +100,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, trains=True)

@@ -135,10 +135,10 @@ def main(overrides: dict[str, str]) -> int:
         stopping.heed()
         _write_sample(_WORKDIR.value, config["report"]["sample"])
     smallest = report["subnets"][-1]["name"]
-    print(
-        f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={smallest} "
-        f"--out={_WORKDIR.value}/{smallest}"
+    extract = (
+        f"python -m launch.extract --workdir={_WORKDIR.value} --subnet={smallest} --out={_WORKDIR.value}/{smallest}"
     )
+    print(f"next: {next(iter(report.get('next', [extract])))}")
     sys.stdout.flush()
     return 0
 

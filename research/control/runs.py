@@ -1,7 +1,7 @@
-"""Training runs of soft actor-critic on a toy task: all seeds at once, environment and learner in one compiled scan."""
+"""One seed's run of soft actor-critic on a toy task as pure functions, environment and learner in one scan; tables over
+seeds."""
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,11 +12,6 @@ from jaxtyping import Array, Float, Int
 
 from research.control.environments import Environment
 from research.control.sac import Learner, Sac, Transition, act, make_learner, policy, update
-from research.errors import UserError
-from research.seeds import key as key_of
-
-RARELY = {"xla_backend_optimization_level": 1}
-"""Compiler options of programs that run a few times only."""
 
 
 class Memory(NamedTuple):
@@ -34,6 +29,14 @@ class Run(NamedTuple):
     state: Float[Array, " S"]
     time: Int[Array, ""]
     key: Array
+
+
+class Numbers(NamedTuple):
+    """What a step tells of itself: the loss of its update, its reward, and the temperature after it."""
+
+    loss: Float[Array, "*S"]
+    reward: Float[Array, "*S"]
+    temperature: Float[Array, "*S"]
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ def recall(memory: Memory, key: Array, size: int) -> Transition:
     return jax.tree.map(lambda ring: ring[index], memory.transitions)
 
 
-def advance(config: Sac, environment: Environment, run: Run, *, learning: bool) -> Run:
-    """Takes one step in the environment; learning, also one update, else the action is uniform."""
+def advance(config: Sac, environment: Environment, run: Run, *, learning: bool) -> tuple[Run, Numbers]:
+    """Takes one step in the environment; learning, also one update, else the action is uniform and the loss 0."""
     key, act_key, reset_key, recall_key, update_key = jax.random.split(run.key, 5)
     observation = environment.observe(run.state)
     if learning:
@@ -88,11 +91,19 @@ def advance(config: Sac, environment: Environment, run: Run, *, learning: bool) 
     transition = Transition(observation, action, reward, environment.observe(state), terminal.astype(jnp.float32))
     memory = remember(run.memory, transition)
     over = terminal | (run.time + 1 >= environment.horizon)
-    learner = run.learner
+    learner, loss = run.learner, jnp.zeros(())
     if learning:
-        learner = update(config, environment, learner, recall(memory, recall_key, config.batch), update_key)
+        learner, loss = update(config, environment, learner, recall(memory, recall_key, config.batch), update_key)
     state = jnp.where(over, environment.reset(reset_key), state)
-    return Run(learner, memory, state, jnp.where(over, 0, run.time + 1), key)
+    numbers = Numbers(loss, reward, jnp.exp(learner.trained.log_alpha))
+    return Run(learner, memory, state, jnp.where(over, 0, run.time + 1), key), numbers
+
+
+def advance_all(config: Sac, environment: Environment, run: Run, count: int, *, learning: bool) -> tuple[Run, Numbers]:
+    """Takes `count` steps in one scan, see `advance`; the numbers are means over them."""
+    body = lambda run, _: advance(config, environment, run, learning=learning)
+    run, numbers = jax.lax.scan(body, run, length=count)
+    return run, jax.tree.map(lambda x: x.mean(0), numbers)
 
 
 def episode_return(config: Sac, environment: Environment, learner: Learner, key: Array) -> Float[Array, ""]:
@@ -109,46 +120,16 @@ def episode_return(config: Sac, environment: Environment, learner: Learner, key:
     return jax.lax.scan(body, (environment.reset(reset_key), jnp.array(True)), keys)[1].sum()
 
 
-def train(
-    config: Sac, environment: Environment, seeds: list[int], steps: int, evaluations: int = 10, episodes: int = 20
-) -> Iterator[tuple[Evaluation, Run]]:
-    """Trains all seeds side by side and yields, at equal distances, what they earn and where they stand.
-
-    Args:
-      config: the learner.
-      environment: the task.
-      seeds: one run each; a run's numbers depend on its seed alone.
-      steps: environment steps of each run after the warm-up, one update each.
-      evaluations: how often to evaluate; the last is at the end.
-      episodes: episodes of an evaluation.
-
-    Raises:
-      UserError: fewer steps than evaluations, or a seed out of range.
-    """
-    if not 1 <= evaluations <= steps:
-        raise UserError(f"steps={steps} must be at least evaluations={evaluations}, and that at least 1")
-
-    def scan(count: int, learning: bool, run: Run) -> Run:
-        body = lambda run, _: (advance(config, environment, run, learning=learning), None)
-        return jax.lax.scan(body, run, length=count)[0]
-
-    def measure(run: Run) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        keys = jax.random.split(jax.random.fold_in(run.key, 1), episodes)
-        observations = jax.vmap(lambda key: environment.observe(environment.reset(key)))(keys)
-        log_weights = policy(config, environment, run.learner.trained.actor, observations).log_weights
-        entropy = -(jnp.exp(log_weights) * log_weights).sum(-1).mean()
-        returns = jax.vmap(functools.partial(episode_return, config, environment, run.learner))(keys)
-        return returns.mean(), jnp.exp(entropy)
-
-    keys = jnp.stack([key_of(seed) for seed in seeds])
-    runs = jax.jit(jax.vmap(functools.partial(start, config, environment)), compiler_options=RARELY)(keys)
-    runs = jax.jit(jax.vmap(functools.partial(scan, config.warmup, False)), compiler_options=RARELY)(runs)
-    length = steps // evaluations
-    learn = jax.jit(jax.vmap(functools.partial(scan, length, True)), donate_argnums=0)
-    evaluate = jax.jit(jax.vmap(measure), compiler_options=RARELY)
-    for i in range(evaluations):
-        runs = learn(runs)
-        yield Evaluation((i + 1) * length, *map(np.asarray, evaluate(runs))), runs
+def measure(
+    config: Sac, environment: Environment, run: Run, episodes: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Returns (mean return of some episodes, primitives in use), see `Evaluation`; the same for the same run."""
+    keys = jax.random.split(jax.random.fold_in(run.key, 1), episodes)
+    observations = jax.vmap(lambda key: environment.observe(environment.reset(key)))(keys)
+    log_weights = policy(config, environment, run.learner.trained.actor, observations).log_weights
+    entropy = -(jnp.exp(log_weights) * log_weights).sum(-1).mean()
+    returns = jax.vmap(functools.partial(episode_return, config, environment, run.learner))(keys)
+    return returns.mean(), jnp.exp(entropy)
 
 
 def summary(

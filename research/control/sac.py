@@ -7,7 +7,7 @@ those of single primitives, as in the paper's code, so the temperature does not 
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from research.errors import UserError
 from research.modules import gaussian_mixture as mixtures
 from research.modules.gaussian_mixture import Draws, Mixture
 from research.modules.state import Arrays, apply, initialize
+from research.values import SHARE, SIZE, Rule
+
+Positive = Annotated[float, Rule(above=0)]
 
 ESTIMATORS = {
     "frequency": "the frequency loss; every primitive is trained on every state",
@@ -50,17 +53,17 @@ class Sac:
       warmup: steps of uniform actions before the first update.
     """
 
-    experts: int = 2
-    estimator: str = "frequency"
-    hidden: int = 64
-    depth: int = 2
-    gamma: float = 0.99
-    tau: float = 0.01
-    lr: float = 3e-3
-    temperature: float = 0.1
-    batch: int = 128
-    capacity: int = 20_000
-    warmup: int = 500
+    experts: Annotated[int, SIZE] = 2
+    estimator: Annotated[str, Rule(choices=tuple(ESTIMATORS))] = "frequency"
+    hidden: Annotated[int, SIZE] = 64
+    depth: Annotated[int, SIZE] = 2
+    gamma: Annotated[float, SHARE] = 0.99
+    tau: Annotated[float, SHARE] = 0.01
+    lr: Positive = 3e-3
+    temperature: Positive = 0.1
+    batch: Annotated[int, SIZE] = 128
+    capacity: Annotated[int, SIZE] = 20_000
+    warmup: Annotated[int, SIZE] = 500
 
     def __post_init__(self):
         if self.estimator not in ESTIMATORS:
@@ -183,9 +186,11 @@ def actor_loss(
     return (alpha * log_prob - mixtures.of_primitive(q, index) + router).mean(), log_prob.mean()
 
 
-def update(config: Sac, environment: Environment, learner: Learner, batch: Transition, key: Array) -> Learner:
-    """Returns the learner after one step of critics, actor and temperature on a batch, and of the target copies after
-    them."""
+def update(
+    config: Sac, environment: Environment, learner: Learner, batch: Transition, key: Array
+) -> tuple[Learner, Float[Array, ""]]:
+    """Returns (the learner after one step of critics, actor and temperature on a batch, and of the target copies after
+    them; the loss before it)."""
     critic_key, noise_key, choice_key = jax.random.split(key, 3)
     frozen = jax.lax.stop_gradient(learner.trained)
 
@@ -201,8 +206,8 @@ def update(config: Sac, environment: Environment, learner: Learner, batch: Trans
         critics = critic_loss(config, environment, trained.critics, learner._replace(trained=frozen), batch, critic_key)
         return critics + acting - trained.log_alpha * surprise
 
-    gradient = jax.grad(loss)(learner.trained)
+    value, gradient = jax.value_and_grad(loss)(learner.trained)
     steps, moments = optax.adam(config.lr).update(gradient, learner.moments)
     trained = optax.apply_updates(learner.trained, steps)
     targets = jax.tree.map(lambda old, new: old + config.tau * (new - old), learner.targets, trained.critics)
-    return Learner(trained, targets, moments)
+    return Learner(trained, targets, moments), value

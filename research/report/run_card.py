@@ -8,7 +8,7 @@ directory; `compare` joins several directories. A report is a dict of plain valu
 
 `metric` and the name and value of each sub-network are needed; the rest may be absent or None. Also understood:
 "title", "command", "full" (name of the full network; by default the one with the most parameters), "higher_is_better"
-(by default read off the metric's name). Any other number or string is listed as a fact of the run.
+(by default read off the metric's name), "next" (commands that go on from the run; by default those for its networks). Any other number or string is listed as a fact of the run.
 """
 
 import json
@@ -186,12 +186,18 @@ def _facts(report: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
 
 def _next_steps(workdir: Path, report: Mapping[str, Any], front: Sequence[Mapping[str, Any]]) -> str:
     """Commands that work on this run as they stand, with a budget and a name taken from its own front."""
+    if "next" in report:
+        return _commands(report["next"])
     lines = [f"python -m launch.evaluate --workdir={workdir} --subnet=all"]
     middle = front[len(front) // 2] if front else (report["subnets"] or [{"name": "full"}])[0]
     if tables.is_finite(middle.get("flops")):
         lines.append(f"python -m launch.select --workdir={workdir} --max_flops={middle['flops']}")
     lines.append(f"python -m launch.extract --workdir={workdir} --subnet='{middle['name']}' --out={workdir}-extracted")
     lines.append(f"python -m launch.report --workdir={workdir},OTHER_RUN")
+    return _commands(lines)
+
+
+def _commands(lines: Sequence[str]) -> str:
     return "## How to go on\n\n" + "".join(f"    {line}\n" for line in lines)
 
 

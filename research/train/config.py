@@ -27,6 +27,7 @@ def base_config() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "seed": 0,
+            "learner": {"name": "supervised", "options": {}},  # see research/train/learner_registry.py
             "model": {"name": "unireplknet_a"},
             "data": {
                 "name": "digits",
@@ -102,7 +103,7 @@ def base_config() -> ml_collections.ConfigDict:
     )
 
 
-FREE = ("model", "data.augment", "data.options", "task.options", "method", "nested.points", "expect")
+FREE = ("learner.options", "model", "data.augment", "data.options", "task.options", "method", "nested.points", "expect")
 """Sub-trees whose fields are checked by whoever reads them."""
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_+=-]{0,79}"
 """Names of sub-networks, which are names of files too; a config has no dots in them."""
@@ -161,15 +162,26 @@ def _compare(given: dict[str, Any], known: dict[str, Any], prefix: str) -> None:
 
 
 def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the config as plain JSON types, with the optimizer's and the methods' own values where the recipe leaves
-    them open; options of methods that are not in use are left out.
+    """Returns the config as plain JSON types, with the optimizer's, the learner's and the methods' own values where the
+    recipe leaves them open; options of methods that are not in use are left out.
 
     Raises:
-      UserError: an unknown method or option of one.
+      UserError: an unknown learner or method, or option of one.
     """
     given = config.to_dict()
     filled = {**given, "optim": optim_fields.resolve(given["optim"]), "method": _options(given)}
-    return json.loads(json.dumps(filled, default=list))
+    filled["learner"] = _learner(given)
+    return _plain(filled)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values, default=list))
+
+
+def _learner(given: Mapping[str, Any]) -> dict[str, Any]:
+    from research.train.learner_registry import options_of
+
+    return _plain({"name": given["learner"]["name"], "options": dataclasses.asdict(options_of(given))})
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,6 +219,7 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
     filled = fill(upgraded(config), resolved(base_config()), "")
     filled["method"] = _options(filled) if isinstance(filled["method"], dict) else filled["method"]
+    filled["learner"] = _learner(filled) if isinstance(filled["learner"], dict) else filled["learner"]
     return {**filled, "optim": optim_fields.stored(filled["optim"])}
 
 

@@ -37,6 +37,7 @@ FIELDS: dict[str, Field] = {
         "keys every random draw of the run",
         Rule(least=0, most=2**64 - 1, says="a whole number from 0 to 2^64 - 1"),
     ),
+    "learner.name": Field(str, "what the run is: supervised training, or another learner"),
     "data.name": Field(str, "data set, see research/data/sources.py"),
     "data.dir": Field(str, "where its files lie"),
     "data.validation_fraction": Field(

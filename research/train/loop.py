@@ -18,7 +18,7 @@ from research.files import write_json
 from research.report import machine
 from research.report.run_card import write_report
 from research.stopping import Preempted
-from research.train import finish, processes, supervised, watch
+from research.train import finish, learner_registry, processes, watch
 from research.train.checkpoint import Checkpoints
 from research.train.evaluations import Evaluations
 from research.train.heartbeat import Heartbeat
@@ -35,7 +35,7 @@ __all__ = ["NotFinite", "Preempted", "Reporter", "Run", "train"]
 class Run:
     """One run in its directory; `run()` trains and reports."""
 
-    def __init__(self, config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = supervised.make):
+    def __init__(self, config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = learner_registry.make):
         self.config, self.reporter = config, reporter
         with contextlib.ExitStack() as closing:
             self._make(Path(workdir), make, closing)
@@ -47,7 +47,7 @@ class Run:
         self.heart = Heartbeat(reporter.say)
         closing.callback(self.heart.close)
         self.step, self.first, self.stop = 0, 0, stopping.Stop()
-        with self.heart.at(lambda: f"loading data {config['data']['name']}"):
+        with self.heart.at(lambda: f"loading what {config['learner']['name']} learns from"):
             # A stop while a program is waited for finds the state of the last whole update.
             self.learner = make(config, self._tick, self._waited)
         closing.callback(lambda: self.learner.close())
@@ -282,7 +282,9 @@ class Run:
         return report
 
 
-def train(config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = supervised.make) -> dict[str, Any]:
+def train(
+    config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = learner_registry.make
+) -> dict[str, Any]:
     """Runs a config in a directory (again: resumes) and returns the report, written as report.json, report.md and
     pareto.png.
 
@@ -290,7 +292,7 @@ def train(config: dict[str, Any], workdir: str, reporter: Reporter, make: Make =
       config: a resolved config, see `research.train.config`.
       workdir: the run's folder.
       reporter: where lines for humans go.
-      make: the learner; by default supervised training.
+      make: the learner; by default the one that the config names.
 
     Raises:
       UserError: a config, a folder or data that do not fit, a full disk, NaN.

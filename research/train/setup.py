@@ -19,6 +19,7 @@ from research.train.data import Data, Facts
 from research.train.durations import to_steps
 from research.train.examples import Checked, check_labelled, limits_of
 from research.train.hooks import About, Phase
+from research.train.learner_registry import check_is
 from research.train.methods import Methods, make_methods
 from research.train.model import make_model
 from research.train.used import task_of
@@ -158,6 +159,7 @@ def make_setup(
     Raises:
       UserError: whatever in the config does not fit together.
     """
+    check_is(config, "supervised")
     options = config["data"]["options"]
     if own := {"name", "data_dir", "validation_fraction"} & set(options):
         raise UserError(f"data.options.{min(own)} is no option; set data.{min(own).removeprefix('data_')}")

@@ -18,6 +18,7 @@ from research.train.build import make_programs
 from research.train.compiler import Program
 from research.train.evaluation import Evaluator, Weights, weights_of
 from research.train.learner import Goal, Learner, Reading, Say
+from research.train.learner_registry import register
 from research.train.processes import place_whole
 from research.train.restore import Wanted
 from research.train.setup import Setup, make_setup
@@ -208,6 +209,7 @@ class Supervised(Learner):
         self.programs.close()
 
 
+@register("supervised")
 def make(config: dict[str, Any], waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Learner:
     """Makes the learner of a recipe: supervised training of its model on its data.
 

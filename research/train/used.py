@@ -16,7 +16,9 @@ from research.errors import UserError
 from research.files import printable
 from research.tasks import registry as tasks
 from research.tasks.base import Task
-from research.train.config import NAME, base_config, resolved, value_of
+from research.train import learner_registry
+from research.train.config import FREE, NAME, base_config, resolved, value_of
+from research.train.fields import FIELDS
 from research.train.method_registry import find
 from research.values import Rule, fit
 
@@ -127,7 +129,9 @@ def unread(config: Config) -> set[str]:
       UserError: an unknown data set.
     """
     read = {field for reader in readers() if reader.here(config) for field in reader.reads}
-    return {field for reader in readers() for field in reader.reads} - read
+    others = {field for reader in readers() for field in reader.reads} - read
+    learner = learner_registry.find(config["learner"]["name"])
+    return others | {field for field in (*FIELDS, *FREE) if not learner.goes_by(field)}
 
 
 def ignored(old: Config, new: Config) -> set[str]:
@@ -164,7 +168,7 @@ def check_used(config: Config, recipe: Config | None = None, given: Collection[s
     defaults, before = resolved(base_config()), unread(recipe or config)
     for field in sorted(unread(config)):
         value, default = _get(config, field), _get(defaults, field)
-        owners = [reader for reader in readers() if field in reader.reads]
+        owners = _owners(field, config)
         left_over = field not in before and field not in given and all(reader.option for reader in owners)
         if value != default and not left_over:
             names = " or ".join(dict.fromkeys(reader.name for reader in owners))
@@ -174,6 +178,15 @@ def check_used(config: Config, recipe: Config | None = None, given: Collection[s
             )
 
 
+def _owners(field: str, config: Config) -> list[Reader]:
+    """Returns who goes by a field that a run does not go by: other learners, where its own is none that does."""
+    learners = learner_registry.known()
+    if learners[config["learner"]["name"]].goes_by(field):
+        return [reader for reader in readers() if field in reader.reads]
+    others = [name for name, learner in learners.items() if learner.goes_by(field)]
+    return [Reader(f"the learner {name}", (field,), lambda config: False) for name in others]
+
+
 def _get(config: Config, field: str) -> Any:
     *parents, name = field.split(".")
-    return value_of(config, ".".join(parents)).get(name)
+    return (value_of(config, ".".join(parents)) if parents else config).get(name)

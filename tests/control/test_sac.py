@@ -113,7 +113,8 @@ def test_critic_loss_by_hand():
 def test_update_moves_every_network_and_the_targets_a_little(estimator):
     environment, config = Pendulum(), Sac(experts=2, estimator=estimator, **SMALL)
     learner, batch = learner_of(config, environment), batch_of(environment, 16)
-    new = fast_jit(functools.partial(update, config, environment))(learner, batch, jax.random.key(1))
+    new, loss = fast_jit(functools.partial(update, config, environment))(learner, batch, jax.random.key(1))
+    assert np.isfinite(loss)
     for name, (before, after) in {
         "actor": (learner.trained.actor, new.trained.actor),
         "critics": (learner.trained.critics, new.trained.critics),
@@ -196,16 +197,3 @@ def test_mistakes():
         Sac(estimator="best")
     with pytest.raises(UserError, match="experts=0; valid: whole numbers from 1"):
         Sac(experts=0)
-    with pytest.raises(UserError, match="steps=5 must be at least evaluations=10"):
-        next(runs.train(Sac(), Bandit(), [0], 5))
-
-
-@pytest.mark.slow
-def test_runs_learn_the_bandit_and_depend_on_their_own_seed_alone():
-    config = Sac(experts=2, hidden=16, batch=64, capacity=2000, warmup=200)
-    *_, (last, both) = runs.train(config, Bandit(), [3, 5], 1200, evaluations=2)
-    assert last.returns.min() > 0.7 and last.steps == 1200
-    *_, (_, alone) = runs.train(config, Bandit(), [5], 1200, evaluations=2)
-    np.testing.assert_array_equal(jax.random.key_data(both.key)[1], jax.random.key_data(alone.key)[0])
-    for name, array in alone.learner.trained.actor.items():
-        np.testing.assert_allclose(array[0], both.learner.trained.actor[name][1], rtol=0.1, atol=0.05)

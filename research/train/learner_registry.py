@@ -1,0 +1,121 @@
+"""The learners by name, as `config.learner.name` says it. Each registers itself in its own file: supervised training
+here, all of `research/control/`, and those of a user's own file (`--plugin=FILE`)."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from research.errors import UserError
+from research.plugins import import_all
+from research.train.learner import Learner, Make
+from research.values import fit_options
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of a learner that has none of its own."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A learner.
+
+    Attributes:
+      make: returns the one of a run.
+      options: dataclass of what `config.learner.options` holds.
+      reads: sections and fields of the config that it goes by, beside those of the harness; None: all.
+    """
+
+    make: Make
+    options: Callable[..., Any]
+    reads: Collection[str] | None
+
+    def goes_by(self, field: str) -> bool:
+        """Whether a run of it goes by a dotted field of the config."""
+        read = None if self.reads is None else (*HARNESS, *self.reads)
+        return read is None or any(field == name or field.startswith(f"{name}.") for name in read)
+
+
+HARNESS = (
+    "seed",
+    "learner",
+    "data.stall_s",
+    "train.duration",
+    "train.log_every",
+    "train.profile",
+    "eval.every",
+    "eval.stop_at",
+    "checkpoint",
+    "report.chosen",
+    "expect",
+)
+"""Sections and fields that a run goes by whatever its learner."""
+_LEARNERS: dict[str, Entry] = {}
+
+
+def register(
+    name: str, *, options: Callable[..., Any] = NoOptions, reads: Collection[str] | None = None
+) -> Callable[[Make], Make]:
+    """Makes a factory `make(config, waiting, waited) -> Learner` known by a name; the rest as of `Entry`."""
+
+    def add(make: Make) -> Make:
+        if name in _LEARNERS:
+            raise ValueError(f"learner {name} is registered twice")
+        _LEARNERS[name] = Entry(make, options, reads)
+        return make
+
+    return add
+
+
+def known() -> dict[str, Entry]:
+    """Returns all learners by name, sorted."""
+    from research.train import supervised  # it registers itself, and is made of what is checked by this file
+
+    del supervised
+    import_all("research.control")
+    return dict(sorted(_LEARNERS.items()))
+
+
+def find(name: str) -> Entry:
+    """Returns a learner's entry.
+
+    Raises:
+      UserError: no learner has this name.
+    """
+    if name not in (learners := known()):
+        near = difflib.get_close_matches(name, learners, n=3, cutoff=0.4) or list(learners)
+        raise UserError(f"learner.name: unknown learner {name!r}; near: {', '.join(near)} (all: {', '.join(learners)})")
+    return learners[name]
+
+
+def options_of(config: dict[str, Any]) -> Any:
+    """Returns the options of a config's learner, typed and checked.
+
+    Raises:
+      UserError: an unknown learner or option, or a value of another type or out of range.
+    """
+    name, given = config["learner"]["name"], config["learner"]["options"]
+    takes: Any = find(name).options
+    fields = {field.name for field in dataclasses.fields(takes)}
+    for option in given:
+        if option not in fields:
+            near = difflib.get_close_matches(option, sorted(fields), n=3, cutoff=0.4) or sorted(fields)
+            raise UserError(f"learner.options.{option} is unknown to {name}; near: {', '.join(near) or 'it has none'}")
+    return takes(**fit_options(given, takes, "learner.options."))
+
+
+def check_is(config: dict[str, Any], name: str) -> None:
+    """Raises UserError where a config's learner is another than what is asked of it needs."""
+    if config["learner"]["name"] != name:
+        raise UserError(f"this is for runs of the learner {name}; the run's is {config['learner']['name']}")
+
+
+def make(config: dict[str, Any], waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Learner:
+    """Makes the learner that a config names.
+
+    Raises:
+      UserError: whatever in the config does not fit together.
+    """
+    return find(config["learner"]["name"]).make(config, waiting, waited)
