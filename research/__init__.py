@@ -1,4 +1,4 @@
-"""Nestax: efficient architectures in JAX, every one trainable many-in-one.
+"""Nestax: efficient architectures in JAX, whose sub-networks are trained together and cut out.
 
 `list_models` and `model_info` come from `research.models.registry`, `create_model` from `research.nested.model`;
 importing this package is cheap.

@@ -43,6 +43,10 @@ class Evaluations:
         self.ended = len(here) > int(self.reached)  # the evaluation that reached the goal is not the last one
         self.ended = self.ended and (self.reached or step == total)
 
+    def told(self, step: int, total: int) -> str:
+        """Returns a line on the value that ended training."""
+        return f"eval.stop_at={self.stop_at} is reached at step {step} of {total}"
+
     def note(self, step: int, value: float, *, final: bool) -> None:
         """Takes down an evaluation; `final`: that at the end of training."""
         self.last, self.values[step] = step, value

@@ -55,13 +55,11 @@ class Run:
         self.rundir = RunDir(workdir, config, machine.environment(), writes=processes.is_first())
         closing.callback(self.rundir.close)
         processes.barrier("the run's folder is there")
-        keep = config["checkpoint"]
+        keep = {name: config["checkpoint"][name] for name in ("keep_last", "keep_every", "keep_best")}
         self.evaluations = Evaluations(self.learner.goal, config["eval"]["stop_at"])
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
-            keep_last=keep["keep_last"],
-            keep_every=keep["keep_every"],
-            keep_best=keep["keep_best"],
+            **keep,
             metrics=self.evaluations.values,
             higher_is_better=self.learner.goal.higher_is_better,
             say=reporter.say,
@@ -202,8 +200,7 @@ class Run:
                 with self.clock.pause():
                     self._evaluate()
                 if self.evaluations.reached:
-                    goal = self.config["eval"]["stop_at"]
-                    self.reporter.say(f"eval.stop_at={goal} is reached at step {self.step} of {self.total}")
+                    self.reporter.say(self.evaluations.told(self.step, self.total))
                     break
             self._tick_step()
             self.profile.before(self.step, self.state)
@@ -222,8 +219,7 @@ class Run:
         if self.step == self.saves.step or not self.learner.reshape_due(self.step):
             return  # what is saved has its shape
         self._settle()
-        state = self.learner.reshape(self.step, self.state, self.reporter.say)
-        if state is not None:
+        if (state := self.learner.reshape(self.step, self.state, self.reporter.say)) is not None:
             self.state = state
             with self.clock.pause():
                 self._save()

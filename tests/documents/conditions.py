@@ -100,7 +100,7 @@ def facts(result: Result, data_dir: str = "") -> dict[str, Any]:
         out["chosen"].append(setup.config["report"]["chosen"] or UNKNOWN)
         out["updates"].append(str(setup.total))
         out["examples"].append(str(setup.config["data"]["batch_size"]))
-        out["train_flops"].append(f"{getattr(setup.task, 'work', 1) * run_flops(setup):.3g}")
+        out["train_flops"].append(f"{setup.task.work * setup.methods.work() * run_flops(setup):.3g}")
     return {key: "; ".join(dict.fromkeys(values)) for key, values in out.items()}
 
 

@@ -9,6 +9,15 @@ DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "WORKSPACE.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+GUIDES = {
+    "mixer": "add-a-mixer",
+    "model": "add-a-model",
+    "data": "add-a-data-set",
+    "optimizer": "add-an-optimizer",
+    "task": "add-a-task",
+    "method": "add-a-method",
+}
+"""Component -> the page of docs/how-to/ whose first block of Python is a complete file that adds it."""
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -31,6 +40,11 @@ def anchors(text: str) -> set[str]:
 def python_blocks(text: str) -> list[str]:
     """Returns the blocks of Python of a page, in order."""
     return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def guide(part: str) -> list[str]:
+    """Returns the blocks of Python of the guide to a component."""
+    return python_blocks((ROOT / f"docs/how-to/{GUIDES[part]}.md").read_text())
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:

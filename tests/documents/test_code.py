@@ -1,16 +1,15 @@
 """Python in the documents runs as it stands; complete files of the guides work as plugins."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.documents.pages import DOCUMENTS, ROOT, name, python_blocks
+from tests.documents.pages import DOCUMENTS, GUIDES, ROOT, guide, name, python_blocks
 
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-GUIDES = ROOT / "docs/how-to"
-PLUGINS = {"mixer": "add-a-mixer", "model": "add-a-model", "data": "add-a-data-set", "optimizer": "add-an-optimizer"}
 
 
 def run(*args, folder):
@@ -24,9 +23,9 @@ def run(*args, folder):
 def saved(folder):
     """The complete files of the guides in a folder: name -> path."""
     paths = {}
-    for part, guide in PLUGINS.items():
+    for part in GUIDES:
         paths[part] = folder / f"my_{part}.py"
-        paths[part].write_text(python_blocks((GUIDES / f"{guide}.md").read_text())[0])
+        paths[part].write_text(guide(part)[0])
     return paths
 
 
@@ -48,8 +47,12 @@ for file in {files}:
 from research.data.sources import load_splits
 from research.models import registry
 from research.optim.fields import OPTIMIZERS
+from research.tasks.registry import find
+from research.train.method_registry import make
 print(registry.model_info("average_small")["paper"], registry.model_info("perceptron")["params"], "signum" in OPTIMIZERS)
 print({{split: len(source) for split, source in load_splits("stripes", period=1).items()}})
+task = find("", "direction", "directions")
+print(f"{{task.__module__}}.{{task.__name__}}", make("magnitude", {{"sparsity": 0.8}}))
 """
 
 
@@ -58,6 +61,7 @@ def test_files_of_the_guides_register_what_they_add(tmp_path):
     out = run("-c", REGISTERED.format(files=files), folder=ROOT).splitlines()
     assert out[0] == f"a note of mine {64 * 64 + 64 + 64 * 10 + 10} True"
     assert out[1] == "{'train': 288, 'validation': 32, 'test': 80}"
+    assert out[2] == "plugin_my_task.Direction Magnitude(sparsity=0.8, until=100, every=10)"
 
 
 @pytest.mark.slow
@@ -77,7 +81,7 @@ def test_getting_started_runs(tmp_path):
 def test_the_mixer_of_the_guide_passes_the_checks_and_trains(tmp_path):
     plugin = saved(tmp_path)["mixer"]
     test = tmp_path / "test_my_mixer.py"
-    test.write_text(python_blocks((GUIDES / "add-a-mixer.md").read_text())[1])
+    test.write_text(guide("mixer")[1])
     assert "3 passed" in run("-m", "pytest", str(test), folder=ROOT)
     small = ("--config.model.dim=32", "--config.model.ffn_dim=64", "--config.data.options.max_bytes=100000")
     flags = ("--config=configs/lm_quickstart.py", "--config.model.pattern=average", "--config.train.duration=4", *small)
@@ -87,9 +91,29 @@ def test_the_mixer_of_the_guide_passes_the_checks_and_trains(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_method_of_the_guide_passes_its_test(tmp_path):
+    saved(tmp_path)
+    test = tmp_path / "test_my_method.py"
+    test.write_text(guide("method")[1])
+    assert "2 passed" in run("-m", "pytest", str(test), folder=ROOT)
+
+
+@pytest.mark.slow
+def test_the_task_of_the_guide_learns(tmp_path):
+    """Guessing is 45 degrees off."""
+    plugin = saved(tmp_path)["task"]
+    (tmp_path / "my_directions.py").write_text(guide("task")[1])
+    flags = (f"--plugin={plugin}", f"--config={tmp_path}/my_directions.py", "--config.report.latency=False")
+    assert "picture  float32[64, 8, 8, 1]" in run("-m", "launch.train", *flags, "--dry_run", folder=ROOT)
+    run("-m", "launch.train", *flags, f"--workdir={tmp_path}/run", folder=ROOT)
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["metric"] == "test degrees" and all(row["value"] < 20 for row in report["subnets"])
+
+
+@pytest.mark.slow
 def test_the_recipe_of_the_guide_trains(tmp_path):
     plugin = saved(tmp_path)["model"]
-    (tmp_path / "my_recipe.py").write_text(python_blocks((GUIDES / "add-a-model.md").read_text())[1])
+    (tmp_path / "my_recipe.py").write_text(guide("model")[1])
     flags = (f"--plugin={plugin}", f"--config={tmp_path}/my_recipe.py", "--config.train.duration=4")
     run("-m", "launch.train", *flags, f"--workdir={tmp_path}/run", folder=ROOT)
     found = run("-m", "launch.select", flags[0], f"--workdir={tmp_path}/run", "--max_params=5000", folder=ROOT)

@@ -68,8 +68,13 @@ def test_make_targets_and_files_are_there(text):
 
 def test_the_checks_find_what_is_not_there():
     assert {"workdir", "plugin", "config", "distributed"} <= flags("train") and "split" not in flags("train")
-    assert is_field("train.ema") and is_field("model.anything.at.all") and is_field("data.options.period")
-    assert not is_field("train.emma") and not is_field("seed.x") and not is_field("nothing")
+    assert (
+        is_field("methods")
+        and is_field("method.ema.decay")
+        and is_field("model.anything.at.all")
+        and is_field("data.options.period")
+    )
+    assert not is_field("train.ema") and not is_field("seed.x") and not is_field("nothing")
     assert list(commands("x `python -m launch.train --config=A --workdir=B` y")) == [
         ("train", " --config=A --workdir=B")
     ]

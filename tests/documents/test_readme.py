@@ -1,11 +1,11 @@
 """The README is one page, and its tables list what the registries hold; so do the tables of optimizers, data sets and
 axis roles, and the citation."""
 
+import dataclasses
 import fnmatch
 import re
 
 import yaml
-from research.nested.schemes import SCHEMES
 
 import research
 from research.data import registry as registry_of_data
@@ -14,12 +14,12 @@ from research.models.sequence import SequenceConfig
 from research.modules.axes import ROLES
 from research.nested.slicing import CUTS
 from research.optim.fields import OPTIMIZERS
-from research.tasks.robust import METHODS
+from research.train.method_registry import known as known_methods
 from research.train.sharding import RULES
 from tests.documents.pages import ROOT, rows
 
 README = (ROOT / "README.md").read_text()
-ARXIV = re.compile(r"\d{4}\.\d{5}")
+CONCEPTS = (ROOT / "docs/concepts.md").read_text()
 
 
 def test_it_is_one_page():
@@ -41,15 +41,26 @@ def test_mixers_and_their_papers():
     assert listed == {kind: spec.paper for kind, spec in SequenceConfig.specs().items()}
 
 
-def test_training_methods():
-    """Of each the name; papers of schemes and attacks stand in the docstrings of their files."""
+def test_training_methods_and_their_papers():
     listed = {cells[0].strip("`"): cells[2] for cells in rows(README, "| method |")}
-    assert set(listed) == {*SCHEMES, *METHODS, "ema"}
-    sources = "".join(
-        (ROOT / f"research/{file}.py").read_text() for file in ("nested/schemes", "tasks/robust", "robust/losses")
-    )
-    for method in ("sorted", "sandwich", *METHODS):
-        assert ARXIV.search(listed[method]) and ARXIV.search(listed[method]).group(0) in sources, method
+    assert listed == {name: method.paper for name, method in known_methods().items()}
+
+
+def test_training_methods_and_their_options():
+    """Of each the file, and its options with their defaults."""
+    listed = {cells[0].strip("`"): cells for cells in rows(CONCEPTS, "| method |")}
+    methods = known_methods()
+    assert list(listed) == list(methods)
+    for name, (_, source, options, _) in listed.items():
+        file = methods[name].__module__.rpartition(".")[2]
+        assert source == f"[{file}.py](../research/methods/{file}.py)"
+        fields = {field.name: field.default for field in dataclasses.fields(methods[name])}
+        named = re.findall(r"`(\w+)` ([^,;]+)", options)
+        assert {field for field, _ in named} == set(fields), name
+        for field, default in named:
+            value = fields[field]
+            shown = ",".join(value) if isinstance(value, tuple) else str(value)
+            assert default in (shown, f"{255 * value:g}/255" if isinstance(value, float) else shown), (name, field)
 
 
 def test_optimizers_and_their_constants():
