@@ -4,6 +4,7 @@ model's here.
 The actor's head is a Gaussian mixture (`research.modules.gaussian_mixture`); with one expert it is SAC's own.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -85,9 +86,9 @@ class CriticConfig:
 
 
 def _positive(family: str, config: ActorConfig | CriticConfig, fields: tuple[str, ...]) -> None:
-    for name in fields:
-        if getattr(config, name) < 1:
-            raise UserError(f"{family}: {name}={getattr(config, name)}; valid: whole numbers from 1")
+    for name, value in dataclasses.asdict(config).items():
+        if name in fields and value < 1:
+            raise UserError(f"{family}: {name}={value}; valid: whole numbers from 1")
 
 
 class Trunk(nnx.Module):
