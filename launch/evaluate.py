@@ -61,8 +61,8 @@ def main() -> int:
             carried = carried_metrics(trained.model(row["name"]), source, trained.setup.task)
             row |= {f"{key}, carried": value for key, value in carried.items()}
     if _ATTACKS.value:
-        from research.methods.adversarial import check_pixels
         from research.methods.attacks import check_sizes, columns, radius, robust_accuracies
+        from research.methods.bases.adversarial import check_pixels
         from research.robust.attacks import check_attacks
 
         epsilon = _ATTACK_EPSILON.value or radius(trained.setup.task)

@@ -68,9 +68,10 @@ class Sac:
     def __post_init__(self):
         if self.estimator not in ESTIMATORS:
             raise UserError(f"unknown estimator {self.estimator!r}; valid: {', '.join(ESTIMATORS)}")
-        for name in ("experts", "batch", "capacity", "warmup"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}; valid: whole numbers from 1")
+        counts = {"experts": self.experts, "batch": self.batch, "capacity": self.capacity, "warmup": self.warmup}
+        for name, value in counts.items():
+            if value < 1:
+                raise UserError(f"{name}={value}; valid: whole numbers from 1")
 
     def actor(self, environment: Environment) -> ActorConfig:
         """Returns the policy's config for a task."""

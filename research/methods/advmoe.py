@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from jaxtyping import Array
 
 from research.errors import UserError
-from research.methods.adversarial import NOISE, Adversarial, shares, trades_outcome
+from research.methods.bases.adversarial import NOISE, Adversarial, shares, trades_outcome
 from research.robust.attacks import pgd
 from research.robust.losses import cross_entropy, kl_logits
 from research.tasks.base import Example, Forward, Outcome, Task

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from research.errors import UserError
-from research.methods.adversarial import check_pixels
+from research.methods.bases.adversarial import check_pixels
 from research.modules.state import Arrays, apply, told
 from research.robust.attacks import PARTS, check_attacks, is_correct
 from research.tasks.base import Task, real_examples

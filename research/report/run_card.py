@@ -8,7 +8,8 @@ directory; `compare` joins several directories. A report is a dict of plain valu
 
 `metric` and the name and value of each sub-network are needed; the rest may be absent or None. Also understood:
 "title", "command", "full" (name of the full network; by default the one with the most parameters), "higher_is_better"
-(by default read off the metric's name), "next" (commands that go on from the run; by default those for its networks). Any other number or string is listed as a fact of the run.
+(which every report of today says; of older ones it is read off the metric's name), "next" (commands that go on from the
+run; by default those for its networks). Any other number or string is listed as a fact of the run.
 """
 
 import json

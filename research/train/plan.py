@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Literal
 from jax.sharding import PartitionSpec
 
 from research.modules.mesh import BATCH_AXES
@@ -157,7 +158,7 @@ def activation_bytes(programs: Programs, gradient: Gradient, micro: int) -> int:
     shapes = (programs.held_shapes(), gradient.microbatch(programs))
     traced = jax.make_jaxpr(residuals)(*shapes).jaxpr
     given = set(traced.invars)
-    kept = {var for var in traced.outvars if not hasattr(var, "val")}  # constants have one
+    kept = {var for var in traced.outvars if not isinstance(var, Literal)}
     total = 0
     for var in kept - given:
         shape, dtype = var.aval.shape, var.aval.dtype

@@ -164,7 +164,7 @@ def like_params(tree: Any, shapes: Mapping[str, Any], shardings: Mapping[str, Na
 
     def choose(path, leaf):
         for entry in reversed(path):
-            name = getattr(entry, "key", None)
+            name = entry.key if isinstance(entry, jax.tree_util.DictKey) else None
             if name in shardings and shapes[name].shape == leaf.shape:
                 return shardings[name]
         return replicated

@@ -169,9 +169,12 @@ def test_other_options_are_another_run(reference, tmp_path):
 
 FORMER = {
     "bandit": ({"seeds": (3, 5)}, [(0.0151776746, 0.0052703531), (0.9769299626, 0.0062402282)]),
-    "detour": ({"seeds": (0, 7), "estimator": "gumbel"}, [(-0.5327182412, -0.5419091582), (-0.4782311618, -0.6533045172)]),
-}  # fmt: skip
-"""Task -> (options, mean returns of both seeds after 100 and 200 steps), as the loop that it had of its own found them."""
+    "detour": (
+        {"seeds": (0, 7), "estimator": "gumbel"},
+        [(-0.5327182412, -0.5419091582), (-0.4782311618, -0.6533045172)],
+    ),
+}
+"""Task -> (options, mean returns of both seeds after 100 and 200 steps), as its former loop found them."""
 
 
 @pytest.mark.slow

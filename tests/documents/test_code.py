@@ -49,7 +49,8 @@ from research.models import registry
 from research.optim.fields import OPTIMIZERS
 from research.tasks.registry import find
 from research.train.method_registry import make
-print(registry.model_info("average_small")["paper"], registry.model_info("perceptron")["params"], "signum" in OPTIMIZERS)
+print(registry.model_info("average_small")["paper"], registry.model_info("perceptron")["params"])
+print("signum" in OPTIMIZERS)
 print({{split: len(source) for split, source in load_splits("stripes", period=1).items()}})
 task = find("", "direction", "directions")
 print(f"{{task.__module__}}.{{task.__name__}}", make("magnitude", {{"sparsity": 0.8}}))

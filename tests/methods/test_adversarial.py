@@ -9,7 +9,7 @@ import pytest
 
 from launch import config as recipe
 from research.errors import UserError
-from research.methods.adversarial import check_pixels
+from research.methods.bases.adversarial import check_pixels
 from research.models import registry
 from research.tasks.base import Example
 from research.tasks.classification import Classification

@@ -132,6 +132,38 @@ def test_every_method_has_the_same_losses_on_eight_devices(tmp_path):
         np.testing.assert_allclose(losses[8][name], losses[1][name], rtol=2e-5, err_msg=name)
 
 
+FILES = sorted(path.name for path in (ROOT / "research/methods").glob("*.py") if path.name != "__init__.py")
+WITHOUT = """
+from research.train.config import base_config, resolved
+from research.train.method_registry import known, make
+from research.train.setup import make_setup
+from research.train.supervised import Supervised
+names = list(known())
+methods = [make(name, {}) for name in names]
+config = base_config()
+config.model = {"name": "lenet5"}
+learner = Supervised(make_setup(resolved(config)))
+assert learner.setup.draw(0)[0].name == "full"
+learner.close()
+print(*names)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_the_rest_stands_without_any_one_file(file, tmp_path):
+    """Only the method of that file is gone; `bases/` holds what several share."""
+    shutil.copytree(ROOT / "research", tmp_path / "research", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "research/methods" / file).unlink()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    gone = {name for name, method in known().items() if method.__module__ == f"research.methods.{file[:-3]}"}
+    assert set(done.stdout.split()) == set(OURS) - gone and len(gone) == 1
+
+
 def losses_of(name):
     learner = Supervised(make_setup(tiny(name, mesh__min_size=1)))
     state, batches, found = learner.initial(print), learner.batches(0), []

@@ -85,7 +85,7 @@ def test_losses_and_logs_of_the_parts_add_up(name):
 @pytest.mark.parametrize("name", ["pgd", "trades"])
 def test_objectives_of_robust_training_add_up(name, monkeypatch):
     """The attack that the parts draw for themselves is left out: it differs like any other draw."""
-    monkeypatch.setattr("research.methods.adversarial.pgd", lambda loss, image, key, **how: jnp.clip(image + 0.1, 0, 1))
+    monkeypatch.setattr(f"research.methods.{name}.pgd", lambda loss, image, key, **how: jnp.clip(image + 0.1, 0, 1))
     method, kernel = make(name, {"steps": 1}), normal(16, 5)
     task = method.wrapped(Classification(5), resnet)
     objective = method.objective(task.objective, task)

@@ -1,4 +1,4 @@
-"""Adversarial training, by PGD (Madry et al. 2018, arXiv 1706.06083) and TRADES (Zhang et al. 2019, arXiv 1901.08573).
+"""What methods of adversarial training share: the attack's options, the task as it is evaluated, the loss of TRADES.
 
 Images are in [0, 1], without normalisation. Attacks see the network without gradients of its parameters and in eval
 mode; every sub-network of an update attacks its own images.
@@ -13,15 +13,13 @@ import numpy as np
 from jaxtyping import Array
 
 from research.errors import UserError
-from research.robust.attacks import pgd
-from research.robust.losses import cross_entropy, kl_logits, trades
+from research.robust.losses import trades
 from research.tasks.base import Example, Forward, Outcome, Task
 from research.tasks.classification import Classification
 from research.tasks.robust import AttackedClassification, accuracy, outputs
-from research.train.hooks import About, Objective
+from research.train.hooks import About
 from research.train.method import Method
-from research.train.method_registry import register
-from research.values import COUNT, SIZE, WEIGHT, Rule
+from research.values import COUNT, SIZE, Rule
 
 NOISE = 1e-3  # standard deviation of the start of TRADES' attack
 RADIUS = Rule(above=0, most=1)
@@ -71,9 +69,8 @@ class Adversarial(Method):
     def wrapped(self, task: Task, model: Any) -> Task:
         if not isinstance(task, Classification):
             raise UserError(f"method {self.name} is for classification, not {task.name}")
-        fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
         own = {"epsilon": self.epsilon, "eval_steps": self.eval_steps, "experts": model.pathways}
-        return AttackedClassification(**fields, **own)
+        return AttackedClassification(**dataclasses.asdict(task), **own)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -86,62 +83,6 @@ class Adversarial(Method):
         return "through_gate" if self.through_gate else "eval"
 
 
-@register("pgd")
-@dataclass(frozen=True)
-class Pgd(Adversarial):
-    """Cross entropy of images attacked by PGD."""
-
-    paper = "arXiv 1706.06083"
-    teaches = False  # networks see images of their own
-
-    def objective(self, inner: Objective, task: Task) -> Objective:
-        del inner
-        routed = _routed(task)
-
-        def objective(forward: Forward, example: Example) -> Outcome:
-            (image,), target = example.inputs, example.target
-            seen = lambda x: forward(x, mode=self.mode, params="frozen")
-            attacked = pgd(lambda x: cross_entropy(seen(x), target), image, example.key, **self.how)
-            logits, scores = outputs(forward, attacked, routed)
-            loss = cross_entropy(logits, target).mean()
-            return Outcome(loss, {"robust_accuracy": accuracy(logits, target), **shares(scores)})
-
-        return objective
-
-    def work(self) -> float:
-        return (2 * self.steps + 3) / 3
-
-
-@register("trades")
-@dataclass(frozen=True)
-class Trades(Adversarial):
-    """TRADES; of a mixture all parameters at once.
-
-    Attributes:
-      beta: weight of the KL divergence.
-    """
-
-    paper = "arXiv 1901.08573"
-
-    beta: Annotated[float, WEIGHT] = 6.0
-
-    def objective(self, inner: Objective, task: Task) -> Objective:
-        del inner
-        routed = _routed(task)
-
-        def objective(forward: Forward, example: Example) -> Outcome:
-            (image,), frozen = example.inputs, "frozen"
-            clean, _ = outputs(forward, image, routed, params=frozen)
-            divergence = lambda x: kl_logits(clean, forward(x, mode=self.mode, params=frozen))
-            attacked = pgd(divergence, image, example.key, noise=NOISE, **self.how)
-            return trades_outcome(forward, example, attacked, routed, self.beta)
-
-        return objective
-
-    def work(self) -> float:
-        return (2 * self.steps + 1 + 6) / 3
-
-
 def trades_outcome(forward: Forward, example: Example, attacked: Array, routed: bool, beta: float) -> Outcome:
     """Returns the loss of TRADES on attacked images; clean logits are what others learn from."""
     (image,), target = example.inputs, example.target
@@ -152,6 +93,7 @@ def trades_outcome(forward: Forward, example: Example, attacked: Array, routed: 
     return Outcome(loss, measured, clean)
 
 
-def _routed(task: Task) -> bool:
-    assert isinstance(task, AttackedClassification)  # see `Adversarial.wrapped`
+def is_routed(task: Task) -> bool:
+    """Whether images are sent along pathways, of a task that `Adversarial.wrapped` gave."""
+    assert isinstance(task, AttackedClassification)
     return task.routed
