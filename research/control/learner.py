@@ -99,8 +99,8 @@ class SoftActorCritic(Learner):
         value = self.config[section][field]
         if str(value).strip().endswith("ep"):
             raise UserError(
-                f"{section}.{field}={value!r}: there are no epochs here; write updates, '6000ex' (environment steps of a "
-                "seed) or '5%'"
+                f"{section}.{field}={value!r}: there are no epochs here; write updates, '6000ex' (environment steps of "
+                "a seed) or '5%'"
             )
         known = {"batch_size": self.options.steps, "num_examples": 0, "field": f"{section}.{field}"}
         return to_steps(value, total=self.total or None, **known)

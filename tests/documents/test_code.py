@@ -49,8 +49,8 @@ from research.models import registry
 from research.optim.fields import OPTIMIZERS
 from research.tasks.registry import find
 from research.train.method_registry import make
-print(registry.model_info("average_small")["paper"], registry.model_info("perceptron")["params"])
-print("signum" in OPTIMIZERS)
+found = registry.model_info("average_small")["paper"], registry.model_info("perceptron")["params"]
+print(*found, "signum" in OPTIMIZERS)
 print({{split: len(source) for split, source in load_splits("stripes", period=1).items()}})
 task = find("", "direction", "directions")
 print(f"{{task.__module__}}.{{task.__name__}}", make("magnitude", {{"sparsity": 0.8}}))
@@ -71,7 +71,7 @@ def test_getting_started_runs(tmp_path):
     order = [blocks[1], blocks[0], *blocks[2:]]  # the process is set up before JAX is imported
     run("-c", "\n".join([*order, "assert logits.shape == half(images).shape == (64, 10)"]), folder=tmp_path)
     given = ("--config.data.name=arrays", f"--config.data.options.file={tmp_path}/my_images.npz")
-    short = ("--config.train.duration=6", "--config.nested.count=2", "--config.report.latency=False")
+    short = ("--config.train.duration=6", "--config.method.sandwich.count=2", "--config.report.latency=False")
     flags = (*given, *short, f"--workdir={tmp_path}/run")
     run("-m", "launch.train", "--config=configs/quickstart.py", *flags, folder=ROOT)
     load = [*order, f"print(trained('{tmp_path}/run', 'w50')(images).shape)"]
