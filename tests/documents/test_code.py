@@ -48,7 +48,8 @@ for file in {files}:
 from research.data.sources import load_splits
 from research.models import registry
 from research.optim.fields import OPTIMIZERS
-print(registry.model_info("average_small")["paper"], registry.model_info("perceptron")["params"], "signum" in OPTIMIZERS)
+paper, params = registry.model_info("average_small")["paper"], registry.model_info("perceptron")["params"]
+print(paper, params, "signum" in OPTIMIZERS)
 print({{split: len(source) for split, source in load_splits("stripes", period=1).items()}})
 """
 
