@@ -18,6 +18,10 @@ from research.process import set_allocator, set_dispatch, set_xla_flags
 set_allocator()
 set_dispatch()
 set_xla_flags()
+if os.environ.get("NESTAX_CHECK_ANNOTATIONS"):
+    import tests.annotations
+
+    tests.annotations.install()
 for flag, value in {"--xla_backend_optimization_level": 0, "--xla_llvm_disable_expensive_passes": "true"}.items():
     if flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={value}".strip()
