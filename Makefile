@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help install quickstart quickstart-seeds lm-quickstart test test-slow faults fuzz check docs format lock fashion fashion-fast overhead bench bench-peers tune
+.PHONY: help install quickstart quickstart-seeds lm-quickstart test test-slow test-newest faults fuzz check docs format lock fashion fashion-fast overhead bench bench-peers tune
 .PHONY: same-bits versus mqar probes selective-copying in-context in-context-boolean wide-deep hybrid domain-encoder advmoe moe-lm fashion-vmoe conditions clean
 
 help:
@@ -13,7 +13,7 @@ help:
 	@echo "make quickstart-seeds  the same with three seeds, checked by its acceptance criteria"
 	@echo "make lm-quickstart train a language model on the text of Python's standard library and sample from it"
 	@echo "make install       set up .venv; EXTRAS=cuda or tpu for accelerators"
-	@echo "make test          run the tests; make test-slow runs the slow ones"
+	@echo "make test          run the tests; make test-slow runs the slow ones; make test-newest with Python 3.12 and JAX 0.11"
 	@echo "make check         lint, format, types and documentation"
 	@echo "make docs          build the documentation site into build/docs"
 	@echo "make format        format the code"
@@ -63,6 +63,17 @@ fuzz: $(STAMP)
 
 same-bits: $(STAMP)
 	$(PY) -m tests.same_bits --base=$(BASE)
+
+# The newest JAX that the bounds allow, on the Python that it needs; not of the lock, which is of an older Python.
+NEWEST_PYTHON ?= python3.12
+.venv-newest/.installed: pyproject.toml
+	$(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet "jax>=0.11,<0.12" ".[dev]"
+	@touch $@
+
+test-newest: .venv-newest/.installed
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" tests/ops tests/modules tests/models tests/nested \
+		tests/methods tests/optim tests/tasks tests/train tests/test_house.py
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -m slow
