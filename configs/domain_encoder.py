@@ -5,7 +5,7 @@ one.
     python -m launch.train --config=configs/domain_encoder.py:domain --workdir=runs/domain_encoder_one
     python -m launch.embed --workdir=runs/domain_encoder_one --query="wait until all tasks are done" --domain=system
 
-Arguments: dense (one feed-forward part for all), domain (one a domain, arXiv 2401.15713; the default). Both read the
+Arguments: dense (one FFN for all), domain (one a domain, arXiv 2401.15713; the default). Both read the
 domain's token at position 0 and cost the same FLOPs a text. The pairs are docstrings and the bodies of their functions
 in Python's standard library, 4,400 to train on. From pretrained dense weights instead:
 --config.train.init_from=runs/domain_encoder/arg=dense_seed=0. The paper's loss, mnr_plus, takes raw products of

@@ -1,4 +1,4 @@
-"""A language model of seven billion parameters, for a pod: attention and gated feed-forward parts, or a linear mixer by
+"""A language model of seven billion parameters, for a pod: attention and gated FFNs, or a linear mixer by
 its name.
 
     python -m launch.plan --config=configs/lm_7b.py --devices=64 --config.mesh.fsdp=8 --config.mesh.tensor=8

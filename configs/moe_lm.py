@@ -1,4 +1,4 @@
-"""A language model whose feed-forward parts are mixtures of experts, against the dense one of the same active FLOPs.
+"""A language model whose FFNs are mixtures of experts, against the dense one of the same active FLOPs.
 
     make moe-lm
     python -m launch.train --config=configs/moe_lm.py:moe --workdir=runs/moe_lm

@@ -1,4 +1,5 @@
-"""Times ops and models beside their naive twins, XLA's own ops and other frameworks, in one process and in turns.
+"""Times ops and models beside their reference implementations, XLA's own ops and other frameworks, in one process and
+in turns.
 
     python -m launch.bench --list
     python -m launch.bench --op=depthwise_conv2d --shapes=13x13 --peer=torch --csv=FILE.csv --plot=FILE.png

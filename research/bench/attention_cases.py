@@ -20,7 +20,7 @@ ROUTING_LENGTHS = (
     2048,
     4096,
     8192,
-)  # at the first the naive twin runs beside: it needs a matrix of all pairs a cluster
+)  # at the first the reference implementation runs beside: it needs a matrix of all pairs a cluster
 NAIVE_LENGTH = 1024  # the longest whose matrix of all pairs is computed as one
 
 

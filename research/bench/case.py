@@ -156,7 +156,7 @@ def op_case(
 
 
 def fast(forms: Iterable[str]) -> list[str]:
-    """The forms of an op that may be faster than its naive twin."""
+    """The forms of an op that may be faster than its reference implementation."""
     return [form for form in forms if form not in ("auto", "cpu", "naive")]
 
 

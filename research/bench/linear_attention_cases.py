@@ -14,7 +14,7 @@ from research.ops.ssd import ssd
 
 TOKENS = 16_384
 LENGTHS = (512, 2048, 8192, 16_384)
-SMALL = 2, 1000  # batch and length at which the naive twin, a loop over tokens, runs beside
+SMALL = 2, 1000  # batch and length at which the reference implementation, a loop over tokens, runs beside
 HEADS, WIDTH, STATE = 4, 64, 64
 KINDS = ("linear", "retention", "gla", "delta", "gated delta")
 """No decay; one decay a head; one a channel; the delta rule; the delta rule with one decay a head."""

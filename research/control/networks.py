@@ -1,4 +1,4 @@
-"""Actor and critic of soft actor-critic: small multi-layer perceptrons whose smaller selves are slices, like every
+"""Actor and critic of soft actor-critic: small multi-layer perceptrons whose sub-networks are slices, like every
 model's here.
 
 The actor's head is a Gaussian mixture (`research.modules.gaussian_mixture`); with one expert it is SAC's own.
@@ -51,7 +51,7 @@ class ActorConfig:
         return (self.observations,)
 
     def shrink(self, *, width=1.0, experts=1.0) -> "ActorConfig":
-        """Returns the smaller self with these choices (see `elastic`)."""
+        """Returns the sub-network with these choices (see `elastic`)."""
         hidden = elastic.scaled(self.hidden, width, 4, "width")
         return replace(self, hidden=hidden, experts=elastic.count(experts, self.experts, "experts"))
 
@@ -81,7 +81,7 @@ class CriticConfig:
         return (self.observations,)
 
     def shrink(self, *, width=1.0) -> "CriticConfig":
-        """Returns the smaller self with these choices (see `elastic`)."""
+        """Returns the sub-network with these choices (see `elastic`)."""
         return replace(self, hidden=elastic.scaled(self.hidden, width, 4, "width"))
 
 

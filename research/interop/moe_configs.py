@@ -170,11 +170,11 @@ def _window(source: str, data: Mapping[str, Any]) -> int | None:
     return None if data.get("sliding_window") is None else whole(source, data, "sliding_window", TOKENS)
 
 
-# --- feed-forward parts -----------------------------------------------------------------------------------------------
+# --- FFNs -----------------------------------------------------------------------------------------------
 
 
 def _ffns(source: str, data: Mapping[str, Any]) -> str:
-    """The shortest pattern of feed-forward parts: layer i has experts when i + 1 is a multiple of the step and it is
+    """The shortest pattern of FFNs: layer i has experts when i + 1 is a multiple of the step and it is
     not set apart."""
     if source == "hf-mixtral":
         return "moe"

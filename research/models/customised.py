@@ -88,7 +88,7 @@ class CustomisedConfig(ModelConfig):
         return self.expert.input_shape()
 
     def shrink(self, *, width=1.0, rank=1.0) -> "CustomisedConfig":
-        """Returns the smaller self with these choices (see `elastic`).
+        """Returns the sub-network with these choices (see `elastic`).
 
         Raises:
           UserError: a choice outside its space, or a global expert so small that the others exceed the budget.

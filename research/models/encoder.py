@@ -1,9 +1,9 @@
 """Sentence encoders that are told the domain of a text: the domain picks the expert of every layer (enforced routing).
 
 After "Mixture of experts for text embeddings with enforced routing" (arXiv 2401.15713): attention, embeddings and norms
-are shared, each feed-forward part is one expert a domain, and a token of the domain stands at position 0 in place of
+are shared, each FFN is one expert a domain, and a token of the domain stands at position 0 in place of
 whatever the sentence holds there. The sentence's vector is the mean over its real tokens, through LayerNorm, Linear,
-tanh, Linear. An encoder that is trained with dense feed-forward parts extends to experts without a change of its
+tanh, Linear. An encoder that is trained with dense FFNs extends to experts without a change of its
 function (`research.nested.upcycle`).
 """
 

@@ -5,7 +5,7 @@ each, and a density map from each decoder. Gates at every pixel mix the maps in 
 only where the attention mask finds objects, mixes the three mixtures. All seven maps are supervised. Gating is soft:
 nothing is dropped, every expert runs. Our choice where the paper is silent: the last layer of a density head starts
 non-negative, so that no expert starts dead behind its ReLU. As in the released code, batch norm stands in the encoder
-only and bilinear upsampling aligns corners. Smaller selves: `width`.
+only and bilinear upsampling aligns corners. Sub-networks: `width`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ class HMoDEConfig(ModelConfig):
         return (self.image_size, self.image_size, self.in_channels)
 
     def shrink(self, *, width=1.0) -> "HMoDEConfig":
-        """Returns the smaller self with this width.
+        """Returns the sub-network with this width.
 
         Raises:
           UserError: a width outside (0, 1].

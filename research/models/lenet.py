@@ -2,7 +2,7 @@
 
 Two 5x5 convolutions (6 and 16 maps), each with ReLU and 2x2 max-pooling, then layers of 120, 84 and the classes; every
 map of the second convolution reads all of the first. The layer of 120 is a convolution over what is left of the image,
-5x5. Images of 28 pixels are padded to 32. Its smaller selves: `width`.
+5x5. Images of 28 pixels are padded to 32. Its sub-networks: `width`.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ class LeNetConfig(ModelConfig):
         return (self.image_size, self.image_size, self.in_channels)
 
     def shrink(self, *, width=1.0) -> "LeNetConfig":
-        """Returns the smaller self with this width.
+        """Returns the sub-network with this width.
 
         Raises:
           UserError: a width outside (0, 1].

@@ -1,6 +1,6 @@
 """ResNet (He et al. 2016, arXiv 1512.03385) in torchvision's form: stride on the 3x3 of the bottleneck (v1.5).
 
-Its smaller selves: `width` (stage and inner channels), `inner` (channels inside the blocks) and `depth` per stage,
+Its sub-networks: `width` (stage and inner channels), `inner` (channels inside the blocks) and `depth` per stage,
 where the first block of a stage, which may stride and project, always stays. `stem` "small" is for CIFAR-sized images,
 "medium" halves them at once, for little compute. With `experts` the convolutions of the blocks are mixtures, an expert
 for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
@@ -115,7 +115,7 @@ class ResNetConfig(ChoosesForms):
         return (self.image_size, self.image_size, self.in_channels)
 
     def shrink(self, *, width=1.0, depth=1.0, inner=1.0, experts=1.0, keep="first") -> "ResNetConfig":
-        """Returns the smaller self with these choices (see `elastic`).
+        """Returns the sub-network with these choices (see `elastic`).
 
         Raises:
           UserError: a choice lies outside the space.

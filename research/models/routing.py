@@ -1,5 +1,5 @@
 """What families with routed convolutions share: the fields `experts`, `router_dims`, `router_depths` and `form`, and
-their smaller selves.
+their sub-networks.
 
 Layers, router and training are those of Robust MoE-CNN (Zhang et al. 2023, arXiv 2308.10110).
 """

@@ -1,12 +1,12 @@
 """Sequence models: one backbone that takes any pattern of mixers, for language, probes and classification of sequences.
 
-Embedding (or a linear read-in), then pre-norm residual layers - a mixer each, and a feed-forward part if asked for - a
+Embedding (or a linear input projection), then pre-norm residual layers - a mixer each, and an FFN if asked for - a
 final RMSNorm and a read-out, by default the embedding again. `pattern` names the mixers of consecutive layers and
-repeats: "mamba", "mamba mamba attention"; so does `ffn` their feed-forward parts: "glu", "glu moe". Both together are
+repeats: "mamba", "mamba mamba attention"; so does `ffn` their FFNs: "glu", "glu moe". Both together are
 one period of the stack, so depth is a multiple of the number of its layers. Wide Attention (arXiv 2210.00640) is depth
 1 with all heads in it.
 
-Smaller selves: `width` (channels; inner channels and, unless given, heads follow), `heads`, `state`, `ffn`, `experts`,
+Sub-networks: `width` (channels; inner channels and, unless given, heads follow), `heads`, `state`, `ffn`, `experts`,
 `active`, `depth`.
 """
 
@@ -59,7 +59,7 @@ class SequenceConfig(ChoosesForms, ToldReal):
       length: tokens of a training example, and the longest sequence of mixers with absolute positions.
       dim, depth: channels and layers.
       pattern: kinds of mixer, space-separated, repeated to the depth.
-      ffn: feed-forward part after the mixers of consecutive layers, space-separated: none, mlp, glu, snnk (random
+      ffn: FFN after the mixers of consecutive layers, space-separated: none, mlp, glu, snnk (random
         features in place of the first product), or moe (a mixture of experts).
       ffn_dim: hidden units of the dense ones; 0: 4 * dim, with glu or gated experts 8/3 * dim rounded up to a multiple
         of 32.
@@ -97,7 +97,7 @@ class SequenceConfig(ChoosesForms, ToldReal):
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels; inner channels, hidden units and, unless given, heads follow",
         "depth": "fraction of the layers, or a whole number of them, a multiple of the pattern's length",
-        "ffn": "fraction of the hidden units of each feed-forward part, or of each expert",
+        "ffn": "fraction of the hidden units of each FFN, or of each expert",
         "experts": "fraction of the experts of every mixture, or a whole number of them",
         "active": "fraction of the experts of a token, or a whole number of them",
         "heads": "fraction of the heads of every mixer, or a whole number of them",
@@ -163,12 +163,12 @@ class SequenceConfig(ChoosesForms, ToldReal):
 
     @property
     def ffn_kinds(self) -> tuple[str, ...]:
-        """The feed-forward parts of consecutive layers."""
+        """The FFNs of consecutive layers."""
         return tuple(self.ffn.split())
 
     @property
     def period(self) -> tuple[tuple[str, str], ...]:
-        """(mixer, feed-forward part) of the layers of one period."""
+        """(mixer, FFN) of the layers of one period."""
         kinds, ffns = self.kinds, self.ffn_kinds
         return tuple((kinds[j % len(kinds)], ffns[j % len(ffns)]) for j in range(math.lcm(len(kinds), len(ffns))))
 
@@ -219,7 +219,7 @@ class SequenceConfig(ChoosesForms, ToldReal):
     def shrink(
         self, *, width=1.0, depth=1.0, ffn=1.0, heads=None, state=None, experts=None, active=None, keep="first"
     ) -> "SequenceConfig":
-        """Returns the smaller self with these choices (see `elastic`).
+        """Returns the sub-network with these choices (see `elastic`).
 
         Raises:
           UserError: a choice lies outside the space.

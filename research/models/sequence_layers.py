@@ -1,4 +1,4 @@
-"""The layers of sequence models and encoders: pre-norm residual branches, a mixer each and a feed-forward part if asked
+"""The layers of sequence models and encoders: pre-norm residual branches, a mixer each and an FFN if asked
 for."""
 
 from __future__ import annotations

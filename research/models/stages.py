@@ -1,4 +1,4 @@
-"""What convnets of several stages share: the checks of their sizes, and how width and depth of a smaller self are cut
+"""What convnets of several stages share: the checks of their sizes, and how width and depth of a sub-network are cut
 stage by stage.
 
 A config has `depths`, `kept_layers` (indices of each stage's layers in the full model) and other tuples with an entry
@@ -60,7 +60,7 @@ def shrunk_dims(dims: Sequence[int], fraction: Any, name: str = "width") -> tupl
 
 
 def shrunk_depths(kept_layers: Sequence[Sequence[int]], depth: Any, keep: str) -> tuple[tuple[int, ...], ...]:
-    """Returns the kept layers of each stage of a smaller self; one depth serves all stages.
+    """Returns the kept layers of each stage of a sub-network; one depth serves all stages.
 
     Raises:
       UserError: a depth outside the space, or an unknown way to keep layers.

@@ -1,7 +1,7 @@
 """UniRepLKNet (Ding et al., CVPR 2024, arXiv 2311.15599): a convnet of dilated re-parameterised large kernels.
 
-Nine variants, training and merged (deployed) form. Its smaller selves: `width`, `depth` per stage,
-`ffn` (hidden units of the feed-forward part) and `kernel` (centre crop along the released tables).
+Nine variants, training and merged (deployed) form. Its sub-networks: `width`, `depth` per stage,
+`ffn` (hidden units of the FFN) and `kernel` (centre crop along the released tables).
 """
 
 import functools
@@ -67,7 +67,7 @@ class UniRepLKNetConfig(ChoosesForms):
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels of every stage",
         "depth": "fraction of the blocks of each stage, or whole numbers joined by ':'",
-        "ffn": "fraction of the hidden units of each feed-forward part",
+        "ffn": "fraction of the hidden units of each FFN",
         "kernel": "largest kernel size, cropped around its centre (13 > 11 > 9 > 7, 15 > 7)",
         "keep": "which blocks stay: first or even",
     }
@@ -119,7 +119,7 @@ class UniRepLKNetConfig(ChoosesForms):
         return (self.image_size, self.image_size, self.in_channels)
 
     def shrink(self, *, width=1.0, depth=1.0, ffn=1.0, kernel=None, keep="first") -> "UniRepLKNetConfig":
-        """Returns the smaller self with these choices (see `elastic`).
+        """Returns the sub-network with these choices (see `elastic`).
 
         Raises:
           UserError: a choice lies outside the space.

@@ -2,7 +2,7 @@
 release.
 
 Convolutions have no bias, no pooling follows the last stage, the head averages to 2x2 pixels and has three layers. Its
-smaller selves: `width` and `depth` per stage, where the first convolution of a stage stays. With `experts` all
+sub-networks: `width` and `depth` per stage, where the first convolution of a stage stays. With `experts` all
 convolutions but the first are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of
 one pathway.
 """
@@ -91,7 +91,7 @@ class VGGConfig(ChoosesForms):
         return (self.image_size, self.image_size, self.in_channels)
 
     def shrink(self, *, width=1.0, depth=1.0, ffn=1.0, experts=1.0, keep="first") -> "VGGConfig":
-        """Returns the smaller self with these choices (see `elastic`).
+        """Returns the sub-network with these choices (see `elastic`).
 
         Raises:
           UserError: a choice lies outside the space.

@@ -2,7 +2,7 @@
 over.
 
 Pre-norm blocks of one mixer each, RMSNorm eps 1e-5, learnt positions, the class token in the middle of the sequence,
-which is also where the head reads. Smaller selves: `width` (channels; inner channels and ranks follow), `state` and
+which is also where the head reads. Sub-networks: `width` (channels; inner channels and ranks follow), `state` and
 `depth`; Vim-S at width 0.5 has the shape of Vim-Ti.
 """
 
@@ -106,7 +106,7 @@ class VimConfig(ChoosesForms):
         return (self.image_size, self.image_size, self.in_channels)
 
     def shrink(self, *, width=1.0, depth=1.0, state=1.0, keep="first") -> "VimConfig":
-        """Returns the smaller self with these choices (see `elastic`).
+        """Returns the sub-network with these choices (see `elastic`).
 
         Raises:
           UserError: a choice lies outside the space.

@@ -1,10 +1,10 @@
 """ViT (Dosovitskiy et al. 2021, arXiv 2010.11929) and DeiT with its distillation token (Touvron et al. 2021, arXiv
 2012.12877).
 
-Pre-norm blocks, LN eps 1e-6, a class token, learnt positions. Smaller selves: `width` (channels), `heads`, `ffn`
+Pre-norm blocks, LN eps 1e-6, a class token, learnt positions. Sub-networks: `width` (channels), `heads`, `ffn`
 and `depth`; heads keep their size, so DeiT-B at width 0.5 has the shape of DeiT-S, and at 0.25 that of DeiT-Ti.
 
-Feed-forward parts may be mixtures of experts: V-MoE (Riquelme et al. 2021, arXiv 2106.05974) has one in every second
+FFNs may be mixtures of experts: V-MoE (Riquelme et al. 2021, arXiv 2106.05974) has one in every second
 block, or in the last few of these; with `moe.router` "soft" it is Soft MoE (Puigcerver et al. 2023, arXiv 2308.00951).
 """
 
@@ -77,7 +77,7 @@ class ViTConfig(ChoosesForms, ToldReal):
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels; hidden units and, unless given, heads follow",
         "depth": "fraction of the blocks, or a whole number of them",
-        "ffn": "fraction of the hidden units of each feed-forward part, or of each expert",
+        "ffn": "fraction of the hidden units of each FFN, or of each expert",
         "experts": "fraction of the experts of every mixture, or a whole number of them",
         "active": "fraction of the experts of a token, or a whole number of them",
         "heads": "fraction of the heads, or a whole number of them",
@@ -130,7 +130,7 @@ class ViTConfig(ChoosesForms, ToldReal):
 
     @property
     def period(self) -> tuple[str, ...]:
-        """The feed-forward parts of one repetition."""
+        """The FFNs of one repetition."""
         return tuple(self.ffn.split())
 
     @property
@@ -164,7 +164,7 @@ class ViTConfig(ChoosesForms, ToldReal):
     def shrink(
         self, *, width=1.0, depth=1.0, ffn=1.0, experts=None, active=None, heads=None, keep="first"
     ) -> "ViTConfig":
-        """Returns the smaller self with these choices (see `elastic`).
+        """Returns the sub-network with these choices (see `elastic`).
 
         Raises:
           UserError: a choice lies outside the space.
@@ -241,7 +241,7 @@ class Block(nnx.Module):
 
 
 class Period(nnx.Module):
-    """The blocks of one repetition of the feed-forward parts."""
+    """The blocks of one repetition of the FFNs."""
 
     def __init__(self, config: ViTConfig, init: Init):
         parts = enumerate(config.period)

@@ -71,7 +71,7 @@ class VMambaConfig(ChoosesForms):
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels of every stage; inner channels, hidden units and ranks follow",
         "depth": "fraction of the blocks of each stage, or whole numbers joined by ':'",
-        "ffn": "fraction of the hidden units of each feed-forward part",
+        "ffn": "fraction of the hidden units of each FFN",
         "keep": "which blocks stay: first or even",
     }
 
@@ -107,7 +107,7 @@ class VMambaConfig(ChoosesForms):
         return (self.image_size, self.image_size, self.in_channels)
 
     def shrink(self, *, width=1.0, depth=1.0, ffn=1.0, keep="first") -> "VMambaConfig":
-        """Returns the smaller self with these choices (see `elastic`).
+        """Returns the sub-network with these choices (see `elastic`).
 
         Raises:
           UserError: a choice lies outside the space.

@@ -1,7 +1,7 @@
 """Wide ResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146): pre-activation blocks of two 3x3 convolutions for
 CIFAR-sized images.
 
-Its smaller selves: `width`, `inner` and `depth` per stage, where the first block of a stage stays. With `experts` the
+Its sub-networks: `width`, `inner` and `depth` per stage, where the first block of a stage stays. With `experts` the
 convolutions of the blocks, projections included, are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and
 `dims` the widths of one pathway.
 """
@@ -90,7 +90,7 @@ class WideResNetConfig(ChoosesForms):
         return (self.image_size, self.image_size, self.in_channels)
 
     def shrink(self, *, width=1.0, depth=1.0, inner=1.0, experts=1.0, keep="first") -> "WideResNetConfig":
-        """Returns the smaller self with these choices (see `elastic`); the stem follows the width of stage 1.
+        """Returns the sub-network with these choices (see `elastic`); the stem follows the width of stage 1.
 
         Raises:
           UserError: a choice lies outside the space.

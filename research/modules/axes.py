@@ -49,7 +49,7 @@ ROLES = {
     "experts": "experts of a mixture",
     "domains": "domains that a text may come from",
     "slots": "soft slots of one expert",
-    "router": "channels of the router of images, which smaller selves keep whole",
+    "router": "channels of the router of images, which sub-networks keep whole",
     "observed": "numbers that a layer reports of itself",
     "choices": "what a method chooses among or counts: an axis of its own arrays that no network cuts",
     "actions": "numbers of one action of a policy",

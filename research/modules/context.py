@@ -1,4 +1,4 @@
-"""Sequences cut over the mesh axis `context`: every device holds a stretch of every sequence.
+"""Sequences cut over the mesh axis `context`: every device holds a shard of every sequence.
 
 Mixers that remember the past in a state hand it on: device i takes a part of the batch once device i - 1 has passed its
 state for that part, so that all devices work after i steps (a pipeline over parts of the batch). Mixers that read all

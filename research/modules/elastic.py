@@ -1,4 +1,4 @@
-"""What the families share to make smaller selves: rounding of widths, kept layers, errors about the space."""
+"""What the families share to make sub-networks: rounding of widths, kept layers, errors about the space."""
 
 from collections.abc import Sequence
 

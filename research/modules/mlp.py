@@ -1,4 +1,4 @@
-"""The feed-forward parts of a Transformer block: GELU between two products, or a gated linear unit."""
+"""The FFNs of a Transformer block: GELU between two products, or a gated linear unit."""
 
 import jax
 from flax import nnx

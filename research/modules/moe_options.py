@@ -139,7 +139,7 @@ class Moe:
             raise UserError(f"moe: {name}={vars(self)[name]!r}; valid: {valid}")
 
     def shrink(self, width: float, ffn: float, experts, active) -> "Moe":
-        """Returns the options of a smaller self: hidden units follow the width and `ffn`, the first experts stay."""
+        """Returns the options of a sub-network: hidden units follow the width and `ffn`, the first experts stay."""
         groups = self.expert_groups
         count = elastic.depth_count(1.0 if experts is None else experts, self.experts, groups, "experts")
         active = self.active if active is None else elastic.depth_count(active, self.active, 1, "active")

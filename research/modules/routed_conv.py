@@ -144,7 +144,7 @@ class ImageRouter(nnx.Module):
     """Scores of the experts from the raw image: a CIFAR ResNet (He et al. 2016, section 4.2) of stages `dims` x
     `depths`.
 
-    With dims (16, 32, 64) and depths (3, 3, 3), which is ResNet-20, and two experts: 269,202 parameters. Smaller selves
+    With dims (16, 32, 64) and depths (3, 3, 3), which is ResNet-20, and two experts: 269,202 parameters. Sub-networks
     keep it whole.
     """
 

@@ -48,13 +48,13 @@ CUTS = {
     "observed": "whole",
     "choices": "whole",
 }
-"""Role -> how the smaller self is cut: leading slice, centre crop, the kept layers, or not at all."""
+"""Role -> how the sub-network is cut: leading slice, centre crop, the kept layers, or not at all."""
 
 
 def axis_indices(
     name: str, full: int, small: int, full_kept: Sequence[int] | None, small_kept: Sequence[int] | None
 ) -> Sequence[int]:
-    """Returns which of `full` indices along the axis `name` the smaller self of size `small` holds.
+    """Returns which of `full` indices along the axis `name` the sub-network of size `small` holds.
 
     Raises:
       ValueError: the role has no rule, or the sizes do not nest under it.
@@ -87,7 +87,7 @@ def _take(x: Array, axis: int, indices: Sequence[int]) -> Array:
 def slice_like(
     arrays: Mapping[str, Array], full: Abstract, small: Abstract, shards: Mapping[str, int] | None = None
 ) -> Arrays:
-    """Cuts the arrays of a full network to those of a smaller self.
+    """Cuts the arrays of a full network to those of a sub-network.
 
     Args:
       arrays: params or stats of the full network, or anything shaped like them (gradients, moments).

@@ -1,4 +1,4 @@
-"""A dense network becomes a mixture of experts: every expert starts as the dense feed-forward part (sparse upcycling).
+"""A dense network becomes a mixture of experts: every expert starts as the dense FFN (sparse upcycling).
 
 Where the weights of a token's experts sum to 1 and nobody is dropped, the mixture computes what the dense network did:
 copies of one function, averaged. Experts drift apart by what the router sends them; `noise` and `reinit` make them

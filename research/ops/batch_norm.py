@@ -3,7 +3,8 @@
 Where devices hold rows each of their own (`jax.shard_map`), `axis_name` names the mesh axes over which the moments are
 those of all rows.
 
-Source: Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3; the naive twin leaves the gradient to autodiff.
+Source: Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3; the reference implementation leaves the gradient to
+  autodiff.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The forms of depthwise convolution by name, with lax's own as the naive twin.
+"""The forms of depthwise convolution by name, with lax's own as the reference implementation.
 
 All forms have the same three functions, for one input and N kernels, each with its `Branch` (see `depthwise_geometry`):
 

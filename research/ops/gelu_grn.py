@@ -2,7 +2,8 @@
 
 Source: ConvNeXt V2 (Woo et al. 2023, arXiv 2301.00808), equations 1 to 3, in the order in which its block and
 UniRepLKNet's apply them; GELU is the exact one (Hendrycks and Gimpel 2016, arXiv 1606.08415). Only the input is kept
-for the gradient; autodiff of the naive twin keeps the activations and the complementary error function beside it.
+for the gradient; autodiff of the reference implementation keeps the activations and the complementary error function
+beside it.
 """
 
 import functools

@@ -62,7 +62,7 @@ def linear_attention(
       normalize: divide by scale * q_t . z_t + eps, with z_t the same recurrence over k alone. The states then have V +
         1 columns, the last of which is z. Not with beta.
       eps: added to the normaliser.
-      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from
+      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment continues from
         `initial_state`.
       chunk_size: tokens a chunk, a power of two; by default 64, on a CPU 32 for vector decays and the delta rule.
       form: "auto" and "cpu" are "chunked"; "naive" is a loop over tokens with the gradient by autodiff.
@@ -159,7 +159,7 @@ def _check(q, k, v, log_decay, beta, initial_state, normalize, segment_ids) -> d
 
 
 def _starts(ids):
-    """Whether a token starts a segment [B, T]; the first never does: it goes on from the initial state."""
+    """Whether a token starts a segment [B, T]; the first never does: it continues from the initial state."""
     return jnp.concatenate([jnp.zeros_like(ids[:, :1], bool), ids[:, 1:] != ids[:, :-1]], 1)
 
 

@@ -47,7 +47,7 @@ def trapezoidal_scan(
       C: output maps, rotated.
       skip: factor of the direct path x -> y ("D" in the paper).
       initial_state: `ssm` [*B, H, P, N], and the last token's `x` [*B, R, H, P] and `b` [*B, R, H, N]; None for zeros.
-      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from
+      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment continues from
         `initial_state`.
       chunk_size, form: as in `linear_attention`; the form "naive" is a loop of steps.
 

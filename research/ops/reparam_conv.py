@@ -4,7 +4,8 @@ training.
 Batch norm of a convolution needs only the mean and variance of its output, and these follow from the first and
 second moments of the input: with T the Toeplitz matrix of a channel's kernel and G = sum over the batch of x x^T,
 sum y^2 = tr(T G T^T). So the moments form never computes the branches: it makes G once (one matrix product), gets each
-branch's factor from it, folds all branches into one kernel, and convolves once. The explicit form is its naive twin.
+branch's factor from it, folds all branches into one kernel, and convolves once. The explicit form is its reference
+implementation.
 """
 
 import functools

@@ -61,7 +61,7 @@ def routing_attention(
         shared.
       mask: True for tokens; False for padding, which no cluster takes while it can take tokens, and which gives zeros.
       segment_ids: sequences packed on one axis see only themselves.
-      form: see `dispatch.resolve`; the naive twin builds [T, T] masks.
+      form: see `dispatch.resolve`; the reference implementation builds [T, T] masks.
 
     Returns:
       Output in the dtype of the value: sum / (number of clusters + 0.01); zeros where no cluster took the token. A

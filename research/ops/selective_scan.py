@@ -46,7 +46,7 @@ def selective_scan(
       C: output maps, shared by all channels.
       skip: factor of the direct path u -> y ("D" in the paper).
       initial_state: state before the first token; None for zeros.
-      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from
+      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment continues from
         `initial_state`.
       form: "auto" (by platform), "cpu", "sequential" (a loop over time inside a loop over chunks, for CPUs), "chunked"
         (logarithmic depth inside chunks of 256), "associative" (logarithmic depth throughout), or "naive" (a loop,

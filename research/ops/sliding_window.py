@@ -61,7 +61,7 @@ def sliding_window_attention(
       causal: False: the window reaches ahead as far as back.
       segment_ids: sequences packed on one axis see only themselves.
       scale: factor of the logits; K^-0.5 by default.
-      form: see `dispatch.resolve`; the naive twin is a masked full attention.
+      form: see `dispatch.resolve`; the reference implementation is a masked full attention.
 
     Returns:
       Output in the dtype of the value.
@@ -125,7 +125,8 @@ def sliding_window_extend(
     scale: float | None = None,
     form: str = "auto",
 ) -> tuple[Float[Array, "*B T H V"], WindowState]:
-    """Goes on from a state: `sliding_window_attention` of the whole sequence, a piece (or one token, T = 1) at a time.
+    """Continues from a state: `sliding_window_attention` of the whole sequence, a piece (or one token, T = 1) at a
+    time.
 
     Args:
       query, key, value, segment_ids, scale, form: the new tokens, as in `sliding_window_attention`; without segment_ids

@@ -37,7 +37,7 @@ def ssd(
       C: output maps.
       skip: factor of the direct path x -> y ("D" in the paper).
       initial_state: state before the first token; None for zeros.
-      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment goes on from
+      segment_ids: packed sequences: where the id changes the state starts from zero. The first segment continues from
         `initial_state`.
       chunk_size: tokens a chunk, a power of two; 64 by default.
       form: "auto", "cpu", "chunked" or "naive", as in `linear_attention`.

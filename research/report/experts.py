@@ -47,8 +47,8 @@ def dead(load: np.ndarray) -> list[int]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns a row per layer: the last of each of its numbers, least and largest load over the even one, and its dead
-    experts."""
+    """Returns a row per layer: the last of each of its numbers, least and largest load relative to uniform, and its
+    dead experts."""
     out = []
     for layer, (_, load) in loads(rows).items():
         prefix = f"{PREFIX}{layer}/"

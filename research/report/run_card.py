@@ -83,7 +83,7 @@ def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
                 for layer, (steps, load) in loads.items()
             }
             plots.heat_maps(
-                folder / "experts.png", panels, title="Load of the experts", ylabel="load over the even one"
+                folder / "experts.png", panels, title="Load of the experts", ylabel="load relative to uniform"
             )
         _write(folder / "report.md", _markdown(workdir, report, cost_key))
         _write(folder / REPORT, json.dumps(report, indent=2, allow_nan=False) + "\n")
@@ -151,7 +151,7 @@ def _experts(workdir: Path) -> list[str]:
     if not rows:
         return []
     words = (
-        "Of the last logged batch; loads over the even one, entropy of the load in nats; dead: "
+        "Of the last logged batch; load relative to uniform, entropy of the load in nats; dead: "
         "no token in the last quarter of the log."
     )
     return [

@@ -72,7 +72,7 @@ def base_config() -> ml_collections.ConfigDict:
                 "upcycle": {
                     "noise": 0.0,
                     "reinit": 0.0,
-                },  # of experts that start as a dense network's feed-forward parts
+                },  # of experts that start as a dense network's FFNs
             },
             "eval": {
                 "every": "20%",

@@ -52,7 +52,7 @@ def extend(base, params, config):
 
 @pytest.mark.slow
 def test_extended_encoder_is_the_dense_one_for_every_domain():
-    """Check 32 of the method: copies of one feed-forward part under tokens that are alike are the base, whatever the
+    """Check 32 of the method: copies of one FFN under tokens that are alike are the base, whatever the
     domain."""
     base, params = dense(1)
     config = tiny()

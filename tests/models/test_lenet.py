@@ -1,4 +1,4 @@
-"""LeNet-5: published counts, a naive twin in numpy, 28 padded to 32; the customised network around it."""
+"""LeNet-5: published counts, a reference implementation in numpy, 28 padded to 32; the customised network around it."""
 
 import dataclasses
 import functools

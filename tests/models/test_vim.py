@@ -1,4 +1,4 @@
-"""Vision Mamba against numpy, token by token; the symmetry of its two directions; forms, smaller selves, mistakes."""
+"""Vision Mamba against numpy, token by token; the symmetry of its two directions; forms, sub-networks, mistakes."""
 
 import dataclasses
 import functools

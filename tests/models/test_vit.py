@@ -1,5 +1,5 @@
-"""ViT and DeiT against a naive twin written head by head, in outputs and gradients; drop path, distillation,
-mistakes."""
+"""ViT and DeiT against a reference implementation written head by head, in outputs and gradients; drop path,
+distillation, mistakes."""
 
 import dataclasses
 import functools
@@ -151,7 +151,7 @@ MIXED = dataclasses.replace(
 @pytest.mark.slow
 def test_mixtures_stand_in_every_second_block_of_the_last_ones():
     """Blocks 3 and 5 have mixtures, all in their order: with a mixture's output at zero, its block is one without
-    feed-forward part."""
+    FFN."""
     params, stats = random_arrays(MIXED)
     assert MIXED.layer_places() == (
         ("dense_blocks/layer", 0), ("dense_blocks/layer", 1), ("blocks/layer/blocks/0", 0),

@@ -1,4 +1,4 @@
-"""VMamba against numpy, pixel by pixel; the symmetry of its four directions; forms, smaller selves, mistakes."""
+"""VMamba against numpy, pixel by pixel; the symmetry of its four directions; forms, sub-networks, mistakes."""
 
 import dataclasses
 import functools

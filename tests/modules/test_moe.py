@@ -1,4 +1,4 @@
-"""The mixture of experts as a module: families, groups, statistics, losses, and its smaller selves."""
+"""The mixture of experts as a module: families, groups, statistics, losses, and its sub-networks."""
 
 import dataclasses
 import json

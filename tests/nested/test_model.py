@@ -1,4 +1,4 @@
-"""The model to play with: it runs, and samples smaller selves."""
+"""The model to play with: it runs, and samples sub-networks."""
 
 import functools
 import warnings

@@ -33,7 +33,7 @@ POINTS = {
     "domain_encoder_small": {"width": 0.5, "depth": 1, "ffn": 0.5, "heads": 1},
     "gla_small": {"width": 0.5, "depth": 0.5, "ffn": 0.5, "heads": 1},
 }
-"""One smaller self per kind of network, cut in every dimension that it has."""
+"""One sub-network per kind of network, cut in every dimension that it has."""
 
 
 @functools.lru_cache

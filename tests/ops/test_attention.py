@@ -1,4 +1,5 @@
-"""Every form of softmax attention against its naive twin and the definition in float64, in outputs and gradients."""
+"""Every form of softmax attention against its reference implementation and the definition in float64, in outputs and
+gradients."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Every form of the depthwise convolution against the naive twin, in outputs and both gradients."""
+"""Every form of the depthwise convolution against the reference implementation, in outputs and both gradients."""
 
 import functools
 

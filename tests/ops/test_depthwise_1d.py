@@ -1,5 +1,5 @@
-"""The 1-D depthwise convolution: every form against the definition and the naive twin, carried state, steps, packed
-segments."""
+"""The 1-D depthwise convolution: every form against the definition and the reference implementation, carried state,
+steps, packed segments."""
 
 import functools
 import itertools

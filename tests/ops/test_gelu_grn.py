@@ -1,4 +1,4 @@
-"""GELU with global response normalisation against its naive twin, in outputs and gradients."""
+"""GELU with global response normalisation against its reference implementation, in outputs and gradients."""
 
 import jax
 import jax.numpy as jnp

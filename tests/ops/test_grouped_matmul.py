@@ -1,4 +1,5 @@
-"""Every form of the grouped matrix product against its definition and the naive twin, and the sorting around it."""
+"""Every form of the grouped matrix product against its definition and the reference implementation, and the sorting
+around it."""
 
 import functools
 

@@ -1,5 +1,5 @@
-"""Linear attention of all kinds: reference values, the naive twin in outputs and gradients, float64, state carried
-anywhere, packing."""
+"""Linear attention of all kinds: reference values, the reference implementation in outputs and gradients, float64,
+state carried anywhere, packing."""
 
 import functools
 

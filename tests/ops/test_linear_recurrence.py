@@ -1,5 +1,5 @@
-"""The diagonal recurrence: every form against a float64 loop and the naive twin, both directions, states of any
-rank."""
+"""The diagonal recurrence: every form against a float64 loop and the reference implementation, both directions, states
+of any rank."""
 
 import functools
 

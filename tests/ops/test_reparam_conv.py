@@ -1,4 +1,4 @@
-"""Batch norm and the re-parameterised convolution against their naive twins, in outputs and gradients."""
+"""Batch norm and the re-parameterised convolution against their reference implementations, in outputs and gradients."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,5 @@
-"""The selective scan against the reference values, its naive twin and a float64 loop; state carried anywhere;
-packing."""
+"""The selective scan against the reference values, its reference implementation and a float64 loop; state carried
+anywhere; packing."""
 
 import functools
 

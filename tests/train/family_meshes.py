@@ -1,7 +1,7 @@
 """The collectives of a training step of every model family on 8 simulated devices; prints them as JSON.
 
 Run as a process of its own: `python -m tests.train.family_meshes [FAMILY ...]`; `--store` renews collectives.json, when
-a change is meant. Each family's tiny twin is lowered whole and as a smaller self, over fsdp and over tensor.
+a change is meant. Each family's tiny twin is lowered whole and as a sub-network, over fsdp and over tensor.
 """
 
 import json
@@ -16,7 +16,7 @@ BATCH = 56
 
 
 def smaller(config):
-    """A smaller self, by the first elastic field that takes a half."""
+    """A sub-network, by the first elastic field that takes a half."""
     from research.errors import UserError
 
     for field in ("ffn", "width", "hidden", "heads", "depth"):

@@ -4,7 +4,7 @@ stored in golden.json.
     python -m tests.train.golden --renew [FAMILY ...]
 
 renews them, of all families or of those named: when a change of what is trained is meant, and only then. Networks are
-the tiny twins of the registry, each with a smaller self of half the width, on made data; the optimizer is SGD, whose
+the tiny twins of the registry, each with a sub-network of half the width, on made data; the optimizer is SGD, whose
 steps are proportional to the gradients, so that rounding stays rounding (Adam's first step of a gradient that is
 nothing but rounding is a whole one).
 """

@@ -106,7 +106,7 @@ def test_parameters_on_eight_devices_in_one_way(tmp_path):
 
 @pytest.mark.slow
 def test_a_hybrid_sequence_model_is_the_same_on_eight_devices(tmp_path):
-    """Mamba-2, gated linear attention and attention with a gated feed-forward part, and half of their width."""
+    """Mamba-2, gated linear attention and attention with a gated FFN, and half of their width."""
     results = run_on({1: ["sequence:data=1"], 8: [SEQUENCE]}, tmp_path)
     one, many = results["sequence:data=1"], results[SEQUENCE]
     assert len(one["losses"]) == 6

@@ -31,8 +31,8 @@ NOTHING = -1
 @dataclass(frozen=True)
 class Attention(Spec):
     """`kv_heads` 0: every head has keys and values of its own; else `kv_heads` groups of heads share them, and every
-    smaller self keeps all groups with fewer heads each. `head_dim` 0: dim / heads; heads keep their size in every
-    smaller self. `qk_norm`: queries and keys go through an RMSNorm over the features of a head, each with one scale for
+    sub-network keeps all groups with fewer heads each. `head_dim` 0: dim / heads; heads keep their size in every
+    sub-network. `qk_norm`: queries and keys go through an RMSNorm over the features of a head, each with one scale for
     all heads, before RoPE. `causal`
     False: tokens see those after them too, as an encoder's do; such a layer has no state."""
 

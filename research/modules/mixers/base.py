@@ -3,7 +3,7 @@
 A spec is a frozen dataclass inside a model's config. Sizes that are 0 follow from the model's width: `resolve(dim)`
 fills them in, `shrink` scales the filled ones. A mixer is called as
 
-    y, state = mixer(x, call, state)      x [B, T, D]; the piece goes on from `state`, or from the start where it is
+    y, state = mixer(x, call, state)      x [B, T, D]; the piece continues from `state`, or from the start where it is
         None
     y, state = mixer.step(x, call, state) x [B, D]; one token
     state    = mixer.init_state(batch, capacity, dtype)
@@ -96,7 +96,7 @@ class Spec:
         return self
 
     def shrink(self, width: float, heads: float | int | None, state: float | int | None) -> Self:
-        """Returns the spec of a smaller self; sizes are filled in. `heads` None: heads follow the width."""
+        """Returns the spec of a sub-network; sizes are filled in. `heads` None: heads follow the width."""
         return self
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "Mixer":

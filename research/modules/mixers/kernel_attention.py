@@ -45,7 +45,7 @@ class CosFormer(HeadSpec):
 @register
 @dataclass(frozen=True)
 class Performer(HeadSpec):
-    """Keys are whole; `features` 0: floor(state ln state) random features, of which a smaller self keeps the first
+    """Keys are whole; `features` 0: floor(state ln state) random features, of which a sub-network keeps the first
     (choice `state`).
 
     `map`: "positive" estimates softmax attention, "relu" is the generalised attention of the paper.

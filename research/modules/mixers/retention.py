@@ -20,7 +20,7 @@ from research.ops import linear_attention
 @register
 @dataclass(frozen=True)
 class Retention(HeadSpec):
-    """Keys are whole in every smaller self: their features turn in pairs, at rates that depend on how many there
+    """Keys are whole in every sub-network: their features turn in pairs, at rates that depend on how many there
     are."""
 
     expand_v: float = 2.0

@@ -49,7 +49,7 @@ class Routing(Spec):
 
     `clusters`: centroids of each routing head. `window`: tokens that each takes, about length / clusters.
       `local_window`: tokens that a
-    local head sees. A smaller self keeps the share of local heads, the clusters and the size of heads.
+    local head sees. A sub-network keeps the share of local heads, the clusters and the size of heads.
     """
 
     heads: int = 8

@@ -91,7 +91,7 @@ class SnnkLinear(nnx.Module):
 
 
 class SnnkMlp(nnx.Module):
-    """Feed-forward part whose first product and activation are an `SnnkLinear`: y = Psi Phi(x) W2 + b2; `axes` as in
+    """FFN whose first product and activation are an `SnnkLinear`: y = Psi Phi(x) W2 + b2; `axes` as in
     `Mlp`.
 
     `features` 0: a quarter of the channels.

@@ -235,13 +235,13 @@ def num_params(spec, dim, length=8):
 
 
 def check_shrink(spec, dim, small_dim, *, length=8, width=0.5, heads=None, state=None, cut=()):
-    """The smaller self has the same arrays with the same names of axes, and no axis is larger; returns its spec.
+    """The sub-network has the same arrays with the same names of axes, and no axis is larger; returns its spec.
 
     `cut`: exactly these axes, by name, must have become smaller in every array that has them.
     """
     full = spec.resolve(dim)
     small = full.shrink(width, heads, state)
-    assert small.resolve(small_dim) == small, "a smaller self must have every size filled in"
+    assert small.resolve(small_dim) == small, "a sub-network must have every size filled in"
     (params, stats, axes), (small_params, small_stats, small_axes) = (
         shapes(full, dim, length),
         shapes(small, small_dim, length),

@@ -167,7 +167,7 @@ def recurrence(q, k, v, *, decay=1.0, beta=None):
 
 
 def check_slices(spec, dim, small_dim, small):
-    """The smaller self `small` (a spec) runs on slices of the full one's arrays; returns their shapes."""
+    """The sub-network `small` (a spec) runs on slices of the full one's arrays; returns their shapes."""
     full, small = Alone(spec, dim, 4), Alone(small, small_dim, 4)
     cut = [slice_like(arrays, abstract(full), abstract(small)) for arrays in weights(full)]
     x = jnp.zeros((1, 4, small_dim))

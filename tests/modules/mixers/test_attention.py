@@ -1,4 +1,4 @@
-"""Attention as a mixer: its forms, a twin in numpy, the cache, its smaller selves."""
+"""Attention as a mixer: its forms, a twin in numpy, the cache, its sub-networks."""
 
 from dataclasses import replace
 

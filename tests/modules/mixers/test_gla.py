@@ -1,4 +1,4 @@
-"""Gated linear attention: its forms, an independent recurrence, published counts, smaller selves."""
+"""Gated linear attention: its forms, an independent recurrence, published counts, sub-networks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Mamba-3's mixer: its forms against each other, its equations in numpy, published counts, smaller selves."""
+"""Mamba-3's mixer: its forms against each other, its equations in numpy, published counts, sub-networks."""
 
 import jax
 import jax.numpy as jnp

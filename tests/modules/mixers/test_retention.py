@@ -1,4 +1,4 @@
-"""Retention: its forms, an independent recurrence with rotated keys, decays, published counts, smaller selves."""
+"""Retention: its forms, an independent recurrence with rotated keys, decays, published counts, sub-networks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Routing attention as a mixer: forms, routing of prefixes against the op, the online k-means, its smaller selves."""
+"""Routing attention as a mixer: forms, routing of prefixes against the op, the online k-means, its sub-networks."""
 
 import functools
 
