@@ -1,5 +1,6 @@
 """What the hooks of methods take and give, see `research.train.method`."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,11 @@ class Reshape:
     axes: Mapping[str, Reindex] = field(default_factory=dict)
 
 
+def number_of(name: str) -> int:
+    """Returns the number that a method's name is folded into keys as; the loop's own streams have those below 16."""
+    return zlib.crc32(name.encode()) | 16
+
+
 @dataclass(frozen=True)
 class Clock:
     """When a hook is called, inside a program.
@@ -143,7 +149,7 @@ class Clock:
     def key(self, stream: int | str, place: Array) -> Array:
         """Returns a key of the update for a stream of random numbers (a method's name, or one of the loop's own
         numbers) and a place in it."""
-        number = stream if isinstance(stream, int) else int.from_bytes(stream.encode()[:16], "little") % (2**31) + 16
+        number = stream if isinstance(stream, int) else number_of(stream)
         return jax.random.fold_in(jax.random.fold_in(self.base, number), place)
 
 

@@ -18,7 +18,7 @@ from research.nested.space import Space
 from research.tasks.base import Task
 from research.train import sharding
 from research.train.compiler import Compiler, Program
-from research.train.hooks import Brought, Phase
+from research.train.hooks import Brought, Phase, number_of
 from research.train.layout import Layout, Shapes, structs
 from research.train.methods import Methods
 from research.train.state import Held, State
@@ -99,8 +99,8 @@ class Programs:
         for method, extras in self.layout.added.items():
             own = {}
             for name, extra in extras.items():
-                key = jax.random.fold_in(seeds.key(self.seed), int.from_bytes(method.encode()[:16], "little") % 2**31)
-                value = extra.initial(key, params)
+                key = jax.random.fold_in(seeds.key(self.seed), number_of(method))
+                value = extra.initial(jax.random.fold_in(key, number_of(name)), params)
                 if extra.kind is None:
                     own[name] = value
                 else:

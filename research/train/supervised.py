@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from research.errors import UserError
 from research.interop.safetensors_io import config_from_json, config_to_json
 from research.modules.state import abstract
 from research.nested.draws import Draw
@@ -74,6 +75,12 @@ class Supervised(Learner):
         return self.setup.steps(section, field)
 
     def adopt(self, run: Mapping[str, Any]) -> None:
+        for name, digest in run.get("brought", {}).items():
+            if (network := self.programs.networks.get(name)) is not None and network.digest != digest:
+                raise UserError(
+                    f"method {name} brings another network than the run began with ({network.digest[:12]}, not "
+                    f"{digest[:12]}); give it the same one"
+                )
         if "model" in run and (model := config_from_json(run["model"])) != self.setup.space.full:
             self.programs.close()
             self._take(self.setup.reshaped(model))

@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.models import registry
 from research.modules.axes import Kind
-from research.train.hooks import Extra, Phase, Reindex, Reshape, Stream, everything
+from research.modules.state import initialize
+from research.train.hooks import Brought, Extra, Phase, Reindex, Reshape, Stream, everything
 from research.train.method import Method
 from research.train.method_registry import register
+from tests.methods.tiny import MODEL
 
 
 @register("halve")
@@ -137,3 +140,29 @@ class FakeQuantisation(Method):
     def after_update(self, params, arrays, clock):
         del clock
         return params, {"updates": arrays["updates"] + 1}
+
+
+@register("teacher")
+@dataclass(frozen=True)
+class Teacher(Method):
+    """Distillation from a frozen network that the method brings (Hinton et al. 2015, arXiv 1503.02531)."""
+
+    paper = "arXiv 1503.02531"
+    share: float = 0.5
+    seed: int = 1
+
+    def brings(self):
+        config = registry.model_config(MODEL["name"], **{k: v for k, v in MODEL.items() if k != "name"}, **IMAGES)
+        params, stats = initialize(config, jax.random.key(self.seed))
+        return Brought(config, params, stats, f"weights of seed {self.seed}")
+
+    def objective(self, inner, task):
+        def objective(forward, example):
+            outcome = inner(forward, example)
+            taught = task.distill(outcome.outputs, forward(*example.inputs, params="teacher"), example.target)
+            return outcome._replace(loss=(1 - self.share) * outcome.loss + self.share * taught)
+
+        return objective
+
+
+IMAGES = {"image_size": 8, "in_channels": 1, "num_classes": 10}

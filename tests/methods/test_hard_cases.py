@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from launch import config as recipe
+from research.errors import UserError
 from research.train import loop
+from research.train.checkpoint import Checkpoints
 from research.train.extraction import Trained
 from research.train.gradient import Gradient
 from research.train.hooks import everything
@@ -131,3 +133,18 @@ def test_quantisation_has_the_scales_of_the_sub_network_and_is_baked_into_what_i
         assert len(np.unique(np.round(kernel / scale))) <= 2 * levels + 1
     assert float(trained.state.methods["fake_quantisation"]["updates"]) == 4
     assert not any(np.array_equal(kernels[k], raw[k]) for k in kernels)
+
+
+def test_a_network_that_a_method_brings_teaches_and_is_found_again_by_its_digest(tmp_path):
+    """Its arrays are in no checkpoint, and a resumed run with another one is refused."""
+    fields = {"methods": "teacher,sandwich", "train.duration": "2"}
+    workdir = tmp_path / "run"
+    loop.train(recipe.load("tests/methods/tiny.py", fields), str(workdir), Lines())
+    learner = Supervised(make_setup(recipe.load("tests/methods/tiny.py", fields)))
+    about = Checkpoints(workdir / "checkpoints").about(2)
+    assert about["brought"] == {"teacher": "weights of seed 1"}
+    learner.adopt(about)
+    with pytest.raises(UserError, match="method teacher brings another network than the run began with"):
+        learner.adopt({**about, "brought": {"teacher": "weights of seed 2"}})
+    assert learner.programs.shapes.params.keys() == learner.programs.layout.model.params.keys()
+    learner.close()
