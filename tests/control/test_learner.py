@@ -16,13 +16,11 @@ from research.control.learner import SoftActorCritic
 from research.errors import UserError
 from research.report.reading import load_metrics
 from research.train import loop
-from research.train.compiler import Compiler
 from research.train.config import base_config, check, resolved
 from research.train.extraction import Trained
 from research.train.restore import restore, whole_steps
 from research.train.rundir import read_config
 from research.train.used import check_used
-from tests.models.twins import FAST
 from tests.train.reporter import Lines
 
 TINY = {"hidden": 4, "depth": 1, "batch": 8, "capacity": 64, "warmup": 10, "steps": 10, "episodes": 2, "seeds": (0, 3)}
@@ -50,19 +48,11 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.fixture(autouse=True)
-def unoptimised_programs(request, monkeypatch):
-    if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(Compiler, "effort", lambda self, program: FAST)
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """(folder, report) of a run that nothing happens to."""
     workdir = tmp_path_factory.mktemp("reference") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Compiler, "effort", lambda self, program: FAST)
-        return workdir, loop.train(config_of(), str(workdir), Lines())
+    return workdir, loop.train(config_of(), str(workdir), Lines())
 
 
 def test_a_killed_run_ends_with_the_same_bits(reference, tmp_path):
