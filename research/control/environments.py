@@ -18,9 +18,14 @@ from research.errors import UserError
 class Environment(Protocol):
     """One task; `observations` and `actions` are sizes, `horizon` the steps after which an episode is cut off."""
 
-    observations: int
-    actions: int
-    horizon: int
+    @property
+    def observations(self) -> int: ...
+
+    @property
+    def actions(self) -> int: ...
+
+    @property
+    def horizon(self) -> int: ...
 
     def reset(self, key: Array) -> Float[Array, " S"]:
         """Returns the state in which an episode starts."""
@@ -132,7 +137,7 @@ class Pendulum:
         return jnp.array([angle + self.seconds * speed, speed]), -cost, jnp.array(False)
 
 
-ENVIRONMENTS = {"bandit": Bandit(), "detour": Detour(), "pendulum": Pendulum()}
+ENVIRONMENTS: dict[str, Environment] = {"bandit": Bandit(), "detour": Detour(), "pendulum": Pendulum()}
 
 
 def environment(name: str) -> Environment:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
+from jaxtyping import Array
 
 from research.control.environments import ENVIRONMENTS, environment
 from research.control.programs import ALL, LEARN, MEASURE, START, Setting
@@ -102,8 +103,13 @@ class SoftActorCritic(Learner):
                 f"{section}.{field}={value!r}: there are no epochs here; write updates, '6000ex' (environment steps of "
                 "a seed) or '5%'"
             )
-        known = {"batch_size": self.options.steps, "num_examples": 0, "field": f"{section}.{field}"}
-        return to_steps(value, total=self.total or None, **known)
+        return to_steps(
+            value,
+            batch_size=self.options.steps,
+            num_examples=0,
+            total=self.total or None,
+            field=f"{section}.{field}",
+        )
 
     def adopt(self, run: Mapping[str, Any]) -> None:
         del run  # all shapes are those of the config
@@ -164,7 +170,7 @@ class SoftActorCritic(Learner):
         record = {k: float(np.mean(v)) for k, v in numbers._asdict().items()} | {"lr": self.options.lr}
         return record | self._by_seed("reward", numbers.reward)
 
-    def _by_seed(self, name: str, values: np.ndarray) -> dict[str, float]:
+    def _by_seed(self, name: str, values: Array | np.ndarray) -> dict[str, float]:
         return {f"{name}/seed{seed}": float(value) for seed, value in zip(self.seeds, values, strict=True)}
 
     @functools.cached_property

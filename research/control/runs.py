@@ -18,7 +18,7 @@ class Memory(NamedTuple):
     """A ring of the last transitions; `count` have been written."""
 
     transitions: Transition
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # type: ignore[assignment]  # in place of a tuple's method of this name
 
 
 class Run(NamedTuple):

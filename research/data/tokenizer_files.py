@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from typing import Literal, overload
 
 from research.data.tokenizers import Tokenizer, tokenizer_from_json
 from research.errors import UserError
@@ -21,6 +22,10 @@ def text_of(tokenizer: Tokenizer) -> str:
     return json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n"
 
 
+@overload
+def load_tokenizer(folder: str | os.PathLike[str], *, required: Literal[True] = True) -> Tokenizer: ...
+@overload
+def load_tokenizer(folder: str | os.PathLike[str], *, required: bool) -> Tokenizer | None: ...
 def load_tokenizer(folder: str | os.PathLike[str], *, required: bool = True) -> Tokenizer | None:
     """Returns the tokenizer that `save_tokenizer` wrote; None where there is none and none is required.
 

@@ -1,6 +1,7 @@
 """AdvMoE (Zhang et al. 2023, arXiv 2308.10110): adversarial training of a mixture by alternation, an update of the
 experts, one of the router."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -42,7 +43,7 @@ class AdvMoe(Adversarial):
             )
 
     def phases(self, model: Any) -> tuple[Phase, ...]:
-        is_router = lambda name: name.startswith(model.router)
+        is_router: Callable[[str], bool] = lambda name: name.startswith(model.router)
         experts = Phase("experts", trains=lambda name: not is_router(name))
         return (experts, Phase("router", trains=is_router, outputs=False))
 

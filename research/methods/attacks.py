@@ -2,7 +2,7 @@
 own."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -56,7 +56,7 @@ class Attacks(Method, Evaluation):
         return (self,)
 
     def columns(
-        self, evaluator: Any, weights: Any, statistics: Mapping[str, Arrays], split: str
+        self, evaluator: Evaluator, weights: Weights, statistics: Mapping[str, Arrays], split: str
     ) -> dict[str, dict[str, float]]:
         task = evaluator.setup.task
         found = robust_accuracies(
@@ -164,8 +164,9 @@ def _right(
 ) -> Bool[Array, " B"]:
     """Which images are classified rightly, under an attack or as they are."""
     more = told(config, real_examples(batch))
-    model = lambda x: apply(config, params, stats, x, mode="eval", **more)[0]
+    model: Callable[[Array], Array] = lambda x: apply(config, params, stats, x, mode="eval", **more)[0]
     image, label = batch["image"], batch["label"]
     if attack == CLEAN:
-        return model(image).argmax(-1) == label
+        right: Array = model(image).argmax(-1) == label
+        return right
     return is_correct(attack, model, image, label, key, epsilon=epsilon, steps=steps)

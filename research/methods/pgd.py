@@ -1,6 +1,9 @@
 """Adversarial training by PGD (Madry et al. 2018, arXiv 1706.06083): cross entropy of attacked images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from jaxtyping import Array
 
 from research.methods.bases.adversarial import Adversarial, is_routed, shares
 from research.robust.attacks import pgd
@@ -25,7 +28,7 @@ class Pgd(Adversarial):
 
         def objective(forward: Forward, example: Example) -> Outcome:
             (image,), target = example.inputs, example.target
-            seen = lambda x: forward(x, mode=self.mode, params="frozen")
+            seen: Callable[[Array], Array] = lambda x: forward(x, mode=self.mode, params="frozen")
             attacked = pgd(lambda x: cross_entropy(seen(x), target), image, example.key, **self.how)
             logits, scores = outputs(forward, attacked, routed)
             loss = cross_entropy(logits, target).mean()

@@ -246,11 +246,13 @@ def attack(
         return pgd(loss, x, key, epsilon=epsilon, steps=int(name[3:]), step_size=epsilon / 4)
     if name == "apgd_t":
         return apgd_targeted(f, x, label, key, epsilon=epsilon, steps=steps)
-    losses: dict[str, list[Callable]] = {"apgd_ce": [cross_entropy], "apgd_dlr": [dlr], "apgd": [cross_entropy, dlr]}[
-        name
-    ]
+    losses: dict[str, list[Callable[..., Array]]] = {
+        "apgd_ce": [cross_entropy],
+        "apgd_dlr": [dlr],
+        "apgd": [cross_entropy, dlr],
+    }
     run = lambda loss: lambda k: apgd(f, x, label, k, epsilon=epsilon, steps=steps, loss=loss)
-    return worst(f, x, label, key, [run(loss) for loss in losses])
+    return worst(f, x, label, key, [run(loss) for loss in losses[name]])
 
 
 def is_correct(

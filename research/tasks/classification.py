@@ -40,7 +40,7 @@ class Classification(Task):
     higher_is_better = True
     unit = "images"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.cutmix and self.examples != "image":
             raise UserError(
                 f"task.cutmix={self.cutmix} cuts boxes out of images, the data gives {self.examples}; set task.cutmix=0"

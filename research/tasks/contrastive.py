@@ -52,7 +52,7 @@ class Contrastive(Task):
         "the wrong answers of a pair are the other texts of its batch, and a part of the batch has fewer of them"
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.loss_name not in LOSSES:
             raise UserError(f"task.contrastive.loss={self.loss_name!r}; valid: {', '.join(LOSSES)}")
         if not self.temperature > 0:

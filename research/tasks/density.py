@@ -6,7 +6,7 @@ evaluation "mask": [B] float (0 = padding). The model gives eight maps: seven de
 its answer, and logits of a mask.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -164,11 +164,11 @@ def _local_losses(density: Float[Array, "B H W"], target: Float[Array, "B H W"],
     hard = min(HARD, rows * columns) // 3 * 3
     if not hard:
         raise ValueError(f"images of {height}x{width} have fewer than three regions of {side}x{side} pixels")
-    pool = lambda x: (
+    pool: Callable[[Array], Array] = lambda x: (
         x[:, : rows * side, : columns * side].reshape(batch, rows, side, columns, side).sum((2, 4)).reshape(batch, -1)
     )
     errors, index = jax.lax.top_k(jax.lax.stop_gradient(pool(jnp.square(density - target))), hard)
-    pick = lambda x, i: jnp.take_along_axis(x, i, 1)
+    pick: Callable[[Array, Array], Array] = lambda x, i: jnp.take_along_axis(x, i, 1)
     order = jnp.argsort(-pick(pool(target), index), 1, stable=True)
     p0, p1, p2 = jnp.split(pick(pick(pool(density), index), order), 3, 1)
     d1, d2 = p0 - p1, p0 - p2

@@ -109,7 +109,8 @@ def gradient_descent(x: Inputs, y: Targets, *, steps: int = 1, step_size: float 
     coefficients = np.zeros_like(gram)
     for _ in range(steps):
         coefficients += rates[:, :, None] * earlier * (y[:, None, :] - coefficients @ gram)
-    return (coefficients * gram).sum(-1)
+    predictions: np.ndarray = (coefficients * gram).sum(-1)
+    return predictions
 
 
 def single_step_rates(points: int, dims: int) -> Float[np.ndarray, " K"]:
@@ -143,7 +144,8 @@ def best_factors(
     """
     grid = np.geomspace(1 / 8, 1.9, 17) if grid is None else grid
     errors = [((gradient_descent(x, y, steps=steps, step_size=factor * rates) - y) ** 2).mean(0) for factor in grid]
-    return np.asarray(grid)[np.argmin(errors, axis=0)]
+    best: np.ndarray = np.asarray(grid)[np.argmin(errors, axis=0)]
+    return best
 
 
 def best_penalties(x: Inputs, y: Targets, *, grid: Float[np.ndarray, " G"] | None = None) -> Float[np.ndarray, " K"]:
@@ -157,7 +159,8 @@ def best_penalties(x: Inputs, y: Targets, *, grid: Float[np.ndarray, " G"] | Non
     """
     grid = np.geomspace(1e-6, 100, 17) if grid is None else np.asarray(grid)
     errors = [((ridge(x, y, penalty=float(penalty)) - y) ** 2).mean(0) for penalty in grid]
-    return grid[np.argmin(errors, axis=0)]
+    best: np.ndarray = grid[np.argmin(errors, axis=0)]
+    return best
 
 
 def tuned_ridge(x: Inputs, y: Targets, penalties: Float[np.ndarray, " K"]) -> Targets:
@@ -185,12 +188,15 @@ def lasso(x: Inputs, y: Targets, *, alpha: float, max_iter: int = 100_000) -> Ta
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a * b).sum(-1)
+    product: np.ndarray = (a * b).sum(-1)
+    return product
 
 
 def _apply(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    return (matrix @ vector[:, :, None])[:, :, 0]
+    product: np.ndarray = (matrix @ vector[:, :, None])[:, :, 0]
+    return product
 
 
 def _outer(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return a[:, :, None] * b[:, None, :]
+    product: np.ndarray = a[:, :, None] * b[:, None, :]
+    return product

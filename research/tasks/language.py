@@ -31,7 +31,7 @@ class LanguageModelling(Task):
     """
 
     token_bytes: tuple[int, ...] = ()
-    metric: str = "loss"  # type: ignore[assignment]  # a field in place of the property of the base
+    metric: str = "loss"  # a field in place of the property of the base
 
     name: ClassVar[str] = "language modelling"
     reads: ClassVar[tuple[str, ...]] = ("metric",)

@@ -55,7 +55,7 @@ class AttackedClassification(Classification):
         logits, scores = outputs(forward, image, self.routed)
         sums = self.sums(logits, batch)
         if self.eval_steps:
-            how = {"epsilon": self.epsilon, "steps": self.eval_steps, "step_size": self.epsilon / 4}
+            how: dict[str, Any] = {"epsilon": self.epsilon, "steps": self.eval_steps, "step_size": self.epsilon / 4}
             attacked = pgd(lambda x: cross_entropy(forward(x), label), image, jax.random.key(0), **how)
             right = (forward(attacked).argmax(-1) == label) & (logits.argmax(-1) == label)
             sums["robust"] = (right * mask).sum()

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from research.decode import models
 from research.errors import UserError
@@ -47,7 +48,9 @@ def carried_metrics(
         )
 
     @jax.jit
-    def advance(params, stats, state, sums, tokens, labels, ids):
+    def advance(
+        params: Arrays, stats: Arrays, state: Any, sums: Arrays, tokens: Array, labels: Array, ids: Array | None
+    ) -> tuple[Any, Arrays]:
         logits, state = models.bind(config, params, stats, 1, piece).extend(state, tokens, ids)
         return state, jax.tree.map(jnp.add, sums, task.sums(logits, {"tokens": tokens, "labels": labels}))
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 from research.errors import UserError
 from research.files import make_folder, make_linked_folder
@@ -218,10 +218,10 @@ class _DiskErrors:
     def __init__(self, owner: Checkpoints, step: int | None):
         self.owner, self.step = owner, step
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> Literal[False]:
         if error is None:
             return False
         text = str(error)

@@ -50,7 +50,7 @@ class Compiler:
     seconds: dict[Program, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._futures: dict[Program, Future] = {}
+        self._futures: dict[Program, Future[Any]] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")  # XLA itself compiles on all cores
 
@@ -62,7 +62,7 @@ class Compiler:
             self.seconds[program] = time.perf_counter() - start
         return executable
 
-    def effort(self, program: Program) -> dict[str, int] | None:
+    def effort(self, program: Program) -> dict[str, Any] | None:
         """Returns compiler options: on a CPU a program that runs a few times only is compiled without optimisation."""
         return {"xla_backend_optimization_level": 0} if self.on_cpu and program.rarely(self.context) else None
 

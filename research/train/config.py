@@ -175,7 +175,8 @@ def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(values, default=list))
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=list))
+    return plain
 
 
 def _learner(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,21 @@
 """What sub-networks cost: nominal FLOPs, parameters, latency and memory of the form that runs at inference."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from research.models.base import active_params
 from research.modules.state import Arrays, abstract, apply
 from research.report import flops as flop_counter
 from research.report import timing
+
+_Arrays = Mapping[str, Array | np.ndarray]
+"""Of a network, on a device or on the host."""
 
 
 def input_dtype(config: Any) -> jnp.dtype:
@@ -28,7 +33,8 @@ def forward_flops(config: Any) -> int:
     shapes = abstract(config)
     image = jax.ShapeDtypeStruct((count, *config.input_shape()), input_dtype(config))
     run = lambda p, s, x: apply(config, p, s, x, mode="eval")[0]
-    return flop_counter.count_flops(run, dict(shapes.params), dict(shapes.stats), image) // count
+    flops: int = flop_counter.count_flops(run, dict(shapes.params), dict(shapes.stats), image) // count
+    return flops
 
 
 def training_flops(config: Any) -> int:
@@ -60,7 +66,7 @@ def arrays_of(config: Any) -> tuple[Any, Any]:
     return dict(shapes.params), dict(shapes.stats)
 
 
-def _compile(config: Any, params: Arrays, stats: Arrays, batch: int) -> tuple[Any, Any]:
+def _compile(config: Any, params: Arrays, stats: Arrays, *, batch: int) -> tuple[Any, Any]:
     image = jnp.zeros((batch, *config.input_shape()), input_dtype(config))
     if jax.default_backend() == "cpu":
         config = config.on_cpu()
@@ -70,8 +76,8 @@ def _compile(config: Any, params: Arrays, stats: Arrays, batch: int) -> tuple[An
 
 
 def measured_costs(
-    models: dict[str, tuple[Any, Arrays, Arrays]], batches: Sequence[int], repeats: int = 20
-) -> dict[str, dict[str, float]]:
+    models: Mapping[str, tuple[Any, _Arrays, _Arrays]], batches: Sequence[int], repeats: int = 20
+) -> dict[str, dict[str, float | None]]:
     """Measures latency and memory on this machine, all models interleaved.
 
     Args:
@@ -80,12 +86,13 @@ def measured_costs(
       repeats: timed calls per model and batch size.
 
     Returns:
-      name -> {"latency_ms", "latency_ms_32", ..., "peak_memory_bytes" (largest batch)}.
+      name -> {"latency_ms", "latency_ms_32", ..., "peak_memory_bytes" (largest batch; None where the backend does
+        not tell)}.
     """
     ready = {name: config.merge(params, stats) for name, (config, params, stats) in models.items()}
     jobs = [(name, batch) for batch in batches for name in ready]
     compiled = {(name, batch): _compile(*ready[name], batch=batch) for name, batch in jobs}
-    out: dict[str, dict[str, float]] = {name: {} for name in ready}
+    out: dict[str, dict[str, float | None]] = {name: {} for name in ready}
     for batch in batches:
         stats = timing.latency({name: compiled[name, batch][1] for name in ready}, repeats=repeats)
         key = "latency_ms" if batch == batches[0] else f"latency_ms_{batch}"

@@ -10,7 +10,7 @@ local expert.
 import functools
 import hashlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ def _fit(loss: Any, params: Arrays, kinds: Mapping[str, Kind], schedule: Schedul
     rate = optax.cosine_decay_schedule(schedule.lr, schedule.steps)
     optimizer = optax.adamw(rate, weight_decay=schedule.weight_decay, mask=decayed)
 
-    def body(carry, _):
+    def body(carry: tuple[Arrays, Any], _: None) -> tuple[tuple[Arrays, Any], None]:
         params, state = carry
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return (optax.apply_updates(params, updates), state), None
@@ -102,16 +102,20 @@ def train_experts(
     """
     fresh, kinds = initialize(config, key)[0], abstract(config).kinds
     frozen = {GLOBAL + name: array for name, array in expert.items()}
-    run = lambda params, method, x: apply(config, {**frozen, **params}, {}, x, method=method)[0]
+
+    def run(params: Arrays, method: str, x: Array) -> Array:
+        outputs: Array = apply(config, {**frozen, **params}, {}, x, method=method)[0]
+        return outputs
+
     local = {name: array for name, array in fresh.items() if name.startswith(("down/", "up/"))}
     gate = {name: array for name, array in fresh.items() if name.startswith("gate")}
     idle = {**local, **gate}
-    embed = lambda images: apply(config.expert, expert, {}, images.image, method="embed")[0]
+    embed: Callable[[Images], Array] = lambda images: apply(config.expert, expert, {}, images.image, method="embed")[0]
     mine, others = embed(user), embed(replay)
     right = apply(config.expert, expert, {}, mine, method="classify")[0].argmax(-1) == user.label
     weights = jnp.where(right, 1.0, schedule.mistake_weight)
 
-    def local_loss(params):
+    def local_loss(params: Arrays) -> Array:
         log_p = jax.nn.log_softmax(run({**idle, **params}, "local", mine))
         return -(weights * jnp.take_along_axis(log_p, user.label[:, None], 1)[:, 0]).sum() / weights.sum()
 
@@ -122,7 +126,7 @@ def train_experts(
     # The user's images count as much as the replay, however many of it there are.
     share = jnp.concatenate([jnp.full(len(mine), 0.5 / len(mine)), jnp.full(len(others), 0.5 / len(others))])
 
-    def gate_loss(params):
+    def gate_loss(params: Arrays) -> Array:
         logits = run({**local, **params}, "gate", features)
         return (share * (jax.nn.softplus(logits) - wanted * logits)).sum()
 
@@ -135,7 +139,7 @@ def measure(config: CustomisedConfig, params: Arrays, images: Images) -> dict[st
     the local one answers."""
     expert = global_part(params)
     features = apply(config.expert, expert, {}, images.image, method="embed")[0]
-    right = lambda logits: (logits.argmax(-1) == images.label).mean()
+    right: Callable[[Array], Array] = lambda logits: (logits.argmax(-1) == images.label).mean()
     gate = jax.nn.sigmoid(apply(config, params, {}, features, method="gate")[0])
     return {
         "before": right(apply(config.expert, expert, {}, images.image)[0]),
@@ -163,7 +167,7 @@ def overheads(config: CustomisedConfig, macs: int, expert_macs: int) -> dict[str
 def save_experts(path: Path, params: Arrays) -> None:
     """Writes local expert and gate with the checksum of the global expert that they belong to, as .npz."""
     make_folder(path.parent)
-    own = {name: np.asarray(array) for name, array in params.items() if not name.startswith(GLOBAL)}
+    own: dict[str, Any] = {name: np.asarray(array) for name, array in params.items() if not name.startswith(GLOBAL)}
 
     def write(temp: str) -> None:
         with open(temp, "wb") as file:

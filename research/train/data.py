@@ -216,7 +216,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else list(value) if isinstance(value, tuple) else value
 
 
-def read(folder: str | os.PathLike) -> Facts | None:
+def read(folder: str | os.PathLike[str]) -> Facts | None:
     """Returns what a run's `data.json` tells; None for runs of before there was one.
 
     Raises:

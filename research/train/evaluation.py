@@ -147,7 +147,7 @@ def weights_of(programs: Programs, state: State) -> Weights:
     return Weights(programs.methods.evaluated(state.params, state.methods), state.stats, state.methods)
 
 
-def extracted(programs: Programs, name: str, weights: Weights) -> Arrays:
+def extracted(programs: Programs, name: str, weights: Weights) -> dict[str, np.ndarray]:
     """Returns the parameters of a stand-alone network, independent copies on the host: what methods make of the weights
     is baked in."""
     params, methods = jax.device_get((weights.params, weights.methods))

@@ -27,7 +27,7 @@ from research.train.statistics_files import load_statistics
 class Trained:
     """A run opened for reading: its setup, weights (EMA when the run kept one) and statistics."""
 
-    def __init__(self, workdir: str | os.PathLike, say: Callable[[str], None] = lambda _: None):
+    def __init__(self, workdir: str | os.PathLike[str], say: Callable[[str], None] = lambda _: None):
         self.workdir = Path(workdir)
         self.config: dict[str, Any] = read_config(workdir)
         readable = {
@@ -85,7 +85,7 @@ class Trained:
 
 
 def load_models(
-    workdir: str | os.PathLike, subnets: Sequence[str], say: Callable[[str], None] = lambda _: None
+    workdir: str | os.PathLike[str], subnets: Sequence[str], say: Callable[[str], None] = lambda _: None
 ) -> list[tuple[Any, Arrays, Arrays]]:
     """Returns (config, params, stats) of several networks of a run, which is opened once; as `load_model`."""
     if (Path(workdir) / "model.safetensors").is_file():
@@ -98,7 +98,7 @@ def load_models(
 
 
 def load_model(
-    workdir: str | os.PathLike, subnet: str = "full", say: Callable[[str], None] = lambda _: None
+    workdir: str | os.PathLike[str], subnet: str = "full", say: Callable[[str], None] = lambda _: None
 ) -> tuple[Any, Arrays, Arrays]:
     """Returns (config, params, stats) of a network of a run, or of a folder that convert or extract wrote.
 

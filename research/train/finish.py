@@ -115,11 +115,11 @@ def _rows(
     programs: Programs,
     weights: Weights,
     statistics: Mapping[str, Arrays],
-    results: Mapping,
-    validation: Mapping,
+    results: Mapping[str, Mapping[str, float]],
+    validation: Mapping[str, Mapping[str, float]],
 ) -> list[dict[str, Any]]:
     metric, space = setup.task.metric, setup.space
-    measured: Mapping[str, Mapping[str, float]] = {}
+    measured: Mapping[str, Mapping[str, float | None]] = {}
     if setup.config["report"]["latency"] and jax.process_count() == 1:
         networks = {name: extracted(programs, name, weights) for name in setup.order}
         models = {

@@ -104,12 +104,12 @@ class Gradient:
     def lower(self, programs: Programs) -> jax.stages.Lowered:
         layout = programs.layout
         whole, rows = layout.replicated, layout.batch
-        microbatch = Microbatch(rows, whole, whole, rows if self.distill else whole)  # type: ignore[arg-type]
+        microbatch = Microbatch(rows, whole, whole, rows if self.distill else whole)
         held = programs.held_shardings()
         program = jax.jit(
             self.program(programs),
             in_shardings=(held, layout.params, microbatch),
-            out_shardings=Gradients(layout.params, layout.stats, whole, rows if self.teaches else whole),  # type: ignore[arg-type]
+            out_shardings=Gradients(layout.params, layout.stats, whole, rows if self.teaches else whole),
             donate_argnums=(1,),
         )
         with jax.set_mesh(layout.mesh):  # layers that cut their own work ask for it
@@ -120,7 +120,7 @@ class Gradient:
         streams = {stream: structs(shapes) for stream, shapes in self.batches}
         number, clock = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((3,), np.uint32)
         teacher = programs.outputs(self.batches[0][1]) if self.distill else number
-        return Microbatch(streams, clock, (number, number), teacher)  # type: ignore[arg-type]
+        return Microbatch(streams, clock, (number, number), teacher)
 
     def program(self, programs: Programs) -> Any:
         """Returns the function; `research.train.parallel` runs it on single devices."""

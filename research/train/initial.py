@@ -41,7 +41,7 @@ def arrays(setup: Setup, config: dict[str, Any], say: Callable[[str], None]) -> 
 
 def _upcycled(
     setup: Setup, config: dict[str, Any], given: Any, params: Arrays, stats: Arrays, say: Callable[[str], None]
-) -> Any:
+) -> tuple[Arrays, Arrays]:
     model, source, options = setup.space.full, config["train"]["init_from"], config["train"]["upcycle"]
     if given.family != model.family:
         raise UserError(

@@ -12,7 +12,7 @@ from research.modules.state import Abstract
 from research.train.restore import OPTIMIZER, Wanted
 from research.train.state import State
 
-FORMER = {("methods", "ema"): ("ema",)}
+FORMER: Mapping[tuple[str, ...], tuple[str, ...]] = {("methods", "ema"): ("ema",)}
 """Branch -> where runs of earlier versions hold it."""
 
 
@@ -35,12 +35,12 @@ def wanted(shapes: State, shardings: State, full: Abstract, *, optimizer: bool) 
       full: of its network.
       optimizer: whether the optimizer's state is among it.
     """
-    others = {("stats", k) for k in full.stats.keys() - full.kept_stats().keys()}
+    others: set[tuple[str, ...]] = {("stats", k) for k in full.stats.keys() - full.kept_stats().keys()}
     others |= set() if optimizer else {(OPTIMIZER,)}
 
     def branches(state: State) -> dict[str, Any]:
         own = kept(state, full)
-        held = {"params": dict(own.params), "stats": dict(own.stats)}
+        held: dict[str, Any] = {"params": dict(own.params), "stats": dict(own.stats)}
         held |= {"methods": {k: dict(v) for k, v in own.methods.items()}} if own.methods else {}
         return held | ({OPTIMIZER: own.opt_state} if optimizer else {})
 

@@ -4,9 +4,9 @@ here, all of `research/control/`, and those of a user's own file (`--plugin=FILE
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from research.errors import UserError
 from research.plugins import import_all
@@ -54,14 +54,15 @@ HARNESS = (
 )
 """Sections and fields that a run goes by whatever its learner."""
 _LEARNERS: dict[str, Entry] = {}
+_Factory = TypeVar("_Factory", bound=Make)
 
 
 def register(
     name: str, *, options: Callable[..., Any] = NoOptions, reads: Collection[str] | None = None
-) -> Callable[[Make], Make]:
+) -> Callable[[_Factory], _Factory]:
     """Makes a factory `make(config, waiting, waited) -> Learner` known by a name; the rest as of `Entry`."""
 
-    def add(make: Make) -> Make:
+    def add(make: _Factory) -> _Factory:
         if name in _LEARNERS:
             raise ValueError(f"learner {name} is registered twice")
         _LEARNERS[name] = Entry(make, options, reads)
@@ -89,7 +90,7 @@ def find(name: str) -> Entry:
     return learners[name]
 
 
-def options_of(config: dict[str, Any]) -> Any:
+def options_of(config: Mapping[str, Any]) -> Any:
     """Returns the options of a config's learner, typed and checked.
 
     Raises:

@@ -7,6 +7,7 @@ is a function of its config: killed at any point and started again it ends with 
 """
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ class Run:
     def _train(self) -> None:
         eval_every = self.learner.steps("eval", "every") if self.learner.validates else 0
         save_every = self.learner.steps("checkpoint", "every")
-        due = lambda every: every and self.step and self.step % every == 0
+        due: Callable[[int], bool] = lambda every: bool(every and self.step and self.step % every == 0)
         batches = self.learner.batches(self.step)
         while self.step < self.total and not self.evaluations.reached:
             self._reshape()
@@ -258,7 +259,7 @@ class Run:
 
     def _save(self) -> None:
         self._status("saving")
-        run = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.journal.flops}
+        run: dict[str, Any] = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.journal.flops}
         run |= {"skipped": self.journal.skipped, "lines": dict(self.rundir.lines), **self.learner.describe()}
         self.saves.start(self.step, self.learner.kept(self.state), run)
 

@@ -8,8 +8,9 @@ options under `config.method.NAME`. Random numbers of a method come from keys th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import optax
 
 from research.modules.axes import Axes
@@ -17,6 +18,9 @@ from research.modules.state import Abstract, Arrays
 from research.nested.draws import Draw
 from research.tasks.base import Task
 from research.train.hooks import About, Brought, Clock, Extra, Gradient, Objective, Phase, Reshape, Stream
+
+if TYPE_CHECKING:
+    from research.train.evaluation import Evaluator, Weights
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,9 @@ class Method:
         del step
         return False
 
-    def reshape(self, step: int, config: Any, params: Arrays, arrays: Arrays) -> Reshape | None:
+    def reshape(
+        self, step: int, config: Any, params: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
+    ) -> Reshape | None:
         """Returns a plan for another shape of the full network, None for none; on the host, equal in all processes.
 
         Args:
@@ -147,7 +153,9 @@ class Evaluation:
           UserError: it cannot be carried out.
         """
 
-    def columns(self, evaluator: Any, weights: Arrays, statistics: Mapping[str, Arrays], split: str) -> dict[str, dict]:
+    def columns(
+        self, evaluator: "Evaluator", weights: "Weights", statistics: Mapping[str, Arrays], split: str
+    ) -> dict[str, dict[str, float]]:
         """Returns network -> {column: value} of a split.
 
         Args:

@@ -31,7 +31,7 @@ class Methods:
 
     items: tuple[Method, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what, such in (
             ("decide which sub-networks an update trains", [m.name for m in self.items if m.chooses]),
             (
@@ -178,7 +178,7 @@ def extended(model: Abstract, full: Abstract, extras: Mapping[str, Mapping[str, 
         model,
         params={**model.params, **shapes},
         axes={**model.axes, **{name: extra.axes for name, extra in trained.items()}},
-        kinds={**model.kinds, **{name: extra.kind for name, extra in trained.items()}},
+        kinds={**model.kinds, **{name: extra.kind for name, extra in trained.items() if extra.kind}},
     )
 
 

@@ -11,11 +11,12 @@ from research.nested.draws import teaches
 from research.train.gradient import Gradient
 from research.train.layout import shapes_of
 from research.train.learner import Reporter
-from research.train.loop import Clock, Run
+from research.train.loop import Run
 from research.train.state import Microbatch, State, due
 from research.train.supervised import Supervised
 from research.train.turns import part_of, place
 from research.train.update import Update
+from research.train.watch import Clock
 
 WARM_UP = 20
 SAVES, BETWEEN_SAVES = 9, 5

@@ -22,12 +22,16 @@ from research.modules.axes import StatKind
 from research.modules.mesh import BATCH_AXES
 from research.modules.state import Abstract, Arrays
 from research.nested.draws import Draw
+from research.tasks.base import Batch
 from research.train.gradient import Gradient
 from research.train.layout import Shapes, structs
 from research.train.methods import Methods
 from research.train.processes import place_whole
 from research.train.programs import Programs
-from research.train.state import Held, Microbatch
+from research.train.state import Gradients, Held, Microbatch
+
+_Made = tuple[Arrays, Arrays, Arrays]
+"""(gradients, statistics, numbers) of a network on a device."""
 
 
 def check(config: Mapping[str, Any], methods: Methods, draws: Sequence[Draw], mesh: Any) -> None:
@@ -97,7 +101,7 @@ class Parallel:
         with jax.set_mesh(layout.mesh):
             return program.lower(programs.held_shapes(), grads, structs(self.batch), clock, place)
 
-    def program(self, programs: Programs) -> Callable:
+    def program(self, programs: Programs) -> Callable[..., Any]:
         """Returns the function, over the whole mesh."""
         mesh, model, devices, task = programs.mesh, programs.full, programs.mesh.size, programs.task
         rows, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
@@ -105,8 +109,8 @@ class Parallel:
         full = self.names.index(programs.layout.canonical("full"))
         gradients = [Gradient(name, (("train", self.batch),), self.phase).program(programs) for name in self.names]
 
-        def branch(gradient: Callable) -> Callable:
-            def run(held, batch, clock, scale):
+        def branch(gradient: Callable[..., Gradients]) -> Callable[..., _Made]:
+            def run(held: Held, batch: Batch, clock: Array, scale: tuple[Array, Array]) -> _Made:
                 zeros = jax.tree.map(jnp.zeros_like, held.params)
                 found = gradient(held, zeros, Microbatch({"train": batch}, clock, scale, jnp.float32(0)))
                 measured = {k: jnp.reshape(v, (1,)) for k, v in found.measured.items() if k != "logged"}
@@ -114,7 +118,7 @@ class Parallel:
 
             return run
 
-        def own(held, batch, clock, place):
+        def own(held: Held, batch: Batch, clock: Array, place: Array) -> tuple[Arrays, Arrays, Arrays, Array]:
             weight = task.weight(batch)
             share, layers = _share(weight, self.count, devices), jnp.float32(each * self.count / devices)
             scale = (layers if weight is None else share * jnp.float32(each), layers)
@@ -123,8 +127,8 @@ class Parallel:
             moved = _moved(held.stats, after, place[0] == full, model)
             return jax.lax.psum(new, BATCH_AXES), moved, measured, jnp.reshape(share, (1,))
 
-        def whole(held: Held, grads, batch, clock, place):
-            run = jax.shard_map(
+        def whole(held: Held, grads: Arrays, batch: Batch, clock: Array, place: Array) -> tuple[Arrays, Arrays, Any]:
+            run: Callable[..., tuple[Arrays, Arrays, Arrays, Array]] = jax.shard_map(
                 own,
                 mesh=mesh,
                 in_specs=(everywhere, rows, rows, rows),
@@ -132,7 +136,9 @@ class Parallel:
                 check_vma=False,
             )
             new, stats, measured, shares = run(held, batch, clock, place)
-            gather = lambda m: jax.lax.with_sharding_constraint(m, NamedSharding(mesh, everywhere))
+            gather: Callable[[Array], Array] = lambda m: jax.lax.with_sharding_constraint(
+                m, NamedSharding(mesh, everywhere)
+            )
             return jax.tree.map(jnp.add, grads, new), stats, jax.tree.map(gather, (measured, shares))
 
         return whole
@@ -141,7 +147,8 @@ class Parallel:
 def _share(weight: Array | None, count: int, devices: int) -> Float[Array, ""]:
     """A device's share in the loss of its network, by what the task counts in its rows."""
     if weight is None:
-        return jnp.float32(count / devices)
+        alone: Array = jnp.float32(count / devices)
+        return alone
     group = jax.lax.axis_index(BATCH_AXES) * count // devices
     weight = jnp.asarray(weight, jnp.float32)
     total = jax.lax.psum(weight * jax.nn.one_hot(group, count), BATCH_AXES)[group]

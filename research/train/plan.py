@@ -132,7 +132,8 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
 
 def _shards(programs: Programs) -> int:
     """Parts in which the products' weights stay cut while they are used; those cut over fsdp are gathered first."""
-    return programs.mesh.shape["tensor"] * programs.mesh.shape["expert"]
+    shards: int = programs.mesh.shape["tensor"] * programs.mesh.shape["expert"]
+    return shards
 
 
 def device_bytes(shapes: Any, shardings: Any) -> int:

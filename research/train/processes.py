@@ -7,7 +7,7 @@ by all together (orbax). With one process nothing here costs anything.
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -88,7 +88,7 @@ def listening() -> Iterator[Stop]:
         with stopping.listening() as stop:
             yield stop
         return
-    terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    terminate: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)
     with stopping.listening(leave=("SIGTERM",)) as stop:
         stop.heed()
         stop.forward = lambda number: terminate() if number != signal.SIGTERM else None
@@ -130,8 +130,9 @@ def batch_share(mesh: Mesh) -> tuple[int, int]:
 def place_rows(batch: Mapping[str, np.ndarray], sharding: Sharding, count: int) -> dict[str, jax.Array]:
     """Puts this process's part, one of `count`, of every array of a batch on its devices."""
     if jax.process_count() == 1:
-        return jax.device_put(dict(batch), sharding)  # less host time than the general call
-    put = jax.make_array_from_process_local_data
+        placed: dict[str, jax.Array] = jax.device_put(dict(batch), sharding)  # less host time than the general call
+        return placed
+    put: Callable[..., jax.Array] = jax.make_array_from_process_local_data
     return {k: put(sharding, v, (count * v.shape[0], *v.shape[1:])) for k, v in batch.items()}
 
 

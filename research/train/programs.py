@@ -114,12 +114,14 @@ class Programs:
         key = seeds.key(self.seed)
         lowered = jax.jit(self._init, out_shardings=self.shardings).lower(key)
         # It runs once: on a CPU the compiler's effort costs more than it saves.
-        effort = {"xla_backend_optimization_level": 1} if self.layout.on_cpu else None
-        return lowered.compile(compiler_options=effort)(key)
+        effort: dict[str, Any] | None = {"xla_backend_optimization_level": 1} if self.layout.on_cpu else None
+        state: State = lowered.compile(compiler_options=effort)(key)
+        return state
 
     def state_from(self, params: Arrays, stats: Arrays) -> State:
         """Returns an initial state that starts from given weights."""
-        return jax.jit(self._fresh, out_shardings=self.shardings)(params, stats)
+        state: State = jax.jit(self._fresh, out_shardings=self.shardings)(params, stats)
+        return state
 
     def zero_grads(self) -> Arrays:
         """Returns the gradient buffer, zeros with the layout of the parameters; no process ever holds all of it."""
@@ -185,7 +187,8 @@ class Programs:
             inputs = self.layout.cast_inputs(self.task.inputs(batch))
             return apply(self.space.full, self.layout.cast(params), stats, *inputs, mode="eval")[0]
 
-        return jax.eval_shape(run, params, stats, structs(batch))
+        shape: jax.ShapeDtypeStruct = jax.eval_shape(run, params, stats, structs(batch))
+        return shape
 
     # -- compiling ---------------------------------------------------------------------------------------------
 

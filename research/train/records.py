@@ -40,7 +40,8 @@ def of_update(
 def evaluations(folder: Path, metric: str) -> dict[int, list[float]]:
     """Returns step -> the full network's values of a metric on validation, one for each evaluation that metrics.jsonl
     tells of."""
-    key, found = f"validation/{metric}/full", {}
+    key = f"validation/{metric}/full"
+    found: dict[int, list[float]] = {}
     for row in read_journal(folder / "metrics.jsonl")[0]:
         if key in row and not isinstance(row[key], list):
             found.setdefault(row["step"], []).append(math.nan if row[key] is None else float(row[key]))

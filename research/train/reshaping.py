@@ -67,7 +67,8 @@ def apply(plan: Reshape, step: int, state: State, before: Programs, after: Progr
         for method, own in fresh.methods.items()
     }
     opt_state = _moments(state.opt_state, fresh.opt_state, state.params, fresh.params, axes, move)
-    return jax.device_put(State(params, stats, opt_state, methods), after.shardings)
+    placed: State = jax.device_put(State(params, stats, opt_state, methods), after.shardings)
+    return placed
 
 
 class Moves:

@@ -63,7 +63,7 @@ class Wanted:
 
 def _moved(tree: dict[str, Any], source: tuple[str, ...], target: tuple[str, ...]) -> dict[str, Any]:
     """Returns a tree of dictionaries with a branch moved from one path to another."""
-    out = _copied(tree)
+    out: dict[str, Any] = _copied(tree)
     parents = [out]
     for key in source[:-1]:
         parents.append(parents[-1].get(key, {}))
@@ -98,7 +98,8 @@ def about(folder: Path, step: int) -> dict[str, Any]:
             )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {step} in {folder} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    return found["run"]
+    run: dict[str, Any] = found["run"]
+    return run
 
 
 def restore(folder: Path, step: int, wanted: Wanted) -> tuple[Any, dict[str, Any]]:

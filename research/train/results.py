@@ -16,7 +16,7 @@ OF_REPORT = ("latency", "latency_batches", "test", "attacks", "attack_examples",
 """Fields of the section `report` that decide what a report holds."""
 
 
-def finished(workdir: str | os.PathLike, config: dict[str, Any]) -> dict[str, Any] | None:
+def finished(workdir: str | os.PathLike[str], config: dict[str, Any]) -> dict[str, Any] | None:
     """Returns the report of the run of a config in a directory; None where it has not ended, and training is to start
     or go on.
 

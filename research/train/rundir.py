@@ -33,7 +33,7 @@ from research.train.used import ignored
 JOURNALS = ("metrics.jsonl", "timings.jsonl")
 
 
-def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the resolved config of a run; fields that are newer than the run have their defaults.
 
     Raises:
@@ -54,7 +54,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
-def goes_on(workdir: str | os.PathLike, config: dict[str, Any]) -> bool:
+def goes_on(workdir: str | os.PathLike[str], config: dict[str, Any]) -> bool:
     """Returns whether a run of this config is there to go on with.
 
     Args:
@@ -67,7 +67,7 @@ def goes_on(workdir: str | os.PathLike, config: dict[str, Any]) -> bool:
     return not run_config.differences(old, config, ignored=ignored(old, config))
 
 
-def check_optimizer(workdir: str | os.PathLike, name: str) -> None:
+def check_optimizer(workdir: str | os.PathLike[str], name: str) -> None:
     """Raises UserError where a run was trained by an optimizer of this name that is no longer there."""
     try:
         old = read_config(workdir)["optim"]["name"]
@@ -126,7 +126,7 @@ class RunDir:
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, config: dict[str, Any], environment: dict[str, Any], writes: bool = True
+        self, workdir: str | os.PathLike[str], config: dict[str, Any], environment: dict[str, Any], writes: bool = True
     ):
         self.path, self.writes = Path(workdir), writes
         self._files: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +67,12 @@ class Setup:
     @property
     def parallel(self) -> bool:
         """Whether the networks of an update are trained at the same time, on different devices."""
-        return self.config["nested"]["execution"] == "parallel"
+        return bool(self.config["nested"]["execution"] == "parallel")
 
     @property
     def mean(self) -> bool:
         """Whether the losses of an update's networks are averaged, else summed."""
-        return self.config["nested"]["reduce"] == "mean"
+        return bool(self.config["nested"]["reduce"] == "mean")
 
     @property
     def units(self) -> int:
@@ -123,7 +123,7 @@ class Setup:
         """
         return dataclasses.replace(self, space=make_space(model, self.config["nested"]["points"]))
 
-    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Any:
+    def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[streams.Batches]:
         """Returns the iterator of training batches (stream -> batch) from update `start` on; the phases of a round
         share theirs.
 

@@ -124,7 +124,7 @@ def partition_spec(
       ValueError: an axis has no rule.
     """
     assigned: list[str | None] = [None] * len(shape)
-    refused = []
+    refused: list[str] = []
     known = {r for r, _ in RULES}
     for name in axes:
         if role(name) not in known:
@@ -162,9 +162,9 @@ def like_params(tree: Any, shapes: Mapping[str, Any], shardings: Mapping[str, Na
     """Returns shardings for a tree (an optimizer state) whose leaves under a parameter's name follow the parameter."""
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def choose(path, leaf):
+    def choose(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         for entry in reversed(path):
-            name = entry.key if isinstance(entry, jax.tree_util.DictKey) else None
+            name: Any = entry.key if isinstance(entry, jax.tree_util.DictKey) else None
             if name in shardings and shapes[name].shape == leaf.shape:
                 return shardings[name]
         return replicated
@@ -191,7 +191,14 @@ def whole_where_cut(
             continue
         axes, shape, sizes = full.axes[name], targets[name].shape, shardings[name].mesh.shape
 
-        def stays(i: int, where: str, axes=axes, shape=shape, x=x, sizes=sizes) -> bool:
+        def stays(
+            i: int,
+            where: str,
+            axes: Axes = axes,
+            shape: tuple[int, ...] = shape,
+            x: Any = x,
+            sizes: Mapping[str, int] = sizes,
+        ) -> bool:
             parts = shards.get(role(axes[i]), 1)
             return shape[i] == x.shape[i] or (
                 parts % sizes[where] == 0 and cut_in_parts(axes[i], x.shape[i], shape[i], parts)

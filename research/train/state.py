@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, UInt
 
-from research.modules.state import Arrays
+Leaf = Any
+"""An array, or in a tree that tells of arrays (where they lie, how large they are) a sharding or a shape."""
+Leaves = dict[str, Leaf]
+"""Leaves by the names of the arrays."""
 
 
 @jax.tree_util.register_dataclass
@@ -27,10 +30,10 @@ class State:
       methods: method -> its own arrays that the optimizer does not move.
     """
 
-    params: Arrays
-    stats: Arrays
+    params: Leaves
+    stats: Leaves
     opt_state: Any
-    methods: dict[str, Arrays] = field(default_factory=dict)
+    methods: dict[str, Leaves] = field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -45,10 +48,10 @@ class Held:
       brought: method -> (params, stats) of the network that it brings.
     """
 
-    params: Arrays
-    stats: Arrays
-    methods: dict[str, Arrays]
-    brought: dict[str, tuple[Arrays, Arrays]]
+    params: Leaves
+    stats: Leaves
+    methods: dict[str, Leaves]
+    brought: dict[str, tuple[Leaves, Leaves]]
 
 
 @jax.tree_util.register_dataclass
@@ -63,10 +66,10 @@ class Microbatch:
       teacher: outputs of the full network for these examples, a 0 where nothing is learned from them.
     """
 
-    batches: dict[str, dict[str, Array]]
-    clock: UInt[Array, " 3"]
-    scale: tuple[Float[Array, ""], Float[Array, ""]]
-    teacher: Array
+    batches: dict[str, Leaves] | Leaf
+    clock: UInt[Array, " 3"] | Leaf
+    scale: tuple[Float[Array, ""], Float[Array, ""]] | Leaf
+    teacher: Leaf
 
 
 class Gradients(NamedTuple):
@@ -79,9 +82,9 @@ class Gradients(NamedTuple):
       outputs: what others learn from, a 0 where nobody does.
     """
 
-    grads: Arrays
-    stats: Arrays
-    measured: dict[str, Any]
+    grads: Leaves
+    stats: Leaves
+    measured: dict[str, Any] | Leaf
     outputs: Any
 
 
@@ -89,11 +92,11 @@ class Updated(NamedTuple):
     """What the update program gives: the state, the buffer of gradients (zeros again), numbers of the log."""
 
     state: State
-    grads: Arrays
-    measured: dict[str, Any]
+    grads: Leaves
+    measured: dict[str, Any] | Leaf
 
 
-def due(state: State, step: Any, moved: Arrays) -> tuple[State, Any, Arrays, Arrays]:
+def due(state: State, step: Any, moved: Leaves) -> tuple[State, Any, Leaves, Leaves]:
     """Returns what the update program takes beside the buffer of gradients.
 
     Args:

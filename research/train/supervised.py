@@ -180,7 +180,8 @@ class Supervised(Learner):
 
     def flops_of(self, draw: Draw) -> float:
         """FLOPs of training one sub-network in one update."""
-        return self.flops[draw.name] * self.config["data"]["batch_size"] / draw.parts
+        size: int = self.config["data"]["batch_size"]
+        return self.flops[draw.name] * size / draw.parts
 
     def evaluate(self, state: State, final: bool) -> tuple[float, dict[str, float]]:
         names = self.setup.order if final or self.config["eval"]["subnets"] == "all" else ["full"]
@@ -217,7 +218,7 @@ class Supervised(Learner):
 
 
 @register("supervised")
-def make(config: dict[str, Any], waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Learner:
+def make(config: dict[str, Any], waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Supervised:
     """Makes the learner of a recipe: supervised training of its model on its data.
 
     Raises:

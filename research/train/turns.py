@@ -91,7 +91,7 @@ class InTurn:
                 program = self._gradient(draw, draws, phase, self._shapes(placed[slot]))
                 teacher = teachers[slot] if program.distill else nothing
                 held = self.run.held(state, stats)
-                found = get(program)(held, grads, Microbatch(placed[slot], clock, scale, teacher))  # type: ignore[arg-type]
+                found = get(program)(held, grads, Microbatch(placed[slot], clock, scale, teacher))
                 grads = found.grads
                 if draw.name == "full":
                     stats, teachers[slot] = found.stats, found.outputs
@@ -117,7 +117,8 @@ class InTurn:
         if not self.weighs:
             return None, None
         own = tuple(next(iter(batches.values())) for batches in placed)
-        return get(Weigh(shapes_of(own[0]), len(own)))(own, self._placed(factor))
+        found: tuple[Any, Any] = get(Weigh(shapes_of(own[0]), len(own)))(own, self._placed(factor))
+        return found
 
     def read(self, numbers: Any, draws: tuple[Draw, ...]) -> Named:
         count = len(numbers) // len(draws)
@@ -146,7 +147,10 @@ class InParallel:
     ) -> tuple[Any, Any, Any]:
         clock, places = parallel.places(self.run, self.names, step, draws)
         (program,) = self.programs(draws, self.setup.phase(step))
-        return get(program)(self.run.held(state), grads, place(batches["train"], self.run), clock, places)
+        found: tuple[Any, Any, Any] = get(program)(
+            self.run.held(state), grads, place(batches["train"], self.run), clock, places
+        )
+        return found
 
     def read(self, numbers: Any, draws: tuple[Draw, ...]) -> Named:
         return parallel.per_network(numbers, draws)
@@ -174,7 +178,7 @@ def _mean(several: list[dict[str, Any]], shares: list[float]) -> dict[str, Any]:
     equal ones."""
     if len(several) == 1:
         return several[0]
-    weighted = lambda name: sum(
+    weighted: Callable[[str], Any] = lambda name: sum(
         share * np.asarray(m[name], np.float64) for share, m in zip(shares, several, strict=True)
     )
     even = lambda *arrays: np.mean(arrays, 0, np.float64)

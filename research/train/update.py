@@ -43,7 +43,7 @@ class Update:
         program = jax.jit(
             self.program(programs),
             in_shardings=(bare, layout.params, whole, layout.stats, layout.stats),
-            out_shardings=Updated(programs.shardings, layout.params, whole),  # type: ignore[arg-type]
+            out_shardings=Updated(programs.shardings, layout.params, whole),
             donate_argnums=(0, 1),
         )
         state, step, before, moved = due(shapes, jax.ShapeDtypeStruct((), np.int32), shapes.stats)

@@ -67,12 +67,17 @@ def _beside(switch: str, *fields: str) -> Reader:
     return Reader(f"runs with {switch}", fields, lambda config: _on(config, switch), option=True)
 
 
+def _has(task: type[Task]) -> Callable[[Config], bool]:
+    """Whether a config has this task."""
+    return lambda config: task_of(config) is task
+
+
 def _of_tasks() -> Iterator[Reader]:
     for task in tasks.known().values():
         reads = tuple(f"task.{field}" for field in task.reads)
-        yield Reader(task.name, reads, lambda config, task=task: task_of(config) is task)
+        yield Reader(task.name, reads, _has(task))
     language = tasks.known()["language_modelling"]
-    yield Reader(language.name, ("report.sample",), lambda config: task_of(config) is language)
+    yield Reader(language.name, ("report.sample",), _has(language))
     both = lambda config: _on(config, "task.mixup", "task.cutmix")
     yield Reader("task.mixup together with task.cutmix", ("task.switch",), both)
 
@@ -82,18 +87,28 @@ def _of_methods() -> Iterator[Reader]:
     yield Reader("methods that choose sub-networks", ("nested.reduce", "nested.execution"), chooses, option=True)
 
 
+def _reads(field: str, config: Config) -> bool:
+    """Whether a config's data set goes by a field."""
+    return field in settings_read(config["data"]["name"])
+
+
+def _augments(option: str, config: Config) -> bool:
+    """Whether a config's augmentation has an option."""
+    return bool(config["data"]["augment"].get(option))
+
+
 def _of_data() -> Iterator[Reader]:
     for field, name in (
         ("data.dir", "data sets that are read from files"),
         ("data.validation_fraction", "data sets without a validation split of their own"),
         ("data.augment", "data sets of labelled images"),
     ):
-        yield Reader(name, (field,), lambda config, field=field: field in settings_read(config["data"]["name"]))
+        yield Reader(name, (field,), functools.partial(_reads, field))
     for option, whole in PARTS_OF.items():
         yield Reader(
             f"data.augment.{whole}",
             (f"data.augment.{option}",),
-            lambda config, whole=whole: bool(config["data"]["augment"].get(whole)),
+            functools.partial(_augments, whole),
         )
 
 

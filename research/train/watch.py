@@ -53,7 +53,7 @@ class Breakdown:
     """Seconds of a step's parts since the last log line: waiting for data, handing programs to the device, waiting for
     its numbers."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
 
     @contextlib.contextmanager
@@ -172,7 +172,7 @@ def deadline(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def late(*_):
+    def late(*_: Any) -> None:
         raise Late
 
     old = signal.signal(signal.SIGALRM, late)

@@ -40,8 +40,9 @@ def check_pixels(config: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
 
 def shares(scores: Array | None) -> dict[str, Array]:
     """Returns the share of the images that goes to each expert."""
-    experts = 0 if scores is None else scores.shape[-1]
-    return {f"expert_{i}": (scores.argmax(-1) == i).mean() for i in range(experts)}
+    if scores is None:
+        return {}
+    return {f"expert_{i}": (scores.argmax(-1) == i).mean() for i in range(scores.shape[-1])}
 
 
 @dataclass(frozen=True)
