@@ -1,4 +1,4 @@
-"""The harness: one loop, top to bottom: reshape if due, evaluate if due, save if due, next batch, update, read the
+"""The harness: one loop, top to bottom: reshape if due, save if due, evaluate if due, next batch, update, read the
 update before.
 
 It drives a `Learner` and knows no method. The device is never waited for, except where numbers must be on disk. A run
