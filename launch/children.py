@@ -40,9 +40,7 @@ class Children:
         """
         cores = self.slots.get()
         command = [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}"]
-        command += [f"--config.{field}={value}" for field, value in fields.items()] + [
-            f"--plugin={file}" for file in common.PLUGINS.value
-        ]
+        command += [f"--config.{field}={value}" for field, value in fields.items()] + common.plugin_flags()
         try:
             with self.stop.heeded():
                 if self.stop:

@@ -26,6 +26,12 @@ PLUGINS = flags.DEFINE_multi_string(
     "plugin", [], "File of one's own that registers models, mixers or the like. Repeatable."
 )
 
+
+def plugin_flags() -> list[str]:
+    """Returns the flags that bring the user's own files into another command."""
+    return [f"--plugin={file}" for file in PLUGINS.value]
+
+
 USER_ERROR = 2  # exit code of a user's mistake
 STOPPED = 75  # exit code of a run that was told to stop and that can go on (EX_TEMPFAIL)
 INTERRUPTED = stopping.AT_ONCE  # exit code of a command that Ctrl-C ended

@@ -78,7 +78,7 @@ def _write_sample(workdir: str, prompt: str) -> None:
     result = text.write(model, [tokens], request, tokenizer, show)
     print(
         f"\n\n{result.summary}\nmore: python -m launch.generate --workdir={workdir} --prompt={prompt!r} "
-        "--temperature=0.7"
+        f"{' '.join(['--temperature=0.7', *common.plugin_flags()])}"
     )
 
 
@@ -138,7 +138,7 @@ def main(overrides: dict[str, str]) -> int:
     extract = (
         f"python -m launch.extract --workdir={_WORKDIR.value} --subnet={smallest} --out={_WORKDIR.value}/{smallest}"
     )
-    print(f"next: {next(iter(report.get('next', [extract])))}")
+    print(f"next: {' '.join([next(iter(report.get('next', [extract]))), *common.plugin_flags()])}")
     sys.stdout.flush()
     return 0
 

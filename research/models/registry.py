@@ -80,8 +80,10 @@ def model_config(name: str, **overrides) -> Any:
     fields = {f.name: f for f in dataclasses.fields(config)}
     for field in overrides:
         if field not in fields:
-            near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4) or sorted(fields)
-            raise UserError(f"model {name} has no field {field!r}; near: {', '.join(near)}")
+            near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4) or sorted(fields)[:8]
+            raise UserError(
+                f"model {name} has no field {field!r}; near: {', '.join(near)} (options of one's own: --plugin=FILE)"
+            )
     for field, sources in config.derived.items():
         if not overrides.keys().isdisjoint(sources):
             overrides.setdefault(field, fields[field].default)
