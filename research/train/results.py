@@ -9,11 +9,19 @@ from research.errors import UserError
 from research.files import read_json
 from research.report.reading import read_report
 from research.train.config import differences
+from research.train.method_registry import find
 from research.train.rundir import read_config
 from research.train.used import ignored
 
-OF_REPORT = ("latency", "latency_batches", "test", "attacks", "attack_examples", "attack_epsilon", "attack_steps")
+OF_REPORT = ("latency", "latency_batches", "test")
 """Fields of the section `report` that decide what a report holds."""
+
+
+def measured_by(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what decides what a report of a resolved config holds: fields of `report`, and methods that change the
+    report alone with their options."""
+    methods = {f"method.{name}": config["method"][name] for name in config["methods"] if find(name).reports}
+    return methods | {f"report.{field}": config["report"][field] for field in OF_REPORT}
 
 
 def finished(workdir: str | os.PathLike[str], config: dict[str, Any]) -> dict[str, Any] | None:
@@ -38,7 +46,7 @@ def finished(workdir: str | os.PathLike[str], config: dict[str, Any]) -> dict[st
         raise UserError(
             f"{workdir} holds a run of another config ({changed[0]}{more}); give another --workdir, or delete it"
         )
-    if any(old["report"][field] != config["report"][field] for field in OF_REPORT):
+    if measured_by(old) != measured_by(config):
         return None
     try:
         report = read_report(folder)

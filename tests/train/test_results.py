@@ -55,6 +55,10 @@ def test_what_is_not_whole_or_asks_for_other_measurements_does_not_count(config,
     assert finished(made(tmp_path / "training", config, state="training"), config) is None
     folder = made(tmp_path / "run", config)
     assert finished(folder, recipe.load("tests/tiny.py", {"report.test": "False"})) is None
+    attacked = made(tmp_path / "attacked", recipe.load("tests/tiny.py:full", {"methods": "attacks"}))
+    for fields, counts in (({}, True), ({"method.attacks.names": "('pgd2',)"}, False), ({"methods": ""}, False)):
+        asked = recipe.load("tests/tiny.py:full", {"methods": "attacks"} | fields)
+        assert (finished(attacked, asked) is not None) == counts, fields
     text = (folder / "report.json").read_text()
     for damaged in (
         text[: len(text) // 2],
