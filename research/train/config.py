@@ -219,7 +219,8 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
         return {**known, **given, **inner}
 
     filled = fill(upgraded(config), resolved(base_config()), "")
-    filled["method"] = _options(filled) if isinstance(filled["method"], dict) else filled["method"]
+    if isinstance(filled["method"], dict):
+        filled["method"] = json.loads(json.dumps(_options(filled)))  # lists, as files have them
     filled["learner"] = _learner(filled) if isinstance(filled["learner"], dict) else filled["learner"]
     return {**filled, "optim": optim_fields.stored(filled["optim"])}
 
