@@ -6,8 +6,8 @@ A recipe's `expect` holds {"NAME": [least, most]} or {"NAME": least}, where NAME
 full network over the seeds), smallest_share (the least value of any network over the full one's, of all seeds; for
 losses the full one's over theirs), smallest_flops (FLOPs of the cheapest network over the full one's), networks, wall_s
 (longest run), dead_experts (of a mixture of experts, in all its layers, the most of any seed), and of robust training
-the full network's means accuracy, clean_accuracy (on the images attacked) and robust_ATTACK for each of report.attacks.
-Exit code 1: a promise is not kept.
+the full network's means accuracy, clean_accuracy (on the images attacked) and robust_ATTACK for each of the method
+`attacks`. Exit code 1: a promise is not kept.
 """
 
 import os

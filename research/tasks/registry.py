@@ -22,7 +22,7 @@ def register(name: str) -> Callable[[T], T]:
 
     def add(task: T) -> T:
         if name in _TASKS:
-            raise ValueError(f"task {name} is registered twice")
+            raise UserError(f"task {name} is registered twice; give yours another name")
         _TASKS[name] = task
         return task
 
@@ -49,12 +49,13 @@ def find(name: str, examples: str, data: str) -> type[Task]:
     tasks = known()
     if not name:
         fitting = [task for task in tasks.values() if examples in task.takes]
+        fitting.sort(key=lambda task: not task.__module__.startswith("research.tasks."))  # ours first
         if not fitting:
             raise UserError(f"no task takes examples of {examples!r}, which data set {data} gives; set task.name")
         return fitting[0]
     if name not in tasks:
         near = difflib.get_close_matches(name, tasks, n=3, cutoff=0.4) or sorted(tasks)
-        raise UserError(f"unknown task.name={name!r}; near: {', '.join(near)}")
+        raise UserError(f"unknown task.name={name!r}; near: {', '.join(near)} (one's own: --plugin=FILE)")
     if tasks[name].takes and examples not in tasks[name].takes:
         fits = [other for other, task in tasks.items() if examples in task.takes]
         raise UserError(f"task.name={name!r} does not take what data set {data} gives; valid: {', '.join(fits)}")

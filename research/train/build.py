@@ -1,12 +1,12 @@
 """From a setup to what its programs are made of: mesh, optimizer, schedule; what does not divide over the devices is
 refused."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import optax
 
 from research.errors import UserError
 from research.modules.axes import role
@@ -16,7 +16,7 @@ from research.nested.space import Space
 from research.optim.build import alternating, make_optimizer
 from research.optim.schedules import make_schedule
 from research.train import parallel, sharding
-from research.train.hooks import Brought
+from research.train.hooks import Brought, alternates
 from research.train.methods import extended
 from research.train.programs import Programs
 from research.train.setup import Setup
@@ -51,8 +51,13 @@ def check_experts(space: Space, devices: int) -> None:
                     )
 
 
-def make_programs(setup: Setup, waiting: Callable[[], None] = lambda: None) -> Programs:
+def make_programs(
+    setup: Setup, waiting: Callable[[], None] = lambda: None, brought: Mapping[str, Brought] | None = None
+) -> Programs:
     """Builds optimizer, mesh and programs (nothing is compiled yet); `waiting` as of `Programs`.
+
+    Args:
+      brought: networks that methods bring; by default they are loaded.
 
     Raises:
       UserError: a mesh that does not fit the devices, or batches, experts or networks that do not divide over it.
@@ -73,7 +78,7 @@ def make_programs(setup: Setup, waiting: Callable[[], None] = lambda: None) -> P
     _check_divisible(setup, mesh.size)
     if setup.parallel:
         parallel.check(config, setup.methods, setup.draw(0), mesh)
-    return _programs(setup, mesh, setup.methods.brought(), waiting)
+    return _programs(setup, mesh, setup.methods.brought() if brought is None else brought, waiting)
 
 
 def make_reading_programs(setup: Setup) -> Programs:
@@ -90,44 +95,47 @@ def make_reading_programs(setup: Setup) -> Programs:
 def _programs(
     setup: Setup, mesh: Any, brought: Mapping[str, Brought], waiting: Callable[[], None] = lambda: None
 ) -> Programs:
-    config = setup.config
-    optim = config["optim"]
-    rounds = len(setup.phases)
-    schedule = functools.partial(
-        make_schedule,
-        optim["schedule"],
-        total=setup.total // rounds,
-        warmup=setup.steps("optim", "warmup") // rounds,
-        final=optim["final_lr"],
-        order=optim["order"],
-    )
-    model = abstract(setup.space.full)
+    config, model = setup.config, abstract(setup.space.full)
     full = extended(model, model, setup.methods.extras(model))
-    optimizer = setup.methods.optimizer(_optimizer(setup, schedule, full), full.axes)
+    own = {phase.name: {**config["optim"], **phase.optim} for phase in setup.phases}
+    schedules = {name: _schedule(setup, optim) for name, optim in own.items()}
     largest = max(setup.examples("validation"), setup.examples("test"))
-    calls = config["eval"]["calibrate_batches"], -(-largest // config["eval"]["batch_size"])
     return Programs(
         setup.task,
         setup.space,
         setup.methods,
-        optimizer,
-        schedule(peak=optim["lr"]),
+        setup.methods.optimizer(_optimizer(setup, own, schedules, full), full.axes),
+        schedules,
         mesh,
         config,
-        calls,
+        (config["eval"]["calibrate_batches"], -(-largest // config["eval"]["batch_size"])),
         brought,
         waiting=waiting,
     )
 
 
-def _optimizer(setup: Setup, schedule: Callable[..., Any], full: Abstract) -> Any:
+def _schedule(setup: Setup, optim: Mapping[str, Any]) -> optax.Schedule:
+    """The learning rate of a phase, as a function of its own updates."""
+    rounds = len(setup.phases)
+    return make_schedule(
+        optim["schedule"],
+        peak=optim["lr"],
+        total=setup.total // rounds,
+        warmup=setup.steps("optim", "warmup") // rounds,
+        final=optim["final_lr"],
+        order=optim["order"],
+    )
+
+
+def _optimizer(
+    setup: Setup, own: Mapping[str, Mapping[str, Any]], schedules: Mapping[str, optax.Schedule], full: Abstract
+) -> Any:
     """One optimizer, or one for the parameters of each phase."""
-    axes, own = {k: full.axes[k] for k in full.params}, {}
-    for phase in setup.phases:
-        optim = {**setup.config["optim"], **phase.optim}
-        names = [name for name in axes if phase.trains(name)]
-        peak = schedule(peak=optim["lr"])
-        if len(setup.phases) == 1:
-            return make_optimizer(optim, peak, axes, full.kinds)
-        own[phase.name] = (make_optimizer(optim, peak, axes, full.kinds, names), names)
-    return alternating(own)
+    axes = {k: full.axes[k] for k in full.params}
+    if not alternates(setup.phases):
+        ((name, optim),) = own.items()
+        return make_optimizer(optim, schedules[name], axes, full.kinds)
+    names = {phase.name: [name for name in axes if phase.trains(name)] for phase in setup.phases}
+    return alternating(
+        {p: (make_optimizer(own[p], schedules[p], axes, full.kinds, trained), trained) for p, trained in names.items()}
+    )

@@ -121,7 +121,8 @@ def _rows(
     metric, space = setup.task.metric, setup.space
     measured: Mapping[str, Mapping[str, float | None]] = {}
     if setup.config["report"]["latency"] and jax.process_count() == 1:
-        networks = {name: extracted(programs, name, weights) for name in setup.order}
+        host = Weights(*jax.device_get((weights.params, weights.stats, weights.methods)))
+        networks = {name: extracted(programs, name, host) for name in setup.order}
         models = {
             name: (space.configs[name], networks[name], jax.device_get(dict(statistics[name]))) for name in setup.order
         }

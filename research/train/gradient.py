@@ -13,7 +13,7 @@ from research import seeds
 from research.modules.axes import StatKind
 from research.modules.state import Arrays, abstract, apply, told
 from research.tasks.base import Example
-from research.train.hooks import Clock, Loss
+from research.train.hooks import Clock, Loss, everything
 from research.train.layout import Shapes, structs
 from research.train.programs import Programs
 from research.train.state import Gradients, Held, Microbatch
@@ -151,7 +151,7 @@ class Gradient:
             params: Arrays, stream: str = self.batches[0][0], trains: Callable[[str], bool] = phase.trains
         ) -> tuple[Array, Any]:
             (inputs, target), batch = prepared[stream], microbatch.batches[stream]
-            if len(programs.phases) > 1:
+            if trains is not everything:
                 params = {k: v if trains(k) else jax.lax.stop_gradient(v) for k, v in params.items()}
             forward = Running(programs, self.name, held, params, task.real(batch), clock, noise)
             outcome = objective(forward, Example(batch, inputs, target, teacher, self.phase, own))

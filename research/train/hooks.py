@@ -1,7 +1,7 @@
 """What the hooks of methods take and give, see `research.train.method`."""
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ class Phase:
       trains: whether the phase moves the parameter of a name; the others get the gradient zero.
       streams: whose batches its gradient programs take; the first is the one that is trained on.
       outputs: whether its loss has outputs that other networks can learn from.
-      optim: fields of the config's section `optim` that differ in this phase.
+      optim: fields of the config's section `optim` that differ in this phase; not `warmup`.
     """
 
     name: str = "all"
@@ -48,6 +48,12 @@ class Phase:
     streams: tuple[str, ...] = ("train",)
     outputs: bool = True
     optim: Mapping[str, Any] = field(default_factory=dict)
+
+
+def alternates(phases: Iterable[Phase]) -> bool:
+    """Whether an optimizer must know the phase: there are several, or one that does not train everything."""
+    several = list(phases)
+    return len(several) > 1 or any(phase.trains is not everything for phase in several)
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,3 @@ class About:
     space: Space
     shapes: Mapping[str, Any]
     methods: "tuple[Method, ...]"
-
-    def phases(self) -> tuple[Phase, ...]:
-        """The phases of a round."""
-        return next((found for m in self.methods if (found := m.phases(self.space.full))), (Phase(),))

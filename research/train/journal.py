@@ -38,7 +38,7 @@ class Journal:
       progress: called with (done, total, text) when a line is due.
       say: called with a line for humans.
       status: called with what status.json holds beside the step.
-      safe: returns what a run that ends here goes on from.
+      safe: returns what a run that ends here continues from.
 
     Attributes:
       flops: of the run so far.

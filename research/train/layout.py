@@ -26,7 +26,11 @@ Shapes = tuple[tuple[str, tuple[int, ...], str], ...]
 
 def shapes_of(batch: Mapping[str, Any]) -> Shapes:
     """Returns the shapes of a batch, hashable; what nothing computes with is left out."""
-    return tuple(sorted((k, tuple(v.shape), str(jnp.dtype(v.dtype))) for k, v in batch.items() if k != "index"))
+    return tuple(
+        sorted(
+            (k, tuple(v.shape), str(jax.dtypes.canonicalize_dtype(v.dtype))) for k, v in batch.items() if k != "index"
+        )
+    )
 
 
 def structs(shapes: Shapes) -> dict[str, jax.ShapeDtypeStruct]:
@@ -126,8 +130,9 @@ class Layout:
         return slice_like(arrays, of(self.model), of(small), self.shards)
 
     def axes_of(self, method: str, name: str) -> Axes:
-        """Returns the names of the axes of an array that a method has added."""
-        return self.added[method][name].axes
+        """Returns the names of the axes of an array that a method has added, () of one that it has not."""
+        extra = self.added.get(method, {}).get(name)
+        return () if extra is None else extra.axes
 
     def cast(self, arrays: Arrays) -> Arrays:
         """Returns weights in the type of activations, but for those that stay float32."""

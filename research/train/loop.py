@@ -71,7 +71,7 @@ class Run:
         self.state: Any = None
         self.saves = Saves(self.checkpoints)
         self.step = self.saves.newest()
-        self.lines: dict[str, int] = {}  # of the journals, when the step was saved that the run goes on from
+        self.lines: dict[str, int] = {}  # of the journals, when the step was saved that the run continues from
         self.clock = Clock()
         self.pending: Pending | None = None  # the update whose numbers are not read yet
         self.journal = Journal(
@@ -207,7 +207,7 @@ class Run:
             self.profile.before(self.step, self.state)
             with self.journal.parts.of("data"):
                 batch = watch.timely(batches, self.step, self.config["data"], self.rundir.path, self.saves.safe)
-            with self.journal.parts.of("dispatch"), self.heart.at(self.learner.compiling):
+            with self.journal.parts.of("dispatch"), self.heart.at(self._at_work):
                 self.state, numbers = self.learner.update(self.step, self.state, batch)
             self.step += 1
             if self.step == self.first + 1 and (line := self.learner.memory()):
@@ -223,9 +223,13 @@ class Run:
         if (state := self.learner.reshape(self.step, self.state, self.reporter.say)) is not None:
             self.state = state
             with self.clock.pause():
-                self._save()
+                if self.step:  # before the first update there is nothing to lose, and 0 stands for no checkpoint
+                    self._save()
                 self._write_layout()
                 self.learner.prefetch(self.step)
+
+    def _at_work(self) -> str:
+        return self.learner.compiling() if self.learner.busy() else f"update {self.step + 1}"
 
     def _settle(self) -> None:
         """Reads the numbers of the last update: after it, what is on disk is whole up to this step."""

@@ -21,7 +21,7 @@ def register(name: str) -> Callable[[M], M]:
 
     def add(method: M) -> M:
         if name in _METHODS:
-            raise ValueError(f"method {name} is registered twice")
+            raise UserError(f"method {name} is registered twice; give yours another name")
         if not name.isidentifier():
             raise ValueError(f"{name!r} is no name of a method: letters, digits and _")
         method.name = name
@@ -46,7 +46,10 @@ def find(name: str, where: str = "methods") -> type[Method]:
     methods = known()
     if name not in methods:
         near = difflib.get_close_matches(name, methods, n=3, cutoff=0.4) or list(methods)
-        raise UserError(f"{where}: unknown method {name!r}; near: {', '.join(near)} (all: {', '.join(methods)})")
+        raise UserError(
+            f"{where}: unknown method {name!r}; near: {', '.join(near)} (all: {', '.join(methods)}; one's own: "
+            "--plugin=FILE)"
+        )
     return methods[name]
 
 

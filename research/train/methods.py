@@ -57,10 +57,23 @@ class Methods:
                     )
         if len(of := [m.name for m in self.items if m.phases(about.space.full)]) > 1:
             raise UserError(f"methods {of[0]} and {of[1]} both have phases of their own; choose one of them")
+        self._check_phases(about.space.full)
         for method in self.items:
             method.check(about)
             for evaluation in method.evaluations():
                 evaluation.check(about)
+
+    def _check_phases(self, model: Any) -> None:
+        names, streams = [phase.name for phase in self.phases(model)], [stream.name for stream in self.streams()]
+        if len(set(names)) < len(names):
+            raise UserError(f"phases {names} of the methods {self.names} do not have different names")
+        if len(of := [m.name for m in self.items if m.streams()]) > 1:
+            raise UserError(
+                f"methods {of[0]} and {of[1]} both have streams of batches of their own; choose one of them"
+            )
+        for phase in self.phases(model):
+            if unknown := sorted(set(phase.streams) - set(streams)):
+                raise UserError(f"phase {phase.name} takes batches of the stream {unknown[0]!r}; valid: {streams}")
 
     def wrapped(self, task: Task, model: Any) -> Task:
         """Returns the task as it is evaluated."""

@@ -29,7 +29,8 @@ class Programs:
 
     Args:
       task, space, methods: of the run.
-      optimizer, schedule: of the run; the optimizer of all phases.
+      optimizer: of all phases.
+      schedules: learning rate of each phase.
       mesh: where it runs.
       config: of the run.
       calls: batches of one recalibration, and of one evaluation.
@@ -47,7 +48,7 @@ class Programs:
         space: Space,
         methods: Methods,
         optimizer: optax.GradientTransformation,
-        schedule: optax.Schedule,
+        schedules: Mapping[str, optax.Schedule],
         mesh: Mesh,
         config: Mapping[str, Any],
         calls: tuple[int, int],
@@ -55,7 +56,7 @@ class Programs:
         waiting: Callable[[], None] = lambda: None,
     ):
         self.task, self.space, self.methods, self.config = task, space, methods, config
-        self.optimizer, self.schedule, self.calls = optimizer, schedule, calls
+        self.optimizer, self.schedules, self.calls = optimizer, schedules, calls
         self.seed: int = config["seed"]
         nested = config["nested"]
         self.layout = Layout(
@@ -92,15 +93,15 @@ class Programs:
 
     def _init(self, key: Array) -> State:
         params, stats = initialize(self.space.full, key)
-        return self._fresh(params, stats)
+        return self._fresh(params, stats, key)
 
-    def _fresh(self, params: Arrays, stats: Arrays) -> State:
+    def _fresh(self, params: Arrays, stats: Arrays, key: Array) -> State:
         params, methods = dict(params), {}
         for method, extras in self.layout.added.items():
             own = {}
             for name, extra in extras.items():
-                key = jax.random.fold_in(seeds.key(self.seed), number_of(method))
-                value = extra.initial(jax.random.fold_in(key, number_of(name)), params)
+                own_key = jax.random.fold_in(jax.random.fold_in(key, number_of(method)), number_of(name))
+                value = extra.initial(own_key, params)
                 if extra.kind is None:
                     own[name] = value
                 else:
@@ -120,7 +121,12 @@ class Programs:
 
     def state_from(self, params: Arrays, stats: Arrays) -> State:
         """Returns an initial state that starts from given weights."""
-        state: State = jax.jit(self._fresh, out_shardings=self.shardings)(params, stats)
+        state: State = jax.jit(self._fresh, out_shardings=self.shardings)(params, stats, seeds.key(self.seed))
+        return state
+
+    def drawn(self, key: Array) -> State:
+        """Returns a fresh state of another key than the seed's."""
+        state: State = jax.jit(self._init, out_shardings=self.shardings)(key)
         return state
 
     def zero_grads(self) -> Arrays:

@@ -34,7 +34,7 @@ def plan(methods: Methods, step: int, config: Any, state: State) -> Reshape | No
         return None
     params = _on_host(state.params)
     found = {m.name: m.reshape(step, config, params, _on_host(state.methods.get(m.name, {}))) for m in due}
-    plans = {name: plan for name, plan in found.items() if plan is not None and plan.config != config}
+    plans = {name: plan for name, plan in found.items() if plan is not None and (plan.config != config or plan.axes)}
     if len(plans) > 1:
         raise UserError(f"methods {' and '.join(plans)} both reshape the network at step {step}; let them take turns")
     processes.same(repr(sorted(plans.items())), f"the plan for another shape at step {step}")
@@ -54,7 +54,7 @@ def apply(plan: Reshape, step: int, state: State, before: Programs, after: Progr
       state: in the old shape.
       before, after: programs of the old and of the new network.
     """
-    fresh = jax.jit(after._init, out_shardings=after.shardings)(jax.random.fold_in(seeds.key(after.seed), step))
+    fresh = after.drawn(jax.random.fold_in(seeds.key(after.seed), step))
     move = Moves(plan, axis_sizes(before.full), axis_sizes(after.full))
     axes = {**before.full.axes}
     params = {k: move(state.params.get(k), axes.get(k, ()), v, k) for k, v in fresh.params.items()}
@@ -81,6 +81,8 @@ class Moves:
 
     def __init__(self, plan: Reshape, old: Mapping[str, int], new: Mapping[str, int]):
         self._rules: dict[str, Reindex] = {}
+        if unknown := sorted(set(plan.axes) - set(new)):
+            raise UserError(f"reshape: the new network has no axis {unknown[0]!r}; valid: {', '.join(sorted(new))}")
         for axis, size in new.items():
             known = plan.axes.get(axis)
             if known is None and old.get(axis, size) != size:
@@ -89,6 +91,8 @@ class Moves:
                 self._rules[axis] = self._checked(axis, known, old.get(axis, 0), size)
 
     def _checked(self, axis: str, rule: Reindex, old: int, new: int) -> Reindex:
+        if rule.fill not in ("zero", "fresh"):
+            raise UserError(f"reshape of axis {axis}: fill={rule.fill!r}; valid: zero, fresh")
         if len(rule.index) != new or not all(-1 <= i < old for i in rule.index):
             raise UserError(
                 f"reshape of axis {axis}: {len(rule.index)} places from {old}; the new network has {new}, each from "
@@ -96,23 +100,22 @@ class Moves:
             )
         return rule
 
-    def __call__(self, array: Array | None, axes: Axes | Sequence[str], fresh: Array, name: str) -> Array:
+    def __call__(self, array: Array | None, axes: Axes | Sequence[str], fresh: Array, name: str) -> np.ndarray:
         """Returns an array in its new shape; `fresh` is the new network's initial one."""
+        target = np.asarray(processes.gathered(fresh))
         if array is None:
-            return fresh
-        host, target = np.asarray(processes.gathered(array)), np.asarray(processes.gathered(fresh))
+            return target
+        host = np.asarray(processes.gathered(array))
+        new = {"zero": np.zeros((1,) * target.ndim, bool), "fresh": np.zeros((1,) * target.ndim, bool)}
         for place, axis in enumerate(axes):
-            rule = self._rules.get(axis)
-            if rule is not None:
+            if (rule := self._rules.get(axis)) is not None:
                 index = np.array(rule.index)
                 host = np.take(host, np.maximum(index, 0), place)
-                if (index < 0).any():
-                    new = np.expand_dims(index < 0, tuple(i for i in range(host.ndim) if i != place))
-                    fill = target if rule.fill == "fresh" and target.shape == host.shape else np.zeros_like(host)
-                    host = np.where(new, fill, host)
+                here = np.expand_dims(index < 0, tuple(i for i in range(host.ndim) if i != place))
+                new[rule.fill] = new[rule.fill] | here
         if host.shape != target.shape:
             raise UserError(f"reshape: {name} would be {host.shape}, the new network has {target.shape}")
-        return jnp.asarray(host.astype(target.dtype))
+        return np.where(new["zero"], 0, np.where(new["fresh"], target, host)).astype(target.dtype)
 
 
 def _moments(old: Any, fresh: Any, params: Arrays, new_params: Arrays, axes: Mapping[str, Axes], move: Moves) -> Any:

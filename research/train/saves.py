@@ -42,7 +42,7 @@ class Saves:
         )
 
     def safe(self) -> str:
-        """Returns what a run that ends here goes on from; waits for a save that is under way."""
+        """Returns what a run that ends here continues from; waits for a save that is under way."""
         with contextlib.suppress(UserError):
             self.checkpoints.wait()
         return self.on_disk()

@@ -18,6 +18,7 @@ from research.train import costs, data, experts, finish, foreseen, initial, kept
 from research.train.build import make_programs
 from research.train.compiler import Program
 from research.train.evaluation import Evaluator, Weights, weights_of
+from research.train.hooks import Brought
 from research.train.learner import Goal, Learner, Reading, Say
 from research.train.learner_registry import register
 from research.train.processes import place_whole
@@ -29,6 +30,14 @@ from research.train.update import Update
 
 LOOK_AHEAD = 50
 """Updates whose draws are looked at: a sub-network that is drawn later is compiled when it is."""
+
+
+def described(model: Any) -> dict[str, Any] | None:
+    """Returns a model's config as JSON, None for one that does not survive it."""
+    try:
+        return config_to_json(model)
+    except (TypeError, UserError):
+        return None
 
 
 def goal_of(task: Task) -> Goal:
@@ -57,12 +66,14 @@ class Supervised(Learner):
         self.examples, self.unit = self.config["data"]["batch_size"] * setup.units, setup.task.unit
         self.validates = setup.examples("validation") > 0
         self.title = self.config["model"]["name"]
+        self._brought: Mapping[str, Brought] | None = None
         self._take(setup)
 
     def _take(self, setup: Setup) -> None:
         """Builds what depends on the shape of the network."""
         self.setup = setup
-        self.programs = make_programs(setup, self._waiting)
+        self.programs = make_programs(setup, self._waiting, self._brought)
+        self._brought = self.programs.networks
         self.evaluator = Evaluator(setup, self.programs, tick=self._waiting)
         self.execution: Execution = make_execution(setup, self.programs)
         work = setup.methods.work() * setup.task.work
@@ -100,8 +111,9 @@ class Supervised(Learner):
         return kept.kept(state, self.programs.full)
 
     def describe(self) -> dict[str, Any]:
+        model = described(self.setup.space.full)
         return {
-            "model": config_to_json(self.setup.space.full),
+            **({} if model is None else {"model": model}),
             "brought": {name: network.digest for name, network in self.programs.networks.items()},
         }
 
@@ -148,6 +160,11 @@ class Supervised(Learner):
         plan = reshaping.plan(self.setup.methods, step, self.setup.space.full, state)
         if plan is None:
             return None
+        if described(plan.config) is None:
+            raise UserError(
+                f"step {step}: the config of this model does not survive JSON, so a run whose network changes its "
+                "shape could not be resumed; its fields must be numbers, words, tuples or dataclasses of such"
+            )
         setup, before = self.setup.reshaped(plan.config), self.programs
         self._take(setup)
         state = reshaping.apply(plan, step, state, before, self.programs)
@@ -184,6 +201,8 @@ class Supervised(Learner):
         return self.flops[draw.name] * size / draw.parts
 
     def evaluate(self, state: State, final: bool) -> tuple[float, dict[str, float]]:
+        if final:
+            self._grads = None  # training is over
         names = self.setup.order if final or self.config["eval"]["subnets"] == "all" else ["full"]
         weights = self.weights(state)
         results = self.evaluator(names, weights, "validation")
@@ -198,6 +217,7 @@ class Supervised(Learner):
     # -- the end -----------------------------------------------------------------------------------------------
 
     def report(self, state: State, folder: Path) -> dict[str, Any]:
+        self._grads = None
         report = finish.final_report(self.setup, self.programs, self.evaluator, self.weights(state), folder)
         report |= {"full": "full", "title": self.title, "training_data_sha256": self.setup.splits["train"].digest}
         return report | {"optimizer_state_bytes": state_bytes(self.programs.shapes.opt_state)}

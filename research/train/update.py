@@ -13,6 +13,7 @@ from jaxtyping import Array
 from research.modules.axes import Axes, StatKind, role
 from research.modules.state import Arrays, abstract, after_update
 from research.train.gradient import make_clock
+from research.train.hooks import alternates
 from research.train.programs import Programs
 from research.train.state import State, Updated, due
 
@@ -52,7 +53,8 @@ class Update:
 
     def program(self, programs: Programs) -> Any:
         train, config, count = programs.config["train"], programs.space.full, len(programs.phases)
-        more, shapes = {"phase": self.phase} if count > 1 else {}, abstract(config)
+        more, shapes = {"phase": self.phase} if alternates(programs.phases.values()) else {}, abstract(config)
+        schedule = programs.schedules[self.phase]
         lasting = shapes.stats_of(StatKind.MOMENT, StatKind.SUM, StatKind.STATE)
 
         def program(state: State, grads: Arrays, step: Array, before: Arrays, moved: Arrays) -> Updated:
@@ -69,7 +71,7 @@ class Update:
                     finite &= jnp.isfinite(moved[name]).all()
                 old = State(state.params, before, state.opt_state, state.methods)
                 new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-            measured = {"grad_norm": norm, "lr": programs.schedule(step // count), "finite": finite}
+            measured = {"grad_norm": norm, "lr": schedule(step // count), "finite": finite}
             if train["norms"]:
                 measured["norms"] = {f"grad/{k}": v for k, v in _norms(grads, programs.full.axes).items()}
                 measured["norms"] |= {f"param/{k}": v for k, v in _norms(new.params, programs.full.axes).items()}

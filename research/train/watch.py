@@ -77,7 +77,7 @@ def timely(batches: Iterator[Any], step: int, data: Mapping[str, Any], folder: P
       step: whose batch it is.
       data: the config's section: its name, and "stall_s", seconds that a batch may take, 0 for any number.
       folder: of the run, where the traceback of a source that fails is kept, in error.txt.
-      safe: says what the run goes on from.
+      safe: says what the run continues from.
 
     Raises:
       UserError: it failed, or took longer.

@@ -142,6 +142,19 @@ class FakeQuantisation(Method):
         return params, {"updates": arrays["updates"] + 1}
 
 
+@register("head_alone")
+@dataclass(frozen=True)
+class HeadAlone(Method):
+    """A frozen network below a head that is trained: one phase that does not train everything."""
+
+    paper = "a test"
+    layers: tuple[int, ...] = (1, 3)
+
+    def phases(self, model):
+        del model
+        return (Phase("head", trains=lambda name: name.startswith("head/")),)
+
+
 @register("teacher")
 @dataclass(frozen=True)
 class Teacher(Method):

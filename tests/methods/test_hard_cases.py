@@ -2,6 +2,7 @@
 second-order gradients, quantisation under slices."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -148,3 +149,20 @@ def test_a_network_that_a_method_brings_teaches_and_is_found_again_by_its_digest
         learner.adopt({**about, "brought": {"teacher": "weights of seed 2"}})
     assert learner.programs.shapes.params.keys() == learner.programs.layout.model.params.keys()
     learner.close()
+
+
+def test_one_phase_that_trains_a_part_leaves_the_bits_of_the_rest_and_resumes(tmp_path):
+    """Also where the method has an option that is a tuple, which files hold as a list."""
+    fields = {"methods": "head_alone", "train.duration": "4", "optim.weight_decay": "0.1"}
+    config, workdir, lines = recipe.load("tests/methods/tiny.py", fields), tmp_path / "run", Lines()
+    learner = Supervised(make_setup(config))
+    start = jax.device_get(learner.initial(print).params)
+    learner.close()
+    loop.train(config, str(workdir), Lines())
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    loop.train(config, str(workdir), lines)
+    assert "resumed from step 2" in lines.said
+    trained = Trained(workdir)
+    trained.programs.close()
+    moved = {k for k, v in trained.state.params.items() if not np.array_equal(v, start[k])}
+    assert moved == {"head/kernel", "head/bias"}

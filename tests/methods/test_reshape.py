@@ -95,7 +95,12 @@ def test_moves_copy_fill_and_refuse():
     plan = Reshape(None, {"a": Reindex((2, 0, -1)), "b": Reindex((0, -1), "fresh")})
     move = Moves(plan, {"a": 3, "b": 1, "c": 2}, {"a": 3, "b": 2, "c": 3})
     found = np.asarray(move(np.arange(3.0)[:, None], ("a", "b"), np.full((3, 2), 7.0, np.float32), "x"))
-    np.testing.assert_array_equal(found, [[2, 7], [0, 7], [0, 7]])
+    np.testing.assert_array_equal(found, [[2, 7], [0, 7], [0, 0]])
     np.testing.assert_array_equal(move(np.ones(2), ("c",), np.zeros(3, np.float32), "y"), [1, 1, 0])
+    both = Moves(Reshape(None, {n: Reindex((0, -1), "fresh") for n in "ab"}), {"a": 1, "b": 1}, {"a": 2, "b": 2})
+    grown = both(np.ones((1, 1)), ("a", "b"), np.full((2, 2), 7.0, np.float32), "x")
+    np.testing.assert_array_equal(grown, [[1, 7], [7, 7]])
+    with pytest.raises(UserError, match=r"reshape: the new network has no axis 'd'; valid: a"):
+        Moves(Reshape(None, {"d": Reindex((0,))}), {"a": 3}, {"a": 3})
     with pytest.raises(UserError, match=r"reshape of axis a: 2 places from 3; the new network has 3"):
         Moves(Reshape(None, {"a": Reindex((0, 1))}), {"a": 3}, {"a": 3})

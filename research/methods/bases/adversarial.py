@@ -68,7 +68,7 @@ class Adversarial(Method):
         check_pixels(about.config, about.shapes)
 
     def wrapped(self, task: Task, model: Any) -> Task:
-        if not isinstance(task, Classification):
+        if type(task) is not Classification:
             raise UserError(f"method {self.name} is for classification, not {task.name}")
         own = {"epsilon": self.epsilon, "eval_steps": self.eval_steps, "experts": model.pathways}
         return AttackedClassification(**dataclasses.asdict(task), **own)
