@@ -199,14 +199,18 @@ def shape_in(extra: Extra, model: Abstract, full: Abstract) -> jax.ShapeDtypeStr
     """Returns the shape of a method's array in a network: axes that the network cuts have the network's sizes."""
     if model is full:
         return jax.ShapeDtypeStruct(extra.shape, extra.dtype)
-    sizes = axis_sizes(model)
+    coupled = axis_sizes(full)
+    sizes = {axis: size for axis, size in axis_sizes(model).items() if axis in coupled}
     shape = tuple(sizes.get(axis, size) for axis, size in zip(extra.axes, extra.shape, strict=True))
     return jax.ShapeDtypeStruct(shape, extra.dtype)
 
 
 def axis_sizes(model: Abstract) -> dict[str, int]:
-    """Returns the size of every axis of a model by its name."""
-    shapes = {**model.params, **model.stats}
-    return {
-        axis: size for name, shape in shapes.items() for axis, size in zip(model.axes[name], shape.shape, strict=True)
-    }
+    """Returns the size of every axis of a model by its name; names that stand for several sizes (windows of kernels,
+    which nothing couples) are left out."""
+    shapes: dict[str, Any] = {**model.params, **model.stats}
+    sizes: dict[str, set[int]] = {}
+    for name, shape in shapes.items():
+        for axis, size in zip(model.axes[name], shape.shape, strict=True):
+            sizes.setdefault(axis, set()).add(size)
+    return {axis: next(iter(several)) for axis, several in sizes.items() if len(several) == 1}
