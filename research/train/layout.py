@@ -16,7 +16,7 @@ from research.nested.slicing import slice_like
 from research.nested.space import Space
 from research.train import sharding
 from research.train.hooks import Extra
-from research.train.methods import extended, shape_in
+from research.train.methods import extended, shapes_in
 from research.train.processes import batch_share
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -124,8 +124,7 @@ class Layout:
         axes = {name: extra.axes for name, extra in extras.items()}
 
         def of(model: Abstract) -> Abstract:
-            shapes = {name: shape_in(extra, model, self.model) for name, extra in extras.items()}
-            return dataclasses.replace(model, params=shapes, stats={}, axes=axes)
+            return dataclasses.replace(model, params=shapes_in(extras, model, self.model), stats={}, axes=axes)
 
         return slice_like(arrays, of(self.model), of(small), self.shards)
 

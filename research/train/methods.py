@@ -186,7 +186,7 @@ def extended(model: Abstract, full: Abstract, extras: Mapping[str, Mapping[str, 
     trained = {f"{method}/{name}": extra for method, own in extras.items() for name, extra in own.items() if extra.kind}
     if not trained:
         return model
-    shapes = {name: shape_in(extra, model, full) for name, extra in trained.items()}
+    shapes = shapes_in(trained, model, full)
     return dataclasses.replace(
         model,
         params={**model.params, **shapes},
@@ -195,14 +195,16 @@ def extended(model: Abstract, full: Abstract, extras: Mapping[str, Mapping[str, 
     )
 
 
-def shape_in(extra: Extra, model: Abstract, full: Abstract) -> jax.ShapeDtypeStruct:
-    """Returns the shape of a method's array in a network: axes that the network cuts have the network's sizes."""
-    if model is full:
-        return jax.ShapeDtypeStruct(extra.shape, extra.dtype)
-    coupled = axis_sizes(full)
-    sizes = {axis: size for axis, size in axis_sizes(model).items() if axis in coupled}
-    shape = tuple(sizes.get(axis, size) for axis, size in zip(extra.axes, extra.shape, strict=True))
-    return jax.ShapeDtypeStruct(shape, extra.dtype)
+def shapes_in(extras: Mapping[str, Extra], model: Abstract, full: Abstract) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of methods' arrays in a network: axes that the network cuts have the network's sizes."""
+    coupled = {} if model is full else axis_sizes(full)
+    sizes = {axis: size for axis, size in axis_sizes(model).items() if axis in coupled} if coupled else {}
+
+    def of(extra: Extra) -> jax.ShapeDtypeStruct:
+        shape = tuple(sizes.get(axis, size) for axis, size in zip(extra.axes, extra.shape, strict=True))
+        return jax.ShapeDtypeStruct(shape, extra.dtype)
+
+    return {name: of(extra) for name, extra in extras.items()}
 
 
 def axis_sizes(model: Abstract) -> dict[str, int]:
