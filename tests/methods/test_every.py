@@ -141,7 +141,7 @@ from research.train.supervised import Supervised
 names = list(known())
 methods = [make(name, {}) for name in names]
 config = base_config()
-config.model = {"name": "lenet5"}
+config.model = {"name": "vit_tiny_patch16_224", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
 learner = Supervised(make_setup(resolved(config)))
 assert learner.setup.draw(0)[0].name == "full"
 learner.close()
@@ -165,7 +165,7 @@ def test_the_rest_stands_without_any_one_file(file, tmp_path):
 
 
 def losses_of(name):
-    learner = Supervised(make_setup(tiny(name, mesh__min_size=1)))
+    learner = Supervised(make_setup(tiny(name, mesh__min_size=1, eval__batch_size=64)))
     state, batches, found = learner.initial(print), learner.batches(0), []
     for step in range(2):
         state, numbers = learner.update(step, state, next(batches))
