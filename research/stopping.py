@@ -66,7 +66,8 @@ class Stop:
         self.last: Callable[[], None] = lambda: None
         self.forward: Callable[[int], None] = lambda _: None
         self._first_interrupt = 0.0
-        self._resent = 0  # the signal that this process sends itself, having heard it before
+        self.resend = 0  # what this process sends itself in place of a signal that it has heard before
+        self._resent = 0  # the same, while it is on its way
         self._waits = 0.0  # since when a signal is to end what does not heed it
         self._raised = -SAME_S  # when `Told` was raised last
         self._heeding: set[object] = set()
@@ -91,7 +92,8 @@ class Stop:
     def hear(self, number: int, frame: Any = None) -> None:
         """The handler of the signals."""
         now = time.monotonic()
-        again, self._resent = number == self._resent, 0
+        again = number == self._resent
+        self._resent = 0 if again else self._resent
         if number == signal.SIGINT and self._first_interrupt and not again and now - self._first_interrupt > SAME_S:
             with contextlib.suppress(Exception):
                 self.last()
@@ -122,8 +124,8 @@ class Stop:
 
         def send() -> None:
             if _listening[:1] == [self] and not self._heeding:
-                self._resent = number
-                os.kill(os.getpid(), number)
+                self._resent = self.resend or number
+                os.kill(os.getpid(), self._resent)
 
         timer = threading.Timer(seconds, send)
         timer.daemon = True
@@ -169,6 +171,9 @@ def listening(leave: Collection[str] = ()) -> Iterator[Stop]:
         number = getattr(signal, name, None)  # Windows has not all of them
         if number is not None and name not in leave and signal.getsignal(number) is not signal.SIG_IGN:
             old[number] = signal.signal(number, stop.hear)
+    # A Ctrl-C that came while another one, of ours, is on its way would be taken for that: the others may come twice.
+    ours = [number for name in ("SIGXCPU", "SIGHUP", "SIGTERM") if (number := getattr(signal, name, 0)) in old]
+    stop.resend = ours[0] if ours else 0
     _listening.append(stop)
     try:
         yield stop

@@ -213,6 +213,22 @@ def test_a_second_ctrl_c_ends_an_import_that_hangs(tmp_path):
     assert process.returncode == stopping.AT_ONCE
 
 
+def test_a_second_ctrl_c_is_not_taken_for_what_the_process_sends_itself(monkeypatch):
+    """It comes while the first one, put off for an import, is on its way again."""
+    sent = []
+    with stopping.listening() as stop:
+        monkeypatch.setattr(stopping, "_importing", lambda frame: True)
+        monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(number))
+        monkeypatch.setattr(os, "_exit", lambda code: sys.exit(code))
+        stop.hear(signal.SIGINT)
+        while not sent:
+            time.sleep(0.01)
+        stop._first_interrupt -= 2 * stopping.SAME_S
+        with pytest.raises(SystemExit, match="130"):
+            stop.hear(signal.SIGINT)
+        assert sent[0] != signal.SIGINT
+
+
 def test_sigterm_that_a_library_took_over_is_taken_back():
     with stopping.listening() as stop:
         stop.heed()
