@@ -5,7 +5,7 @@
 
 Renders a manifest (JobSet, jobset.x-k8s.io/v1alpha2) and gives it to `kubectl apply`; --dry_run prints it. The image
 holds the repository at /nestax with its packages. When a pod is lost, JobSet starts all of them again, up to --restarts
-times, and the run goes on from its last checkpoint; a mistake in the recipe (exit code 2) ends it at once. --slices
+times, and the run continues from its last checkpoint; a mistake in the recipe (exit code 2) ends it at once. --slices
 above 1 lays the mesh's data axis over several slices.
 """
 

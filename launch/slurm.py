@@ -7,7 +7,7 @@
 
 Renders a batch script and gives it to sbatch; --dry_run prints it. One process a GPU, one a machine where there are
 none. Before the time limit, and when the job is preempted, the run saves and the job goes back to the queue, where it
-goes on from its checkpoint; so it does after a node has failed. When one process is lost, srun ends the others.
+continues from its checkpoint; so it does after a node has failed. When one process is lost, srun ends the others.
 """
 
 import shlex

@@ -172,8 +172,8 @@ def listening(leave: Collection[str] = ()) -> Iterator[Stop]:
         if number is not None and name not in leave and signal.getsignal(number) is not signal.SIG_IGN:
             old[number] = signal.signal(number, stop.hear)
     # A Ctrl-C that came while another one, of ours, is on its way would be taken for that: the others may come twice.
-    ours = [number for name in ("SIGXCPU", "SIGHUP", "SIGTERM") if (number := getattr(signal, name, 0)) in old]
-    stop.resend = ours[0] if ours else 0
+    several: list[int] = [getattr(signal, name, 0) for name in ("SIGXCPU", "SIGHUP", "SIGTERM")]
+    stop.resend = next((number for number in several if number in old), 0)
     _listening.append(stop)
     try:
         yield stop

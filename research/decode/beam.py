@@ -134,7 +134,7 @@ def _choose(live, ended, logits, at, settings):
     """Extends all beams by the token at `at`: group after group, since each is charged for what those before it took.
 
     Returns:
-      Beams and ended texts, and for each row of the model (batch, group, beam) the row it goes on from and its token.
+      Beams and ended texts, and for each row of the model (batch, group, beam) the row it continues from and its token.
     """
     groups, batch, width, _ = live.tokens.shape
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(batch, groups, width, -1)

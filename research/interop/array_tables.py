@@ -53,7 +53,7 @@ class Entry(NamedTuple):
 class Report:
     """What fitted and what did not: foreign names that are missing or unknown, and (name, found, expected) shapes.
 
-    `repeated` is the read-out that a file of a tied model holds beside the embedding, bit for bit the same.
+    `repeated` is the output head that a file of a tied model holds beside the embedding, bit for bit the same.
     """
 
     matched: int = 0

@@ -80,8 +80,8 @@ def from_foreign(
       dtype: of the returned arrays.
 
     Raises:
-      UserError: as `config_from_foreign`; or arrays that are missing, unknown or of another shape; or a read-out beside
-        the embedding that differs from it where the config calls the two tied.
+      UserError: as `config_from_foreign`; or arrays that are missing, unknown or of another shape; or an output head
+        beside the embedding that differs from it where the config calls the two tied.
     """
     config = config_from_foreign(source, data, length=length)
     check_arrays(source, config.depth, len(state))
@@ -94,7 +94,7 @@ def to_foreign(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The inverse of `from_foreign`: (content of config.json, state dict).
 
-    A tied model has its read-out among the arrays only for mamba-ssm, whose class wants it there.
+    A tied model has its output head among the arrays only for mamba-ssm, whose class wants it there.
 
     Raises:
       UserError: as `config_to_foreign`.

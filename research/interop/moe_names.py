@@ -95,8 +95,8 @@ def from_foreign(
       dtype: of the returned parameters.
 
     Raises:
-      UserError: as `config_from_foreign`; or arrays that are missing, unknown or of another shape; or a read-out beside
-        the embedding that differs from it where the config calls the two tied.
+      UserError: as `config_from_foreign`; or arrays that are missing, unknown or of another shape; or an output head
+        beside the embedding that differs from it where the config calls the two tied.
     """
     config = config_from_foreign(source, data, length=length)
     fused = any(name.endswith(FUSED) for name in state)

@@ -1,7 +1,7 @@
 """Sequence models: one backbone that takes any pattern of mixers, for language, probes and classification of sequences.
 
 Embedding (or a linear input projection), then pre-norm residual layers - a mixer each, and an FFN if asked for - a
-final RMSNorm and a read-out, by default the embedding again. `pattern` names the mixers of consecutive layers and
+final RMSNorm and an output head, by default the embedding again. `pattern` names the mixers of consecutive layers and
 repeats: "mamba", "mamba mamba attention"; so does `ffn` their FFNs: "glu", "glu moe". Both together are
 one period of the stack, so depth is a multiple of the number of its layers. Wide Attention (arXiv 2210.00640) is depth
 1 with all heads in it.
@@ -55,7 +55,7 @@ class SequenceConfig(ChoosesForms, ToldReal):
     Attributes:
       vocab_size: rows of the embedding; 0 with `input_dim` > 0: tokens are vectors of that many numbers.
       outputs: numbers read out per token; 0: one logit per entry of the vocabulary.
-      tied: the read-out is the embedding's transpose.
+      tied: the output head is the embedding's transpose.
       length: tokens of a training example, and the longest sequence of mixers with absolute positions.
       dim, depth: channels and layers.
       pattern: kinds of mixer, space-separated, repeated to the depth.
@@ -64,7 +64,7 @@ class SequenceConfig(ChoosesForms, ToldReal):
       ffn_dim: hidden units of the dense ones; 0: 4 * dim, with glu or gated experts 8/3 * dim rounded up to a multiple
         of 32.
       moe: options of the mixtures.
-      pool: "none", or "mean" / "last" over the tokens before the read-out: a classifier of sequences.
+      pool: "none", or "mean" / "last" over the tokens before the output head: a classifier of sequences.
       dropout: rate on the embedding and on every branch in training.
       kept_layers: for a sub-network, indices of its periods in the full model.
       mamba, ...: options of each kind of mixer; only those in the pattern count.

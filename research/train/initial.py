@@ -1,5 +1,5 @@
-"""Where a run starts that goes on from another one's network: its arrays as they are, sorted by importance, or upcycled
-into a mixture."""
+"""Where a run starts that continues from another one's network: its arrays as they are, sorted by importance, or
+upcycled into a mixture."""
 
 from collections.abc import Callable
 from typing import Any

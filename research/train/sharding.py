@@ -213,8 +213,3 @@ def whole_where_cut(
 def dump(shardings: Mapping[str, NamedSharding]) -> dict[str, str]:
     """Returns array -> layout as text, for humans and for comparison with a stored file."""
     return {name: str(tuple(s.spec)) for name, s in sorted(shardings.items())}
-
-
-def shards_of_roles(mesh: Mesh) -> dict[str, int]:
-    """Returns role -> number of parts that the tensor axis of the mesh cuts it in."""
-    return {r: mesh.shape[m] for r, m in RULES if m == "tensor" and mesh.shape[m] > 1}

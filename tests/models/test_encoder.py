@@ -156,7 +156,7 @@ def test_counts_and_costs():
     assert forward_flops(tiny()) == forward_flops(tiny(domains=2))
 
 
-def test_a_smaller_self_keeps_domains_and_the_size_of_vectors():
+def test_a_sub_network_keeps_domains_and_the_size_of_vectors():
     small = registry.entry("domain_encoder_small").config.shrink(width=0.5, depth=1)
     assert (small.dim, small.outputs, small.domains, small.mixture.experts) == (64, 128, 5, 5)
     with pytest.raises(UserError, match="unknown sub-network dimension 'experts'"):

@@ -1,4 +1,4 @@
-"""The backbone of sequence models: patterns, states across pieces, padding on the left, read-outs, counts, bad
+"""The backbone of sequence models: patterns, states across pieces, padding on the left, output heads, counts, bad
 configs."""
 
 import functools

@@ -2,7 +2,7 @@
 JSON.
 
 Run as a process of its own: `python -m tests.train.meshes OUT_FOLDER DEVICES MESH [MESH ...]` with MESH such as
-data=2,fsdp=4. A>B is stopped by SIGTERM after an update on mesh A and goes on from its checkpoint on mesh B; a mesh
+data=2,fsdp=4. A>B is stopped by SIGTERM after an update on mesh A and continues from its checkpoint on mesh B; a mesh
 with "sequence:" before it is for the tiny hybrid sequence model, with "bf16:" in bfloat16, with "moe:" for one with
 mixtures of experts, with "spread:" one that trains two networks at the same time. The final parameters are written to
 OUT_FOLDER/NAME.npz.

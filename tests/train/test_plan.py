@@ -7,6 +7,10 @@ import sys
 
 import pytest
 
+from launch import config as recipe
+from research.train.plan import activation_bytes
+from research.train.setup import make_setup
+from research.train.supervised import Supervised
 from tests.train.test_sharding import FAST
 
 CONTROL = 20
@@ -61,3 +65,14 @@ def test_seven_billion_parameters_lower_on_64_devices(tmp_path):
     )
     assert all(0 <= theirs - ours <= CONTROL for theirs, ours in plan["arguments"].values())
     assert 64 * plan["bytes"]["parameters"] > 4 * 6.5e9
+
+
+def test_activations_of_a_method_s_objective_are_counted():
+    """Adversarial training keeps the activations of clean and attacked images: about twice those of plain training."""
+    found = {}
+    for methods in ("trades", ""):
+        learner = Supervised(make_setup(recipe.load("tests/tiny_robust.py:trades", {"methods": methods})))
+        (gradient,) = learner.execution.programs(learner.setup.draw(0), learner.setup.phase(0))
+        found[methods] = activation_bytes(learner.programs, gradient, 32)
+        learner.close()
+    assert 1.7 * found[""] < found["trades"] < 3 * found[""]

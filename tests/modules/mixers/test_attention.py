@@ -110,7 +110,7 @@ def test_smaller_selves_keep_groups_and_sizes_of_heads():
         Attention(heads=8, kv_heads=2).resolve(32).shrink(1.0, 3, None)
 
 
-def test_leading_heads_of_each_group_are_the_smaller_self():
+def test_leading_heads_of_each_group_are_the_sub_network():
     """The full mixer, blind in the output for the heads that were cut, is the mixer of the slices."""
     spec = Attention(heads=6, kv_heads=2, head_dim=4)
     full, small = Functions(spec, 8, 7), Functions(spec.resolve(8).shrink(1.0, 4, None), 8, 7)
