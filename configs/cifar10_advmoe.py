@@ -1,7 +1,6 @@
 """AdvMoE at the size of its paper (Zhang et al. 2023, arXiv 2308.10110): CIFAR-10, two pathways of half the width.
 
     python -m launch.train --config=configs/cifar10_advmoe.py:resnet18 --workdir=runs/cifar10_advmoe
-
     python -m launch.train --config=configs/cifar10_advmoe.py:dense --workdir=runs/cifar10_dense
 
 The argument is resnet18, vgg16, wrn28_10 (mixtures, trained in alternation), or dense (ResNet-18 of full width,
@@ -12,9 +11,8 @@ become NaN, attacks follow the gradient of the function instead of the router's 
 attacks its own loss; --config.method.advmoe.through_gate=True --config.method.advmoe.shared_attack=True are the
 released ones.
 
-Hardware: one accelerator; not run here. Data: `tfds:cifar10`, see `python -m launch.prepare --helpshort`. To expect, as
-  commonly quoted
-for the paper: robust accuracy 51.8 % (AdvMoE) against 50.1 % (dense) under PGD-50.
+Hardware: one accelerator; not run here. Data: `tfds:cifar10`, see `python -m launch.prepare --helpshort`. To expect,
+as commonly quoted for the paper: robust accuracy 51.8 % (AdvMoE) against 50.1 % (dense) under PGD-50.
 """
 
 from research.errors import UserError

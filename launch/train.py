@@ -1,10 +1,10 @@
-"""Trains a recipe in a run directory; the same directory again goes on where it stopped.
+"""Trains a recipe in a run directory; the same directory again continues where it stopped.
 
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
     python -m launch.train --config=configs/quickstart.py --print_config
     python -m launch.train --config=configs/quickstart.py --dry_run
-    python -m launch.train --config=configs/quickstart.py --workdir=runs/small --config.train.duration=20ep
-    --config.seed=1
+    python -m launch.train --config=configs/quickstart.py --workdir=runs/small --config.train.duration=20ep \\
+        --config.seed=1
 
 Any field of the recipe is set by --config.FIELD=VALUE. The directory ends with report.md, report.json and pareto.png.
 On several machines every process runs this command with --distributed, or --processes, --process and --coordinator;

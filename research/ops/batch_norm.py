@@ -4,7 +4,7 @@ Where devices hold rows each of their own (`jax.shard_map`), `axis_name` names t
 those of all rows.
 
 Source: Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3; the reference implementation leaves the gradient to
-  autodiff.
+autodiff.
 """
 
 import functools
