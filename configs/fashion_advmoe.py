@@ -11,12 +11,12 @@ are averaged to 14x14; 10,000 train for 6 epochs, which alternate passes through
 released train as the released code does: attacks follow the router's straight-through gate, and released attacks
 outputs and scores by one sum in both phases. Every report follows the exact gradient.
 
-Hardware: two CPU cores, 60 minutes for the twelve runs. Data: `dataset-fashion-mnist` of Debian, or any folder with
-the four IDX files. The value of a run is its clean accuracy on the test images; the columns robust_* are accuracies on
-the first 1,000 of them under PGD-20 and 10 steps of APGD, all of the last checkpoint. Numbers to expect (means of three seeds and largest distance
-from them, results/advmoe): PGD-20 64.8 +- 0.5 % dense, 64.6 +- 0.9 % small, 62.8 +- 1.5 % joint, 63.4 +- 1.0 %
-alternate; APGD 63.9, 63.6, 61.5 and 62.4 %. With the released code's one sum as the attack of both phases alternate had
-60.0 +- 1.0 % (PGD-20, same seeds, exact gradients: --config.method.advmoe.shared_attack=True,
+Hardware: two CPU cores, 60 minutes for the twelve runs. Data: `dataset-fashion-mnist` of Debian, or any folder with the
+four IDX files. The value of a run is its clean accuracy on the test images; the columns robust_* are accuracies on the
+first 1,000 of them under PGD-20 and 10 steps of APGD, all of the last checkpoint. Numbers to expect (means of three
+seeds and largest distance from them, results/advmoe): PGD-20 64.8 +- 0.5 % dense, 64.6 +- 0.9 % small, 62.8 +- 1.5 %
+joint, 63.4 +- 1.0 % alternate; APGD 63.9, 63.6, 61.5 and 62.4 %. With the released code's one sum as the attack of both
+phases alternate had 60.0 +- 1.0 % (PGD-20, same seeds, exact gradients: --config.method.advmoe.shared_attack=True,
 results/advmoe/shared_attack.md), below joint: that choice was made on these test images.
 """
 

@@ -69,6 +69,7 @@ class Task:
     Attributes:
       name: what messages call the task.
       reads: fields of the config's section `task` that it goes by.
+      reads_elsewhere: other fields of the config, dotted, that only runs of the task go by.
       takes: kinds of examples that it is for, see `research.data.registry`; () for any.
       predicts: what the model must predict, see `research.models.base.ModelConfig`.
       wanted, fitting: what messages say of that, and of models that do.
@@ -81,6 +82,7 @@ class Task:
 
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
+    reads_elsewhere: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[str, ...]] = ()
     predicts: ClassVar[str] = "labels"
     wanted: ClassVar[str] = "labels, tokens or vectors"

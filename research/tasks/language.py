@@ -35,6 +35,7 @@ class LanguageModelling(Task):
 
     name: ClassVar[str] = "language modelling"
     reads: ClassVar[tuple[str, ...]] = ("metric",)
+    reads_elsewhere: ClassVar[tuple[str, ...]] = ("report.sample",)
     takes: ClassVar[tuple[str, ...]] = ("tokens",)
     unit = "tokens"
 

@@ -75,9 +75,7 @@ def _has(task: type[Task]) -> Callable[[Config], bool]:
 def _of_tasks() -> Iterator[Reader]:
     for task in tasks.known().values():
         reads = tuple(f"task.{field}" for field in task.reads)
-        yield Reader(task.name, reads, _has(task))
-    language = tasks.known()["language_modelling"]
-    yield Reader(language.name, ("report.sample",), _has(language))
+        yield Reader(task.name, reads + task.reads_elsewhere, _has(task))
     both = lambda config: _on(config, "task.mixup", "task.cutmix")
     yield Reader("task.mixup together with task.cutmix", ("task.switch",), both)
 
