@@ -125,11 +125,11 @@ def api(app, docname: str, source: list[str]) -> None:
 
 
 class ConfigFields(Directive):
-    """A table of every field of a run's configuration, with default and meaning, made from `research.train.fields`."""
+    """A table of every field of a run's configuration, with default and meaning."""
 
     def run(self) -> list[nodes.Node]:
         from research.train.config import base_config, value_of
-        from research.train.fields import FIELDS
+        from research.train.sections import FIELDS
 
         defaults = base_config().to_dict()
         rows = [(name, repr(value_of(defaults, name)), field.meaning) for name, field in FIELDS.items()]

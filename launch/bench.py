@@ -208,7 +208,8 @@ def _loop_overhead(overrides: dict[str, str]) -> int:
     from research.train.overhead import loop_overhead
     from research.train.setup import make_setup
 
-    every = make_setup(recipe.load(_CONFIG.value, overrides)).steps("checkpoint", "every")
+    setup = make_setup(recipe.load(_CONFIG.value, overrides))
+    every = setup.steps(setup.config.checkpoint.every, "checkpoint.every")
     config = recipe.load(
         _CONFIG.value, {**overrides, "train.duration": str(2 * _STEPS.value + 200), "optim.warmup": "0"}
     )

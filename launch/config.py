@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from research.errors import UserError
 from research.files import user_path
-from research.optim.fields import left_over
-from research.train.config import FREE, check, refuse_moved, resolved
-from research.train.fields import FIELDS
+from research.optim.section import left_over
+from research.train.config import check, refuse_moved, resolved
+from research.train.sections import FIELDS, FREE
 from research.values import fit, parse
 
 PREFIX = "--config."

@@ -65,7 +65,7 @@ def main() -> int:
         from research.methods.bases.adversarial import check_pixels
         from research.robust.attacks import check_attacks
 
-        own = trained.config["method"].get("attacks", {}).get("epsilon", 0.0)
+        own = trained.config.method.get("attacks", {}).get("epsilon", 0.0)
         epsilon = _ATTACK_EPSILON.value or own or radius(trained.setup.task)
         check_attacks(_ATTACKS.value, "--attacks")
         check_pixels(trained.config, trained.setup.sample)

@@ -61,7 +61,7 @@ def main() -> int:
         "workdir": str(_WORKDIR.value),
         "step": trained.step,
         "subnet": name,
-        "preprocess": trained.config["data"]["augment"],
+        "preprocess": dict(trained.config.data.augment),
     }
     tokenizer = tokenizer_files.load_tokenizer(_WORKDIR.value, required=False)
     texts = {tokenizer_files.FILE: tokenizer_files.text_of(tokenizer)} if tokenizer else {}

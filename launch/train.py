@@ -44,8 +44,9 @@ def _dry_run(config: dict[str, Any]) -> None:
     from research.report.tables import text_table
     from research.train import supervised
     from research.train.dry_run import USUAL_MFU, foresee
+    from research.train.sections import RunConfig
 
-    learner = supervised.make(config, lambda: None, lambda title, seconds: None)
+    learner = supervised.make(RunConfig.of(config), lambda: None, lambda title, seconds: None)
     found = foresee(learner)
     learner.close()
     print("a batch as a gradient program takes it:")

@@ -80,6 +80,8 @@ SIZE, COUNT, SHARE, WEIGHT = (
 not negative."""
 
 
+_DURATION = rf"\s*(\d{{1,{DIGITS}}}((\.\d{{1,{DIGITS}}})?\s*(ep|ex))?|(100|\d{{1,2}})(\.\d{{1,{DIGITS}}})?\s*%)\s*"
+DURATION = Rule(least=0, pattern=_DURATION, says="a duration: 500 (updates), '10ep', '50000ex' or '5%' of the run")
 Layers = Annotated[int, Rule(least=1, most=9999)]
 """A number of layers; more would only be found out when they are built."""
 Rate = Annotated[float, Rule(least=0, below=1)]

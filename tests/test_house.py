@@ -34,7 +34,7 @@ ALLOWED = {
     "search": {"tasks", "train", "nested", "models", "modules", "report"},
 }
 """Room of research/ -> rooms that it may import beside itself and `EVERYWHERE`."""
-EVERYWHERE = {"errors", "files", "process", "plugins", "seeds", "stopping", "values"}
+EVERYWHERE = {"errors", "files", "process", "plugins", "sections", "seeds", "stopping", "values"}
 
 
 def rooms_imported(room: str) -> dict[str, str]:
@@ -114,7 +114,7 @@ def test_heavy_imports_come_after_the_flags(path):
         "research.bench",
     )
     for module in import_graph.imports(path, late=False):
-        light = module in ("research.train.config", "research.train.fields")
+        light = module in ("research.train.config", "research.train.sections")
         assert light or not module.startswith(heavy), f"{path} imports {module} before the flags are parsed"
 
 
@@ -188,9 +188,10 @@ def test_recipe_builds(text, monkeypatch, tmp_path):
 def test_recipe_of_another_learner_is_set_up(text, monkeypatch):
     monkeypatch.chdir(ROOT)
     from research.train import learner_registry
+    from research.train.sections import RunConfig
 
     config = recipe.load(text, {})
-    learner = learner_registry.make(config, lambda: None, lambda title, seconds: None)
+    learner = learner_registry.make(RunConfig.of(config), lambda: None, lambda title, seconds: None)
     learner.close()
     assert config["learner"]["name"] != "supervised" and learner.total > 0
     assert jax.tree.leaves(learner.wanted().shapes)

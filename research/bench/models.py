@@ -10,11 +10,12 @@ from research.bench.case import Case, foreign, normal, program
 from research.models import registry
 from research.modules.state import abstract, apply, initialize
 from research.optim.build import make_optimizer
+from research.optim.section import OptimSection
 from research.report import flops
 from research.tasks.classification import Classification
 
 BATCH, SIDE, CLASSES = 32, 64, 10
-OPTIMIZER = dict(
+OPTIMIZER = OptimSection(
     name="adamw", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=0.0, decay_rules=((".*", 1.0),), lr_rules=()
 )
 """As torch.optim.AdamW is by default: every parameter decays."""

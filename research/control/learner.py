@@ -29,6 +29,7 @@ from research.train.durations import to_steps
 from research.train.learner import Goal, Learner, Reading, Say
 from research.train.learner_registry import options_of, register
 from research.train.restore import Wanted
+from research.train.sections import RunConfig
 from research.values import SIZE, Rule
 
 
@@ -72,7 +73,7 @@ class SoftActorCritic(Learner):
 
     def __init__(
         self,
-        config: dict[str, Any],
+        config: RunConfig,
         waiting: Callable[[], None] = lambda: None,
         waited: Callable[[str, float], None] = lambda title, seconds: None,
         told: Callable[[Evaluation], None] = lambda evaluation: None,
@@ -80,13 +81,13 @@ class SoftActorCritic(Learner):
         if jax.process_count() > 1:
             raise UserError("soft_actor_critic trains in one process; start it once")
         self.config, self._waited, self._told = config, waited, told
-        self.options: Options = options_of(config)
-        self.seeds = [config["seed"] + seed for seed in self.options.seeds]
+        self.options: Options = options_of(config.learner)
+        self.seeds = [config.seed + seed for seed in self.options.seeds]
         self._keys = jnp.stack([key_of(seed) for seed in self.seeds])
         self.total = 0
-        self.total = self.steps("train", "duration")
+        self.total = self.steps(config.train.duration, "train.duration")
         if self.total < 1:
-            raise UserError(f"train.duration={config['train']['duration']!r} is no update at all")
+            raise UserError(f"train.duration={config.train.duration!r} is no update at all")
         self.examples = self.options.steps * len(self.seeds)
         self.title = f"soft actor-critic on {self.options.task}"
         keys = jax.ShapeDtypeStruct(self._keys.shape, self._keys.dtype)
@@ -96,19 +97,18 @@ class SoftActorCritic(Learner):
 
     # -- before the first update -------------------------------------------------------------------------------
 
-    def steps(self, section: str, field: str) -> int:
-        value = self.config[section][field]
-        if str(value).strip().endswith("ep"):
+    def steps(self, duration: str | int, field: str) -> int:
+        if str(duration).strip().endswith("ep"):
             raise UserError(
-                f"{section}.{field}={value!r}: there are no epochs here; write updates, '6000ex' (environment steps of "
+                f"{field}={duration!r}: there are no epochs here; write updates, '6000ex' (environment steps of "
                 "a seed) or '5%'"
             )
         return to_steps(
-            value,
+            duration,
             batch_size=self.options.steps,
             num_examples=0,
             total=self.total or None,
-            field=f"{section}.{field}",
+            field=field,
         )
 
     def adopt(self, run: Mapping[str, Any]) -> None:
@@ -233,7 +233,7 @@ class SoftActorCritic(Learner):
 
 
 @register("soft_actor_critic", options=Options, reads=())
-def make(config: dict[str, Any], waiting: Callable[[], None], waited: Callable[[str, float], None]) -> SoftActorCritic:
+def make(config: RunConfig, waiting: Callable[[], None], waited: Callable[[str, float], None]) -> SoftActorCritic:
     """Makes the learner of a config that names soft_actor_critic.
 
     Raises:

@@ -11,6 +11,7 @@ from research.modules.axes import Axes, Kind
 from research.modules.state import Arrays
 from research.optim.directions import direction
 from research.optim.rules import by_kind, resolve
+from research.optim.section import OptimSection
 
 _Updated = tuple[dict[str, Array], optax.EmptyState]
 
@@ -32,19 +33,19 @@ def _add_decay(weight_decay: float, factors: Mapping[str, float]) -> optax.Gradi
 
 
 def make_optimizer(
-    config: Mapping[str, Any],
+    section: OptimSection,
     schedule: optax.Schedule,
     axes: Mapping[str, Axes],
     kinds: Mapping[str, Kind],
     names: Collection[str] | None = None,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer of a config.
+    """Returns the optimizer of the config's section `optim`.
 
     The chain is clip -> direction -> + weight_decay * rule * parameter -> * learning-rate rule -> * -schedule(step),
     so decay is multiplied by the learning rate, as `optax.adamw` and `optax.lion` do.
 
     Args:
-      config: the section `optim` (see `research.optim.fields`); constants that it leaves open are the optimizer's own.
+      section: constants that it leaves open are the optimizer's own.
       schedule: learning rate as a function of the update's index.
       axes: axis names by parameter, of the whole model.
       kinds: what each parameter does; without `decay_rules`, these decide which decay.
@@ -53,13 +54,13 @@ def make_optimizer(
     Raises:
       UserError: unknown name, a parameter that no rule covers, or a rule that no parameter meets.
     """
-    decay = resolve(config["decay_rules"], axes, "optim.decay_rules") if config["decay_rules"] else by_kind(axes, kinds)
-    rates = resolve(config["lr_rules"] or ((".*", 1.0),), axes, "optim.lr_rules")
-    parts = [optax.clip_by_global_norm(config["clip_norm"])] if config["clip_norm"] else []
+    decay = resolve(section.decay_rules, axes, "optim.decay_rules") if section.decay_rules else by_kind(axes, kinds)
+    rates = resolve(section.lr_rules or ((".*", 1.0),), axes, "optim.lr_rules")
+    parts = [optax.clip_by_global_norm(section.clip_norm)] if section.clip_norm else []
     own = {name: axes[name] for name in (axes if names is None else names)}
-    parts.append(direction(config, own, kinds))
-    if config["weight_decay"] and any(decay[name] for name in own):
-        parts.append(_add_decay(config["weight_decay"], decay))
+    parts.append(direction(section, own, kinds))
+    if section.weight_decay and any(decay[name] for name in own):
+        parts.append(_add_decay(section.weight_decay, decay))
     if any(rates[name] != 1.0 for name in own):
         parts.append(_scale_by_tree(rates))
     parts.append(optax.scale_by_learning_rate(schedule))

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from research.errors import UserError
 from research.modules.axes import Axes, Kind, role
 from research.modules.state import Arrays
-from research.optim.fields import CONSTANTS, OPTIMIZERS, Optimizer, constants
+from research.optim.section import CONSTANTS, OPTIMIZERS, Optimizer, OptimSection, constants
 
 MUON_RMS = 0.2  # root mean square of an update of Muon's, about that of AdamW's: one learning rate serves both
 STACKS = ("layers", "directions", "experts")
@@ -141,12 +141,12 @@ def register(name: str, takes: Optimizer) -> Callable[[Make], Make]:
 
 
 def direction(
-    config: Mapping[str, Any], axes: Mapping[str, Axes], kinds: Mapping[str, Kind]
+    section: OptimSection, axes: Mapping[str, Axes], kinds: Mapping[str, Kind]
 ) -> optax.GradientTransformation:
-    """Returns the direction of the config's optimizer, with its constants.
+    """Returns the direction of the section's optimizer, with its constants.
 
     Raises:
       UserError: unknown name.
     """
-    own = constants(config)
-    return DIRECTIONS[config["name"]](axes, kinds, **own)
+    own = constants(section)
+    return DIRECTIONS[section.name](axes, kinds, **own)

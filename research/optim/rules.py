@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from research.errors import UserError
 from research.modules.axes import Axes, Kind, role
-from research.optim.fields import compiled
+from research.optim.section import compiled
 
 Rules = Sequence[tuple[str, float]]
 

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, ArrayLike
 
 from research.errors import UserError
-from research.optim.fields import SCHEDULES
+from research.optim.section import SCHEDULES
 
 
 def cosine_power(peak: float, total: int, order: float, final: float = 0.0) -> optax.Schedule:

@@ -10,14 +10,14 @@ from research.train.setup import Setup
 def run_flops(setup: Setup) -> float:
     """Training FLOPs of the whole run of a setup, from its draws."""
     flops = {name: costs.training_flops(c) for name, c in setup.space.configs.items()}
-    size = setup.config["data"]["batch_size"]
+    size = setup.config.data.batch_size
     return float(sum(flops[d.name] * size / d.parts for step in range(setup.total) for d in setup.draw(step)))
 
 
 def alone_updates(setup: Setup) -> int:
     """Updates that each network gets alone so that all of them together cost what the many-in-one run costs."""
     once = sum(costs.training_flops(setup.space.configs[name]) for name in setup.order)
-    return round(run_flops(setup) / (once * setup.config["data"]["batch_size"]))
+    return round(run_flops(setup) / (once * setup.config.data.batch_size))
 
 
 def join(together: Mapping[str, Any], alone: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from research.errors import UserError
+from research.tasks.section import TaskSection
 
 Batch = dict[str, Array]
 
@@ -129,7 +130,7 @@ class Task:
         raise NotImplementedError
 
     @classmethod
-    def make(cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]) -> "Task":
+    def make(cls, section: TaskSection, model: Any, source: Any, shapes: Mapping[str, Any]) -> "Task":
         """Returns the task of a run.
 
         Args:
@@ -143,7 +144,7 @@ class Task:
         raise NotImplementedError
 
     @classmethod
-    def check_new(cls, section: Mapping[str, Any]) -> None:
+    def check_new(cls, section: TaskSection) -> None:
         """Judges a config's section `task` in a run that begins; older runs keep what they were trained with.
 
         Raises:

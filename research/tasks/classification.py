@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.errors import UserError
 from research.tasks.base import Batch, Task, real_examples
 from research.tasks.registry import register
+from research.tasks.section import TaskSection
 
 
 @register("classification")
@@ -58,15 +59,15 @@ class Classification(Task):
         return {"vocab_size": 0, "input_dim": dim, "length": length, "outputs": int(source.num_classes), "pool": "mean"}
 
     @classmethod
-    def make(cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]) -> "Classification":
+    def make(cls, section: TaskSection, model: Any, source: Any, shapes: Mapping[str, Any]) -> "Classification":
         field = "num_classes" if "image" in shapes else "outputs"
         classes = model.num_classes if "image" in shapes else model.outputs
         if classes < source.num_classes:
             raise UserError(
                 f"model.{field}={classes} is less than the {source.num_classes} classes of {source.name}; leave it out"
             )
-        own = {name: section[name] for name in ("label_smoothing", "mixup", "cutmix", "switch")}
-        return cls(classes, **own, examples=cls.entry(shapes))
+        mixing = section.mixup, section.cutmix, section.switch
+        return cls(classes, section.label_smoothing, *mixing, examples=cls.entry(shapes))
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Float[Array, "B N"]]:
         image, target = self.mix(batch, key)

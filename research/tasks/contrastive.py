@@ -20,6 +20,7 @@ from research.ops.precision import matmul, wide
 from research.tasks.base import Batch, Task, real_examples
 from research.tasks.language import check_vocabulary
 from research.tasks.registry import register
+from research.tasks.section import TaskSection
 
 LOSSES = ("mnr", "symmetric", "mnr_plus")
 
@@ -72,19 +73,19 @@ class Contrastive(Task):
         return {"vocab_size": int(source.vocab_size), "length": length, "domains": len(source.domains)}
 
     @classmethod
-    def make(cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]) -> "Contrastive":
+    def make(cls, section: TaskSection, model: Any, source: Any, shapes: Mapping[str, Any]) -> "Contrastive":
         check_vocabulary(model, source)
         if model.domains < len(source.domains):
             raise UserError(
                 f"{source.name} has texts of domain {model.domains} ({source.domains[model.domains]}) that no expert "
                 f"has; valid with model.domains={model.domains}: 0..{model.domains - 1}"
             )
-        options = section["contrastive"]
-        return cls(options["loss"], options["temperature"], options["normalize"])
+        options = section.contrastive
+        return cls(options.loss, options.temperature, options.normalize)
 
     @classmethod
-    def check_new(cls, section: Mapping[str, Any]) -> None:
-        if section["contrastive"]["loss"] == "mnr_plus" and section["contrastive"]["normalize"]:
+    def check_new(cls, section: TaskSection) -> None:
+        if section.contrastive.loss == "mnr_plus" and section.contrastive.normalize:
             raise UserError(
                 "task.contrastive.loss='mnr_plus' takes its targets from the lengths of the vectors, which "
                 "task.contrastive.normalize=True "

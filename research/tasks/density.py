@@ -18,6 +18,7 @@ from research.ops.precision import wide
 from research.tasks.base import Batch, Task, real_examples
 from research.tasks.classification import image_sizes
 from research.tasks.registry import register
+from research.tasks.section import TaskSection
 
 SCALE = 100.0
 """Densities are multiplied by this before they are learnt."""
@@ -61,8 +62,8 @@ class DensityCounting(Task):
         return dict(image_sizes(shapes))
 
     @classmethod
-    def make(cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]) -> "DensityCounting":
-        return cls(source.mean_count, section["local_counting"])
+    def make(cls, section: TaskSection, model: Any, source: Any, shapes: Mapping[str, Any]) -> "DensityCounting":
+        return cls(source.mean_count, section.local_counting)
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Float[Array, "B H W"]]:
         del key

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from research.ops.precision import wide
 from research.tasks.base import Batch, Task, real_tokens
 from research.tasks.registry import register
+from research.tasks.section import TaskSection
 
 
 @register("in_context_learning")
@@ -60,9 +61,7 @@ class InContextLearning(Task):
         return {"vocab_size": 0, "input_dim": dim, "length": length, "outputs": 1}
 
     @classmethod
-    def make(
-        cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]
-    ) -> "InContextLearning":
+    def make(cls, section: TaskSection, model: Any, source: Any, shapes: Mapping[str, Any]) -> "InContextLearning":
         return cls(source.points, source.binary, source.variance, source.scored_from)
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Float[Array, "B K"]]:

@@ -18,6 +18,7 @@ from research.errors import UserError
 from research.ops.precision import wide
 from research.tasks.base import Batch, Task, real_examples, real_tokens
 from research.tasks.registry import register
+from research.tasks.section import TaskSection
 
 
 @register("language_modelling")
@@ -57,11 +58,9 @@ class LanguageModelling(Task):
         return {"vocab_size": int(source.vocab_size), "length": shapes["tokens"].shape[1]}
 
     @classmethod
-    def make(
-        cls, section: Mapping[str, Any], model: Any, source: Any, shapes: Mapping[str, Any]
-    ) -> "LanguageModelling":
+    def make(cls, section: TaskSection, model: Any, source: Any, shapes: Mapping[str, Any]) -> "LanguageModelling":
         check_vocabulary(model, source)
-        metric = section["metric"]
+        metric = section.metric
         task = cls(tuple(source.token_bytes or ()), metric or "loss")
         if task.metric not in task.metrics:
             raise UserError(f"task.metric={metric!r}; valid with {source.name}: {', '.join(task.metrics)}")

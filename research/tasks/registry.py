@@ -4,12 +4,13 @@ asked for."""
 import dataclasses
 import difflib
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from research.errors import UserError
 from research.plugins import import_all
 from research.tasks.base import Task
+from research.tasks.section import TaskSection
 from research.values import fit, not_negative
 
 T = TypeVar("T", bound=type[Task])
@@ -62,7 +63,7 @@ def find(name: str, examples: str, data: str) -> type[Task]:
     return tasks[name]
 
 
-def from_options(task: type[Task], section: Mapping[str, Any], **given: Any) -> Task:
+def from_options(task: type[Task], section: TaskSection, **given: Any) -> Task:
     """Returns a task that is a dataclass of its options, `config.task.options`.
 
     Args:
@@ -74,7 +75,7 @@ def from_options(task: type[Task], section: Mapping[str, Any], **given: Any) -> 
     """
     fields = {f.name: f for f in dataclasses.fields(task)}  # type: ignore[arg-type]  # every task is a dataclass
     kinds, values = typing.get_type_hints(task, include_extras=True), dict(given)
-    for name, value in section["options"].items():
+    for name, value in section.options.items():
         if name not in fields or name in given:
             near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4) or sorted(fields)
             raise UserError(f"task.options.{name} is unknown to {task.name}; near: {', '.join(near)}")

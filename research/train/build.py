@@ -1,6 +1,7 @@
 """From a setup to what its programs are made of: mesh, optimizer, schedule; what does not divide over the devices is
 refused."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from research.modules.state import Abstract, abstract
 from research.nested.space import Space
 from research.optim.build import alternating, make_optimizer
 from research.optim.schedules import make_schedule
+from research.optim.section import OptimSection
 from research.train import parallel, sharding
 from research.train.hooks import Brought, alternates
 from research.train.methods import extended
@@ -24,7 +26,7 @@ from research.train.setup import Setup
 
 def _check_divisible(setup: Setup, devices: int) -> None:
     """Raises UserError where a batch would be cut whose loss looks across its examples."""
-    accumulate, networks, reason = setup.config["train"]["accumulate"], len(setup.draw(0)), setup.task.indivisible
+    accumulate, networks, reason = setup.config.train.accumulate, len(setup.draw(0)), setup.task.indivisible
     if reason and accumulate > 1:
         raise UserError(f"train.accumulate={accumulate} would change the loss: {reason}; valid: 1")
     if reason and setup.parallel and devices != networks:
@@ -63,13 +65,10 @@ def make_programs(
       UserError: a mesh that does not fit the devices, or batches, experts or networks that do not divide over it.
     """
     config = setup.config
-    mesh_config = dict(config["mesh"])
-    mesh_config.pop("min_size")
-    across = mesh_config.pop("across")
-    mesh = sharding.make_mesh(mesh_config, across=across)
+    mesh = sharding.make_mesh(config.mesh.sizes, across=config.mesh.across)
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    part = config["data"]["batch_size"] // setup.parts
-    for field, size in (("data.batch_size", part), ("eval.batch_size", config["eval"]["batch_size"])):
+    part = config.data.batch_size // setup.parts
+    for field, size in (("data.batch_size", part), ("eval.batch_size", config.eval.batch_size)):
         if size % shards:
             raise UserError(
                 f"{field}: {size} examples at a time do not divide over {' x '.join(BATCH_AXES)} = {shards} devices"
@@ -86,9 +85,7 @@ def make_reading_programs(setup: Setup) -> Programs:
     over."""
     devices = jax.devices()
     if jax.process_count() == 1:
-        devices = devices[
-            : math.gcd(len(devices), setup.config["data"]["batch_size"], setup.config["eval"]["batch_size"])
-        ]
+        devices = devices[: math.gcd(len(devices), setup.config.data.batch_size, setup.config.eval.batch_size)]
     return _programs(setup, sharding.make_mesh({"data": -1}, devices), {})
 
 
@@ -97,7 +94,7 @@ def _programs(
 ) -> Programs:
     config, model = setup.config, abstract(setup.space.full)
     full = extended(model, model, setup.methods.extras(model))
-    own = {phase.name: {**config["optim"], **phase.optim} for phase in setup.phases}
+    own = {phase.name: dataclasses.replace(config.optim, **phase.optim) for phase in setup.phases}
     schedules = {name: _schedule(setup, optim) for name, optim in own.items()}
     largest = max(setup.examples("validation"), setup.examples("test"))
     return Programs(
@@ -108,27 +105,28 @@ def _programs(
         schedules,
         mesh,
         config,
-        (config["eval"]["calibrate_batches"], -(-largest // config["eval"]["batch_size"])),
+        (config.eval.calibrate_batches, -(-largest // config.eval.batch_size)),
         brought,
         waiting=waiting,
     )
 
 
-def _schedule(setup: Setup, optim: Mapping[str, Any]) -> optax.Schedule:
+def _schedule(setup: Setup, optim: OptimSection) -> optax.Schedule:
     """The learning rate of a phase, as a function of its own updates."""
     rounds = len(setup.phases)
+    assert optim.lr is not None  # the config is resolved
     return make_schedule(
-        optim["schedule"],
-        peak=optim["lr"],
+        optim.schedule,
+        peak=optim.lr,
         total=setup.total // rounds,
-        warmup=setup.steps("optim", "warmup") // rounds,
-        final=optim["final_lr"],
-        order=optim["order"],
+        warmup=setup.steps(optim.warmup, "optim.warmup") // rounds,
+        final=optim.final_lr,
+        order=optim.order,
     )
 
 
 def _optimizer(
-    setup: Setup, own: Mapping[str, Mapping[str, Any]], schedules: Mapping[str, optax.Schedule], full: Abstract
+    setup: Setup, own: Mapping[str, OptimSection], schedules: Mapping[str, optax.Schedule], full: Abstract
 ) -> Any:
     """One optimizer, or one for the parameters of each phase."""
     axes = {k: full.axes[k] for k in full.params}

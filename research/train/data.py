@@ -27,6 +27,7 @@ from research.data.tokens import TokenSource
 from research.errors import UserError
 from research.files import dump_json, read_json, write_json
 from research.train import processes
+from research.train.sections import RunConfig
 
 FILE = "data.json"
 VOCABULARY = "the vocabulary"
@@ -78,11 +79,9 @@ class Data:
       say: called with a line where they are not those of `known`.
     """
 
-    def __init__(
-        self, config: Mapping[str, Any], known: Facts | None = None, say: Callable[[str], None] = lambda _: None
-    ):
+    def __init__(self, config: RunConfig, known: Facts | None = None, say: Callable[[str], None] = lambda _: None):
         self._config, self._known, self._say = config, known, say
-        self.name: str = config["data"]["name"]
+        self.name: str = config.data.name
         block = known.block if known else tuple(sorted(self.splits["train"].gather(np.arange(1))))
         self.transform = self._transform(block)
         self.facts = known or self._facts(block)
@@ -94,10 +93,10 @@ class Data:
         Raises:
           UserError: they cannot be loaded, or their vocabulary is not that of the run.
         """
-        data = self._config["data"]
-        options = {"seed": 0, **data["options"]}
+        data = self._config.data
+        options = {"seed": 0, **data.options}
         splits = load_splits(
-            data["name"], data_dir=data["dir"] or None, validation_fraction=data["validation_fraction"], **options
+            data.name, data_dir=data.dir or None, validation_fraction=data.validation_fraction, **options
         )
         if (
             self._known is not None
@@ -112,7 +111,7 @@ class Data:
         return splits
 
     def _transform(self, block: tuple[str, ...]) -> pipeline.Transform:
-        augment = self._config["data"]["augment"]
+        augment = self._config.data.augment
         if "density" in block and augment:
             raise UserError(
                 "data.augment would move images without their density maps; leave it empty (data.options.fresh draws "

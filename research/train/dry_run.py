@@ -54,7 +54,7 @@ def foresee(learner: Supervised) -> Foreseen:
     evaluator = Evaluator(setup, programs)
     wanted += [program for name in setup.order for program in evaluator.needed(name)]
     shapes, shardings = programs.shapes, programs.shardings
-    micro = setup.config["data"]["batch_size"] // setup.parts
+    micro = setup.config.data.batch_size // setup.parts
     batch = setup.batch_shapes(micro)
     gradient = next((program for program in wanted if isinstance(program, Gradient)), None)
     found = {

@@ -122,7 +122,7 @@ def zero_sums(programs: Programs) -> dict[str, np.ndarray]:
 def calibration_batches(setup: Setup, count: int, share: tuple[int, int] = (0, 1)) -> list[dict[str, np.ndarray]]:
     """Returns the first `count` training batches of epoch 0, prepared as for evaluation; of each the share (index,
     count)."""
-    source, size = setup.splits["train"], setup.config["data"]["batch_size"]
+    source, size = setup.splits["train"], setup.config.data.batch_size
     batches = []
     for step in range(min(count, max(len(source) // size, 1))):
         indices, _ = pipeline.batch_indices(
@@ -167,7 +167,7 @@ class Evaluator:
 
     def _calibration_batches(self) -> list[dict[str, jax.Array]]:
         if self._calibration is None:
-            count = self.setup.config["eval"]["calibrate_batches"]
+            count = self.setup.config.eval.calibrate_batches
             self._calibration = [
                 place(b, self.programs) for b in calibration_batches(self.setup, count, self.programs.layout.share)
             ]
@@ -180,7 +180,7 @@ class Evaluator:
         return place_whole(tree, self.programs.layout.replicated)
 
     def needs_calibration(self, name: str) -> bool:
-        return bool(self._moments(name)) and self.setup.config["eval"]["calibrate_batches"] > 0
+        return bool(self._moments(name)) and self.setup.config.eval.calibrate_batches > 0
 
     def _moments(self, name: str) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of what a network recalibrates: not what was drawn once, nor what updates balance routers by."""
@@ -215,7 +215,7 @@ class Evaluator:
     def batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
         return pipeline.eval_batches(
             self.setup.splits[split],
-            batch_size=self.setup.config["eval"]["batch_size"],
+            batch_size=self.setup.config.eval.batch_size,
             prepare=self.setup.transform.evaluate,
             shard_index=self.programs.layout.share[0],
             shard_count=self.programs.layout.share[1],
@@ -236,7 +236,7 @@ class Evaluator:
         """
         if not self.setup.examples(split):
             valid = [name for name, count in self.setup.data.facts.examples.items() if count]
-            raise UserError(f"{self.setup.config['data']['name']} has no {split} split; valid: {', '.join(valid)}")
+            raise UserError(f"{self.setup.config.data.name} has no {split} split; valid: {', '.join(valid)}")
         zero = zero_sums(self.programs)
         sums = {name: self._everywhere(zero) for name in statistics}
         for batch in self.batches(split):
@@ -245,7 +245,7 @@ class Evaluator:
                 self.tick()
                 program = self.programs.get(Evaluate(self.programs.layout.canonical(name), shapes_of(placed)))
                 sums[name] = program(state.params, state.methods, statistics[name], sums[name], placed)
-        where = f"the {split} split of {self.setup.config['data']['name']}"
+        where = f"the {split} split of {self.setup.config.data.name}"
         return {name: summary(self.setup.task, jax.device_get(value), where) for name, value in sums.items()}
 
     def _shapes(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -266,7 +266,7 @@ class Evaluator:
 
     def needed(self, name: str) -> Iterator[Calibrate | Evaluate]:
         """Yields the programs that evaluating a network needs."""
-        size, local = self.setup.config["eval"]["batch_size"], self.setup.config["data"]["batch_size"]
+        size, local = self.setup.config.eval.batch_size, self.setup.config.data.batch_size
         if self.needs_calibration(name):
             yield self._calibrate(name, self.setup.batch_shapes(local))
         masked = shapes_of({**self._shapes(size), "mask": jax.ShapeDtypeStruct((size,), np.float32)})

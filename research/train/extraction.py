@@ -13,13 +13,15 @@ from research.errors import UserError
 from research.interop import safetensors_io
 from research.interop.safetensors_io import config_from_json
 from research.modules.state import Arrays, abstract, require_finite
-from research.optim import fields as optim_fields
+from research.optim.section import OptimSection, resolve
+from research.sections import defaults
 from research.train import data, kept
 from research.train.build import make_reading_programs
 from research.train.evaluation import Evaluator, Weights, extracted, weights_of
 from research.train.programs import Programs
 from research.train.restore import Wanted, restore_newest
 from research.train.rundir import read_config
+from research.train.sections import RunConfig
 from research.train.setup import Setup, make_setup
 from research.train.statistics_files import load_statistics
 
@@ -29,11 +31,9 @@ class Trained:
 
     def __init__(self, workdir: str | os.PathLike[str], say: Callable[[str], None] = lambda _: None):
         self.workdir = Path(workdir)
-        self.config: dict[str, Any] = read_config(workdir)
-        readable = {
-            **self.config,
-            "optim": optim_fields.resolve(optim_fields.defaults()),
-        }  # any will do: its state is not read
+        self.config = RunConfig.of(read_config(workdir))
+        # Any optimizer will do: its state is not read.
+        readable = dataclasses.replace(self.config, optim=OptimSection(**resolve(defaults(OptimSection))))
         self.setup: Setup = make_setup(readable, data.read(workdir), say)
         self.programs: Programs = make_reading_programs(self.setup)
         self.say = say

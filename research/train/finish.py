@@ -120,13 +120,13 @@ def _rows(
 ) -> list[dict[str, Any]]:
     metric, space = setup.task.metric, setup.space
     measured: Mapping[str, Mapping[str, float | None]] = {}
-    if setup.config["report"]["latency"] and jax.process_count() == 1:
+    if setup.config.report.latency and jax.process_count() == 1:
         host = Weights(*jax.device_get((weights.params, weights.stats, weights.methods)))
         networks = {name: extracted(programs, name, host) for name in setup.order}
         models = {
             name: (space.configs[name], networks[name], jax.device_get(dict(statistics[name]))) for name in setup.order
         }
-        measured = costs.measured_costs(models, setup.config["report"]["latency_batches"])
+        measured = costs.measured_costs(models, setup.config.report.latency_batches)
     rows = []
     for name in setup.order:
         row = {"name": name, "value": results[name][metric] if results else None}

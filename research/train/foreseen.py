@@ -11,7 +11,7 @@ def report_split(setup: Setup) -> str:
     there = [
         split
         for split in ("test", "validation")
-        if setup.examples(split) and (split != "test" or setup.config["report"]["test"])
+        if setup.examples(split) and (split != "test" or setup.config.report.test)
     ]
     return there[0] if there else ""
 
@@ -19,17 +19,17 @@ def report_split(setup: Setup) -> str:
 def check(setup: Setup) -> None:
     """Raises UserError for what only the end of the run would need: an evaluation to stop at, a text to be
     continued."""
-    config, data = setup.config, setup.config["data"]["name"]
-    if config["eval"]["stop_at"] is not None and not setup.examples("validation"):
+    config, data = setup.config, setup.config.data.name
+    if config.eval.stop_at is not None and not setup.examples("validation"):
         raise UserError(
-            f"eval.stop_at={config['eval']['stop_at']} needs a validation split, which {data} does not have; remove it"
+            f"eval.stop_at={config.eval.stop_at} needs a validation split, which {data} does not have; remove it"
         )
     for method in setup.methods.items:
         if method.evaluations() and not report_split(setup):
             raise UserError(
                 f"method {method.name} needs a test or validation split, which {data} does not have; remove it"
             )
-    if prompt := config["report"]["sample"]:
+    if prompt := config.report.sample:
         source = setup.splits["train"]
         if not isinstance(source, TokenSource):
             raise UserError(

@@ -13,6 +13,7 @@ from research.modules.axes import Axes, Kind
 from research.modules.state import Arrays
 from research.nested.space import Space
 from research.tasks.base import Example, Forward, Outcome, Task
+from research.train.sections import RunConfig
 
 if TYPE_CHECKING:
     from research.train.method import Method
@@ -170,7 +171,7 @@ class About:
       methods: of the run, in order.
     """
 
-    config: Mapping[str, Any]
+    config: RunConfig
     task: Task
     space: Space
     shapes: Mapping[str, Any]

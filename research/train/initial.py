@@ -1,6 +1,7 @@
 """Where a run starts that continues from another one's network: its arrays as they are, sorted by importance, or
 upcycled into a mixture."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,11 @@ from research.errors import UserError
 from research.files import user_path
 from research.modules.state import Arrays, abstract
 from research.nested import importance, upcycle
+from research.train.sections import RunConfig
 from research.train.setup import Setup
 
 
-def arrays(setup: Setup, config: dict[str, Any], say: Callable[[str], None]) -> tuple[Arrays, Arrays]:
+def arrays(setup: Setup, config: RunConfig, say: Callable[[str], None]) -> tuple[Arrays, Arrays]:
     """Returns the (params, stats) that `train.init_from` asks for.
 
     Args:
@@ -25,7 +27,7 @@ def arrays(setup: Setup, config: dict[str, Any], say: Callable[[str], None]) -> 
     """
     from research.train.extraction import load_model
 
-    source = config["train"]["init_from"]
+    source = config.train.init_from
     given, params, stats = load_model(str(user_path(source)), "full", say)
     full = abstract(setup.space.full)
     equal = {k: v.shape for k, v in params.items()} == {k: v.shape for k, v in full.params.items()}
@@ -34,20 +36,20 @@ def arrays(setup: Setup, config: dict[str, Any], say: Callable[[str], None]) -> 
     for name, shape in full.params.items():
         if name not in params or params[name].shape != shape.shape:
             raise UserError(f"train.init_from={source} does not fit this model at {name}; its model is {given.family}")
-    if config["nested"]["sort_importance"]:
+    if config.nested.sort_importance:
         params, stats = importance.sort_by_importance(params, stats, full)
     return dict(params), dict(stats)
 
 
 def _upcycled(
-    setup: Setup, config: dict[str, Any], given: Any, params: Arrays, stats: Arrays, say: Callable[[str], None]
+    setup: Setup, config: RunConfig, given: Any, params: Arrays, stats: Arrays, say: Callable[[str], None]
 ) -> tuple[Arrays, Arrays]:
-    model, source, options = setup.space.full, config["train"]["init_from"], config["train"]["upcycle"]
+    model, source, options = setup.space.full, config.train.init_from, dataclasses.asdict(config.train.upcycle)
     if given.family != model.family:
         raise UserError(
             f"train.init_from={source} does not fit this model: its model is {given.family}, not {model.family}"
         )
-    made = upcycle.upcycle(given, params, stats, model, seeds.key(config["seed"]), **options)
+    made = upcycle.upcycle(given, params, stats, model, seeds.key(config.seed), **options)
     drawn = ", ".join(f"{name}={value}" for name, value in options.items() if value)
     change = drawn or upcycle.changes_function(model.mixture)
     told = f"which changes what it computes ({change})" if change else "which computes the same"

@@ -11,8 +11,9 @@ import numpy as np
 from research.errors import UserError
 from research.report import machine
 from research.train import records, watch
-from research.train.learner import Learner, Reading
+from research.train.learner import Learner, Reading, Reporter
 from research.train.rundir import RunDir
+from research.train.sections import RunConfig
 from research.train.watch import Clock
 
 LEAST_UPDATES = 20
@@ -35,8 +36,7 @@ class Journal:
     Args:
       learner, config: of the run.
       rundir: where lines go.
-      progress: called with (done, total, text) when a line is due.
-      say: called with a line for humans.
+      reporter: told when a line is due.
       status: called with what status.json holds beside the step.
       safe: returns what a run that ends here continues from.
 
@@ -48,19 +48,18 @@ class Journal:
     def __init__(
         self,
         learner: Learner,
-        config: dict[str, Any],
+        config: RunConfig,
         rundir: RunDir,
+        reporter: Reporter,
         *,
-        progress: Callable[[int, int, str], None],
-        say: Callable[[str], None],
         status: Callable[..., None],
         safe: Callable[[], str],
     ):
         self.learner, self.config, self.rundir = learner, config, rundir
-        self._progress, self._say, self._status, self._safe = progress, say, status, safe
+        self._reporter, self._status, self._safe = reporter, status, safe
         self.gemm = machine.gemm_rate()  # measured now, before compiling threads share the cores
         self.parts = watch.Breakdown()
-        self.log_every = max(learner.steps("train", "log_every"), 1)
+        self.log_every = max(learner.steps(config.train.log_every, "train.log_every"), 1)
         self.flops, self.skipped = 0.0, 0
         self.clock, self._first, self._logged = Clock(), 0, 0
         self._interval_flops, self._window = 0.0, (0, 0)
@@ -102,7 +101,7 @@ class Journal:
         self._log_speed(step, record)
 
     def _check(self, step: int, reading: Reading) -> None:
-        if self.config["train"]["nan"] == "stop":
+        if self.config.train.nan == "stop":
             for name, loss in reading.losses:
                 if not np.isfinite(loss):
                     self._stop_at(step, name, "loss")
@@ -161,9 +160,9 @@ class Journal:
         parts = self.parts.lap(since)
         self.rundir.timings(step, timing | parts)
         for line in watch.stragglers(parts["data_ms"] + parts["dispatch_ms"]):
-            self._say(f"step {step}: {line}")
+            self._reporter.say(f"step {step}: {line}")
         self._status("training", loss=record["loss"], eta_s=round(eta), **timing)
-        self._progress(step, self.learner.total, records.progress(record, rate, unit, mfu, eta, sure))
+        self._reporter.progress(step, self.learner.total, records.progress(record, rate, unit, mfu, eta, sure))
 
     def _time_left(self, step: int, updates: int, seconds: float) -> tuple[float, bool]:
         """Seconds of the updates that are left, and whether these are of updates beside which no program was compiled,

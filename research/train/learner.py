@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from research.train.restore import Wanted
+from research.train.sections import RunConfig
 
 Say = Callable[[str], None]
 
@@ -86,8 +87,16 @@ class Learner(ABC):
     # -- before the first update -------------------------------------------------------------------------------
 
     @abstractmethod
-    def steps(self, section: str, field: str) -> int:
-        """Returns a duration of the config in updates."""
+    def steps(self, duration: str | int, field: str) -> int:
+        """Returns a duration in updates.
+
+        Args:
+          duration: as recipes write it.
+          field: of the config, dotted, for messages.
+
+        Raises:
+          UserError: a duration that the run does not know.
+        """
 
     @abstractmethod
     def adopt(self, run: Mapping[str, Any]) -> None:
@@ -190,5 +199,5 @@ class Learner(ABC):
         """Ends threads."""
 
 
-Make = Callable[[dict[str, Any], Callable[[], None], Callable[[str, float], None]], Learner]
+Make = Callable[[RunConfig, Callable[[], None], Callable[[str, float], None]], Learner]
 """make(config, waiting, waited) -> the learner of a run, see `research.train.supervised.Supervised`."""

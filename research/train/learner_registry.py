@@ -4,13 +4,14 @@ here, all of `research/control/`, and those of a user's own file (`--plugin=FILE
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from research.errors import UserError
 from research.plugins import import_all
 from research.train.learner import Learner, Make
+from research.train.sections import LearnerSection, RunConfig
 from research.values import fit_options
 
 
@@ -90,13 +91,13 @@ def find(name: str) -> Entry:
     return learners[name]
 
 
-def options_of(config: Mapping[str, Any]) -> Any:
-    """Returns the options of a config's learner, typed and checked.
+def options_of(section: LearnerSection) -> Any:
+    """Returns the options of a learner, typed and checked.
 
     Raises:
       UserError: an unknown learner or option, or a value of another type or out of range.
     """
-    name, given = config["learner"]["name"], config["learner"]["options"]
+    name, given = section.name, section.options
     takes: Any = find(name).options
     fields = {field.name for field in dataclasses.fields(takes)}
     for option in given:
@@ -106,16 +107,16 @@ def options_of(config: Mapping[str, Any]) -> Any:
     return takes(**fit_options(given, takes, "learner.options."))
 
 
-def check_is(config: dict[str, Any], name: str) -> None:
+def check_is(config: RunConfig, name: str) -> None:
     """Raises UserError where a config's learner is another than what is asked of it needs."""
-    if config["learner"]["name"] != name:
-        raise UserError(f"this is for runs of the learner {name}; the run's is {config['learner']['name']}")
+    if config.learner.name != name:
+        raise UserError(f"this is for runs of the learner {name}; the run's is {config.learner.name}")
 
 
-def make(config: dict[str, Any], waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Learner:
+def make(config: RunConfig, waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Learner:
     """Makes the learner that a config names.
 
     Raises:
       UserError: whatever in the config does not fit together.
     """
-    return find(config["learner"]["name"]).make(config, waiting, waited)
+    return find(config.learner.name).make(config, waiting, waited)

@@ -28,6 +28,7 @@ from research.train.learner import Make, Reporter
 from research.train.restore import whole_steps
 from research.train.rundir import RunDir
 from research.train.saves import Saves
+from research.train.sections import RunConfig
 from research.train.watch import Clock
 
 __all__ = ["NotFinite", "Preempted", "Reporter", "Run", "train"]
@@ -37,7 +38,7 @@ class Run:
     """One run in its directory; `run()` trains and reports."""
 
     def __init__(self, config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = learner_registry.make):
-        self.config, self.reporter = config, reporter
+        self.stored, self.config, self.reporter = config, RunConfig.of(config), reporter
         with contextlib.ExitStack() as closing:
             self._make(Path(workdir), make, closing)
             self.closing = closing.pop_all()
@@ -48,25 +49,24 @@ class Run:
         self.heart = Heartbeat(reporter.say)
         closing.callback(self.heart.close)
         self.step, self.first, self.stop = 0, 0, stopping.Stop()
-        with self.heart.at(lambda: f"loading what {config['learner']['name']} learns from"):
+        with self.heart.at(lambda: f"loading what {config.learner.name} learns from"):
             # A stop while a program is waited for finds the state of the last whole update.
             self.learner = make(config, self._tick, self._waited)
         closing.callback(lambda: self.learner.close())
         self.total = self.learner.total
-        self.rundir = RunDir(workdir, config, machine.environment(), writes=processes.is_first())
+        self.rundir = RunDir(workdir, self.stored, machine.environment(), writes=processes.is_first())
         closing.callback(self.rundir.close)
         processes.barrier("the run's folder is there")
-        keep = {name: config["checkpoint"][name] for name in ("keep_last", "keep_every", "keep_best")}
-        self.evaluations = Evaluations(self.learner.goal, config["eval"]["stop_at"])
+        self.evaluations = Evaluations(self.learner.goal, config.eval.stop_at)
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
-            **keep,
+            **config.checkpoint.keeping,
             metrics=self.evaluations.values,
             higher_is_better=self.learner.goal.higher_is_better,
             say=reporter.say,
         )
         closing.callback(self.checkpoints.abandon)
-        self.profile = watch.Profile(config["train"]["profile"], workdir / "profile")
+        self.profile = watch.Profile(config.train.profile, workdir / "profile")
         closing.callback(self.profile.close)
         self.state: Any = None
         self.saves = Saves(self.checkpoints)
@@ -74,15 +74,8 @@ class Run:
         self.lines: dict[str, int] = {}  # of the journals, when the step was saved that the run continues from
         self.clock = Clock()
         self.pending: Pending | None = None  # the update whose numbers are not read yet
-        self.journal = Journal(
-            self.learner,
-            config,
-            self.rundir,
-            progress=reporter.progress,
-            say=reporter.say,
-            status=self._status,
-            safe=self.saves.safe,
-        )
+        status, safe = self._status, self.saves.safe
+        self.journal = Journal(self.learner, config, self.rundir, reporter, status=status, safe=safe)
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -130,10 +123,8 @@ class Run:
                 heeding.enter_context(self.stop.heeded())  # closing is not interrupted
                 stopped = isinstance(error, Preempted | stopping.Told)
                 with contextlib.suppress(OSError, UserError):
-                    self._status(
-                        "stopped" if stopped else "failed",
-                        **({} if stopped else {"error": str(error) or type(error).__name__}),
-                    )
+                    why: dict[str, str] = {} if stopped else {"error": str(error) or type(error).__name__}
+                    self._status("stopped" if stopped else "failed", **why)
                 with contextlib.suppress(OSError):  # of the disk that was told of already
                     self.closing.close()
                 if isinstance(error, stopping.Told):  # before the first update
@@ -148,9 +139,7 @@ class Run:
             self._tick()
             self._train()
             self._settle()
-            if not self.saves.done(
-                self.step
-            ):  # before the evaluation: whatever becomes of that, the training is not lost
+            if not self.saves.done(self.step):  # first: whatever becomes of the evaluation, the training is not lost
                 self.saves.surely(self.step, self._save)
             if self.learner.validates and not self.evaluations.ended:
                 self._evaluate(final=True)
@@ -186,8 +175,8 @@ class Run:
             write_json(self.rundir.path / "layout.json", self.learner.layout())
 
     def _train(self) -> None:
-        eval_every = self.learner.steps("eval", "every") if self.learner.validates else 0
-        save_every = self.learner.steps("checkpoint", "every")
+        eval_every = self.learner.steps(self.config.eval.every, "eval.every") if self.learner.validates else 0
+        save_every = self.learner.steps(self.config.checkpoint.every, "checkpoint.every")
         due: Callable[[int], bool] = lambda every: bool(every and self.step and self.step % every == 0)
         batches = self.learner.batches(self.step)
         while self.step < self.total and not self.evaluations.reached:
@@ -206,7 +195,7 @@ class Run:
             self._tick_step()
             self.profile.before(self.step, self.state)
             with self.journal.parts.of("data"):
-                batch = watch.timely(batches, self.step, self.config["data"], self.rundir.path, self.saves.safe)
+                batch = watch.timely(batches, self.step, self.config.data, self.rundir.path, self.saves.safe)
             with self.journal.parts.of("dispatch"), self.heart.at(self._at_work):
                 self.state, numbers = self.learner.update(self.step, self.state, batch)
             self.step += 1

@@ -17,6 +17,7 @@ from research.tasks.base import Task
 from research.train.hooks import About, Brought, Clock, Extra, Gradient, Loss, Objective, Phase, Stream
 from research.train.method import Evaluation, Method
 from research.train.method_registry import make
+from research.train.sections import RunConfig
 
 
 def plain_gradient(loss: Loss, params: Arrays, key: Array) -> tuple[tuple[Array, Any], Arrays]:
@@ -162,17 +163,17 @@ class Methods:
         return tuple(e for method in self.items for e in method.evaluations())
 
 
-def make_methods(config: Mapping[str, Any]) -> Methods:
+def make_methods(config: RunConfig) -> Methods:
     """Builds the methods that a config names.
 
     Raises:
       UserError: an unknown one, one named twice, or options that do not fit.
     """
-    names = list(config["methods"])
+    names = list(config.methods)
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"methods={tuple(names)} names {name} twice")
-    return Methods(tuple(make(name, config["method"].get(name, {})) for name in names))
+    return Methods(tuple(make(name, config.method.get(name, {})) for name in names))
 
 
 def extended(model: Abstract, full: Abstract, extras: Mapping[str, Mapping[str, Extra]]) -> Abstract:

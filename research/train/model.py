@@ -8,9 +8,10 @@ from research.errors import UserError
 from research.models import registry
 from research.nested.space import as_choices, shrink
 from research.tasks.base import Task
+from research.train.sections import RunConfig
 
 
-def make_model(config: Mapping[str, Any], task: type[Task], source: Any, shapes: Mapping[str, Any]) -> Any:
+def make_model(config: RunConfig, task: type[Task], source: Any, shapes: Mapping[str, Any]) -> Any:
     """Returns the model's config, its input and output sizes taken from the data unless given.
 
     Args:
@@ -22,8 +23,8 @@ def make_model(config: Mapping[str, Any], task: type[Task], source: Any, shapes:
     Raises:
       UserError: a model that does not take such data, or sizes that do not fit them.
     """
-    fields = dict(config["model"])
-    name, subnet, data = fields.pop("name"), fields.pop("subnet", ""), config["data"]["name"]
+    fields = dict(config.model)
+    name, subnet, data = fields.pop("name"), fields.pop("subnet", ""), config.data.name
     given, entry = task.sizes(source, shapes), task.entry(shapes)
     if registry.entry(name).config.predicts != task.predicts:
         raise UserError(
@@ -34,13 +35,13 @@ def make_model(config: Mapping[str, Any], task: type[Task], source: Any, shapes:
         raise UserError(f"model {name} does not take {entry}, which data set {data} gives; choose another of the two")
     for field, value in given.items():
         fields.setdefault(field, value)
-    if config["train"]["remat"] != "none":
-        fields.setdefault("remat", config["train"]["remat"])
+    if config.train.remat != "none":
+        fields.setdefault("remat", config.train.remat)
     model = registry.model_config(name, **fields)
-    registry.check_buildable(model, name, config["model"])
+    registry.check_buildable(model, name, config.model)
     shape = task.example_shape(shapes)
     if shape != model.input_shape():
-        wrong = [f for f in given if f in config["model"]]
+        wrong = [f for f in given if f in config.model]
         raise UserError(
             f"model {name} takes {entry} of {model.input_shape()}, the data gives {shape}; remove "
             f"model.{', model.'.join(wrong)}"

@@ -79,7 +79,7 @@ def loop_overhead(
 def _bare_inputs(learner: Supervised, state: State, step: int, batches: Any) -> list[tuple[Any, Microbatch]]:
     """Program and what it trains on, in place, for each part of the batch and each draw."""
     programs, setup = learner.programs, learner.setup
-    accumulate, draws, phase, out = setup.config["train"]["accumulate"], setup.draw(step), setup.phase(step), []
+    accumulate, draws, phase, out = setup.config.train.accumulate, setup.draw(step), setup.phase(step), []
     for order, draw in enumerate(draws):
         for micro in range(accumulate):
             slot = draw.part * accumulate + micro

@@ -28,13 +28,14 @@ from research.train.layout import Shapes, structs
 from research.train.methods import Methods
 from research.train.processes import place_whole
 from research.train.programs import Programs
+from research.train.sections import RunConfig
 from research.train.state import Gradients, Held, Microbatch
 
 _Made = tuple[Arrays, Arrays, Arrays]
 """(gradients, statistics, numbers) of a network on a device."""
 
 
-def check(config: Mapping[str, Any], methods: Methods, draws: Sequence[Draw], mesh: Any) -> None:
+def check(config: RunConfig, methods: Methods, draws: Sequence[Draw], mesh: Any) -> None:
     """Judges whether the networks of an update can be trained in parallel.
 
     Raises:
@@ -51,7 +52,7 @@ def check(config: Mapping[str, Any], methods: Methods, draws: Sequence[Draw], me
         raise UserError("nested.execution=parallel takes one stream of batches; choose nested.execution=sliced")
     if whole:
         raise UserError(f"nested.execution=parallel trains whole networks on single devices; set mesh.{whole[0]}=1")
-    if config["train"]["accumulate"] > 1 or mesh.shape["data"] % count:
+    if config.train.accumulate > 1 or mesh.shape["data"] % count:
         raise UserError(
             f"nested.execution=parallel divides {mesh.shape['data']} devices among {count} networks of an update, with "
             "train.accumulate=1; choose a count that divides them"

@@ -88,7 +88,7 @@ def plan(setup: Setup) -> Plan:
 
 def _plan(setup: Setup, programs: Programs) -> Plan:
     config, shapes, shardings, layout = setup.config, programs.shapes, programs.shardings, programs.layout
-    micro = config["data"]["batch_size"] // setup.parts
+    micro = config.data.batch_size // setup.parts
     batch, phase = setup.batch_shapes(micro), setup.phase(0)
     gradient = Gradient("full", tuple((name, shapes_of(batch)) for name in phase.streams), phase.name)
     params = dict(programs.full.params)
@@ -108,7 +108,7 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
     compiled = {"gradient": programs.get(gradient), "update": programs.get(Update(phase.name))}
     memory = {name: program.memory_analysis() for name, program in compiled.items()}
     activations = activation_bytes(programs, gradient, micro)
-    width = 2 if config["train"]["precision"] == "bfloat16" else 4
+    width = 2 if config.train.precision == "bfloat16" else 4
     weights = sum(math.prod(s.shape) for s in params.values())
     # The step reads the weights for the forward and the backward pass and reads and writes gradients, the update reads
     # and writes the state;
@@ -125,7 +125,7 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
         flops=float(costs.training_flops(setup.space.full))
         * setup.methods.work()
         * setup.task.work
-        * config["data"]["batch_size"],
+        * config.data.batch_size,
         traffic=per_run * setup.parts + 2 * state + 2 * held["gradients"],
     )
 

@@ -21,6 +21,7 @@ from research.train.compiler import Compiler, Program
 from research.train.hooks import Brought, Phase, number_of
 from research.train.layout import Layout, Shapes, structs
 from research.train.methods import Methods
+from research.train.sections import RunConfig
 from research.train.state import Held, State
 
 
@@ -50,22 +51,21 @@ class Programs:
         optimizer: optax.GradientTransformation,
         schedules: Mapping[str, optax.Schedule],
         mesh: Mesh,
-        config: Mapping[str, Any],
+        config: RunConfig,
         calls: tuple[int, int],
         brought: Mapping[str, Brought],
         waiting: Callable[[], None] = lambda: None,
     ):
         self.task, self.space, self.methods, self.config = task, space, methods, config
         self.optimizer, self.schedules, self.calls = optimizer, schedules, calls
-        self.seed: int = config["seed"]
-        nested = config["nested"]
+        self.seed: int = config.seed
         self.layout = Layout(
             space,
             mesh,
             methods.extras(abstract(space.full)),
-            precision=config["train"]["precision"],
-            tensor_shards=nested["tensor_shards"],
-            min_size=config["mesh"]["min_size"],
+            precision=config.train.precision,
+            tensor_shards=config.nested.tensor_shards,
+            min_size=config.mesh.min_size,
         )
         self.phases: dict[str, Phase] = {phase.name: phase for phase in methods.phases(space.full)}
         self.shapes: State = jax.eval_shape(self._init, jax.eval_shape(lambda: jax.random.key(0)))

@@ -25,7 +25,7 @@ from research.files import (
     write_json,
     write_text,
 )
-from research.optim.fields import OPTIMIZERS
+from research.optim.section import OPTIMIZERS
 from research.report.reading import read_journal
 from research.train import config as run_config
 from research.train.used import ignored

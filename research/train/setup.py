@@ -22,6 +22,7 @@ from research.train.hooks import About, Phase
 from research.train.learner_registry import check_is
 from research.train.methods import Methods, make_methods
 from research.train.model import make_model
+from research.train.sections import RunConfig
 from research.train.used import task_of
 
 
@@ -29,7 +30,7 @@ from research.train.used import task_of
 class Setup:
     """What a run is made of; built by `make_setup`, without touching a device."""
 
-    config: dict[str, Any]
+    config: RunConfig
     data: Data
     task: Task
     space: Space
@@ -67,12 +68,12 @@ class Setup:
     @property
     def parallel(self) -> bool:
         """Whether the networks of an update are trained at the same time, on different devices."""
-        return bool(self.config["nested"]["execution"] == "parallel")
+        return self.config.nested.execution == "parallel"
 
     @property
     def mean(self) -> bool:
         """Whether the losses of an update's networks are averaged, else summed."""
-        return bool(self.config["nested"]["reduce"] == "mean")
+        return self.config.nested.reduce == "mean"
 
     @property
     def units(self) -> int:
@@ -94,26 +95,26 @@ class Setup:
         rest = sorted((n for n in self.space.names() if n != "full"), key=size, reverse=True)
         return ["full", *rest]
 
-    def steps(self, section: str, field: str) -> int:
-        """Returns a duration of the config in updates."""
+    def steps(self, duration: str | int, field: str) -> int:
+        """Returns a duration in updates; `field` is where the config holds it."""
         return to_steps(
-            self.config[section][field],
-            batch_size=self.config["data"]["batch_size"],
+            duration,
+            batch_size=self.config.data.batch_size,
             num_examples=self.examples("train"),
             total=self.total,
-            field=f"{section}.{field}",
+            field=field,
             phases=len(self.phases),
         )
 
     def draw(self, step: int) -> tuple[Draw, ...]:
         """Returns the sub-networks of an update."""
-        return self.methods.draws(self.order, self.config["seed"], step // len(self.phases))
+        return self.methods.draws(self.order, self.config.seed, step // len(self.phases))
 
     @functools.cached_property
     def parts(self) -> int:
         """Parts of a batch that are trained on one after the other: of sub-networks with parts of their own, and
         accumulated ones."""
-        return 1 if self.parallel else max(d.parts for d in self.draw(0)) * self.config["train"]["accumulate"]
+        return 1 if self.parallel else max(d.parts for d in self.draw(0)) * self.config.train.accumulate
 
     def reshaped(self, model: Any) -> "Setup":
         """Returns the setup with another full network, of the same kind.
@@ -121,7 +122,7 @@ class Setup:
         Raises:
           UserError: a named sub-network that is no part of it.
         """
-        return dataclasses.replace(self, space=make_space(model, self.config["nested"]["points"]))
+        return dataclasses.replace(self, space=make_space(model, self.config.nested.points))
 
     def batches(self, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[streams.Batches]:
         """Returns the iterator of training batches (stream -> batch) from update `start` on; the phases of a round
@@ -137,8 +138,8 @@ class Setup:
             self.methods.streams(),
             count,
             start,
-            batch_size=self.config["data"]["batch_size"],
-            seed=self.config["seed"],
+            batch_size=self.config.data.batch_size,
+            seed=self.config.seed,
             augment=self.transform,
             num_steps=-(-self.total // count),
             shard_index=share[0],
@@ -148,33 +149,31 @@ class Setup:
 
 
 def make_setup(
-    config: dict[str, Any], known: Facts | None = None, say: Callable[[str], None] = lambda _: None
+    config: Mapping[str, Any] | RunConfig, known: Facts | None = None, say: Callable[[str], None] = lambda _: None
 ) -> Setup:
     """Loads the data, unless what is `known` of them suffices, and builds model config and space.
 
     Args:
-      config: of a run.
+      config: of a run, resolved.
       known, say: as of `Data`.
 
     Raises:
       UserError: whatever in the config does not fit together.
     """
+    config = RunConfig.of(config)
     check_is(config, "supervised")
-    options = config["data"]["options"]
-    if own := {"name", "data_dir", "validation_fraction"} & set(options):
-        raise UserError(f"data.options.{min(own)} is no option; set data.{min(own).removeprefix('data_')}")
     data = Data(config, known, say)
     source, sample = data.facts.source, data.facts.shapes
     kind = task_of(config)
     model = make_model(config, kind, source, sample)
-    space = make_space(model, config["nested"]["points"])
-    task, methods = kind.make(config["task"], model, source, sample), make_methods(config)
+    space = make_space(model, config.nested.points)
+    task, methods = kind.make(config.task, model, source, sample), make_methods(config)
     methods.check(About(config, task, space, sample, methods.items))
     task = methods.wrapped(task, model)
     if known is None:
         check_labelled(data.splits)
-    duration, count = config["train"]["duration"], len(methods.phases(model))
-    size, examples = config["data"]["batch_size"], data.facts.examples["train"]
+    duration, count = config.train.duration, len(methods.phases(model))
+    size, examples = config.data.batch_size, data.facts.examples["train"]
     total = to_steps(duration, batch_size=size, num_examples=examples, total=None, field="train.duration", phases=count)
     if total < 1:
         raise UserError(f"train.duration={duration!r} is no update at all")
@@ -184,8 +183,8 @@ def make_setup(
     return setup
 
 
-def _check_batch(config: dict[str, Any], setup: Setup) -> None:
-    size = config["data"]["batch_size"]
+def _check_batch(config: RunConfig, setup: Setup) -> None:
+    size = config.data.batch_size
     if size % setup.parts:
         raise UserError(
             f"data.batch_size={size} does not divide into {setup.parts} parts (of an update's networks x "

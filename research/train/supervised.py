@@ -23,6 +23,7 @@ from research.train.learner import Goal, Learner, Reading, Say
 from research.train.learner_registry import register
 from research.train.processes import place_whole
 from research.train.restore import Wanted
+from research.train.sections import RunConfig
 from research.train.setup import Setup, make_setup
 from research.train.state import State, due
 from research.train.turns import Execution, make_execution
@@ -63,9 +64,9 @@ class Supervised(Learner):
         self.config, self._waiting, self._waited = setup.config, waiting, waited
         self.goal = goal_of(setup.task)
         self.total, self.round = setup.total, len(setup.phases)
-        self.examples, self.unit = self.config["data"]["batch_size"] * setup.units, setup.task.unit
+        self.examples, self.unit = self.config.data.batch_size * setup.units, setup.task.unit
         self.validates = setup.examples("validation") > 0
-        self.title = self.config["model"]["name"]
+        self.title = self.config.model["name"]
         self._brought: Mapping[str, Brought] | None = None
         self._take(setup)
 
@@ -82,8 +83,8 @@ class Supervised(Learner):
 
     # -- before the first update -------------------------------------------------------------------------------
 
-    def steps(self, section: str, field: str) -> int:
-        return self.setup.steps(section, field)
+    def steps(self, duration: str | int, field: str) -> int:
+        return self.setup.steps(duration, field)
 
     def adopt(self, run: Mapping[str, Any]) -> None:
         for name, digest in run.get("brought", {}).items():
@@ -97,7 +98,7 @@ class Supervised(Learner):
             self._take(self.setup.reshaped(model))
 
     def initial(self, say: Say) -> State:
-        if self.config["train"]["init_from"]:
+        if self.config.train.init_from:
             return self.programs.state_from(*initial.arrays(self.setup, self.config, say))
         return self.programs.init_state()
 
@@ -124,14 +125,14 @@ class Supervised(Learner):
         shapes, config, setup = abstract(self.setup.space.full), self.config, self.setup
         size = state_bytes(self.programs.shapes.opt_state)
         lines = [
-            f"{config['model']['name']}: {shapes.num_params():,} parameters, {len(setup.order)} networks, "
-            f"{self.total:,} updates of {config['data']['batch_size']} examples, {jax.device_count()} device(s)",
-            f"optimizer {config['optim']['name']}: {size:,} bytes of state, params {4 * shapes.num_params():,} bytes",
+            f"{config.model['name']}: {shapes.num_params():,} parameters, {len(setup.order)} networks, "
+            f"{self.total:,} updates of {config.data.batch_size} examples, {jax.device_count()} device(s)",
+            f"optimizer {config.optim.name}: {size:,} bytes of state, params {4 * shapes.num_params():,} bytes",
         ]
         for name, missed in list(self.programs.layout.refused.items())[:5]:
             lines.append(f"layout: {name} could not be split: {'; '.join(missed)}")
         if not self.validates:
-            lines.append(f"{config['data']['name']} has no validation split: nothing is evaluated during training")
+            lines.append(f"{config.data.name} has no validation split: nothing is evaluated during training")
         return lines
 
     def layout(self) -> dict[str, str]:
@@ -197,13 +198,13 @@ class Supervised(Learner):
 
     def flops_of(self, draw: Draw) -> float:
         """FLOPs of training one sub-network in one update."""
-        size: int = self.config["data"]["batch_size"]
+        size: int = self.config.data.batch_size
         return self.flops[draw.name] * size / draw.parts
 
     def evaluate(self, state: State, final: bool) -> tuple[float, dict[str, float]]:
         if final:
             self._grads = None  # training is over
-        names = self.setup.order if final or self.config["eval"]["subnets"] == "all" else ["full"]
+        names = self.setup.order if final or self.config.eval.subnets == "all" else ["full"]
         weights = self.weights(state)
         results = self.evaluator(names, weights, "validation")
         record = {f"validation/{key}/{name}": v for name, metrics in results.items() for key, v in metrics.items()}
@@ -238,7 +239,7 @@ class Supervised(Learner):
 
 
 @register("supervised")
-def make(config: dict[str, Any], waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Supervised:
+def make(config: RunConfig, waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Supervised:
     """Makes the learner of a recipe: supervised training of its model on its data.
 
     Raises:

@@ -66,7 +66,7 @@ class InTurn:
 
     def __init__(self, setup: Setup, programs: Programs):
         self.setup, self.run = setup, programs
-        self.accumulate: int = setup.config["train"]["accumulate"]
+        self.accumulate: int = setup.config.train.accumulate
         self.mean = setup.mean
         self.weighs = weighs(setup)
 
@@ -126,7 +126,7 @@ class InTurn:
         return [(row[0][0], _mean([m for _, m, _ in row], [float(share) for *_, share in row])) for row in rows]
 
     def programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[Program]:
-        size = self.setup.config["data"]["batch_size"] // self.accumulate
+        size = self.setup.config.data.batch_size // self.accumulate
         for draw in draws:
             shapes = shapes_of(self.setup.batch_shapes(size // draw.parts))
             yield self._gradient(draw, draws, phase, tuple((name, shapes) for name in phase.streams))
@@ -140,7 +140,7 @@ class InParallel:
     def __init__(self, setup: Setup, programs: Programs):
         self.setup, self.run = setup, programs
         self.names = programs.layout.distinct()
-        self.shapes = shapes_of(setup.batch_shapes(setup.config["data"]["batch_size"]))
+        self.shapes = shapes_of(setup.batch_shapes(setup.config.data.batch_size))
 
     def gradients(
         self, get: Get, step: int, state: State, batches: Batches, draws: tuple[Draw, ...], grads: Any
@@ -161,7 +161,7 @@ class InParallel:
 
 def weighs(setup: Setup) -> bool:
     """Whether microbatches may differ in what the task counts."""
-    accumulate = setup.config["train"]["accumulate"]
+    accumulate = setup.config.train.accumulate
     return accumulate > 1 and jax.eval_shape(setup.task.weight, setup.batch_shapes(1)) is not None
 
 

@@ -52,7 +52,7 @@ class Update:
             return program.lower(state, dict(programs.full.params), step, before, moved)
 
     def program(self, programs: Programs) -> Any:
-        train, config, count = programs.config["train"], programs.space.full, len(programs.phases)
+        train, config, count = programs.config.train, programs.space.full, len(programs.phases)
         more, shapes = {"phase": self.phase} if alternates(programs.phases.values()) else {}, abstract(config)
         schedule = programs.schedules[self.phase]
         lasting = shapes.stats_of(StatKind.MOMENT, StatKind.SUM, StatKind.STATE)
@@ -66,13 +66,13 @@ class Update:
             stats = after_update(config, programs.layout.model_only(state.params), moved)
             new = State(params, stats, opt_state, methods)
             finite = jnp.isfinite(norm)
-            if train["nan"] == "skip":
+            if train.nan == "skip":
                 for name in lasting:
                     finite &= jnp.isfinite(moved[name]).all()
                 old = State(state.params, before, state.opt_state, state.methods)
                 new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
             measured = {"grad_norm": norm, "lr": schedule(step // count), "finite": finite}
-            if train["norms"]:
+            if train.norms:
                 measured["norms"] = {f"grad/{k}": v for k, v in _norms(grads, programs.full.axes).items()}
                 measured["norms"] |= {f"param/{k}": v for k, v in _norms(new.params, programs.full.axes).items()}
             return Updated(new, jax.tree.map(jnp.zeros_like, grads), measured)

@@ -5,134 +5,74 @@ field that nobody claims is read in every run.
 """
 
 import functools
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from research.data.augment import PARTS_OF
-from research.data.sources import kind_of_examples, settings_read
+from research.data.section import goes_by
+from research.data.sources import kind_of_examples
 from research.errors import UserError
 from research.files import printable
+from research.sections import Only
 from research.tasks import registry as tasks
 from research.tasks.base import Task
 from research.train import learner_registry
-from research.train.config import FREE, NAME, base_config, resolved, value_of
-from research.train.fields import FIELDS
+from research.train.config import base_config, resolved, value_of
 from research.train.method_registry import find
-from research.values import Rule, fit
+from research.train.sections import FIELDS, FREE, RunConfig
 
 Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What goes by fields that others do not read.
+    """What goes by a field that not every run reads: `only` says which runs do."""
 
-    Attributes:
-      name: in words, for messages.
-      reads: the fields, dotted.
-      here: whether a run of a config has it.
-      option: whether it is a choice within a recipe, such as a scheme: what belongs to another choice may stay in the
-        recipe when a command line makes this one. Data and their task are none: what they do not use would be missed.
-    """
-
-    name: str
-    reads: tuple[str, ...]
-    here: Callable[[Config], bool]
-    option: bool = False
+    field: str
+    only: Only
 
 
-def task_of(config: Config) -> type[Task]:
+def task_of(config: RunConfig) -> type[Task]:
     """Returns the class of a config's task.
 
     Raises:
       UserError: an unknown data set or task, or a task for other examples.
     """
-    data = config["data"]["name"]
-    return tasks.find(config["task"]["name"], kind_of_examples(data), data)
+    return tasks.find(config.task.name, kind_of_examples(config.data.name), config.data.name)
 
 
-def _on(config: Config, *fields: str) -> bool:
-    """Whether fields are set, to neither nothing nor a duration of 0."""
-    values = [value_of(config, field) for field in fields]
-    return all(
-        bool(value) and not (isinstance(value, str) and re.fullmatch(r"\s*0+(\.0+)?\s*(ep|ex|%|)\s*", value))
-        for value in values
-    )
-
-
-def _beside(switch: str, *fields: str) -> Reader:
-    """What goes by fields where another one is on."""
-    return Reader(f"runs with {switch}", fields, lambda config: _on(config, switch), option=True)
-
-
-def _has(task: type[Task]) -> Callable[[Config], bool]:
+def _has(task: type[Task]) -> Callable[[RunConfig], bool]:
     """Whether a config has this task."""
     return lambda config: task_of(config) is task
 
 
-def _of_tasks() -> Iterator[Reader]:
-    for task in tasks.known().values():
-        reads = tuple(f"task.{field}" for field in task.reads)
-        yield Reader(task.name, reads + task.reads_elsewhere, _has(task))
-    both = lambda config: _on(config, "task.mixup", "task.cutmix")
-    yield Reader("task.mixup together with task.cutmix", ("task.switch",), both)
-
-
-def _of_methods() -> Iterator[Reader]:
-    chooses = lambda config: any(find(name).chooses for name in config["methods"])
-    yield Reader("methods that choose sub-networks", ("nested.reduce", "nested.execution"), chooses, option=True)
-
-
-def _reads(field: str, config: Config) -> bool:
-    """Whether a config's data set goes by a field."""
-    return field in settings_read(config["data"]["name"])
-
-
-def _augments(option: str, config: Config) -> bool:
+def _augments(option: str, config: RunConfig) -> bool:
     """Whether a config's augmentation has an option."""
-    return bool(config["data"]["augment"].get(option))
+    return bool(config.data.augment.get(option))
 
 
-def _of_data() -> Iterator[Reader]:
-    for field, name in (
-        ("data.dir", "data sets that are read from files"),
-        ("data.validation_fraction", "data sets without a validation split of their own"),
-        ("data.augment", "data sets of labelled images"),
-    ):
-        yield Reader(name, (field,), functools.partial(_reads, field))
-    for option, whole in PARTS_OF.items():
-        yield Reader(
-            f"data.augment.{whole}",
-            (f"data.augment.{option}",),
-            functools.partial(_augments, whole),
-        )
+def _chooses(config: RunConfig) -> bool:
+    """Whether a method of a config chooses sub-networks."""
+    return any(find(name).chooses for name in config.methods)
 
 
 @functools.cache
 def readers() -> tuple[Reader, ...]:
     """Returns everything that goes by fields of its own."""
-    return (
-        *_of_tasks(),
-        *_of_methods(),
-        *_of_data(),
-        Reader(
-            "optim.schedule=cosine_power",
-            ("optim.order",),
-            lambda config: config["optim"]["schedule"] == "cosine_power",
-            option=True,
-        ),
-        Reader(
-            "schedules that fall",
-            ("optim.final_lr",),
-            lambda config: config["optim"]["schedule"] != "constant",
-            option=True,
-        ),
-        _beside("train.init_from", "nested.sort_importance", "train.upcycle.noise", "train.upcycle.reinit"),
-        _beside("eval.every", "eval.stop_at"),
-        _beside("report.latency", "report.latency_batches"),
-    )
+    found = [Reader(name, field.only) for name, field in FIELDS.items() if field.only is not None]
+    for task in tasks.known().values():
+        only = Only(task.name, _has(task), option=False)
+        found += [Reader(f"task.{field}", only) for field in task.reads]
+        found += [Reader(field, only) for field in task.reads_elsewhere]
+    chooses = Only("methods that choose sub-networks", _chooses)
+    found += [Reader(field, chooses) for field in ("nested.reduce", "nested.execution")]
+    images = Only("data sets of labelled images", goes_by("data.augment"), option=False)
+    found.append(Reader("data.augment", images))
+    for option, whole in PARTS_OF.items():
+        only = Only(f"data.augment.{whole}", functools.partial(_augments, whole), option=False)
+        found.append(Reader(f"data.augment.{option}", only))
+    return tuple(found)
 
 
 def unread(config: Config) -> set[str]:
@@ -141,9 +81,10 @@ def unread(config: Config) -> set[str]:
     Raises:
       UserError: an unknown data set.
     """
-    read = {field for reader in readers() if reader.here(config) for field in reader.reads}
-    others = {field for reader in readers() for field in reader.reads} - read
-    learner = learner_registry.find(config["learner"]["name"])
+    typed = RunConfig.of(config)
+    read = {reader.field for reader in readers() if reader.only.here(typed)}
+    others = {reader.field for reader in readers()} - read
+    learner = learner_registry.find(typed.learner.name)
     return others | {field for field in (*FIELDS, *FREE) if not learner.goes_by(field)}
 
 
@@ -158,9 +99,9 @@ def check_new(config: Config) -> None:
     Raises:
       UserError: a name of a sub-network that is none, or choices of the task that mean nothing together.
     """
-    for name in config["nested"]["points"]:
-        fit(name, str, "a name in config.nested.points", Rule(pattern=NAME, says="of letters, digits and _ + = -"))
-    task_of(config).check_new(config["task"])
+    typed = RunConfig.of(config)
+    typed.nested.check_names()
+    task_of(typed).check_new(typed.task)
 
 
 def check_used(config: Config, recipe: Config | None = None, given: Collection[str] = ()) -> None:
@@ -182,22 +123,22 @@ def check_used(config: Config, recipe: Config | None = None, given: Collection[s
     for field in sorted(unread(config)):
         value, default = _get(config, field), _get(defaults, field)
         owners = _owners(field, config)
-        left_over = field not in before and field not in given and all(reader.option for reader in owners)
+        left_over = field not in before and field not in given and all(owner.option for owner in owners)
         if value != default and not left_over:
-            names = " or ".join(dict.fromkeys(reader.name for reader in owners))
+            names = " or ".join(dict.fromkeys(owner.name for owner in owners))
             remedy = "leave it out" if default is None else f"leave it at {default!r}"
             raise UserError(
                 f"config.{field}={printable(repr(value))} is not read in this run, only by {names}; {remedy}"
             )
 
 
-def _owners(field: str, config: Config) -> list[Reader]:
+def _owners(field: str, config: Config) -> list[Only]:
     """Returns who goes by a field that a run does not go by: other learners, where its own is none that does."""
     learners = learner_registry.known()
     if learners[config["learner"]["name"]].goes_by(field):
-        return [reader for reader in readers() if field in reader.reads]
+        return [reader.only for reader in readers() if field == reader.field]
     others = [name for name, learner in learners.items() if learner.goes_by(field)]
-    return [Reader(f"the learner {name}", (field,), lambda config: False) for name in others]
+    return [Only(f"the learner {name}", lambda config: False, option=False) for name in others]
 
 
 def _get(config: Config, field: str) -> Any:

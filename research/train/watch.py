@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from research.data.section import DataSection
 from research.errors import UserError
 from research.files import make_folder, write_text
 
@@ -69,20 +70,20 @@ class Breakdown:
         return out
 
 
-def timely(batches: Iterator[Any], step: int, data: Mapping[str, Any], folder: Path, safe: Callable[[], str]) -> Any:
+def timely(batches: Iterator[Any], step: int, data: DataSection, folder: Path, safe: Callable[[], str]) -> Any:
     """Returns the next batch; a source that fails or stalls ends the run in one line.
 
     Args:
       batches: the source.
       step: whose batch it is.
-      data: the config's section: its name, and "stall_s", seconds that a batch may take, 0 for any number.
+      data: the config's section.
       folder: of the run, where the traceback of a source that fails is kept, in error.txt.
       safe: says what the run continues from.
 
     Raises:
       UserError: it failed, or took longer.
     """
-    limit = data["stall_s"]
+    limit = data.stall_s
     try:
         with deadline(limit):
             return next(batches)
@@ -94,7 +95,7 @@ def timely(batches: Iterator[Any], step: int, data: Mapping[str, Any], folder: P
         write_text(folder / "error.txt", traceback.format_exc())
         first = (str(error).strip().splitlines() or ["no message"])[0][:200]
         lost = f"failed at step {step}: {type(error).__name__}: {first} (all of it in {folder / 'error.txt'})"
-    raise UserError(f"data {data['name']} {lost}; {safe()}")
+    raise UserError(f"data {data.name} {lost}; {safe()}")
 
 
 def stragglers(own_ms: float) -> list[str]:

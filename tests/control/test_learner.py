@@ -20,6 +20,7 @@ from research.train.config import base_config, check, resolved
 from research.train.extraction import Trained
 from research.train.restore import restore, whole_steps
 from research.train.rundir import read_config
+from research.train.sections import RunConfig
 from research.train.used import check_used
 from tests.train.reporter import Lines
 
@@ -38,7 +39,7 @@ def config_of(duration="6", every="2", **options):
 
 
 def arrays_at(workdir, step):
-    learner = SoftActorCritic(read_config(workdir))
+    learner = SoftActorCritic(RunConfig.of(read_config(workdir)))
     learner.close()
     return jax.tree.map(np.asarray, restore(workdir / "checkpoints", step, learner.wanted())[0])
 
@@ -143,7 +144,7 @@ def test_settings_that_it_does_not_go_by_are_refused():
     config = recipe.load(text, {"learner.options.experts": "2", "seed": "7"})
     assert config["learner"]["options"]["experts"] == 2 and config["learner"]["options"]["gamma"] == 0.99
     with pytest.raises(UserError, match=r"train.duration='10ep': there are no epochs here"):
-        SoftActorCritic(recipe.load(text, {"train.duration": "10ep"}))
+        SoftActorCritic(RunConfig.of(recipe.load(text, {"train.duration": "10ep"})))
 
 
 def test_a_run_of_it_has_no_networks_to_extract(reference):

@@ -97,9 +97,9 @@ def facts(result: Result, data_dir: str = "") -> dict[str, Any]:
         overrides = {"data.dir": data_dir} if data_dir and "fashion" in name else {}
         file, _, arg = name.partition(":")
         setup = make_setup(recipe.load(f"{ROOT}/configs/{file}.py{':' * bool(arg)}{arg}", overrides))
-        out["chosen"].append(setup.config["report"]["chosen"] or UNKNOWN)
+        out["chosen"].append(setup.config.report.chosen or UNKNOWN)
         out["updates"].append(str(setup.total))
-        out["examples"].append(str(setup.config["data"]["batch_size"]))
+        out["examples"].append(str(setup.config.data.batch_size))
         out["train_flops"].append(f"{setup.task.work * setup.methods.work() * run_flops(setup):.3g}")
     return {key: "; ".join(dict.fromkeys(values)) for key, values in out.items()}
 

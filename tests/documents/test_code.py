@@ -46,7 +46,7 @@ for file in {files}:
     plugins.load(file)
 from research.data.sources import load_splits
 from research.models import registry
-from research.optim.fields import OPTIMIZERS
+from research.optim.section import OPTIMIZERS
 from research.tasks.registry import find
 from research.train.method_registry import make
 found = registry.model_info("average_small")["paper"], registry.model_info("perceptron")["params"]

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from research.train.config import FREE, base_config
+from research.train.config import base_config
+from research.train.sections import FREE
 from tests.documents.pages import DOCUMENTS, LINK, ROOT, commands, name
 
 SECTIONS = "|".join(base_config())

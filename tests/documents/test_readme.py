@@ -13,7 +13,7 @@ from research.models import registry
 from research.models.sequence import SequenceConfig
 from research.modules.axes import ROLES
 from research.nested.slicing import CUTS
-from research.optim.fields import OPTIMIZERS
+from research.optim.section import OPTIMIZERS
 from research.train.method_registry import known
 from research.train.sharding import RULES
 from tests.documents.pages import ROOT, rows

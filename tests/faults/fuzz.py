@@ -124,9 +124,10 @@ def start(text: str, overrides: dict[str, str]) -> None:
 
     config = recipe.load(text, overrides)
     setup = make_setup(config)
-    Profile(config["train"]["profile"], Path("unused"))
-    for section, field in (("eval", "every"), ("checkpoint", "every"), ("train", "log_every")):
-        setup.steps(section, field)
+    Profile(setup.config.train.profile, Path("unused"))
+    setup.steps(setup.config.eval.every, "eval.every")
+    setup.steps(setup.config.checkpoint.every, "checkpoint.every")
+    setup.steps(setup.config.train.log_every, "train.log_every")
     make_programs(setup).close()
 
 

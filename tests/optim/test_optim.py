@@ -1,5 +1,6 @@
 """Schedules, rules and optimizers against optax and the sheet's numbers."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -15,8 +16,9 @@ from research.optim.build import make_optimizer, state_bytes
 from research.optim.directions import MUON_RMS, matrix_axes
 from research.optim.rules import resolve
 from research.optim.schedules import cosine_power, make_schedule
+from research.optim.section import OptimSection
 
-BASE = dict(
+BASE = OptimSection(
     name="lion",
     b1=0.9,
     b2=0.99,
@@ -57,14 +59,14 @@ def run(optimizer, steps=5):
     ],
 )
 def test_update_is_optax_s(name, reference):
-    ours, _ = run(make_optimizer({**BASE, "name": name}, optax.constant_schedule(0.01), AXES, KINDS))
+    ours, _ = run(make_optimizer(dataclasses.replace(BASE, name=name), optax.constant_schedule(0.01), AXES, KINDS))
     theirs, _ = run(reference({"a/kernel": True, "a/bias": False}))
     for k in ours:
         np.testing.assert_allclose(ours[k], theirs[k], rtol=1e-6, atol=1e-7)
 
 
 def test_sgd_is_optax_s():
-    config = {**BASE, "name": "sgd", "weight_decay": 0.0}
+    config = dataclasses.replace(BASE, name="sgd", weight_decay=0.0)
     ours, _ = run(make_optimizer(config, optax.constant_schedule(0.1), AXES, KINDS))
     theirs, _ = run(optax.sgd(0.1, momentum=0.9, nesterov=True))
     for k in ours:
@@ -111,7 +113,7 @@ def test_biases_of_experts_are_not_decayed():
     kinds = {"up": Kind.MATRIX, "up_bias": Kind.BIAS, "router": Kind.MATRIX}
     start = {k: jnp.ones([3] * len(v)) for k, v in axes.items()}
     optimizer = make_optimizer(
-        {**BASE, "name": "sgd", "momentum": 0.0, "nesterov": False}, optax.constant_schedule(0.1), axes, kinds
+        dataclasses.replace(BASE, name="sgd", momentum=0.0, nesterov=False), optax.constant_schedule(0.1), axes, kinds
     )
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, start), optimizer.init(start), start)
     assert not updates["up_bias"].any() and updates["up"].all() and updates["router"].all()
@@ -121,7 +123,7 @@ def test_muon_orthogonalises_each_stacked_layer_and_is_adam_elsewhere():
     axes = {"up": ("s/layers", "s/embed", "s/layer/mlp"), "bias": ("s/layers", "s/layer/mlp")}
     start = {"up": jnp.zeros((2, 12, 30)), "bias": jnp.zeros((2, 30))}
     grads = {k: jax.random.normal(jax.random.key(len(k)), v.shape) for k, v in start.items()}
-    config = {**BASE, "name": "muon", "weight_decay": 0.0}
+    config = dataclasses.replace(BASE, name="muon", weight_decay=0.0)
     optimizer = make_optimizer(config, optax.constant_schedule(0.1), axes, {"up": Kind.MATRIX, "bias": Kind.BIAS})
     updates, _ = optimizer.update(grads, optimizer.init(start), start)
     for layer, gradient in zip(updates["up"], grads["up"], strict=True):
@@ -137,7 +139,7 @@ def test_muon_orthogonalises_each_stacked_layer_and_is_adam_elsewhere():
 def test_lion_holds_half_of_adamw_s_state():
     schedule = optax.constant_schedule(0.01)
     moments = {
-        n: state_bytes(make_optimizer({**BASE, "name": n}, schedule, AXES, KINDS).init(params()))
+        n: state_bytes(make_optimizer(dataclasses.replace(BASE, name=n), schedule, AXES, KINDS).init(params()))
         for n in ("lion", "adamw")
     }
     counters = 2 * 4  # the schedule's and the optimizer's step counters
@@ -146,7 +148,7 @@ def test_lion_holds_half_of_adamw_s_state():
 
 def test_lion_trace_of_the_sheet():
     """theta 1, lr 0.1, decay 0.5, gradients 1, -0.05, -2 (facts: section 5.13)."""
-    config = {**BASE, "decay_rules": ((".*", 1.0),)}
+    config = dataclasses.replace(BASE, decay_rules=((".*", 1.0),))
     optimizer = make_optimizer(config, optax.constant_schedule(0.1), {"w": ("embed",)}, {"w": Kind.BIAS})
     p, out = {"w": jnp.ones(1)}, []
     state = optimizer.init(p)
@@ -158,7 +160,7 @@ def test_lion_trace_of_the_sheet():
 
 
 def test_learning_rate_rules_scale_updates():
-    config = {**BASE, "weight_decay": 0.0, "lr_rules": (("mlp$", 0.1), (".*", 1.0))}
+    config = dataclasses.replace(BASE, weight_decay=0.0, lr_rules=(("mlp$", 0.1), (".*", 1.0)))
     axes = {"a/kernel": ("stage1/layer/mlp", "stage1/embed"), "a/bias": ("stage1/layer/mlp",)}
     optimizer = make_optimizer(config, optax.constant_schedule(1.0), axes, KINDS)
     updates, _ = optimizer.update(gradients(0), optimizer.init(params()), params())
@@ -169,11 +171,13 @@ def test_a_rule_that_no_parameter_meets_is_an_error():
     with pytest.raises(
         UserError, match=r"optim.lr_rules: 'hed\$' is found in no parameter; they read like 'a/kernel\|"
     ):
-        make_optimizer({**BASE, "lr_rules": (("hed$", 0.1), (".*", 1.0))}, optax.constant_schedule(0.01), AXES, KINDS)
+        make_optimizer(
+            dataclasses.replace(BASE, lr_rules=(("hed$", 0.1), (".*", 1.0))), optax.constant_schedule(0.01), AXES, KINDS
+        )
 
 
 def test_rules_are_about_the_whole_model_where_a_phase_trains_a_part():
-    config = {**BASE, "lr_rules": (("bias", 0.0), (".*", 1.0))}
+    config = dataclasses.replace(BASE, lr_rules=(("bias", 0.0), (".*", 1.0)))
     optimizer = make_optimizer(config, optax.constant_schedule(0.01), AXES, KINDS, ["a/kernel"])
     own = {"a/kernel": params()["a/kernel"]}
     updates, _ = optimizer.update(own, optimizer.init(own), own)
@@ -233,7 +237,7 @@ def test_schedule_errors():
 
 
 def test_clipping_bounds_the_global_norm():
-    config = {**BASE, "name": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "clip_norm": 0.5}
+    config = dataclasses.replace(BASE, name="sgd", momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=0.5)
     optimizer = make_optimizer(config, optax.constant_schedule(1.0), AXES, KINDS)
     updates, _ = optimizer.update(gradients(0), optimizer.init(params()), params())
     assert float(optax.global_norm(updates)) == pytest.approx(0.5, rel=1e-5)

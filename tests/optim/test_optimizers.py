@@ -12,7 +12,8 @@ from research.errors import UserError
 from research.modules.axes import Kind
 from research.optim.build import make_optimizer
 from research.optim.directions import DIRECTIONS
-from research.optim.fields import CONSTANTS, OPTIMIZERS, defaults, resolve, stored
+from research.optim.section import CONSTANTS, OPTIMIZERS, OptimSection, resolve, stored
+from research.sections import defaults
 from research.train.checkpoint import Checkpoints
 from research.train.restore import Wanted
 from research.train.sharding import layout, like_params, make_mesh
@@ -39,12 +40,12 @@ def loss(p):
 
 
 def section(name, **more):
-    return resolve({**defaults(), "name": name, "lr": RATES.get(name), **more})
+    return resolve({**defaults(OptimSection), "name": name, "lr": RATES.get(name), **more})
 
 
 def build(name, **more):
-    config = section(name, **more)
-    return make_optimizer(config, optax.constant_schedule(config["lr"]), AXES, KINDS)
+    config = OptimSection(**section(name, **more))
+    return make_optimizer(config, optax.constant_schedule(config.lr), AXES, KINDS)
 
 
 def updates(optimizer, p, state, count):
@@ -184,7 +185,7 @@ OLD = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "momentum": 0.9, "nesterov": True, "
     ],
 )
 def test_runs_of_old_keep_the_numbers_they_had(name, kept):
-    found = stored({**defaults(), **OLD, "name": name})
+    found = stored({**defaults(OptimSection), **OLD, "name": name})
     assert {key: found[key] for key in CONSTANTS if found[key] is not None} == kept
     assert (found["lr"], found["weight_decay"]) == (1e-3, 0.05)
 
@@ -216,4 +217,4 @@ def test_runs_of_old_keep_the_numbers_they_had(name, kept):
 )
 def test_what_does_not_fit_the_optimizer_is_refused(given, message):
     with pytest.raises(UserError, match=message):
-        resolve({**defaults(), **given})
+        resolve({**defaults(OptimSection), **given})

@@ -7,6 +7,7 @@ import pytest
 
 from research.errors import UserError
 from research.tasks.contrastive import Contrastive, mnr, mnr_plus
+from research.tasks.section import ContrastiveSection, TaskSection
 
 RNG = np.random.default_rng(0)
 OUT = RNG.normal(size=(10, 4)).astype(np.float32)
@@ -59,7 +60,7 @@ def test_symmetric_takes_both_directions_and_mnr_plus_is_refused_for_unit_vector
         UserError,
         match=r"lengths of the vectors, which .*normalize=True.*valid with vectors of length 1: symmetric, mnr",
     ):
-        Contrastive.check_new({"contrastive": {"loss": "mnr_plus", "normalize": True}})
+        Contrastive.check_new(TaskSection(contrastive=ContrastiveSection(loss="mnr_plus", normalize=True)))
 
 
 def test_normalised_products_do_not_know_lengths_and_raw_ones_do():

@@ -7,8 +7,8 @@ import pytest
 
 from launch import config as recipe
 from research.errors import UserError
-from research.train.config import FREE, base_config, check, value_of
-from research.train.fields import FIELDS
+from research.train.config import base_config, check, value_of
+from research.train.sections import FIELDS, FREE
 from research.values import fit
 
 

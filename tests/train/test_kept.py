@@ -100,7 +100,7 @@ def test_a_run_opens_whatever_its_optimizer_was(run, tmp_path):
     path.write_text(json.dumps({**config, "optim": {**config["optim"], "name": "sm3"}}))
     opened = Trained(tmp_path / "run")
     opened.programs.close()
-    assert opened.config["optim"]["name"] == "sm3"
+    assert opened.config.optim.name == "sm3"
     assert jax.tree.all(jax.tree.map(np.array_equal, opened.model("full")[1], run[1].model("full")[1]))
 
 

@@ -6,6 +6,7 @@ from research import plugins
 from research.errors import UserError
 from research.train import learner_registry
 from research.train.config import base_config, resolved, with_defaults
+from research.train.sections import RunConfig
 from research.train.setup import make_setup
 from research.train.used import check_used
 
@@ -22,7 +23,7 @@ class Options:
 
 @register("own_learner", options=Options, reads=("model", "optim.lr"))
 def make(config, waiting, waited):
-    return config["learner"]["options"]["size"]
+    return config.learner.options["size"]
 """
 
 
@@ -42,7 +43,7 @@ def own(tmp_path):
 
 def test_a_learner_of_one_s_own_is_made_by_its_name_and_says_what_it_reads(own):
     config = config_of("own_learner", size=5)
-    assert learner_registry.make(config, lambda: None, lambda title, seconds: None) == 5
+    assert learner_registry.make(RunConfig.of(config), lambda: None, lambda title, seconds: None) == 5
     assert config_of("own_learner")["learner"]["options"] == {"size": 3}
     config["model"]["depths"], config["optim"]["lr"] = [1, 1], 0.5
     check_used(config)

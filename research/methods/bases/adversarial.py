@@ -19,18 +19,19 @@ from research.tasks.classification import Classification
 from research.tasks.robust import AttackedClassification, accuracy, outputs
 from research.train.hooks import About
 from research.train.method import Method
+from research.train.sections import RunConfig
 from research.values import COUNT, SIZE, Rule
 
 NOISE = 1e-3  # standard deviation of the start of TRADES' attack
 RADIUS = Rule(above=0, most=1)
 
 
-def check_pixels(config: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+def check_pixels(config: RunConfig, shapes: Mapping[str, Any]) -> None:
     """Raises UserError unless the model sees labelled images in [0, 1], which is what attacks are about."""
-    augment = config["data"]["augment"]
+    augment = config.data.augment
     if not {"image", "label"} <= set(shapes):
         raise UserError(
-            f"attacks are on images with labels, which data set {config['data']['name']} does not give; choose another"
+            f"attacks are on images with labels, which data set {config.data.name} does not give; choose another"
         )
     plain = (("mean", 0.0), ("std", 1.0))
     moved = [name for name, value in plain if any(v != value for v in np.atleast_1d(augment.get(name, value)))]

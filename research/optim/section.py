@@ -1,10 +1,10 @@
-"""The fields of a config's section `optim`, and what each optimizer takes of them: its own constants where a recipe
-leaves them open.
+"""The config's section `optim`, and what each optimizer takes of it: its own constants where a recipe leaves them open.
 
 Without JAX: recipes are read by it before anything heavy is imported. The directions themselves stand in
 `directions.py`.
 """
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -12,47 +12,58 @@ from dataclasses import dataclass
 from typing import Any
 
 from research.errors import UserError
-from research.values import WEIGHT, Rule, fit
+from research.sections import Only, Section, setting
+from research.values import DURATION, WEIGHT, Rule, fit
 
 SCHEDULES = ("cosine", "linear", "constant", "cosine_power")
 _AVERAGE = Rule(least=0, below=1)
 _SOME = Rule(above=0)
 
-CONSTANTS: dict[str, tuple[Any, str, Rule]] = {
-    "b1": (float | None, "decay of the average of gradients", _AVERAGE),
-    "b2": (
-        float | None,
-        "decay of the average of squared gradients; of Lion, of its momentum; of Adan, of differences",
-        _AVERAGE,
-    ),
-    "b3": (float | None, "of Adan, decay of the average of squares; of AdEMAMix, of the slow average", _AVERAGE),
-    "rho": (float | None, "of rms, stddev and adadelta, decay of the average of squares", _AVERAGE),
-    "eps": (float | None, "added to what is divided by", _SOME),
-    "momentum": (float | None, "decay of the sum (sgd) or of the average (muon) of gradients", _AVERAGE),
-    "nesterov": (bool | None, "momentum looks ahead", Rule()),
-}
-"""Constants of directions: name -> (type, meaning, range). None: the optimizer's own."""
-FIELDS: dict[str, tuple[Any, str, Rule]] = {
-    "name": (str, "optimizer, see OPTIMIZERS in research/optim/fields.py", Rule()),
-    "lr": (float | None, "largest learning rate; None: the optimizer's own", WEIGHT),
-    "weight_decay": (
-        float | None,
-        "decoupled decay, multiplied by the learning rate; None: the optimizer's own",
+
+@dataclass(frozen=True)
+class OptimSection(Section):
+    """The section. What is None follows the optimizer, see `resolve`; of the constants an optimizer has those that
+    `OPTIMIZERS` gives it."""
+
+    name: str = setting("adamw", "optimizer, see OPTIMIZERS in research/optim/section.py")
+    lr: float | None = setting(None, "largest learning rate; None: the optimizer's own", WEIGHT)
+    weight_decay: float | None = setting(
+        None, "decoupled decay, multiplied by the learning rate; None: the optimizer's own", WEIGHT
+    )
+    b1: float | None = setting(None, "decay of the average of gradients", _AVERAGE)
+    b2: float | None = setting(
+        None, "decay of the average of squared gradients; of Lion, of its momentum; of Adan, of differences", _AVERAGE
+    )
+    b3: float | None = setting(
+        None, "of Adan, decay of the average of squares; of AdEMAMix, of the slow average", _AVERAGE
+    )
+    rho: float | None = setting(None, "of rms, stddev and adadelta, decay of the average of squares", _AVERAGE)
+    eps: float | None = setting(None, "added to what is divided by", _SOME)
+    momentum: float | None = setting(None, "decay of the sum (sgd) or of the average (muon) of gradients", _AVERAGE)
+    nesterov: bool | None = setting(None, "momentum looks ahead")
+    clip_norm: float = setting(0.0, "largest global norm of the gradients; 0: off", WEIGHT)
+    schedule: str = setting("cosine", "how the learning rate falls after the warm-up", Rule(choices=SCHEDULES))
+    warmup: str | int = setting("5%", "updates of linear rise", DURATION)
+    final_lr: float = setting(
+        0.0,
+        "learning rate at the end",
         WEIGHT,
-    ),
-    **CONSTANTS,
-    "clip_norm": (float, "largest global norm of the gradients; 0: off", WEIGHT),
-    "schedule": (str, "how the learning rate falls after the warm-up", Rule(choices=SCHEDULES)),
-    "final_lr": (float, "learning rate at the end", WEIGHT),
-    "order": (float, "power of cosine_power; 1 is plain cosine", Rule(least=1, most=1e6)),
-    "decay_rules": (
-        tuple,
-        "(regular expression, factor) of weight decay by parameter; (): by what each array is",
-        Rule(),
-    ),
-    "lr_rules": (tuple, "(regular expression, factor) of the learning rate by parameter", Rule()),
-}
-"""Field -> (type, meaning, range), all but `warmup`, which is a duration."""
+        Only("schedules that fall", lambda config: config.optim.schedule != "constant"),
+    )
+    order: float = setting(
+        2.0,
+        "power of cosine_power; 1 is plain cosine",
+        Rule(least=1, most=1e6),
+        Only("optim.schedule=cosine_power", lambda config: config.optim.schedule == "cosine_power"),
+    )
+    decay_rules: tuple[Any, ...] = setting(
+        (), "(regular expression, factor) of weight decay by parameter; (): by what each array is"
+    )
+    lr_rules: tuple[Any, ...] = setting((), "(regular expression, factor) of the learning rate by parameter")
+
+
+CONSTANTS = ("b1", "b2", "b3", "rho", "eps", "momentum", "nesterov")
+"""Fields that are constants of directions; None: the optimizer's own."""
 
 
 @dataclass(frozen=True)
@@ -107,23 +118,6 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }  # fmt: skip
 """Name -> optimizer. All need gradients, their state and the parameters only: line searches and steps from the loss's
 value are not here."""
-
-
-def defaults() -> dict[str, Any]:
-    """Returns the section `optim` as recipes find it: what is None follows the optimizer."""
-    return {
-        "name": "adamw",
-        "lr": None,
-        "weight_decay": None,
-        **dict.fromkeys(CONSTANTS),
-        "clip_norm": 0.0,
-        "schedule": "cosine",
-        "warmup": "5%",
-        "final_lr": 0.0,
-        "order": 2.0,
-        "decay_rules": (),
-        "lr_rules": (),
-    }
 
 
 def optimizer(name: str) -> Optimizer:
@@ -197,10 +191,10 @@ def _filled(section: Mapping[str, Any], known: Optimizer) -> dict[str, Any]:
     return {key: own.get(key) if value is None else value for key, value in section.items()}
 
 
-def constants(section: Mapping[str, Any]) -> dict[str, Any]:
+def constants(section: OptimSection) -> dict[str, Any]:
     """Returns the constants of the section's optimizer, its own where the section leaves them out."""
-    known = optimizer(section["name"])
-    return {key: own if section.get(key) is None else section[key] for key, own in known.constants.items()}
+    known, given = optimizer(section.name), dataclasses.asdict(section)
+    return {key: own if given[key] is None else given[key] for key, own in known.constants.items()}
 
 
 def compiled(rules: Sequence[Any], field: str) -> list[tuple[re.Pattern[str], float]]:
