@@ -4,6 +4,7 @@ in turns.
     python -m launch.bench --list
     python -m launch.bench --op=depthwise_conv2d --shapes=13x13 --peer=torch --csv=FILE.csv --plot=FILE.png
     python -m launch.bench --model=unireplknet_a --peer=unireplknet:PATH/unireplknet.py
+    python -m launch.bench --op=my_op --plugin=my_op_cases.py      # cases of one's own
     python -m launch.bench --suite=grouped                        # judged: exit code 1 when a mark is missed
     python -m launch.bench --tune=depthwise_conv2d                # measures research/ops/form_table.csv anew
     python -m launch.bench --config=configs/quickstart.py         # what the loop adds to the bare jitted step
@@ -70,14 +71,14 @@ def main(overrides: dict[str, str]) -> int:
 
 
 def _print_list() -> int:
-    from research.bench import catalog, marks, tune
+    from research.bench import catalog, tune
     from research.report import tables
 
-    rows = [{"kind": "op", "name": name, "what": line} for name, (_, line) in catalog.OPS.items()]
-    rows += [{"kind": "model", "name": name, "what": line} for name, (_, line) in catalog.MODELS.items()]
-    for name, suite in marks.SUITES.items():
+    rows = [{"kind": "op", "name": name, "what": entry.about} for name, entry in catalog.known("op").items()]
+    rows += [{"kind": "model", "name": name, "what": entry.about} for name, entry in catalog.known("model").items()]
+    for name, suite in catalog.suites().items():
         rows += [{"kind": "suite", "name": name, "what": f"{mark.claim}: {mark.bound}"} for mark in suite.marks]
-    rows += [{"kind": "tune", "name": name, "what": "form by shape on a CPU"} for name in tune.TUNERS]
+    rows += [{"kind": "tune", "name": name, "what": "form by shape on a CPU"} for name in tune.known()]
     for name, (needs, _) in catalog.PEERS.items():
         rows.append(
             {
@@ -93,7 +94,7 @@ def _print_list() -> int:
 def _measure() -> int:
     from research.bench import catalog, marks
 
-    suite = _suite(_SUITE.value) if _SUITE.value else None
+    suite = catalog.find_suite(_SUITE.value) if _SUITE.value else None
     peers = catalog.parse_peers(_PEER.value)
     if suite and marks.needs_peer(suite) and not {mark.peer for mark in suite.marks} & peers.keys():
         needed = ", ".join(sorted({mark.peer for mark in suite.marks}))
@@ -138,28 +139,14 @@ def _allocator(with_peers: bool) -> str:
     return f"glibc, {'two heaps' if with_peers else 'one heap'}, never trimmed, nothing mapped apart"
 
 
-def _suite(name: str):
-    from research.bench import marks
-
-    if name not in marks.SUITES:
-        raise UserError(f"unknown suite {name!r}; valid: {', '.join(marks.SUITES)}")
-    return marks.SUITES[name]
-
-
 def _cases(suite, peers: dict[str, str]) -> list:
     from research.bench import catalog
 
     if suite:
-        names = dict.fromkeys(wanted for wanted, _ in suite.wanted)
-        cases = [
-            case
-            for name in names
-            for case in catalog.cases(name, peers)
-            if suite.wants(case.name, case.shape, case.direction)
-        ]
+        cases = catalog.cases_of(suite, peers)
     else:
-        kind, name = ("op", _OP.value) if _OP.value else ("model", _MODEL.value or "")
-        cases = catalog.cases(catalog.known(kind, name), peers)
+        entry = catalog.find("op", _OP.value) if _OP.value else catalog.find("model", _MODEL.value or "")
+        cases = entry.cases(peers)
     found = [case for case in cases if _SHAPES.value in case.key]
     if not found:
         raise UserError(f"no case holds --shapes={_SHAPES.value!r}; valid: {'; '.join(case.key for case in cases)}")
@@ -186,10 +173,10 @@ def _tune(op: str) -> int:
     from research.ops import dispatch
     from research.report import machine
 
-    if op not in tune.TUNERS:
-        raise UserError(f"no tuner for {op!r}; valid: {', '.join(tune.TUNERS)}")
+    if op not in (tuners := tune.known()):
+        raise UserError(f"no tuner for {op!r}; valid: {', '.join(tuners)}")
     rows = []
-    for at, directions in tune.cases(op):
+    for at, directions in tuners[op]():
         for row in tune.rows_of(op, at, directions):
             rows.append(row)
             print(f"{row['direction']:12} {row['at']:40} {row['ms']}", flush=True)

@@ -211,10 +211,6 @@ PROBES = {
         "importlib.import_module(_HOMES[name])",
         "names of the package are imported when asked for",
     ),
-    "research/bench/tune.py": (
-        "importlib.import_module(f'research.bench.{module}')",
-        "the function that a table names",
-    ),
     "research/modules/state.py": (
         "module, layer, jax.checkpoint_policies, array",
         "callers name methods, as in flax's `apply`; policies are JAX's; of arrays, NumPy's lack what JAX's tell",

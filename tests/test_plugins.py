@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from research.bench.case import BOTH, FORWARD
 from research.errors import UserError
 from research.interop.safetensors_io import load_safetensors
 from research.modules.mixers import base
 from research.plugins import load
+from research.report.tables import read_csv
 from tests.documents.pages import GUIDES, guide
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,8 +111,25 @@ def test_a_data_set_of_one_s_own_is_trained_on(tmp_path):
     assert "test accuracy" in (tmp_path / "run/report.md").read_text()
 
 
+def test_a_benchmark_case_of_one_s_own_is_timed_and_judged(tmp_path):
+    file = tmp_path / "my_benchmark.py"
+    file.write_text(guide("benchmark")[0])
+    mine, csv = f"--plugin={file}", f"--csv={tmp_path}/out/table.csv"
+    command("bench", mine, "--op=running_sum", "--shapes=512x64 | forward", csv)
+    rows = read_csv(tmp_path / "out/table.csv")
+    assert [(row["direction"], row["contender"]) for row in rows] == [
+        (direction, contender) for direction in (FORWARD, BOTH) for contender in ("ours", "naive", "xla")
+    ]
+    # forward: 512 * 64 numbers are read and as many written; with gradients, a cotangent and a gradient beside
+    assert [row["num_bytes"] for row in rows[::3]] == [4 * 2 * 512 * 64, 4 * 4 * 512 * 64]
+    judged = command("bench", mine, "--suite=running_sum", "--shapes=512x64", csv, check=False)
+    assert judged.returncode in (0, 1) and "[1/1]" in judged.stdout  # whether it is faster is the machine's affair
+    (mark,) = read_csv(tmp_path / "out/table_marks.csv")
+    assert mark["kept"] == ("no" if judged.returncode else "yes") and mark["asked"] == "at least 1"
+
+
 def test_every_component_has_a_guide_whose_file_is_tried_here():
-    assert set(GUIDES) == {part for _, parts in CASES.values() for part in parts} | {"data"}
+    assert set(GUIDES) == {part for _, parts in CASES.values() for part in parts} | {"data", "benchmark"}
 
 
 def test_files_that_are_no_plugin(tmp_path):

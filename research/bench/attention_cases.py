@@ -2,12 +2,15 @@
 
 import functools
 import math
+from collections.abc import Mapping
 
 import jax
 from jax import nn
 
 from research.bench import peers as other
 from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
+from research.bench.catalog import register, register_suite
+from research.bench.marks import Mark, Suite, exponent, ratios, times_by_length
 from research.ops import attention, sliding_window
 from research.ops import routing_attention as routing
 from research.ops.linear_attention import linear_attention
@@ -24,13 +27,49 @@ ROUTING_LENGTHS = (
 NAIVE_LENGTH = 1024  # the longest whose matrix of all pairs is computed as one
 
 
-def cases(name: str, peers: dict[str, str]) -> list[Case]:
-    make, lengths = {
-        "softmax_attention": (_attention, LENGTHS),
-        "sliding_window_attention": (_sliding_window, WINDOW_LENGTHS),
-        "routing_attention": (_routing, ROUTING_LENGTHS),
-    }[name]
-    return [make(length, direction) for length in lengths for direction in (FORWARD, BOTH)]
+@register("softmax_attention", "softmax attention, linear attention beside it at length 8,192")
+def softmax_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [_attention(length, direction) for length in LENGTHS for direction in (FORWARD, BOTH)]
+
+
+@register("sliding_window_attention", "softmax attention to the 256 tokens before")
+def sliding_window_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [_sliding_window(length, direction) for length in WINDOW_LENGTHS for direction in (FORWARD, BOTH)]
+
+
+@register("routing_attention", "softmax attention inside clusters of tokens")
+def routing_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [_routing(length, direction) for length in ROUTING_LENGTHS for direction in (FORWARD, BOTH)]
+
+
+register_suite(
+    "attention",
+    Suite(
+        (
+            ("softmax_attention", "1x8192x"),
+            ("sliding_window_attention", ""),
+            *(("routing_attention", f"1x{length}x") for length in (2048, 4096, 8192)),
+        ),
+        (
+            Mark(
+                "linear attention: speed over softmax attention at length 8,192",
+                lambda rows: min(ratios(rows, "softmax_attention", "ours", "linear attention", words="1x8192x")),
+                4,
+                at_least=True,
+            ),
+            Mark(
+                "sliding window: exponent of time in length, 1,024 to 16,384",
+                lambda rows: exponent(times_by_length(rows, "sliding_window_attention")),
+                1.1,
+            ),
+            Mark(
+                "routing: exponent of time in length, 2,048 to 8,192",
+                lambda rows: exponent(times_by_length(rows, "routing_attention")),
+                1.6,
+            ),
+        ),
+    ),
+)
 
 
 def _heads(length: int):

@@ -1,48 +1,37 @@
-"""What can be timed, by name. Nothing heavy is imported here: listing is instant, and no peer need be installed."""
+"""What can be timed, by name: ops and models with their cases, suites with their marks, and peers.
+
+Cases and suites register themselves in the file that defines them: those of this package, whose files are imported when
+one is first asked for, and those of a user's own file (`--plugin=FILE`). No peer need be installed.
+"""
 
 import difflib
-import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal, TypeVar
 
+from research.bench.case import Case
+from research.bench.marks import Suite
 from research.errors import UserError
+from research.plugins import import_all
 
-if TYPE_CHECKING:
-    from research.bench.case import Case
+Kind = Literal["op", "model"]
+T = TypeVar("T")
+Cases = Callable[[Mapping[str, str]], list[Case]]
+"""Makes all cases of an op or a model. Its argument is what `parse_peers` returns: some cases need a peer's path."""
 
-OPS = {
-    "depthwise_conv2d": ("depthwise_cases", "depthwise convolution of maps, kernels 3 to 13"),
-    "depthwise_conv1d": ("depthwise_cases", "causal depthwise convolution of width 4"),
-    "linear_recurrence": ("scan_cases", "h_t = a_t h_{t-1} + b_t"),
-    "selective_scan": ("scan_cases", "the recurrence of Mamba-1"),
-    "ssd": ("linear_attention_cases", "state space duality of Mamba-2, length 512 to 16,384"),
-    "trapezoidal_scan": ("linear_attention_cases", "the state space of Mamba-3"),
-    "linear_attention": ("linear_attention_cases", "linear, gated and delta-rule attention, length 512 to 16,384"),
-    "softmax_attention": ("attention_cases", "softmax attention, linear attention beside it at length 8,192"),
-    "sliding_window_attention": ("attention_cases", "softmax attention to the 256 tokens before"),
-    "routing_attention": ("attention_cases", "softmax attention inside clusters of tokens"),
-    "grouped_matmul": ("grouped_cases", "matrix products of sorted, ragged groups"),
-    "routed_conv": ("routed_cases", "convolutions with an expert for each image, 2 and 8 experts"),
-}
-"""Op to the file of its cases and a line about it."""
 
-MODELS = {
-    "unireplknet_a": ("models", "training step, batch 32, 64x64 pixels, AdamW"),
-    "mamba": ("language_models", "language model of two Mamba-1 layers, loss and gradients"),
-    "mamba2": ("language_models", "the same of Mamba-2 layers"),
-    "gla": ("language_models", "the same of gated linear attention layers"),
-    "moe_ffn": ("moe_cases", "a mixture's training step beside a dense FFN of the same active FLOPs, 8 and 64 experts"),
-    "sequence_training": (
-        "sequence_cases",
-        "a training step of every linear mixer, length 256 to 8,192 at 8,192 tokens",
-    ),
-    "sequence_decoding": (
-        "sequence_cases",
-        "one step of generation at positions 100 and 10,000, recurrent mixers and attention",
-    ),
-}
+@dataclass(frozen=True)
+class Entry:
+    """An op or a model: a line about its cases, and what makes them."""
+
+    about: str
+    cases: Cases
+
+
+_ENTRIES: dict[Kind, dict[str, Entry]] = {"op": {}, "model": {}}
+_SUITES: dict[str, Suite] = {}
 
 PEERS = {
     "torch": ("package torch", ("torch",)),
@@ -85,34 +74,90 @@ def parse_peers(texts: Iterable[str]) -> dict[str, str]:
     return peers
 
 
-def known(kind: str, name: str) -> str:
-    """The name itself.
+def register(name: str, about: str, *, kind: Kind = "op") -> Callable[[Cases], Cases]:
+    """Makes what is decorated known as the cases of an op, or of a model.
 
     Args:
-      kind: "op" or "model".
+      name: of the op or the model, which is also the name of each of its cases.
+      about: a line for `--list`.
+
+    Raises:
+      UserError: there are cases of this name already.
+    """
+
+    def add(cases: Cases) -> Cases:
+        _refuse_second(kind, name, _ENTRIES[kind])
+        _ENTRIES[kind][name] = Entry(about, cases)
+        return cases
+
+    return add
+
+
+def register_suite(name: str, suite: Suite) -> None:
+    """Makes a suite known: cases that are timed together and judged.
+
+    Raises:
+      UserError: there is a suite of this name already.
+    """
+    _refuse_second("suite", name, _SUITES)
+    _SUITES[name] = suite
+
+
+def known(kind: Kind) -> dict[str, Entry]:
+    """Ops or models by name, sorted."""
+    import_all(__package__ or "")
+    return dict(sorted(_ENTRIES[kind].items()))
+
+
+def suites() -> dict[str, Suite]:
+    """Suites by name, sorted."""
+    import_all(__package__ or "")
+    return dict(sorted(_SUITES.items()))
+
+
+def find(kind: Kind, name: str) -> Entry:
+    """The op or the model of a name.
 
     Raises:
       UserError: there is none of this kind with this name.
     """
-    names = {"op": OPS, "model": MODELS}[kind]
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-        raise UserError(
-            f"unknown {kind} {name!r}; {'near: ' + ', '.join(near) if near else 'valid: ' + ', '.join(names)} "
-            "(all: --list)"
-        )
-    return name
+    return _find(kind, name, known(kind))
 
 
-def cases(name: str, peers: dict[str, str]) -> list["Case"]:
-    """All cases of an op or a model.
+def find_suite(name: str) -> Suite:
+    """The suite of a name.
 
-    Args:
-      peers: as `parse_peers` returns them: some cases need the path.
+    Raises:
+      UserError: there is none.
     """
-    module = importlib.import_module(f"research.bench.{({**OPS, **MODELS})[name][0]}")
-    found: list[Case] = module.cases(name, peers)
-    return found
+    return _find("suite", name, suites())
+
+
+def cases_of(suite: Suite, peers: Mapping[str, str]) -> list[Case]:
+    """The cases of a suite.
+
+    Raises:
+      UserError: it wants cases of a name that nobody has registered.
+    """
+    entries = {**known("model"), **known("op")}
+    names = dict.fromkeys(name for name, _ in suite.wanted)
+    cases = [case for name in names for case in _find("op", name, entries).cases(peers)]
+    return [case for case in cases if suite.wants(case.name, case.shape, case.direction)]
+
+
+def _find(kind: str, name: str, entries: Mapping[str, T]) -> T:
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, n=3, cutoff=0.6)
+        raise UserError(
+            f"unknown {kind} {name!r}; {'near: ' + ', '.join(near) if near else 'valid: ' + ', '.join(entries)} "
+            "(all: --list; one's own: --plugin=FILE)"
+        )
+    return entries[name]
+
+
+def _refuse_second(kind: str, name: str, entries: Mapping[str, object]) -> None:
+    if name in entries:
+        raise UserError(f"{kind} {name} is in the catalogue of benchmarks already; choose another name")
 
 
 def _listed(names: list[str]) -> str:

@@ -1,11 +1,14 @@
 """Depthwise convolutions: the five shapes that UniRepLKNet's stages have, and Mamba's short causal convolution."""
 
 import math
+from collections.abc import Mapping
 
 from jax import lax
 
 from research.bench import peers as other
 from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
+from research.bench.catalog import register, register_suite
+from research.bench.marks import Suite, faster, geometric_mean, slower
 from research.ops.depthwise import FORMS, depthwise_conv2d
 from research.ops.depthwise_1d import depthwise_conv1d
 
@@ -15,9 +18,40 @@ SHAPES_1D = ((4, 2048, 1792, 4), (4, 512, 256, 4))
 """Batch, length, channels, kernel."""
 
 
-def cases(name: str, peers: dict[str, str]) -> list[Case]:
-    make, shapes = {"depthwise_conv2d": (_conv2d, SHAPES_2D), "depthwise_conv1d": (_conv1d, SHAPES_1D)}[name]
-    return [make(*shape, direction) for shape in shapes for direction in (FORWARD, BOTH)]
+@register("depthwise_conv2d", "depthwise convolution of maps, kernels 3 to 13")
+def conv2d_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [_conv2d(*shape, direction) for shape in SHAPES_2D for direction in (FORWARD, BOTH)]
+
+
+@register("depthwise_conv1d", "causal depthwise convolution of width 4")
+def conv1d_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [_conv1d(*shape, direction) for shape in SHAPES_1D for direction in (FORWARD, BOTH)]
+
+
+register_suite(
+    "depthwise",
+    Suite(
+        (("depthwise_conv2d", ""),),
+        (
+            faster(
+                "depthwise 2-D: geometric mean of speed over lax's",
+                "depthwise_conv2d",
+                "xla",
+                10,
+                reduce=geometric_mean,
+            ),
+            faster("depthwise 2-D: least speed over lax's of any shape", "depthwise_conv2d", "xla", 1),
+            slower(
+                "depthwise 2-D: geometric mean of time over torch's",
+                "depthwise_conv2d",
+                "torch",
+                2,
+                reduce=geometric_mean,
+                peer="torch",
+            ),
+        ),
+    ),
+)
 
 
 def lax_depthwise(x, kernel, spatial, padding):

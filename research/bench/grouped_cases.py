@@ -1,12 +1,15 @@
 """Grouped matrix products for experts, balanced and skewed, beside one dense product of the same FLOPs."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from research.bench.case import BOTH, FORWARD, Case, directed, fast, normal, op_case, program
+from research.bench.catalog import register, register_suite
+from research.bench.marks import Mark, Suite, faster, slower
 from research.ops.grouped_forms import FORMS
 from research.ops.grouped_matmul import grouped_matmul
 
@@ -26,13 +29,33 @@ def group_sizes(tokens: int, experts: int, skewed: bool) -> np.ndarray:
     return sizes
 
 
-def cases(name: str, peers: dict[str, str]) -> list[Case]:
+@register("grouped_matmul", "matrix products of sorted, ragged groups")
+def cases(peers: Mapping[str, str]) -> list[Case]:
     return [
         _case(experts, skewed, direction)
         for experts in EXPERTS
         for skewed in (False, True)
         for direction in (FORWARD, BOTH)
     ]
+
+
+def _of_dense(experts: int, asked: float) -> Mark:
+    claim = f"grouped_matmul, {experts} experts: time over one dense product's, balanced and skewed"
+    return slower(claim, "grouped_matmul", "dense", asked, words=f"{experts} experts")
+
+
+def _of_xla(experts: int, asked: float) -> Mark:
+    claim = f"grouped_matmul, {experts} experts: least speed over ragged_dot"
+    return faster(claim, "grouped_matmul", "xla", asked, words=f"{experts} experts")
+
+
+register_suite(
+    "grouped",
+    Suite(
+        (("grouped_matmul", ""),),
+        (_of_dense(4, 2), _of_dense(8, 2), _of_dense(16, 2), _of_dense(64, 3), _of_xla(8, 3), _of_xla(64, 10)),
+    ),
+)
 
 
 def _case(experts: int, skewed: bool, direction: str) -> Case:

@@ -8,7 +8,7 @@ same numbers. Sources: Gu and Dao 2023 (arXiv 2312.00752), Dao and Gu 2024 (arXi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from research.bench import peers as other
 from research.bench.case import BOTH, FORWARD, Case, foreign, normal, program
+from research.bench.catalog import register, register_suite
+from research.bench.marks import Mark, Suite, faster
 from research.ops.depthwise_1d import causal_conv1d
 from research.ops.linear_attention import linear_attention
 from research.ops.selective_scan import selective_scan
@@ -61,8 +63,36 @@ PEER_OF = {"mamba": "mamba", "mamba2": "mamba2", "gla": "mamba2"}
 """The model of transformers that each is timed beside: gated linear attention has none of its own there."""
 
 
-def cases(name: str, peers: dict[str, str]) -> list[Case]:
-    return [case(name, SIZES[name], direction) for direction in (FORWARD, BOTH)]
+@register("mamba", "language model of two Mamba-1 layers, loss and gradients", kind="model")
+def mamba_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [case("mamba", SIZES["mamba"], direction) for direction in (FORWARD, BOTH)]
+
+
+@register("mamba2", "the same of Mamba-2 layers", kind="model")
+def mamba2_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [case("mamba2", SIZES["mamba2"], direction) for direction in (FORWARD, BOTH)]
+
+
+@register("gla", "the same of gated linear attention layers", kind="model")
+def gla_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [case("gla", SIZES["gla"], direction) for direction in (FORWARD, BOTH)]
+
+
+def _of_transformers(claim: str, name: str, asked: float) -> Mark:
+    return faster(claim, name, "transformers", asked, peer="transformers")
+
+
+register_suite(
+    "language_models",
+    Suite(
+        (("mamba", ""), ("mamba2", ""), ("gla", "")),
+        (
+            _of_transformers("Mamba-1 language model: speed over transformers'", "mamba", 100),
+            _of_transformers("Mamba-2 language model: speed over transformers'", "mamba2", 1.5),
+            _of_transformers("GLA language model: speed over transformers' Mamba-2", "gla", 1.5),
+        ),
+    ),
+)
 
 
 def case(name: str, sizes: Sizes, direction: str) -> Case:

@@ -4,10 +4,14 @@ and with the delta rule.
 The lengths from 512 to 16,384 hold the same number of tokens: time per token is to stay the same.
 """
 
+from collections.abc import Mapping, Sequence
+
 import jax.numpy as jnp
 from jax import nn
 
 from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
+from research.bench.catalog import register, register_suite
+from research.bench.marks import Mark, Row, Suite, spread, times_by_length
 from research.ops import linear_attention as attention
 from research.ops.mamba3 import trapezoidal_scan
 from research.ops.ssd import ssd
@@ -20,14 +24,54 @@ KINDS = ("linear", "retention", "gla", "delta", "gated delta")
 """No decay; one decay a head; one a channel; the delta rule; the delta rule with one decay a head."""
 
 
-def cases(name: str, peers: dict[str, str]) -> list[Case]:
-    by_length = [(TOKENS // length, length) for length in LENGTHS]
-    if name == "trapezoidal_scan":
-        return [_trapezoidal(*size, direction) for size in (SMALL, (4, 4096)) for direction in (FORWARD, BOTH)]
-    if name == "ssd":
-        return [_ssd(*size, direction) for size in (SMALL, *by_length) for direction in (FORWARD, BOTH)]
+BY_LENGTH = tuple((TOKENS // length, length) for length in LENGTHS)
+"""Batch and length."""
+
+
+@register("trapezoidal_scan", "the state space of Mamba-3")
+def trapezoidal_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [_trapezoidal(*size, direction) for size in (SMALL, (4, 4096)) for direction in (FORWARD, BOTH)]
+
+
+@register("ssd", "state space duality of Mamba-2, length 512 to 16,384")
+def ssd_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [_ssd(*size, direction) for size in (SMALL, *BY_LENGTH) for direction in (FORWARD, BOTH)]
+
+
+@register("linear_attention", "linear, gated and delta-rule attention, length 512 to 16,384")
+def linear_attention_cases(peers: Mapping[str, str]) -> list[Case]:
     small = [_linear_attention(kind, *SMALL, direction) for kind in KINDS for direction in (FORWARD, BOTH)]
-    return small + [_linear_attention("gla", *size, direction) for size in by_length for direction in (FORWARD, BOTH)]
+    return small + [_linear_attention("gla", *size, direction) for size in BY_LENGTH for direction in (FORWARD, BOTH)]
+
+
+def _by_token(rows: Sequence[Row], name: str, words: str) -> float:
+    """Largest over smallest time; each length holds the same number of tokens."""
+    times = times_by_length(rows, name, words)
+    return spread(times[length] for length in LENGTHS)
+
+
+register_suite(
+    "length",
+    Suite(
+        tuple(
+            (name, f"{kind}{batch}x{length}x")
+            for name, kind in (("ssd", ""), ("linear_attention", "gla "))
+            for batch, length in BY_LENGTH
+        ),
+        (
+            Mark(
+                "SSD: time per token, largest over smallest, length 512 to 16,384",
+                lambda rows: _by_token(rows, "ssd", ""),
+                1.2,
+            ),
+            Mark(
+                "GLA: time per token, largest over smallest, length 512 to 16,384",
+                lambda rows: _by_token(rows, "linear_attention", "gla"),
+                1.2,
+            ),
+        ),
+    ),
+)
 
 
 def length_shape(batch: int, length: int) -> str:

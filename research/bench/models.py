@@ -1,12 +1,15 @@
 """UniRepLKNet-A's training step: loss, gradients and AdamW in one program, beside the official class in PyTorch."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from research.bench import peers as other
 from research.bench.case import Case, foreign, normal, program
+from research.bench.catalog import register, register_suite
+from research.bench.marks import Suite, slower
 from research.models import registry
 from research.modules.state import abstract, apply, initialize
 from research.optim.build import make_optimizer
@@ -21,8 +24,26 @@ OPTIMIZER = OptimSection(
 """As torch.optim.AdamW is by default: every parameter decays."""
 
 
-def cases(name: str, peers: dict[str, str]) -> list[Case]:
-    return [training_step(name, peers.get("unireplknet", ""), BATCH, SIDE)]
+@register("unireplknet_a", "training step, batch 32, 64x64 pixels, AdamW", kind="model")
+def cases(peers: Mapping[str, str]) -> list[Case]:
+    return [training_step("unireplknet_a", peers.get("unireplknet", ""), BATCH, SIDE)]
+
+
+register_suite(
+    "unireplknet",
+    Suite(
+        (("unireplknet_a", ""),),
+        (
+            slower(
+                "UniRepLKNet-A step: time over the official class's",
+                "unireplknet_a",
+                "unireplknet",
+                1,
+                peer="unireplknet",
+            ),
+        ),
+    ),
+)
 
 
 def training_step(name: str, official: str, batch: int, side: int) -> Case:

@@ -1,10 +1,14 @@
 """The block of a mixture of experts, router and all, beside a dense gated FFN of the same active FLOPs: forward and
 gradients."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
 from research.bench.case import BOTH, Case, normal, program
+from research.bench.catalog import register, register_suite
+from research.bench.marks import Suite, slower
 from research.ops.expert_dispatch import dropless, with_places
 from research.ops.expert_routing import capacity, load_balance_loss, places, top_k_choice
 
@@ -12,8 +16,31 @@ TOKENS, WIDTH, HIDDEN, ACTIVE = 4096, 256, 512, 2
 EXPERTS = (8, 64)
 
 
-def cases(name: str, peers: dict[str, str]) -> list[Case]:
+@register(
+    "moe_ffn",
+    "a mixture's training step beside a dense FFN of the same active FLOPs, 8 and 64 experts",
+    kind="model",
+)
+def cases(peers: Mapping[str, str]) -> list[Case]:
     return [_case(experts) for experts in EXPERTS]
+
+
+register_suite(
+    "moe",
+    Suite(
+        (("moe_ffn", ""),),
+        (
+            slower(
+                "mixture of 8 experts, top-2: time over a dense FFN of the same active FLOPs",
+                "moe_ffn",
+                "dense",
+                1.8,
+                words="8 experts",
+            ),
+            slower("mixture of 64 experts, top-2: the same", "moe_ffn", "dense", 3, words="64 experts"),
+        ),
+    ),
+)
 
 
 def _case(experts: int) -> Case:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 
 from research.bench.case import BOTH, FORWARD, Case, directed, fast, normal, op_case, program
+from research.bench.catalog import register
 from research.ops import routed_conv
 
 BATCH = 64
@@ -13,7 +15,8 @@ SHAPES = ((16, 32, 2), (8, 64, 2), (8, 16, 8))
 """Side of a map, channels in and out of one expert, experts."""
 
 
-def cases(name: str, peers: dict[str, str]) -> list[Case]:
+@register("routed_conv", "convolutions with an expert for each image, 2 and 8 experts")
+def cases(peers: Mapping[str, str]) -> list[Case]:
     return [_case(*shape, direction) for shape in SHAPES for direction in (FORWARD, BOTH)]
 
 

@@ -1,9 +1,13 @@
 """Scans: the diagonal linear recurrence and Mamba-1's selective scan, beside XLA's associative_scan under autodiff."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 from jax import lax, nn
 
 from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
+from research.bench.catalog import register, register_suite
+from research.bench.marks import Mark, Suite, faster, ratios
 from research.ops import linear_recurrence as recurrence
 from research.ops import selective_scan as selective
 
@@ -11,9 +15,31 @@ SHAPES = ((4, 512, 256, 16), (2, 2048, 256, 16))
 """Batch, length, channels, state size."""
 
 
-def cases(name: str, peers: dict[str, str]) -> list[Case]:
-    make = {"linear_recurrence": _linear_recurrence, "selective_scan": _selective_scan}[name]
-    return [make(*shape, direction) for shape in SHAPES for direction in (FORWARD, BOTH)]
+@register("linear_recurrence", "h_t = a_t h_{t-1} + b_t")
+def recurrence_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [_linear_recurrence(*shape, direction) for shape in SHAPES for direction in (FORWARD, BOTH)]
+
+
+@register("selective_scan", "the recurrence of Mamba-1")
+def selective_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [_selective_scan(*shape, direction) for shape in SHAPES for direction in (FORWARD, BOTH)]
+
+
+register_suite(
+    "selective_scan",
+    Suite(
+        (("selective_scan", ""),),
+        (
+            faster("selective scan: least speed over lax.scan under autodiff", "selective_scan", "naive", 2.5),
+            faster("selective scan: least speed over associative_scan", "selective_scan", "xla", 5),
+            Mark(
+                "selective scan: temporary memory over lax.scan's under autodiff",
+                lambda rows: max(ratios(rows, "selective_scan", "ours", "naive", field="temp_bytes")),
+                0.2,
+            ),
+        ),
+    ),
+)
 
 
 def _linear_recurrence(batch: int, length: int, channels: int, state: int, direction: str) -> Case:

@@ -3,12 +3,15 @@ positions."""
 
 import functools
 import time
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from research.bench.case import BOTH, Built, Case, program
+from research.bench.catalog import register, register_suite
+from research.bench.marks import Mark, Row, Suite, holds, ratios, slower, spread
 from research.decode import models
 from research.models import registry
 from research.models.sequence import SequenceConfig
@@ -48,10 +51,66 @@ GROWING = "attention"
 ONE_TOKEN = "one token"
 
 
-def cases(name: str, peers: dict[str, str]) -> list[Case]:
-    if name == "sequence_training":
-        return [training(kind) for kind in LINEAR]
+@register(
+    "sequence_training",
+    "a training step of every linear mixer, length 256 to 8,192 at 8,192 tokens",
+    kind="model",
+)
+def training_cases(peers: Mapping[str, str]) -> list[Case]:
+    return [training(kind) for kind in LINEAR]
+
+
+@register(
+    "sequence_decoding",
+    "one step of generation at positions 100 and 10,000, recurrent mixers and attention",
+    kind="model",
+)
+def decoding_cases(peers: Mapping[str, str]) -> list[Case]:
     return [one_token(kind) for kind in (*RECURRENT, GROWING)]
+
+
+def _spread_of(words: str, rows: Sequence[Row]) -> float:
+    return spread([row["median_ms"] for row in rows if holds(row["shape"], words)])
+
+
+register_suite(
+    "context",
+    Suite(
+        (("sequence_training", ""),),
+        tuple(
+            Mark(
+                f"{kind}: time of a training step, largest over smallest, length 256 to 8,192 at 8,192 tokens",
+                functools.partial(_spread_of, f"{kind} "),
+                1.2,
+            )
+            for kind in LINEAR
+        ),
+    ),
+)
+register_suite(
+    "decoding",
+    Suite(
+        (("sequence_decoding", ""),),
+        (
+            *(
+                slower(
+                    f"{kind}: a step at position 10,000 over one at 100",
+                    "sequence_decoding",
+                    f"position {EARLY}",
+                    1.1,
+                    words=f"{kind} ",
+                )
+                for kind in RECURRENT
+            ),
+            Mark(
+                "attention with a cache: a step at position 10,000 over one at 100",
+                lambda rows: min(ratios(rows, "sequence_decoding", "ours", f"position {EARLY}", words=f"{GROWING} ")),
+                1.5,
+                at_least=True,
+            ),
+        ),
+    ),
+)
 
 
 def config_of(kind: str, length: int) -> SequenceConfig:

@@ -1,26 +1,19 @@
 """Measures the table that chooses forms on a CPU: every form of an op, direction by direction, over a grid of shapes.
 
-A tuner is a function of this room that yields (features of the shape, {direction: {form: call without arguments}}). A
-form that cannot do a case is left out of it there.
+A tuner is a function that yields (features of the shape, {direction: {form: call without arguments}}) and registers
+itself in its own file. A form that cannot do a case is left out of it there.
 """
 
 import csv
-import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from research.bench import run
+from research.plugins import import_all
 from research.report.tables import MADE_BY
 
-TUNERS = {
-    "depthwise_conv2d": ("tune_depthwise", "cases"),
-    "depthwise_conv1d": ("tune_depthwise", "cases_1d"),
-    "softmax_attention": ("tune_attention", "cases"),
-    "routed_conv": ("tune_routed", "cases"),
-}
-"""Op to the file and the name of its tuner."""
 COLUMNS = ("op", "direction", "at", "form", "ms")
 SECONDS = 0.3  # of timed calls of one form in one direction
 
@@ -28,10 +21,26 @@ Row = dict[str, str]
 Measured = tuple[Mapping[str, float], Mapping[str, Mapping[str, Callable[[], Any]]]]
 
 
-def cases(op: str) -> Iterator[Measured]:
-    """The grid of an op in TUNERS."""
-    module, function = TUNERS[op]
-    yield from getattr(importlib.import_module(f"research.bench.{module}"), function)()
+Tuner = Callable[[], Iterator[Measured]]
+_TUNERS: dict[str, Tuner] = {}
+
+
+def register(op: str) -> Callable[[Tuner], Tuner]:
+    """Makes what is decorated known as the tuner of an op."""
+
+    def add(tuner: Tuner) -> Tuner:
+        if op in _TUNERS:
+            raise ValueError(f"op {op} has two tuners")
+        _TUNERS[op] = tuner
+        return tuner
+
+    return add
+
+
+def known() -> dict[str, Tuner]:
+    """Op to its tuner, sorted."""
+    import_all(__package__ or "")
+    return dict(sorted(_TUNERS.items()))
 
 
 def rows_of(op: str, at: Mapping[str, float], directions: Mapping[str, Mapping[str, Callable[[], Any]]]) -> list[Row]:

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 
 from research.bench.case import BOTH, directed, fast, normal
+from research.bench.tune import Measured, register
 from research.ops import attention
 
 LENGTHS = (64, 256, 1024, 4096)
 TOKENS = 4096
 HEADS, WIDTH = 4, 64
 
-Measured = tuple[dict[str, float], dict[str, dict[str, Callable[[], Any]]]]
 
-
+@register("softmax_attention")
 def cases() -> Iterator[Measured]:
     """Yields (features, {direction: {form: call}}); a form is chosen once for both directions, so that they are timed
     together."""

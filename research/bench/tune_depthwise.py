@@ -8,10 +8,9 @@ from typing import Any
 import jax
 
 from research.bench.case import normal
+from research.bench.tune import Measured, register
 from research.ops import depthwise_forms
 from research.ops import depthwise_geometry as geometry
-
-Measured = tuple[dict[str, float], dict[str, dict[str, Callable[[], Any]]]]
 
 FORMS = ("shift", "toeplitz", "dft")
 NUMBERS = 2**20
@@ -25,6 +24,7 @@ COSTLY_SHIFTS = 31 * 31
 """From this many taps on, the shift form is never the fastest, and timing it would take minutes."""
 
 
+@register("depthwise_conv2d")
 def cases() -> Iterator[Measured]:
     """Yields (features, {direction: {form: call}}) for maps and kernels in two dimensions."""
     for side in SIDES:
@@ -33,6 +33,7 @@ def cases() -> Iterator[Measured]:
                 yield _case((side, side), (size, size))
 
 
+@register("depthwise_conv1d")
 def cases_1d() -> Iterator[Measured]:
     """The same for sequences, which are maps of one column; the padding is causal."""
     for length in LENGTHS:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from research.bench.case import BOTH, directed, fast, normal
+from research.bench.tune import Measured, register
 from research.ops import routed_conv
 
 BATCH = 64
@@ -16,9 +17,8 @@ SHAPES = ((4, 128), (16, 64), (49, 32), (196, 16), (64, 128), (256, 64))
 """Pixels of a map and its channels in and out."""
 EXPERTS = (1, 2, 8)
 
-Measured = tuple[dict[str, float], dict[str, dict[str, Callable[[], Any]]]]
 
-
+@register("routed_conv")
 def cases() -> Iterator[Measured]:
     """Yields (features, {direction: {form: call}}); a form is chosen once for both directions, so that they are timed
     together."""

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from launch import bench
-from research.bench import marks, run
+from research.bench import catalog, marks, run
 from research.errors import UserError
 from research.report import tables
 
@@ -88,7 +88,8 @@ def test_a_suite_is_judged(command, monkeypatch, tmp_path, asked, code, kept):
         "c", lambda rows: min(marks.ratios(rows, "depthwise_conv2d", "xla", "ours")), asked, at_least=True
     )
     of_torch = marks.Mark("d", lambda rows: 0.0, 1, peer="torch")
-    monkeypatch.setitem(marks.SUITES, "tiny", marks.Suite((("depthwise_conv2d", "8x28x28x64"),), (of_xla, of_torch)))
+    tiny = marks.Suite((("depthwise_conv2d", "8x28x28x64"),), (of_xla, of_torch))
+    monkeypatch.setitem(catalog._SUITES, "tiny", tiny)
     got, out = command(suite="tiny", csv=str(tmp_path / "t.csv"))
     assert got == code and "[1/1]" in out and "not judged: needs --peer=torch" in out
     judged = tables.read_csv(tmp_path / "t_marks.csv")
@@ -101,10 +102,11 @@ def test_a_suite_is_judged(command, monkeypatch, tmp_path, asked, code, kept):
         (dict(), "nothing to do: give one of --op, --model, --suite, --tune, --config or --list"),
         (dict(op="ssd", model="mamba"), "--op and --model exclude each other"),
         (dict(op="ssdd"), "unknown op 'ssdd'; near: ssd"),
-        (dict(op="mamba"), "unknown op 'mamba'; valid: depthwise_conv2d, "),
-        (dict(model="bert"), "unknown model 'bert'; valid: unireplknet_a, mamba, mamba2, gla"),
-        (dict(suite="all"), "unknown suite 'all'; valid: depthwise, "),
-        (dict(tune="ssd"), "no tuner for 'ssd'; valid: depthwise_conv2d"),
+        (dict(op="mamba"), "unknown op 'mamba'; valid: depthwise_conv1d, depthwise_conv2d, "),
+        (dict(model="bert"), "unknown model 'bert'; valid: gla, mamba, mamba2, moe_ffn"),
+        (dict(suite="all"), "unknown suite 'all'; valid: attention, "),
+        (dict(suite="group"), "unknown suite 'group'; near: grouped"),
+        (dict(tune="ssd"), "no tuner for 'ssd'; valid: depthwise_conv1d"),
         (
             dict(op="depthwise_conv2d", shapes="99x99"),
             "no case holds --shapes='99x99'; valid: depthwise_conv2d | 32x28",
@@ -124,4 +126,7 @@ def test_a_mistake_ends_the_process_with_code_2():
     out = subprocess.run(
         [sys.executable, "-m", "launch.bench", "--op=ssdd"], capture_output=True, text=True, timeout=60
     )
-    assert out.returncode == 2 and out.stderr == "error: unknown op 'ssdd'; near: ssd (all: --list)\n"
+    assert (
+        out.returncode == 2
+        and out.stderr == "error: unknown op 'ssdd'; near: ssd (all: --list; one's own: --plugin=FILE)\n"
+    )

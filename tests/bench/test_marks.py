@@ -2,7 +2,7 @@
 
 import pytest
 
-from research.bench import marks
+from research.bench import catalog, marks
 from research.bench.marks import Mark
 
 
@@ -64,35 +64,31 @@ def test_reductions():
 @pytest.mark.slow
 def test_suites_name_cases_that_exist_and_have_what_their_marks_compare():
     """Every mark is judged on made-up times of the contenders that its cases really have."""
-    from research.bench import catalog
-
     peers = {"torch": "", "transformers": "", "unireplknet": "a path"}
-    for suite in marks.SUITES.values():
-        found = [one for name in dict.fromkeys(name for name, _ in suite.wanted) for one in catalog.cases(name, peers)]
-        rows = []
-        for one in (one for one in found if suite.wants(one.name, one.shape, one.direction)):
-            rows += [
-                row(one.shape, name, 5.0, one.name, one.direction, temp_bytes=7)
-                for name in (*one.contenders, *one.peers)
-            ]
+    for suite in catalog.suites().values():
+        rows = [
+            row(one.shape, name, 5.0, one.name, one.direction, temp_bytes=7)
+            for one in catalog.cases_of(suite, peers)
+            for name in (*one.contenders, *one.peers)
+        ]
         judged = [mark.judge(rows, peers) for mark in suite.marks]
         assert all(0 <= entry["figure"] <= 1 and entry["kept"] in ("yes", "no") for entry in judged)
 
 
 def test_suites_that_need_a_peer():
-    assert {name for name, suite in marks.SUITES.items() if marks.needs_peer(suite)} == {
+    assert {name for name, suite in catalog.suites().items() if marks.needs_peer(suite)} == {
         "unireplknet",
         "language_models",
     }
 
 
 def test_a_mark_whose_cases_were_left_out_is_not_judged():
-    judged = marks.SUITES["grouped"].marks[0].judge([], [])
+    judged = catalog.find_suite("grouped").marks[0].judge([], [])
     assert judged["figure"] is None and judged["kept"] == "not judged: its cases were left out"
 
 
 def test_a_mark_over_lengths_is_not_judged_without_its_cases():
-    mark = marks.SUITES["context"].marks[0]
+    mark = catalog.find_suite("context").marks[0]
     assert mark.judge([], [])["kept"].startswith("not judged")
     rows = [{"shape": "mamba 8192 tokens width 192", "median_ms": ms} for ms in (10.0, 11.0, 13.0)]
     assert mark.judge(rows, [])["figure"] == pytest.approx(1.3) and mark.judge(rows, [])["kept"] == "no"

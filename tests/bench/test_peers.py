@@ -62,7 +62,7 @@ def test_language_models_have_the_same_loss_and_gradients(name):
 
 def test_gated_linear_attention_is_timed_beside_mamba2_of_about_equal_size():
     pytest.importorskip("transformers")
-    case = language_models.cases("gla", {})[1]
+    case = language_models.gla_cases({})[1]
     ours, theirs = both(case, "transformers")
     count = lambda arrays: sum(a.size if hasattr(a, "dtype") and not torch.is_tensor(a) else a.numel() for a in arrays)
     assert 0.9 < count(ours[1].values()) / count(theirs[1].values()) < 1.1

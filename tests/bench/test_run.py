@@ -152,10 +152,17 @@ def test_peers_are_parsed(tmp_path, monkeypatch):
         assert words in str(error.value)
 
 
+def test_a_name_is_registered_once():
+    with pytest.raises(UserError, match="op ssd is in the catalogue of benchmarks already"):
+        catalog.known("op") and catalog.register("ssd", "again")(lambda peers: [])
+    with pytest.raises(UserError, match="suite grouped is in the catalogue of benchmarks already"):
+        catalog.register_suite("grouped", catalog.find_suite("grouped"))
+
+
 @pytest.mark.slow
 def test_every_case_of_the_catalogue_can_be_traced():
     """Shapes fit, and what is compared computes arrays of one shape; nothing is compiled."""
-    for name in catalog.OPS:
-        for one in catalog.cases(name, {}):
+    for name, entry in catalog.known("op").items():
+        for one in entry.cases({}):
             assert one.name == name and one.flops > 0 and one.num_bytes > 0 and next(iter(one.contenders)) == "ours"
             assert dataclasses.replace(one).key == f"{name} | {one.shape} | {one.direction}"

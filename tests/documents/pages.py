@@ -16,6 +16,7 @@ GUIDES = {
     "optimizer": "add-an-optimizer",
     "task": "add-a-task",
     "method": "add-a-method",
+    "benchmark": "add-a-benchmark",
 }
 """Component -> the page of docs/how-to/ whose first block of Python is a complete file that adds it."""
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
