@@ -69,10 +69,6 @@ def base_config() -> ml_collections.ConfigDict:
                 "norms": False,  # log norms of gradients and parameters by the roles of their axes
                 "profile": "",  # START:COUNT, updates whose profiler trace goes to WORKDIR/profile
                 "init_from": "",
-                "upcycle": {
-                    "noise": 0.0,
-                    "reinit": 0.0,
-                },  # of experts that start as a dense network's FFNs
             },
             "eval": {
                 "every": "20%",

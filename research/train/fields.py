@@ -82,8 +82,6 @@ FIELDS: dict[str, Field] = {
     "train.norms": Field(bool, "norms of gradients and parameters are logged by role"),
     "train.profile": Field(str, "updates whose profiler trace is kept", PROFILE),
     "train.init_from": Field(str, "run or folder whose network the run starts from"),
-    "train.upcycle.noise": Field(float, "relative noise on experts that start as a dense part", WEIGHT),
-    "train.upcycle.reinit": Field(float, "share of their hidden units that is drawn afresh", SHARE),
     "eval.every": Field(str | int, "between evaluations; 0: at the end", DURATION),
     "eval.subnets": Field(str, "which networks are evaluated on the way", _one_of("full", "all")),
     "eval.batch_size": Field(int, "examples at a time", SIZE),

@@ -129,7 +129,7 @@ def readers() -> tuple[Reader, ...]:
             lambda config: config["optim"]["schedule"] != "constant",
             option=True,
         ),
-        _beside("train.init_from", "nested.sort_importance", "train.upcycle.noise", "train.upcycle.reinit"),
+        _beside("train.init_from", "nested.sort_importance"),
         _beside("eval.every", "eval.stop_at"),
         _beside("report.latency", "report.latency_batches"),
     )
