@@ -8,7 +8,8 @@ one.
 Arguments: dense (one FFN for all), domain (one a domain, arXiv 2401.15713; the default). Both read the
 domain's token at position 0 and cost the same FLOPs a text. The pairs are docstrings and the bodies of their functions
 in Python's standard library, 4,400 to train on. From pretrained dense weights instead:
---config.train.init_from=runs/domain_encoder/arg=dense_seed=0. The paper's loss, mnr_plus, takes raw products of
+--config.methods=upcycling
+--config.method.upcycling.source=runs/domain_encoder/arg=dense_seed=0. The paper's loss, mnr_plus, takes raw products of
 vectors, which fits encoders that are pretrained; from scratch the longest vectors become everybody's target, so here
 vectors have length 1, products are divided by 0.05 and the loss is the symmetric one, each text's target its own pair.
 Hardware: two CPU cores, one for each of two runs, 150 to 230 s of a core each with compiling. Numbers to expect (means

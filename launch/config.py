@@ -109,6 +109,7 @@ def _frames(error: BaseException) -> list[Any]:
 
 
 def _set(config: Any, field: str, text: str) -> None:
+    refuse_moved(field)
     parts = field.split(".")
     node, where = config, "config"
     for part in parts[:-1]:
@@ -150,7 +151,6 @@ def _as_old(text: str, old: Any, where: str, free: bool) -> Any:
 
 
 def _unknown(where: str, name: str, node: Any) -> None:
-    refuse_moved(f"{where}.{name}".removeprefix("config."))
     keys = list(node)
     near = difflib.get_close_matches(name, keys, n=3, cutoff=0.4) or keys
     raise UserError(f"unknown config field {where}.{name}; near: {', '.join(f'{where}.{n}' for n in near)}")

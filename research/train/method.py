@@ -6,12 +6,13 @@ A method is a frozen dataclass of its options, derived from `Method` and decorat
 options under `config.method.NAME`. Random numbers of a method come from keys that its name is folded into.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from research.modules.axes import Axes
 from research.modules.state import Abstract, Arrays
@@ -79,6 +80,21 @@ class Method:
 
     def brings(self) -> Brought | None:
         """Returns the network that the method brings, loaded once at the start; `forward(x, params=NAME)` runs it."""
+        return None
+
+    def start(self, model: Any, key: Array, say: Callable[[str], None]) -> tuple[Arrays, Arrays] | None:
+        """Returns the (params, stats), all or some of the model's, that a run starts from in place of random ones; None
+        for none. On the host, once before the first update, never when a run goes on.
+
+        Args:
+          model: config of the full network.
+          key: of the run, the same for all methods.
+          say: called with a line for humans.
+
+        Raises:
+          UserError: what it starts from does not fit the model.
+        """
+        del model, key, say
         return None
 
     def weights(self, params: Arrays, arrays: Arrays, clock: Clock | None) -> Arrays:

@@ -1,7 +1,7 @@
 """The methods of a run, composed: in the order of the config, each around those before it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,20 @@ class Methods:
     def brought(self) -> dict[str, Brought]:
         """Loads the networks that methods bring."""
         return {m.name: network for m in self.items if (network := m.brings()) is not None}
+
+    def start(self, model: Any, key: Array, say: Callable[[str], None]) -> tuple[Arrays, Arrays]:
+        """Returns the (params, stats) that methods give a run to start from, those of later ones in the place of
+        earlier ones'.
+
+        Raises:
+          UserError: a method does not fit the model.
+        """
+        params: Arrays = {}
+        stats: Arrays = {}
+        for method in self.items:
+            if (given := method.start(model, key, say)) is not None:
+                params, stats = {**params, **given[0]}, {**stats, **given[1]}
+        return params, stats
 
     def weights(self, params: Arrays, arrays: Mapping[str, Arrays], clock: Clock | None) -> Arrays:
         """Returns the effective weights of a sub-network."""

@@ -120,8 +120,15 @@ class Programs:
         return state
 
     def state_from(self, params: Arrays, stats: Arrays) -> State:
-        """Returns an initial state that starts from given weights."""
-        state: State = jax.jit(self._fresh, out_shardings=self.shardings)(params, stats, seeds.key(self.seed))
+        """Returns an initial state that starts from given weights; those that are not given are drawn."""
+
+        def start(params: Arrays, stats: Arrays, key: Array) -> State:
+            if params.keys() < self.layout.model.params.keys() or stats.keys() < self.layout.model.stats.keys():
+                drawn = initialize(self.space.full, key)
+                params, stats = {**drawn[0], **params}, {**drawn[1], **stats}
+            return self._fresh(params, stats, key)
+
+        state: State = jax.jit(start, out_shardings=self.shardings)(params, stats, seeds.key(self.seed))
         return state
 
     def drawn(self, key: Array) -> State:

@@ -11,7 +11,7 @@ from research.nested.section import NestedSection
 from research.optim.section import OptimSection
 from research.sections import Only, Section, fields_of, free, free_groups, group, read, setting
 from research.tasks.section import TaskSection
-from research.values import COUNT, DIGITS, DURATION, SHARE, SIZE, WEIGHT, Rule, fit
+from research.values import COUNT, DIGITS, DURATION, SIZE, Rule, fit
 
 PROFILE = Rule(
     pattern=rf"(\d{{1,{DIGITS}}}(:0*[1-9]\d{{0,{DIGITS}}})?)?",
@@ -38,24 +38,6 @@ class LearnerSection(Section):
 
 
 @dataclass(frozen=True)
-class UpcycleSection(Section):
-    """The group `train.upcycle`."""
-
-    noise: float = setting(
-        0.0,
-        "relative noise on experts that start as a dense part",
-        WEIGHT,
-        _with("train.init_from", lambda config: bool(config.train.init_from)),
-    )
-    reinit: float = setting(
-        0.0,
-        "share of their hidden units that is drawn afresh",
-        SHARE,
-        _with("train.init_from", lambda config: bool(config.train.init_from)),
-    )
-
-
-@dataclass(frozen=True)
 class TrainSection(Section):
     """How long and in which arithmetic a run trains."""
 
@@ -77,7 +59,6 @@ class TrainSection(Section):
     norms: bool = setting(False, "norms of gradients and parameters are logged by role")
     profile: str = setting("", "updates whose profiler trace is kept", PROFILE)
     init_from: str = setting("", "run or folder whose network the run starts from")
-    upcycle: UpcycleSection = group(UpcycleSection)
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,8 @@ class Supervised(Learner):
             self._take(self.setup.reshaped(model))
 
     def initial(self, say: Say) -> State:
-        if self.config.train.init_from:
-            return self.programs.state_from(*initial.arrays(self.setup, self.config, say))
-        return self.programs.init_state()
+        params, stats = initial.arrays(self.setup, self.config, say)
+        return self.programs.state_from(params, stats) if params else self.programs.init_state()
 
     def wanted(self) -> Wanted:
         return kept.wanted(self.programs.shapes, self.programs.shardings, self.programs.full, optimizer=True)

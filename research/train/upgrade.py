@@ -25,6 +25,7 @@ MOVED = {
     "nested.distill": "config.method.sandwich.distill",
     "nested.spread": "config.nested.execution=parallel",
     "train.ema": "config.methods with 'ema' and config.method.ema.decay",
+    "train.upcycle": "config.methods with 'upcycling' and config.method.upcycling, whose source is the dense run",
     "task.robust": "config.methods with 'pgd', 'trades' or 'advmoe' and config.method.NAME",
     "report.attacks": "config.methods with 'attacks' and config.method.attacks.names",
     "report.attack_examples": "config.method.attacks.examples",
@@ -58,6 +59,9 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         nested["execution"] = "parallel"
     if decay := train.pop("ema", 0.0):
         add("ema", {"decay": decay})
+    upcycle = train.pop("upcycle", {})
+    if isinstance(upcycle, Mapping) and any(upcycle.values()):
+        add("upcycling", {"source": train.pop("init_from", ""), **upcycle})
     attacks = {k: report.pop(f"attack_{k}") for k in ("examples", "epsilon", "steps") if f"attack_{k}" in report}
     if named := report.pop("attacks", ()):
         add("attacks", {"names": tuple(named), **attacks})

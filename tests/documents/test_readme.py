@@ -64,7 +64,7 @@ def test_training_methods_and_their_options():
         assert {field for field, _ in named} == set(fields), name
         for field, default in named:
             value = fields[field]
-            shown = ",".join(value) if isinstance(value, tuple) else str(value)
+            shown = ",".join(value) if isinstance(value, tuple) else str(value) or "empty"
             assert default in (shown, f"{255 * value:g}/255" if isinstance(value, float) else shown), (name, field)
 
 

@@ -4,12 +4,15 @@ Loaded by tests, and by commands as `--plugin=tests/methods/cases.py`.
 """
 
 import dataclasses
+import functools
+import tempfile
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.interop.safetensors_io import save_folder
 from research.models import registry
 from research.modules.axes import Kind
 from research.modules.state import initialize
@@ -179,3 +182,23 @@ class Teacher(Method):
 
 
 IMAGES = {"image_size": 8, "in_channels": 1, "num_classes": 10}
+
+
+@functools.cache
+def source(name=MODEL["name"], **fields):
+    """A folder with the random weights of a network that a method starts from, by default the recipe's own."""
+    own = fields or {k: v for k, v in MODEL.items() if k != "name"}
+    config = registry.model_config(name, **own, **IMAGES)
+    folder = tempfile.mkdtemp(prefix="source_")
+    save_folder(folder, config, *initialize(config, jax.random.key(2)))
+    return folder
+
+
+NEEDS = {
+    "upcycling": lambda: {
+        "model.ffn": "mlp moe",
+        "model.moe": "{'hidden': 32, 'experts': 2}",
+        "method.upcycling.source": source(),
+    },
+}
+"""Method -> fields of the recipe `tests/methods/tiny.py` that it needs."""

@@ -21,6 +21,7 @@ from research.train.method_registry import known
 from research.train.setup import make_setup
 from research.train.supervised import Supervised
 from research.train.update import Update
+from tests.methods.cases import NEEDS
 from tests.train.reporter import Lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +47,8 @@ def tiny(*names, **fields):
     text = f"tests/tiny_robust.py:{min(robust)}" if robust else "tests/methods/tiny.py"
     given = {"methods": ",".join(names), "train.duration": "4", "checkpoint.every": "2", "eval.every": "0"}
     given |= {"nested.points.s": "width=0.5", "model.dims": "(16, 32)", "model.stem_dim": "16"} if robust else {}
+    for name in names:
+        given |= {} if robust or name not in NEEDS else NEEDS[name]()
     given |= {f"method.{name}.count": "2" for name in names if name in ("sorted", "sandwich")}
     return recipe.load(text, given | {k.replace("__", "."): str(v) for k, v in fields.items()})
 

@@ -1,4 +1,4 @@
-"""A sentence encoder through the whole loop: dense, then extended to experts by init_from; what does not fit is told at
+"""A sentence encoder through the whole loop: dense, then upcycled to experts of domains; what does not fit is told at
 set-up."""
 
 import jax
@@ -57,7 +57,7 @@ def test_it_trains_and_reports_retrieval(dense):
 
 @pytest.mark.slow
 def test_domain_run_starts_as_the_dense_one(dense, fields, tmp_path):
-    config = load("domain", fields, **{"train.init_from": dense[0]})
+    config = load("domain", fields, **{"methods": "upcycling", "method.upcycling.source": dense[0]})
     run = loop.Run(config, str(tmp_path / "run"), Lines())
     state = run.learner.initial(print)
     base, params, stats = load_model(dense[0])

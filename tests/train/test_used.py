@@ -31,7 +31,6 @@ TEXT, IMAGES, PROBE = "tests/tiny_lm.py:full", "tests/tiny.py:full", "tests/tiny
         (IMAGES, "nested.reduce", "sum", "methods that choose sub-networks"),
         (IMAGES, "nested.execution", "parallel", "methods that choose sub-networks"),
         (IMAGES, "nested.sort_importance", "True", "train.init_from"),
-        (IMAGES, "train.upcycle.noise", "0.1", "train.init_from"),
         (IMAGES, "report.latency_batches", "(1,)", "report.latency"),
         (IMAGES, "report.sample", "a", "language modelling"),
         (IMAGES, "data.augment.crop_padding", "0", "data.augment.crop_padding"),
