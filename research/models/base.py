@@ -10,8 +10,7 @@ from flax import nnx
 
 from research.errors import UserError
 from research.models import forms
-from research.modules.axes import Init, role
-from research.modules.moe_options import Moe
+from research.modules.axes import Init
 from research.modules.state import Arrays, abstract
 
 
@@ -96,27 +95,43 @@ class ModelConfig:
         """Whether a state can carry the model on, token by token."""
         return False
 
-    # -- experts -----------------------------------------------------------------------------------------------
-
     @property
     def pathways(self) -> int:
-        """Pathways of which every image takes one, 0 or 1 where there is no choice."""
+        """Pathways of which every image takes one, 0 or 1 where there is no choice. Where there is, `router` says which
+        parameters choose, and the module has the methods `scores` and `with_scores` of
+        `research.modules.routed_conv.RoutedNetwork`."""
         return 0
 
-    @property
-    def has_mixtures(self) -> bool:
-        """Whether some layers are mixtures of experts: then the config has `mixture`, their options with all sizes."""
-        return False
+    def active_params(self) -> int:
+        """Returns how many parameters one token, or image, meets: where it is sent to some of them, those."""
+        return abstract(self).num_params()
 
-    @property
-    def mixture(self) -> Moe:
-        """The options of the mixtures of experts, every size filled in."""
-        raise NotImplementedError(f"{self.family} has no mixtures of experts")
+    # -- what is told of its layers ----------------------------------------------------------------------------
 
     def layer_places(self) -> tuple[tuple[str, int], ...]:
         """Returns where the arrays of each layer lie, in order: (prefix of their names, index on their first axis); ()
         where nobody asks."""
         return ()
+
+    def layer_labels(self, path: str, stacked: tuple[int, ...] = ()) -> list[str]:
+        """Returns what the log calls the layers of the module at `path`: layer0, layer1, ... in the order of
+        `layer_places` where that names them, else by their path.
+
+        Args:
+          stacked: shape of the axes of layers in front of the module's arrays, () of a layer by itself.
+        """
+        places = enumerate(self.layer_places())
+        names = {i: f"layer{n}" for n, (prefix, i) in places if f"{path}/".startswith(f"{prefix}/")}
+        return [names.get(i, f"{path}[{i}]" if stacked else path) for i in range(math.prod(stacked))]
+
+    def observations(self, params: Arrays, stats: Arrays) -> Mapping[str, float]:
+        """Returns what an evaluation logs of the weights themselves, name in metrics.jsonl -> number.
+
+        Args:
+          params, stats: of the full network, as they are evaluated.
+        """
+        del params, stats
+        return {}
 
 
 class ChoosesForms(ModelConfig):
@@ -131,25 +146,5 @@ class ChoosesForms(ModelConfig):
         return self.with_form(forms.on_cpu(self.form))
 
     def counted(self) -> tuple[Self, int]:
-        """By the reference implementations, but for mixtures of experts, where a token visits only some."""
-        count = self.mixture.counted_batch if self.has_mixtures else 1
-        return self.with_form(forms.counted_form(self.has_mixtures)), count
-
-
-def active_params(config: ModelConfig) -> int:
-    """Parameters of a model that one token, or image, meets: of a mixture's experts those that it is sent to, of
-    everything else all.
-
-    The embedding counts whole, as is usual; so do soft mixtures, whose tokens are spread over all experts.
-    """
-    full = abstract(config)
-    roles = {name: [role(axis) for axis in full.axes[name]] for name in full.params}
-    if config.pathways > 1:  # one expert of every routed convolution
-        of_experts = [name for name, own in roles.items() if "experts" in own and not name.startswith(config.router)]
-        idle = 1 - 1 / config.pathways
-    elif config.has_mixtures and config.mixture.router != "soft":
-        of_experts = [name for name, own in roles.items() if [r for r in own if r != "layers"][:1] == ["experts"]]
-        idle = 1 - config.mixture.active / config.mixture.experts
-    else:
-        return full.num_params()
-    return full.num_params() - round(idle * sum(math.prod(full.params[name].shape) for name in of_experts))
+        """By the reference implementations."""
+        return self.with_form("naive"), 1

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from research.errors import UserError
-from research.ops import dispatch, grouped_matmul
+from research.ops import dispatch
 
 
 def on_cpu(form: str) -> str:
@@ -12,11 +12,6 @@ def on_cpu(form: str) -> str:
         return "cpu"
     entries = [entry.strip() for entry in form.split(",")]
     return f"{form}, cpu" if all("=" in entry for entry in entries) else form
-
-
-def counted_form(has_mixtures: bool) -> str:
-    """The form whose FLOPs are the nominal ones: naive, but for mixtures of experts, where a token visits only some."""
-    return f"naive, {grouped_matmul.OP}=ragged" if has_mixtures else "naive"
 
 
 def check_form(family: str, form: str, ops: Mapping[str, Sequence[str]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from research.errors import UserError
 from research.files import printable
-from research.models.base import ModelConfig, active_params
+from research.models.base import ModelConfig
 from research.modules.state import abstract
 from research.plugins import import_all
 from research.values import fit, not_negative
@@ -156,7 +156,7 @@ def model_info(name: str) -> dict[str, Any]:
         "name": name,
         "family": e.config.family,
         "params": shapes.num_params(),
-        "active_params": active_params(e.config),
+        "active_params": e.config.active_params(),
         "stats": shapes.num_stats(),
         "input": e.config.input_shape(),
         "elastic": tuple(e.config.elastic),

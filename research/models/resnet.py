@@ -16,22 +16,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
-from research.models.base import ChoosesForms
 from research.models.registry import Entry, register
 from research.models.routing import (
     ADVMOE,
     EXPERTS_SHRINK,
-    ROUTER,
     ROUTER_COUNT,
     TINY_ROUTER,
-    check_routing,
-    shrunk_experts,
+    RoutedConfig,
 )
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules.axes import Init
 from research.modules.layers import Linear, ones, zeros
 from research.modules.norms import BatchNorm
-from research.modules.routed_conv import ImageRouter, Route, RoutedNetwork, convolution, convolve
+from research.modules.routed_conv import Route, RoutedNetwork, convolution, convolve
 from research.modules.state import Stack
 from research.values import Layers
 
@@ -43,14 +40,13 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclass(frozen=True)
-class ResNetConfig(ChoosesForms):
+class ResNetConfig(RoutedConfig):
     """Description of one ResNet.
 
     `dims` are the output channels of the stages; `inner_dims` those inside its blocks, () for dims / 4 in a
     bottleneck and dims in a basic block; `stem_dim` 0 stands for inner_dims[0]. `zero_init` starts the last norm
     of each block at zero. `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full model.
-    `experts` is the number of pathways (0: an ordinary network), `router_dims` and `router_depths` size the router that
-    chooses among them, `form` is that of the routed convolutions (see `research.ops.routed_conv`).
+    The fields of routing are those of `RoutedConfig`.
     """
 
     block: str = "basic"
@@ -64,15 +60,10 @@ class ResNetConfig(ChoosesForms):
     image_size: int = 224
     zero_init: bool = False
     kept_layers: tuple[tuple[int, ...], ...] = ()
-    experts: int = 0
-    router_dims: tuple[int, ...] = (16, 32, 64)
-    router_depths: tuple[int, ...] = (3, 3, 3)
-    form: str = "auto"
     unroll: bool = False
     remat: str = "none"
 
     family: ClassVar[str] = "resnet"
-    router: ClassVar[str] = ROUTER
     derived: ClassVar[dict[str, tuple[str, ...]]] = {
         "inner_dims": ("dims", "block"),
         "stem_dim": ("dims", "block", "inner_dims"),
@@ -87,7 +78,7 @@ class ResNetConfig(ChoosesForms):
     }
 
     def __post_init__(self):
-        check_routing(self)
+        self.check_routing()
         if self.block not in EXPANSION:
             raise UserError(f"resnet: unknown block {self.block!r}; valid: {', '.join(EXPANSION)}")
         if self.stem not in STEMS:
@@ -100,10 +91,6 @@ class ResNetConfig(ChoosesForms):
         _, stem_stride, pool = STEMS[self.stem]
         stride = stem_stride * pool * 2 ** (len(self.depths) - 1)
         check_image(self, stride, "stem='small' or larger images")
-
-    @property
-    def pathways(self) -> int:
-        return self.experts
 
     def build(self, init: Init) -> nnx.Module:
         return ResNet(self, init)
@@ -132,7 +119,7 @@ class ResNetConfig(ChoosesForms):
                 "which the full network projects; "
                 "valid: a larger width"
             )
-        return replace(small, experts=shrunk_experts(self.experts, experts))
+        return replace(small, experts=self.shrunk_experts(experts))
 
 
 class ConvNorm(nnx.Module):
@@ -258,8 +245,7 @@ class ResNet(RoutedNetwork):
         self.stages = nnx.List([Stage(config, i, init.child(f"stage{i}")) for i in range(len(config.depths))])
         axes = (f"stage{len(config.dims)}/embed", "classes")
         self.head = Linear(config.dims[-1], config.num_classes, axes, init.child("head"), kernel_init=torch_default)
-        router = (config.in_channels, config.router_dims, config.router_depths, config.experts)
-        self.router = ImageRouter(*router, init.child("router")) if config.experts > 1 else None
+        self.router = config.build_router(init)
 
     def features(
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, route: Route | None = None

@@ -1,41 +1,83 @@
-"""What families with routed convolutions share: the fields `experts`, `router_dims`, `router_depths` and `form`, and
-their sub-networks.
+"""What families with routed convolutions share: the fields `experts`, `router_dims`, `router_depths` and `form`, the
+router, and their sub-networks.
 
 Layers, router and training are those of Robust MoE-CNN (Zhang et al. 2023, arXiv 2308.10110).
 """
 
 import itertools
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from research.errors import UserError
+from research.models.base import ChoosesForms
 from research.models.forms import check_form
 from research.modules import elastic
+from research.modules.axes import Init, role
+from research.modules.routed_conv import ImageRouter
+from research.modules.state import abstract
 from research.ops import routed_conv
-
-ROUTER = "router/"
-"""What the names of the router's parameters start with; all others are the backbone's."""
 
 EXPERTS_SHRINK = "fraction of the pathways, or a whole number of them; 1 leaves the first and no router"
 
 
-def check_routing(config: Any) -> None:
-    """Raises UserError for a number of experts, a router or a form that cannot be built."""
-    family = config.family
-    check_form(family, config.form, {routed_conv.OP: tuple(routed_conv.FORMS)})
-    if config.experts < 0:
-        raise UserError(f"{family}: experts={config.experts}; valid: 0 (an ordinary network) or whole numbers from 1")
-    dims, depths = config.router_dims, config.router_depths
-    if len(dims) != len(depths) or not dims or min(*dims, *depths) < 1:
-        raise UserError(
-            f"{family}: router_dims={dims} and router_depths={depths} need one whole number from 1 per stage"
+@dataclass(frozen=True, kw_only=True)
+class RoutedConfig(ChoosesForms):
+    """Base of their configs; their modules derive from `research.modules.routed_conv.RoutedNetwork`.
+
+    `experts` is the number of pathways (0: an ordinary network), `router_dims` and `router_depths` size the router that
+    chooses among them, `form` is that of the routed convolutions (see `research.ops.routed_conv`).
+    """
+
+    experts: int = 0
+    router_dims: tuple[int, ...] = (16, 32, 64)
+    router_depths: tuple[int, ...] = (3, 3, 3)
+    form: str = "auto"
+
+    router: ClassVar[str] = "router/"
+
+    @property
+    def pathways(self) -> int:
+        return self.experts
+
+    def check_routing(self) -> None:
+        """Raises UserError for a number of experts, a router or a form that cannot be built."""
+        check_form(self.family, self.form, {routed_conv.OP: tuple(routed_conv.FORMS)})
+        if self.experts < 0:
+            raise UserError(
+                f"{self.family}: experts={self.experts}; valid: 0 (an ordinary network) or whole numbers from 1"
+            )
+        dims, depths = self.router_dims, self.router_depths
+        if len(dims) != len(depths) or not dims or min(*dims, *depths) < 1:
+            raise UserError(
+                f"{self.family}: router_dims={dims} and router_depths={depths} need one whole number from 1 per stage"
+            )
+        if any(wide < narrow for narrow, wide in itertools.pairwise(dims)):
+            raise UserError(f"{self.family}: router_dims={dims} must not fall: the router's shortcuts pad channels")
+
+    def shrunk_experts(self, choice: float | int) -> int:
+        """Returns how many of the experts stay; an ordinary network has none."""
+        return elastic.depth_count(choice, self.experts, 1, "experts") if self.experts else 0
+
+    def build_router(self, init: Init) -> ImageRouter | None:
+        """Builds the router from the network's own `init`; None where there is no choice. The network calls it
+        `router`, as the class attribute says."""
+        if self.experts < 2:
+            return None
+        channels = self.input_shape()[-1]
+        return ImageRouter(channels, self.router_dims, self.router_depths, self.experts, init.child("router"))
+
+    def active_params(self) -> int:
+        """One expert of every routed convolution, and all of the router."""
+        full = abstract(self)
+        if self.experts < 2:
+            return full.num_params()
+        routed = sum(
+            math.prod(shape.shape)
+            for name, shape in full.params.items()
+            if not name.startswith(self.router) and "experts" in map(role, full.axes[name])
         )
-    if any(wide < narrow for narrow, wide in itertools.pairwise(dims)):
-        raise UserError(f"{family}: router_dims={dims} must not fall: the router's shortcuts pad channels")
-
-
-def shrunk_experts(experts: int, choice: float | int) -> int:
-    """Returns how many of the experts stay; an ordinary network has none."""
-    return elastic.depth_count(choice, experts, 1, "experts") if experts else 0
+        return full.num_params() - round((1 - 1 / self.experts) * routed)
 
 
 ADVMOE = ("arXiv 2308.10110", "github.com/OPTML-Group/Robust-MoE-CNN")

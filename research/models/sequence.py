@@ -21,8 +21,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
-from research.models.base import ChoosesForms
 from research.models.forms import check_form
+from research.models.mixtures import MixtureConfig
 from research.models.sequence_layers import FFNS, MIXTURE, Period
 from research.modules import elastic
 from research.modules.axes import Init, Kind
@@ -33,7 +33,7 @@ from research.modules.mixers.base import Call, Spec, known
 from research.modules.moe_options import Moe
 from research.modules.norms import RMSNorm
 from research.modules.ssm import torch_linear
-from research.modules.state import Stack, ToldReal
+from research.modules.state import Stack
 from research.ops import grouped_matmul
 from research.ops.pooling import masked_last, masked_mean
 from research.values import Layers, Rate
@@ -49,7 +49,7 @@ def with_mixers(cls: type) -> type:
 
 @dataclass(frozen=True)
 @with_mixers
-class SequenceConfig(ChoosesForms, ToldReal):
+class SequenceConfig(MixtureConfig):
     """Description of one sequence model.
 
     Attributes:

@@ -17,23 +17,20 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.models.base import ChoosesForms
 from research.models.registry import Entry, register
 from research.models.resnet import ConvNorm
 from research.models.routing import (
     ADVMOE,
     EXPERTS_SHRINK,
-    ROUTER,
     ROUTER_COUNT,
     TINY_ROUTER,
-    check_routing,
-    shrunk_experts,
+    RoutedConfig,
 )
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules import elastic
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear
-from research.modules.routed_conv import ImageRouter, Route, RoutedNetwork, normal_01
+from research.modules.routed_conv import Route, RoutedNetwork, normal_01
 from research.modules.state import Stack
 from research.values import Layers
 
@@ -41,7 +38,7 @@ GRID = 2  # side of the map that the head reads
 
 
 @dataclass(frozen=True)
-class VGGConfig(ChoosesForms):
+class VGGConfig(RoutedConfig):
     """Description of one VGG: VGG-16 has `depths` (2, 2, 3, 3, 3); `hidden` units in both hidden layers of the head.
 
     The other fields are as in `ResNetConfig`; `kept_layers` counts the convolutions of a stage.
@@ -54,15 +51,10 @@ class VGGConfig(ChoosesForms):
     in_channels: int = 3
     image_size: int = 32
     kept_layers: tuple[tuple[int, ...], ...] = ()
-    experts: int = 0
-    router_dims: tuple[int, ...] = (16, 32, 64)
-    router_depths: tuple[int, ...] = (3, 3, 3)
-    form: str = "auto"
     unroll: bool = False
     remat: str = "none"
 
     family: ClassVar[str] = "vgg"
-    router: ClassVar[str] = ROUTER
     derived: ClassVar[dict[str, tuple[str, ...]]] = {"kept_layers": ("depths",)}
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels of every stage",
@@ -73,13 +65,9 @@ class VGGConfig(ChoosesForms):
     }
 
     def __post_init__(self):
-        check_routing(self)
+        self.check_routing()
         check_stages(self, ("dims",), (self.hidden, self.num_classes, self.in_channels))
         check_image(self, 2 ** (len(self.depths) - 1), "larger images or fewer stages")
-
-    @property
-    def pathways(self) -> int:
-        return self.experts
 
     def build(self, init: Init) -> nnx.Module:
         return VGG(self, init)
@@ -97,7 +85,7 @@ class VGGConfig(ChoosesForms):
           UserError: a choice lies outside the space.
         """
         dims, kept = shrunk_dims(self.dims, width), shrunk_depths(self.kept_layers, depth, keep)
-        hidden, count = elastic.scaled(self.hidden, ffn, 4, "ffn"), shrunk_experts(self.experts, experts)
+        hidden, count = elastic.scaled(self.hidden, ffn, 4, "ffn"), self.shrunk_experts(experts)
         return replace(self, dims=dims, depths=tuple(map(len, kept)), kept_layers=kept, hidden=hidden, experts=count)
 
 
@@ -162,8 +150,7 @@ class VGG(RoutedNetwork):
         self.head = Linear(
             hidden, config.num_classes, ("second/mlp", "classes"), init.child("head"), kernel_init=normal_01
         )
-        router = (config.in_channels, config.router_dims, config.router_depths, config.experts)
-        self.router = ImageRouter(*router, init.child("router")) if config.experts > 1 else None
+        self.router = config.build_router(init)
 
     def classify(self, x: Float[Array, "B H W C"], route: Route | None, mode: str) -> Float[Array, "B N"]:
         for i, stage in enumerate(self.stages):

@@ -18,8 +18,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from research.errors import UserError
-from research.models.base import ChoosesForms
 from research.models.forms import check_form
+from research.models.mixtures import MixtureConfig
 from research.models.registry import Entry, register
 from research.modules import elastic, mesh
 from research.modules.attention import Attention
@@ -30,7 +30,7 @@ from research.modules.mlp import Mlp
 from research.modules.moe import MoeFfn
 from research.modules.moe_options import FAMILIES, Moe
 from research.modules.norms import LayerNorm
-from research.modules.state import Stack, ToldReal
+from research.modules.state import Stack
 from research.ops import attention, grouped_matmul
 from research.values import Layers, Rate
 
@@ -38,7 +38,7 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclass(frozen=True)
-class ViTConfig(ChoosesForms, ToldReal):
+class ViTConfig(MixtureConfig):
     """Description of one vision Transformer.
 
     `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `ffn` names the feed-forward

@@ -15,28 +15,25 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from research.models.base import ChoosesForms
 from research.models.registry import Entry, register
 from research.models.routing import (
     ADVMOE,
     EXPERTS_SHRINK,
-    ROUTER,
     ROUTER_COUNT,
     TINY_ROUTER,
-    check_routing,
-    shrunk_experts,
+    RoutedConfig,
 )
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules.axes import Init
 from research.modules.layers import Conv, Linear, kaiming
 from research.modules.norms import BatchNorm
-from research.modules.routed_conv import ImageRouter, Route, RoutedNetwork, convolution, convolve, normal_01
+from research.modules.routed_conv import Route, RoutedNetwork, convolution, convolve, normal_01
 from research.modules.state import Stack
 from research.values import Layers
 
 
 @dataclass(frozen=True)
-class WideResNetConfig(ChoosesForms):
+class WideResNetConfig(RoutedConfig):
     """Description of one Wide ResNet: WRN-28-10 has `depths` (4, 4, 4) and `dims` 16 x 10 x (1, 2, 4).
 
     `inner_dims` are the channels between the two convolutions of a block, () for dims; the other fields are as in
@@ -51,15 +48,10 @@ class WideResNetConfig(ChoosesForms):
     in_channels: int = 3
     image_size: int = 32
     kept_layers: tuple[tuple[int, ...], ...] = ()
-    experts: int = 0
-    router_dims: tuple[int, ...] = (16, 32, 64)
-    router_depths: tuple[int, ...] = (3, 3, 3)
-    form: str = "auto"
     unroll: bool = False
     remat: str = "none"
 
     family: ClassVar[str] = "wide_resnet"
-    router: ClassVar[str] = ROUTER
     derived: ClassVar[dict[str, tuple[str, ...]]] = {"inner_dims": ("dims",), "kept_layers": ("depths",)}
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels of every stage, inner ones included",
@@ -70,15 +62,11 @@ class WideResNetConfig(ChoosesForms):
     }
 
     def __post_init__(self):
-        check_routing(self)
+        self.check_routing()
         if not self.inner_dims:
             object.__setattr__(self, "inner_dims", self.dims)
         check_stages(self, ("dims", "inner_dims"), (self.stem_dim, self.num_classes, self.in_channels))
         check_image(self, 2 ** (len(self.depths) - 1), "larger images or fewer stages")
-
-    @property
-    def pathways(self) -> int:
-        return self.experts
 
     def build(self, init: Init) -> nnx.Module:
         return WideResNet(self, init)
@@ -103,7 +91,7 @@ class WideResNetConfig(ChoosesForms):
             stem_dim=shrunk_dims((self.stem_dim, *self.dims[1:]), width)[0],
             depths=tuple(map(len, kept)),
             kept_layers=kept,
-            experts=shrunk_experts(self.experts, experts),
+            experts=self.shrunk_experts(experts),
         )
 
 
@@ -173,8 +161,7 @@ class WideResNet(RoutedNetwork):
         self.head = Linear(
             config.dims[-1], config.num_classes, (embed, "classes"), init.child("head"), kernel_init=normal_01
         )
-        router = (config.in_channels, config.router_dims, config.router_depths, config.experts)
-        self.router = ImageRouter(*router, init.child("router")) if config.experts > 1 else None
+        self.router = config.build_router(init)
 
     def classify(self, x: Float[Array, "B H W C"], route: Route | None, mode: str) -> Float[Array, "B N"]:
         x = self.stem(x)

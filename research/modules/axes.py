@@ -90,8 +90,23 @@ class StatKind(enum.Enum):
     CONSTANT = "drawn once and never moved"
 
 
+@dataclass(frozen=True)
+class Log:
+    """What a statistic of kind LOG is called in metrics.jsonl: HEADING/LAYER/NAME.
+
+    Attributes:
+      heading: of what the module tells, e.g. "experts".
+      names: of its entries, each of which is logged as a number; a single name logs the whole statistic, as a list
+        where it has an axis.
+    """
+
+    heading: str
+    names: str | tuple[str, ...]
+
+
 class Stat(nnx.Variable):
-    """An array that is not trained; `axes` as in `Param`, `kind` says how it moves."""
+    """An array that is not trained; `axes` as in `Param`, `kind` says how it moves, `log` what a LOG is called (None of
+    other kinds)."""
 
 
 def role(name: str) -> str:
@@ -143,9 +158,26 @@ class Init:
         """
         return Param(self._create(tag, shape, axes, init), axes=self._axes(axes), kind=kind, precise=precise)
 
-    def stat(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer, kind: StatKind) -> Stat:
-        """Creates a statistic; arguments as in `param`, `kind` says how it moves."""
-        return Stat(self._create(tag, shape, axes, init), axes=self._axes(axes), kind=kind)
+    def stat(
+        self,
+        tag: str,
+        shape: Sequence[int],
+        axes: Axes,
+        init: Initializer,
+        kind: StatKind,
+        *,
+        log: Log | None = None,
+    ) -> Stat:
+        """Creates a statistic; arguments as in `param`, `kind` says how it moves, `log` what one of kind LOG is called.
+
+        Raises:
+          ValueError: a LOG without `log`, another kind with it, or other names than it has entries.
+        """
+        if (kind is StatKind.LOG) != (log is not None):
+            raise ValueError(f"{tag}: kind {kind.name} {'needs' if log is None else 'has no'} log=Log(heading, names)")
+        if log is not None and not isinstance(log.names, str) and tuple(shape) != (len(log.names),):
+            raise ValueError(f"{tag}: the names {log.names} are of {len(log.names)} numbers, its shape is {shape}")
+        return Stat(self._create(tag, shape, axes, init), axes=self._axes(axes), kind=kind, log=log)
 
     def _axes(self, axes: Axes) -> Axes:
         return (*(name for _, name in self.stack), *axes)

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
-from research.modules.axes import Init, Kind, StatKind
+from research.modules.axes import Init, Kind, Log, StatKind
 from research.modules.layers import normal_02, ones, zeros
 from research.modules.mesh import on_own_tokens
 from research.modules.mixers.base import Call
@@ -30,6 +30,8 @@ from research.ops.precision import matmul, wide
 
 JITTER, NOISE, SECOND = 8, 9, 10
 """What the layer's key is folded with; its dropout folds smaller numbers."""
+HEADING = "experts"
+"""Of what the log tells of mixtures, see `research.modules.axes.Log`."""
 OBSERVED = ("entropy", "max_load", "dropped", "router_z", "confidence")
 """Entropy of the load in nats (ln E when even); largest load over the mean one; share of the choices that found no
 place (expert
@@ -87,8 +89,10 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         self.slot_scale = init.param("slot_scale", (), (), ones, Kind.GAIN) if soft else None
         self.bias = init.stat("bias", (count,), (experts,), zeros, StatKind.STATE) if spec.bias_rate else None
         self.chosen = init.stat("chosen", (count,), (experts,), zeros, StatKind.SUM) if spec.bias_rate else None
-        self.load = init.stat("load", (count,), (experts,), zeros, StatKind.LOG)
-        self.observed = init.stat("observed", (len(OBSERVED),), (f"{scope}/observed",), zeros, StatKind.LOG)
+        told = lambda names: Log(HEADING, names)
+        self.load = init.stat("load", (count,), (experts,), zeros, StatKind.LOG, log=told("load"))
+        numbers = (len(OBSERVED),), (f"{scope}/observed",)
+        self.observed = init.stat("observed", *numbers, zeros, StatKind.LOG, log=told(OBSERVED))
         self.aux_loss = init.stat("aux_loss", (), (), zeros, StatKind.LOSS)
 
     def __call__(self, x: Float[Array, "B *T D"], call: Call) -> Float[Array, "B *T D"]:

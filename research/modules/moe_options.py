@@ -1,7 +1,7 @@
 """The options of a mixture of experts, and the published combinations of them."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from research.errors import UserError
 from research.modules import elastic
@@ -18,6 +18,25 @@ EXPERTS = {
 """Kind of expert -> (activation, whether it is gated, whether it has biases)."""
 SHARED = {"glu": Glu, "mlp": Mlp}
 BALANCE_OVER = ("first", "all", "mean")
+
+
+class HasMixtures:
+    """What the config of a model derives from some of whose layers may be mixtures of experts."""
+
+    @property
+    def has_mixtures(self) -> bool:
+        """Whether some are."""
+        raise NotImplementedError
+
+    @property
+    def mixture(self) -> "Moe":
+        """The options of the mixtures, every size filled in."""
+        raise NotImplementedError
+
+
+def mixture_of(config: Any) -> "Moe | None":
+    """Returns the options of a model's mixtures of experts, every size filled in; None of one without."""
+    return config.mixture if isinstance(config, HasMixtures) and config.has_mixtures else None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from research.errors import UserError
-from research.modules.axes import Axes, Init, Kind, Param, Stat, StatKind
+from research.modules.axes import Axes, Init, Kind, Log, Param, Stat, StatKind
 
 Arrays = dict[str, Array]
 
@@ -55,6 +55,8 @@ class Abstract:
       kinds: what each parameter does.
       precise: the parameters that stay float32.
       stat_kinds: how each statistic moves.
+      logs: what those that are logged are called.
+      modules: the class of the module at each path.
     """
 
     graphdef: Any
@@ -65,6 +67,8 @@ class Abstract:
     kinds: Mapping[str, Kind]
     precise: frozenset[str]
     stat_kinds: Mapping[str, StatKind] = field(default_factory=dict)
+    logs: Mapping[str, Log] = field(default_factory=dict)
+    modules: Mapping[str, type[nnx.Module]] = field(default_factory=dict)
 
     def num_params(self) -> int:
         """Number of trained values; running statistics are not among them."""
@@ -77,6 +81,10 @@ class Abstract:
     def stats_of(self, *kinds: StatKind) -> list[str]:
         """Returns the names of the statistics of these kinds."""
         return [name for name in self.stats if self.stat_kinds[name] in kinds]
+
+    def modules_of(self, *sorts: type[nnx.Module]) -> list[str]:
+        """Returns the paths of the modules of these classes, sorted; what a module holds is called PATH/NAME."""
+        return sorted(path for path, sort in self.modules.items() if issubclass(sort, sorts))
 
     def kept_stats(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the statistics that files hold: all but the sums, which are zero between updates."""
@@ -133,8 +141,11 @@ def abstract(config: ModelConfig, dtype: Any = jnp.float32) -> Abstract:
         declared = _declared(module, Param)
         kinds = {name: variable.kind for name, variable in declared.items()}
         precise = frozenset(name for name, variable in declared.items() if variable.precise)
-        stat_kinds = {name: variable.kind for name, variable in _declared(module, Stat).items()}
-        seen.update(graphdef=graphdef, axes=axes, kinds=kinds, precise=precise, stat_kinds=stat_kinds)
+        stats_declared = _declared(module, Stat)
+        seen.update(graphdef=graphdef, axes=axes, kinds=kinds, precise=precise)
+        seen["stat_kinds"] = {name: variable.kind for name, variable in stats_declared.items()}
+        seen["logs"] = {name: variable.log for name, variable in stats_declared.items() if variable.log is not None}
+        seen["modules"] = {"/".join(map(str, path)): type(part) for path, part in nnx.iter_modules(module)}
         return params, stats
 
     params, stats = jax.eval_shape(build, jax.eval_shape(lambda: jax.random.key(0)))

@@ -1,5 +1,9 @@
 """Classification as it is evaluated under attack: accuracy of clean and of attacked images, and the images of each
-expert."""
+pathway.
+
+Of a model that routes images it knows what every model declares (`research.models.base.ModelConfig.pathways`): how many
+pathways there are, and that the method `with_scores` returns (logits, scores of the pathways [B, E]).
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,14 +29,14 @@ class AttackedClassification(Classification):
     Attributes:
       epsilon: radius of the attack, in units of the range of a pixel.
       eval_steps: PGD steps of an evaluation, of size epsilon / 4; 0: there the images are not attacked.
-      experts: pathways of the model, 0 or 1 where nothing routes.
+      pathways: of the model, 0 or 1 where nothing routes.
     """
 
     name: ClassVar[str] = "robust classification"
 
     epsilon: float = 8 / 255
     eval_steps: int = 0
-    experts: int = 0
+    pathways: int = 0
 
     @property
     def metric(self) -> str:  # type: ignore[override]
@@ -40,11 +44,11 @@ class AttackedClassification(Classification):
 
     @property
     def routed(self) -> bool:
-        return self.experts > 1
+        return self.pathways > 1
 
     def zero_sums(self) -> dict[str, Any]:
         attacked = {"robust": 0.0} if self.eval_steps else {}
-        load = {"load": np.zeros(self.experts, np.float32)} if self.routed else {}
+        load = {"load": np.zeros(self.pathways, np.float32)} if self.routed else {}
         return {**super().zero_sums(), **attacked, **load}
 
     def examine(self, forward: Run, batch: Batch) -> dict[str, Array]:
@@ -60,7 +64,7 @@ class AttackedClassification(Classification):
             right = (forward(attacked).argmax(-1) == label) & (logits.argmax(-1) == label)
             sums["robust"] = (right * mask).sum()
         if scores is not None:
-            sums["load"] = (jax.nn.one_hot(scores.argmax(-1), self.experts) * mask[:, None]).sum(0)
+            sums["load"] = (jax.nn.one_hot(scores.argmax(-1), self.pathways) * mask[:, None]).sum(0)
         return sums
 
     def summarize(self, sums: dict[str, Any]) -> dict[str, float]:
@@ -78,7 +82,7 @@ class AttackedClassification(Classification):
 
 
 def outputs(run: Run, x: Array, routed: bool, **how: Any) -> tuple[Array, Array | None]:
-    """Returns a model's logits, and its router's scores where it has one.
+    """Returns a model's logits, and the scores of its pathways where it has several.
 
     Args:
       how: of `research.tasks.base.Forward`.

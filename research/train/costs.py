@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from research.models.base import active_params
 from research.modules.state import Arrays, abstract, apply
 from research.report import flops as flop_counter
 from research.report import timing
@@ -47,7 +46,7 @@ def static_costs(config: Any) -> dict[str, int]:
     that go on token by token."""
     small = config.deployed()
     costs = {"params": abstract(small).num_params(), "flops": forward_flops(small)}
-    active = active_params(small)
+    active: int = small.active_params()
     costs |= {"active_params": active} if active < costs["params"] else {}
     return costs | ({"state": state_size(small)} if small.streams else {})
 

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from research.models.base import ModelConfig
+from research.modules.axes import role
+from research.modules.state import abstract
 from research.report.reading import read_journal
-from research.train import experts
 
 HEADINGS = {"accuracy": "acc", "robust_accuracy": "robust"}
 
 
 def of_update(
-    losses: Sequence[tuple[str, Mapping[str, Any]]], measured: Mapping[str, Any], config: Any
+    losses: Sequence[tuple[str, Mapping[str, Any]]], measured: Mapping[str, Any], config: ModelConfig
 ) -> dict[str, Any]:
     """Returns the numbers of an update: means over its sub-networks, the loss of each (the mean, where it is drawn more
     than once), norms, and what layers log of themselves.
@@ -31,10 +33,32 @@ def of_update(
     record |= {f"loss/{name}": float(np.mean(values)) for name, values in named.items()}
     record |= {f"norm/{name}": float(value) for name, value in measured.get("norms", {}).items()}
     for values in (v["logged"] for _, v in losses if "logged" in v):
-        record |= experts.records(config, values)
+        record |= logged(config, values)
     if not measured["finite"]:
         record["skipped"] = 1
     return record
+
+
+def logged(config: ModelConfig, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns {"HEADING/LAYER/NAME": number or list} of the statistics that a network's modules declare for the log.
+
+    Args:
+      config: of the network; its `layer_labels` says what layers are called.
+      values: of the statistics of kind LOG, on the host; those of stacked layers have an axis of layers in front.
+    """
+    full = abstract(config)
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        log, path = full.logs[name], name.rpartition("/")[0]
+        depth = sum(role(axis) == "layers" for axis in full.axes[name])
+        labels = config.layer_labels(path, value.shape[:depth])
+        for label, own in zip(labels, value.reshape(-1, *value.shape[depth:]).tolist(), strict=True):
+            entries = {log.names: own} if isinstance(log.names, str) else dict(zip(log.names, own, strict=True))
+            where = f"{log.heading}/{label}"
+            if any(f"{where}/{entry}" in out for entry in entries):  # another module of the layer has these names
+                where = f"{where}/{path}"
+            out |= {f"{where}/{entry}": number for entry, number in entries.items()}
+    return out
 
 
 def evaluations(folder: Path, metric: str) -> dict[int, list[float]]:

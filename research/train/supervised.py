@@ -14,7 +14,7 @@ from research.modules.state import abstract
 from research.nested.draws import Draw
 from research.optim.build import state_bytes
 from research.tasks.base import Task, percent
-from research.train import costs, data, experts, finish, foreseen, initial, kept, records, reshaping, sharding
+from research.train import costs, data, finish, foreseen, initial, kept, records, reshaping, sharding
 from research.train.build import make_programs
 from research.train.compiler import Program
 from research.train.evaluation import Evaluator, Weights, weights_of
@@ -207,7 +207,7 @@ class Supervised(Learner):
         weights = self.weights(state)
         results = self.evaluator(names, weights, "validation")
         record = {f"validation/{key}/{name}": v for name, metrics in results.items() for key, v in metrics.items()}
-        record |= experts.similarity_records(self.setup.space.full, weights.params, weights.stats)
+        record |= self.setup.space.full.observations(weights.params, weights.stats)
         return results["full"][self.goal.name], record
 
     def weights(self, state: State) -> Weights:

@@ -8,7 +8,6 @@ from research.errors import UserError
 from research.interop.moe_configs import config_from_foreign, config_to_foreign
 from research.interop.moe_names import from_foreign
 from research.models import registry
-from research.models.base import active_params
 from research.modules.mixers.attention import Attention
 from research.modules.mixers.window import Window
 from research.modules.moe_options import Moe
@@ -64,7 +63,7 @@ def test_active_parameters_are_all_where_nothing_is_chosen():
     assert costs.static_costs(small)["active_params"] == full - 2 * 6 * expert
     assert "active_params" not in costs.static_costs(registry.entry("attention_small").config)
     soft = dataclasses.replace(small, pool="mean", moe=Moe(router="soft", active=1))
-    assert active_params(soft) == abstract(soft).num_params()
+    assert soft.active_params() == abstract(soft).num_params()
     assert registry.model_info("mamba_130m")["active_params"] == 129_135_360
 
 

@@ -11,6 +11,7 @@ import pytest
 from research.errors import UserError
 from research.models import registry
 from research.modules.axes import ROLES, role
+from research.modules.moe_options import mixture_of
 from research.modules.state import abstract, apply
 from tests.models.twins import distinct_twins, fast_jit, images, loss, random_arrays, train_results, twin
 
@@ -154,7 +155,7 @@ def test_patterns_unknown_names_and_unknown_fields():
 def test_a_config_declares_what_its_arrays_show(name):
     config = twin(name)
     shapes = abstract(config)
-    assert config.has_mixtures == any(key.endswith("/load") for key in shapes.stats)
+    assert (mixture_of(config) is not None) == any(key.endswith("/load") for key in shapes.stats)
     assert (config.pathways > 1) == (
         any(key.startswith(config.router) for key in shapes.params) if config.router else False
     )

@@ -71,7 +71,7 @@ class Adversarial(Method):
     def wrapped(self, task: Task, model: Any) -> Task:
         if type(task) is not Classification:
             raise UserError(f"method {self.name} is for classification, not {task.name}")
-        own = {"epsilon": self.epsilon, "eval_steps": self.eval_steps, "experts": model.pathways}
+        own = {"epsilon": self.epsilon, "eval_steps": self.eval_steps, "pathways": model.pathways}
         return AttackedClassification(**dataclasses.asdict(task), **own)
 
     @property

@@ -3,21 +3,18 @@
 import json
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from launch import config as recipe
 from research.errors import UserError
-from research.models import registry
 from research.models.sequence import SequenceConfig
+from research.modules.moe import OBSERVED
 from research.modules.moe_options import Moe
-from research.modules.state import abstract
 from research.nested.space import make_space
 from research.report.experts import dead, summary
 from research.train.build import check_experts, make_programs
 from research.train.evaluation import Evaluate
-from research.train.experts import labels, similarity
 from research.train.layout import shapes_of
 from research.train.loop import train
 from research.train.setup import make_setup
@@ -47,6 +44,11 @@ def run(folder, moe, depth):
     return folder / "run", lines, metrics
 
 
+def told(row):
+    """Whether a line of metrics.jsonl is of an update."""
+    return "loss/full" in row
+
+
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory):
     return run(tmp_path_factory.mktemp("moe"), {"experts": 4, "active": 2}, 4)
@@ -68,6 +70,22 @@ def test_every_logged_line_tells_the_load_of_every_layer(learnt):
     assert not any("layer0" in key for key in rows[0])
     similar = [m["experts/layer3/similarity"] for m in metrics if "experts/layer3/similarity" in m]
     assert similar and all(abs(s) < 0.2 for s in similar)
+
+
+def test_the_names_in_metrics_and_report_are_those_of_runs_before(learnt):
+    """Reports and runs of earlier versions are read and compared by them."""
+    workdir, _, metrics = learnt
+    numbers = {"load", *OBSERVED}
+    updates, evaluations = ({key for m in metrics if keep(m) for key in m} for keep in (told, lambda m: not told(m)))
+    own = lambda names: {f"experts/{layer}/{name}" for layer in ("layer1", "layer3") for name in names}
+    assert {key for key in updates if key.startswith("experts/")} == own(numbers)
+    assert {key for key in evaluations if key.startswith("experts/")} == own({"similarity"})
+    report = json.loads((workdir / "report.json").read_text())
+    assert [key for key in report if "experts" in key] == ["dead_experts"]
+    assert list(summary(metrics)[0]) == [
+        "layer", "experts", "least load", "largest load", "confidence", "dropped", "entropy", "router_z", "similarity",
+        "dead",
+    ]  # fmt: skip
 
 
 def test_report_has_the_section_and_the_map(learnt):
@@ -96,27 +114,6 @@ def test_dead_needs_the_whole_last_quarter():
     load[-2:, 2] = 0
     assert dead(load) == [1]
     assert dead(load[-2:]) == []
-
-
-def test_similarity_of_copies_strangers_and_opposites():
-    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 30, 40)), jnp.float32)
-    assert abs(np.asarray(similarity({"up": jnp.repeat(kernel, 3, 1)})) - 1).max() < 1e-5
-    assert abs(np.asarray(similarity({"up": jnp.concatenate([kernel, -kernel], 1)})) + 1).max() < 1e-5
-    normal = jnp.asarray(np.random.default_rng(1).normal(size=(3, 30, 40)), jnp.float32)
-    unit = [k.ravel() / np.linalg.norm(k) for k in np.asarray(normal)]
-    mean = np.mean([unit[i] @ unit[j] for i in range(3) for j in range(3) if i != j])
-    assert abs(float(similarity({"down": normal})) - mean) < 1e-5
-
-
-def test_labels_follow_the_order_of_the_layers():
-    config = SequenceConfig(pattern="hgrn", ffn="moe glu", depth=6)
-    name = next(k for k in abstract(config).stats if k.endswith("/load"))
-    assert labels(config, name.removesuffix("/load"), abstract(config).stats[name].shape) == [
-        "layer0",
-        "layer2",
-        "layer4",
-    ]
-    assert labels(registry.model_config("lenet5"), "router", (4,)) == ["router"]
 
 
 def test_experts_that_do_not_divide_over_the_mesh_are_told():
