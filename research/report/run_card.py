@@ -1,6 +1,6 @@
 """The run card: what a finished run leaves for people and machines, and the comparison of several runs.
 
-`write_report` writes report.json, report.md and pareto.png (with mixtures of experts, experts.png too) into a run's
+`write_report` writes report.json, report.md and pareto.png (and the figures of `research.report.logs`) into a run's
 directory; `compare` joins several directories. A report is a dict of plain values:
 
     {"metric": "accuracy", "subnets": [{"name", "value", "params", "flops", "latency_ms", "peak_memory_bytes"}, ...],
@@ -23,7 +23,8 @@ import numpy as np
 
 from research.errors import UserError
 from research.files import read_json, whole_folder, write_text
-from research.report import experts, plots, tables
+from research.report import plots, tables
+from research.report.logs import base as logs
 from research.report.machine import command_line
 from research.report.reading import (
     SUBNET_COLUMNS,
@@ -65,8 +66,9 @@ def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
     workdir = Path(workdir)
     report = _plain(report)
     check_report(report)
-    loads = experts.loads(load_metrics(workdir))
-    with whole_folder(workdir, REPORT, replaces=() if loads else ("experts.png",)) as folder:
+    rows = load_metrics(workdir)
+    figures, stale = logs.figures(rows)
+    with whole_folder(workdir, REPORT, replaces=stale) as folder:
         cost_key = _cost_key(report["subnets"])
         plots.pareto_plot(
             folder / "pareto.png",
@@ -77,15 +79,9 @@ def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:
             full=_full(report),
             higher_is_better=higher_is_better(report),
         )
-        if loads:
-            panels = {
-                layer: (steps, load / np.maximum(load.mean(1, keepdims=True), 1e-20))
-                for layer, (steps, load) in loads.items()
-            }
-            plots.heat_maps(
-                folder / "experts.png", panels, title="Load of the experts", ylabel="load relative to uniform"
-            )
-        _write(folder / "report.md", _markdown(workdir, report, cost_key))
+        for name, draw in figures.items():
+            draw(folder / name)
+        _write(folder / "report.md", _markdown(workdir, report, cost_key, rows))
         _write(folder / REPORT, json.dumps(report, indent=2, allow_nan=False) + "\n")
         names = [path.name for path in folder.iterdir()]
     return [workdir / name for name in sorted(names, key=lambda name: (name != REPORT, name))]
@@ -122,7 +118,7 @@ def _cost_key(rows: Sequence[Mapping[str, Any]]) -> str:
     return next((key for key in keys if any(tables.is_finite(row.get(key)) for row in rows)), "flops")
 
 
-def _markdown(workdir: Path, report: Mapping[str, Any], cost_key: str) -> str:
+def _markdown(workdir: Path, report: Mapping[str, Any], cost_key: str, rows: logs.Rows) -> str:
     environment = read_environment(workdir)
     command = report.get("command") or environment.get("command")
     better = "higher" if higher_is_better(report) else "lower"
@@ -139,26 +135,10 @@ def _markdown(workdir: Path, report: Mapping[str, Any], cost_key: str) -> str:
         f"{', '.join(str(row['name']) for row in front) or 'none has both numbers'}.\n",
         f"![{report['metric']} against cost](pareto.png)\n",
         *filter(None, [_damaged_lines([workdir])]),
-        *_experts(workdir),
+        *logs.sections(rows),
         _next_steps(workdir, report, front),
     ]
     return "\n".join(sections)
-
-
-def _experts(workdir: Path) -> list[str]:
-    """The section on mixtures of experts; none where there is no mixture."""
-    rows = experts.summary(load_metrics(workdir))
-    if not rows:
-        return []
-    words = (
-        "Of the last logged batch; load relative to uniform, entropy of the load in nats; dead: "
-        "no token in the last quarter of the log."
-    )
-    return [
-        f"## Experts\n\n{tables.markdown_table(rows, list(rows[0]))}",
-        f"{words}\n",
-        "![Load of the experts](experts.png)\n",
-    ]
 
 
 def _facts(report: Mapping[str, Any], environment: Mapping[str, Any]) -> str:

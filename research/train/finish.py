@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from research.modules.state import Arrays
-from research.report.experts import dead, loads
-from research.report.run_card import load_metrics
+from research.report.logs import base as logs
+from research.report.reading import load_metrics
 from research.train import costs
 from research.train.evaluation import Evaluator, Weights, extracted
 from research.train.foreseen import report_split
@@ -86,21 +86,12 @@ def facts(folder: Path, wall_s: float, journal: Journal, updates: int) -> dict[s
     }
     if journal.skipped:
         found["skipped_updates"] = journal.skipped
-    layers = _dead_experts(folder)
-    return found | ({"dead_experts": sum(map(len, layers.values()))} if layers else {})
-
-
-def _dead_experts(folder: Path) -> dict[str, list[int]]:
-    return {layer: dead(load) for layer, (_, load) in loads(load_metrics(folder)).items()}
+    return found | logs.facts(load_metrics(folder))
 
 
 def remarks(report: Mapping[str, Any], folder: Path) -> list[str]:
     """Returns lines on a report that people should see."""
-    lines = [
-        f"experts of {layer} that got no token in the last quarter of the log: {', '.join(map(str, names))}"
-        for layer, names in _dead_experts(folder).items()
-        if names
-    ]
+    lines = logs.remarks(load_metrics(folder))
     if not report["split"]:
         lines.append("neither a test nor a validation split is there: the report has costs and no metric")
     bad = [row["name"] for row in report["subnets"] if row["value"] is not None and not np.isfinite(row["value"])]

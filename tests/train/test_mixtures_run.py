@@ -12,7 +12,7 @@ from research.models.sequence import SequenceConfig
 from research.modules.moe import OBSERVED
 from research.modules.moe_options import Moe
 from research.nested.space import make_space
-from research.report.experts import dead, summary
+from research.report.logs.experts import summary
 from research.train.build import check_experts, make_programs
 from research.train.evaluation import Evaluate
 from research.train.layout import shapes_of
@@ -106,14 +106,6 @@ def test_dead_experts_are_named(tmp_path):
     empty = [i for i, load in enumerate(metrics[-2]["experts/layer1/load"]) if not load]
     assert json.loads((workdir / "report.json").read_text())["dead_experts"] == len(empty)
     assert len(told) == 1 and empty and told[0].endswith(", ".join(map(str, empty)))
-
-
-def test_dead_needs_the_whole_last_quarter():
-    load = np.ones((12, 3))
-    load[-3:, 1] = 0
-    load[-2:, 2] = 0
-    assert dead(load) == [1]
-    assert dead(load[-2:]) == []
 
 
 def test_experts_that_do_not_divide_over_the_mesh_are_told():

@@ -5,10 +5,14 @@ Read from the rows of metrics.jsonl: "experts/LAYER/load" is a list, "experts/LA
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from research.report import plots, tables
+from research.report.logs.base import LogReader, Rows, register
 
 PREFIX, LOAD = "experts/", "/load"
 LAST = 0.25
@@ -16,7 +20,7 @@ LAST = 0.25
 LEAST = 3
 
 
-def loads(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def loads(rows: Rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns layer -> (steps [S], load [S, E]: share of the tokens that chose each expert)."""
     layers = dict.fromkeys(
         key[len(PREFIX) : -len(LOAD)] for row in rows for key in row if key.startswith(PREFIX) and key.endswith(LOAD)
@@ -46,7 +50,7 @@ def dead(load: np.ndarray) -> list[int]:
     return [] if len(last) < LEAST else [int(e) for e in np.flatnonzero(~(last > 0).any(0))]
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summary(rows: Rows) -> list[dict[str, Any]]:
     """Returns a row per layer: the last of each of its numbers, least and largest load relative to uniform, and its
     dead experts."""
     out = []
@@ -70,3 +74,54 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+@register
+class Experts(LogReader):
+    """The reader of what `research.modules.moe` logs."""
+
+    heading = "experts"
+    files = ("experts.png",)
+
+    def facts(self, rows: Rows) -> dict[str, Any]:
+        """Returns {"dead_experts": how many, in all layers}."""
+        layers = _dead(rows)
+        return {"dead_experts": sum(map(len, layers.values()))} if layers else {}
+
+    def remarks(self, rows: Rows) -> list[str]:
+        return [
+            f"experts of {layer} that got no token in the last quarter of the log: {', '.join(map(str, names))}"
+            for layer, names in _dead(rows).items()
+            if names
+        ]
+
+    def figures(self, rows: Rows) -> dict[str, Callable[[Path], object]]:
+        panels = {
+            layer: (steps, load / np.maximum(load.mean(1, keepdims=True), 1e-20))
+            for layer, (steps, load) in loads(rows).items()
+        }
+        if not panels:
+            return {}
+        draw: Callable[[Path], object] = lambda path: plots.heat_maps(
+            path, panels, title="Load of the experts", ylabel="load relative to uniform"
+        )
+        return {"experts.png": draw}
+
+    def sections(self, rows: Rows) -> list[str]:
+        table = summary(rows)
+        if not table:
+            return []
+        words = (
+            "Of the last logged batch; load relative to uniform, entropy of the load in nats; dead: "
+            "no token in the last quarter of the log."
+        )
+        return [
+            f"## Experts\n\n{tables.markdown_table(table, list(table[0]))}",
+            f"{words}\n",
+            "![Load of the experts](experts.png)\n",
+        ]
+
+
+def _dead(rows: Rows) -> dict[str, list[int]]:
+    """Returns layer -> its dead experts."""
+    return {layer: dead(load) for layer, (_, load) in loads(rows).items()}
