@@ -13,6 +13,18 @@ from research.tasks.section import TaskSection
 Batch = dict[str, Array]
 
 
+class Tokenizer(Protocol):
+    """What tasks ask of the vocabulary of a text, see `research.data.tokenizers`."""
+
+    def encode(self, text: str) -> Any:
+        """Returns the tokens of a text.
+
+        Raises:
+          UserError: the vocabulary does not have a letter of it.
+        """
+        ...
+
+
 class Forward(Protocol):
     """The model of an update or of an evaluation, as tasks and methods run it."""
 
@@ -149,6 +161,18 @@ class Task:
 
         Raises:
           UserError: choices that mean nothing together.
+        """
+
+    def check_report(self, report: Any, data: str, tokenizer: Tokenizer | None) -> None:
+        """Judges before the first update what only the end of the run would need of the task.
+
+        Args:
+          report: the config's section `report`.
+          data: name of the data set, for messages.
+          tokenizer: of the data; None where they are no text.
+
+        Raises:
+          UserError: the report asks for what these data do not have.
         """
 
     def weight(self, batch: Batch) -> Float[Array, ""] | None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.ops.precision import wide
-from research.tasks.base import Batch, Task, real_examples, real_tokens
+from research.tasks.base import Batch, Task, Tokenizer, real_examples, real_tokens
 from research.tasks.registry import register
 from research.tasks.section import TaskSection
 
@@ -65,6 +65,14 @@ class LanguageModelling(Task):
         if task.metric not in task.metrics:
             raise UserError(f"task.metric={metric!r}; valid with {source.name}: {', '.join(task.metrics)}")
         return task
+
+    def check_report(self, report: Any, data: str, tokenizer: Tokenizer | None) -> None:
+        if prompt := report.sample:
+            if tokenizer is None:
+                raise UserError(
+                    f"report.sample={prompt!r} needs a language model over a text, which {data} is not; remove it"
+                )
+            tokenizer.encode(prompt)  # a letter that the vocabulary does not have is told by name
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Int[Array, "B T"]]:
         del key

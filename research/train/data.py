@@ -23,6 +23,7 @@ from research.data.sources import load_splits
 from research.data.splits import SPLITS
 from research.data.tokenizer_files import FILE as TOKENIZER
 from research.data.tokenizer_files import load_tokenizer, save_tokenizer
+from research.data.tokenizers import Tokenizer
 from research.data.tokens import TokenSource
 from research.errors import UserError
 from research.files import dump_json, read_json, write_json
@@ -110,6 +111,12 @@ class Data:
             self._say(f"data {self.name} are not those that the run was trained on: {'; '.join(found)}")
         return splits
 
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The vocabulary of a text, None of other data."""
+        train = self.splits["train"]
+        return train.tokenizer if isinstance(train, TokenSource) else None
+
     def _transform(self, block: tuple[str, ...]) -> pipeline.Transform:
         augment = self._config.data.augment
         if "density" in block and augment:
@@ -186,8 +193,7 @@ def keep(data: Data, folder: Path, trained: bool) -> None:
       UserError: they are others, in some process; raised in all of them.
     """
     found = _described(data, data.splits)
-    train = data.splits["train"]
-    tokenizer = train.tokenizer if isinstance(train, TokenSource) else None
+    tokenizer = data.tokenizer
     refusals = processes.texts(_refusal(found, tokenizer, folder) if trained else "")
     if refusal := next(filter(None, refusals), ""):
         raise UserError(refusal)

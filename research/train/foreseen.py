@@ -1,6 +1,5 @@
 """What would fail at the end of a run and is known at its start."""
 
-from research.data.tokens import TokenSource
 from research.errors import UserError
 from research.train.setup import Setup
 
@@ -17,8 +16,8 @@ def report_split(setup: Setup) -> str:
 
 
 def check(setup: Setup) -> None:
-    """Raises UserError for what only the end of the run would need: an evaluation to stop at, a text to be
-    continued."""
+    """Raises UserError for what only the end of the run would need: an evaluation to stop at, or what task and methods
+    ask for."""
     config, data = setup.config, setup.config.data.name
     if config.eval.stop_at is not None and not setup.examples("validation"):
         raise UserError(
@@ -29,10 +28,4 @@ def check(setup: Setup) -> None:
             raise UserError(
                 f"method {method.name} needs a test or validation split, which {data} does not have; remove it"
             )
-    if prompt := config.report.sample:
-        source = setup.splits["train"]
-        if not isinstance(source, TokenSource):
-            raise UserError(
-                f"report.sample={prompt!r} needs a language model over a text, which {data} is not; remove it"
-            )
-        source.encode(prompt)  # a letter that the vocabulary does not have is told by name
+    setup.task.check_report(config.report, data, setup.data.tokenizer)
