@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from research.errors import UserError
 from research.methods.bases.source import check_source, load_source
+from research.modules.moe_options import mixture_of
 from research.modules.state import Arrays
 from research.nested.upcycle import changes_function, upcycle
 from research.train.hooks import About
@@ -35,7 +36,7 @@ class Upcycling(Method):
     reinit: Annotated[float, SHARE] = 0.0
 
     def check(self, about: About) -> None:
-        if not about.space.full.has_mixtures:
+        if mixture_of(about.space.full) is None:
             raise UserError(
                 f"method upcycling makes experts of FFNs, and model {about.config.model['name']} has no mixture of "
                 "experts; give it one, e.g. config.model.ffn"

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from research.errors import UserError
 from research.modules.axes import Axes, role
+from research.modules.moe import MoeFfn
 from research.modules.moe_options import Moe
 from research.modules.state import Arrays, abstract, initialize
 
@@ -74,7 +75,7 @@ def upcycle(
     if not 0 <= reinit <= 1 or noise < 0:
         raise UserError(f"upcycling: noise={noise}, reinit={reinit}; valid: noise from 0, reinit from 0 to 1")
     target = abstract(config)
-    mixtures = sorted(name.removesuffix("/load") for name in target.stats if name.endswith("/load"))
+    mixtures = target.modules_of(MoeFfn)
     layers, others = _by_layer(dense, params)
     places = config.layer_places()
     if len(places) != len(layers):
