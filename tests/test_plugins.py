@@ -1,6 +1,7 @@
 """What a user brings, one file a component, outside of the repository: it is trained, killed, resumed, evaluated,
 extracted and exported."""
 
+import json
 import os
 import signal
 import subprocess
@@ -101,6 +102,25 @@ def test_one_file_for_each_is_enough(name, tmp_path):
     assert (tmp_path / "model.stablehlo").stat().st_size > 1000
     without = command("evaluate", f"--workdir={killed}", check=False)
     assert (without.returncode, without.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.slow
+def test_what_a_mixer_of_one_s_own_declares_is_logged(tmp_path):
+    """The rates start at sigmoid(2): averages over 1 + e^2 = 8.4 tokens."""
+    blocks = guide("mixer")
+    (told,) = (block for block in blocks if "StatKind.LOG" in block)
+    whole = blocks[0].replace("return AverageMixer(", "return LoggedMixer(") + told
+    (tmp_path / "my_mixer.py").write_text(whole)
+    (tmp_path / "recipe.py").write_text(LANGUAGE.replace('("all", "magnitude")', '("all",)').replace("signum", "adamw"))
+    flags = (f"--plugin={tmp_path}/my_mixer.py", f"--config={tmp_path}/recipe.py", "--config.train.duration=4")
+    command("train", *flags, f"--workdir={tmp_path}/run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    updates = [row for row in rows if "loss/full" in row]
+    assert [row["step"] for row in updates] == [1, 2, 3, 4]
+    for layer in ("layer0", "layer1"):
+        assert updates[0][f"average/{layer}/shortest"] == pytest.approx(1 + np.exp(2), rel=1e-5)
+        assert updates[0][f"average/{layer}/shortest"] == updates[0][f"average/{layer}/longest"]
+        assert updates[-1][f"average/{layer}/shortest"] < updates[-1][f"average/{layer}/longest"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import UserError
+from research.report.logs import base as logs
 from research.report.run_card import higher_is_better
 
 
@@ -38,7 +39,7 @@ def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             for key in full[0]
             if key.startswith("robust_") or key.endswith("accuracy")
         },
-        **{name: float(max(r[name] for r in reports)) for name in ("dead_experts",) if name in reports[0]},
+        **{name: float(max(r[name] for r in reports)) for name in logs.counts() if name in reports[0]},
     }
 
 
@@ -63,18 +64,18 @@ NAMES = (
     "smallest_flops",
     "networks",
     "wall_s",
-    "dead_experts",
     "robust_ATTACK",
     "accuracy",
 )
-"""What can be promised; accuracies of other names end in it."""
+"""What can be promised, beside the counts of `research.report.logs`; accuracies of other names end in it."""
 
 
 def check_promises(expect: Mapping[str, Any]) -> None:
     """Raises UserError for a promise that no run could be judged by, before any is trained."""
+    valid = (*NAMES, *logs.counts())
     for name in expect:
-        if name not in NAMES and not name.startswith("robust_") and not name.endswith("accuracy"):
-            raise UserError(f"expect: unknown promise {name!r}; valid: {', '.join(NAMES)}")
+        if name not in valid and not name.startswith("robust_") and not name.endswith("accuracy"):
+            raise UserError(f"expect: unknown promise {name!r}; valid: {', '.join(valid)}")
 
 
 def judge(found: Mapping[str, float], expect: Mapping[str, Any]) -> list[dict[str, Any]]:

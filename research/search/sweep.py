@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from research.errors import UserError
+from research.report.logs import base as logs
 from research.report.tables import is_finite
 
 Point = dict[str, str]
@@ -96,7 +97,7 @@ def row(point: Point, report: Mapping[str, Any]) -> dict[str, Any]:
         for key in full
         if key.startswith(("validation_", "robust_")) or key in ("accuracy", "clean_accuracy")
     }
-    more |= {key: report[key] for key in ("dead_experts",) if key in report}
+    more |= {key: report[key] for key in logs.counts() if key in report}
     return {**point, **costs, "value": full["value"], **more, "updates": report["updates"], "wall_s": report["wall_s"]}
 
 

@@ -17,6 +17,7 @@ from research.train import loop
 from research.train.durations import to_steps
 from research.train.extraction import Trained
 from research.train.method_registry import make
+from research.train.sections import RunConfig
 from research.train.setup import make_setup
 from research.train.supervised import Supervised
 from tests.train.reporter import Lines
@@ -115,7 +116,7 @@ def test_an_epoch_of_alternation_has_twice_the_updates():
 def test_only_images_are_attacked():
     config = tiny()
     with pytest.raises(UserError, match="attacks are on images with labels, which data set digits does not give"):
-        check_pixels(config, {"vectors": np.zeros((1, 4, 2)), "label": np.zeros(1)})
+        check_pixels(RunConfig.of(config), {"vectors": np.zeros((1, 4, 2)), "label": np.zeros(1)})
 
 
 @pytest.mark.slow

@@ -20,10 +20,13 @@ class LogReader:
     Attributes:
       heading: what comes first in the names of its numbers, see `research.modules.axes.Log`.
       files: names of all figures that it may draw.
+      counts: those of its facts that are numbers, the fewer the better: recipes may expect bounds of them, sweeps
+        compare them.
     """
 
     heading: ClassVar[str]
     files: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[tuple[str, ...]] = ()
 
     def facts(self, rows: Rows) -> dict[str, Any]:
         """Returns entries of report.json."""
@@ -71,6 +74,11 @@ def readers() -> list[LogReader]:
 def facts(rows: Rows) -> dict[str, Any]:
     """Returns what all readers tell report.json."""
     return {key: value for reader in readers() for key, value in reader.facts(rows).items()}
+
+
+def counts() -> tuple[str, ...]:
+    """Returns the names of all readers' `counts`."""
+    return tuple(name for reader in readers() for name in reader.counts)
 
 
 def remarks(rows: Rows) -> list[str]:

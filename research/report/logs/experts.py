@@ -82,6 +82,7 @@ class Experts(LogReader):
 
     heading = "experts"
     files = ("experts.png",)
+    counts = ("dead_experts",)
 
     def facts(self, rows: Rows) -> dict[str, Any]:
         """Returns {"dead_experts": how many, in all layers}."""

@@ -17,7 +17,7 @@ def gates(monkeypatch):
 
     @base.register
     class Gates(base.LogReader):
-        heading, files = "gates", ("gates.txt",)
+        heading, files, counts = "gates", ("gates.txt",), ("open_gates",)
 
         def last(self, rows):
             return [row["gates/layer0/open"] for row in rows if "gates/layer0/open" in row][-1:]
@@ -41,6 +41,7 @@ def test_a_reader_of_one_s_own_is_asked_for_everything(gates, tmp_path):
     rows = [{"step": 1, "gates/layer0/open": 0.5}, {"step": 2, "gates/layer0/open": 0.05}]
     assert [reader.heading for reader in base.readers()] == ["experts", "gates"]
     assert base.facts(rows) == {"open_gates": 0.05} and base.facts([]) == {}
+    assert base.counts() == ("dead_experts", "open_gates")
     assert base.remarks(rows) == ["a gate is shut: 0.05"]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     written = {path.name for path in run_card.write_report(tmp_path, REPORT)}
