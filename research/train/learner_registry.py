@@ -27,11 +27,13 @@ class Entry:
       make: returns the one of a run.
       options: dataclass of what `config.learner.options` holds.
       reads: sections and fields of the config that it goes by, beside those of the harness; None: all.
+      opening: says what makes one take long, of a config; None: nothing does.
     """
 
     make: Make
     options: Callable[..., Any]
     reads: Collection[str] | None
+    opening: Callable[[Mapping[str, Any]], str] | None = None
 
     def goes_by(self, field: str) -> bool:
         """Whether a run of it goes by a dotted field of the config."""
@@ -58,14 +60,18 @@ _Factory = TypeVar("_Factory", bound=Make)
 
 
 def register(
-    name: str, *, options: Callable[..., Any] = NoOptions, reads: Collection[str] | None = None
+    name: str,
+    *,
+    options: Callable[..., Any] = NoOptions,
+    reads: Collection[str] | None = None,
+    opening: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> Callable[[_Factory], _Factory]:
     """Makes a factory `make(config, waiting, waited) -> Learner` known by a name; the rest as of `Entry`."""
 
     def add(make: _Factory) -> _Factory:
         if name in _LEARNERS:
             raise ValueError(f"learner {name} is registered twice")
-        _LEARNERS[name] = Entry(make, options, reads)
+        _LEARNERS[name] = Entry(make, options, reads, opening)
         return make
 
     return add
@@ -104,6 +110,13 @@ def options_of(config: Mapping[str, Any]) -> Any:
             near = difflib.get_close_matches(option, sorted(fields), n=3, cutoff=0.4) or sorted(fields)
             raise UserError(f"learner.options.{option} is unknown to {name}; near: {', '.join(near) or 'it has none'}")
     return takes(**fit_options(given, takes, "learner.options."))
+
+
+def opening(config: Mapping[str, Any]) -> str:
+    """Returns a line on what is done while the learner of a config is made."""
+    name = config["learner"]["name"]
+    said = find(name).opening
+    return f"making the learner {name}" if said is None else said(config)
 
 
 def check_is(config: dict[str, Any], name: str) -> None:
