@@ -33,11 +33,23 @@ _CACHE = outputs.output_flag(
 
 
 _PRINT_CONFIG = flags.DEFINE_bool(
-    "print_config", False, "Print the resolved config as JSON, without touching data, and end."
+    "print_config",
+    False,
+    "Print the resolved config as JSON, without touching data, and end. Each field is checked by itself; whether the "
+    "sizes of the model fit together and fit the data, --dry_run tells.",
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Tell shapes, parameters, FLOPs, memory, programs and an estimate of the time, and end."
 )
+
+
+def _check_model(given: dict[str, Any]) -> None:
+    from research.train import learner_registry, model
+    from research.train.sections import RunConfig
+
+    config = RunConfig.of(given)
+    if learner_registry.find(config.learner.name).goes_by("model"):
+        model.check_fields(config)
 
 
 def _dry_run(config: dict[str, Any]) -> None:
@@ -91,6 +103,7 @@ def main(overrides: dict[str, str]) -> int:
     if _CONFIG.value and (_PRINT_CONFIG.value or _DRY_RUN.value):
         config = recipe.load(_CONFIG.value, overrides, _WORKDIR.value or "")
         if _PRINT_CONFIG.value:
+            _check_model(config)
             print(json.dumps(config, indent=2, sort_keys=True))
         else:
             _dry_run(config)

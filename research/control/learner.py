@@ -232,7 +232,13 @@ class SoftActorCritic(Learner):
         self.compiler.close()
 
 
-@register("soft_actor_critic", options=Options, reads=())
+@register(
+    "soft_actor_critic",
+    options=Options,
+    reads=(),
+    instead="launch.train continues its runs, launch.report compares them, and in Python "
+    "research.control.trained.actors(WORKDIR) gives their policies",
+)
 def make(config: RunConfig, waiting: Callable[[], None], waited: Callable[[str, float], None]) -> SoftActorCritic:
     """Makes the learner of a config that names soft_actor_critic.
 

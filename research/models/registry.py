@@ -8,7 +8,7 @@ import difflib
 import fnmatch
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from research.errors import UserError
@@ -77,17 +77,35 @@ def model_config(name: str, **overrides) -> Any:
       UserError: unknown model or field, or a value that the model refuses.
     """
     config = entry(name).config
+    fields = _known_fields(config, name, overrides)
+    for field, sources in config.derived.items():
+        if not overrides.keys().isdisjoint(sources):
+            overrides.setdefault(field, fields[field].default)
+    return replaced(config, name, overrides)
+
+
+def check_fields(name: str, fields: Mapping[str, Any]) -> None:
+    """Judges fields of a named model each by itself, by name, type and range; whether they fit together shows when the
+    model is built.
+
+    Raises:
+      UserError: unknown model or field, or a value of another type or out of range.
+    """
+    config = entry(name).config
+    _known_fields(config, name, fields)
+    _fitted(config, name, fields, "model.")
+
+
+def _known_fields(config: Any, name: str, given: Iterable[str]) -> dict[str, Any]:
+    """Returns the fields of a model's config; each of those that are given must be one of them."""
     fields = {f.name: f for f in dataclasses.fields(config)}
-    for field in overrides:
+    for field in given:
         if field not in fields:
             near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4) or sorted(fields)[:8]
             raise UserError(
                 f"model {name} has no field {field!r}; near: {', '.join(near)} (options of one's own: --plugin=FILE)"
             )
-    for field, sources in config.derived.items():
-        if not overrides.keys().isdisjoint(sources):
-            overrides.setdefault(field, fields[field].default)
-    return replaced(config, name, overrides)
+    return fields
 
 
 def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model.") -> Any:
@@ -96,6 +114,15 @@ def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model
     Raises:
       UserError: a field that the inner dataclass does not have, or a value of another type than its annotation.
     """
+    values = _fitted(config, name, fields, where)
+    try:
+        return dataclasses.replace(config, **values)
+    except WRONG as error:
+        raise _unfit(name, where, fields, error) from None
+
+
+def _fitted(config: Any, name: str, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the values that fields get, each of the type of its annotation."""
     values, kinds = {}, typing.get_type_hints(type(config), include_extras=True)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for field, value in fields.items():
@@ -111,10 +138,7 @@ def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model
             values[field] = fit(
                 value, kinds[field], f"{where}{field}", not_negative(defaults[field], kinds[field], LARGEST)
             )
-    try:
-        return dataclasses.replace(config, **values)
-    except WRONG as error:
-        raise _unfit(name, where, fields, error) from None
+    return values
 
 
 WRONG = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)

@@ -5,14 +5,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from research.modules.state import abstract
 from research.report import machine
 from research.train import costs
 from research.train.evaluation import Evaluator
 from research.train.gradient import Gradient
-from research.train.plan import activation_bytes, device_bytes
+from research.train.plan import activation_bytes, held_bytes
 from research.train.supervised import LOOK_AHEAD, Supervised
 
 USUAL_MFU = 0.25
@@ -49,22 +47,14 @@ class Foreseen:
 
 def foresee(learner: Supervised) -> Foreseen:
     """Looks at the updates of a run that come first, without compiling or running anything."""
-    setup, programs, layout = learner.setup, learner.programs, learner.programs.layout
+    setup, programs = learner.setup, learner.programs
     wanted = list(dict.fromkeys(learner.needed(0)))
     evaluator = Evaluator(setup, programs)
     wanted += [program for name in setup.order for program in evaluator.needed(name)]
-    shapes, shardings = programs.shapes, programs.shardings
     micro = setup.config.data.batch_size // setup.parts
     batch = setup.batch_shapes(micro)
     gradient = next((program for program in wanted if isinstance(program, Gradient)), None)
-    found = {
-        "parameters": device_bytes(shapes.params, shardings.params),
-        "statistics": device_bytes(shapes.stats, shardings.stats),
-        "optimizer": device_bytes(shapes.opt_state, shardings.opt_state),
-        "methods": device_bytes(shapes.methods, shardings.methods),
-        "gradients": device_bytes(dict(programs.full.params), layout.params),
-        "batch": device_bytes(batch, jax.tree.map(lambda _: layout.batch, batch)),
-    }
+    found = held_bytes(programs, batch, max(len(phase.streams) for phase in setup.phases))
     if gradient is not None:
         found["activations (estimate)"] = activation_bytes(programs, gradient, micro)
     ahead = min(setup.total, LOOK_AHEAD)

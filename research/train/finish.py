@@ -1,6 +1,7 @@
 """The end of a run: every network evaluated with statistics of its own, the test split read once, costs measured."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,26 @@ from research.train.setup import Setup
 from research.train.statistics_files import save_statistics
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """What was compiled: seconds, programs, and how many it may be at most."""
+
+    seconds: float = 0.0
+    programs: int = 0
+    bound: int = 0
+
+    def __add__(self, other: "Compiled") -> "Compiled":
+        return Compiled(self.seconds + other.seconds, self.programs + other.programs, self.bound + other.bound)
+
+
+def compiled(programs: Programs) -> Compiled:
+    """Returns what was compiled for a network of one shape."""
+    seconds = programs.compiler.seconds
+    return Compiled(sum(seconds.values()), len(seconds), bound(programs))
+
+
 def final_report(
-    setup: Setup, programs: Programs, evaluator: Evaluator, weights: Weights, folder: Path
+    setup: Setup, programs: Programs, evaluator: Evaluator, weights: Weights, folder: Path, before: Compiled
 ) -> dict[str, Any]:
     """Evaluates every network, saves its statistics in the run's folder and returns {"metric", "split", "subnets",
     ...}.
@@ -32,6 +51,7 @@ def final_report(
     Args:
       weights: what is evaluated.
       folder: the run's directory.
+      before: what was compiled for shapes that the network had before.
     """
     statistics = {name: evaluator.statistics(name, weights) for name in setup.order}
     validation = evaluator.run(statistics, weights, "validation") if setup.examples("validation") else {}
@@ -44,21 +64,21 @@ def final_report(
     for evaluation in setup.methods.evaluations() if split else ():
         found = evaluation.columns(evaluator, weights, statistics, split)
         rows = [row | found.get(row["name"], {}) for row in rows]
-    seconds = programs.compiler.seconds
+    all_compiled = before + compiled(programs)
     return {
         "metric": f"{split} {setup.task.metric}".strip(),
         "higher_is_better": setup.task.higher_is_better,
         "split": split or None,
         "subnets": rows,
-        "compile_s": sum(seconds.values()),
-        "programs": len(seconds),
-        "programs_bound": bound(programs),
+        "compile_s": all_compiled.seconds,
+        "programs": all_compiled.programs,
+        "programs_bound": all_compiled.bound,
     }
 
 
 def bound(programs: Programs) -> int:
-    """The most programs that a run may compile: three per distinct sub-network, and the update; gradient and update in
-    each phase.
+    """The most programs that may be compiled for one shape of a run's network: three per distinct sub-network, and the
+    update; gradient and update in each phase.
 
     Networks that an update distils and another does not have a gradient program for each, and unequal microbatches one
     that weighs them.

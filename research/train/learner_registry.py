@@ -28,11 +28,15 @@ class Entry:
       make: returns the one of a run.
       options: dataclass of what `config.learner.options` holds.
       reads: sections and fields of the config that it goes by, beside those of the harness; None: all.
+      opening: says what makes one take long, of a config; None: nothing does.
+      instead: what is done with its runs where a command wants networks of supervised training.
     """
 
     make: Make
     options: Callable[..., Any]
     reads: Collection[str] | None
+    opening: Callable[[RunConfig], str] | None = None
+    instead: str = "launch.train continues its runs, launch.report compares them"
 
     def goes_by(self, field: str) -> bool:
         """Whether a run of it goes by a dotted field of the config."""
@@ -59,14 +63,19 @@ _Factory = TypeVar("_Factory", bound=Make)
 
 
 def register(
-    name: str, *, options: Callable[..., Any] = NoOptions, reads: Collection[str] | None = None
+    name: str,
+    *,
+    options: Callable[..., Any] = NoOptions,
+    reads: Collection[str] | None = None,
+    opening: Callable[[RunConfig], str] | None = None,
+    instead: str = Entry.instead,
 ) -> Callable[[_Factory], _Factory]:
     """Makes a factory `make(config, waiting, waited) -> Learner` known by a name; the rest as of `Entry`."""
 
     def add(make: _Factory) -> _Factory:
         if name in _LEARNERS:
             raise ValueError(f"learner {name} is registered twice")
-        _LEARNERS[name] = Entry(make, options, reads)
+        _LEARNERS[name] = Entry(make, options, reads, opening, instead)
         return make
 
     return add
@@ -107,10 +116,17 @@ def options_of(section: LearnerSection) -> Any:
     return takes(**fit_options(given, takes, "learner.options."))
 
 
+def opening(config: RunConfig) -> str:
+    """Returns a line on what is done while the learner of a config is made."""
+    name = config.learner.name
+    said = find(name).opening
+    return f"making the learner {name}" if said is None else said(config)
+
+
 def check_is(config: RunConfig, name: str) -> None:
     """Raises UserError where a config's learner is another than what is asked of it needs."""
-    if config.learner.name != name:
-        raise UserError(f"this is for runs of the learner {name}; the run's is {config.learner.name}")
+    if (own := config.learner.name) != name:
+        raise UserError(f"this is for runs of the learner {name}; the run's is {own}: {find(own).instead}")
 
 
 def make(config: RunConfig, waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Learner:

@@ -49,7 +49,7 @@ class Run:
         self.heart = Heartbeat(reporter.say)
         closing.callback(self.heart.close)
         self.step, self.first, self.stop = 0, 0, stopping.Stop()
-        with self.heart.at(lambda: f"loading what {config.learner.name} learns from"):
+        with self.heart.at(lambda: learner_registry.opening(config)):
             # A stop while a program is waited for finds the state of the last whole update.
             self.learner = make(config, self._tick, self._waited)
         closing.callback(lambda: self.learner.close())

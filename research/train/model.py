@@ -11,6 +11,17 @@ from research.tasks.base import Task
 from research.train.sections import RunConfig
 
 
+def check_fields(config: RunConfig) -> None:
+    """Judges the model of a config without its data: whether there is such a model, and its fields by name, type and
+    range. Whether the sizes fit together, some of which the data decide, is judged by `make_model`.
+
+    Raises:
+      UserError: an unknown model or field, or a value that the field does not take.
+    """
+    fields = {k: v for k, v in config.model.items() if k not in ("name", "subnet")}
+    registry.check_fields(config.model["name"], fields)
+
+
 def make_model(config: RunConfig, task: type[Task], source: Any, shapes: Mapping[str, Any]) -> Any:
     """Returns the model's config, its input and output sizes taken from the data unless given.
 

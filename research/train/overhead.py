@@ -7,14 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.nested.draws import teaches
-from research.train.gradient import Gradient
-from research.train.layout import shapes_of
 from research.train.learner import Reporter
 from research.train.loop import Run
 from research.train.state import Microbatch, State, due
 from research.train.supervised import Supervised
-from research.train.turns import part_of, place
+from research.train.turns import InTurn, part_of, place
 from research.train.update import Update
 from research.train.watch import Clock
 
@@ -80,16 +77,16 @@ def _bare_inputs(learner: Supervised, state: State, step: int, batches: Any) -> 
     """Program and what it trains on, in place, for each part of the batch and each draw."""
     programs, setup = learner.programs, learner.setup
     accumulate, draws, phase, out = setup.config.train.accumulate, setup.draw(step), setup.phase(step), []
+    in_turn = InTurn(setup, programs)
     for order, draw in enumerate(draws):
         for micro in range(accumulate):
             slot = draw.part * accumulate + micro
             cut = {name: part_of(batches[name], slot, draw.parts * accumulate) for name in phase.streams}
             placed = {name: place(batch, programs) for name, batch in cut.items()}
             clock = np.array([step, slot, order * accumulate + micro], np.uint32)
-            shapes = tuple((name, shapes_of(batch)) for name, batch in placed.items())
-            program = Gradient(draw.name, shapes, phase.name, draw.distill, teaches(draw, draws))
+            program = in_turn.program_of(draw, draws, phase, placed)
             shape = program.microbatch(programs).teacher
-            where = programs.layout.batch if draw.distill else programs.layout.replicated
+            where = programs.layout.batch if program.distill else programs.layout.replicated
             whole = jax.device_put((clock, (np.float32(1), np.float32(1))), programs.layout.replicated)
             teacher = jax.device_put(np.zeros(shape.shape, shape.dtype), where)
             out.append((programs.get(program), Microbatch(placed, whole[0], whole[1], teacher)))

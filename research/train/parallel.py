@@ -108,12 +108,13 @@ class Parallel:
         rows, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
         each = 1 / self.count if self.mean else 1.0
         full = self.names.index(programs.layout.canonical("full"))
-        gradients = [Gradient(name, (("train", self.batch),), self.phase).program(programs) for name in self.names]
+        stream = programs.phases[self.phase].streams[0]
+        gradients = [Gradient(name, ((stream, self.batch),), self.phase).program(programs) for name in self.names]
 
         def branch(gradient: Callable[..., Gradients]) -> Callable[..., _Made]:
             def run(held: Held, batch: Batch, clock: Array, scale: tuple[Array, Array]) -> _Made:
                 zeros = jax.tree.map(jnp.zeros_like, held.params)
-                found = gradient(held, zeros, Microbatch({"train": batch}, clock, scale, jnp.float32(0)))
+                found = gradient(held, zeros, Microbatch({stream: batch}, clock, scale, jnp.float32(0)))
                 measured = {k: jnp.reshape(v, (1,)) for k, v in found.measured.items() if k != "logged"}
                 return found.grads, found.stats, measured
 

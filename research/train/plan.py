@@ -38,7 +38,8 @@ class Plan:
 
     Attributes:
       devices: of the mesh.
-      bytes: "parameters", "statistics", "optimizer", "methods", "gradients", "batch".
+      bytes: "parameters", "statistics", "optimizer", "methods", "brought" (networks that methods bring), "gradients",
+        "batch" (of all streams of the phase).
       activations: estimate for one micro-batch.
       temporaries: program -> what the CPU compiler sets aside.
       arguments: program -> (bytes that the compiled program takes, bytes of the arrays by our own count; the rest, some
@@ -87,22 +88,15 @@ def plan(setup: Setup) -> Plan:
 
 
 def _plan(setup: Setup, programs: Programs) -> Plan:
-    config, shapes, shardings, layout = setup.config, programs.shapes, programs.shardings, programs.layout
+    config = setup.config
     micro = config.data.batch_size // setup.parts
     batch, phase = setup.batch_shapes(micro), setup.phase(0)
     gradient = Gradient("full", tuple((name, shapes_of(batch)) for name in phase.streams), phase.name)
     params = dict(programs.full.params)
-    held = {
-        "parameters": device_bytes(shapes.params, shardings.params),
-        "statistics": device_bytes(shapes.stats, shardings.stats),
-        "optimizer": device_bytes(shapes.opt_state, shardings.opt_state),
-        "methods": device_bytes(shapes.methods, shardings.methods),
-        "gradients": device_bytes(params, layout.params),
-        "batch": device_bytes(batch, jax.tree.map(lambda _: layout.batch, batch)),
-    }
+    held = held_bytes(programs, batch, len(phase.streams))
     state = held["parameters"] + held["statistics"] + held["optimizer"] + held["methods"]
     taken = {
-        "gradient": held["parameters"] + held["statistics"] + held["methods"] + held["gradients"] + held["batch"],
+        "gradient": sum(size for name, size in held.items() if name != "optimizer"),
         "update": state + held["gradients"],
     }
     compiled = {"gradient": programs.get(gradient), "update": programs.get(Update(phase.name))}
@@ -128,6 +122,26 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
         * config.data.batch_size,
         traffic=per_run * setup.parts + 2 * state + 2 * held["gradients"],
     )
+
+
+def held_bytes(programs: Programs, batch: Mapping[str, Any], streams: int) -> dict[str, int]:
+    """Returns what an update holds -> its bytes on one device, see `Plan.bytes`.
+
+    Args:
+      batch: shapes of a microbatch of one stream.
+      streams: whose microbatches a gradient program takes.
+    """
+    shapes, shardings, layout = programs.shapes, programs.shardings, programs.layout
+    brought = programs.held_shapes().brought
+    return {
+        "parameters": device_bytes(shapes.params, shardings.params),
+        "statistics": device_bytes(shapes.stats, shardings.stats),
+        "optimizer": device_bytes(shapes.opt_state, shardings.opt_state),
+        "methods": device_bytes(shapes.methods, shardings.methods),
+        "brought": device_bytes(brought, programs.held_shardings().brought),
+        "gradients": device_bytes(dict(programs.full.params), layout.params),
+        "batch": streams * device_bytes(batch, jax.tree.map(lambda _: layout.batch, batch)),
+    }
 
 
 def _shards(programs: Programs) -> int:

@@ -4,6 +4,7 @@ Methods return plans (`research.train.method.Reshape`); here they are carried ou
 statistics, moments of the optimizer, arrays of methods. What stays keeps its bits.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,21 @@ class Moves:
             )
         return rule
 
+    def the_one(self, several: Sequence[Axes], name: str) -> Axes:
+        """Returns one of the axes that an array of the optimizer may have.
+
+        Raises:
+          UserError: it matters which, since some of them change.
+        """
+        first, *others = several
+        if any([self._rules.get(a) for a in first] != [self._rules.get(a) for a in other] for other in others):
+            among = " or ".join(", ".join(axes) for axes in several)
+            raise UserError(
+                f"reshape: the optimizer keeps means over axes of {name}, and its sizes do not tell which ({among}); "
+                "choose an optimizer whose moments are not factored"
+            )
+        return first
+
     def __call__(self, array: Array | None, axes: Axes | Sequence[str], fresh: Array, name: str) -> np.ndarray:
         """Returns an array in its new shape; `fresh` is the new network's initial one."""
         target = np.asarray(processes.gathered(fresh))
@@ -118,9 +134,24 @@ class Moves:
         return np.where(new["zero"], 0, np.where(new["fresh"], target, host)).astype(target.dtype)
 
 
+def _fitting(was: Array, now: Array, param: Array, new_param: Array, axes: Axes) -> list[Axes]:
+    """Returns the axes of a parameter that an array of the optimizer may have, by its sizes before and after; several
+    where sizes are equal."""
+    found = []
+    for places in itertools.combinations(range(param.ndim), was.ndim):
+        before, after = tuple(param.shape[i] for i in places), tuple(new_param.shape[i] for i in places)
+        if (was.shape, now.shape) == (before, after):
+            found.append(tuple(axes[i] for i in places))
+    return found
+
+
 def _moments(old: Any, fresh: Any, params: Arrays, new_params: Arrays, axes: Mapping[str, Axes], move: Moves) -> Any:
-    """Returns the optimizer's state: what lies under a parameter's name and has its shape moves with it, new entries of
-    it are zero; what has not its shape stays where it can, else it is as in a new state."""
+    """Returns the optimizer's state.
+
+    What lies under a parameter's name and has its shape, or a number for each index of some of its axes (factored
+    moments), moves with it; new entries of it are zero. What has another shape stays where it can, else it is as in a
+    new state.
+    """
     flat, tree = jax.tree_util.tree_flatten_with_path(fresh)
     before = dict(jax.tree_util.tree_flatten_with_path(old)[0])
     out = []
@@ -129,8 +160,8 @@ def _moments(old: Any, fresh: Any, params: Arrays, new_params: Arrays, axes: Map
         name = next((entry.key for entry in reversed(path) if isinstance(entry, jax.tree_util.DictKey)), None)
         if was is None:
             out.append(leaf)
-        elif name in params and was.shape == params[name].shape and leaf.shape == new_params[name].shape:
-            out.append(move(was, axes[name], jnp.zeros_like(leaf), name))
+        elif name in params and (found := _fitting(was, leaf, params[name], new_params[name], axes[name])):
+            out.append(move(was, move.the_one(found, name), jnp.zeros_like(leaf), name))
         else:
             out.append(was if was.shape == leaf.shape else leaf)
     return jax.tree_util.tree_unflatten(tree, out)

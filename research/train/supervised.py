@@ -22,6 +22,7 @@ from research.train.hooks import Brought
 from research.train.learner import Goal, Learner, Reading, Say
 from research.train.learner_registry import register
 from research.train.processes import place_whole
+from research.train.programs import Programs
 from research.train.restore import Wanted
 from research.train.sections import RunConfig
 from research.train.setup import Setup, make_setup
@@ -68,6 +69,7 @@ class Supervised(Learner):
         self.validates = setup.examples("validation") > 0
         self.title = self.config.model["name"]
         self._brought: Mapping[str, Brought] | None = None
+        self._compiled = finish.Compiled()  # for shapes that the network had before
         self._take(setup)
 
     def _take(self, setup: Setup) -> None:
@@ -80,6 +82,11 @@ class Supervised(Learner):
         work = setup.methods.work() * setup.task.work
         self.flops = {name: work * costs.training_flops(c) for name, c in setup.space.configs.items()}
         self._grads: Any = None
+
+    def _leave(self, programs: Programs) -> None:
+        """Ends the programs of a shape that the network has no longer."""
+        programs.close()
+        self._compiled += finish.compiled(programs)
 
     # -- before the first update -------------------------------------------------------------------------------
 
@@ -94,7 +101,7 @@ class Supervised(Learner):
                     f"{digest[:12]}); give it the same one"
                 )
         if "model" in run and (model := config_from_json(run["model"])) != self.setup.space.full:
-            self.programs.close()
+            self._leave(self.programs)
             self._take(self.setup.reshaped(model))
 
     def initial(self, say: Say) -> State:
@@ -168,7 +175,7 @@ class Supervised(Learner):
         setup, before = self.setup.reshaped(plan.config), self.programs
         self._take(setup)
         state = reshaping.apply(plan, step, state, before, self.programs)
-        before.close()
+        self._leave(before)
         say(f"step {step}: the network has {abstract(plan.config).num_params():,} parameters from here on")
         return state
 
@@ -218,7 +225,8 @@ class Supervised(Learner):
 
     def report(self, state: State, folder: Path) -> dict[str, Any]:
         self._grads = None
-        report = finish.final_report(self.setup, self.programs, self.evaluator, self.weights(state), folder)
+        weights = self.weights(state)
+        report = finish.final_report(self.setup, self.programs, self.evaluator, weights, folder, self._compiled)
         report |= {"full": "full", "title": self.title, "training_data_sha256": self.setup.splits["train"].digest}
         return report | {"optimizer_state_bytes": state_bytes(self.programs.shapes.opt_state)}
 
@@ -237,7 +245,7 @@ class Supervised(Learner):
         self.programs.close()
 
 
-@register("supervised")
+@register("supervised", opening=lambda config: f"loading data set {config.data.name}")
 def make(config: RunConfig, waiting: Callable[[], None], waited: Callable[[str, float], None]) -> Supervised:
     """Makes the learner of a recipe: supervised training of its model on its data.
 

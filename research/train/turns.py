@@ -17,7 +17,7 @@ from research.train import parallel
 from research.train.compiler import Program
 from research.train.gradient import Gradient, Weigh
 from research.train.hooks import Phase
-from research.train.layout import Shapes, shapes_of
+from research.train.layout import shapes_of
 from research.train.parallel import Parallel
 from research.train.processes import place_rows, place_whole
 from research.train.programs import Programs
@@ -88,7 +88,7 @@ class InTurn:
             for micro, slot in enumerate(slots):
                 clock = self._placed(np.array([step, slot[0], order * accumulate + micro], np.uint32))
                 scale = (own if scales is None else scales[micro], own)
-                program = self._gradient(draw, draws, phase, self._shapes(placed[slot]))
+                program = self.program_of(draw, draws, phase, placed[slot])
                 teacher = teachers[slot] if program.distill else nothing
                 held = self.run.held(state, stats)
                 found = get(program)(held, grads, Microbatch(placed[slot], clock, scale, teacher))
@@ -102,13 +102,15 @@ class InTurn:
         """Puts numbers of the host on the devices, which nothing does behind the loop's back."""
         return place_whole(numbers, self.run.layout.replicated)
 
-    def _shapes(self, batches: Mapping[str, Any]) -> tuple[tuple[str, Shapes], ...]:
-        return tuple((name, shapes_of(batch)) for name, batch in batches.items())
-
-    def _gradient(
-        self, draw: Draw, draws: Sequence[Draw], phase: Phase, shapes: tuple[tuple[str, Shapes], ...]
+    def program_of(
+        self, draw: Draw, draws: Sequence[Draw], phase: Phase, batches: Mapping[str, Mapping[str, Any]]
     ) -> Gradient:
-        name = self.run.layout.canonical(draw.name)
+        """Returns the gradient program of one of an update's draws.
+
+        Args:
+          batches: stream -> a microbatch, or its shapes.
+        """
+        name, shapes = self.run.layout.canonical(draw.name), tuple((k, shapes_of(v)) for k, v in batches.items())
         distill, taught = draw.distill and phase.outputs, teaches(draw, draws) and phase.outputs
         return Gradient(name, shapes, phase.name, distill, taught)
 
@@ -128,10 +130,10 @@ class InTurn:
     def programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[Program]:
         size = self.setup.config.data.batch_size // self.accumulate
         for draw in draws:
-            shapes = shapes_of(self.setup.batch_shapes(size // draw.parts))
-            yield self._gradient(draw, draws, phase, tuple((name, shapes) for name in phase.streams))
+            shapes = self.setup.batch_shapes(size // draw.parts)
+            yield self.program_of(draw, draws, phase, dict.fromkeys(phase.streams, shapes))
         if self.weighs:
-            yield Weigh(shapes, self.accumulate)
+            yield Weigh(shapes_of(shapes), self.accumulate)
 
 
 class InParallel:
@@ -146,9 +148,10 @@ class InParallel:
         self, get: Get, step: int, state: State, batches: Batches, draws: tuple[Draw, ...], grads: Any
     ) -> tuple[Any, Any, Any]:
         clock, places = parallel.places(self.run, self.names, step, draws)
-        (program,) = self.programs(draws, self.setup.phase(step))
+        phase = self.setup.phase(step)
+        (program,) = self.programs(draws, phase)
         found: tuple[Any, Any, Any] = get(program)(
-            self.run.held(state), grads, place(batches["train"], self.run), clock, places
+            self.run.held(state), grads, place(batches[phase.streams[0]], self.run), clock, places
         )
         return found
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from launch import config as recipe
+from research.control import runs, trained
+from research.control.environments import environment
 from research.control.learner import SoftActorCritic
 from research.errors import UserError
 from research.report.reading import load_metrics
@@ -147,9 +149,29 @@ def test_settings_that_it_does_not_go_by_are_refused():
         SoftActorCritic(RunConfig.of(recipe.load(text, {"train.duration": "10ep"})))
 
 
-def test_a_run_of_it_has_no_networks_to_extract(reference):
-    with pytest.raises(UserError, match="for runs of the learner supervised; the run's is soft_actor_critic"):
+def test_a_run_of_it_has_no_networks_to_extract_and_says_what_works(reference):
+    words = (
+        r"of the learner supervised; the run's is soft_actor_critic: .* research\.control\.trained\.actors\(WORKDIR\)"
+    )
+    with pytest.raises(UserError, match=words) as error:
         Trained(reference[0])
+    assert "\n" not in str(error.value)
+
+
+def test_the_policies_of_a_run_earn_what_the_report_says(reference):
+    workdir, report = reference
+    found = trained.actors(workdir)
+    assert list(found) == [0, 3]
+    task, state = environment("bandit"), arrays_at(workdir, 6)
+    learner = SoftActorCritic(read_config(workdir))
+    run = learner.whole(state)
+    for place, (seed, (config, params)) in enumerate(found.items()):
+        assert config == learner.options.actor(task) and params.keys() == run.learner.trained.actor.keys()
+        own = jax.tree.map(lambda v, place=place: v[place], run)
+        own = own._replace(learner=own.learner._replace(trained=own.learner.trained._replace(actor=params)))
+        earned, _ = runs.measure(learner.options, task, own, learner.options.episodes)
+        assert float(earned) == pytest.approx(report["returns"][f"return/seed{seed}"], rel=1e-5)
+    learner.close()
 
 
 def test_other_options_are_another_run(reference, tmp_path):

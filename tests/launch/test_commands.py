@@ -1,5 +1,6 @@
 """The commands: help, overrides, and what a user's mistake gets."""
 
+import json
 import subprocess
 import sys
 import time
@@ -49,6 +50,15 @@ def test_mistakes_of_flags(tmp_path):
     assert "--seeds=a; valid: whole numbers" in one_line(run("launch.control", "--seeds=a"))
     assert "holds no run" in one_line(run("launch.customise", f"--workdir={tmp_path}"))
     assert "no model matches" in one_line(run("launch.models", "resnext*"))
+
+
+def test_print_config_checks_the_model_s_fields_without_data():
+    """The data set is not there, and its number of classes, which the model has from it, is not asked for."""
+    command = ("launch.train", "--config=configs/quickstart.py", "--print_config", "--config.data.name=tfds:not_there")
+    done = run(*command, "--config.model.dims=(8, 16, 32, 64)")
+    assert done.returncode == 0 and json.loads(done.stdout)["model"]["dims"] == [8, 16, 32, 64]
+    assert "model unireplknet_a has no field 'dimz'; near: dims" in one_line(run(*command, "--config.model.dimz=3"))
+    assert "model.dims=3; valid" in one_line(run(*command, "--config.model.dims=3"))
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,23 @@ class HeadAlone(Method):
         return (Phase("head", trains=lambda name: name.startswith("head/")),)
 
 
+@register("own_stream")
+@dataclass(frozen=True)
+class OwnStream(Method):
+    """One phase that is trained on a stream of another name than the usual, and takes a second one where it is told
+    to."""
+
+    paper = "a test"
+    second: bool = False
+
+    def phases(self, model):
+        del model
+        return (Phase(streams=("own", "held") if self.second else ("own",)),)
+
+    def streams(self):
+        return (Stream("own", 0.0, 0.5), Stream("held", 0.5, 1.0)) if self.second else (Stream("own"),)
+
+
 @register("teacher")
 @dataclass(frozen=True)
 class Teacher(Method):

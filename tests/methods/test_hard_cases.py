@@ -11,15 +11,18 @@ import pytest
 
 from launch import config as recipe
 from research.errors import UserError
+from research.nested.draws import Draw
 from research.train import loop
 from research.train.checkpoint import Checkpoints
 from research.train.extraction import Trained
 from research.train.gradient import Gradient
 from research.train.hooks import everything
 from research.train.layout import shapes_of
+from research.train.overhead import _bare_inputs
 from research.train.setup import make_setup
 from research.train.state import Microbatch
 from research.train.supervised import Supervised
+from research.train.turns import InParallel, InTurn
 from tests.methods import cases
 from tests.train.reporter import Lines
 
@@ -68,6 +71,33 @@ def test_streams_are_disjoint_and_follow_from_seed_and_step():
     parts = [Part(source, stream, 0) for stream in learner.setup.methods.streams()]
     held = [set(part._own.tolist()) for part in parts]
     assert not held[0] & held[1] and len(held[0] | held[1]) == count
+    learner.close()
+
+
+def test_networks_in_parallel_take_the_phase_s_own_stream():
+    learner = learner_of("tests/methods/tiny.py:own_stream")
+    state, batch, draws, found = learner.initial(print), next(learner.batches(0)), (Draw("full"),), []
+    for execution in (InTurn(learner.setup, learner.programs), InParallel(learner.setup, learner.programs)):
+        grads = learner.programs.zero_grads()
+        grads, _, numbers = execution.gradients(learner.programs.get, 0, state, batch, draws, grads)
+        ((_, measured),) = execution.read(jax.device_get(numbers), draws)
+        found.append((float(measured["loss"]), jax.device_get(grads)))
+    (loss, turn), (its_loss, parallel) = found
+    assert its_loss == pytest.approx(loss, rel=1e-6) and set(batch) == {"own"}
+    for name in turn:
+        np.testing.assert_allclose(parallel[name], turn[name], rtol=1e-5, atol=1e-7)
+    learner.close()
+
+
+def test_the_bare_step_runs_the_programs_of_the_loop():
+    """Networks of one shape share a program, and a phase without outputs teaches nobody."""
+    learner = learner_of("tests/methods/tiny.py:all,head_alone", **{"nested__points__same": "width=1.0"})
+    asked, wanted = [], []
+    learner.programs.get = asked.append
+    for step in range(2):
+        _bare_inputs(learner, None, step, next(learner.batches(step)))
+        wanted += learner.execution.programs(learner.setup.draw(step), learner.setup.phase(step))
+    assert len(asked) == len(wanted) == 6 and set(asked) == set(wanted) and len(set(asked)) == 2
     learner.close()
 
 

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import optax
 import pytest
 
 from launch import config as recipe
 from research.errors import UserError
-from research.train import loop
+from research.train import loop, reshaping
 from research.train.extraction import Trained
 from research.train.hooks import Reindex, Reshape
 from research.train.reshaping import Moves
@@ -89,6 +90,41 @@ def test_eight_devices_prune_grow_are_killed_and_go_on(tmp_path):
     for name in ("halve", "widen"):
         assert found[name]["killed"] == -9 and found[name]["resumed"] >= 4
         assert found[name]["equal"] and found[name]["units"] == {"halve": 16, "widen": 64}[name]
+
+
+@pytest.mark.parametrize("name", ["halve", "widen"])
+def test_the_report_counts_what_was_compiled_for_every_shape(whole, name):
+    """For either shape there is a bound of seven, see `finish.bound`, and at least three programs: gradients of two
+    networks and an update. Two evaluations follow at the end; others may have been compiled in the background."""
+    report = json.loads((whole[name][0] / "report.json").read_text())
+    assert report["programs_bound"] == 14 and 8 <= report["programs"] <= 14
+
+
+def test_factored_moments_follow_the_axes_that_they_are_of():
+    order, grown = Reindex((2, 0, 1)), Reindex((0, 1, 2, -1))
+    optimizer = optax.scale_by_factored_rms(min_dim_size_to_factor=2)
+
+    def moved(axes, plan, sizes, new_sizes):
+        old = {"w": np.zeros([sizes[a] for a in axes], np.float32)}
+        new = {"w": np.zeros([new_sizes[a] for a in axes], np.float32)}
+        state = optimizer.init(old)
+        numbers = lambda v: np.arange(1.0, v.size + 1, dtype=np.float32).reshape(v.shape)
+        filled = {name: {"w": numbers(kept["w"])} for name, kept in (("v_row", state.v_row), ("v_col", state.v_col))}
+        state = state._replace(count=np.int32(7), **filled)
+        move = Moves(Reshape(None, plan), sizes, new_sizes)
+        return reshaping._moments(state, optimizer.init(new), old, new, {"w": axes}, move)
+
+    found = moved(("a", "b"), {"a": order}, {"a": 3, "b": 5}, {"a": 3, "b": 5})
+    rows = {len(np.asarray(v["w"])): np.asarray(v["w"]).tolist() for v in (found.v_row, found.v_col)}
+    assert rows == {3: [3, 1, 2], 5: [1, 2, 3, 4, 5]} and found.count == 7
+    found = moved(("a", "b"), {"a": grown}, {"a": 3, "b": 5}, {"a": 4, "b": 5})
+    rows = {len(np.asarray(v["w"])): np.asarray(v["w"]).tolist() for v in (found.v_row, found.v_col)}
+    assert rows == {4: [1, 2, 3, 0], 5: [1, 2, 3, 4, 5]}
+    square = {"a": 3, "b": 3}
+    with pytest.raises(UserError, match=r"means over axes of w, and its sizes do not tell which \(a or b\)"):
+        moved(("a", "b"), {"a": order}, square, square)
+    found = moved(("a", "b"), {"a": order, "b": order}, square, square)
+    assert np.asarray(found.v_row["w"]).tolist() == np.asarray(found.v_col["w"]).tolist() == [3, 1, 2]
 
 
 def test_moves_copy_fill_and_refuse():

@@ -33,6 +33,13 @@ def config_of(name, **options):
     return resolved(config)
 
 
+def test_the_learner_says_what_making_it_waits_for():
+    config = {"learner": {"name": "supervised"}, "data": {"name": "digits"}}
+    assert learner_registry.opening(RunConfig.of(config)) == "loading data set digits"
+    config["learner"]["name"] = "soft_actor_critic"
+    assert learner_registry.opening(RunConfig.of(config)) == "making the learner soft_actor_critic"
+
+
 @pytest.fixture
 def own(tmp_path):
     (tmp_path / "own_learner_file.py").write_text(OWN)

@@ -5,12 +5,15 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from launch import config as recipe
-from research.train.plan import activation_bytes
+from research.train.dry_run import foresee
+from research.train.plan import activation_bytes, plan
 from research.train.setup import make_setup
 from research.train.supervised import Supervised
+from tests.methods import cases  # noqa: F401  (registers own_stream and teacher)
 from tests.train.test_sharding import FAST
 
 CONTROL = 20
@@ -65,6 +68,24 @@ def test_seven_billion_parameters_lower_on_64_devices(tmp_path):
     )
     assert all(0 <= theirs - ours <= CONTROL for theirs, ours in plan["arguments"].values())
     assert 64 * plan["bytes"]["parameters"] > 4 * 6.5e9
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_all_streams_and_brought_networks_are_counted(second):
+    config = recipe.load("tests/methods/tiny.py:own_stream,teacher", {"method.own_stream.second": str(second)})
+    setup = make_setup(config)
+    found, whole = plan(setup), setup.batch_shapes(32)
+    one = sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(whole))
+    assert found.bytes["batch"] == (1 + second) * one
+    assert found.bytes["brought"] == found.bytes["parameters"] > 0  # a teacher of the same shape, without statistics
+    theirs, ours = found.arguments["gradient"]
+    unread = second * one  # the objective reads the first stream alone, so that XLA leaves the second out
+    assert 0 <= theirs - (ours - unread) <= CONTROL
+    learner = Supervised(setup)
+    foreseen = foresee(learner)
+    learner.close()
+    activations = foreseen.bytes.pop("activations (estimate)")
+    assert foreseen.bytes == found.bytes and activations == found.activations
 
 
 def test_activations_of_a_method_s_objective_are_counted():

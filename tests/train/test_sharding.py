@@ -151,8 +151,10 @@ def test_spreading_that_does_not_fit_is_refused():
     from research.train import parallel
     from research.train.method_registry import make
     from research.train.methods import Methods
+    from research.train.sections import RunConfig
 
-    config = recipe.load("tests/tiny.py:sorted", {"nested.execution": "parallel", "method.sorted.count": "2"})
+    fields = {"nested.execution": "parallel", "method.sorted.count": "2"}
+    config = RunConfig.of(recipe.load("tests/tiny.py:sorted", fields))
 
     def check(where, name="sorted", **options):
         methods = Methods((make(name, options),))
