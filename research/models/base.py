@@ -12,10 +12,11 @@ from research.errors import UserError
 from research.models import forms
 from research.modules.axes import Init, role
 from research.modules.moe_options import Moe
+from research.modules.renamed import Renamed
 from research.modules.state import Arrays, abstract
 
 
-class ModelConfig:
+class ModelConfig(Renamed):
     """Base of the frozen dataclasses that describe models.
 
     A family gives `family`, `elastic`, `build`, `input_shape` and `shrink`; everything else has a default, of a plain
@@ -24,6 +25,7 @@ class ModelConfig:
 
     Attributes:
       family: name of the family, unique.
+      renamed: what a field was called in earlier versions -> its name.
       elastic: dimension along which sub-networks are cut -> what a choice of it means.
       derived: field -> the fields that it follows from where it is not given itself.
       predicts: what the outputs are, "labels" (of examples or tokens, or embeddings) or "density" (a map).
@@ -149,7 +151,7 @@ def active_params(config: ModelConfig) -> int:
         idle = 1 - 1 / config.pathways
     elif config.has_mixtures and config.mixture.router != "soft":
         of_experts = [name for name, own in roles.items() if [r for r in own if r != "layers"][:1] == ["experts"]]
-        idle = 1 - config.mixture.active / config.mixture.experts
+        idle = 1 - config.mixture.num_experts_per_tok / config.mixture.num_experts
     else:
         return full.num_params()
     return full.num_params() - round(idle * sum(math.prod(full.params[name].shape) for name in of_experts))

@@ -14,6 +14,7 @@ from typing import Any
 from research.errors import UserError
 from research.files import printable
 from research.models.base import ModelConfig, active_params
+from research.modules.renamed import Renamed, refuse_former
 from research.modules.state import abstract
 from research.plugins import import_all
 from research.values import fit, not_negative
@@ -78,6 +79,7 @@ def model_config(name: str, **overrides) -> Any:
     """
     config = entry(name).config
     fields = {f.name: f for f in dataclasses.fields(config)}
+    refuse_former(type(config), overrides, "model.")
     for field in overrides:
         if field not in fields:
             near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4) or sorted(fields)[:8]
@@ -102,6 +104,8 @@ def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model
         inner = vars(config)[field]
         if dataclasses.is_dataclass(inner) and not isinstance(value, type(inner)):
             value = fit(value, dict, f"{where}{field}")
+            if isinstance(inner, Renamed):
+                refuse_former(type(inner), value, f"{where}{field}.")
             valid = [f.name for f in dataclasses.fields(inner)]
             unknown = sorted(set(value) - set(valid))
             if unknown:

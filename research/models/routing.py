@@ -1,5 +1,5 @@
-"""What families with routed convolutions share: the fields `experts`, `router_dims`, `router_depths` and `form`, and
-their sub-networks.
+"""What families with routed convolutions share: the fields `num_experts`, `router_dims`, `router_depths` and `form`,
+and their sub-networks.
 
 Layers, router and training are those of Robust MoE-CNN (Zhang et al. 2023, arXiv 2308.10110).
 """
@@ -22,8 +22,10 @@ def check_routing(config: Any) -> None:
     """Raises UserError for a number of experts, a router or a form that cannot be built."""
     family = config.family
     check_form(family, config.form, {routed_conv.OP: tuple(routed_conv.FORMS)})
-    if config.experts < 0:
-        raise UserError(f"{family}: experts={config.experts}; valid: 0 (an ordinary network) or whole numbers from 1")
+    if config.num_experts < 0:
+        raise UserError(
+            f"{family}: num_experts={config.num_experts}; valid: 0 (an ordinary network) or whole numbers from 1"
+        )
     dims, depths = config.router_dims, config.router_depths
     if len(dims) != len(depths) or not dims or min(*dims, *depths) < 1:
         raise UserError(
@@ -42,5 +44,5 @@ ADVMOE = ("arXiv 2308.10110", "github.com/OPTML-Group/Robust-MoE-CNN")
 """Paper and source of the networks with routed convolutions."""
 ROUTER_COUNT = 269_202
 """Parameters of their router."""
-TINY_ROUTER: dict[str, Any] = {"experts": 3, "router_dims": (4, 6), "router_depths": (1, 2), "form": "all"}
+TINY_ROUTER: dict[str, Any] = {"num_experts": 3, "router_dims": (4, 6), "router_depths": (1, 2), "form": "all"}
 """What shrinks it, for tests."""

@@ -171,7 +171,7 @@ def seen(method, frozen, phase="experts"):
     return attacked[-1]
 
 
-advmoe = registry.model_config("advmoe_resnet18", experts=2)
+advmoe = registry.model_config("advmoe_resnet18", num_experts=2)
 SIZES = {"epsilon": 0.1, "steps": 1, "step_size": 0.1}
 
 

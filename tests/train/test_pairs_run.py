@@ -77,9 +77,9 @@ def test_domain_run_starts_as_the_dense_one(dense, fields, tmp_path):
 
 def test_what_does_not_fit_is_told_at_set_up(fields):
     with pytest.raises(
-        UserError, match=r"has texts of domain 2 \(c\) that no expert has; valid with model.domains=2: 0..1"
+        UserError, match=r"has texts of domain 2 \(c\) that no expert has; valid with model.num_domains=2: 0..1"
     ):
-        make_setup(load("domain", fields, **{"model.domains": "2"}))
+        make_setup(load("domain", fields, **{"model.num_domains": "2"}))
     with pytest.raises(UserError, match="model attention_small does not take pairs"):
         make_setup(load("domain", fields, **{"model.name": "attention_small"}))
     with pytest.raises(UserError, match="model.vocab_size=30 is less than the 40 tokens"):

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.errors import UserError
 from research.modules.axes import Init
 from research.modules.mesh import TENSOR_AXIS, own_size
+from research.modules.renamed import Renamed
 from research.ops.precision import matmul
 from research.plugins import import_all
 
@@ -62,9 +63,9 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(Renamed):
     """Options of one kind of mixer; subclasses add fields, `kind`, `paper` and `build`, and are made known by
-    `register`."""
+    `register`. What a field was called in earlier versions stands in `renamed`."""
 
     kind: ClassVar[str] = ""
     """What `pattern` calls the mixer; the model's config has a field of this name for its options."""

@@ -26,8 +26,8 @@ class Window(Attention):
 
     kind: ClassVar[str] = "window"
     paper: ClassVar[str] = "arXiv 2004.05150"
-    small: ClassVar[dict[str, Any]] = {"heads": 6, "window": 64}
-    tiny: ClassVar[dict[str, Any]] = {"heads": 2, "head_dim": 8, "window": 5}
+    small: ClassVar[dict[str, Any]] = {"num_heads": 6, "window": 64}
+    tiny: ClassVar[dict[str, Any]] = {"num_heads": 2, "head_dim": 8, "window": 5}
     bounded: ClassVar[bool] = False
     ops: ClassVar[dict[str, tuple[str, ...]]] = {sliding_window.OP: sliding_window.FORMS}
 
