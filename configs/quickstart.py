@@ -2,7 +2,7 @@
 
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-    # its promises, judged
+    # its acceptance criteria, judged
     python -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce
 
 Hardware: two CPU cores, less than two minutes, most of them compiling. Number to expect: 99 % for the full network.

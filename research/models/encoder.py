@@ -124,7 +124,7 @@ class EncoderModel(nnx.Module):
 
     def embed(self, tokens: Int[Array, "B T"], domain: Int[Array, " B"]) -> Float[Array, "B T D"]:
         """Returns the embedded tokens, the domain's own at position 0."""
-        first = mesh.on_own_rows(lambda domain, tokens, _: tokens[domain][:, None], domain, self.domain_tokens[...])
+        first = mesh.on_local_shard(lambda domain, tokens, _: tokens[domain][:, None], domain, self.domain_tokens[...])
         return mesh.by_rows(jnp.concatenate([first, self.embedding(tokens[:, 1:])], 1))
 
     def __call__(

@@ -151,7 +151,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], per_layer: dict, *, mode: str, key: Array | None
     ) -> Float[Array, "B T D"]:
-        y = mesh.module_on_own_rows(self.mixer, self.norm(x).astype(self.mixer.out[...].dtype))
+        y = mesh.module_on_local_shard(self.mixer, self.norm(x).astype(self.mixer.out[...].dtype))
         if self.drop and mode == "train" and key is not None:
             y = drop_path(y, per_layer["rate"], jax.random.fold_in(key, per_layer["index"]))
         return x + y

@@ -41,8 +41,8 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class ViTConfig(ChoosesForms, ToldReal):
     """Description of one vision Transformer.
 
-    `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `ffn` names the feed-forward
-    parts of consecutive blocks, "mlp" or "moe", and repeats ("mlp moe": every second block has a mixture with the
+    `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `ffn` names the FFNs
+    of consecutive blocks, "mlp" or "moe", and repeats ("mlp moe": every second block has a mixture with the
     options `moe`), after `dense_blocks` with "mlp" alone. `kept_layers` holds, for a sub-network, the indices in the
     full model of the repetitions of `ffn`, `kept_dense` those of the blocks before. `form`: of the ops, see
     `research.ops.dispatch`.
@@ -110,7 +110,7 @@ class ViTConfig(ChoosesForms, ToldReal):
         rest = self.depth - self.dense_blocks
         if self.dense_blocks < 0 or rest < 1 or rest % len(self.period):
             raise UserError(
-                f"vit: depth={self.depth} less dense_blocks={self.dense_blocks} is no multiple of the parts of "
+                f"vit: depth={self.depth} less dense_blocks={self.dense_blocks} is no multiple of the FFNs of "
                 f"ffn={self.ffn!r}"
             )
         if not self.kept_layers:

@@ -156,7 +156,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B H W D"], per_layer: dict, *, mode: str, key: Array | None
     ) -> Float[Array, "B H W D"]:
-        branches = (lambda x: mesh.module_on_own_rows(self.mixer, self.norm1(x)), lambda x: self.mlp(self.norm2(x)))
+        branches = (lambda x: mesh.module_on_local_shard(self.mixer, self.norm1(x)), lambda x: self.mlp(self.norm2(x)))
         for j, branch in enumerate(branches):
             y = branch(x)
             if self.drop and mode == "train" and key is not None:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.errors import UserError
 from research.modules.axes import Init, Kind, StatKind
 from research.modules.layers import normal_02, ones, zeros
-from research.modules.mesh import on_own_tokens
+from research.modules.mesh import on_local_tokens
 from research.modules.mixers.base import Call
 from research.modules.moe_options import EXPERTS, SHARED, Moe
 from research.modules.state import OncePerUpdate
@@ -38,7 +38,7 @@ choice: of the tokens that no expert took); mean squared log-sum-exp of the logi
 
 def _search(scores: Float[Array, "B *T E"], k: int) -> Array:
     """`expert_routing.best`, a custom call on some platforms, on each device's own tokens."""
-    return on_own_tokens(lambda tokens, experts, axis: expert_routing.best(tokens[0], k), (scores,), {})
+    return on_local_tokens(lambda tokens, experts, axis: expert_routing.best(tokens[0], k), (scores,), {})
 
 
 def _places(
@@ -278,7 +278,7 @@ class MoeFfn(nnx.Module, OncePerUpdate):
                 choice.experts.reshape(-1, spec.num_experts_per_tok),
                 choice.weights.reshape(-1, spec.num_experts_per_tok),
             )
-            return on_own_tokens(self._dropless, pairs, self.kernels).reshape(x.shape)
+            return on_local_tokens(self._dropless, pairs, self.kernels).reshape(x.shape)
         train = call.mode == "train" or not spec.eval_capacity_factor
         factor = spec.capacity_factor if train else spec.eval_capacity_factor
         rule = lambda n: min(
@@ -286,7 +286,7 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         )
         capacity, limit = _places(rule, x.shape[1], call.real)
         own = (x, choice.experts, choice.weights, *limit)
-        y, found = on_own_tokens(functools.partial(self._with_places, capacity), own, self.kernels)
+        y, found = on_local_tokens(functools.partial(self._with_places, capacity), own, self.kernels)
         if call.mode == "train":
             share = (
                 found.mean(dtype=jnp.float32)
@@ -331,7 +331,7 @@ class MoeFfn(nnx.Module, OncePerUpdate):
             lambda n: min(n, max(1, round(spec.num_experts_per_tok * n / spec.num_experts))), x.shape[1], real
         )
         own = (x, noisy) if real is None else (x, noisy, real, *limit)
-        y, taken = on_own_tokens(functools.partial(self._taken, capacity), own, self.kernels)
+        y, taken = on_local_tokens(functools.partial(self._taken, capacity), own, self.kernels)
         if call.mode == "train":
             self.aux_loss[...] = spec.z_loss_coef * expert_routing.z_loss(logits, real)
             confidence = expert_routing.over_tokens(jax.nn.softmax(noisy).max(-1), real)
@@ -356,7 +356,7 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         assert self.slots is not None and self.slot_scale is not None  # of this router
         slots = self.slots[...].reshape(x.shape[-1], -1)
         dispatch, combine = expert_routing.soft_slots(x, slots, self.slot_scale[...], call.real)
-        return on_own_tokens(self._mixed, (x, dispatch, combine), self.kernels)
+        return on_local_tokens(self._mixed, (x, dispatch, combine), self.kernels)
 
     def _mixed(self, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> Array:
         x, dispatch, combine = tokens

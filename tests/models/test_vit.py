@@ -200,7 +200,7 @@ def test_smaller_selves_of_mixed_depths():
     "fields, message",
     [
         ({"ffn": "glu"}, "valid: mlp and moe"),
-        ({"dense_blocks": 3}, "no multiple of the parts"),
+        ({"dense_blocks": 3}, "no multiple of the FFNs"),
         ({"moe": dataclasses.replace(FAMILIES["v_moe"], num_experts_per_tok=9)}, "moe: num_experts_per_tok=9"),
         ({"moe": FAMILIES["hash"]}, "tokens of a vocabulary"),
     ],

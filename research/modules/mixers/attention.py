@@ -101,7 +101,7 @@ class AttentionMixer(nnx.Module, Gathers):
     State: `k` and `v` [B, S, G, K], keys after RoPE, and `ids` [B, S], the documents of the tokens. A call writes its
       tokens
     from `call.position` on; what lies behind the last token written is not read, so a caller may go back by a smaller
-    position. Without `call.segment_ids` tokens go on in the document of the last token.
+    position. Without `call.segment_ids` tokens continue in the document of the last token.
     """
 
     def __init__(self, spec: Attention, dim: int, scope: str, init: Init, form: str):
@@ -137,8 +137,8 @@ class AttentionMixer(nnx.Module, Gathers):
         return self.merge(self._read(query, new["ids"], state, call.position)), state
 
     def gathered(self, x: Float[Array, "B T D"], call: Call, axis: str) -> Float[Array, "B T D"]:
-        """Attention of a stretch that starts at `call.position` to the keys and values of all stretches, gathered over
-        a mesh axis."""
+        """Attention of a sequence shard that starts at `call.position` to the keys and values of all sequence shards,
+        gathered over a mesh axis."""
         query, key, value = self.project(x, call.position + jnp.arange(x.shape[1]))
         key, value = (lax.all_gather(y, axis, axis=1, tiled=True) for y in (key, value))
         places = jnp.arange(key.shape[1])
@@ -165,7 +165,7 @@ class AttentionMixer(nnx.Module, Gathers):
     def _require_state(self) -> None:
         self.spec.require(
             self.spec.causal,
-            "causal=False sees later tokens, so it cannot go on from a state, token by token; set causal=True",
+            "causal=False sees later tokens, so it cannot continue from a state, token by token; set causal=True",
         )
 
     def project(self, x: Float[Array, "B T D"], positions: Int[Array, " T"]) -> tuple[Array, Array, Array]:

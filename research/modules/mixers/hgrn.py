@@ -31,8 +31,8 @@ class HGRN(Spec):
     """`d_inner` 0: expand * dim channels; `lower_bound`: lower bound of the forget gates before training, between 0 and
     1.
 
-    `d_conv` > 0 adds a short causal convolution of so many steps to the input, which is not in the paper: x + conv(x)
-    goes on.
+    `d_conv` > 0 adds a short causal convolution of so many steps to the input, which is not in the paper: the
+    mixer reads x + conv(x).
     """
 
     expand: float = 1.0

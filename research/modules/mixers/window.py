@@ -74,7 +74,7 @@ def window_attention(
         start = init_window(key.shape[0], window, key.shape[2], key.shape[3], key.dtype)
         return y, {name: jnp.concatenate([start[name], new[name]], 1)[:, key.shape[1] :] for name in start}
     if segment_ids is None and window > 1:
-        # Tokens without ids go on in the document of the last token.
+        # Tokens without ids continue in the document of the last token.
         segment_ids = jnp.broadcast_to(jnp.maximum(state["ids"][:, -1:], 0), key.shape[:2])
     before = WindowState(state["k"].astype(key.dtype), state["v"].astype(key.dtype), state["ids"])
     y, after = sliding_window_extend(query, key, value, before, segment_ids=segment_ids, form=form)
