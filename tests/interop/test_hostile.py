@@ -151,7 +151,7 @@ def test_model_folders_of_ours_are_held_to_the_same(tmp_path):
         "norm_eps": float("nan"),
         "vocab_size": 2.5,
         "pattern": ["mamba"],
-        "tied": 2,
+        "tie_embeddings": 2,
     }.items():
         (tmp_path / "config.json").write_text(json.dumps({**whole, "model": {**whole["model"], field: value}}))
         with pytest.raises(UserError, match=rf"config.json: .*SequenceConfig.{field}=.*; valid: "):

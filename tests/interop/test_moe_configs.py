@@ -137,8 +137,8 @@ def test_windows_are_the_window_mixer():
         ),
         ("hf-mixtral", {"hidden_size": None}, "hidden_size=None; valid: whole numbers"),
         ("hf-mixtral", {"num_attention_heads": 0}, "num_attention_heads=0; valid: whole numbers from 1"),
-        ("hf-mixtral", {"num_experts_per_tok": 9}, "moe: active=9; valid: 1 to the 4 experts"),
-        ("hf-mixtral", {"num_key_value_heads": 3}, "kv_heads=3 does not divide heads=4"),
+        ("hf-mixtral", {"num_experts_per_tok": 9}, "moe: num_experts_per_tok=9; valid: 1 to the 4 experts"),
+        ("hf-mixtral", {"num_key_value_heads": 3}, "num_kv_heads=3 does not divide num_heads=4"),
         (
             "hf-mixtral",
             {"intermediate_size": 16},

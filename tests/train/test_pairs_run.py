@@ -33,7 +33,7 @@ def fields(tmp_path_factory):
         "data.options.length": "6",
         "data.options.vocab_size": "40",
     }
-    return sizes | {"model.dim": "16", "model.depth": "1", "model.attention": "{'heads': 2}"}
+    return sizes | {"model.dim": "16", "model.depth": "1", "model.attention": "{'num_heads': 2}"}
 
 
 def load(arg, fields, **more):

@@ -182,6 +182,6 @@ def test_contrastive_batches_are_not_cut(fields, message, tmp_path):
         "data.options.length": "6",
         "data.options.vocab_size": "40",
     }
-    sizes |= {"data.batch_size": "4", "model.dim": "16", "model.depth": "1", "model.attention": "{'heads': 2}"}
+    sizes |= {"data.batch_size": "4", "model.dim": "16", "model.depth": "1", "model.attention": "{'num_heads': 2}"}
     with pytest.raises(UserError, match=message):
         Supervised(make_setup(recipe.load("configs/domain_encoder.py:dense", {**sizes, **fields})))
