@@ -56,7 +56,7 @@ test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 faults: $(STAMP)
-	$(PY) -m tests.faults.campaign --kills=50 --readers_s=120 --out=results/faults
+	$(PY) -m tests.faults.suite --kills=50 --readers_s=120 --out=results/faults
 
 fuzz: $(STAMP)
 	$(PY) -m tests.faults.fuzz --configs=500 --weights=200 --hostile=200 --run_files=100
@@ -73,7 +73,7 @@ NEWEST_PYTHON ?= python3.12
 
 test-newest: .venv-newest/.installed
 	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" tests/ops tests/modules tests/models tests/nested \
-		tests/methods tests/optim tests/tasks tests/train tests/test_house.py
+		tests/methods tests/optim tests/tasks tests/train tests/test_codebase.py
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile -m slow

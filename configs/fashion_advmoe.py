@@ -26,11 +26,14 @@ from research.train.config import base_config
 WIDTHS = {"full": (16, 32, 64, 128), "path": (8, 16, 32, 64)}
 ROUTER = {"router_dims": (8, 16), "router_depths": (1, 1)}
 METHODS = {
-    "dense": ({"name": "advmoe_resnet18", "dims": WIDTHS["full"], "stem_dim": 16, "experts": 1}, "trades"),
-    "small": ({"name": "advmoe_resnet18", "dims": WIDTHS["path"], "stem_dim": 16, "experts": 1}, "trades"),
-    "joint": ({"name": "advmoe_resnet18", "dims": WIDTHS["path"], "stem_dim": 16, "experts": 2, **ROUTER}, "trades"),
+    "dense": ({"name": "advmoe_resnet18", "dims": WIDTHS["full"], "stem_dim": 16, "num_experts": 1}, "trades"),
+    "small": ({"name": "advmoe_resnet18", "dims": WIDTHS["path"], "stem_dim": 16, "num_experts": 1}, "trades"),
+    "joint": (
+        {"name": "advmoe_resnet18", "dims": WIDTHS["path"], "stem_dim": 16, "num_experts": 2, **ROUTER},
+        "trades",
+    ),
     "alternate": (
-        {"name": "advmoe_resnet18", "dims": WIDTHS["path"], "stem_dim": 16, "experts": 2, **ROUTER},
+        {"name": "advmoe_resnet18", "dims": WIDTHS["path"], "stem_dim": 16, "num_experts": 2, **ROUTER},
         "advmoe",
     ),
 }

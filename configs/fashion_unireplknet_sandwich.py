@@ -24,9 +24,9 @@ def get_config(arg: str = ""):
         "name": "unireplknet_a",
         "depths": (1, 2, 1),
         "dims": (40, 80, 160),
-        "kernels": ((3,), (7,), (3,)),
+        "kernel_sizes": ((3,), (7,), (3,)),
         "stem_strides": (2, 1),
-        "layer_scale": 0.1,
+        "layer_scale_init_value": 0.1,
         "unroll": True,
     }
     config.data.update(

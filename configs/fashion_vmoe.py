@@ -19,8 +19,8 @@ from research.train.config import base_config
 
 DIM, HIDDEN = 96, 384
 MIXTURES = {
-    "moe": replace(FAMILIES["v_moe"], hidden=HIDDEN // 2, priority=True, eval_capacity_factor=0.0),
-    "soft": replace(FAMILIES["soft"], hidden=HIDDEN, slots=2),
+    "moe": replace(FAMILIES["v_moe"], ffn_dim=HIDDEN // 2, priority=True, eval_capacity_factor=0.0),
+    "soft": replace(FAMILIES["soft"], ffn_dim=HIDDEN, slots_per_expert=2),
 }
 
 
@@ -33,7 +33,7 @@ def get_config(arg: str = "moe"):
         "name": "vit_tiny_patch16_224",
         "dim": DIM,
         "depth": 4,
-        "heads": 4,
+        "num_heads": 4,
         "head_dim": 24,
         "patch_size": 7,
         "unroll": True,

@@ -21,7 +21,7 @@ def get_config(arg: str = ""):
         "pattern": "mamba2 mamba2 window",
         "ffn": "glu",
         "unroll": True,
-        "window": {"heads": 4},
+        "window": {"num_heads": 4},
     }
     config.expect = {"full": (None, 1.94)}
     config.report.update({"latency": True, "latency_batches": (1,)})

@@ -15,10 +15,10 @@ from research.errors import UserError
 from research.train.config import base_config
 
 PATTERNS = {
-    "attention": {"attention": {"heads": 32}},
-    "gla": {"gla": {"heads": 16, "state": 128, "head_dim": 256}},
-    "mamba2": {"mamba2": {"heads": 128, "state": 128, "head_dim": 64}},
-    "hgrn": {"hgrn": {"taps": 4}},
+    "attention": {"attention": {"num_heads": 32}},
+    "gla": {"gla": {"num_heads": 16, "d_state": 128, "head_dim": 256}},
+    "mamba2": {"mamba2": {"num_heads": 128, "d_state": 128, "head_dim": 64}},
+    "hgrn": {"hgrn": {"d_conv": 4}},
 }
 
 
@@ -33,7 +33,7 @@ def get_config(arg: str = "attention"):
         "ffn": "glu",
         "ffn_dim": 11008,
         "vocab_size": 32000,
-        "tied": False,
+        "tie_embeddings": False,
         "length": 2048,
     }
     config.model = {"name": "sequence", "pattern": pattern, **sizes, **PATTERNS[pattern]}

@@ -17,7 +17,7 @@ def get_config(arg: str = ""):
     config.model = {
         "name": "sequence",
         "pattern": "hgrn",
-        "hgrn": {"taps": 4},
+        "hgrn": {"d_conv": 4},
         "ffn": "glu",
         "dim": 160,
         "depth": 3,

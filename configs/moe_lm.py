@@ -28,7 +28,7 @@ def get_config(arg: str = "moe"):
     config.model = {
         "name": "sequence",
         "pattern": "hgrn",
-        "hgrn": {"taps": 4},
+        "hgrn": {"d_conv": 4},
         "dim": 160,
         "depth": 3,
         "ffn_dim": 320,
@@ -36,9 +36,15 @@ def get_config(arg: str = "moe"):
     }
     config.model.ffn = "glu" if arg == "dense" else "moe"
     if arg != "dense":
-        family = FAMILIES.get(arg, Moe(balance=0.01))
+        family = FAMILIES.get(arg, Moe(balance_loss_coef=0.01))
         config.model.moe = asdict(
-            replace(family, experts=8, active=min(family.active, 2), shared=min(family.shared, 1), expert_groups=1)
+            replace(
+                family,
+                num_experts=8,
+                num_experts_per_tok=min(family.num_experts_per_tok, 2),
+                num_shared_experts=min(family.num_shared_experts, 1),
+                num_expert_groups=1,
+            )
         )
     config.eval.every = "25%"
     config.expect = {"dense": {"full": (None, 1.88)}, "moe": {"full": (None, 1.85), "dead_experts": (None, 0.0)}}.get(

@@ -28,7 +28,7 @@ def get_config(arg: str = "digits"):
         raise UserError(f"configs/pixel_sequences.py:{arg} is unknown; valid: {', '.join(SIZES)}")
     size = SIZES[arg]
     config = base_config()
-    config.model = {"name": "mamba2_small", "dim": size["dim"], "depth": 2, "mamba2": {"state": 32}, "unroll": True}
+    config.model = {"name": "mamba2_small", "dim": size["dim"], "depth": 2, "mamba2": {"d_state": 32}, "unroll": True}
     config.data.update({"name": size["data"], "batch_size": size["batch"]})
     config.data.augment = {"sequence": size["side"], "mean": 0.5, "std": 0.5}
     config.optim.update(MUON)

@@ -2,7 +2,7 @@
 
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-    # its promises, judged
+    # its acceptance criteria, judged
     python -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce
 
 Hardware: two CPU cores, less than two minutes, most of them compiling. Number to expect: 99 % for the full network.
@@ -20,9 +20,9 @@ def get_config(arg: str = ""):
         "name": "unireplknet_a",
         "depths": (1, 2),
         "dims": (16, 48),
-        "kernels": ((3,), (7,)),
+        "kernel_sizes": ((3,), (7,)),
         "stem_strides": (1, 1),
-        "layer_scale": 0.1,
+        "layer_scale_init_value": 0.1,
         "unroll": True,
         # On maps of 8x8 pixels compiling counts for more than a step, and this form compiles quickest.
         "form": "depthwise_conv2d=toeplitz",

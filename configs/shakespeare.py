@@ -31,7 +31,7 @@ def get_config(arg: str = "small"):
     config.model = {
         "name": "sequence",
         "pattern": "hgrn",
-        "hgrn": {"taps": 4},
+        "hgrn": {"d_conv": 4},
         "ffn": "glu",
         "unroll": True,
         **{key: size[key] for key in ("dim", "depth", "ffn_dim", "dropout")},

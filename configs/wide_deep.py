@@ -21,7 +21,7 @@ def get_config(arg: str = "1"):
     if depth not in (1, 2, 4, 8):
         raise UserError(f"configs/wide_deep.py:{arg} is unknown; valid: 1, 2, 4, 8 layers")
     config = text_config(600, max_bytes=2_000_000)
-    heads = {"heads": LAYERS_TIMES_HEADS // depth, "head_dim": HEAD_DIM}
+    heads = {"num_heads": LAYERS_TIMES_HEADS // depth, "head_dim": HEAD_DIM}
     config.model = {
         "name": "sequence",
         "pattern": "attention",

@@ -5,7 +5,7 @@ in turns.
     python -m launch.bench --op=depthwise_conv2d --shapes=13x13 --peer=torch --csv=FILE.csv --plot=FILE.png
     python -m launch.bench --model=unireplknet_a --peer=unireplknet:PATH/unireplknet.py
     python -m launch.bench --op=my_op --plugin=my_op_cases.py      # cases of one's own
-    python -m launch.bench --suite=grouped                        # judged: exit code 1 when a mark is missed
+    python -m launch.bench --suite=grouped                        # judged: exit code 1 when a threshold is missed
     python -m launch.bench --tune=depthwise_conv2d                # measures research/ops/form_table.csv anew
     python -m launch.bench --config=configs/quickstart.py         # what the loop adds to the bare jitted step
 
@@ -25,7 +25,7 @@ from research.process import set_allocator
 
 _OP = flags.DEFINE_string("op", None, "Op to time.")
 _MODEL = flags.DEFINE_string("model", None, "Model to time.")
-_SUITE = flags.DEFINE_string("suite", None, "Cases to time and judge by their marks.")
+_SUITE = flags.DEFINE_string("suite", None, "Cases to time and judge by their thresholds.")
 _TUNE = flags.DEFINE_string("tune", None, "Op whose rows in the table of forms are measured and written.")
 _LIST = flags.DEFINE_bool(
     "list", False, "Print ops, models, suites, tunable ops and peers, and which peers are installed."
@@ -46,7 +46,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-MARK_COLUMNS = ["claim", "figure", "asked", "kept"]
+THRESHOLD_COLUMNS = ["claim", "figure", "asked", "met"]
 
 
 class _Quiet:
@@ -77,7 +77,10 @@ def _print_list() -> int:
     rows = [{"kind": "op", "name": name, "what": entry.about} for name, entry in catalog.known("op").items()]
     rows += [{"kind": "model", "name": name, "what": entry.about} for name, entry in catalog.known("model").items()]
     for name, suite in catalog.suites().items():
-        rows += [{"kind": "suite", "name": name, "what": f"{mark.claim}: {mark.bound}"} for mark in suite.marks]
+        rows += [
+            {"kind": "suite", "name": name, "what": f"{threshold.claim}: {threshold.bound}"}
+            for threshold in suite.thresholds
+        ]
     rows += [{"kind": "tune", "name": name, "what": "form by shape on a CPU"} for name in tune.known()]
     for name, (needs, _) in catalog.PEERS.items():
         rows.append(
@@ -92,12 +95,12 @@ def _print_list() -> int:
 
 
 def _measure() -> int:
-    from research.bench import catalog, marks
+    from research.bench import catalog, thresholds
 
     suite = catalog.find_suite(_SUITE.value) if _SUITE.value else None
     peers = catalog.parse_peers(_PEER.value)
-    if suite and marks.needs_peer(suite) and not {mark.peer for mark in suite.marks} & peers.keys():
-        needed = ", ".join(sorted({mark.peer for mark in suite.marks}))
+    if suite and thresholds.needs_peer(suite) and not {threshold.peer for threshold in suite.thresholds} & peers.keys():
+        needed = ", ".join(sorted({threshold.peer for threshold in suite.thresholds}))
         raise UserError(
             f"suite {_SUITE.value} judges against a peer: "
             f"give --peer={needed} ({catalog.PEERS[needed.split(',')[0]][0]})"
@@ -117,15 +120,15 @@ def _measure() -> int:
         floor = tables.human_ms(new[0]["floor_ms"])
         print(f"[{i}/{len(cases)}] {case.key} | {tables.human_count(case.flops, 'FLOPs')} | floor {floor}")
         print(tables.text_table(new, COLUMNS), flush=True)
-    judged = [mark.judge(rows, peers) for mark in suite.marks] if suite else []
+    judged = [threshold.judge(rows, peers) for threshold in suite.thresholds] if suite else []
     if judged:
-        print(tables.text_table(judged, MARK_COLUMNS), end="")
+        print(tables.text_table(judged, THRESHOLD_COLUMNS), end="")
     if _CSV.value:
         _write(Path(_CSV.value), rows, judged, header)
     if _PLOT.value:
         labelled = [{**row, "case": f"{row['name']} {row['shape']}\n{row['direction']}"} for row in rows]
         plots.bars_plot(_PLOT.value, labelled, "case", "contender", "median_ms", "floor_ms", title=header["device"])
-    return 1 if any(row["kept"] == "no" for row in judged) else 0
+    return 1 if any(row["met"] == "no" for row in judged) else 0
 
 
 def _allocator(with_peers: bool) -> str:
@@ -154,16 +157,16 @@ def _cases(suite, peers: dict[str, str]) -> list:
 
 
 def _write(path: Path, rows: list[dict], judged: list[dict], header: dict[str, str]) -> None:
-    """The figures and the judged marks as CSV, and both as a page of Markdown beside them."""
+    """The figures and the judged thresholds as CSV, and both as a page of Markdown beside them."""
     from research.report import machine, tables
 
     command = machine.command_line()
     tables.write_csv(path, rows, command=command, header=header)
     if judged:
-        tables.write_csv(path.with_name(f"{path.stem}_marks{path.suffix}"), judged, command=command, header=header)
+        tables.write_csv(path.with_name(f"{path.stem}_thresholds{path.suffix}"), judged, command=command, header=header)
     parts = [f"Made by `{command}`:\n", "".join(f"* {key}: {value or 'none'}\n" for key, value in header.items())]
     if judged:
-        parts.append(tables.markdown_table(judged, MARK_COLUMNS))
+        parts.append(tables.markdown_table(judged, THRESHOLD_COLUMNS))
     parts.append(tables.markdown_table(rows, {"name": "case", "shape": "shape", "direction": "direction", **COLUMNS}))
     write_text(path.with_suffix(".md"), "\n".join(parts))
 

@@ -74,7 +74,7 @@ class Children:
         """
         code = self.train(config, workdir, fields)
         if code == common.STOPPED or self.stop:
-            common.stopped(f"stopped by {self.stop.told or 'a signal'}; start the same command again to go on")
+            common.stopped(f"stopped by {self.stop.told or 'a signal'}; start the same command again to continue")
         if code:
             raise UserError(
                 f"training --config={config} in {workdir} failed ({ending(code)}); what it said stands above"

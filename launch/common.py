@@ -33,7 +33,7 @@ def plugin_flags() -> list[str]:
 
 
 USER_ERROR = 2  # exit code of a user's mistake
-STOPPED = 75  # exit code of a run that was told to stop and that can go on (EX_TEMPFAIL)
+STOPPED = 75  # exit code of a run that was told to stop and that can continue (EX_TEMPFAIL)
 INTERRUPTED = stopping.AT_ONCE  # exit code of a command that Ctrl-C ended
 
 

@@ -5,7 +5,7 @@
 
 The recipe takes `alone=NAME` as its argument. Every network trained alone sees the same number of examples, chosen so
 that all of them together cost the FLOPs of the many-in-one run: shared in proportion to size. Runs that are already
-finished under --workdir are not repeated; a stopped one goes on.
+finished under --workdir are not repeated; a stopped one continues.
 """
 
 import os

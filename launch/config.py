@@ -47,7 +47,7 @@ def load(text: str, overrides: dict[str, str], workdir: str = "") -> dict[str, A
     before = copy.deepcopy(config)
     for field, value in overrides.items():
         _set(config, field, value)
-    from research.train.rundir import check_optimizer, goes_on
+    from research.train.rundir import check_optimizer, continues
     from research.train.used import check_new, check_used
 
     if workdir:
@@ -59,7 +59,7 @@ def load(text: str, overrides: dict[str, str], workdir: str = "") -> dict[str, A
     check(config)
     whole = resolved(config)
     check_used(whole, resolved(before), overrides)
-    if not workdir or not goes_on(workdir, whole):
+    if not workdir or not continues(workdir, whole):
         check_new(whole)
     return whole
 

@@ -31,7 +31,7 @@ _STOP = flags.DEFINE_multi_string(
     "stop", [], "Text at which to end, which is not shown; of token-id runs their numbers: '2 4'. Repeatable."
 )
 _STOP_IDS = flags.DEFINE_multi_string("stop_ids", [], "Tokens at which to end, as numbers: 0,2. Repeatable.")
-_IGNORE_EOT = flags.DEFINE_bool("ignore_eot", False, "Go on after tokens that, as the tokenizer says, end a text.")
+_IGNORE_EOT = flags.DEFINE_bool("ignore_eot", False, "Continue after tokens that, as the tokenizer says, end a text.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the draws; a row's text depends on it and on its own prompt alone.")
 _DRAFT = flags.DEFINE_string("draft", None, "Sub-network that drafts for --subnet: speculative decoding of one prompt.")
 _LOOKAHEAD = flags.DEFINE_integer("lookahead", 4, "Tokens drafted at a time.", lower_bound=1)

@@ -187,7 +187,7 @@ def main(overrides: dict[str, str]) -> int:
         what = (
             "starting again from the last checkpoint"
             if again
-            else "start the same command again to go on from the last checkpoint"
+            else "start the same command again to continue from the last checkpoint"
         )
         print(
             f"error: {lost.told(_PROCESSES.value, supervisor.log(lost.index))}; the others were ended, {what}",

@@ -22,7 +22,7 @@ class Place(enum.Enum):
     FOLDER = enum.auto()
     EITHER = enum.auto()
     RUN = enum.auto()
-    """The directory of a run, which goes on where there is one already."""
+    """The directory of a run, which continues where there is one already."""
 
 
 @dataclass(frozen=True)

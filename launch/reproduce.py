@@ -1,4 +1,4 @@
-"""Runs a recipe, over several seeds if asked, and judges it against the numbers that it promises.
+"""Runs a recipe, over several seeds if asked, and judges it against its acceptance criteria.
 
     python -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce
 
@@ -7,7 +7,7 @@ full network over the seeds), smallest_share (the least value of any network ove
 losses the full one's over theirs), smallest_flops (FLOPs of the cheapest network over the full one's), networks, wall_s
 (longest run), dead_experts (of a mixture of experts, in all its layers, the most of any seed), and of robust training
 the full network's means accuracy, clean_accuracy (on the images attacked) and robust_ATTACK for each of the method
-`attacks`. Exit code 1: a promise is not kept.
+`attacks`. Exit code 1: an acceptance criterion is not met.
 """
 
 import os
@@ -23,7 +23,7 @@ _WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under
 _OUT = outputs.output_flag(
     "out",
     outputs.Place.FOLDER,
-    "Folder for tables.md, promises.csv, seeds.csv, networks.csv and the first seed's pareto.png; default --workdir.",
+    "Folder for tables.md, criteria.csv, seeds.csv, networks.csv and the first seed's pareto.png; default --workdir.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to run.")
 
@@ -40,14 +40,14 @@ def main(overrides: dict[str, str]) -> int:
 
     from research.report import provenance, tables
     from research.report.machine import command_line
-    from research.search.promises import by_network, check_promises, judge, measures
+    from research.search.criteria import by_network, check_criteria, judge, measures
     from research.train.loop import Preempted, train
     from research.train.results import finished
 
     configs = {seed: recipe.load(_CONFIG.value, {**overrides, "seed": seed}) for seed in _SEEDS.value}
     workdirs = {seed: os.path.join(_WORKDIR.value, f"seed{seed}") for seed in configs}
     expect = next(iter(configs.values()))["expect"]
-    check_promises(expect)
+    check_criteria(expect)
     found_before = {
         seed: finished(workdirs[seed], config) for seed, config in configs.items()
     }  # mistakes show before the first run
@@ -64,7 +64,7 @@ def main(overrides: dict[str, str]) -> int:
     found = measures(reports)
     rows = judge(found, expect)
     print(f"\n{_CONFIG.value}, seeds {', '.join(configs)}")
-    print(tables.text_table(rows, ["promise", "expected", "found", "kept"]))
+    print(tables.text_table(rows, ["criterion", "expected", "found", "met"]))
     per_seed = [
         {"seed": s, **{n["name"]: n["value"] for n in r["subnets"]}, "wall_s": r["wall_s"]}
         for s, r in zip(configs, reports, strict=True)
@@ -72,20 +72,20 @@ def main(overrides: dict[str, str]) -> int:
     print(tables.text_table(per_seed, list(per_seed[0])))
     out = _OUT.value or _WORKDIR.value
     os.makedirs(out, exist_ok=True)
-    tables.write_csv(os.path.join(out, "promises.csv"), rows, command=command_line())
+    tables.write_csv(os.path.join(out, "criteria.csv"), rows, command=command_line())
     tables.write_csv(os.path.join(out, "seeds.csv"), per_seed, command=command_line())
     tables.write_csv(os.path.join(out, "networks.csv"), reports[0]["subnets"], command=command_line())
     networks = by_network(reports, list(configs))
     parts = [
         f"Made by `{command_line()}`; {provenance.line(reports, list(configs.values()))}.\n",
         tables.markdown_table(networks, list(networks[0])),
-        tables.markdown_table(rows, ["promise", "expected", "found", "kept"]),
+        tables.markdown_table(rows, ["criterion", "expected", "found", "met"]),
     ]
     write_text(os.path.join(out, "tables.md"), "\n".join(parts))
     if _OUT.value:
         plot = os.path.join(_WORKDIR.value, f"seed{next(iter(configs))}", "pareto.png")
         replace_file(os.path.join(out, "pareto.png"), lambda temp: shutil.copyfile(plot, temp))
-    return 0 if all(row["kept"] == "yes" for row in rows) else 1
+    return 0 if all(row["met"] == "yes" for row in rows) else 1
 
 
 if __name__ == "__main__":

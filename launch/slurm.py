@@ -53,7 +53,7 @@ cd {shlex.quote(remote.root())} || exit 1
 mkdir -p {shlex.quote(remote.WORKDIR.value)}
 srun --kill-on-bad-exit=1 {remote.lines(words)}
 code=$?
-# The run was told to stop, and has saved: it goes on when the queue lets it.
+# The run was told to stop, and has saved: it continues when the queue lets it.
 if [ "$code" -eq {common.STOPPED} ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

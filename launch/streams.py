@@ -1,5 +1,5 @@
-"""Standard output and error that outlive their reader: after `| head`, or behind a terminal that is gone, a run goes on
-in silence."""
+"""Standard output and error that outlive their reader: after `| head`, or behind a terminal that is gone, a run
+continues in silence."""
 
 import errno
 import io

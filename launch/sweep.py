@@ -6,7 +6,7 @@ results.
 
 Each run is a process of `launch.train` in WORKDIR/FIELD=VALUE_FIELD=VALUE; `--jobs=2` trains two at a time, each on its
 own part of the cores, and their lines go to WORKDIR/FIELD=VALUE.log. Runs that have finished are not repeated: the same
-command again goes on. The table lies in OUT as sweep.md and sweep.csv, over the seeds too where the grid has several;
+command again continues. The table lies in OUT as sweep.md and sweep.csv, over the seeds too where the grid has several;
 `--x` draws the values against a size (see launch.report), a line for each value of the first field. A run that fails is
 a line with its reason; exit code 1 then.
 """
@@ -63,7 +63,7 @@ def _train(points: list[dict[str, str]], workdirs: list[str], arguments: list, c
     with children.stop.heeded(), ThreadPoolExecutor(_JOBS.value) as pool:
         codes = list(pool.map(run, range(len(points))))
     if common.STOPPED in codes or children.stop:
-        common.stopped(f"stopped by {children.stop.told or 'a signal'}; start the same command again to go on")
+        common.stopped(f"stopped by {children.stop.told or 'a signal'}; start the same command again to continue")
     return codes
 
 

@@ -10,7 +10,7 @@ Any field of the recipe is set by --config.FIELD=VALUE. The directory ends with 
 On several machines every process runs this command with --distributed, or --processes, --process and --coordinator;
 launch.local, launch.slurm, launch.tpu and launch.jobset write those. SIGTERM, Ctrl-C and a closed terminal save and
 stop; a second Ctrl-C ends at once. Exit code 0: finished; 2: a mistake, told in one line; 75: stopped and saved, start
-again to go on; 130: ended by a second Ctrl-C.
+again to continue; 130: ended by a second Ctrl-C.
 """
 
 import json

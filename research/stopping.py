@@ -34,11 +34,11 @@ SIGNALS = {
 
 
 class Preempted(Exception):
-    """The run was told to stop; `step` is where it goes on, and its state is saved unless that is 0. `by`: what told
+    """The run was told to stop; `step` is where it continues, and its state is saved unless that is 0. `by`: what told
     it."""
 
     def __init__(self, step: int, by: str = "SIGTERM"):
-        saved = "; the state is saved, start the same command again to go on"
+        saved = "; the state is saved, start the same command again to continue"
         nothing = ", before the first update was done; nothing was to be saved, start the same command again to begin"
         super().__init__(f"stopped by {by} at step {step}{saved if step else nothing}")
         self.step = step

@@ -96,7 +96,7 @@ def trace_models() -> list[str]:
         jax.eval_shape(jax.grad(functools.partial(loss, config)), *arrays)
         if isinstance(config, ChoosesForms):
             jax.eval_shape(functools.partial(loss, config.with_form("naive"), mode="eval"), *arrays)
-        if isinstance(config, SequenceConfig) and not (config.vector_tokens or config.outputs):
+        if isinstance(config, SequenceConfig) and not (config.vector_tokens or config.output_dim):
             jax.eval_shape(functools.partial(_decode, config), *arrays)
         names += own
     return names

@@ -12,7 +12,7 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {_module(path): path for room in ("research", "launch") for path in sorted((ROOT / room).rglob("*.py"))}
+FILES = {_module(path): path for package in ("research", "launch") for path in sorted((ROOT / package).rglob("*.py"))}
 """Module -> its file."""
 
 

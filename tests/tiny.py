@@ -12,9 +12,9 @@ def get_config(arg: str = "all"):
         "name": "unireplknet_a",
         "depths": (1, 1),
         "dims": (8, 16),
-        "kernels": ((3,), (3,)),
+        "kernel_sizes": ((3,), (3,)),
         "stem_strides": (2, 1),
-        "layer_scale": 0.5,
+        "layer_scale_init_value": 0.5,
     }
     config.data.update({"name": "digits", "batch_size": 32, "validation_fraction": 0.1})
     config.data.augment = {"crop_padding": 1}

@@ -9,7 +9,7 @@ from research.train.config import base_config
 
 def get_config(arg: str = "sandwich"):
     config = base_config()
-    config.model = {"name": "sequence", "pattern": "hgrn", "dim": 32, "depth": 2, "hgrn": {"taps": 3}}
+    config.model = {"name": "sequence", "pattern": "hgrn", "dim": 32, "depth": 2, "hgrn": {"d_conv": 3}}
     config.data.update({"name": "text", "batch_size": 8})
     config.data.options = {"length": 24, "tokenizer": "chars"}
     config.nested.points = {"s": "width=0.5"}
@@ -24,7 +24,7 @@ def get_config(arg: str = "sandwich"):
 
 
 def _on_probe(config, arg):
-    mixers = {"mamba2": {"state": 8, "head_dim": 8}, "gla": {"heads": 4}, "attention": {"heads": 8}}
+    mixers = {"mamba2": {"d_state": 8, "head_dim": 8}, "gla": {"num_heads": 4}, "attention": {"num_heads": 8}}
     config.model = {
         "name": "sequence",
         "pattern": "mamba2 gla attention",
@@ -36,7 +36,12 @@ def _on_probe(config, arg):
     }
     if arg == "moe":
         config.model.update(
-            {"pattern": "gla", "depth": 2, "ffn": "moe", "moe": {"experts": 8, "active": 2, "balance": 0.01}}
+            {
+                "pattern": "gla",
+                "depth": 2,
+                "ffn": "moe",
+                "moe": {"num_experts": 8, "num_experts_per_tok": 2, "balance_loss_coef": 0.01},
+            }
         )
     config.data.name = "probe:mqar"
     config.data.options = {"vocab_size": 64, "length": 16, "pairs": 2, "train_examples": 256, "test_examples": 60}

@@ -14,7 +14,7 @@ def get_config(arg: str = "advmoe"):
         "depths": (1, 1),
         "dims": (4, 8),
         "stem_dim": 8,
-        "experts": 2,
+        "num_experts": 2,
         "form": "all",
         **router,
     }

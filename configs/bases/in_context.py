@@ -40,7 +40,7 @@ def in_context_config(task: str, size: str, updates: int, options: Mapping[str, 
         "depth": sizes["depth"],
         "unroll": True,
     }
-    config.model.attention = {"heads": sizes["heads"]}
+    config.model.attention = {"num_heads": sizes["heads"]}
     config.data.update({"name": f"in_context:{task}", "batch_size": 64})
     config.data.options = {**options, "train_examples": 64_000, "test_examples": 4000, "fresh": True}
     config.optim.update(sizes["optim"])

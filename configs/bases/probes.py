@@ -43,14 +43,16 @@ def probe_config(dim: int, state: int, *, heads: int = 4, attention_heads: int =
       attention_heads: of attention.
     """
     config = base_config()
-    options = {kind: {"heads": heads, "state": state, "head_dim": dim // heads} for kind in AROUND_LINEAR_ATTENTION}
-    options |= {
-        "attention": {"heads": attention_heads},
-        "hgrn": {"inner": 4 * state, "taps": 4},
-        "mamba": {"state": state},
+    options = {
+        kind: {"num_heads": heads, "d_state": state, "head_dim": dim // heads} for kind in AROUND_LINEAR_ATTENTION
     }
     options |= {
-        kind: {"heads": heads, "groups": heads, "state": state, "head_dim": 2 * dim // heads}
+        "attention": {"num_heads": attention_heads},
+        "hgrn": {"d_inner": 4 * state, "d_conv": 4},
+        "mamba": {"d_state": state},
+    }
+    options |= {
+        kind: {"num_heads": heads, "ngroups": heads, "d_state": state, "head_dim": 2 * dim // heads}
         for kind in ("mamba2", "mamba3")
     }
     config.model = {"name": "sequence", "pattern": "attention", "dim": dim, "depth": 2, "unroll": True, **options}

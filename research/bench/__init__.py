@@ -1,1 +1,2 @@
-"""What the benchmark times: cases, how they are measured, the marks that they are judged by, the peers beside them."""
+"""What the benchmark times: cases, how they are measured, the thresholds that they are judged by, the peers beside
+them."""

@@ -10,7 +10,7 @@ from jax import nn
 from research.bench import peers as other
 from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
 from research.bench.catalog import register, register_suite
-from research.bench.marks import Mark, Suite, exponent, ratios, times_by_length
+from research.bench.thresholds import Suite, Threshold, exponent, ratios, times_by_length
 from research.ops import attention, sliding_window
 from research.ops import routing_attention as routing
 from research.ops.linear_attention import linear_attention
@@ -51,18 +51,18 @@ register_suite(
             *(("routing_attention", f"1x{length}x") for length in (2048, 4096, 8192)),
         ),
         (
-            Mark(
+            Threshold(
                 "linear attention: speed over softmax attention at length 8,192",
                 lambda rows: min(ratios(rows, "softmax_attention", "ours", "linear attention", words="1x8192x")),
                 4,
                 at_least=True,
             ),
-            Mark(
+            Threshold(
                 "sliding window: exponent of time in length, 1,024 to 16,384",
                 lambda rows: exponent(times_by_length(rows, "sliding_window_attention")),
                 1.1,
             ),
-            Mark(
+            Threshold(
                 "routing: exponent of time in length, 2,048 to 8,192",
                 lambda rows: exponent(times_by_length(rows, "routing_attention")),
                 1.6,

@@ -37,7 +37,8 @@ class Case:
       flops: that the job needs, a multiply-add as two; forms that find a cheaper way may stay below it.
       num_bytes: that any program must move: inputs read once, outputs written once, in both directions.
       inputs: draws the arrays that all contenders get.
-      contenders: name to contender; "ours" is the one that is judged, "naive" its twin, "xla" the compiler's own op.
+      contenders: name to contender; "ours" is the one that is judged, "naive" its reference implementation, "xla" the
+      compiler's own op.
       forms: the op's forms by name, measured on demand.
       peers: the same in other frameworks; the first word of the name is the peer's.
     """

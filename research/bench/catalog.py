@@ -1,4 +1,4 @@
-"""What can be timed, by name: ops and models with their cases, suites with their marks, and peers.
+"""What can be timed, by name: ops and models with their cases, suites with their thresholds, and peers.
 
 Cases and suites register themselves in the file that defines them: those of this package, whose files are imported when
 one is first asked for, and those of a user's own file (`--plugin=FILE`). No peer need be installed.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from research.bench.case import Case
-from research.bench.marks import Suite
+from research.bench.thresholds import Suite
 from research.errors import UserError
 from research.plugins import import_all
 

@@ -8,7 +8,7 @@ from jax import lax
 from research.bench import peers as other
 from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
 from research.bench.catalog import register, register_suite
-from research.bench.marks import Suite, faster, geometric_mean, slower
+from research.bench.thresholds import Suite, faster, geometric_mean, slower
 from research.ops.depthwise import FORMS, depthwise_conv2d
 from research.ops.depthwise_1d import depthwise_conv1d
 

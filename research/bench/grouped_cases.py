@@ -9,7 +9,7 @@ from jax import lax
 
 from research.bench.case import BOTH, FORWARD, Case, directed, fast, normal, op_case, program
 from research.bench.catalog import register, register_suite
-from research.bench.marks import Mark, Suite, faster, slower
+from research.bench.thresholds import Suite, Threshold, faster, slower
 from research.ops.grouped_forms import FORMS
 from research.ops.grouped_matmul import grouped_matmul
 
@@ -39,12 +39,12 @@ def cases(peers: Mapping[str, str]) -> list[Case]:
     ]
 
 
-def _of_dense(experts: int, asked: float) -> Mark:
+def _of_dense(experts: int, asked: float) -> Threshold:
     claim = f"grouped_matmul, {experts} experts: time over one dense product's, balanced and skewed"
     return slower(claim, "grouped_matmul", "dense", asked, words=f"{experts} experts")
 
 
-def _of_xla(experts: int, asked: float) -> Mark:
+def _of_xla(experts: int, asked: float) -> Threshold:
     claim = f"grouped_matmul, {experts} experts: least speed over ragged_dot"
     return faster(claim, "grouped_matmul", "xla", asked, words=f"{experts} experts")
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from research.bench import peers as other
 from research.bench.case import BOTH, FORWARD, Case, foreign, normal, program
 from research.bench.catalog import register, register_suite
-from research.bench.marks import Mark, Suite, faster
+from research.bench.thresholds import Suite, Threshold, faster
 from research.ops.depthwise_1d import causal_conv1d
 from research.ops.linear_attention import linear_attention
 from research.ops.selective_scan import selective_scan
@@ -78,7 +78,7 @@ def gla_cases(peers: Mapping[str, str]) -> list[Case]:
     return [case("gla", SIZES["gla"], direction) for direction in (FORWARD, BOTH)]
 
 
-def _of_transformers(claim: str, name: str, asked: float) -> Mark:
+def _of_transformers(claim: str, name: str, asked: float) -> Threshold:
     return faster(claim, name, "transformers", asked, peer="transformers")
 
 

@@ -11,7 +11,7 @@ from jax import nn
 
 from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
 from research.bench.catalog import register, register_suite
-from research.bench.marks import Mark, Row, Suite, spread, times_by_length
+from research.bench.thresholds import Row, Suite, Threshold, spread, times_by_length
 from research.ops import linear_attention as attention
 from research.ops.mamba3 import trapezoidal_scan
 from research.ops.ssd import ssd
@@ -59,12 +59,12 @@ register_suite(
             for batch, length in BY_LENGTH
         ),
         (
-            Mark(
+            Threshold(
                 "SSD: time per token, largest over smallest, length 512 to 16,384",
                 lambda rows: _by_token(rows, "ssd", ""),
                 1.2,
             ),
-            Mark(
+            Threshold(
                 "GLA: time per token, largest over smallest, length 512 to 16,384",
                 lambda rows: _by_token(rows, "linear_attention", "gla"),
                 1.2,

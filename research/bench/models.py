@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from research.bench import peers as other
 from research.bench.case import Case, foreign, normal, program
 from research.bench.catalog import register, register_suite
-from research.bench.marks import Suite, slower
+from research.bench.thresholds import Suite, slower
 from research.models import registry
 from research.modules.state import abstract, apply, initialize
 from research.optim.build import make_optimizer

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from research.bench.case import BOTH, Case, normal, program
 from research.bench.catalog import register, register_suite
-from research.bench.marks import Suite, slower
+from research.bench.thresholds import Suite, slower
 from research.ops.expert_dispatch import dropless, with_places
 from research.ops.expert_routing import capacity, load_balance_loss, places, top_k_choice
 

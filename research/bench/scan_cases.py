@@ -7,7 +7,7 @@ from jax import lax, nn
 
 from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
 from research.bench.catalog import register, register_suite
-from research.bench.marks import Mark, Suite, faster, ratios
+from research.bench.thresholds import Suite, Threshold, faster, ratios
 from research.ops import linear_recurrence as recurrence
 from research.ops import selective_scan as selective
 
@@ -32,7 +32,7 @@ register_suite(
         (
             faster("selective scan: least speed over lax.scan under autodiff", "selective_scan", "naive", 2.5),
             faster("selective scan: least speed over associative_scan", "selective_scan", "xla", 5),
-            Mark(
+            Threshold(
                 "selective scan: temporary memory over lax.scan's under autodiff",
                 lambda rows: max(ratios(rows, "selective_scan", "ours", "naive", field="temp_bytes")),
                 0.2,

@@ -11,7 +11,7 @@ import numpy as np
 
 from research.bench.case import BOTH, Built, Case, program
 from research.bench.catalog import register, register_suite
-from research.bench.marks import Mark, Row, Suite, holds, ratios, slower, spread
+from research.bench.thresholds import Row, Suite, Threshold, holds, ratios, slower, spread
 from research.decode import models
 from research.models import registry
 from research.models.sequence import SequenceConfig
@@ -78,7 +78,7 @@ register_suite(
     Suite(
         (("sequence_training", ""),),
         tuple(
-            Mark(
+            Threshold(
                 f"{kind}: time of a training step, largest over smallest, length 256 to 8,192 at 8,192 tokens",
                 functools.partial(_spread_of, f"{kind} "),
                 1.2,
@@ -102,7 +102,7 @@ register_suite(
                 )
                 for kind in RECURRENT
             ),
-            Mark(
+            Threshold(
                 "attention with a cache: a step at position 10,000 over one at 100",
                 lambda rows: min(ratios(rows, "sequence_decoding", "ours", f"position {EARLY}", words=f"{GROWING} ")),
                 1.5,

@@ -53,7 +53,7 @@ def bind(config: SequenceConfig, params: Arrays, stats: Arrays, batch: int, leng
 
 def check(config: Any, length: int) -> None:
     """Raises UserError unless the model can continue texts up to so many tokens."""
-    if not isinstance(config, SequenceConfig) or config.vector_tokens or config.outputs or config.pool != "none":
+    if not isinstance(config, SequenceConfig) or config.vector_tokens or config.output_dim or config.pool != "none":
         raise UserError(
             f"the {config.family} model is no language model; "
             "generate needs one that reads tokens and predicts the next"

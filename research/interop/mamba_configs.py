@@ -100,7 +100,11 @@ def _config_from_hf(source: str, data: Mapping[str, Any], length: int) -> Sequen
     need(source, data, HF_NEEDS)
     data = {**HF_DEFAULTS[source], **data}
     dim, inner, expand = _widths(source, data, "hidden_size")
-    sizes = {"state": whole(source, data, "state_size"), "expand": expand, "taps": whole(source, data, "conv_kernel")}
+    sizes = {
+        "d_state": whole(source, data, "state_size"),
+        "expand": expand,
+        "d_conv": whole(source, data, "conv_kernel"),
+    }
     eps = positive(source, data, "layer_norm_epsilon", zero=True)
     if source == "hf-mamba":
         rank = 0 if data["time_step_rank"] == "auto" else whole(source, data, "time_step_rank")
@@ -111,7 +115,7 @@ def _config_from_hf(source: str, data: Mapping[str, Any], length: int) -> Sequen
     mixer: dict[str, Any] = {spec.kind: spec}
     return SequenceConfig(
         vocab_size=whole(source, data, "vocab_size", VOCABULARY),
-        tied=flag(source, data, "tie_word_embeddings"),
+        tie_embeddings=flag(source, data, "tie_word_embeddings"),
         length=length,
         dim=dim,
         depth=whole(source, data, "num_hidden_layers", DEPTH),
@@ -142,7 +146,7 @@ def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfi
         )
     options = SSM_CFG_DEFAULTS[layer] | options
     dim, inner, expand = _widths(source, {**options, "d_model": data["d_model"]}, "d_model")
-    sizes = {"expand": expand, "taps": whole(source, options, "d_conv"), "state": whole(source, options, "d_state")}
+    sizes = {"expand": expand, "d_conv": whole(source, options, "d_conv"), "d_state": whole(source, options, "d_state")}
     if layer == "Mamba1":
         rank = 0 if options["dt_rank"] == "auto" else whole(source, options, "dt_rank")
         spec: Mamba | Mamba2 = _mamba(dim, inner, rank, sizes)
@@ -157,7 +161,7 @@ def _config_from_original(data: Mapping[str, Any], length: int) -> SequenceConfi
     mixer: dict[str, Any] = {spec.kind: spec}
     return SequenceConfig(
         vocab_size=-(-whole(source, data, "vocab_size", VOCABULARY) // multiple) * multiple,
-        tied=flag(source, data, "tie_embeddings"),
+        tie_embeddings=flag(source, data, "tie_embeddings"),
         length=length,
         dim=dim,
         depth=whole(source, data, "n_layer", DEPTH),
@@ -181,7 +185,9 @@ def _mamba(dim: int, inner: int, rank: int, sizes: dict[str, Any]) -> Mamba:
     """Sizes that follow from the width stay 0, so that equal models have equal configs."""
     plain = Mamba(**sizes)
     derived = plain.resolve(dim)
-    return replace(plain, inner=0 if inner == derived.inner else inner, rank=0 if rank == derived.rank else rank)
+    return replace(
+        plain, d_inner=0 if inner == derived.d_inner else inner, dt_rank=0 if rank == derived.dt_rank else rank
+    )
 
 
 def _mamba2(
@@ -192,7 +198,9 @@ def _mamba2(
         raise UserError(f"{source}: steps between {low} and {high}; valid: two numbers from 0, the smaller first")
     bounds = () if (low, high) == (0.0, math.inf) else (low, high)
     derived = heads * width == sizes["expand"] * dim
-    return Mamba2(head_dim=width, groups=groups, heads=0 if derived else heads, dt_limit=bounds, norm_eps=eps, **sizes)
+    return Mamba2(
+        head_dim=width, ngroups=groups, num_heads=0 if derived else heads, dt_limit=bounds, norm_eps=eps, **sizes
+    )
 
 
 def _number(value: Any) -> float:
@@ -214,9 +222,9 @@ def config_to_foreign(target: str, config: SequenceConfig) -> dict[str, Any]:
         raise UserError(
             f"{target} holds one kind of mixer in all layers ({' or '.join(valid)}); got pattern={config.pattern!r}"
         )
-    no_place(target, config, {"ffn": "none", "pool": "none", "outputs": 0, "input_dim": 0})
+    no_place(target, config, {"ffn": "none", "pool": "none", "output_dim": 0, "input_dim": 0})
     spec: Any = config.spec(*kinds)
-    inner = spec.inner if isinstance(spec, Mamba) else spec.heads * spec.head_dim
+    inner = spec.d_inner if isinstance(spec, Mamba) else spec.num_heads * spec.head_dim
     expand = _expand(target, inner, config.dim)
     return _original_config(config, spec, expand) if target == "mamba-ssm" else _hf_config(config, spec, expand, inner)
 
@@ -240,26 +248,26 @@ def _hf_config(config: SequenceConfig, spec: Mamba | Mamba2, expand: int | float
         "vocab_size": config.vocab_size,
         "hidden_size": config.dim,
         "num_hidden_layers": config.depth,
-        "state_size": spec.state,
+        "state_size": spec.d_state,
         "expand": expand,
-        "conv_kernel": spec.taps,
+        "conv_kernel": spec.d_conv,
         "layer_norm_epsilon": config.norm_eps,
         "hidden_act": "silu",
         "use_bias": False,
         "use_conv_bias": True,
         "residual_in_fp32": True,
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": "float32",
     }
     if isinstance(spec, Mamba):
-        return data | {"intermediate_size": inner, "time_step_rank": spec.rank}
+        return data | {"intermediate_size": inner, "time_step_rank": spec.dt_rank}
     if spec.norm_eps != config.norm_eps:
         raise UserError(
             "hf-mamba2 has one epsilon for all norms; "
             f"got norm_eps={config.norm_eps} and mamba2.norm_eps={spec.norm_eps}"
         )
     limit = {"time_step_limit": list(spec.dt_limit)} if spec.dt_limit else {}
-    return data | {"num_heads": spec.heads, "head_dim": spec.head_dim, "n_groups": spec.groups, **limit}
+    return data | {"num_heads": spec.num_heads, "head_dim": spec.head_dim, "n_groups": spec.ngroups, **limit}
 
 
 def _original_config(config: SequenceConfig, spec: Mamba | Mamba2, expand: int | float) -> dict[str, Any]:
@@ -267,12 +275,12 @@ def _original_config(config: SequenceConfig, spec: Mamba | Mamba2, expand: int |
     for name, eps in epsilons.items():
         if eps != 1e-5:
             raise UserError(f"mamba-ssm has the fixed epsilon 1e-05 in its norms; got {name}={eps}")
-    options: dict[str, Any] = {"d_state": spec.state, "d_conv": spec.taps, "expand": expand}
+    options: dict[str, Any] = {"d_state": spec.d_state, "d_conv": spec.d_conv, "expand": expand}
     if isinstance(spec, Mamba):
-        options |= {"layer": "Mamba1", "dt_rank": spec.rank}
+        options |= {"layer": "Mamba1", "dt_rank": spec.dt_rank}
     else:
         limit = {"dt_limit": list(spec.dt_limit)} if spec.dt_limit else {}
-        options |= {"layer": "Mamba2", "headdim": spec.head_dim, "ngroups": spec.groups, **limit}
+        options |= {"layer": "Mamba2", "headdim": spec.head_dim, "ngroups": spec.ngroups, **limit}
     return {
         "d_model": config.dim,
         "d_intermediate": 0,
@@ -285,5 +293,5 @@ def _original_config(config: SequenceConfig, spec: Mamba | Mamba2, expand: int |
         "residual_in_fp32": True,
         "fused_add_norm": True,
         "pad_vocab_size_multiple": next(n for n in (16, 8, 1) if config.vocab_size % n == 0),
-        "tie_embeddings": config.tied,
+        "tie_embeddings": config.tie_embeddings,
     }

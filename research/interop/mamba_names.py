@@ -64,7 +64,7 @@ def entries(source: str, config: SequenceConfig) -> list[Entry]:
             )
         table.append(Entry(f"{foreign}.norm.weight", (f"{ours}/norm/scale",), "same", (index,)))
     table.append(Entry("backbone.norm_f.weight", ("norm/scale",), "same"))
-    return table if config.tied else [*table, Entry(HEAD, ("head",), "out")]
+    return table if config.tie_embeddings else [*table, Entry(HEAD, ("head",), "out")]
 
 
 def from_foreign(
@@ -85,7 +85,7 @@ def from_foreign(
     """
     config = config_from_foreign(source, data, length=length)
     check_arrays(source, config.depth, len(state))
-    repeats = {HEAD: embedding_name(source)} if config.tied else {}
+    repeats = {HEAD: embedding_name(source)} if config.tie_embeddings else {}
     return (config, *fill_model(source, config, entries(source, config), state, repeats=repeats, dtype=dtype))
 
 
@@ -100,6 +100,6 @@ def to_foreign(
       UserError: as `config_to_foreign`.
     """
     data, state = config_to_foreign(target, config), to_foreign_arrays(entries(target, config), params)
-    if config.tied and target == "mamba-ssm":
+    if config.tie_embeddings and target == "mamba-ssm":
         state[HEAD] = state[embedding_name(target)]
     return data, state

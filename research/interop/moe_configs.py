@@ -44,8 +44,9 @@ DEFAULTS = {
                      "tie_word_embeddings": False, "router_aux_loss_coef": 1e-3},
 }  # fmt: skip
 """What the classes assume where a file is silent; sizes must be there."""
-MOE_NEEDS = {"expert": "glu", "shared": 0, "router": "top_k", "score": "softmax", "scale": 1.0, "learned_noise": False,
-             "bias_rate": 0.0, "capacity": "none"}  # fmt: skip
+MOE_NEEDS = {"expert": "glu", "num_shared_experts": 0, "router": "top_k", "scoring_func": "softmax",
+             "routed_scaling_factor": 1.0, "learned_noise": False,
+             "bias_update_rate": 0.0, "capacity": "none"}  # fmt: skip
 
 
 def config_from_foreign(source: str, data: Mapping[str, Any], *, length: int = 0) -> SequenceConfig:
@@ -87,16 +88,16 @@ def _config(source: str, data: Mapping[str, Any], length: int) -> SequenceConfig
     mixtral = source == "hf-mixtral"
     moe = dataclasses.replace(
         FAMILIES[MOE_FAMILIES[source]],
-        experts=_experts(source, data),
-        active=whole(source, data, "num_experts_per_tok", EXPERTS, low=0),
-        hidden=whole(source, data, "intermediate_size" if mixtral else "moe_intermediate_size"),
+        num_experts=_experts(source, data),
+        num_experts_per_tok=whole(source, data, "num_experts_per_tok", EXPERTS, low=0),
+        ffn_dim=whole(source, data, "intermediate_size" if mixtral else "moe_intermediate_size"),
         renormalize=mixtral or flag(source, data, "norm_topk_prob"),
-        balance=positive(source, data, "router_aux_loss_coef", zero=True),
+        balance_loss_coef=positive(source, data, "router_aux_loss_coef", zero=True),
     )
     mixer: dict[str, Any] = {spec.kind: spec}
     return SequenceConfig(
         vocab_size=whole(source, data, "vocab_size", VOCABULARY),
-        tied=flag(source, data, "tie_word_embeddings"),
+        tie_embeddings=flag(source, data, "tie_word_embeddings"),
         length=length or whole(source, data, "max_position_embeddings", TOKENS),
         dim=dim,
         depth=depth,
@@ -129,10 +130,10 @@ def _attention(source: str, data: Mapping[str, Any], dim: int) -> Attention:
             f"and no more heads than hidden_size={dim}"
         )
     options: dict[str, Any] = {
-        "heads": heads,
-        "kv_heads": 0 if groups == heads else groups,
+        "num_heads": heads,
+        "num_kv_heads": 0 if groups == heads else groups,
         "head_dim": 0 if size * heads == dim else size,
-        "theta": _theta(source, data),
+        "rope_theta": _theta(source, data),
     }
     if source == "hf-qwen3-moe":
         options |= {"qk_norm": True, "qk_norm_eps": positive(source, data, "rms_norm_eps", zero=True)}
@@ -203,17 +204,17 @@ def config_to_foreign(target: str, config: SequenceConfig) -> dict[str, Any]:
     valid = {"moe"} if mixtral else {"moe", "glu"}
     if not set(config.ffn_kinds) <= valid:
         raise UserError(f"{target} has no place for ffn={config.ffn!r}; valid: {', '.join(sorted(valid))}")
-    no_place(target, config, {"pool": "none", "outputs": 0, "input_dim": 0})
+    no_place(target, config, {"pool": "none", "output_dim": 0, "input_dim": 0})
     spec: Any = config.spec(*kinds)
     norm = {"qk_norm": False} if mixtral else {"qk_norm": True, "qk_norm_eps": config.norm_eps}
     no_place(target, spec, {"rotary": True, **norm}, f"{spec.kind}.")
     if "moe" in config.ffn_kinds:
         moe = config.mixture
         no_place(target, moe, MOE_NEEDS | ({"renormalize": True} if mixtral else {}), "moe.")
-        if moe.kept_groups < moe.expert_groups:
+        if moe.topk_groups < moe.num_expert_groups:
             raise UserError(
-                f"{target} has no place for moe.kept_groups={moe.kept_groups} of expert_groups={moe.expert_groups}; "
-                "valid: all"
+                f"{target} has no place for moe.topk_groups={moe.topk_groups} of "
+                f"num_expert_groups={moe.num_expert_groups}; valid: all"
             )
     return _shared_fields(target, config, spec) | (
         _mixtral_fields(config, spec) if mixtral else _qwen_fields(config, spec)
@@ -227,14 +228,14 @@ def _shared_fields(target: str, config: SequenceConfig, spec: Attention) -> dict
         "vocab_size": config.vocab_size,
         "hidden_size": config.dim,
         "num_hidden_layers": config.depth,
-        "num_attention_heads": spec.heads,
-        "num_key_value_heads": spec.kv_heads or spec.heads,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads or spec.num_heads,
         "head_dim": spec.head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": config.length,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": spec.theta,
-        "tie_word_embeddings": config.tied,
+        "rope_theta": spec.rope_theta,
+        "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": "float32",
     }
 
@@ -242,10 +243,10 @@ def _shared_fields(target: str, config: SequenceConfig, spec: Attention) -> dict
 def _mixtral_fields(config: SequenceConfig, spec: Attention) -> dict[str, Any]:
     moe = config.mixture
     return {
-        "intermediate_size": moe.hidden,
-        "num_local_experts": moe.experts,
-        "num_experts_per_tok": moe.active,
-        "router_aux_loss_coef": moe.balance,
+        "intermediate_size": moe.ffn_dim,
+        "num_local_experts": moe.num_experts,
+        "num_experts_per_tok": moe.num_experts_per_tok,
+        "router_aux_loss_coef": moe.balance_loss_coef,
         "sliding_window": spec.window if isinstance(spec, Window) else None,
     }
 
@@ -255,11 +256,11 @@ def _qwen_fields(config: SequenceConfig, spec: Attention) -> dict[str, Any]:
     ffns = [config.period[layer % len(config.period)][1] for layer in range(config.depth)]
     return {
         "intermediate_size": config.ffn_dim,
-        "moe_intermediate_size": moe.hidden,
-        "num_experts": moe.experts,
-        "num_experts_per_tok": moe.active,
+        "moe_intermediate_size": moe.ffn_dim,
+        "num_experts": moe.num_experts,
+        "num_experts_per_tok": moe.num_experts_per_tok,
         "norm_topk_prob": moe.renormalize,
-        "router_aux_loss_coef": moe.balance,
+        "router_aux_loss_coef": moe.balance_loss_coef,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [i for i, ffn in enumerate(ffns) if ffn != "moe"],
         "attention_bias": False,

@@ -53,7 +53,7 @@ def entries(source: str, config: SequenceConfig, *, fused: bool = False) -> list
             ours = tuple(f"blocks/layer/layers/{place}/{name}" for name in entry.ours)
             table.append(Entry(f"model.layers.{layer}.{entry.foreign}", ours, entry.layout, (index, *entry.index)))
     table.append(Entry("model.norm.weight", ("norm/scale",), "same"))
-    return table if config.tied else [*table, Entry(HEAD, ("head",), "out")]
+    return table if config.tie_embeddings else [*table, Entry(HEAD, ("head",), "out")]
 
 
 def _layer(source: str, config: SequenceConfig, kind: str, ffn: str, fused: bool) -> list[Entry]:
@@ -65,7 +65,7 @@ def _layer(source: str, config: SequenceConfig, kind: str, ffn: str, fused: bool
         *(Entry(f"self_attn.{name}.weight", (f"mixer/{own}",), "same") for name, own in norms.items()),
         Entry("input_layernorm.weight", ("norm/scale",), "same"),
         Entry("post_attention_layernorm.weight", ("ffn_norm/scale",), "same"),
-        *(_mixture(source, config.moe.experts, fused) if ffn == MIXTURE else _products("mlp", DENSE)),
+        *(_mixture(source, config.moe.num_experts, fused) if ffn == MIXTURE else _products("mlp", DENSE)),
     ]
 
 
@@ -100,12 +100,14 @@ def from_foreign(
     """
     config = config_from_foreign(source, data, length=length)
     fused = any(name.endswith(FUSED) for name in state)
-    layers = sum(config.moe.experts if ffn == MIXTURE and not fused else 1 for _, ffn in config.period)
+    layers = sum(config.moe.num_experts if ffn == MIXTURE and not fused else 1 for _, ffn in config.period)
     check_arrays(source, config.periods * layers, len(state))
     table = entries(source, config, fused=fused)
     return (
         config,
-        *fill_model(source, config, table, state, repeats={HEAD: EMBEDDING} if config.tied else {}, dtype=dtype),
+        *fill_model(
+            source, config, table, state, repeats={HEAD: EMBEDDING} if config.tie_embeddings else {}, dtype=dtype
+        ),
     )
 
 

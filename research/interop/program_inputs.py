@@ -43,7 +43,7 @@ def inputs_of(config: Any) -> tuple[Input, ...]:
     if isinstance(config, EncoderConfig):
         return (
             Input("tokens", shape, "int32", f"ids in 0..{config.vocab_size - 1}; the first of a sentence is not read"),
-            Input("domains", (), "int32", f"of each sentence, in 0..{config.domains - 1}"),
+            Input("domains", (), "int32", f"of each sentence, in 0..{config.num_domains - 1}"),
             Input("mask", shape, "bool", "true where a token is real, false where it fills up"),
         )
     if isinstance(config, SequenceConfig):

@@ -19,6 +19,8 @@ import safetensors
 from research.errors import UserError
 from research.files import MODEL_FILES, check_regular, printable, read_json, replace_file, whole_folder, write_text
 from research.interop.array_values import check_values
+from research.models.base import ModelConfig
+from research.modules.renamed import with_present_names
 from research.modules.state import Arrays, abstract
 from research.values import fit, not_negative
 
@@ -119,7 +121,7 @@ LARGEST_FIELD = 2**24
 """Of whole numbers in a model's config: a file of a kilobyte must not ask for more layers than memory holds."""
 
 
-def families() -> dict[str, type]:
+def families() -> dict[str, type[ModelConfig]]:
     """Returns {family: config class} of every family in the registry."""
     from research.models import registry
 
@@ -146,7 +148,7 @@ def config_to_json(config: Any) -> dict[str, Any]:
 
 
 def config_from_json(data: Mapping[str, Any], most_entry: int = LARGEST_FIELD) -> Any:
-    """Returns the model config that `config_to_json` wrote.
+    """Returns the model config that `config_to_json` wrote, also that of an earlier version.
 
     Args:
       most_entry: the largest whole number in a list, where layers and channels of stages stand.
@@ -158,7 +160,8 @@ def config_from_json(data: Mapping[str, Any], most_entry: int = LARGEST_FIELD) -
     if not isinstance(data, Mapping) or not isinstance(data.get("family"), str) or data["family"] not in known:
         family = data.get("family") if isinstance(data, Mapping) else data
         raise UserError(f"model config with unknown family {printable(family)!r}; valid: {', '.join(sorted(known))}")
-    return _build(known[data["family"]], {k: v for k, v in data.items() if k != "family"}, most_entry)
+    kind = known[data["family"]]
+    return _build(kind, with_present_names(kind, {k: v for k, v in data.items() if k != "family"}), most_entry)
 
 
 def _build(cls: type, values: Mapping[str, Any], most_entry: int) -> Any:

@@ -19,8 +19,9 @@ from research.modules.moe_options import FAMILIES, Moe
 from research.modules.state import Arrays
 
 ROUTER = "router.classifier.weight"
-NEEDS = {"expert": "relu", "router": "top_k", "active": 1, "shared": 0, "renormalize": False, "score": "softmax",
-         "scale": 1.0, "learned_noise": False, "bias_rate": 0.0}  # fmt: skip
+NEEDS = {"expert": "relu", "router": "top_k", "num_experts_per_tok": 1, "num_shared_experts": 0, "renormalize": False,
+         "scoring_func": "softmax", "routed_scaling_factor": 1.0, "learned_noise": False,
+         "bias_update_rate": 0.0}  # fmt: skip
 
 
 def switch_entries(experts: int, prefix: str = "") -> list[Entry]:
@@ -63,8 +64,8 @@ def switch_from_foreign(
     check_values("switch", own)
     spec = dataclasses.replace(
         FAMILIES["switch"],
-        experts=experts,
-        hidden=hidden,
+        num_experts=experts,
+        ffn_dim=hidden,
         capacity="fixed",
         capacity_factor=float(expert_capacity),
         eval_capacity_factor=0.0,
@@ -79,4 +80,4 @@ def switch_to_foreign(spec: Moe, params: Mapping[str, Any], prefix: str = "") ->
       UserError: options that the block does not have, by name.
     """
     no_place("switch", spec, NEEDS, "moe.")
-    return to_foreign_arrays(switch_entries(spec.experts, prefix), params)
+    return to_foreign_arrays(switch_entries(spec.num_experts, prefix), params)

@@ -73,7 +73,7 @@ def name_pairs(config: UniRepLKNetConfig) -> list[Pair]:
     for i in range(len(config.dims)):
         for index, ours, layout in stem if i == 0 else (("0", "conv", "conv"), ("1", "norm", "same")):
             pairs += _weight_bias(f"downsample_layers.{i}.{index}", f"reduce/{i}/{ours}", layout)
-    for i, pattern in enumerate(config.kernels):
+    for i, pattern in enumerate(config.kernel_sizes):
         for block in range(config.depths[i]):
             repetition, phase = divmod(block, len(pattern))
             prefix = f"stages.{i}.{block}", f"stages/{i}/layer/phases/{phase}"
@@ -165,7 +165,7 @@ def infer_config(shapes: Mapping[str, Sequence[int]], image_size: int = 224) -> 
         depths=depths,
         dims=tuple(u[1] for u in ups),
         mlp_dims=tuple(u[0] for u in ups),
-        kernels=kernels,
+        kernel_sizes=kernels,
         num_classes=_shape(shapes, "head.weight", 2)[0],
         in_channels=_shape(shapes, "downsample_layers.0.0.weight", 4)[1],
         image_size=image_size,
@@ -257,7 +257,7 @@ def from_official(
 
 def _sizes(config: UniRepLKNetConfig) -> str:
     return (
-        f"depths {config.depths}, dims {config.dims}, kernels {config.kernels}, "
+        f"depths {config.depths}, dims {config.dims}, kernels {config.kernel_sizes}, "
         f"{'deployed' if config.deploy else 'training'} form"
     )
 

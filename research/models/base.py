@@ -11,10 +11,11 @@ from flax import nnx
 from research.errors import UserError
 from research.models import forms
 from research.modules.axes import Init
+from research.modules.renamed import Renamed
 from research.modules.state import Arrays, abstract
 
 
-class ModelConfig:
+class ModelConfig(Renamed):
     """Base of the frozen dataclasses that describe models.
 
     A family gives `family`, `elastic`, `build`, `input_shape` and `shrink`; everything else has a default, of a plain
@@ -23,6 +24,7 @@ class ModelConfig:
 
     Attributes:
       family: name of the family, unique.
+      renamed: what a field was called in earlier versions -> its name.
       elastic: dimension along which sub-networks are cut -> what a choice of it means.
       derived: field -> the fields that it follows from where it is not given itself.
       predicts: what the outputs are, "labels" (of examples or tokens, or embeddings) or "density" (a map).

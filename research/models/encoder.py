@@ -38,44 +38,45 @@ class EncoderConfig(SequenceConfig):
     """Description of one encoder; fields as in `SequenceConfig`, but for:
 
     Attributes:
-      domains: how many domains there are: tokens of position 0 and, with router="domain", experts of each mixture.
-      outputs: numbers of the sentence's vector; 0: dim.
-      moe: its `experts` 0 stands for one a domain.
+      num_domains: how many domains there are: tokens of position 0 and, with router="domain", experts of each mixture.
+      output_dim: numbers of the sentence's vector; 0: dim.
+      moe: its `num_experts` 0 stands for one a domain.
     """
 
-    domains: int = 1
+    num_domains: int = 1
     pattern: str = "attention"
     pool: str = "mean"
     ffn: str = MIXTURE
     attention: Attention = Attention(causal=False)
-    moe: Moe = Moe(experts=0, active=1, router="domain", balance=0.0)
+    moe: Moe = Moe(num_experts=0, num_experts_per_tok=1, router="domain", balance_loss_coef=0.0)
 
+    renamed: ClassVar[dict[str, str]] = {**SequenceConfig.renamed, "domains": "num_domains"}
     family: ClassVar[str] = "encoder"
-    derived: ClassVar[dict[str, tuple[str, ...]]] = {**SequenceConfig.derived, "outputs": ("dim",)}
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {**SequenceConfig.derived, "output_dim": ("dim",)}
     elastic: ClassVar[dict[str, str]] = {
         k: v for k, v in SequenceConfig.elastic.items() if k not in ("experts", "active")
     }
 
     def __post_init__(self):
-        if self.domains < 1:
-            raise UserError(f"encoder: domains={self.domains}; valid: whole numbers from 1")
+        if self.num_domains < 1:
+            raise UserError(f"encoder: num_domains={self.num_domains}; valid: whole numbers from 1")
         if self.pool != "mean" or self.vector_tokens:
             raise UserError(
                 f"encoder: pool={self.pool!r}, vocab_size={self.vocab_size}; valid: "
                 "pool=mean over tokens of a vocabulary"
             )
         super().__post_init__()
-        if not self.outputs:
-            object.__setattr__(self, "outputs", self.dim)
-        if self.has_mixtures and self.moe.router == "domain" and self.mixture.experts != self.domains:
+        if not self.output_dim:
+            object.__setattr__(self, "output_dim", self.dim)
+        if self.has_mixtures and self.moe.router == "domain" and self.mixture.num_experts != self.num_domains:
             raise UserError(
-                f"encoder: moe.experts={self.moe.experts} for domains={self.domains}: each domain has one expert; "
-                f"valid: {self.domains}, or 0 for as many as there are"
+                f"encoder: moe.num_experts={self.moe.num_experts} for num_domains={self.num_domains}: "
+                f"each domain has one expert; valid: {self.num_domains}, or 0 for as many as there are"
             )
 
     @property
     def mixture(self) -> Moe:
-        return replace(self.moe, experts=self.moe.experts or self.domains).resolve(self.ffn_dim)
+        return replace(self.moe, num_experts=self.moe.num_experts or self.num_domains).resolve(self.ffn_dim)
 
     @property
     def streams(self) -> bool:
@@ -86,9 +87,11 @@ class EncoderConfig(SequenceConfig):
 
     def check_domain(self, domain: np.ndarray | Array, where: str) -> None:
         """Raises UserError for a label of a domain that the model does not have; `where` says whose it is."""
-        wrong = np.asarray(domain)[(np.asarray(domain) < 0) | (np.asarray(domain) >= self.domains)]
+        wrong = np.asarray(domain)[(np.asarray(domain) < 0) | (np.asarray(domain) >= self.num_domains)]
         if wrong.size:
-            raise UserError(f"{where}: domain label {wrong.flat[0]} that no expert has; valid: 0..{self.domains - 1}")
+            raise UserError(
+                f"{where}: domain label {wrong.flat[0]} that no expert has; valid: 0..{self.num_domains - 1}"
+            )
 
 
 class Pooler(nnx.Module):
@@ -111,17 +114,17 @@ class EncoderModel(nnx.Module):
         init = replace(init, branches=config.periods * sum(1 if ffn == "none" else 2 for _, ffn in config.period))
         self.embedding = Embedding(config.vocab_size, config.dim, init.child("embedding"))
         self.domain_tokens = init.param(
-            "domain_tokens", (config.domains, config.dim), ("domains", "embed"), equal_rows, Kind.EMBEDDING
+            "domain_tokens", (config.num_domains, config.dim), ("domains", "embed"), equal_rows, Kind.EMBEDDING
         )
         self.blocks = Stack(
             lambda sub: Period(config, sub), config.periods, "layers", init.child("blocks"), unroll=config.unroll
         )
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
-        self.pooler = Pooler(config.dim, config.outputs, init.child("pooler"))
+        self.pooler = Pooler(config.dim, config.output_dim, init.child("pooler"))
 
     def embed(self, tokens: Int[Array, "B T"], domain: Int[Array, " B"]) -> Float[Array, "B T D"]:
         """Returns the embedded tokens, the domain's own at position 0."""
-        first = mesh.on_own_rows(lambda domain, tokens, _: tokens[domain][:, None], domain, self.domain_tokens[...])
+        first = mesh.on_local_shard(lambda domain, tokens, _: tokens[domain][:, None], domain, self.domain_tokens[...])
         return mesh.by_rows(jnp.concatenate([first, self.embedding(tokens[:, 1:])], 1))
 
     def __call__(
@@ -175,8 +178,8 @@ def _small(ffn: str, domains: int) -> EncoderConfig:
         dim=128,
         depth=2,
         ffn=ffn,
-        domains=domains,
-        attention=Attention(heads=4, causal=False),
+        num_domains=domains,
+        attention=Attention(num_heads=4, causal=False),
     )
 
 
@@ -190,6 +193,8 @@ VARIANTS: dict[str, EncoderConfig] = {
 PAPER = "arXiv 2401.15713"
 
 
-_TINY = dict(vocab_size=10, length=12, dim=16, depth=2, outputs=10, domains=3, attention=dict(heads=2, head_dim=8))
+_TINY = dict(
+    vocab_size=10, length=12, dim=16, depth=2, output_dim=10, num_domains=3, attention=dict(num_heads=2, head_dim=8)
+)
 for _name, _config in VARIANTS.items():
     register(Entry(_name, _config, PAPER, "this repository", _TINY))

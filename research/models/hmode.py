@@ -44,8 +44,8 @@ class HMoDEConfig(ModelConfig):
     """Description of one network.
 
     `dims` and `depths` are channels and 3x3 convolutions of the five stages; each stage but the first halves the image.
-    `head_dim`: hidden channels of a density head. `importance`: coefficient of the loss that keeps the experts of a
-    pair equally important.
+    `head_dim`: hidden channels of a density head. `importance_loss_coef`: coefficient of the loss that keeps the
+    experts of a pair equally important.
     """
 
     dims: tuple[int, ...] = (64, 128, 256, 512, 512)
@@ -53,8 +53,9 @@ class HMoDEConfig(ModelConfig):
     head_dim: int = 64
     in_channels: int = 3
     image_size: int = 128
-    importance: float = 1.0
+    importance_loss_coef: float = 1.0
 
+    renamed: ClassVar[dict[str, str]] = {"importance": "importance_loss_coef"}
     family: ClassVar[str] = "hmode"
     predicts: ClassVar[str] = "density"
     elastic: ClassVar[dict[str, str]] = {"width": "fraction of all channels"}
@@ -255,7 +256,7 @@ class HMoDE(nnx.Module):
         features = self.features(x, mode=mode)
         pairs, mixtures, mask = self.gates(features[-1])
         if mode == "train":
-            self.aux_loss[...] = self.config.importance * importance_variation(pairs) / len(x)
+            self.aux_loss[...] = self.config.importance_loss_coef * importance_variation(pairs) / len(x)
         experts = self.densities(features)
         maps = mix_pairs(experts, nearest(pairs, STRIDE), nearest(mixtures, STRIDE))
         return nearest(jnp.concatenate([maps, nearest(mask, STRIDE)], -1), STRIDE)

@@ -35,7 +35,7 @@ class MixtureConfig(ChoosesForms, HasMixtures, ToldReal):
             return count
         first = lambda name: [role(axis) for axis in full.axes[name] if role(axis) != "layers"][:1]
         of_experts = sum(math.prod(shape.shape) for name, shape in full.params.items() if first(name) == ["experts"])
-        return count - round((1 - self.mixture.active / self.mixture.experts) * of_experts)
+        return count - round((1 - self.mixture.num_experts_per_tok / self.mixture.num_experts) * of_experts)
 
     def observations(self, params: Arrays, stats: Arrays) -> Mapping[str, float]:
         """Returns {"experts/LAYER/similarity": see `research.modules.moe_similarity.similarity`}."""

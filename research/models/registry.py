@@ -14,6 +14,7 @@ from typing import Any
 from research.errors import UserError
 from research.files import printable
 from research.models.base import ModelConfig
+from research.modules.renamed import Renamed, refuse_former
 from research.modules.state import abstract
 from research.plugins import import_all
 from research.values import fit, not_negative
@@ -99,6 +100,7 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
 def _known_fields(config: Any, name: str, given: Iterable[str]) -> dict[str, Any]:
     """Returns the fields of a model's config; each of those that are given must be one of them."""
     fields = {f.name: f for f in dataclasses.fields(config)}
+    refuse_former(type(config), given, "model.")
     for field in given:
         if field not in fields:
             near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4) or sorted(fields)[:8]
@@ -129,6 +131,8 @@ def _fitted(config: Any, name: str, fields: Mapping[str, Any], where: str) -> di
         inner = vars(config)[field]
         if dataclasses.is_dataclass(inner) and not isinstance(value, type(inner)):
             value = fit(value, dict, f"{where}{field}")
+            if isinstance(inner, Renamed):
+                refuse_former(type(inner), value, f"{where}{field}.")
             valid = [f.name for f in dataclasses.fields(inner)]
             unknown = sorted(set(value) - set(valid))
             if unknown:

@@ -2,8 +2,8 @@
 
 Its sub-networks: `width` (stage and inner channels), `inner` (channels inside the blocks) and `depth` per stage,
 where the first block of a stage, which may stride and project, always stays. `stem` "small" is for CIFAR-sized images,
-"medium" halves them at once, for little compute. With `experts` the convolutions of the blocks are mixtures, an expert
-for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
+"medium" halves them at once, for little compute. With `num_experts` the convolutions of the blocks are mixtures, an
+expert for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of one pathway.
 """
 
 from collections.abc import Mapping
@@ -44,9 +44,9 @@ class ResNetConfig(RoutedConfig):
     """Description of one ResNet.
 
     `dims` are the output channels of the stages; `inner_dims` those inside its blocks, () for dims / 4 in a
-    bottleneck and dims in a basic block; `stem_dim` 0 stands for inner_dims[0]. `zero_init` starts the last norm
-    of each block at zero. `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full model.
-    The fields of routing are those of `RoutedConfig`.
+    bottleneck and dims in a basic block; `stem_dim` 0 stands for inner_dims[0]. `zero_init_residual` starts the last
+    norm of each block at zero. `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full
+    model. The fields of routing are those of `RoutedConfig`.
     """
 
     block: str = "basic"
@@ -58,11 +58,12 @@ class ResNetConfig(RoutedConfig):
     num_classes: int = 1000
     in_channels: int = 3
     image_size: int = 224
-    zero_init: bool = False
+    zero_init_residual: bool = False
     kept_layers: tuple[tuple[int, ...], ...] = ()
     unroll: bool = False
     remat: str = "none"
 
+    renamed: ClassVar[dict[str, str]] = {**RoutedConfig.renamed, "zero_init": "zero_init_residual"}
     family: ClassVar[str] = "resnet"
     derived: ClassVar[dict[str, tuple[str, ...]]] = {
         "inner_dims": ("dims", "block"),
@@ -119,7 +120,7 @@ class ResNetConfig(RoutedConfig):
                 "which the full network projects; "
                 "valid: a larger width"
             )
-        return replace(small, experts=self.shrunk_experts(experts))
+        return replace(small, num_experts=self.shrunk_experts(experts))
 
 
 class ConvNorm(nnx.Module):
@@ -160,7 +161,7 @@ class Block(nnx.Module):
     ):
         width, n_out, embed = config.inner_dims[stage], config.dims[stage], f"stage{stage + 1}/embed"
         first, second = f"{scope}/first/bottleneck", f"{scope}/second/bottleneck"
-        last = zeros if config.zero_init else ones
+        last = zeros if config.zero_init_residual else ones
         sizes: list[tuple[int, int, int, tuple[str, str], int]]
         if config.block == "basic":
             sizes = [(n_in, width, 3, (source, first), stride), (width, n_out, 3, (first, embed), 1)]
@@ -170,7 +171,7 @@ class Block(nnx.Module):
                 (width, width, 3, (first, second), stride),
                 (width, n_out, 1, (second, embed), 1),
             ]
-        routed: dict[str, Any] = {"experts": config.experts, "form": config.form}
+        routed: dict[str, Any] = {"experts": config.num_experts, "form": config.form}
         self.convs = nnx.List(
             [
                 ConvNorm(
@@ -277,7 +278,7 @@ VARIANTS = {
     "resnet18_cifar": _variant("basic", (2, 2, 2, 2), **_CIFAR),
     "resnet20_cifar": _variant("basic", (3, 3, 3), 16, **_CIFAR),
     "resnet56_cifar": _variant("basic", (9, 9, 9), 16, **_CIFAR),
-    "advmoe_resnet18": _variant("basic", (2, 2, 2, 2), 32, stem_dim=64, experts=2, **_CIFAR),
+    "advmoe_resnet18": _variant("basic", (2, 2, 2, 2), 32, stem_dim=64, num_experts=2, **_CIFAR),
 }
 """Table 1 and section 4.2 of the paper; the CIFAR nets project where they change width (option B). The last is
 AdvMoE's: two pathways of half the width behind a stem of the whole."""
@@ -294,13 +295,13 @@ for _name, _config in VARIANTS.items():
     _tiny: dict[str, Any] = dict(
         dims=_dims, depths=_depths, num_classes=10, image_size=16 if _config.stem == "small" else 32
     )
-    _origin = ADVMOE if _config.experts else ("arXiv 1512.03385", "github.com/pytorch/vision")
+    _origin = ADVMOE if _config.num_experts else ("arXiv 1512.03385", "github.com/pytorch/vision")
     register(
         Entry(
             _name,
             _config,
             *_origin,
-            _tiny | ({**TINY_ROUTER, "stem_dim": 12} if _config.experts else {}),
+            _tiny | ({**TINY_ROUTER, "stem_dim": 12} if _config.num_experts else {}),
             _COUNTS.get(_name),
         )
     )

@@ -1,5 +1,5 @@
-"""What families with routed convolutions share: the fields `experts`, `router_dims`, `router_depths` and `form`, the
-router, and their sub-networks.
+"""What families with routed convolutions share: the fields `num_experts`, `router_dims`, `router_depths` and `form`,
+the router, and their sub-networks.
 
 Layers, router and training are those of Robust MoE-CNN (Zhang et al. 2023, arXiv 2308.10110).
 """
@@ -25,27 +25,28 @@ EXPERTS_SHRINK = "fraction of the pathways, or a whole number of them; 1 leaves 
 class RoutedConfig(ChoosesForms):
     """Base of their configs; their modules derive from `research.modules.routed_conv.RoutedNetwork`.
 
-    `experts` is the number of pathways (0: an ordinary network), `router_dims` and `router_depths` size the router that
-    chooses among them, `form` is that of the routed convolutions (see `research.ops.routed_conv`).
+    `num_experts` is the number of pathways (0: an ordinary network), `router_dims` and `router_depths` size the router
+    that chooses among them, `form` is that of the routed convolutions (see `research.ops.routed_conv`).
     """
 
-    experts: int = 0
+    num_experts: int = 0
     router_dims: tuple[int, ...] = (16, 32, 64)
     router_depths: tuple[int, ...] = (3, 3, 3)
     form: str = "auto"
 
+    renamed: ClassVar[dict[str, str]] = {"experts": "num_experts"}
     router: ClassVar[str] = "router/"
 
     @property
     def pathways(self) -> int:
-        return self.experts
+        return self.num_experts
 
     def check_routing(self) -> None:
         """Raises UserError for a number of experts, a router or a form that cannot be built."""
         check_form(self.family, self.form, {routed_conv.OP: tuple(routed_conv.FORMS)})
-        if self.experts < 0:
+        if self.num_experts < 0:
             raise UserError(
-                f"{self.family}: experts={self.experts}; valid: 0 (an ordinary network) or whole numbers from 1"
+                f"{self.family}: num_experts={self.num_experts}; valid: 0 (an ordinary network) or whole numbers from 1"
             )
         dims, depths = self.router_dims, self.router_depths
         if len(dims) != len(depths) or not dims or min(*dims, *depths) < 1:
@@ -57,32 +58,32 @@ class RoutedConfig(ChoosesForms):
 
     def shrunk_experts(self, choice: float | int) -> int:
         """Returns how many of the experts stay; an ordinary network has none."""
-        return elastic.depth_count(choice, self.experts, 1, "experts") if self.experts else 0
+        return elastic.depth_count(choice, self.num_experts, 1, "experts") if self.num_experts else 0
 
     def build_router(self, init: Init) -> ImageRouter | None:
         """Builds the router from the network's own `init`; None where there is no choice. The network calls it
         `router`, as the class attribute says."""
-        if self.experts < 2:
+        if self.num_experts < 2:
             return None
         channels = self.input_shape()[-1]
-        return ImageRouter(channels, self.router_dims, self.router_depths, self.experts, init.child("router"))
+        return ImageRouter(channels, self.router_dims, self.router_depths, self.num_experts, init.child("router"))
 
     def active_params(self) -> int:
         """One expert of every routed convolution, and all of the router."""
         full = abstract(self)
-        if self.experts < 2:
+        if self.num_experts < 2:
             return full.num_params()
         routed = sum(
             math.prod(shape.shape)
             for name, shape in full.params.items()
             if not name.startswith(self.router) and "experts" in map(role, full.axes[name])
         )
-        return full.num_params() - round((1 - 1 / self.experts) * routed)
+        return full.num_params() - round((1 - 1 / self.num_experts) * routed)
 
 
 ADVMOE = ("arXiv 2308.10110", "github.com/OPTML-Group/Robust-MoE-CNN")
 """Paper and source of the networks with routed convolutions."""
 ROUTER_COUNT = 269_202
 """Parameters of their router."""
-TINY_ROUTER: dict[str, Any] = {"experts": 3, "router_dims": (4, 6), "router_depths": (1, 2), "form": "all"}
+TINY_ROUTER: dict[str, Any] = {"num_experts": 3, "router_dims": (4, 6), "router_depths": (1, 2), "form": "all"}
 """What shrinks it, for tests."""

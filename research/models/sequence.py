@@ -54,8 +54,8 @@ class SequenceConfig(MixtureConfig):
 
     Attributes:
       vocab_size: rows of the embedding; 0 with `input_dim` > 0: tokens are vectors of that many numbers.
-      outputs: numbers read out per token; 0: one logit per entry of the vocabulary.
-      tied: the output head is the embedding's transpose.
+      output_dim: numbers read out per token; 0: one logit per entry of the vocabulary.
+      tie_embeddings: the output head is the embedding's transpose.
       length: tokens of a training example, and the longest sequence of mixers with absolute positions.
       dim, depth: channels and layers.
       pattern: kinds of mixer, space-separated, repeated to the depth.
@@ -72,8 +72,8 @@ class SequenceConfig(MixtureConfig):
 
     vocab_size: int = 256
     input_dim: int = 0
-    outputs: int = 0
-    tied: bool = True
+    output_dim: int = 0
+    tie_embeddings: bool = True
     length: int = 256
     dim: int = 256
     depth: Layers = 4
@@ -89,6 +89,7 @@ class SequenceConfig(MixtureConfig):
     remat: str = "none"
     moe: Moe = Moe()
 
+    renamed: ClassVar[dict[str, str]] = {"outputs": "output_dim", "tied": "tie_embeddings"}
     family: ClassVar[str] = "sequence"
     derived: ClassVar[dict[str, tuple[str, ...]]] = {
         "ffn_dim": ("dim", "ffn"),
@@ -125,7 +126,7 @@ class SequenceConfig(MixtureConfig):
                 f"sequence: depth={self.depth} is no multiple of the {len(self.period)} layers of "
                 f"pattern={self.pattern!r}{more}"
             )
-        if not self.vocab_size and not (self.input_dim and self.outputs):
+        if not self.vocab_size and not (self.input_dim and self.output_dim):
             raise UserError("sequence: give vocab_size, or both input_dim and outputs for tokens that are vectors")
         if not self.ffn_dim and self.ffn != "none":
             gated = "glu" in self.ffn_kinds or (self.has_mixtures and self.moe.gated)
@@ -268,9 +269,9 @@ class SequenceModel(nnx.Module):
             lambda sub: Period(config, sub), config.periods, "layers", init.child("blocks"), unroll=config.unroll
         )
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
-        tied = config.tied and not vectors and not config.outputs
-        axis = "classes" if config.outputs else "vocab"
-        size = config.outputs or config.vocab_size
+        tied = config.tie_embeddings and not vectors and not config.output_dim
+        axis = "classes" if config.output_dim else "vocab"
+        size = config.output_dim or config.vocab_size
         self.head = None if tied else init.param("head", (config.dim, size), ("embed", axis), normal_02, Kind.MATRIX)
 
     def _embed(self, tokens: Array, call: Call) -> Array:

@@ -53,18 +53,18 @@ VARIANTS: dict[str, SequenceConfig] = {
     "moe_small": _small("attention", "glu moe"),
     "mixtral_8x7b": _config(
         vocab_size=32000,
-        tied=False,
+        tie_embeddings=False,
         length=32768,
         dim=4096,
         depth=32,
         pattern="attention",
         ffn="moe",
-        attention=Attention(heads=32, kv_heads=8, theta=1e6),
-        moe=replace(FAMILIES["mixtral"], hidden=14336),
+        attention=Attention(num_heads=32, num_kv_heads=8, rope_theta=1e6),
+        moe=replace(FAMILIES["mixtral"], ffn_dim=14336),
     ),
     "qwen3_30b_a3b": _config(
         vocab_size=151936,
-        tied=False,
+        tie_embeddings=False,
         length=40960,
         dim=2048,
         depth=48,
@@ -72,8 +72,8 @@ VARIANTS: dict[str, SequenceConfig] = {
         ffn="moe",
         ffn_dim=6144,
         norm_eps=1e-6,
-        attention=Attention(heads=32, kv_heads=4, head_dim=128, theta=1e6, qk_norm=True),
-        moe=replace(FAMILIES["qwen3"], hidden=768),
+        attention=Attention(num_heads=32, num_kv_heads=4, head_dim=128, rope_theta=1e6, qk_norm=True),
+        moe=replace(FAMILIES["qwen3"], ffn_dim=768),
     ),
     **{f"mamba_{name}": _mamba("mamba", 50280, size) for name, size in _SIZES.items()},
     **{
@@ -102,9 +102,9 @@ for _name, _model in VARIANTS.items():
     _paper, _source, _count = PUBLISHED.get(_name, (_model.spec(_model.kinds[0]).paper, "this repository", None))
     _tiny: dict[str, Any] = dict(vocab_size=10, length=12, dim=16, depth=2 * len(_model.period), ffn=_model.ffn)
     if _model.has_mixtures:
-        _tiny["moe"] = dict(experts=4, active=2, hidden=16)
+        _tiny["moe"] = dict(num_experts=4, num_experts_per_tok=2, ffn_dim=16)
     _specs = {kind: _model.options(kind) for kind in dict.fromkeys(_model.kinds)}
     _tiny |= {kind: spec.tiny for kind, spec in _specs.items() if spec.tiny}
-    if any(isinstance(spec, Attention) and spec.kv_heads for spec in _specs.values()):
-        _tiny["attention"] = dict(heads=4, kv_heads=2, head_dim=8)
+    if any(isinstance(spec, Attention) and spec.num_kv_heads for spec in _specs.values()):
+        _tiny["attention"] = dict(num_heads=4, num_kv_heads=2, head_dim=8)
     register(Entry(_name, _model, _paper, _source, _tiny, _count))

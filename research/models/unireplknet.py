@@ -39,31 +39,36 @@ from research.values import Layers, Rate
 class UniRepLKNetConfig(ChoosesForms):
     """Description of one UniRepLKNet.
 
-    `kernels` holds one repeating pattern per stage: ((3,), (13,), (13, 3), (13,)). `stem_strides` are the
+    `kernel_sizes` holds one repeating pattern per stage: ((3,), (13,), (13, 3), (13,)). `stem_strides` are the
     strides of the stem's two convolutions: (2, 2) for 224 pixels, (1, 1) or (2, 1) for small images.
     `kept_layers` holds, for a sub-network, the indices in the full model of each stage's repetitions.
     """
 
     depths: tuple[Layers, ...] = (2, 2, 6, 2)
     dims: tuple[int, ...] = (40, 80, 160, 320)
-    kernels: tuple[tuple[int, ...], ...] = ((3,), (13,), (13,), (13,))
+    kernel_sizes: tuple[tuple[int, ...], ...] = ((3,), (13,), (13,), (13,))
     mlp_dims: tuple[int, ...] = ()
     num_classes: int = 1000
     in_channels: int = 3
     image_size: int = 224
     stem_strides: tuple[int, int] = (2, 2)
     drop_path_rate: Rate = 0.0
-    layer_scale: float = 1e-6
-    head_scale: float = 1.0
+    layer_scale_init_value: float = 1e-6
+    head_init_scale: float = 1.0
     deploy: bool = False
     kept_layers: tuple[tuple[int, ...], ...] = ()
     form: str = "auto"
     unroll: bool = False
     remat: str = "none"
 
+    renamed: ClassVar[dict[str, str]] = {
+        "kernels": "kernel_sizes",
+        "layer_scale": "layer_scale_init_value",
+        "head_scale": "head_init_scale",
+    }
     family: ClassVar[str] = "unireplknet"
     merges: ClassVar[bool] = True
-    derived: ClassVar[dict[str, tuple[str, ...]]] = {"mlp_dims": ("dims",), "kept_layers": ("depths", "kernels")}
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {"mlp_dims": ("dims",), "kept_layers": ("depths", "kernel_sizes")}
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels of every stage",
         "depth": "fraction of the blocks of each stage, or whole numbers joined by ':'",
@@ -77,12 +82,12 @@ class UniRepLKNetConfig(ChoosesForms):
         if not self.mlp_dims:
             object.__setattr__(self, "mlp_dims", tuple(4 * d for d in self.dims))
         stages = len(self.depths)
-        if not len(self.dims) == len(self.kernels) == len(self.mlp_dims) == stages:
+        if not len(self.dims) == len(self.kernel_sizes) == len(self.mlp_dims) == stages:
             raise UserError("unireplknet: depths, dims, kernels and mlp_dims need one entry per stage")
         if not self.kept_layers:
-            reps = [d // len(k) for d, k in zip(self.depths, self.kernels, strict=True)]
+            reps = [d // len(k) for d, k in zip(self.depths, self.kernel_sizes, strict=True)]
             object.__setattr__(self, "kept_layers", tuple(tuple(range(r)) for r in reps))
-        for i, (depth, pattern) in enumerate(zip(self.depths, self.kernels, strict=True)):
+        for i, (depth, pattern) in enumerate(zip(self.depths, self.kernel_sizes, strict=True)):
             if depth % len(pattern):
                 raise UserError(
                     f"unireplknet: stage {i + 1} has {depth} blocks, not a multiple of its kernel pattern {pattern}"
@@ -134,15 +139,15 @@ class UniRepLKNetConfig(ChoosesForms):
         mlp = tuple(elastic.scaled(round(d * r), f, 4, "ffn") for d, r, f in zip(dims, ratios, fractions, strict=True))
         kept = []
         for i, choice in enumerate(elastic.per_stage(depth, stages, "depth")):
-            period = len(self.kernels[i])
+            period = len(self.kernel_sizes[i])
             count = elastic.depth_count(choice, self.depths[i], period, "depth") // period
             kept.append(elastic.kept_layers(self.kept_layers[i], count, keep))
         kernels = tuple(
             tuple(crop_kernel(k, limit) for k in pattern)
-            for pattern, limit in zip(self.kernels, elastic.per_stage(kernel, stages, "kernel"), strict=True)
+            for pattern, limit in zip(self.kernel_sizes, elastic.per_stage(kernel, stages, "kernel"), strict=True)
         )
-        depths = tuple(len(k) * len(p) for k, p in zip(kept, self.kernels, strict=True))
-        return replace(self, dims=dims, mlp_dims=mlp, depths=depths, kernels=kernels, kept_layers=tuple(kept))
+        depths = tuple(len(k) * len(p) for k, p in zip(kept, self.kernel_sizes, strict=True))
+        return replace(self, dims=dims, mlp_dims=mlp, depths=depths, kernel_sizes=kernels, kept_layers=tuple(kept))
 
 
 def crop_kernel(size: int, limit: int | None) -> int:
@@ -179,7 +184,7 @@ class Block(nnx.Module):
         self.down = Linear(hidden, channels, (mlp, embed), init.child("down"), bias=config.deploy)
         if not config.deploy:
             self.down_norm = BatchNorm(channels, embed, init.child("down_norm"))
-            scale = jax.nn.initializers.constant(config.layer_scale)
+            scale = jax.nn.initializers.constant(config.layer_scale_init_value)
             self.layer_scale = init.param("layer_scale", (channels,), (embed,), scale, Kind.GAIN)
 
     def __call__(
@@ -202,7 +207,7 @@ class Repetition(nnx.Module):
     """The blocks of one repetition of a stage's kernel pattern."""
 
     def __init__(self, config: UniRepLKNetConfig, stage: int, init: Init):
-        pattern = config.kernels[stage]
+        pattern = config.kernel_sizes[stage]
         self.phases = nnx.List(
             [
                 Block(config, stage, k, f"stage{stage + 1}/layer/phase{j}", init.child(f"phase{j}"))
@@ -259,7 +264,7 @@ class UniRepLKNet(nnx.Module):
             [
                 Stack(
                     functools.partial(Repetition, config, i),
-                    config.depths[i] // len(config.kernels[i]),
+                    config.depths[i] // len(config.kernel_sizes[i]),
                     f"stage{i + 1}/layers",
                     init.child(f"stage{i}"),
                     unroll=config.unroll,
@@ -269,7 +274,7 @@ class UniRepLKNet(nnx.Module):
         )
         last = f"stage{len(config.dims)}/embed"
         self.norm = LayerNorm(config.dims[-1], last, init.child("norm"))
-        head_init = lambda key, shape, dtype: config.head_scale * normal_02(key, shape, dtype)
+        head_init = lambda key, shape, dtype: config.head_init_scale * normal_02(key, shape, dtype)
         self.head = Linear(
             config.dims[-1], config.num_classes, (last, "classes"), init.child("head"), kernel_init=head_init
         )
@@ -281,7 +286,7 @@ class UniRepLKNet(nnx.Module):
         for i, (reduce, stage) in enumerate(zip(self.reduce, self.stages, strict=True)):
             x = reduce(x)
             outs.append(x)
-            depth, period = self.config.depths[i], len(self.config.kernels[i])
+            depth, period = self.config.depths[i], len(self.config.kernel_sizes[i])
             per_layer = {
                 "rate": jnp.asarray(rates[start : start + depth], jnp.float32).reshape(-1, period),
                 "index": jnp.arange(depth // period),
@@ -306,7 +311,7 @@ def merge_reparam(config: UniRepLKNetConfig, params: Arrays, stats: Arrays) -> t
     if config.deploy:
         return config, params, stats
     merged = dict(params)
-    for i, pattern in enumerate(config.kernels):
+    for i, pattern in enumerate(config.kernel_sizes):
         for j, size in enumerate(pattern):
             prefix = f"stages/{i}/layer/phases/{j}"
             old = {name: merged.pop(name) for name in list(merged) if name.startswith(prefix + "/")}
@@ -337,7 +342,7 @@ def _merge_block(params: Arrays, stats: Arrays, prefix: str, size: int) -> Array
 
 
 def _variant(depths, dims, kernels, drop_path_rate) -> UniRepLKNetConfig:
-    return UniRepLKNetConfig(depths=depths, dims=dims, kernels=kernels, drop_path_rate=drop_path_rate)
+    return UniRepLKNetConfig(depths=depths, dims=dims, kernel_sizes=kernels, drop_path_rate=drop_path_rate)
 
 
 _PLAIN = ((3,), (13,), (13,), (13,))
@@ -364,9 +369,14 @@ _COUNTS = {
     "s": 56_456_704, "b": 99_089_416, "l": 220_076_056, "xl": 388_690_984,
 }  # fmt: skip
 for _size, _config in VARIANTS.items():
-    _depths = tuple(2 * len(p) if i == 2 else len(p) for i, p in enumerate(_config.kernels))
+    _depths = tuple(2 * len(p) if i == 2 else len(p) for i, p in enumerate(_config.kernel_sizes))
     _tiny = dict(
-        dims=(8, 12, 16, 24), depths=_depths, num_classes=10, image_size=16, stem_strides=(1, 1), layer_scale=0.5
+        dims=(8, 12, 16, 24),
+        depths=_depths,
+        num_classes=10,
+        image_size=16,
+        stem_strides=(1, 1),
+        layer_scale_init_value=0.5,
     )
     register(
         Entry(

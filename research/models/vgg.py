@@ -2,7 +2,7 @@
 release.
 
 Convolutions have no bias, no pooling follows the last stage, the head averages to 2x2 pixels and has three layers. Its
-sub-networks: `width` and `depth` per stage, where the first convolution of a stage stays. With `experts` all
+sub-networks: `width` and `depth` per stage, where the first convolution of a stage stays. With `num_experts` all
 convolutions but the first are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and `dims` the widths of
 one pathway.
 """
@@ -39,14 +39,15 @@ GRID = 2  # side of the map that the head reads
 
 @dataclass(frozen=True)
 class VGGConfig(RoutedConfig):
-    """Description of one VGG: VGG-16 has `depths` (2, 2, 3, 3, 3); `hidden` units in both hidden layers of the head.
+    """Description of one VGG: VGG-16 has `depths` (2, 2, 3, 3, 3); `hidden_dim` units in both hidden layers of the
+    head.
 
     The other fields are as in `ResNetConfig`; `kept_layers` counts the convolutions of a stage.
     """
 
     depths: tuple[Layers, ...] = (2, 2, 3, 3, 3)
     dims: tuple[int, ...] = (64, 128, 256, 512, 512)
-    hidden: int = 256
+    hidden_dim: int = 256
     num_classes: int = 10
     in_channels: int = 3
     image_size: int = 32
@@ -54,6 +55,7 @@ class VGGConfig(RoutedConfig):
     unroll: bool = False
     remat: str = "none"
 
+    renamed: ClassVar[dict[str, str]] = {**RoutedConfig.renamed, "hidden": "hidden_dim"}
     family: ClassVar[str] = "vgg"
     derived: ClassVar[dict[str, tuple[str, ...]]] = {"kept_layers": ("depths",)}
     elastic: ClassVar[dict[str, str]] = {
@@ -66,7 +68,7 @@ class VGGConfig(RoutedConfig):
 
     def __post_init__(self):
         self.check_routing()
-        check_stages(self, ("dims",), (self.hidden, self.num_classes, self.in_channels))
+        check_stages(self, ("dims",), (self.hidden_dim, self.num_classes, self.in_channels))
         check_image(self, 2 ** (len(self.depths) - 1), "larger images or fewer stages")
 
     def build(self, init: Init) -> nnx.Module:
@@ -85,8 +87,10 @@ class VGGConfig(RoutedConfig):
           UserError: a choice lies outside the space.
         """
         dims, kept = shrunk_dims(self.dims, width), shrunk_depths(self.kept_layers, depth, keep)
-        hidden, count = elastic.scaled(self.hidden, ffn, 4, "ffn"), self.shrunk_experts(experts)
-        return replace(self, dims=dims, depths=tuple(map(len, kept)), kept_layers=kept, hidden=hidden, experts=count)
+        hidden, count = elastic.scaled(self.hidden_dim, ffn, 4, "ffn"), self.shrunk_experts(experts)
+        return replace(
+            self, dims=dims, depths=tuple(map(len, kept)), kept_layers=kept, hidden_dim=hidden, num_experts=count
+        )
 
 
 class Layer(nnx.Module):
@@ -106,7 +110,7 @@ class Stage(nnx.Module):
     """The first convolution, which changes the width, then the equal ones."""
 
     def __init__(self, config: VGGConfig, stage: int, init: Init):
-        embed, experts = f"stage{stage + 1}/embed", config.experts
+        embed, experts = f"stage{stage + 1}/embed", config.num_experts
         n_in, source = (config.dims[stage - 1], f"stage{stage}/embed") if stage else (config.in_channels, "image")
         self.remat = config.remat
         self.first = Layer(config, stage, n_in, source, init.child("first"), experts=experts if stage else 0)
@@ -142,7 +146,7 @@ class VGG(RoutedNetwork):
     def __init__(self, config: VGGConfig, init: Init):
         self.config = config
         self.stages = nnx.List([Stage(config, i, init.child(f"stage{i}")) for i in range(len(config.depths))])
-        embed, hidden = f"stage{len(config.dims)}/embed", config.hidden
+        embed, hidden = f"stage{len(config.dims)}/embed", config.hidden_dim
         # A convolution over all GRID x GRID pixels is the linear layer on the flattened map, with its axes kept apart.
         axes = (embed, "first/mlp")
         self.flat = Conv(config.dims[-1], hidden, GRID, axes, init.child("flat"), padding=0, kernel_init=normal_01)
@@ -161,13 +165,13 @@ class VGG(RoutedNetwork):
 
 VARIANTS = {
     "vgg16": VGGConfig(),
-    "advmoe_vgg16": VGGConfig(dims=(32, 64, 128, 256, 256), experts=2),
+    "advmoe_vgg16": VGGConfig(dims=(32, 64, 128, 256, 256), num_experts=2),
 }
 """VGG-16 (configuration D) for CIFAR, and AdvMoE's: two pathways of half the width."""
 
 
 _COUNTS = {"vgg16": 15_311_818, "advmoe_vgg16": 7_690_218 + ROUTER_COUNT}
 for _name, _config in VARIANTS.items():
-    _tiny: dict[str, Any] = dict(dims=(8, 12, 16), num_classes=10, image_size=8, depths=(2, 2, 3), hidden=8)
-    _origin = ADVMOE if _config.experts else ("arXiv 1409.1556", ADVMOE[1])
-    register(Entry(_name, _config, *_origin, _tiny | (TINY_ROUTER if _config.experts else {}), _COUNTS[_name]))
+    _tiny: dict[str, Any] = dict(dims=(8, 12, 16), num_classes=10, image_size=8, depths=(2, 2, 3), hidden_dim=8)
+    _origin = ADVMOE if _config.num_experts else ("arXiv 1409.1556", ADVMOE[1])
+    register(Entry(_name, _config, *_origin, _tiny | (TINY_ROUTER if _config.num_experts else {}), _COUNTS[_name]))

@@ -36,16 +36,16 @@ OPS = {depthwise_1d.OP: depthwise_1d.FORMS, selective_scan.OP: selective_scan.FO
 class VimConfig(ChoosesForms):
     """Description of one Vision Mamba.
 
-    `inner` 0 means 2 * dim, `rank` 0 ceil(dim / 16). `kept_layers` holds, for a sub-network, the indices of its blocks
-    in the full model. `form`: of the convolution over time and the selective scan, see `research.ops.dispatch`.
+    `d_inner` 0 means 2 * dim, `dt_rank` 0 ceil(dim / 16). `kept_layers` holds, for a sub-network, the indices of its
+    blocks in the full model. `form`: of the convolution over time and the selective scan, see `research.ops.dispatch`.
     """
 
     dim: int = 192
     depth: Layers = 24
-    state: int = 16
-    inner: int = 0
-    rank: int = 0
-    taps: int = 4
+    d_state: int = 16
+    d_inner: int = 0
+    dt_rank: int = 0
+    d_conv: int = 4
     patch_size: int = 16
     num_classes: int = 1000
     in_channels: int = 3
@@ -56,8 +56,13 @@ class VimConfig(ChoosesForms):
     form: str = "auto"
     remat: str = "none"
 
+    renamed: ClassVar[dict[str, str]] = {"state": "d_state", "inner": "d_inner", "rank": "dt_rank", "taps": "d_conv"}
     family: ClassVar[str] = "vim"
-    derived: ClassVar[dict[str, tuple[str, ...]]] = {"inner": ("dim",), "rank": ("dim",), "kept_layers": ("depth",)}
+    derived: ClassVar[dict[str, tuple[str, ...]]] = {
+        "d_inner": ("dim",),
+        "dt_rank": ("dim",),
+        "kept_layers": ("depth",),
+    }
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels; inner channels and the ranks of the step sizes follow",
         "depth": "fraction of the blocks, or a whole number of them",
@@ -67,15 +72,15 @@ class VimConfig(ChoosesForms):
 
     def __post_init__(self):
         check_form("vim", self.form, OPS)
-        object.__setattr__(self, "inner", self.inner or 2 * self.dim)
-        object.__setattr__(self, "rank", self.rank or -(-self.dim // 16))
+        object.__setattr__(self, "d_inner", self.d_inner or 2 * self.dim)
+        object.__setattr__(self, "dt_rank", self.dt_rank or -(-self.dim // 16))
         if not self.kept_layers:
             object.__setattr__(self, "kept_layers", tuple(range(self.depth)))
         self.check_sizes(
-            "dim", "depth", "state", "inner", "rank", "patch_size", "image_size", "num_classes", "in_channels"
+            "dim", "depth", "d_state", "d_inner", "dt_rank", "patch_size", "image_size", "num_classes", "in_channels"
         )
-        if not 1 <= self.taps <= depthwise.MAX_KERNEL_SIZE:
-            raise UserError(f"vim: taps={self.taps}; valid: 1 to {depthwise.MAX_KERNEL_SIZE}")
+        if not 1 <= self.d_conv <= depthwise.MAX_KERNEL_SIZE:
+            raise UserError(f"vim: d_conv={self.d_conv}; valid: 1 to {depthwise.MAX_KERNEL_SIZE}")
         if self.image_size % self.patch_size:
             valid = [p for p in range(2, self.image_size + 1) if self.image_size % p == 0]
             raise UserError(
@@ -116,9 +121,9 @@ class VimConfig(ChoosesForms):
         return replace(
             self,
             dim=dim,
-            inner=max(1, round(self.inner * dim / self.dim)),
-            rank=-(-self.rank * dim // self.dim),
-            state=elastic.depth_count(state, self.state, 1, "state"),
+            d_inner=max(1, round(self.d_inner * dim / self.dim)),
+            dt_rank=-(-self.dt_rank * dim // self.dim),
+            d_state=elastic.depth_count(state, self.d_state, 1, "state"),
             depth=len(kept),
             kept_layers=kept,
         )
@@ -132,21 +137,21 @@ class Block(nnx.Module):
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"))
         self.mixer = BiMamba(
             config.dim,
-            config.inner,
-            config.state,
-            config.rank,
+            config.d_inner,
+            config.d_state,
+            config.dt_rank,
             "embed",
             "layer",
             init.child("mixer"),
-            taps=config.taps,
-            out_init=uniform((config.inner * config.depth) ** -0.5),
+            d_conv=config.d_conv,
+            out_init=uniform((config.d_inner * config.depth) ** -0.5),
             form=config.form,
         )
 
     def __call__(
         self, x: Float[Array, "B T D"], per_layer: dict, *, mode: str, key: Array | None
     ) -> Float[Array, "B T D"]:
-        y = mesh.module_on_own_rows(self.mixer, self.norm(x).astype(self.mixer.out[...].dtype))
+        y = mesh.module_on_local_shard(self.mixer, self.norm(x).astype(self.mixer.out[...].dtype))
         if self.drop and mode == "train" and key is not None:
             y = drop_path(y, per_layer["rate"], jax.random.fold_in(key, per_layer["index"]))
         return x + y
@@ -213,7 +218,7 @@ laptop."""
 
 _COUNTS = {"vim_tiny": 7_148_008, "vim_small": 25_796_584, "vim_base": 97_598_440}
 for _name, _config in VARIANTS.items():
-    _tiny = dict(dim=32, depth=4, state=4, patch_size=4, image_size=16, num_classes=10)
+    _tiny = dict(dim=32, depth=4, d_state=4, patch_size=4, image_size=16, num_classes=10)
     _count = _COUNTS.get("_".join(_name.split("_")[:2]))
     register(
         Entry(

@@ -41,8 +41,8 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class ViTConfig(MixtureConfig):
     """Description of one vision Transformer.
 
-    `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `ffn` names the feed-forward
-    parts of consecutive blocks, "mlp" or "moe", and repeats ("mlp moe": every second block has a mixture with the
+    `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `ffn` names the FFNs
+    of consecutive blocks, "mlp" or "moe", and repeats ("mlp moe": every second block has a mixture with the
     options `moe`), after `dense_blocks` with "mlp" alone. `kept_layers` holds, for a sub-network, the indices in the
     full model of the repetitions of `ffn`, `kept_dense` those of the blocks before. `form`: of the ops, see
     `research.ops.dispatch`.
@@ -50,7 +50,7 @@ class ViTConfig(MixtureConfig):
 
     dim: int = 192
     depth: Layers = 12
-    heads: int = 3
+    num_heads: int = 3
     head_dim: int = 64
     mlp_dim: int = 0
     patch_size: int = 16
@@ -68,6 +68,7 @@ class ViTConfig(MixtureConfig):
     form: str = "auto"
     remat: str = "none"
 
+    renamed: ClassVar[dict[str, str]] = {"heads": "num_heads"}
     family: ClassVar[str] = "vit"
     derived: ClassVar[dict[str, tuple[str, ...]]] = {
         "mlp_dim": ("dim",),
@@ -90,7 +91,7 @@ class ViTConfig(MixtureConfig):
         if not self.mlp_dim:
             object.__setattr__(self, "mlp_dim", 4 * self.dim)
         self.check_sizes(
-            "dim", "depth", "heads", "head_dim", "mlp_dim", "patch_size", "image_size", "num_classes", "in_channels"
+            "dim", "depth", "num_heads", "head_dim", "mlp_dim", "patch_size", "image_size", "num_classes", "in_channels"
         )
         if self.image_size % self.patch_size:
             valid = [p for p in range(2, self.image_size + 1) if self.image_size % p == 0]
@@ -109,7 +110,7 @@ class ViTConfig(MixtureConfig):
         rest = self.depth - self.dense_blocks
         if self.dense_blocks < 0 or rest < 1 or rest % len(self.period):
             raise UserError(
-                f"vit: depth={self.depth} less dense_blocks={self.dense_blocks} is no multiple of the parts of "
+                f"vit: depth={self.depth} less dense_blocks={self.dense_blocks} is no multiple of the FFNs of "
                 f"ffn={self.ffn!r}"
             )
         if not self.kept_layers:
@@ -177,7 +178,7 @@ class ViTConfig(MixtureConfig):
             self,
             dim=dim,
             mlp_dim=elastic.scaled(hidden, ffn, 8, "ffn"),
-            heads=elastic.depth_count(float(width) if heads is None else heads, self.heads, 1, "heads"),
+            num_heads=elastic.depth_count(float(width) if heads is None else heads, self.num_heads, 1, "heads"),
             depth=len(dense) + len(kept) * len(self.period),
             dense_blocks=len(dense),
             moe=self.moe if self.has_mixtures and cut == self.mixture else cut,
@@ -212,7 +213,7 @@ class Block(nnx.Module):
         self.drop, self.depth = config.drop_path_rate > 0, config.depth
         self.norm1 = LayerNorm(config.dim, "embed", init.child("norm1"))
         self.attention = Attention(
-            config.dim, config.heads, config.head_dim, "embed", scope, init.child("attention"), form=config.form
+            config.dim, config.num_heads, config.head_dim, "embed", scope, init.child("attention"), form=config.form
         )
         self.norm2 = LayerNorm(config.dim, "embed", init.child("norm2"))
         axes = "embed", f"{scope}/mlp"
@@ -349,7 +350,7 @@ class ViT(nnx.Module):
 
 
 def _variant(dim: int, depth: int, heads: int, **more) -> ViTConfig:
-    return ViTConfig(dim=dim, depth=depth, heads=heads, **more)
+    return ViTConfig(dim=dim, depth=depth, num_heads=heads, **more)
 
 
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -368,7 +369,7 @@ VARIANTS = {
             patch_size=patch,
             ffn="mlp moe",
             dense_blocks=shape[1] - last,
-            moe=replace(FAMILIES["v_moe"], hidden=4 * shape[0]),
+            moe=replace(FAMILIES["v_moe"], ffn_dim=4 * shape[0]),
         )
         for size, patch, shape, kind, last in (
             ("small", 32, (512, 8, 8), "last2", 4),
@@ -377,7 +378,10 @@ VARIANTS = {
         )
     },
     "soft_moe_small_patch16": _variant(
-        *SIZES["small"], dense_blocks=6, ffn="moe", moe=replace(FAMILIES["soft"], experts=128, slots=1, hidden=1536)
+        *SIZES["small"],
+        dense_blocks=6,
+        ffn="moe",
+        moe=replace(FAMILIES["soft"], num_experts=128, slots_per_expert=1, ffn_dim=1536),
     ),
 }
 """Names as in timm; DeiT's recipe trains with a drop-path rate of 0.1. V-MoE: 8 experts of full width, the last two of
@@ -397,8 +401,8 @@ _PAPERS = {
 _SOURCES = {"vit": "google-research/vision_transformer", "deit": "facebookresearch/deit"}
 for _name, _config in VARIANTS.items():
     _kind, _size = _name.removesuffix("_patch16_224").split("_", 1)
-    _tiny: dict[str, Any] = dict(dim=32, depth=4, heads=4, head_dim=8, patch_size=4, image_size=16, num_classes=10)
+    _tiny: dict[str, Any] = dict(dim=32, depth=4, num_heads=4, head_dim=8, patch_size=4, image_size=16, num_classes=10)
     if _config.has_mixtures:
-        _tiny |= dict(dense_blocks=min(_config.dense_blocks, 2), moe=dict(experts=4, hidden=16))
+        _tiny |= dict(dense_blocks=min(_config.dense_blocks, 2), moe=dict(num_experts=4, ffn_dim=16))
     _source = f"github.com/{_SOURCES.get(_kind, 'google-research/vmoe')}"
     register(Entry(_name, _config, _PAPERS[_kind], _source, _tiny, _COUNTS.get(_size)))

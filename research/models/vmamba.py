@@ -38,8 +38,8 @@ torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class VMambaConfig(ChoosesForms):
     """Description of one VMamba.
 
-    For each stage: `dims` channels, `inner_dims` of SS2D (() for `ssm_ratio` * dims), `ranks` of its step sizes (() for
-    ceil(dims / 16)) and `mlp_dims` hidden units (() for 4 * dims); `state` numbers of state per inner channel and
+    For each stage: `dims` channels, `inner_dims` of SS2D (() for `ssm_ratio` * dims), `dt_ranks` of its step sizes (()
+    for ceil(dims / 16)) and `mlp_dims` hidden units (() for 4 * dims); `d_state` numbers of state per inner channel and
     direction. `stem_strides` are the strides of the stem's two convolutions: (2, 2) for 224 pixels, (2, 1) or (1, 1)
     for small images. `kept_layers` holds, for a sub-network, the indices of each stage's blocks in the full model.
     """
@@ -47,9 +47,9 @@ class VMambaConfig(ChoosesForms):
     depths: tuple[Layers, ...] = (2, 2, 8, 2)
     dims: tuple[int, ...] = (96, 192, 384, 768)
     ssm_ratio: float = 1.0
-    state: int = 1
+    d_state: int = 1
     inner_dims: tuple[int, ...] = ()
-    ranks: tuple[int, ...] = ()
+    dt_ranks: tuple[int, ...] = ()
     mlp_dims: tuple[int, ...] = ()
     num_classes: int = 1000
     in_channels: int = 3
@@ -61,10 +61,11 @@ class VMambaConfig(ChoosesForms):
     form: str = "auto"
     remat: str = "none"
 
+    renamed: ClassVar[dict[str, str]] = {"state": "d_state", "ranks": "dt_ranks"}
     family: ClassVar[str] = "vmamba"
     derived: ClassVar[dict[str, tuple[str, ...]]] = {
         "inner_dims": ("dims", "ssm_ratio"),
-        "ranks": ("dims",),
+        "dt_ranks": ("dims",),
         "mlp_dims": ("dims",),
         "kept_layers": ("depths",),
     }
@@ -79,7 +80,7 @@ class VMambaConfig(ChoosesForms):
         check_form("vmamba", self.form, OPS)
         defaults = {
             "inner_dims": tuple(round(self.ssm_ratio * d) for d in self.dims),
-            "ranks": tuple(-(-d // 16) for d in self.dims),
+            "dt_ranks": tuple(-(-d // 16) for d in self.dims),
             "mlp_dims": tuple(4 * d for d in self.dims),
         }
         for name, value in defaults.items():
@@ -87,7 +88,7 @@ class VMambaConfig(ChoosesForms):
         check_stages(
             self,
             ("dims", *defaults),
-            (self.state, self.num_classes, self.in_channels, *self.stem_strides),
+            (self.d_state, self.num_classes, self.in_channels, *self.stem_strides),
             first_stays=False,
         )
         if self.dims[0] < 2:
@@ -118,7 +119,9 @@ class VMambaConfig(ChoosesForms):
             self,
             dims=dims,
             inner_dims=_follow(self.inner_dims, self.dims, dims),
-            ranks=tuple(-(-r * small // full) for r, full, small in zip(self.ranks, self.dims, dims, strict=True)),
+            dt_ranks=tuple(
+                -(-r * small // full) for r, full, small in zip(self.dt_ranks, self.dims, dims, strict=True)
+            ),
             mlp_dims=shrunk_dims(hidden, ffn, "ffn"),
             depths=tuple(map(len, kept)),
             kept_layers=kept,
@@ -140,8 +143,8 @@ class Block(nnx.Module):
         self.mixer = SS2D(
             dim,
             config.inner_dims[stage],
-            config.state,
-            config.ranks[stage],
+            config.d_state,
+            config.dt_ranks[stage],
             embed,
             scope,
             init.child("mixer"),
@@ -153,7 +156,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B H W D"], per_layer: dict, *, mode: str, key: Array | None
     ) -> Float[Array, "B H W D"]:
-        branches = (lambda x: mesh.module_on_own_rows(self.mixer, self.norm1(x)), lambda x: self.mlp(self.norm2(x)))
+        branches = (lambda x: mesh.module_on_local_shard(self.mixer, self.norm1(x)), lambda x: self.mlp(self.norm2(x)))
         for j, branch in enumerate(branches):
             y = branch(x)
             if self.drop and mode == "train" and key is not None:

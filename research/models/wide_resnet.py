@@ -1,7 +1,7 @@
 """Wide ResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146): pre-activation blocks of two 3x3 convolutions for
 CIFAR-sized images.
 
-Its sub-networks: `width`, `inner` and `depth` per stage, where the first block of a stage stays. With `experts` the
+Its sub-networks: `width`, `inner` and `depth` per stage, where the first block of a stage stays. With `num_experts` the
 convolutions of the blocks, projections included, are mixtures, an expert for each image (AdvMoE, arXiv 2308.10110), and
 `dims` the widths of one pathway.
 """
@@ -91,7 +91,7 @@ class WideResNetConfig(RoutedConfig):
             stem_dim=shrunk_dims((self.stem_dim, *self.dims[1:]), width)[0],
             depths=tuple(map(len, kept)),
             kept_layers=kept,
-            experts=self.shrunk_experts(experts),
+            num_experts=self.shrunk_experts(experts),
         )
 
 
@@ -109,7 +109,7 @@ class Block(nnx.Module):
             f"{scope}/bottleneck",
         )
         self.first_norm = BatchNorm(n_in, source, init.child("norm0"))
-        conv = functools.partial(convolution, experts=config.experts, form=config.form)
+        conv = functools.partial(convolution, experts=config.num_experts, form=config.form)
         self.first = conv(n_in, width, 3, (source, inner), init.child("conv0"), stride=stride)
         self.second_norm = BatchNorm(width, inner, init.child("norm1"))
         self.second = conv(width, n_out, 3, (inner, embed), init.child("conv1"))
@@ -172,7 +172,7 @@ class WideResNet(RoutedNetwork):
 
 VARIANTS = {
     "wrn28_10": WideResNetConfig(),
-    "advmoe_wrn28_10": WideResNetConfig(dims=(80, 160, 320), stem_dim=8, experts=2),
+    "advmoe_wrn28_10": WideResNetConfig(dims=(80, 160, 320), stem_dim=8, num_experts=2),
 }
 """WRN-28-10 for CIFAR (section 3), and AdvMoE's: two pathways of half the width, the stem halved too."""
 
@@ -180,5 +180,5 @@ VARIANTS = {
 _COUNTS = {"wrn28_10": 36_479_194, "advmoe_wrn28_10": 18_239_602 + ROUTER_COUNT}
 for _name, _config in VARIANTS.items():
     _tiny: dict[str, Any] = dict(dims=(8, 12, 16), num_classes=10, image_size=8, depths=(2, 3, 2), stem_dim=8)
-    _origin = ADVMOE if _config.experts else ("arXiv 1605.07146", "github.com/szagoruyko/wide-residual-networks")
-    register(Entry(_name, _config, *_origin, _tiny | (TINY_ROUTER if _config.experts else {}), _COUNTS[_name]))
+    _origin = ADVMOE if _config.num_experts else ("arXiv 1605.07146", "github.com/szagoruyko/wide-residual-networks")
+    register(Entry(_name, _config, *_origin, _tiny | (TINY_ROUTER if _config.num_experts else {}), _COUNTS[_name]))

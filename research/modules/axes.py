@@ -26,7 +26,7 @@ ROLES = {
     "stem": "hidden channels of the stem",
     "embed": "channels of the residual stream",
     "bottleneck": "inner channels of a residual block",
-    "mlp": "hidden units of a feed-forward layer",
+    "mlp": "hidden units of an FFN",
     "squeeze": "hidden units of a squeeze-and-excite gate",
     "heads": "attention heads",
     "head_dim": "features of one attention head",

@@ -25,7 +25,7 @@ class BiMamba(nnx.Module):
       dim, inner, state, rank: D, E, and N and R of each direction.
       embed: name of the channels' axis.
       scope: scope of the axes that belong to this layer alone.
-      taps: width of the convolutions.
+      d_conv: kernel size of the convolutions.
       out_init: initialiser of the projection out; None for PyTorch's default.
       form: of `depthwise_conv1d` and `selective_scan`.
     """
@@ -40,7 +40,7 @@ class BiMamba(nnx.Module):
         scope: str,
         init: Init,
         *,
-        taps: int = 4,
+        d_conv: int = 4,
         out_init: Initializer | None = None,
         form: str = "auto",
     ):
@@ -49,7 +49,7 @@ class BiMamba(nnx.Module):
         self.x = init.param("x", (dim, inner), (embed, axis), torch_linear(dim), Kind.MATRIX)
         self.z = init.param("z", (dim, inner), (embed, axis), torch_linear(dim), Kind.MATRIX)
         direction = lambda name: SelectiveSSM(
-            inner, state, rank, axis, f"{scope}/{name}", init.child(name), taps=taps, form=form
+            inner, state, rank, axis, f"{scope}/{name}", init.child(name), d_conv=d_conv, form=form
         )
         self.forward, self.backward = direction("forward"), direction("backward")
         self.out = init.param("out", (inner, dim), (axis, embed), out_init or torch_linear(inner), Kind.MATRIX)

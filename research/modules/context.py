@@ -20,8 +20,8 @@ from research.modules.state import merge, split
 
 
 def mix(mixer: Any, x: Float[Array, "B T D"], call: Call, carries: bool) -> Float[Array, "B T D"]:
-    """Returns `mixer(x, call)[0]` from the start of the sequences, each device of the mesh on its own rows and its
-    stretch of them.
+    """Returns `mixer(x, call)[0]` from the start of the sequences, each device of the mesh on its local shard of the
+    batch and its sequence shard of it.
 
     Args:
       mixer: of one layer.
@@ -60,7 +60,7 @@ def mix(mixer: Any, x: Float[Array, "B T D"], call: Call, carries: bool) -> Floa
 def _handed_on(mixer: Any, x: Float[Array, "B T D"], call: Call, devices: int) -> Float[Array, "B T D"]:
     """The pipeline: at step t device i works on part t - i, with the state that device i - 1 had after that part.
 
-    A row whose stretch begins another document than the one before ended with starts afresh.
+    A row whose sequence shard begins another document than the one before ended with starts afresh.
     """
     size, length, dim = x.shape
     parts = max(n for n in range(1, min(2 * devices, size) + 1) if size % n == 0)

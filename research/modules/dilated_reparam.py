@@ -64,7 +64,7 @@ class DilatedReparam(nnx.Module):
                 )
             kernel = reparam_conv.merged_kernel(kernels, dilations, factors)
             convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, form=self.form)
-            return mesh.on_own_rows(convolve, x, kernel) + offsets.sum(0).astype(x.dtype)
+            return mesh.on_local_shard(convolve, x, kernel) + offsets.sum(0).astype(x.dtype)
         scales = jnp.stack([norm.scale[...] for norm in norms])
         biases = jnp.stack([norm.bias[...] for norm in norms])
 
@@ -74,7 +74,7 @@ class DilatedReparam(nnx.Module):
                 x, kernels, dilations, scales, biases, self.large_norm.eps, form=self.form, axis_name=axes
             )
 
-        y, mean, var = mesh.on_own_rows(train, x, (kernels, scales, biases), results=(True, False, False))
+        y, mean, var = mesh.on_local_shard(train, x, (kernels, scales, biases), results=(True, False, False))
         for i, norm in enumerate(norms):
             norm.observe(mean[i], var[i], mode)
         return y

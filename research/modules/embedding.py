@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from research.modules.axes import Init, Kind
 from research.modules.layers import normal_02
-from research.modules.mesh import on_own_rows
+from research.modules.mesh import on_local_shard
 from research.ops.precision import matmul
 
 SMALL = 512
@@ -21,7 +21,7 @@ class Embedding(nnx.Module):
         self.table = init.param("table", (vocab_size, channels), ("vocab", "embed"), normal_02, Kind.EMBEDDING)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        return on_own_rows(lambda tokens, table, _: self._read(tokens, table), tokens, self.table[...])
+        return on_local_shard(lambda tokens, table, _: self._read(tokens, table), tokens, self.table[...])
 
     @staticmethod
     def _read(tokens: Int[Array, "*B"], table: Float[Array, "N D"]) -> Float[Array, "*B D"]:

@@ -43,7 +43,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         product = matmul if self.exact else jnp.matmul
-        y = mesh.on_own_rows(lambda x, kernel, _: product(x, kernel), mesh.input_of(self.kernel, x), self.kernel[...])
+        y = mesh.on_local_shard(
+            lambda x, kernel, _: product(x, kernel), mesh.input_of(self.kernel, x), self.kernel[...]
+        )
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -74,7 +76,7 @@ class Conv(nnx.Module):
         self.bias = init.param("bias", (n_out,), axes[1:], zeros, Kind.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B h w O"]:
-        y = mesh.on_own_rows(
+        y = mesh.on_local_shard(
             lambda x, kernel, _: self._convolved(x, kernel), mesh.input_of(self.kernel, x), self.kernel[...]
         )
         return y if self.bias is None else y + self.bias[...]
@@ -108,7 +110,7 @@ class DepthwiseConv(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, dilation=self.dilation, form=self.form)
-        y = mesh.on_own_rows(convolve, x, self.kernel[...])
+        y = mesh.on_local_shard(convolve, x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
 
 

@@ -82,7 +82,7 @@ def own_rows(*arrays: Any) -> tuple[str, ...]:
     return tuple(name for name, size in sizes.items() if size > 1) if divides else ()
 
 
-def on_own_rows(function: Callable[..., Any], rows: Any, whole: Any = (), results: Any = True) -> Any:
+def on_local_shard(function: Callable[..., Any], rows: Any, whole: Any = (), results: Any = True) -> Any:
     """Calls `function(rows, whole, axes)` with each device's share of `rows`.
 
     Args:
@@ -110,16 +110,16 @@ def on_own_rows(function: Callable[..., Any], rows: Any, whole: Any = (), result
     return run(rows, whole)
 
 
-def module_on_own_rows(module: Any, x: Any) -> Any:
-    """Returns `module(x)`, each device on its own rows; for modules whose rows have nothing to do with each other and
-    that keep no statistics."""
+def module_on_local_shard(module: Any, x: Any) -> Any:
+    """Returns `module(x)`, each device on its local shard of the batch; for modules whose rows have nothing to do with
+    each other and that keep no statistics."""
     if not own_rows(x):
         return module(x)
     graphdef, params, _, _ = split(module)
-    return on_own_rows(lambda x, params, _: merge(graphdef, params, {})(x), x, params)
+    return on_local_shard(lambda x, params, _: merge(graphdef, params, {})(x), x, params)
 
 
-def on_own_tokens(function: Callable[..., Any], tokens: tuple[Any, ...], experts: Any) -> Any:
+def on_local_tokens(function: Callable[..., Any], tokens: tuple[Any, ...], experts: Any) -> Any:
     """Calls `function(tokens, experts, axis)` with each device's share of both.
 
     Args:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.errors import UserError
 from research.modules.axes import Init, Kind, Log, StatKind
 from research.modules.layers import normal_02, ones, zeros
-from research.modules.mesh import on_own_tokens
+from research.modules.mesh import on_local_tokens
 from research.modules.mixers.base import Call
 from research.modules.moe_options import EXPERTS, SHARED, Moe
 from research.modules.state import OncePerUpdate
@@ -40,7 +40,7 @@ choice: of the tokens that no expert took); mean squared log-sum-exp of the logi
 
 def _search(scores: Float[Array, "B *T E"], k: int) -> Array:
     """`expert_routing.best`, a custom call on some platforms, on each device's own tokens."""
-    return on_own_tokens(lambda tokens, experts, axis: expert_routing.best(tokens[0], k), (scores,), {})
+    return on_local_tokens(lambda tokens, experts, axis: expert_routing.best(tokens[0], k), (scores,), {})
 
 
 def _places(
@@ -63,20 +63,20 @@ class MoeFfn(nnx.Module, OncePerUpdate):
 
     def __init__(self, spec: Moe, channels: int, axes: tuple[str, str], scope: str, init: Init, form: str = "auto"):
         self.spec, self.form = spec, form
-        count, experts = spec.experts, f"{scope}/experts"
+        count, experts = spec.num_experts, f"{scope}/experts"
         self.activation, gated, biased = EXPERTS[spec.expert]
-        inward = (count, channels, spec.hidden), (experts, *axes)
+        inward = (count, channels, spec.ffn_dim), (experts, *axes)
         self.up = init.param("up", *inward, normal_02, Kind.MATRIX)
         self.gate = init.param("gate", *inward, normal_02, Kind.MATRIX) if gated else None
-        self.down = init.param("down", (count, spec.hidden, channels), (experts, *axes[::-1]), normal_02, Kind.MATRIX)
+        self.down = init.param("down", (count, spec.ffn_dim, channels), (experts, *axes[::-1]), normal_02, Kind.MATRIX)
         self.up_bias = (
-            init.param("up_bias", (count, spec.hidden), (experts, axes[1]), zeros, Kind.BIAS) if biased else None
+            init.param("up_bias", (count, spec.ffn_dim), (experts, axes[1]), zeros, Kind.BIAS) if biased else None
         )
         self.down_bias = (
             init.param("down_bias", (count, channels), (experts, axes[0]), zeros, Kind.BIAS) if biased else None
         )
-        around = channels, spec.shared * spec.hidden, (axes[0], f"{scope}/shared/mlp")
-        self.shared = SHARED[spec.expert](*around, init.child("shared")) if spec.shared else None
+        around = channels, spec.num_shared_experts * spec.ffn_dim, (axes[0], f"{scope}/shared/mlp")
+        self.shared = SHARED[spec.expert](*around, init.child("shared")) if spec.num_shared_experts else None
         routed = (channels, count), (axes[0], experts)
         learnt = spec.router in ("top_k", "expert_choice")
         self.router = init.param("router", *routed, normal_02, Kind.MATRIX, precise=True) if learnt else None
@@ -84,11 +84,11 @@ class MoeFfn(nnx.Module, OncePerUpdate):
             init.param("noise", *routed, zeros, Kind.MATRIX, precise=True) if learnt and spec.learned_noise else None
         )
         soft = spec.router == "soft"
-        slots = (channels, count, spec.slots), (axes[0], experts, f"{scope}/slots")
+        slots = (channels, count, spec.slots_per_expert), (axes[0], experts, f"{scope}/slots")
         self.slots = init.param("slots", *slots, normal_02, Kind.MATRIX) if soft else None
         self.slot_scale = init.param("slot_scale", (), (), ones, Kind.GAIN) if soft else None
-        self.bias = init.stat("bias", (count,), (experts,), zeros, StatKind.STATE) if spec.bias_rate else None
-        self.chosen = init.stat("chosen", (count,), (experts,), zeros, StatKind.SUM) if spec.bias_rate else None
+        self.bias = init.stat("bias", (count,), (experts,), zeros, StatKind.STATE) if spec.bias_update_rate else None
+        self.chosen = init.stat("chosen", (count,), (experts,), zeros, StatKind.SUM) if spec.bias_update_rate else None
         told = lambda names: Log(HEADING, names)
         self.load = init.stat("load", (count,), (experts,), zeros, StatKind.LOG, log=told("load"))
         numbers = (len(OBSERVED),), (f"{scope}/observed",)
@@ -111,10 +111,10 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         """Returns the tokens in groups that compete apart, and the call with `tokens`, `domain` and `real` laid out
         alike, [G, T].
 
-        A group is of `group` sequences, or all of a smaller batch; 0: of all. The last one may have fewer, and is
+        A group is of `group_size` sequences, or all of a smaller batch; 0: of all. The last one may have fewer, and is
         filled up with sequences that are not real.
         """
-        batch, wanted = x.shape[0], self.spec.group
+        batch, wanted = x.shape[0], self.spec.group_size
         wanted = min(wanted, 1) if x.ndim == 2 else wanted  # a step of generation has one token of each sequence
         size = (
             wanted if wanted == 1 else min(wanted, batch) or batch
@@ -154,13 +154,13 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         under a key."""
         x, spec, key = wide(x), self.spec, call.key if call.mode == "train" else None
         assert self.router is not None  # of these routers
-        if key is not None and spec.jitter:
-            x = expert_routing.jitter(x, jax.random.fold_in(key, JITTER), spec.jitter)
+        if key is not None and spec.jitter_noise:
+            x = expert_routing.jitter(x, jax.random.fold_in(key, JITTER), spec.jitter_noise)
         logits = matmul(x, self.router[...].astype(x.dtype))
-        std: Array | float = spec.noise / spec.experts
+        std: Array | float = spec.noise_std / spec.num_experts
         if self.noise is not None:
             std = jax.nn.softplus(matmul(x, self.noise[...].astype(x.dtype)))
-        if key is None or not (spec.noise or spec.learned_noise):
+        if key is None or not (spec.noise_std or spec.learned_noise):
             return logits, logits, std
         return (
             logits,
@@ -176,10 +176,12 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         if given is None:
             needs = {"hash": "token ids", "domain": "the domain of each example"}[spec.router]
             raise UserError(f"moe: router={spec.router!r} needs {needs}, which this call does not have")
-        experts = (expert_routing.hashed(given, spec.experts) if spec.router == "hash" else given)[..., None].astype(
-            jnp.int32
+        experts = (expert_routing.hashed(given, spec.num_experts) if spec.router == "hash" else given)[
+            ..., None
+        ].astype(jnp.int32)
+        return expert_routing.Choice(
+            experts, jnp.ones(experts.shape), jax.nn.one_hot(experts[..., 0], spec.num_experts)
         )
-        return expert_routing.Choice(experts, jnp.ones(experts.shape), jax.nn.one_hot(experts[..., 0], spec.experts))
 
     def _token_choice(self, x: Float[Array, "G T D"], call: Call) -> Float[Array, "G T D"]:
         spec = self.spec
@@ -191,13 +193,13 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         logits, noisy, std = self._logits(x, call)
         choice = expert_routing.top_k_choice(
             noisy,
-            spec.active,
-            score=spec.score,
+            spec.num_experts_per_tok,
+            scoring_func=spec.scoring_func,
             renormalize=spec.renormalize,
-            scale=spec.scale,
+            scale=spec.routed_scaling_factor,
             bias=None if self.bias is None else self.bias[...],
-            expert_groups=spec.expert_groups,
-            kept_groups=spec.kept_groups,
+            num_expert_groups=spec.num_expert_groups,
+            topk_groups=spec.topk_groups,
             group_score=spec.group_score,
             search=_search,
         )
@@ -210,7 +212,7 @@ class MoeFfn(nnx.Module, OncePerUpdate):
 
     def _load(self, experts: Int[Array, "G T k"], real: Bool[Array, "G T"] | None) -> Float[Array, " E"]:
         """The share of all real tokens that chose each expert."""
-        count = self.spec.experts
+        count = self.spec.num_experts
         if real is None:
             return expert_routing.expert_fractions(experts, count).mean(0)
         return expert_routing.expert_fractions(experts.reshape(-1, experts.shape[-1]), count, real.reshape(-1))
@@ -227,24 +229,28 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         spec = self.spec
         scores, experts = choice.scores, choice.experts
         over = experts[..., :1] if spec.balance_over == "first" else experts
-        if spec.score == "sigmoid":
+        if spec.scoring_func == "sigmoid":
             scores = scores / scores.sum(-1, keepdims=True)
         whole = lambda a: a if spec.balance_groups else a.reshape(1, -1, a.shape[-1])
         counted = real if real is None or spec.balance_groups else real.reshape(1, -1)
-        share = 1 / spec.active if spec.balance_over == "mean" else 1.0
+        share = 1 / spec.num_experts_per_tok if spec.balance_over == "mean" else 1.0
         losses = jnp.zeros(())
-        if spec.balance:
-            losses += spec.balance * share * expert_routing.load_balance_loss(whole(scores), whole(over), mask=counted)
-        if spec.z:
-            losses += spec.z * expert_routing.z_loss(logits, real)
-        if spec.importance:
-            losses += spec.importance * expert_routing.importance_loss(jax.nn.softmax(logits), real)
-        if spec.load and (spec.noise or spec.learned_noise):
-            losses += spec.load * expert_routing.load_loss(logits, noisy, spec.active, std, real)
+        if spec.balance_loss_coef:
+            losses += (
+                spec.balance_loss_coef
+                * share
+                * expert_routing.load_balance_loss(whole(scores), whole(over), mask=counted)
+            )
+        if spec.z_loss_coef:
+            losses += spec.z_loss_coef * expert_routing.z_loss(logits, real)
+        if spec.importance_loss_coef:
+            losses += spec.importance_loss_coef * expert_routing.importance_loss(jax.nn.softmax(logits), real)
+        if spec.load_loss_coef and (spec.noise_std or spec.learned_noise):
+            losses += spec.load_loss_coef * expert_routing.load_loss(logits, noisy, spec.num_experts_per_tok, std, real)
         self.aux_loss[...] = losses
         load = self._load(experts, real)
         if self.chosen is not None:
-            tokens = experts.size // spec.active if real is None else real.sum()
+            tokens = experts.size // spec.num_experts_per_tok if real is None else real.sum()
             self.chosen[...] += jnp.round(load * tokens)  # whole, so that an even load is no step in rounding
         self._observe(
             load, expert_routing.z_loss(logits, real), expert_routing.over_tokens(choice.scores.max(-1), real)
@@ -252,7 +258,7 @@ class MoeFfn(nnx.Module, OncePerUpdate):
 
     def after_update(self) -> None:
         if self.bias is not None and self.chosen is not None:
-            self.bias[...] = expert_routing.balanced_bias(self.bias[...], self.chosen[...], self.spec.bias_rate)
+            self.bias[...] = expert_routing.balanced_bias(self.bias[...], self.chosen[...], self.spec.bias_update_rate)
             self.chosen[...] = jnp.zeros_like(self.chosen[...])
 
     def _observe(self, load, router_z, confidence):
@@ -273,16 +279,18 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         if spec.capacity == "none" or call.carried:
             pairs = (
                 x.reshape(-1, x.shape[-1]),
-                choice.experts.reshape(-1, spec.active),
-                choice.weights.reshape(-1, spec.active),
+                choice.experts.reshape(-1, spec.num_experts_per_tok),
+                choice.weights.reshape(-1, spec.num_experts_per_tok),
             )
-            return on_own_tokens(self._dropless, pairs, self.kernels).reshape(x.shape)
+            return on_local_tokens(self._dropless, pairs, self.kernels).reshape(x.shape)
         train = call.mode == "train" or not spec.eval_capacity_factor
         factor = spec.capacity_factor if train else spec.eval_capacity_factor
-        rule = lambda n: min(n, max(1, expert_routing.capacity(spec.capacity, n, spec.experts, spec.active, factor)))
+        rule = lambda n: min(
+            n, max(1, expert_routing.capacity(spec.capacity, n, spec.num_experts, spec.num_experts_per_tok, factor))
+        )
         capacity, limit = _places(rule, x.shape[1], call.real)
         own = (x, choice.experts, choice.weights, *limit)
-        y, found = on_own_tokens(functools.partial(self._with_places, capacity), own, self.kernels)
+        y, found = on_local_tokens(functools.partial(self._with_places, capacity), own, self.kernels)
         if call.mode == "train":
             share = (
                 found.mean(dtype=jnp.float32)
@@ -305,11 +313,11 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         spec = self.spec
         x, experts, weights, *limit = tokens
         groups = x.shape[0]
-        find = lambda e, p: expert_routing.places(e, spec.experts, order=spec.order, priority=p)
+        find = lambda e, p: expert_routing.places(e, spec.num_experts, order=spec.order, priority=p)
         places = jax.vmap(find)(experts, weights[..., 0] if spec.priority else None)
         found = places < capacity
         if limit:
-            found = (places < limit[0][:, None, None]) & (experts < spec.experts)
+            found = (places < limit[0][:, None, None]) & (experts < spec.num_experts)
         # Places of all groups behind one another in each expert's rows.
         places = jnp.where(found, places + capacity * jnp.arange(groups)[:, None, None], groups * capacity)
         flat = lambda a: a.reshape(-1, a.shape[-1])
@@ -323,14 +331,16 @@ class MoeFfn(nnx.Module, OncePerUpdate):
     def _expert_choice(self, x: Float[Array, "G T D"], call: Call) -> Float[Array, "G T D"]:
         spec, real = self.spec, call.real
         logits, noisy, _ = self._logits(x, call)
-        capacity, limit = _places(lambda n: min(n, max(1, round(spec.active * n / spec.experts))), x.shape[1], real)
+        capacity, limit = _places(
+            lambda n: min(n, max(1, round(spec.num_experts_per_tok * n / spec.num_experts))), x.shape[1], real
+        )
         own = (x, noisy) if real is None else (x, noisy, real, *limit)
-        y, taken = on_own_tokens(functools.partial(self._taken, capacity), own, self.kernels)
+        y, taken = on_local_tokens(functools.partial(self._taken, capacity), own, self.kernels)
         if call.mode == "train":
-            self.aux_loss[...] = spec.z * expert_routing.z_loss(logits, real)
+            self.aux_loss[...] = spec.z_loss_coef * expert_routing.z_loss(logits, real)
             confidence = expert_routing.over_tokens(jax.nn.softmax(noisy).max(-1), real)
             share = capacity / x.shape[1] if real is None else limit[0].sum() / jnp.maximum(real.sum(), 1)
-            self._observe(jnp.full(spec.experts, share), expert_routing.z_loss(logits, real), confidence)
+            self._observe(jnp.full(spec.num_experts, share), expert_routing.z_loss(logits, real), confidence)
             self._set_observed("dropped", expert_routing.over_tokens((taken == 0).astype(jnp.float32), real))
         return y
 
@@ -350,11 +360,11 @@ class MoeFfn(nnx.Module, OncePerUpdate):
         assert self.slots is not None and self.slot_scale is not None  # of this router
         slots = self.slots[...].reshape(x.shape[-1], -1)
         dispatch, combine = expert_routing.soft_slots(x, slots, self.slot_scale[...], call.real)
-        return on_own_tokens(self._mixed, (x, dispatch, combine), self.kernels)
+        return on_local_tokens(self._mixed, (x, dispatch, combine), self.kernels)
 
     def _mixed(self, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> Array:
         x, dispatch, combine = tokens
-        count, slots, groups = self.spec.experts, self.spec.slots, x.shape[0]
+        count, slots, groups = self.spec.num_experts, self.spec.slots_per_expert, x.shape[0]
         rows = jnp.einsum("gts,gtd->sgd", dispatch.astype(x.dtype), x).reshape(count, slots * groups, -1)
         rows = expert_dispatch.in_slots(rows, kernels, activation=self.activation, axis=axis).reshape(
             count * slots, groups, -1

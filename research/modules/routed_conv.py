@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from research.modules.axes import Init, Kind
 from research.modules.layers import Conv, Linear, kaiming
-from research.modules.mesh import TENSOR_AXIS, input_of, on_own_tokens, own_size
+from research.modules.mesh import TENSOR_AXIS, input_of, on_local_tokens, own_size
 from research.modules.norms import BatchNorm
 from research.ops.precision import wide
 from research.ops.routed_conv import routed_conv
@@ -84,7 +84,7 @@ class RoutedConv(nnx.Module):
             return routed_conv(
                 x, self.kernel[..., :1, :], jnp.zeros(x.shape[:1], jnp.int32), stride=self.stride, form=self.form
             )
-        y = on_own_tokens(
+        y = on_local_tokens(
             self._convolve, (input_of(self.kernel, x), route.experts), jnp.moveaxis(self.kernel[...], 3, 0)
         )
         return y * route.gate[:, None, None, None].astype(y.dtype)

@@ -49,7 +49,7 @@ def a_log_init(key: Array, shape: Sequence[int], dtype: Any) -> Array:
 
 
 class ShortConv(nnx.Module):
-    """Causal depthwise convolution over time, then SiLU; its state is the last `taps - 1` inputs.
+    """Causal depthwise convolution over time, then SiLU; its state is the last `kernel_size - 1` inputs.
 
     Args:
       shape: sizes of the channel axes, of which there may be several.
@@ -63,18 +63,22 @@ class ShortConv(nnx.Module):
         axes: Sequence[str],
         init: Init,
         *,
-        taps: int = 4,
+        kernel_size: int = 4,
         bias: bool = True,
         activation: bool = True,
         form: str = "auto",
     ):
-        self.taps, self.activation, self.form = taps, activation, form
-        self.kernel = init.param("kernel", (taps, *shape), ("taps", *axes), torch_linear(taps), Kind.DEPTHWISE)
-        self.bias = init.param("bias", tuple(shape), tuple(axes), torch_linear(taps), Kind.BIAS) if bias else None
+        self.kernel_size, self.activation, self.form = kernel_size, activation, form
+        self.kernel = init.param(
+            "kernel", (kernel_size, *shape), ("taps", *axes), torch_linear(kernel_size), Kind.DEPTHWISE
+        )
+        self.bias = (
+            init.param("bias", tuple(shape), tuple(axes), torch_linear(kernel_size), Kind.BIAS) if bias else None
+        )
 
     def flat(self) -> tuple[Float[Array, "K C"], Float[Array, " C"] | None]:
         """Returns kernel and bias with all channels on one axis."""
-        kernel = self.kernel[...].reshape(self.taps, -1)
+        kernel = self.kernel[...].reshape(self.kernel_size, -1)
         return kernel, None if self.bias is None else self.bias[...].reshape(-1)
 
     def __call__(
@@ -150,35 +154,44 @@ def short_conv_step(x, kernel, bias, state, *, activation: bool = True):
 class SelectiveSSM(nnx.Module):
     """[B, T, E] -> [B, T, E]: convolution and SiLU, then y = scan(x, softplus(dt), -exp(A_log), B, C) + D x.
 
-    Parameters: 5 E + E (R + 2 N) + R E + E + E N + E. State: `conv` [B, taps - 1, E] and `ssm` [B, E, N], float32.
+    Parameters: 5 E + E (R + 2 N) + R E + E + E N + E. State: `conv` [B, d_conv - 1, E] and `ssm` [B, E, N], float32.
 
     Args:
-      inner, state, rank: E, N and R.
+      d_inner, d_state, dt_rank: E, N and R.
       axis: name of the inner channels' axis.
       scope: scope of the names of state and rank.
-      taps: width of the convolution.
+      d_conv: kernel size of the convolution.
     """
 
     def __init__(
-        self, inner: int, state: int, rank: int, axis: str, scope: str, init: Init, *, taps: int = 4, form: str = "auto"
+        self,
+        d_inner: int,
+        d_state: int,
+        dt_rank: int,
+        axis: str,
+        scope: str,
+        init: Init,
+        *,
+        d_conv: int = 4,
+        form: str = "auto",
     ):
-        self.inner, self.state, self.form = inner, state, form
+        self.d_inner, self.d_state, self.form = d_inner, d_state, form
         states, ranks = f"{scope}/state", f"{scope}/rank"
-        linear = torch_linear(inner)
-        self.conv = ShortConv((inner,), (axis,), init.child("conv"), taps=taps, form=form)
-        self.dt_down = init.param("dt_down", (inner, rank), (axis, ranks), linear, Kind.MATRIX)
-        self.b = init.param("b", (inner, state), (axis, states), linear, Kind.MATRIX)
-        self.c = init.param("c", (inner, state), (axis, states), linear, Kind.MATRIX)
-        self.dt_up = init.param("dt_up", (rank, inner), (ranks, axis), torch_linear(rank), Kind.MATRIX)
-        self.dt_bias = init.param("dt_bias", (inner,), (axis,), dt_bias_init, Kind.BIAS, precise=True)
-        self.a_log = init.param("a_log", (inner, state), (axis, states), a_log_init, Kind.CONSTANT, precise=True)
-        self.skip = init.param("skip", (inner,), (axis,), ones, Kind.CONSTANT, precise=True)
+        linear = torch_linear(d_inner)
+        self.conv = ShortConv((d_inner,), (axis,), init.child("conv"), kernel_size=d_conv, form=form)
+        self.dt_down = init.param("dt_down", (d_inner, dt_rank), (axis, ranks), linear, Kind.MATRIX)
+        self.b = init.param("b", (d_inner, d_state), (axis, states), linear, Kind.MATRIX)
+        self.c = init.param("c", (d_inner, d_state), (axis, states), linear, Kind.MATRIX)
+        self.dt_up = init.param("dt_up", (dt_rank, d_inner), (ranks, axis), torch_linear(dt_rank), Kind.MATRIX)
+        self.dt_bias = init.param("dt_bias", (d_inner,), (axis,), dt_bias_init, Kind.BIAS, precise=True)
+        self.a_log = init.param("a_log", (d_inner, d_state), (axis, states), a_log_init, Kind.CONSTANT, precise=True)
+        self.skip = init.param("skip", (d_inner,), (axis,), ones, Kind.CONSTANT, precise=True)
 
     def _maps(self, x: Float[Array, "*B E"]) -> tuple[Array, Array, Array, Array]:
         """Returns (delta, A, B, C) of inputs after the convolution."""
         rank = self.dt_down.shape[-1]
         kernel = jnp.concatenate([self.dt_down[...], self.b[...], self.c[...]], -1)
-        dt, b, c = jnp.split(x @ kernel, (rank, rank + self.state), -1)
+        dt, b, c = jnp.split(x @ kernel, (rank, rank + self.d_state), -1)
         delta = jax.nn.softplus(wide(matmul(dt, self.dt_up[...])) + self.dt_bias[...])
         return delta, -jnp.exp(self.a_log[...]), b, c
 
@@ -200,6 +213,6 @@ class SelectiveSSM(nnx.Module):
     def init_state(self, batch: int, dtype: Any = jnp.float32) -> State:
         """Zeros: what is before the first token."""
         return {
-            "conv": jnp.zeros((batch, self.conv.taps - 1, self.inner), dtype),
-            "ssm": jnp.zeros((batch, self.inner, self.state), jnp.float32),
+            "conv": jnp.zeros((batch, self.conv.kernel_size - 1, self.d_inner), dtype),
+            "ssm": jnp.zeros((batch, self.d_inner, self.d_state), jnp.float32),
         }

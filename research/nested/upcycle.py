@@ -42,8 +42,8 @@ def changes_function(moe: Moe) -> str:
         return f"capacity={moe.capacity!r} may drop tokens"
     if moe.router == "top_k" and not moe.renormalize:
         return "renormalize=False: the weights of a token's experts do not sum to 1"
-    if moe.router == "top_k" and moe.scale != 1.0:
-        return f"scale={moe.scale}: the weights of a token's experts do not sum to 1"
+    if moe.router == "top_k" and moe.routed_scaling_factor != 1.0:
+        return f"routed_scaling_factor={moe.routed_scaling_factor}: the weights of a token's experts do not sum to 1"
     return ""
 
 

@@ -35,7 +35,7 @@ def over_devices(mean: Array, axis_name: Axes) -> Array:
 def batch_norm_naive(
     x: Float[Array, "*B C"], scale: Float[Array, " C"], bias: Float[Array, " C"], eps: float, axis_name: Axes = ()
 ):
-    """The twin of `batch_norm`: same result, gradient by autodiff."""
+    """The reference implementation of `batch_norm`: same result, gradient by autodiff."""
     mean, var = moments(x, axis_name)
     factor = scale * lax.rsqrt(var + eps)
     return (

@@ -214,7 +214,8 @@ def _convolve(x, kernel, stride, dilation, padding, ids_in, ids_out, form):
 
 
 def _within_naive(x, kernel, ids_in, ids_out, branch):
-    """The twin of `_within_segments`: the inputs under each tap are gathered, and autodiff makes the gradients."""
+    """The reference implementation of `_within_segments`: the inputs under each tap are gathered, and autodiff makes
+    the gradients."""
     reads = jnp.arange(branch.out[0])[:, None] + branch.dilation[0] * jnp.arange(branch.size[0]) - branch.low[0]
     there, reads = (reads >= 0) & (reads < x.shape[1]), jnp.clip(reads, 0, x.shape[1] - 1)
     alike = ids_in[:, :, 0, 0][:, reads] == ids_out[:, :, 0, 0][:, :, None]

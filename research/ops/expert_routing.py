@@ -47,12 +47,12 @@ def top_k_choice(
     logits: Float[Array, "*G T E"],
     k: int,
     *,
-    score: str = "softmax",
+    scoring_func: str = "softmax",
     renormalize: bool = False,
     scale: float = 1.0,
     bias: Float[Array, " E"] | None = None,
-    expert_groups: int = 1,
-    kept_groups: int = 1,
+    num_expert_groups: int = 1,
+    topk_groups: int = 1,
     group_score: str = "top2",
     search: Search | None = None,
 ) -> Choice:
@@ -61,13 +61,13 @@ def top_k_choice(
     Args:
       logits: of the router.
       k: experts per token. With k = 1 and `renormalize` every weight is 1 and the router learns nothing from the task.
-      score: "softmax" over all experts (Switch, Mixtral, Qwen3) or "sigmoid" of each (DeepSeek-V3).
+      scoring_func: "softmax" over all experts (Switch, Mixtral, Qwen3) or "sigmoid" of each (DeepSeek-V3).
       renormalize: weights sum to 1 over the k; with softmax this is the softmax over the chosen logits.
       scale: factor of the weights.
       bias: is added to the scores for the choice alone; the weights do not see it, and it has no gradient (DeepSeek-V3,
         section 2.1.2).
-      expert_groups, kept_groups: experts are chosen from the best `kept_groups` of so many equal groups of consecutive
-        experts.
+      num_expert_groups, topk_groups: experts are chosen from the best `topk_groups` of so many equal groups of
+        consecutive experts.
       group_score: what ranks a group, the sum of its two best scores ("top2", DeepSeek-V3) or its best ("max",
         DeepSeek-V2).
       search: finds the indices of the k largest scores in `best`'s place: the same, on each device's own tokens.
@@ -77,23 +77,29 @@ def top_k_choice(
     """
     op, search = "top_k_choice", search or best
     num_experts = logits.shape[-1]
-    checks.require(score in SCORES, op, "score", repr(score), " or ".join(SCORES))
+    checks.require(scoring_func in SCORES, op, "scoring_func", repr(scoring_func), " or ".join(SCORES))
     checks.require(group_score in GROUP_SCORES, op, "group_score", repr(group_score), " or ".join(GROUP_SCORES))
-    whole = expert_groups >= 1 and num_experts % expert_groups == 0
-    checks.require(whole, op, "expert_groups", expert_groups, f"a divisor of the {num_experts} experts")
+    whole = num_expert_groups >= 1 and num_experts % num_expert_groups == 0
+    checks.require(whole, op, "num_expert_groups", num_expert_groups, f"a divisor of the {num_experts} experts")
     checks.require(
-        1 <= kept_groups <= expert_groups, op, "kept_groups", kept_groups, f"1 to expert_groups={expert_groups}"
+        1 <= topk_groups <= num_expert_groups,
+        op,
+        "topk_groups",
+        topk_groups,
+        f"1 to num_expert_groups={num_expert_groups}",
     )
-    reach = num_experts // expert_groups * kept_groups
+    reach = num_experts // num_expert_groups * topk_groups
     checks.require(1 <= k <= reach, op, "k", k, f"1 to the {reach} experts that a token can reach")
-    scores = SCORES[score](wide(logits))
+    scores = SCORES[scoring_func](wide(logits))
     ranked = lax.stop_gradient(scores if bias is None else scores + wide(bias))
-    if kept_groups < expert_groups:
-        ranked = jnp.where(_in_best_groups(ranked, expert_groups, kept_groups, group_score, search), ranked, -jnp.inf)
+    if topk_groups < num_expert_groups:
+        ranked = jnp.where(
+            _in_best_groups(ranked, num_expert_groups, topk_groups, group_score, search), ranked, -jnp.inf
+        )
     experts = search(ranked, k)
     weights = pick(scores, experts)
     if renormalize:
-        weights = weights / (weights.sum(-1, keepdims=True) + (1e-20 if score == "sigmoid" else 0.0))
+        weights = weights / (weights.sum(-1, keepdims=True) + (1e-20 if scoring_func == "sigmoid" else 0.0))
     return Choice(experts, weights * scale if scale != 1.0 else weights, scores)
 
 

@@ -33,7 +33,7 @@ def grn(
 
 
 def gelu_grn_naive(x: Float[Array, "B *S C"], scale: Float[Array, " C"], bias: Float[Array, " C"] | None, eps: float):
-    """The twin of `gelu_grn`: same result, gradient by autodiff."""
+    """The reference implementation of `gelu_grn`: same result, gradient by autodiff."""
     return grn(jax.nn.gelu(precision.wide(x), approximate=False), scale, bias, eps).astype(x.dtype)
 
 

@@ -8,8 +8,8 @@ directory; `compare` joins several directories. A report is a dict of plain valu
 
 `metric` and the name and value of each sub-network are needed; the rest may be absent or None. Also understood:
 "title", "command", "full" (name of the full network; by default the one with the most parameters), "higher_is_better"
-(which every report of today says; of older ones it is read off the metric's name), "next" (commands that go on from the
-run; by default those for its networks). Any other number or string is listed as a fact of the run.
+(which every report of today says; of older ones it is read off the metric's name), "next" (commands that continue from
+the run; by default those for its networks). Any other number or string is listed as a fact of the run.
 """
 
 import json
@@ -179,7 +179,7 @@ def _next_steps(workdir: Path, report: Mapping[str, Any], front: Sequence[Mappin
 
 
 def _commands(lines: Sequence[str]) -> str:
-    return "## How to go on\n\n" + "".join(f"    {line}\n" for line in lines)
+    return "## How to continue\n\n" + "".join(f"    {line}\n" for line in lines)
 
 
 def compare(

@@ -52,7 +52,7 @@ def embed(
         places = np.arange(start, start + batch)
         block = source.gather(np.minimum(places, count - 1))  # the last one fills up
         config.check_domain(block["domain"], source.name)
-        block = {**block, "domain": (block["domain"] + turn) % config.domains, "mask": places < count}
+        block = {**block, "domain": (block["domain"] + turn) % config.num_domains, "mask": places < count}
         rows.append(np.asarray(run(params, stats, block), np.float64).reshape(batch, 2, -1))
     vectors = _unit(np.concatenate(rows)[:count])
     return Vectors(vectors[:, 0], vectors[:, 1], source.gather(np.arange(count))["domain"])
@@ -176,7 +176,7 @@ def compare(
                 f"{source.name} has no pairs; F1 is judged on test pairs at a threshold chosen on validation pairs"
             )
     ways = {"model": lambda source: embed(model, source, task, pairs=pairs)}
-    if model[0].domains > 1:
+    if model[0].num_domains > 1:
         ways["next domain"] = lambda source: embed(model, source, task, pairs=pairs, turn=1)
     ways["tf-idf"] = lambda source: tf_idf(source, splits["train"], pairs=pairs)
     return [

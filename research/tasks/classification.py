@@ -56,12 +56,18 @@ class Classification(Task):
         if "image" in shapes:
             return {**image_sizes(shapes), "num_classes": int(source.num_classes)}
         _, length, dim = shapes["vectors"].shape
-        return {"vocab_size": 0, "input_dim": dim, "length": length, "outputs": int(source.num_classes), "pool": "mean"}
+        return {
+            "vocab_size": 0,
+            "input_dim": dim,
+            "length": length,
+            "output_dim": int(source.num_classes),
+            "pool": "mean",
+        }
 
     @classmethod
     def make(cls, section: TaskSection, model: Any, source: Any, shapes: Mapping[str, Any]) -> "Classification":
-        field = "num_classes" if "image" in shapes else "outputs"
-        classes = model.num_classes if "image" in shapes else model.outputs
+        field = "num_classes" if "image" in shapes else "output_dim"
+        classes = model.num_classes if "image" in shapes else model.output_dim
         if classes < source.num_classes:
             raise UserError(
                 f"model.{field}={classes} is less than the {source.num_classes} classes of {source.name}; leave it out"

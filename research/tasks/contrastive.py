@@ -70,15 +70,15 @@ class Contrastive(Task):
     @classmethod
     def sizes(cls, source: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
         length = shapes["pairs"].shape[2]
-        return {"vocab_size": int(source.vocab_size), "length": length, "domains": len(source.domains)}
+        return {"vocab_size": int(source.vocab_size), "length": length, "num_domains": len(source.domains)}
 
     @classmethod
     def make(cls, section: TaskSection, model: Any, source: Any, shapes: Mapping[str, Any]) -> "Contrastive":
         check_vocabulary(model, source)
-        if model.domains < len(source.domains):
+        if model.num_domains < len(source.domains):
             raise UserError(
-                f"{source.name} has texts of domain {model.domains} ({source.domains[model.domains]}) that no expert "
-                f"has; valid with model.domains={model.domains}: 0..{model.domains - 1}"
+                f"{source.name} has texts of domain {model.num_domains} ({source.domains[model.num_domains]}) that no "
+                f"expert has; valid with model.num_domains={model.num_domains}: 0..{model.num_domains - 1}"
             )
         options = section.contrastive
         return cls(options.loss, options.temperature, options.normalize)

@@ -58,7 +58,7 @@ class InContextLearning(Task):
     @classmethod
     def sizes(cls, source: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
         _, length, dim = shapes["vectors"].shape
-        return {"vocab_size": 0, "input_dim": dim, "length": length, "outputs": 1}
+        return {"vocab_size": 0, "input_dim": dim, "length": length, "output_dim": 1}
 
     @classmethod
     def make(cls, section: TaskSection, model: Any, source: Any, shapes: Mapping[str, Any]) -> "InContextLearning":

@@ -232,7 +232,7 @@ class _DiskErrors:
         left = self.owner.steps()
         good = f"step {left[-1]} is safe" if left else "no earlier checkpoint exists"
         raise UserError(
-            f"cannot save a checkpoint in {self.owner.folder}: {cause}; {good}. {remedy} and start again to go on"
+            f"cannot save a checkpoint in {self.owner.folder}: {cause}; {good}. {remedy} and start again to continue"
         ) from None
 
 

@@ -98,7 +98,7 @@ RESUMABLE = (
     "expect",
     "eval.batch_size",
 )
-"""Fields that may differ when a run goes on in its workdir: they do not change the numbers."""
+"""Fields that may differ when a run continues in its workdir: they do not change the numbers."""
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def training_flops(config: Any) -> int:
 
 def static_costs(config: Any) -> dict[str, int]:
     """Returns {"params", "flops"} of the inference form, without arrays; "active_params" of mixtures, "state" of models
-    that go on token by token."""
+    that continue token by token."""
     small = config.deployed()
     costs = {"params": abstract(small).num_params(), "flops": forward_flops(small)}
     active: int = small.active_params()

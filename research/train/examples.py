@@ -54,14 +54,14 @@ def limits_of(name: str, model: Any, sample: Mapping[str, Any]) -> Limits:
     """Returns the limits of the batches of a data set for a model, from the entries that a batch has."""
     whole: dict[str, tuple[int, int]] = {}
     if "label" in sample:
-        whole["label"] = (0, (model.num_classes if "image" in sample else model.outputs) - 1)
+        whole["label"] = (0, (model.num_classes if "image" in sample else model.output_dim) - 1)
     if "tokens" in sample:
-        whole |= {"tokens": (0, model.vocab_size - 1), "labels": (-1, (model.outputs or model.vocab_size) - 1)}
+        whole |= {"tokens": (0, model.vocab_size - 1), "labels": (-1, (model.output_dim or model.vocab_size) - 1)}
     if "pairs" in sample:
         whole |= {
             "pairs": (0, model.vocab_size - 1),
             "lengths": (0, sample["pairs"].shape[2]),
-            "domain": (0, model.domains - 1),
+            "domain": (0, model.num_domains - 1),
         }
     finite = tuple(entry for entry in ("image", "vectors", "density") if entry in sample)
     return Limits(name, whole, finite, tuple(entry for entry in ("density",) if entry in sample))

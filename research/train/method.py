@@ -34,7 +34,7 @@ class Method:
       chooses: whether it decides which sub-networks an update trains; two that do are refused together.
       replaces: whether its objective never calls the one inside; two that do so are refused together.
       teaches: whether its objective has outputs that other networks can learn from.
-      reports: whether it changes the report alone, so that a run may go on with other options of it.
+      reports: whether it changes the report alone, so that a run may continue with other options of it.
     """
 
     name: ClassVar[str]
@@ -84,7 +84,7 @@ class Method:
 
     def start(self, model: Any, key: Array, say: Callable[[str], None]) -> tuple[Arrays, Arrays] | None:
         """Returns the (params, stats), all or some of the model's, that a run starts from in place of random ones; None
-        for none. On the host, once before the first update, never when a run goes on.
+        for none. On the host, once before the first update, never when a run continues.
 
         Args:
           model: config of the full network.

@@ -26,7 +26,7 @@ def loop_overhead(
 
     An update of the loop takes the batch from the pipeline, places it, runs the gradient programs and the update
     program, and reads the metrics of the update before. The bare one runs the same programs on the same batch, already
-    in place. Then some checkpoints are saved, a few updates apart: how long the loop waits before it may go on.
+    in place. Then some checkpoints are saved, a few updates apart: how long the loop waits before it may continue.
 
     Returns:
       (a row for each with median and 95th percentile in ms, median over neighbouring pairs of loop / bare - 1).

@@ -4,7 +4,7 @@ trains its own on its rows, and one update follows.
 Where the networks of an update are trained one after the other, each uses all devices; in parallel it is one program
 whose branches hold no collectives: each device takes the branch of its network, and only gradients and statistics are
 summed. The numbers are those of one after the other, but for what looks across the rows of a batch: batch norm, losses
-of routers and mixing see a device's own rows.
+of routers and mixing see a device's local shard of the batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence

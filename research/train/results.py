@@ -26,9 +26,9 @@ def measured_by(config: dict[str, Any]) -> dict[str, Any]:
 
 def finished(workdir: str | os.PathLike[str], config: dict[str, Any]) -> dict[str, Any] | None:
     """Returns the report of the run of a config in a directory; None where it has not ended, and training is to start
-    or go on.
+    or continue.
 
-    A report that is damaged, or asks for other measurements, counts as none: training goes on at its end and makes it
+    A report that is damaged, or asks for other measurements, counts as none: training continues at its end and makes it
     anew.
 
     Args:

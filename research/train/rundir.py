@@ -54,8 +54,8 @@ def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
-def goes_on(workdir: str | os.PathLike[str], config: dict[str, Any]) -> bool:
-    """Returns whether a run of this config is there to go on with.
+def continues(workdir: str | os.PathLike[str], config: dict[str, Any]) -> bool:
+    """Returns whether a run of this config is there to continue with.
 
     Args:
       config: resolved.

@@ -126,7 +126,7 @@ class ReportSection(Section):
     )
     test: bool = setting(True, "the report is of the test split, else of the validation split")
     chosen: str = setting("", "what was chosen for the recipe, and on which split: a line of its results' pages")
-    sample: str = setting("", "text from which a language model goes on at the end")
+    sample: str = setting("", "text from which a language model continues at the end")
 
 
 @dataclass(frozen=True)

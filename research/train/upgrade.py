@@ -1,7 +1,12 @@
-"""Configs of runs that earlier versions trained, in the fields of today: what became a method, or has another name."""
+"""Configs of runs that earlier versions trained, in the fields of today: what became a method, or has another name.
+
+What fields of a model were called is declared by the model (`research.modules.renamed`).
+"""
 
 from collections.abc import Mapping
 from typing import Any
+
+from research.modules.renamed import with_present_names
 
 ROBUST = {
     "pgd": ("pgd", ("epsilon", "steps", "step_size", "through_gate", "eval_steps")),
@@ -65,4 +70,14 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     attacks = {k: report.pop(f"attack_{k}") for k in ("examples", "epsilon", "steps") if f"attack_{k}" in report}
     if named := report.pop("attacks", ()):
         add("attacks", {"names": tuple(named), **attacks})
-    return {**sections, "methods": names, "method": options}
+    return {**_with_model(sections), "methods": names, "method": options}
+
+
+def _with_model(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the sections with today's names of the model's fields; a model that is not known stays as it is."""
+    from research.models.registry import entry, list_models
+
+    given = sections.get("model")
+    if not isinstance(given, dict) or given.get("name") not in list_models():
+        return dict(sections)
+    return {**sections, "model": with_present_names(type(entry(given["name"]).config), given)}

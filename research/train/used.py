@@ -89,12 +89,12 @@ def unread(config: Config) -> set[str]:
 
 
 def ignored(old: Config, new: Config) -> set[str]:
-    """Returns the fields that neither of two configs goes by: they may differ when a run goes on."""
+    """Returns the fields that neither of two configs goes by: they may differ when a run continues."""
     return unread(old) & unread(new)
 
 
 def check_new(config: Config) -> None:
-    """Judges what only a run that begins is held to: older runs open and go on with what they were trained with.
+    """Judges what only a run that begins is held to: older runs open and continue with what they were trained with.
 
     Raises:
       UserError: a name of a sub-network that is none, or choices of the task that mean nothing together.

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from launch import bench
-from research.bench import catalog, marks, run
+from research.bench import catalog, run, thresholds
 from research.errors import UserError
 from research.report import tables
 
@@ -82,18 +82,18 @@ def test_a_case_is_timed_and_written(command, tmp_path):
     assert (tmp_path / "b.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("asked, code, kept", [(1e-9, 0, "yes"), (1e9, 1, "no")])
-def test_a_suite_is_judged(command, monkeypatch, tmp_path, asked, code, kept):
-    of_xla = marks.Mark(
-        "c", lambda rows: min(marks.ratios(rows, "depthwise_conv2d", "xla", "ours")), asked, at_least=True
+@pytest.mark.parametrize("asked, code, met", [(1e-9, 0, "yes"), (1e9, 1, "no")])
+def test_a_suite_is_judged(command, monkeypatch, tmp_path, asked, code, met):
+    of_xla = thresholds.Threshold(
+        "c", lambda rows: min(thresholds.ratios(rows, "depthwise_conv2d", "xla", "ours")), asked, at_least=True
     )
-    of_torch = marks.Mark("d", lambda rows: 0.0, 1, peer="torch")
-    tiny = marks.Suite((("depthwise_conv2d", "8x28x28x64"),), (of_xla, of_torch))
+    of_torch = thresholds.Threshold("d", lambda rows: 0.0, 1, peer="torch")
+    tiny = thresholds.Suite((("depthwise_conv2d", "8x28x28x64"),), (of_xla, of_torch))
     monkeypatch.setitem(catalog._SUITES, "tiny", tiny)
     got, out = command(suite="tiny", csv=str(tmp_path / "t.csv"))
     assert got == code and "[1/1]" in out and "not judged: needs --peer=torch" in out
-    judged = tables.read_csv(tmp_path / "t_marks.csv")
-    assert [row["kept"] for row in judged] == [kept, "not judged: needs --peer=torch"]
+    judged = tables.read_csv(tmp_path / "t_thresholds.csv")
+    assert [row["met"] for row in judged] == [met, "not judged: needs --peer=torch"]
 
 
 @pytest.mark.parametrize(

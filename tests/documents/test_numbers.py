@@ -99,7 +99,9 @@ def test_every_number_of_a_table_stands_in_its_file(path, comment, body):
     for row in body:
         linked = [name for cell in row for name in LINK.findall(cell)]
         # A page of benchmarks has its figures beside it, at full precision.
-        linked += [beside for name in linked if (ROOT / (beside := name.removesuffix(".md") + "_marks.csv")).is_file()]
+        linked += [
+            beside for name in linked if (ROOT / (beside := name.removesuffix(".md") + "_thresholds.csv")).is_file()
+        ]
         files = named or linked
         assert files, f"{path.name}: the table with the row {row} names no file of results"
         sources = [entry for name in files for entry in rows_of(ROOT / name)]

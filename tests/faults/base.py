@@ -112,7 +112,7 @@ class Runs:
             require(np.array_equal(ours[name], theirs[name]), f"{workdir.name}: {name} differs")
 
 
-class Campaign(Runs):
+class Suite(Runs):
     """Runs beside a reference that nothing happened to."""
 
     def __init__(self, root: Path, seed: int = 0):
@@ -126,9 +126,9 @@ class Campaign(Runs):
         self.check_same(root / "again", self.reference)
 
     def go_on(self, workdir: Path, expected: int | None = None, *more: str) -> str:
-        """Starts the same run again to its end and judges it; returns what it said of where it went on."""
+        """Starts the same run again to its end and judges it; returns what it said of where it continued."""
         done = self.train(workdir, *more)
-        require(done.returncode == 0, f"{workdir.name} did not go on: {done.stderr[-500:]}")
+        require(done.returncode == 0, f"{workdir.name} did not continue: {done.stderr[-500:]}")
         said = [line for line in done.stdout.splitlines() if line.startswith(("resumed", "checkpoint"))]
         if expected is not None:
             require(f"resumed from step {expected}" in said, f"{workdir.name}: {said}, not from {expected}")

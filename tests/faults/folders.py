@@ -10,10 +10,10 @@ import numpy as np
 
 from research.report.tables import read_csv
 from research.train.manifests import fault
-from tests.faults.base import LIMIT_S, Campaign, Outcome, require, whole_steps
+from tests.faults.base import LIMIT_S, Outcome, Suite, require, whole_steps
 
 
-def damaged(c: Campaign) -> list[Outcome]:
+def damaged(c: Suite) -> list[Outcome]:
     """Files of the newest checkpoint truncated, emptied, removed, with a flipped bit; the manifest too; an empty
     folder."""
     start, steps = killed_at(c, "damaged", 40)
@@ -73,7 +73,7 @@ def add_strays(folder: Path) -> int:
     return len(folders)
 
 
-def killed_at(c: Campaign, name: str, step: int) -> tuple[Path, list[int]]:
+def killed_at(c: Suite, name: str, step: int) -> tuple[Path, list[int]]:
     """Returns a run that was killed after a step was saved, and its whole steps."""
     workdir = c.root / name
     process = c.begin(workdir)
@@ -83,13 +83,13 @@ def killed_at(c: Campaign, name: str, step: int) -> tuple[Path, list[int]]:
     return workdir, whole_steps(workdir)
 
 
-def strays(c: Campaign) -> Outcome:
+def strays(c: Suite) -> Outcome:
     workdir, steps = killed_at(c, "strays", 40)
     count = add_strays(workdir)
     return Outcome("stray files in every folder of a run", count, count, c.go_on(workdir, steps[-1]))
 
 
-def renamed(c: Campaign) -> list[Outcome]:
+def renamed(c: Suite) -> list[Outcome]:
     start, steps = killed_at(c, "renamed", 40)
     outcomes = []
     for name, change in (("renamed", shutil.move), ("copied", shutil.copytree)):
@@ -103,7 +103,7 @@ def renamed(c: Campaign) -> list[Outcome]:
     return outcomes
 
 
-def read(c: Campaign, module: str, *words: str) -> subprocess.CompletedProcess:
+def read(c: Suite, module: str, *words: str) -> subprocess.CompletedProcess:
     done = subprocess.run(
         [sys.executable, "-m", module, *words], capture_output=True, text=True, timeout=LIMIT_S, env=c.environment
     )
@@ -111,7 +111,7 @@ def read(c: Campaign, module: str, *words: str) -> subprocess.CompletedProcess:
     return done
 
 
-def statistics(c: Campaign) -> list[Outcome]:
+def statistics(c: Suite) -> list[Outcome]:
     """Other values, and half a file, in place of a network's own statistics: the accuracy that is told stays what it
     is."""
 
@@ -163,7 +163,7 @@ OWN = (
 )
 
 
-def hostile(c: Campaign) -> list[Outcome]:
+def hostile(c: Suite) -> list[Outcome]:
     """Each file of a finished run in turn: the commands end well or in a line, and never write through a link."""
     outcomes = []
     for name in OWN:
@@ -188,7 +188,7 @@ def hostile(c: Campaign) -> list[Outcome]:
     return outcomes
 
 
-def outputs(c: Campaign) -> Outcome:
+def outputs(c: Suite) -> Outcome:
     """Outputs onto what is read, also by a link."""
     run, link, model = c.root / "read", c.root / "link", c.root / "model"
     shutil.copytree(c.reference, run)

@@ -48,15 +48,17 @@ def small_models() -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
     from research.modules.state import abstract
 
     shared = dict(vocab_size=32, length=16, dim=8, depth=2)
-    mamba = SequenceConfig(**shared, pattern="mamba", mamba=Mamba(state=4))
-    mamba2 = SequenceConfig(**shared, pattern="mamba2", mamba2=Mamba2(state=4, head_dim=4, groups=1), tied=False)
-    experts = {name: dict(experts=3, active=2, hidden=8) for name in ("mixtral", "qwen3")}
+    mamba = SequenceConfig(**shared, pattern="mamba", mamba=Mamba(d_state=4))
+    mamba2 = SequenceConfig(
+        **shared, pattern="mamba2", mamba2=Mamba2(d_state=4, head_dim=4, ngroups=1), tie_embeddings=False
+    )
+    experts = {name: dict(num_experts=3, num_experts_per_tok=2, ffn_dim=8) for name in ("mixtral", "qwen3")}
     moes = {}
     for name, norm in (("mixtral", False), ("qwen3", True)):
         moe = dataclasses.replace(FAMILIES[name], **experts[name])
-        mixer = Attention(heads=2, qk_norm=norm, qk_norm_eps=1e-5)
+        mixer = Attention(num_heads=2, qk_norm=norm, qk_norm_eps=1e-5)
         moes[name] = SequenceConfig(
-            **shared, pattern="attention", attention=mixer, ffn="moe", ffn_dim=8, moe=moe, tied=False
+            **shared, pattern="attention", attention=mixer, ffn="moe", ffn_dim=8, moe=moe, tie_embeddings=False
         )
     out = {}
     for source, config, names in (

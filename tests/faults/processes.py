@@ -4,11 +4,11 @@ import os
 import signal
 import time
 
-from tests.faults.base import LIMIT_S, Campaign, Outcome, half_saved, require, whole_steps
+from tests.faults.base import LIMIT_S, Outcome, Suite, half_saved, require, whole_steps
 from tests.train.test_processes import processes_with
 
 
-def kills(c: Campaign, count: int) -> Outcome:
+def kills(c: Suite, count: int) -> Outcome:
     """kill -9 at random moments, half of them in a save; every run that comes to its end is judged, then a new one
     starts."""
     made = in_saves = ended = 0
@@ -44,7 +44,7 @@ def kills(c: Campaign, count: int) -> Outcome:
     )
 
 
-def sigterm(c: Campaign) -> Outcome:
+def sigterm(c: Suite) -> Outcome:
     workdir = c.root / "sigterm"
     process = c.begin(workdir)
     c.wait_for(process, workdir, 20)
@@ -56,7 +56,7 @@ def sigterm(c: Campaign) -> Outcome:
     return Outcome("SIGTERM", 1, 1, said)
 
 
-def two_at_once(c: Campaign) -> Outcome:
+def two_at_once(c: Suite) -> Outcome:
     workdir = c.root / "shared"
     first = c.begin(workdir)
     c.wait_for(first, workdir, 10)
@@ -67,7 +67,7 @@ def two_at_once(c: Campaign) -> Outcome:
     return Outcome("two runs on one workdir", 1, 1, said)
 
 
-def changed_config(c: Campaign) -> Outcome:
+def changed_config(c: Suite) -> Outcome:
     workdir = c.root / "changed"
     process = c.begin(workdir)
     c.wait_for(process, workdir, 20)
@@ -78,7 +78,7 @@ def changed_config(c: Campaign) -> Outcome:
     return Outcome("config changed between runs", 1, 1, said)
 
 
-def lost_process(c: Campaign) -> list[Outcome]:
+def lost_process(c: Suite) -> list[Outcome]:
     """Two processes of one run: one is killed, both are told to stop."""
     module = ("launch.local", "--processes=2")
     reference = c.root / "two_processes"
@@ -108,7 +108,8 @@ def lost_process(c: Campaign) -> list[Outcome]:
         said = output.strip().splitlines()[-1].replace(str(c.root), "RUNS")
         done = c.train(workdir, module=module)
         require(
-            done.returncode == 0 and "resumed from step" in done.stdout, f"{name}: did not go on: {done.stderr[-300:]}"
+            done.returncode == 0 and "resumed from step" in done.stdout,
+            f"{name}: did not continue: {done.stderr[-300:]}",
         )
         c.check_same(workdir, reference)
         outcomes.append(Outcome(name, 1, 1, f"after {seconds:.1f} s: {said}"))

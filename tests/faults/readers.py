@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.base import LIMIT_S, Campaign, Outcome, Runs, require
+from tests.faults.base import LIMIT_S, Outcome, Runs, Suite, require
 from tests.faults.surroundings import on_its_own_disk
 
 NOT_YET = ("no whole step is in", "holds no report.json", "vanished while it was read", "holds no run")
@@ -100,7 +100,7 @@ def language_text(folder: Path) -> Path:
     return path
 
 
-def beside(c: Campaign, updates: int) -> list[Outcome]:
+def beside(c: Suite, updates: int) -> list[Outcome]:
     """Every reading command, over and over, beside a run of images and one of text that save every few updates."""
     text = [f"--config.data.dir={language_text(c.root)}", "--config=tests/tiny_lm.py:full"]
     kinds = {
@@ -129,7 +129,7 @@ def beside(c: Campaign, updates: int) -> list[Outcome]:
     return outcomes
 
 
-def read_only_run(c: Campaign) -> Outcome:
+def read_only_run(c: Suite) -> Outcome:
     """A finished run on a file system that is mounted read-only."""
     folder = c.root / "archive"
 

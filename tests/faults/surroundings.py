@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.base import Campaign, Outcome, require, whole_steps
+from tests.faults.base import Outcome, Suite, require, whole_steps
 
 
 def on_its_own_disk(name: str, folder: Path, options: str, inject: Callable[[], str]) -> Outcome:
@@ -21,7 +21,7 @@ def on_its_own_disk(name: str, folder: Path, options: str, inject: Callable[[], 
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-def full_disk(c: Campaign) -> Outcome:
+def full_disk(c: Suite) -> Outcome:
     """A file system of less than 2 MB that fills up in the middle of the run."""
     workdir, kept = c.root / "small_disk" / "run", "--config.checkpoint.keep_every=10"
 
@@ -36,12 +36,12 @@ def full_disk(c: Campaign) -> Outcome:
     return outcome
 
 
-def read_only(c: Campaign) -> Outcome:
+def read_only(c: Suite) -> Outcome:
     workdir = c.root / "read_only"
     return on_its_own_disk("read-only workdir", workdir, "ro", lambda: c.error(c.train(workdir)))
 
 
-def clock(c: Campaign) -> Outcome:
+def clock(c: Suite) -> Outcome:
     workdir = c.root / "clock"
     done = c.train(workdir, module=("tests.faults.run", "clock", "0"))
     require(done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-300:]}")
@@ -49,7 +49,7 @@ def clock(c: Campaign) -> Outcome:
     return Outcome("clock jumps by days", 1, 1, "the run ended as if nothing had happened")
 
 
-def bad_data(c: Campaign) -> list[Outcome]:
+def bad_data(c: Suite) -> list[Outcome]:
     outcomes = []
     for kind, name in (("raises", "data source raises"), ("stalls", "data source stalls"), ("nan", "batch of NaN")):
         workdir = c.root / kind

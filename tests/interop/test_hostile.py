@@ -140,7 +140,7 @@ def test_values_that_are_none(models, tmp_path):
 
 
 def test_model_folders_of_ours_are_held_to_the_same(tmp_path):
-    config = SequenceConfig(vocab_size=8, length=8, dim=8, depth=2, pattern="mamba", mamba=Mamba(state=2))
+    config = SequenceConfig(vocab_size=8, length=8, dim=8, depth=2, pattern="mamba", mamba=Mamba(d_state=2))
     params, stats = initialize(config, jax.random.key(0))
     safetensors_io.save_folder(tmp_path, config, params, stats)
     safetensors_io.load_folder(tmp_path)
@@ -151,7 +151,7 @@ def test_model_folders_of_ours_are_held_to_the_same(tmp_path):
         "norm_eps": float("nan"),
         "vocab_size": 2.5,
         "pattern": ["mamba"],
-        "tied": 2,
+        "tie_embeddings": 2,
     }.items():
         (tmp_path / "config.json").write_text(json.dumps({**whole, "model": {**whole["model"], field: value}}))
         with pytest.raises(UserError, match=rf"config.json: .*SequenceConfig.{field}=.*; valid: "):

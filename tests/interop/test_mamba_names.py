@@ -24,15 +24,17 @@ from tests.interop.test_pth import storage, tensor, write
 GOLDEN = json.loads((pathlib.Path(__file__).parents[2] / "third_party" / "mamba" / "golden.json").read_text())
 SMALL = {"vocab_size": 24, "length": 8, "dim": 8, "depth": 4}
 MODELS = {
-    "hf-mamba": SequenceConfig(**SMALL, norm_eps=1e-6, mamba=Mamba(state=3, expand=3.0, rank=5, taps=2)),
+    "hf-mamba": SequenceConfig(**SMALL, norm_eps=1e-6, mamba=Mamba(d_state=3, expand=3.0, dt_rank=5, d_conv=2)),
     "hf-mamba2": SequenceConfig(
         **SMALL,
-        tied=False,
+        tie_embeddings=False,
         pattern="mamba2",
         norm_eps=1e-3,
-        mamba2=Mamba2(state=3, head_dim=4, groups=2, taps=3, dt_limit=(0.01, 0.5), norm_eps=1e-3),
+        mamba2=Mamba2(d_state=3, head_dim=4, ngroups=2, d_conv=3, dt_limit=(0.01, 0.5), norm_eps=1e-3),
     ),
-    "mamba-ssm": SequenceConfig(**SMALL, pattern="mamba2", mamba2=Mamba2(state=3, head_dim=4, heads=3, expand=1.5)),
+    "mamba-ssm": SequenceConfig(
+        **SMALL, pattern="mamba2", mamba2=Mamba2(d_state=3, head_dim=4, num_heads=3, expand=1.5)
+    ),
 }
 
 
@@ -65,7 +67,7 @@ def assert_same(a, b):
 def test_golden_models(source, count, total, squares, nll, best):
     golden, tokens = GOLDEN["models"][source], np.array([GOLDEN["tokens"]])
     config, params, stats, report = from_foreign(source, golden["config"], golden_state(source), length=8)
-    assert (config.dim, config.depth, config.vocab_size, config.tied) == (8, 2, 16, True)
+    assert (config.dim, config.depth, config.vocab_size, config.tie_embeddings) == (8, 2, 16, True)
     assert abstract(config).num_params() == count and not stats
     assert (report.matched, report.missing, report.unexpected) == (len(golden["shapes"]), (), ())
     logits = np.asarray(jax.jit(lambda p, x: apply(config, p, {}, x)[0])(params, tokens)[0], np.float64)
@@ -213,7 +215,7 @@ def test_published_models_by_their_configs():
         "num_heads": 128,
     }
     config = config_from_foreign("hf-mamba2", codestral)
-    assert abstract(config).num_params() == 7_285_403_648 and not config.tied and config.mamba2.groups == 8
+    assert abstract(config).num_params() == 7_285_403_648 and not config.tie_embeddings and config.mamba2.ngroups == 8
 
 
 @pytest.mark.parametrize(

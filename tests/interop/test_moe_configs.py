@@ -51,18 +51,18 @@ def test_published_configs_are_the_registry_s(source, data, name, active):
     new = {k: v for k, v in data.items() if k not in ("rope_theta", "rope_scaling", "num_experts")}
     new |= {
         "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
-        "num_local_experts": registry.entry(name).config.moe.experts,
+        "num_local_experts": registry.entry(name).config.moe.num_experts,
     }
     assert config_from_foreign(source, new) == registry.entry(name).config
 
 
 def test_active_parameters_are_all_where_nothing_is_chosen():
     small = registry.entry("moe_small").config
-    full, expert = abstract(small).num_params(), 3 * 192 * small.mixture.hidden
+    full, expert = abstract(small).num_params(), 3 * 192 * small.mixture.ffn_dim
     assert registry.model_info("moe_small")["active_params"] == full - 2 * 6 * expert
     assert costs.static_costs(small)["active_params"] == full - 2 * 6 * expert
     assert "active_params" not in costs.static_costs(registry.entry("attention_small").config)
-    soft = dataclasses.replace(small, pool="mean", moe=Moe(router="soft", active=1))
+    soft = dataclasses.replace(small, pool="mean", moe=Moe(router="soft", num_experts_per_tok=1))
     assert soft.active_params() == abstract(soft).num_params()
     assert registry.model_info("mamba_130m")["active_params"] == 129_135_360
 
@@ -90,7 +90,9 @@ def test_layers_with_experts_are_a_pattern(options, ffn):
 
 def test_windows_are_the_window_mixer():
     config = config_from_foreign("hf-mixtral", MIXTRAL_8X7B | {"sliding_window": 4096})
-    assert config.pattern == "window" and config.window == Window(heads=32, kv_heads=8, theta=1e6, window=4096)
+    assert config.pattern == "window" and config.window == Window(
+        num_heads=32, num_kv_heads=8, rope_theta=1e6, window=4096
+    )
     qwen = QWEN3_30B_A3B | {"sliding_window": 4096}
     assert config_from_foreign("hf-qwen3-moe", qwen).pattern == "attention"
     config = config_from_foreign("hf-qwen3-moe", qwen | {"use_sliding_window": True, "max_window_layers": 0})
@@ -134,8 +136,8 @@ def test_windows_are_the_window_mixer():
         ),
         ("hf-mixtral", {"hidden_size": None}, "hidden_size=None; valid: whole numbers"),
         ("hf-mixtral", {"num_attention_heads": 0}, "num_attention_heads=0; valid: whole numbers from 1"),
-        ("hf-mixtral", {"num_experts_per_tok": 9}, "moe: active=9; valid: 1 to the 4 experts"),
-        ("hf-mixtral", {"num_key_value_heads": 3}, "kv_heads=3 does not divide heads=4"),
+        ("hf-mixtral", {"num_experts_per_tok": 9}, "moe: num_experts_per_tok=9; valid: 1 to the 4 experts"),
+        ("hf-mixtral", {"num_key_value_heads": 3}, "num_kv_heads=3 does not divide num_heads=4"),
         (
             "hf-mixtral",
             {"intermediate_size": 16},
@@ -175,23 +177,39 @@ def test_sizes_must_be_there():
         ),
         ("hf-mixtral", {"ffn": "glu moe"}, "hf-mixtral has no place for ffn='glu moe'; valid: moe"),
         ("hf-qwen3-moe", {"ffn": "mlp moe"}, "hf-qwen3-moe has no place for ffn='mlp moe'; valid: glu, moe"),
-        ("hf-mixtral", {"outputs": 3}, "has no place for outputs=3; valid: 0"),
-        ("hf-mixtral", {"window": Window(heads=2, qk_norm=True)}, "has no place for window.qk_norm=True; valid: False"),
-        ("hf-mixtral", {"window": Window(heads=2, rotary=False)}, "has no place for window.rotary=False; valid: True"),
-        ("hf-qwen3-moe", {"attention": Attention(heads=2)}, "has no place for attention.qk_norm=False; valid: True"),
+        ("hf-mixtral", {"output_dim": 3}, "has no place for output_dim=3; valid: 0"),
+        (
+            "hf-mixtral",
+            {"window": Window(num_heads=2, qk_norm=True)},
+            "has no place for window.qk_norm=True; valid: False",
+        ),
+        (
+            "hf-mixtral",
+            {"window": Window(num_heads=2, rotary=False)},
+            "has no place for window.rotary=False; valid: True",
+        ),
         (
             "hf-qwen3-moe",
-            {"attention": Attention(heads=2, qk_norm=True)},
+            {"attention": Attention(num_heads=2)},
+            "has no place for attention.qk_norm=False; valid: True",
+        ),
+        (
+            "hf-qwen3-moe",
+            {"attention": Attention(num_heads=2, qk_norm=True)},
             "has no place for attention.qk_norm_eps=1e-06; valid: 0.001",
         ),
         ("hf-mixtral", {"moe": Moe(renormalize=False)}, "has no place for moe.renormalize=False; valid: True"),
-        ("hf-mixtral", {"moe": Moe(shared=1)}, "has no place for moe.shared=1; valid: 0"),
-        ("hf-mixtral", {"moe": Moe(score="sigmoid")}, "has no place for moe.score='sigmoid'; valid: 'softmax'"),
+        ("hf-mixtral", {"moe": Moe(num_shared_experts=1)}, "has no place for moe.num_shared_experts=1; valid: 0"),
+        (
+            "hf-mixtral",
+            {"moe": Moe(scoring_func="sigmoid")},
+            "has no place for moe.scoring_func='sigmoid'; valid: 'softmax'",
+        ),
         ("hf-mixtral", {"moe": Moe(capacity="mesh")}, "has no place for moe.capacity='mesh'; valid: 'none'"),
         (
             "hf-mixtral",
-            {"moe": Moe(expert_groups=4, kept_groups=2)},
-            "has no place for moe.kept_groups=2 of expert_groups=4",
+            {"moe": Moe(num_expert_groups=4, topk_groups=2)},
+            "has no place for moe.topk_groups=2 of num_expert_groups=4",
         ),
     ],
 )

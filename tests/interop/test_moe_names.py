@@ -29,13 +29,15 @@ SIZES = {"vocab_size": 24, "length": 16, "dim": 8, "depth": 4, "norm_eps": 1e-3}
 NORMED = {"qk_norm": True, "qk_norm_eps": 1e-3}
 MODELS = {
     "hf-mixtral": SequenceConfig(
-        **SIZES, pattern="window", ffn="moe", window=Window(heads=4, kv_heads=2, head_dim=6, theta=500.0, window=5),
-        moe=Moe(experts=3, active=2, hidden=5, balance=0.02, balance_over="all"),
+        **SIZES, pattern="window", ffn="moe", window=Window(num_heads=4, num_kv_heads=2, head_dim=6, rope_theta=500.0,
+                      window=5),
+        moe=Moe(num_experts=3, num_experts_per_tok=2, ffn_dim=5, balance_loss_coef=0.02, balance_over="all"),
     ),
     "hf-qwen3-moe": SequenceConfig(
-        **SIZES, tied=False, pattern="attention", ffn="moe glu", ffn_dim=7,
-        attention=Attention(heads=2, theta=1e5, **NORMED),
-        moe=Moe(experts=4, active=3, hidden=5, renormalize=False, balance=1e-3, balance_over="all"),
+        **SIZES, tie_embeddings=False, pattern="attention", ffn="moe glu", ffn_dim=7,
+        attention=Attention(num_heads=2, rope_theta=1e5, **NORMED),
+        moe=Moe(num_experts=4, num_experts_per_tok=3, ffn_dim=5, renormalize=False, balance_loss_coef=1e-3,
+                balance_over="all"),
     ),
 }  # fmt: skip
 
@@ -161,14 +163,22 @@ def test_a_sub_network_goes_out_and_comes_back(random_arrays):
     params, _ = random_arrays(small)
     data, state = to_foreign("hf-mixtral", small, params)
     again, params2, _, _ = from_foreign("hf-mixtral", data, state)
-    assert (again.depth, again.window.heads, again.window.head_dim, again.moe.experts, again.moe.active) == (
+    assert (
+        again.depth,
+        again.window.num_heads,
+        again.window.head_dim,
+        again.moe.num_experts,
+        again.moe.num_experts_per_tok,
+    ) == (
         2,
         2,
         6,
         2,
         1,
     )
-    assert again.window.kv_heads == 0 and small.window.kv_heads == 2  # one head a group: groups are no longer needed
+    assert (
+        again.window.num_kv_heads == 0 and small.window.num_kv_heads == 2
+    )  # one head a group: groups are no longer needed
     assert_same(to_foreign("hf-mixtral", again, params2)[1], state)
 
 

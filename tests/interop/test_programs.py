@@ -34,7 +34,7 @@ def values(config, batch, seed=5):
             return jnp.asarray(rng.random(shape) < 0.7)
         if i.dtype == "int32":
             return jnp.asarray(
-                rng.integers(0, config.domains if i.name == "domains" else config.vocab_size, shape), jnp.int32
+                rng.integers(0, config.num_domains if i.name == "domains" else config.vocab_size, shape), jnp.int32
             )
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
@@ -59,7 +59,7 @@ def has_mixture(config):
 @pytest.mark.parametrize("name", sorted(TWINS))
 def test_a_program_with_an_open_batch_is_the_model_at_any(name):
     config = TWINS[name]
-    if has_mixture(config) and config.mixture.group > 1:
+    if has_mixture(config) and config.mixture.group_size > 1:
         with pytest.raises(UserError, match="needs to know the number of examples .*--batch=N"):
             export_stablehlo(config, *random_arrays(config))
         return
@@ -77,7 +77,7 @@ def test_a_program_for_two_examples_is_the_model(name):
 
 
 def test_vectors_in_the_place_of_tokens():
-    config = twin("gla_small", vocab_size=0, input_dim=3, outputs=5)
+    config = twin("gla_small", vocab_size=0, input_dim=3, output_dim=5)
     program = load_stablehlo(export_stablehlo(config, *random_arrays(config), platforms=("cpu",)))
     agrees(config, program, 2)
     told = describe(config, None)

@@ -110,7 +110,7 @@ def test_config_errors(model):
     with pytest.raises(UserError, match="UniRepLKNetConfig.depths=3; valid: a list of whole numbers"):
         io.config_from_json(good | {"depths": 3})
     with pytest.raises(UserError, match="kernel size 21"):
-        io.config_from_json(good | {"kernels": [[21]] * 4, "depths": [1] * 4, "kept_layers": []})
+        io.config_from_json(good | {"kernel_sizes": [[21]] * 4, "depths": [1] * 4, "kept_layers": []})
     with pytest.raises(UserError, match="unknown family"):
         io.config_from_json([1])
     with pytest.raises(TypeError, match="does not survive JSON"):

@@ -15,7 +15,11 @@ from research.models.registry import entry, model_config
 
 @pytest.fixture(scope="module")
 def model(random_arrays):
-    tiny = entry("unireplknet_a").tiny | {"depths": (1, 1, 2, 1), "kernels": ((3,), (13,), (7,), (5,)), "deploy": True}
+    tiny = entry("unireplknet_a").tiny | {
+        "depths": (1, 1, 2, 1),
+        "kernel_sizes": ((3,), (13,), (7,), (5,)),
+        "deploy": True,
+    }
     config = model_config("unireplknet_a", **tiny)
     return config, *random_arrays(config)
 

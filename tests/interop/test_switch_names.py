@@ -75,7 +75,7 @@ def test_each_sequence_has_its_own_places(capacity):
 def test_round_trips_are_bitwise():
     state = block(prefix=PREFIX)
     spec, params = switch_from_foreign({**state, "shared.weight": np.zeros((3, 3))}, PREFIX, expert_capacity=5)
-    assert (spec.experts, spec.active, spec.hidden, spec.expert, spec.renormalize) == (
+    assert (spec.num_experts, spec.num_experts_per_tok, spec.ffn_dim, spec.expert, spec.renormalize) == (
         EXPERTS,
         1,
         HIDDEN,
@@ -103,8 +103,8 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(UserError, match="expert_capacity=0; valid: whole numbers from 1"):
         switch_from_foreign(state, expert_capacity=0)
     spec, params = switch_from_foreign(state)
-    with pytest.raises(UserError, match="switch has no place for moe.active=2; valid: 1"):
-        switch_to_foreign(dataclasses.replace(spec, active=2), params)
+    with pytest.raises(UserError, match="switch has no place for moe.num_experts_per_tok=2; valid: 1"):
+        switch_to_foreign(dataclasses.replace(spec, num_experts_per_tok=2), params)
 
 
 @pytest.mark.parametrize("capacity", [64, 2, 1])

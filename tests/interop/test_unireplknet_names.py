@@ -66,7 +66,7 @@ def test_golden_training_form_and_our_merge(golden):
     state = read_weights(GOLDEN / "golden_training.safetensors")
     config, params, stats, report = from_source("unireplknet", state, image_size=32)
     assert (config.depths, config.dims, config.mlp_dims) == ((1, 2, 4, 1), (8, 8, 12, 16), (32, 32, 48, 64))
-    assert config.kernels == ((3,), (7,), (13, 3), (5,))
+    assert config.kernel_sizes == ((3,), (7,), (13, 3), (5,))
     assert (config.num_classes, config.in_channels, config.deploy) == (7, 3, False)
     assert (report.matched, report.unexpected, report.batches_tracked) == (272, (), 1234)
     logits, grad = outputs(config, params, stats, golden["images"])
@@ -108,7 +108,7 @@ def test_round_trip_of_our_weights_is_bitwise(kernels, deploy, random_arrays):
         "num_classes": 5,
         "in_channels": 1,
     }
-    config = UniRepLKNetConfig(kernels=kernels, deploy=deploy, **sizes)
+    config = UniRepLKNetConfig(kernel_sizes=kernels, deploy=deploy, **sizes)
     params, stats = random_arrays(config)
     again, params2, stats2, report = from_official(to_official(config, params, stats, batches_tracked=7))
     assert again == config and not report.unexpected and report.batches_tracked == (None if deploy else 7)
@@ -119,7 +119,7 @@ def test_round_trip_of_our_weights_is_bitwise(kernels, deploy, random_arrays):
 @pytest.mark.parametrize("deploy", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_config_of_every_variant_from_shapes_alone(deploy):
     for size, config in VARIANTS.items():
-        config = UniRepLKNetConfig(config.depths, config.dims, config.kernels, num_classes=21841, deploy=deploy)
+        config = UniRepLKNetConfig(config.depths, config.dims, config.kernel_sizes, num_classes=21841, deploy=deploy)
         full = abstract(config)
         pairs = {p.official: p for p in name_pairs(config)}
         arrays = {**full.params, **full.stats}

@@ -119,13 +119,13 @@ def test_overrides_reach_fields_of_all_types():
             "optim.lr": "1",
             "methods": "sandwich,ema",
             "method.ema.decay": "0.5",
-            "model.layer_scale": "0.25",
+            "model.layer_scale_init_value": "0.25",
             "report.latency": "false",
         },
     )
     assert config["seed"] == 3 and config["optim"]["lr"] == 1.0 and isinstance(config["optim"]["lr"], float)
     assert config["method"]["ema"] == {"decay": 0.5} and config["methods"] == ["sandwich", "ema"]
-    assert config["model"]["layer_scale"] == 0.25 and config["report"]["latency"] is False
+    assert config["model"]["layer_scale_init_value"] == 0.25 and config["report"]["latency"] is False
 
 
 def test_models_lists_counts(tmp_path):

@@ -214,7 +214,7 @@ def source(name=MODEL["name"], **fields):
 NEEDS = {
     "upcycling": lambda: {
         "model.ffn": "mlp moe",
-        "model.moe": "{'hidden': 32, 'experts': 2}",
+        "model.moe": "{'ffn_dim': 32, 'num_experts': 2}",
         "method.upcycling.source": source(),
     },
 }

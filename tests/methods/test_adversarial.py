@@ -122,7 +122,7 @@ def test_only_images_are_attacked():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["pgd", "trades"])
 def test_other_methods_train_a_dense_network_with_finite_losses(method, tmp_path):
-    config = tiny(method, model__experts=0, train__duration=4, eval__every=0, methods=method)
+    config = tiny(method, model__num_experts=0, train__duration=4, eval__every=0, methods=method)
     report = loop.train(config, str(tmp_path / method), Lines())
     losses = [m["loss"] for m in metrics_of(tmp_path / method) if "loss" in m]
     assert len(losses) == 4 and np.isfinite(losses).all() and "robust_pgd1" not in report["subnets"][0]
@@ -131,7 +131,7 @@ def test_other_methods_train_a_dense_network_with_finite_losses(method, tmp_path
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model__experts": 1}, "method advmoe needs a model with a router, e.g. advmoe_resnet18"),
+        ({"model__num_experts": 1}, "method advmoe needs a model with a router, e.g. advmoe_resnet18"),
         ({"methods": "fgsm"}, "unknown method 'fgsm'; near: "),
         ({"method__advmoe__epsilon": -0.1}, "advmoe.epsilon=-0.1; valid: a number above 0"),
         ({"method__advmoe__steps": 0}, "advmoe.steps=0; valid: a whole number from 1"),
@@ -172,7 +172,7 @@ def seen(method, frozen, phase="experts"):
     return attacked[-1]
 
 
-advmoe = registry.model_config("advmoe_resnet18", experts=2)
+advmoe = registry.model_config("advmoe_resnet18", num_experts=2)
 SIZES = {"epsilon": 0.1, "steps": 1, "step_size": 0.1}
 
 

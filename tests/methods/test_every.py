@@ -144,7 +144,7 @@ from research.train.supervised import Supervised
 names = list(known())
 methods = [make(name, {}) for name in names]
 config = base_config()
-config.model = {"name": "vit_tiny_patch16_224", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
+config.model = {"name": "vit_tiny_patch16_224", "patch_size": 4, "dim": 16, "depth": 1, "num_heads": 2}
 learner = Supervised(make_setup(resolved(config)))
 assert learner.setup.draw(0)[0].name == "full"
 learner.close()

@@ -1,4 +1,4 @@
-"""A network that changes its shape in mid-run goes on exactly where it was killed, on one device and on eight."""
+"""A network that changes its shape in mid-run continues exactly where it was killed, on one device and on eight."""
 
 import json
 import os

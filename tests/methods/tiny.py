@@ -10,7 +10,7 @@ MODEL = {
     "patch_size": 4,
     "dim": 16,
     "depth": 2,
-    "heads": 2,
+    "num_heads": 2,
     "head_dim": 8,
     "mlp_dim": 32,
     "unroll": True,

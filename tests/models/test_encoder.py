@@ -22,7 +22,7 @@ DOMAIN = jnp.array([0, 1, 2, 3, 4, 2])
 
 
 def tiny(name="domain_encoder_small", **fields):
-    return twin(name, **{"domains": 5, **fields})
+    return twin(name, **{"num_domains": 5, **fields})
 
 
 def arrays(config):
@@ -42,7 +42,7 @@ def run(config, params, *args, **kwargs):
 
 @functools.lru_cache
 def dense(domains: int):
-    config = tiny("encoder_small", domains=domains)
+    config = tiny("encoder_small", num_domains=domains)
     return config, arrays(config)
 
 
@@ -71,7 +71,7 @@ def test_extension_takes_tokens_of_several_domains_and_single_experts():
     expected = run(base, params, TOKENS, DOMAIN)
     assert np.ptp(expected[:, 0]) > 0.1
     np.testing.assert_allclose(run(tiny(), extended, TOKENS, DOMAIN), expected, rtol=1e-5, atol=1e-6)
-    one = tiny(domains=1)
+    one = tiny(num_domains=1)
     params = arrays(one)
     extended, _ = extend(one, params, tiny())
     np.testing.assert_allclose(run(tiny(), extended, TOKENS, DOMAIN), run(one, params, TOKENS), rtol=1e-5, atol=1e-6)
@@ -139,8 +139,8 @@ def test_padding_is_nothing():
 
 def test_counts_and_costs():
     added = lambda **fields: (
-        abstract(EncoderConfig(domains=5, **fields)).num_params()
-        - abstract(EncoderConfig(domains=1, **fields)).num_params()
+        abstract(EncoderConfig(num_domains=5, **fields)).num_params()
+        - abstract(EncoderConfig(num_domains=1, **fields)).num_params()
     )
     # ModernBERT-base: 22 gated parts of 2,654,208 without biases.
     modern = dict(vocab_size=50368, dim=768, depth=22, ffn_dim=1152, moe=Moe(0, 1, expert="geglu", router="domain"))
@@ -153,12 +153,12 @@ def test_counts_and_costs():
     )
     assert dense_costs["flops"] == domain_costs["flops"] > 0 and domain_costs["params"] > 1.5 * dense_costs["params"]
     assert "state" not in domain_costs
-    assert forward_flops(tiny()) == forward_flops(tiny(domains=2))
+    assert forward_flops(tiny()) == forward_flops(tiny(num_domains=2))
 
 
 def test_a_sub_network_keeps_domains_and_the_size_of_vectors():
     small = registry.entry("domain_encoder_small").config.shrink(width=0.5, depth=1)
-    assert (small.dim, small.outputs, small.domains, small.mixture.experts) == (64, 128, 5, 5)
+    assert (small.dim, small.output_dim, small.num_domains, small.mixture.num_experts) == (64, 128, 5, 5)
     with pytest.raises(UserError, match="unknown sub-network dimension 'experts'"):
         from research.nested.space import shrink
 
@@ -168,10 +168,13 @@ def test_a_sub_network_keeps_domains_and_the_size_of_vectors():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"domains": 0}, "domains=0; valid: whole numbers from 1"),
+        ({"num_domains": 0}, "num_domains=0; valid: whole numbers from 1"),
         ({"pool": "last"}, "valid: pool=mean"),
-        ({"moe": {"experts": 3}}, "moe.experts=3 for domains=5: each domain has one expert; valid: 5, or 0"),
-        ({"moe": {"active": 2}}, "active=2; valid: 1 with router=domain"),
+        (
+            {"moe": {"num_experts": 3}},
+            "moe.num_experts=3 for num_domains=5: each domain has one expert; valid: 5, or 0",
+        ),
+        ({"moe": {"num_experts_per_tok": 2}}, "num_experts_per_tok=2; valid: 1 with router=domain"),
     ],
 )
 def test_bad_configs(fields, message):
@@ -192,7 +195,7 @@ def test_extensions_that_do_not_fit():
     with pytest.raises(UserError, match=r"embedding/table needs \(11, 16\)"):
         extend(base, params, tiny(vocab_size=11))
     with pytest.raises(UserError, match="ffn/gate needs .*no such array"):
-        mlp = tiny("encoder_small", domains=1, ffn="mlp")
+        mlp = tiny("encoder_small", num_domains=1, ffn="mlp")
         extend(mlp, arrays(mlp), tiny())
     with pytest.raises(UserError, match=r"ffn/gate, for which the mixture has no place"):
         extend(base, params, tiny(moe={"expert": "relu"}))

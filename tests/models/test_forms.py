@@ -16,18 +16,22 @@ from tests.models.twins import fast_jit
 CASES = [
     (
         "unireplknet_a",
-        dict(depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), kernels=((3,), (7,), (7,), (7,)), image_size=64, num_classes=3),
+        dict(
+            depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), kernel_sizes=((3,), (7,), (7,), (7,)), image_size=64, num_classes=3
+        ),
         "naive",
     ),
     (
         "unireplknet_a",
-        dict(depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), kernels=((3,), (7,), (7,), (7,)), image_size=64, num_classes=3),
+        dict(
+            depths=(1, 1, 1, 1), dims=(4, 8, 8, 8), kernel_sizes=((3,), (7,), (7,), (7,)), image_size=64, num_classes=3
+        ),
         "depthwise_conv2d=dft, reparam_conv=moments",
     ),
-    ("vit_tiny_patch16_224", dict(dim=16, depth=1, heads=2, head_dim=8, image_size=32, num_classes=3), "naive"),
+    ("vit_tiny_patch16_224", dict(dim=16, depth=1, num_heads=2, head_dim=8, image_size=32, num_classes=3), "naive"),
     (
         "vit_tiny_patch16_224",
-        dict(dim=16, depth=1, heads=2, head_dim=8, image_size=32, num_classes=3),
+        dict(dim=16, depth=1, num_heads=2, head_dim=8, image_size=32, num_classes=3),
         "softmax_attention=chunked",
     ),
 ]

@@ -12,9 +12,9 @@ from research.modules.moe_options import Moe, mixture_of
 from research.modules.moe_similarity import similarity
 from research.modules.state import abstract, initialize
 
-SPARSE = SequenceConfig(pattern="hgrn", ffn="moe glu", depth=6, dim=16, moe=Moe(experts=4))
+SPARSE = SequenceConfig(pattern="hgrn", ffn="moe glu", depth=6, dim=16, moe=Moe(num_experts=4))
 IMAGES = ViTConfig(
-    dim=16, depth=4, heads=2, head_dim=8, patch_size=4, image_size=8, num_classes=3, ffn="mlp moe", moe=Moe(experts=4)
+    dim=16, depth=4, num_heads=2, head_dim=8, patch_size=4, image_size=8, num_classes=3, ffn="mlp moe", moe=Moe(num_experts=4)
 )
 
 
@@ -27,7 +27,7 @@ def test_labels_follow_the_order_of_the_layers():
 
 
 def test_mixtures_are_found_by_their_module_and_their_options_are_told():
-    assert mixture_of(SPARSE) == Moe(experts=4, hidden=SPARSE.ffn_dim // 2)
+    assert mixture_of(SPARSE) == Moe(num_experts=4, ffn_dim=SPARSE.ffn_dim // 2)
     dense = SequenceConfig(pattern="hgrn", ffn="glu", dim=16)
     assert mixture_of(dense) is None and abstract(dense).modules_of(MoeFfn) == []
     assert mixture_of(registry.model_config("lenet5")) is None

@@ -117,7 +117,13 @@ def test_statistics_given_as_numpy_arrays_are_not_written_to():
 
 def test_initial_values():
     config = ResNetConfig(
-        block="bottleneck", depths=(1,), dims=(256,), num_classes=10, stem="small", image_size=32, zero_init=True
+        block="bottleneck",
+        depths=(1,),
+        dims=(256,),
+        num_classes=10,
+        stem="small",
+        image_size=32,
+        zero_init_residual=True,
     )
     params, _ = fast_jit(functools.partial(initialize, config))(jax.random.key(0))
     kernel = params["stages/0/block0/convs/1/conv/kernel"]
@@ -167,7 +173,7 @@ def test_a_stem_of_its_own_width_is_projected_and_stays_so():
         ({"depths": (1, 1, 1)}, "need one entry per stage"),
         ({"depths": (1, 0, 1, 1)}, "valid: a list of whole numbers from 1"),
         ({"image_size": 16}, "smaller than the total stride 32; use stem='small'"),
-        ({"experts": -1}, "experts=-1; valid: a whole number from 0"),
+        ({"num_experts": -1}, "num_experts=-1; valid: a whole number from 0"),
         ({"router_dims": (8, 16)}, "need one whole number from 1 per stage"),
         ({"router_dims": (8, 4, 16)}, "must not fall"),
         ({"form": "fast"}, "routed_conv: form is 'fast'"),

@@ -85,7 +85,7 @@ def test_the_future_does_not_reach_back():
 
 def test_vectors_in_numbers_out_and_pooling():
     config = registry.model_config(
-        "sequence", vocab_size=0, input_dim=3, outputs=2, length=6, dim=16, depth=1, pattern="hgrn"
+        "sequence", vocab_size=0, input_dim=3, output_dim=2, length=6, dim=16, depth=1, pattern="hgrn"
     )
     params, _ = random_arrays(config)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 3)), jnp.float32)
@@ -109,8 +109,8 @@ def test_dropout_is_only_for_training_and_a_function_of_its_key():
 
 
 def test_wide_is_one_layer_with_the_heads_of_all():
-    deep = registry.model_config("attention_small", dim=64, depth=4, attention={"heads": 2, "head_dim": 16})
-    wide = registry.model_config("attention_small", dim=64, depth=1, attention={"heads": 8, "head_dim": 16})
+    deep = registry.model_config("attention_small", dim=64, depth=4, attention={"num_heads": 2, "head_dim": 16})
+    wide = registry.model_config("attention_small", dim=64, depth=1, attention={"num_heads": 8, "head_dim": 16})
     count = lambda config: {k: v for k, v in abstract(config).params.items() if "/mixer/" in k}
     size = lambda arrays: sum(int(np.prod(v.shape)) for v in arrays.values())
     assert size(count(deep)) == size(count(wide)) == 4 * 4 * 64 * 2 * 16
@@ -120,14 +120,14 @@ def test_wide_is_one_layer_with_the_heads_of_all():
 def test_published_names_cover_both_mambas():
     assert len(registry.list_models("mamba_*b") + registry.list_models("mamba_*m")) == 5
     assert abstract(registry.entry("mamba2_130m").config).num_params() == 128_989_632
-    assert twin("mamba_130m").mamba.state == 4
+    assert twin("mamba_130m").mamba.d_state == 4
 
 
 def test_shrinking_keeps_what_is_not_cut_derived():
     config = tiny("mamba gla")
     assert config.shrink() == config and config.shrink(depth=0.5).mamba == config.mamba
     small = config.shrink(width=0.5, state=2)
-    assert small.mamba.inner == 16 and small.mamba.state == 2 and small.gla.state == 2
+    assert small.mamba.d_inner == 16 and small.mamba.d_state == 2 and small.gla.d_state == 2
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_shrinking_keeps_what_is_not_cut_derived():
         ({"pattern": "mamba attention", "depth": 3}, "no multiple of the 2 layers"),
         ({"ffn": "glu tree"}, "valid: none, mlp, glu, snnk, moe"),
         ({"vocab_size": 0}, "both input_dim and outputs"),
-        ({"mamba": {"stat": 3}}, "no field mamba.stat; valid: state"),
+        ({"mamba": {"stat": 3}}, "no field mamba.stat; valid: d_state"),
         ({"form": "fft"}, "fft"),
         (
             {"pattern": "attention", "attention": {"causal": False}},
@@ -154,7 +154,15 @@ def test_bad_configs(fields, message):
 
 def crowded(group=0, **fields):
     """A model whose mixtures have so few places that tokens of the whole batch are dropped."""
-    moe = dict(experts=4, active=1, expert="relu", hidden=16, capacity="megablocks", capacity_factor=0.5, group=group)
+    moe = dict(
+        num_experts=4,
+        num_experts_per_tok=1,
+        expert="relu",
+        ffn_dim=16,
+        capacity="megablocks",
+        capacity_factor=0.5,
+        group_size=group,
+    )
     return tiny("hgrn", ffn="moe", depth=1, moe=moe, **fields)
 
 
@@ -178,7 +186,7 @@ def test_a_batch_of_prompts_is_continued_as_each_prompt_alone():
 
 @pytest.mark.parametrize("pool", ["none", "mean", "last"])
 def test_filler_and_padding_are_nothing_to_mixtures_and_pooling(pool):
-    config = crowded(pool=pool, outputs=3)
+    config = crowded(pool=pool, output_dim=3)
     params, stats = random_arrays(config)
     model = fast_jit(lambda tokens, real: apply(config, params, stats, tokens, real=real)[0])
     tokens, real = images(config), jnp.arange(LENGTH) < jnp.array([[7], [0], [0]])

@@ -126,7 +126,7 @@ BLOCKS = {
 @pytest.mark.parametrize("size", BLOCKS)
 def test_g9_g10_block_and_its_merged_form(x64, size):
     golden, kernel_sum = BLOCKS[size]
-    config = UniRepLKNetConfig(depths=(1,), dims=(4,), kernels=((size,),))
+    config = UniRepLKNetConfig(depths=(1,), dims=(4,), kernel_sizes=((size,),))
     params, stats = goldens.block(size)
     y = run(lambda i: Block(config, 0, size, "stage1/layer", i), params, stats, X, 0.0, None, "eval")
     check(nchw(y), *golden)
@@ -144,7 +144,7 @@ def test_g9_g10_block_and_its_merged_form(x64, size):
 
 
 MINI = UniRepLKNetConfig(
-    depths=(1,) * 4, dims=(8, 16, 24, 32), kernels=((3,), (13,), (9,), (5,)), num_classes=10, image_size=64
+    depths=(1,) * 4, dims=(8, 16, 24, 32), kernel_sizes=((3,), (13,), (9,), (5,)), num_classes=10, image_size=64
 )
 POINTS = [
     ((16, 16, 8), 336.1669271402, 2429.2731670328), ((16, 16, 8), 319.6703308991, 2570.0560969902),
@@ -240,7 +240,9 @@ def test_stage_outputs_and_block_counts():
     assert [o.shape[1:] for o in outs[1::2]] == [(56, 56, 80), (28, 28, 160), (14, 14, 320), (7, 7, 640)]
     for size, expected in {"t": (15, 12), "s": (15, 21), "a": (10, 2)}.items():
         sizes = [
-            k for d, p in zip(VARIANTS[size].depths, VARIANTS[size].kernels, strict=True) for k in p * (d // len(p))
+            k
+            for d, p in zip(VARIANTS[size].depths, VARIANTS[size].kernel_sizes, strict=True)
+            for k in p * (d // len(p))
         ]
         assert (sum(k >= 7 for k in sizes), sum(k < 7 for k in sizes)) == expected
 
@@ -256,7 +258,9 @@ def test_drop_path_rates_and_their_use():
 
 @pytest.mark.slow
 def test_initial_values():
-    config = UniRepLKNetConfig(depths=(1, 2), dims=(16, 32), kernels=((3,), (3,)), num_classes=10, head_scale=0.001)
+    config = UniRepLKNetConfig(
+        depths=(1, 2), dims=(16, 32), kernel_sizes=((3,), (3,)), num_classes=10, head_init_scale=0.001
+    )
     params, stats = fast_jit(functools.partial(initialize, config))(jax.random.key(0))
     assert all((v == 1e-6).all() for k, v in params.items() if k.endswith("layer_scale"))
     assert all((v == 0).all() for k, v in params.items() if k.endswith("bias") or k.endswith("grn/scale"))
@@ -269,7 +273,7 @@ def test_initial_values():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"kernels": ((3,), (12,), (13,), (13,))}, "kernel size 12 in stage 2; valid: 0, 3, 5, 7"),
+        ({"kernel_sizes": ((3,), (12,), (13,), (13,))}, "kernel size 12 in stage 2; valid: 0, 3, 5, 7"),
         ({"dims": (6, 8, 8, 8)}, "must be multiples of 4"),
         ({"depths": (1, 1, 1)}, "one entry per stage"),
         ({"image_size": 16}, "smaller than the total stride 32"),

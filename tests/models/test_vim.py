@@ -17,7 +17,7 @@ from research.nested.slicing import slice_like
 from tests.models.twins import fast_jit, images, loss_and_logits, random_arrays
 from tests.ops.compare import assert_agree
 
-CONFIG = VimConfig(dim=12, depth=2, state=3, rank=2, patch_size=2, image_size=8, num_classes=5, form="cpu")
+CONFIG = VimConfig(dim=12, depth=2, d_state=3, dt_rank=2, patch_size=2, image_size=8, num_classes=5, form="cpu")
 COUNTS = {"vim_tiny_patch16_224": 7_148_008, "vim_small_patch16_224": 25_796_584, "vim_base_patch16_224": 97_598_440}
 
 
@@ -191,8 +191,8 @@ def test_smaller_selves():
     small, tiny = VARIANTS["vim_small_patch16_224"], VARIANTS["vim_tiny_patch16_224"]
     assert dataclasses.replace(small.shrink(width=0.5), drop_path_rate=0.0) == tiny
     cut = small.shrink(width=0.5, depth=6, state=0.25, keep="even")
-    assert (cut.dim, cut.inner, cut.rank, cut.state, cut.kept_layers) == (192, 384, 12, 4, (0, 4, 8, 12, 16, 20))
-    assert small.shrink(state=5).state == 5
+    assert (cut.dim, cut.d_inner, cut.dt_rank, cut.d_state, cut.kept_layers) == (192, 384, 12, 4, (0, 4, 8, 12, 16, 20))
+    assert small.shrink(state=5).d_state == 5
     full = abstract(small)
     held = jax.eval_shape(lambda p: slice_like(p, full, abstract(cut)), dict(full.params))
     assert {k: v.shape for k, v in held.items()} == {k: v.shape for k, v in abstract(cut).params.items()}
@@ -204,8 +204,8 @@ def test_smaller_selves():
     ("bad", "message"),
     [
         ({"image_size": 225}, r"vim: image_size=225 is no multiple of patch_size=16; valid patch sizes: \[3, 5, 9"),
-        ({"state": 0}, "vim: state=0; valid: whole numbers from 1"),
-        ({"taps": 64}, "vim: taps=64; valid: 1 to 63"),
+        ({"d_state": 0}, "vim: d_state=0; valid: whole numbers from 1"),
+        ({"d_conv": 64}, "vim: d_conv=64; valid: 1 to 63"),
         ({"kept_layers": (0, 1)}, "one entry for each of the 24 blocks"),
         ({"form": "fast"}, "vim: depthwise_conv1d: form is 'fast'; expected one of auto, cpu, naive"),
         ({"form": "depthwise_conv2d=naive"}, "its ops: depthwise_conv1d, selective_scan"),

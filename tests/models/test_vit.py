@@ -18,7 +18,7 @@ from research.train.costs import forward_flops
 from tests.models.twins import fast_jit, images, random_arrays
 
 CONFIG = ViTConfig(
-    dim=24, depth=2, heads=3, head_dim=5, mlp_dim=40, patch_size=3, image_size=6, num_classes=7, distilled=True
+    dim=24, depth=2, num_heads=3, head_dim=5, mlp_dim=40, patch_size=3, image_size=6, num_classes=7, distilled=True
 )
 
 
@@ -58,7 +58,7 @@ def naive_vit(params, image, config):
         p = {k.removeprefix(prefix): v[i] for k, v in params.items() if k.startswith(prefix)}
         attention = {k.removeprefix("attention/"): v for k, v in p.items() if k.startswith("attention/")}
         x = x + naive_attention(
-            attention, naive_norm(x, p["norm1/scale"], p["norm1/bias"]), config.heads, config.head_dim
+            attention, naive_norm(x, p["norm1/scale"], p["norm1/bias"]), config.num_heads, config.head_dim
         )
         h = naive_norm(x, p["norm2/scale"], p["norm2/bias"]) @ p["mlp/up/kernel"] + p["mlp/up/bias"]
         h = h * (1 + jax.lax.erf(h / 2**0.5)) / 2
@@ -96,7 +96,7 @@ def test_agrees_with_the_naive_twin_in_outputs_and_gradients():
 
 def test_drop_path_needs_training_and_a_key_and_keeps_examples_apart():
     config = ViTConfig(
-        dim=16, depth=4, heads=2, head_dim=8, patch_size=4, image_size=8, num_classes=5, drop_path_rate=0.9
+        dim=16, depth=4, num_heads=2, head_dim=8, patch_size=4, image_size=8, num_classes=5, drop_path_rate=0.9
     )
     params, _ = random_arrays(config)
     x = jnp.broadcast_to(images(config, 1), (16, 8, 8, 3))
@@ -132,7 +132,7 @@ def test_shapes_of_the_parameters():
     ("bad", "message"),
     [
         ({"image_size": 225}, r"image_size=225 is no multiple of patch_size=16; valid patch sizes: \[3, 5, 9"),
-        ({"heads": 0}, "heads=0; valid: whole numbers from 1"),
+        ({"num_heads": 0}, "num_heads=0; valid: whole numbers from 1"),
         ({"kept_layers": (0, 1)}, "one entry for each of 12 repetitions"),
     ],
 )
@@ -144,7 +144,7 @@ def test_bad_configs_are_refused_in_one_line(bad, message):
 
 MIXED = dataclasses.replace(
     CONFIG, distilled=False, depth=6, kept_layers=(), dense_blocks=2, ffn="mlp moe",
-    moe=dataclasses.replace(FAMILIES["v_moe"], experts=4, hidden=20, capacity="none"),
+    moe=dataclasses.replace(FAMILIES["v_moe"], num_experts=4, ffn_dim=20, capacity="none"),
 )  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def test_mixtures_stand_in_every_second_block_of_the_last_ones():
 def test_smaller_selves_of_mixed_depths():
     small = MIXED.shrink(depth=0.5, experts=2, active=1, ffn=0.5)
     assert (small.depth, small.dense_blocks, small.kept_layers, small.kept_dense) == (3, 1, (0,), (0,))
-    assert (small.mixture.experts, small.mixture.active, small.mixture.hidden) == (2, 1, 8)
+    assert (small.mixture.num_experts, small.mixture.num_experts_per_tok, small.mixture.ffn_dim) == (2, 1, 8)
     assert MIXED.shrink(depth=3).depth == 3
     with pytest.raises(UserError, match="give a fraction"):
         MIXED.shrink(depth=4)
@@ -200,8 +200,8 @@ def test_smaller_selves_of_mixed_depths():
     "fields, message",
     [
         ({"ffn": "glu"}, "valid: mlp and moe"),
-        ({"dense_blocks": 3}, "no multiple of the parts"),
-        ({"moe": dataclasses.replace(FAMILIES["v_moe"], active=9)}, "moe: active=9"),
+        ({"dense_blocks": 3}, "no multiple of the FFNs"),
+        ({"moe": dataclasses.replace(FAMILIES["v_moe"], num_experts_per_tok=9)}, "moe: num_experts_per_tok=9"),
         ({"moe": FAMILIES["hash"]}, "tokens of a vocabulary"),
     ],
 )
@@ -212,9 +212,10 @@ def test_mixtures_that_do_not_fit_are_told(fields, message):
 
 def test_flops_are_those_of_a_whole_group():
     """Places are rounded up once for the tokens of a group, not for those of each image."""
-    moe = dataclasses.replace(FAMILIES["v_moe"], experts=4, hidden=20, eval_capacity_factor=0.0)
+    moe = dataclasses.replace(FAMILIES["v_moe"], num_experts=4, ffn_dim=20, eval_capacity_factor=0.0)
     grouped, alone = (
-        forward_flops(dataclasses.replace(MIXED, kept_layers=(), moe=dataclasses.replace(moe, group=g))) for g in (8, 1)
+        forward_flops(dataclasses.replace(MIXED, kept_layers=(), moe=dataclasses.replace(moe, group_size=g)))
+        for g in (8, 1)
     )
     # A group of 8 images has 40 tokens: 21 places by the rule, 24 by its rounding; one image has 5 tokens: 3, rounded
     # to 4.

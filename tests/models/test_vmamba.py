@@ -22,8 +22,8 @@ CONFIG = VMambaConfig(
     depths=(1, 2),
     dims=(6, 8),
     ssm_ratio=1.5,
-    state=2,
-    ranks=(1, 2),
+    d_state=2,
+    dt_ranks=(1, 2),
     mlp_dims=(10, 12),
     num_classes=5,
     image_size=7,
@@ -160,7 +160,14 @@ def test_mixer_agrees_with_numpy_on_a_map_that_is_not_square():
 @pytest.mark.slow
 def test_naive_form_agrees_in_outputs_and_gradients():
     config = dataclasses.replace(
-        CONFIG, stem_strides=(2, 1), depths=(1,), dims=(6,), ranks=(1,), mlp_dims=(10,), inner_dims=(), kept_layers=()
+        CONFIG,
+        stem_strides=(2, 1),
+        depths=(1,),
+        dims=(6,),
+        dt_ranks=(1,),
+        mlp_dims=(10,),
+        inner_dims=(),
+        kept_layers=(),
     )
     params, _ = random_arrays(config)
     x = images(config)
@@ -205,7 +212,7 @@ def test_initial_numbers_and_outputs_of_the_stages():
 def test_smaller_selves():
     config = VARIANTS["vmamba_small_s2l15"]
     cut = config.shrink(width=0.5, depth=(1, 2, 5, 1), ffn=0.5, keep="even")
-    assert (cut.dims, cut.inner_dims, cut.ranks) == ((48, 96, 192, 384), (96, 192, 384, 768), (3, 6, 12, 24))
+    assert (cut.dims, cut.inner_dims, cut.dt_ranks) == ((48, 96, 192, 384), (96, 192, 384, 768), (3, 6, 12, 24))
     assert (cut.mlp_dims, cut.kept_layers[2]) == ((96, 192, 384, 768), (0, 3, 6, 9, 12))
     full = abstract(config)
     held = jax.eval_shape(lambda p: slice_like(p, full, abstract(cut)), dict(full.params))
@@ -218,7 +225,7 @@ def test_smaller_selves():
     ("bad", "message"),
     [
         ({"image_size": 16}, "images of 16 pixels are smaller than the total stride 32; use stem_strides"),
-        ({"state": 0}, "vmamba: 0 among depths, channels, classes and the like"),
+        ({"d_state": 0}, "vmamba: 0 among depths, channels, classes and the like"),
         ({"dims": (96, 192)}, "need one entry per stage"),
         ({"dims": (1, 2, 4, 8)}, "leave no channel for the stem"),
         ({"kept_layers": ((0,), (0, 1), (0,), (0, 1))}, r"must have \(2, 2, 8, 2\) entries"),

@@ -68,7 +68,7 @@ def test_a_wrong_field_is_no_traceback_of_what_builds(name):
     [
         ({"dims": 3.7}, "model.dims=3.7; valid: a list of whole numbers"),
         ({"dims": ("x", 8)}, "model.dims="),
-        ({"layer_scale": "x"}, "model.layer_scale='x'; valid: a number"),
+        ({"layer_scale_init_value": "x"}, "model.layer_scale_init_value='x'; valid: a number"),
         ({"depths": (10**5,) * 4}, "valid: a list of whole numbers from 1 up to 9,999"),
         ({"drop_path_rate": 1.5}, "model.drop_path_rate=1.5; valid: a number from 0 below 1"),
         ({"unroll": "maybe"}, "model.unroll='maybe'; valid: True or False"),

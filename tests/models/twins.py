@@ -57,7 +57,7 @@ def images(config, batch: int = 3, seed: int = 7, dtype=np.float32):
 
 def beside(config, batch: int) -> dict:
     """Returns what a model is told beside its input: an encoder, the domains of its sentences."""
-    return {"domain": jnp.arange(batch) % config.domains} if hasattr(config, "domains") else {}
+    return {"domain": jnp.arange(batch) % config.num_domains} if hasattr(config, "num_domains") else {}
 
 
 def loss_and_logits(config, params, stats, x, mode: str = "train"):

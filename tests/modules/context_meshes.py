@@ -17,15 +17,15 @@ def config_of(kind: str):
     from research.models.sequence import SequenceConfig
 
     spec = SequenceConfig().spec(kind)
-    small = {"heads": 2, "state": 4}
+    small = {"num_heads": 2, "d_state": 4}
     if (
         kind == "sla"
     ):  # with few features a token may share none with any before it, and its gradient is divided by almost nothing
-        small["state"] = 16
+        small["d_state"] = 16
     if kind == "routing":
-        small |= {"local_heads": 1, "clusters": 2}
+        small |= {"num_local_heads": 1, "num_clusters": 2}
     if kind.startswith("mamba"):
-        small = {"head_dim": 8, "state": 4, "angles": 2}
+        small = {"head_dim": 8, "d_state": 4, "num_rope_angles": 2}
     fields = {k: v for k, v in small.items() if hasattr(spec, k)}
     return SequenceConfig(
         vocab_size=16,

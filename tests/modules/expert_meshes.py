@@ -23,10 +23,10 @@ def main() -> None:
     from research.train.sharding import layout, make_mesh
 
     kinds = {
-        "dropless": Moe(experts=16, hidden=24),
-        "places": Moe(experts=16, hidden=24, capacity="megablocks", capacity_factor=0.75),
-        "expert_choice": Moe(experts=16, hidden=24, router="expert_choice", balance=0.0),
-        "soft": Moe(experts=16, hidden=24, router="soft", active=1, balance=0.0),
+        "dropless": Moe(num_experts=16, ffn_dim=24),
+        "places": Moe(num_experts=16, ffn_dim=24, capacity="megablocks", capacity_factor=0.75),
+        "expert_choice": Moe(num_experts=16, ffn_dim=24, router="expert_choice", balance_loss_coef=0.0),
+        "soft": Moe(num_experts=16, ffn_dim=24, router="soft", num_experts_per_tok=1, balance_loss_coef=0.0),
     }
     x = np.random.default_rng(0).normal(size=(16, 4, 32)).astype(np.float32)
     results = {}

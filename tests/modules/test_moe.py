@@ -31,11 +31,11 @@ def module(spec, seed=0):
 def small(family, **more):
     spec = FAMILIES[family]
     sizes = dict(
-        experts=8,
-        active=min(spec.active, 2),
-        hidden=8,
-        expert_groups=min(spec.expert_groups, 4),
-        kept_groups=min(spec.kept_groups, 2),
+        num_experts=8,
+        num_experts_per_tok=min(spec.num_experts_per_tok, 2),
+        ffn_dim=8,
+        num_expert_groups=min(spec.num_expert_groups, 4),
+        topk_groups=min(spec.topk_groups, 2),
     )
     return dataclasses.replace(spec, **(sizes | more)).resolve(16)
 
@@ -106,8 +106,8 @@ def test_dropless_families_are_the_weighted_sum(family):
     y, _ = run(ffn, x, calls())
     rows = x.reshape(-1, WIDTH)
     routed = top_k_choice(
-        rows @ ffn.router[...], 2, score=spec.score, renormalize=spec.renormalize, scale=spec.scale,
-        expert_groups=spec.expert_groups, kept_groups=spec.kept_groups,
+        rows @ ffn.router[...], 2, scoring_func=spec.scoring_func, renormalize=spec.renormalize,
+        scale=spec.routed_scaling_factor, num_expert_groups=spec.num_expert_groups, topk_groups=spec.topk_groups,
     )  # fmt: skip
     expected = every_expert(rows, combine_matrix(routed.experts, routed.weights, 8), ffn.kernels)
     if ffn.shared is not None:
@@ -128,7 +128,7 @@ def test_groups_compete_apart():
     not."""
     x = tokens()
     for group, same in ((1, True), (0, False)):
-        spec = small("switch", capacity="megablocks", capacity_factor=0.7, eval_capacity_factor=0.0, group=group)
+        spec = small("switch", capacity="megablocks", capacity_factor=0.7, eval_capacity_factor=0.0, group_size=group)
         together, alone = run(module(spec), x, calls())[0][:1], run(module(spec), x[:1], calls())[0]
         assert np.allclose(together, alone, atol=1e-6) == same
 
@@ -153,7 +153,7 @@ def test_what_an_enforced_router_lacks_is_told(family, needs):
 
 
 def test_training_stores_load_losses_and_numbers_and_evaluation_does_not():
-    ffn = module(small("mixtral", balance=0.01, z=1e-3))
+    ffn = module(small("mixtral", balance_loss_coef=0.01, z_loss_coef=1e-3))
     _, after = run(ffn, tokens(), calls("train"))
     assert after["load"].sum() == pytest.approx(2, rel=1e-5) and after["aux_loss"] > 0.01
     observed = dict(zip(OBSERVED, np.asarray(after["observed"]).tolist(), strict=True))
@@ -163,7 +163,7 @@ def test_training_stores_load_losses_and_numbers_and_evaluation_does_not():
 
 
 def test_dropped_share_is_what_finds_no_place():
-    spec = small("switch", capacity="megablocks", capacity_factor=1.0, group=0)
+    spec = small("switch", capacity="megablocks", capacity_factor=1.0, group_size=0)
     _, after = run(module(spec), tokens(), calls("train"))
     counts = np.round(np.asarray(after["load"]) * BATCH * LENGTH)
     expected = 1 - np.minimum(counts, 3).sum() / (BATCH * LENGTH)
@@ -184,7 +184,7 @@ def test_bias_moves_once_an_update_by_the_load_of_all_its_calls_and_has_no_gradi
 
 
 def test_noise_needs_training_and_repeats_under_its_key():
-    ffn, x = module(small("v_moe", noise=50.0)), tokens()
+    ffn, x = module(small("v_moe", noise_std=50.0)), tokens()
     assert np.array_equal(run(ffn, x, calls("train"))[0], run(ffn, x, calls("train"))[0])
     assert not np.allclose(run(ffn, x, calls("train"))[0], run(ffn, x, calls())[0])
     other = dataclasses.replace(calls(), key=jax.random.key(1))
@@ -224,17 +224,17 @@ def test_a_later_token_changes_nothing_before_it_in_causal_routers_alone():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(experts=4, active=5), "moe: active=5; valid: 1 to the 4 experts"),
-        (dict(experts=0), "moe: experts=0; valid: whole numbers from 1"),
+        (dict(num_experts=4, num_experts_per_tok=5), "moe: num_experts_per_tok=5; valid: 1 to the 4 experts"),
+        (dict(num_experts=0), "moe: num_experts=0; valid: whole numbers from 1"),
         (dict(router="best"), "moe: router='best'; valid: top_k, expert_choice, soft, hash, domain"),
         (dict(expert="tanh"), "moe: expert='tanh'; valid: glu, geglu, mlp, relu"),
         (dict(capacity="gshard"), "moe: capacity='gshard'; valid: none, mesh"),
-        (dict(expert_groups=3), "moe: expert_groups=3; valid: divisors of experts=8"),
+        (dict(num_expert_groups=3), "moe: num_expert_groups=3; valid: divisors of num_experts=8"),
         (
-            dict(expert_groups=4, kept_groups=1, active=3),
-            "moe: active=3; valid: 1 to the 2 experts that a token can reach",
+            dict(num_expert_groups=4, topk_groups=1, num_experts_per_tok=3),
+            "moe: num_experts_per_tok=3; valid: 1 to the 2 experts that a token can reach",
         ),
-        (dict(router="hash"), "moe: active=2; valid: 1 with router=hash"),
+        (dict(router="hash"), "moe: num_experts_per_tok=2; valid: 1 with router=hash"),
     ],
 )
 def test_options_that_do_not_fit_are_told(options, message):
@@ -243,10 +243,10 @@ def test_options_that_do_not_fit_are_told(options, message):
 
 
 def test_smaller_selves():
-    spec = Moe(experts=8, active=2, hidden=64).resolve(128)
+    spec = Moe(num_experts=8, num_experts_per_tok=2, ffn_dim=64).resolve(128)
     small = spec.shrink(0.5, 1.0, 0.5, 1)
-    assert (small.experts, small.active, small.hidden) == (4, 1, 32)
-    assert spec.shrink(1.0, 1.0, 1, None).active == 1
+    assert (small.num_experts, small.num_experts_per_tok, small.ffn_dim) == (4, 1, 32)
+    assert spec.shrink(1.0, 1.0, 1, None).num_experts_per_tok == 1
     assert spec.shrink(1.0, 1.0, None, None) == spec
     with pytest.raises(UserError, match="experts=9"):
         spec.shrink(1.0, 1.0, 9, None)

@@ -68,7 +68,7 @@ def test_padding_and_filler_are_nothing(family):
     """Outputs of real tokens, losses, loads, what is observed and gradients: padded to 64 beside filler, and as they
     are."""
     more = TIGHT if FAMILIES[family].capacity != "none" else {}
-    spec = small(family, z=1e-3, balance=0.01, **more)
+    spec = small(family, z_loss_coef=1e-3, balance_loss_coef=0.01, **more)
     found = run(spec, *padded(64))
     same(found, run(spec, TEXT, None, IDS))
     assert np.abs(found[0]).max() > 0.1
@@ -77,7 +77,7 @@ def test_padding_and_filler_are_nothing(family):
 
 
 def test_texts_of_several_lengths_do_not_depend_on_the_padding():
-    spec = small("v_moe", z=1e-3, balance=0.01, balance_groups=True, group=2, **TIGHT)
+    spec = small("v_moe", z_loss_coef=1e-3, balance_loss_coef=0.01, balance_groups=True, group_size=2, **TIGHT)
     found = []
     for total in (16, 64):
         x, real, ids = padded(total)
@@ -88,7 +88,7 @@ def test_texts_of_several_lengths_do_not_depend_on_the_padding():
 @pytest.mark.parametrize("mode", ["told", "cut"])
 def test_a_group_that_does_not_divide_the_batch_keeps_its_size(mode):
     """Five sequences in groups of two are two groups and a rest of one, not five groups."""
-    spec, x = small("switch", group=2, **TIGHT), np.concatenate([TEXT, TEXT[::-1, ::-1], 2 * TEXT[:1]])
+    spec, x = small("switch", group_size=2, **TIGHT), np.concatenate([TEXT, TEXT[::-1, ::-1], 2 * TEXT[:1]])
     real = np.ones(5, bool) if mode == "told" else None
     together = run(spec, x, real, None)[0].reshape(x.shape)
     for rows in (slice(0, 2), slice(4, 5)):
@@ -96,7 +96,7 @@ def test_a_group_that_does_not_divide_the_batch_keeps_its_size(mode):
 
 
 def test_what_goes_on_from_a_state_is_never_dropped():
-    spec = small("switch", group=0, **TIGHT)
+    spec = small("switch", group_size=0, **TIGHT)
     ffn, free = (merge(*scaled(s)) for s in (spec, dataclasses.replace(spec, capacity="none")))
     carried = ffn(TEXT, Call(carried=True))
     same([carried], [free(TEXT, Call())])

@@ -60,7 +60,14 @@ def of(module, *args):
 def test_routers_are_exact_on_accelerators(family):
     """Of experts whose own products are batched or grouped, those with E outputs are the router's (and the noise's, the
     slots')."""
-    spec = small(family, experts=EXPERTS, expert_groups=1, kept_groups=1, learned_noise=family == "v_moe", balance=0.01)
+    spec = small(
+        family,
+        num_experts=EXPERTS,
+        num_expert_groups=1,
+        topk_groups=1,
+        learned_noise=family == "v_moe",
+        balance_loss_coef=0.01,
+    )
     ffn = MoeFfn(spec, WIDTH, ("embed", "layer/mlp"), "layer", INIT)
     found = with_size(of(ffn, jnp.ones((2, 5, WIDTH)), Call("train", jax.random.key(0))), f"<{WIDTH}x{EXPERTS}")
     assert len(found) >= (4 if family == "v_moe" else 2)
@@ -83,15 +90,17 @@ CASES = {
     "embedding": lambda: of(Embedding(9, 4, INIT), jnp.zeros(3, jnp.int32)),
     "k-means": lambda: products(lambda x: routing_attention.commitment_loss(x, jnp.ones((2, 3, 4))), HEADS),
     "steps of Mamba": lambda: with_size(
-        of(Mamba(rank=3).resolve(16).build(16, 8, "layer", INIT, "naive"), jnp.ones((1, 4, 16)), Call()), "3x32"
+        of(Mamba(dt_rank=3).resolve(16).build(16, 8, "layer", INIT, "naive"), jnp.ones((1, 4, 16)), Call()), "3x32"
     ),
     "steps of Mamba-2": lambda: with_size(
-        of(Mamba2(state=4, head_dim=4).resolve(14).build(14, 8, "layer", INIT, "naive"), jnp.ones((1, 4, 14)), Call()),
+        of(
+            Mamba2(d_state=4, head_dim=4).resolve(14).build(14, 8, "layer", INIT, "naive"), jnp.ones((1, 4, 14)), Call()
+        ),
         "<14x7",
     ),
     "decays of gated linear attention": lambda: with_size(
         of(
-            GatedLinearAttention(heads=2, rank=3).resolve(16).build(16, 8, "layer", INIT, "naive"),
+            GatedLinearAttention(num_heads=2, gate_low_rank_dim=3).resolve(16).build(16, 8, "layer", INIT, "naive"),
             jnp.ones((1, 4, 16)),
             Call(),
         ),

@@ -76,7 +76,7 @@ def test_one_hot_scores_give_the_plain_network_with_that_group_s_weights(name):
     fields = {
         k: v
         for k, v in registry.entry(name).tiny.items()
-        if k not in ("experts", "router_dims", "router_depths", "form")
+        if k not in ("num_experts", "router_dims", "router_depths", "form")
     }
     plain = registry.model_config(PLAIN[name], **fields)
     own = {k: v for k, v in stats.items() if not k.startswith(config.router)}
@@ -128,8 +128,8 @@ def test_through_gate_is_eval_mode_but_for_the_gradient_of_the_gate():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_expert_is_the_plain_network(name):
-    config = dataclasses.replace(twin(name), experts=1)
-    plain = dataclasses.replace(config, experts=0)
+    config = dataclasses.replace(twin(name), num_experts=1)
+    plain = dataclasses.replace(config, num_experts=0)
     params, stats = random_arrays(config)
     assert (
         not [k for k in params if k.startswith(config.router)]

@@ -21,7 +21,7 @@ def test_created_model_runs_and_samples():
     small = model.sample(width=0.5, depth=0.5)
     x = images(model.config)
     assert model(x).shape == small(x).shape == (3, 10)
-    assert small.config.depth == 2 and small.config.dim == 16 and small.config.heads == 2
+    assert small.config.depth == 2 and small.config.dim == 16 and small.config.num_heads == 2
     assert research.model_info("resnet50")["params"] == 25_557_032
 
 

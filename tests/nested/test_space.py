@@ -61,15 +61,15 @@ def test_choices_outside_the_space_are_refused_in_one_line(config, text, message
 def test_kernels_nest_along_the_released_tables_only():
     nests = {(s, k) for k in BRANCHES for s in BRANCHES if s < k and s >= 7 and kernel_nests(s, k)}
     assert nests == {(7, 9), (7, 11), (7, 13), (7, 15), (9, 11), (9, 13), (11, 13)}
-    wide = registry.model_config("unireplknet_a", kernels=((3,), (15,), (15,), (15,)))
+    wide = registry.model_config("unireplknet_a", kernel_sizes=((3,), (15,), (15,), (15,)))
     with pytest.raises(UserError, match=r"kernel=13 is outside its space; a kernel of 15 crops to \[7, 15\]"):
         wide.shrink(kernel=13)
-    assert wide.shrink(kernel=7).kernels == ((3,), (7,), (7,), (7,))
-    wider = registry.model_config("unireplknet_a", kernels=((3,), (17,), (17,), (17,)))
+    assert wide.shrink(kernel=7).kernel_sizes == ((3,), (7,), (7,), (7,))
+    wider = registry.model_config("unireplknet_a", kernel_sizes=((3,), (17,), (17,), (17,)))
     with pytest.raises(UserError, match=r"a kernel of 17 crops to \[17\]"):
         wider.shrink(kernel=15)
-    narrow = registry.model_config("unireplknet_a", kernels=((3,), (11,), (11,), (11,)))
-    assert narrow.shrink(kernel=15).kernels == narrow.kernels  # a limit above the kernel's own size keeps it
+    narrow = registry.model_config("unireplknet_a", kernel_sizes=((3,), (11,), (11,), (11,)))
+    assert narrow.shrink(kernel=15).kernel_sizes == narrow.kernel_sizes  # a limit above the kernel's own size keeps it
 
 
 def test_kept_layers_are_dynaberts():
@@ -83,8 +83,8 @@ def test_kept_layers_are_dynaberts():
 def test_deit_base_holds_deit_small_and_tiny():
     for name, width in (("deit_small_patch16_224", 0.5), ("deit_tiny_patch16_224", 0.25)):
         assert DEIT.shrink(width=width) == registry.entry(name).config
-    assert DEIT.shrink(width=0.5, heads=1.0).heads == 12
-    assert DEIT.shrink(heads=0.25, ffn=0.25).heads == 3 and DEIT.shrink(ffn=0.25).mlp_dim == 768
+    assert DEIT.shrink(width=0.5, heads=1.0).num_heads == 12
+    assert DEIT.shrink(heads=0.25, ffn=0.25).num_heads == 3 and DEIT.shrink(ffn=0.25).mlp_dim == 768
 
 
 def test_resnet_shapes():
@@ -98,7 +98,7 @@ def test_resnet_shapes():
 def test_unireplknet_shapes():
     small = T.shrink(width=0.5, depth=0.5, ffn=0.5, kernel=7)
     assert small.dims == (40, 80, 160, 320) and small.mlp_dims == (80, 160, 320, 640)
-    assert small.kernels == ((3,), (7,), (7, 3), (7,)) and small.depths == (2, 2, 10, 2)
+    assert small.kernel_sizes == ((3,), (7,), (7, 3), (7,)) and small.depths == (2, 2, 10, 2)
     assert small.kept_layers == ((0, 1), (0, 1), (0, 1, 2, 3, 4), (0, 1))
     assert small.shrink(width=0.5) == T.shrink(width=0.25, depth=0.5, ffn=0.5, kernel=7)
 
@@ -117,7 +117,13 @@ def test_named_and_free_points():
 def test_a_network_whose_arrays_are_no_slices_is_refused_in_a_line():
     """Of routing attention the size of a head follows from the width where it is left open, and heads are not cut."""
     config = registry.model_config(
-        "sequence", pattern="routing", routing={"heads": 2, "local_heads": 1}, dim=32, depth=1, length=16, vocab_size=8
+        "sequence",
+        pattern="routing",
+        routing={"num_heads": 2, "num_local_heads": 1},
+        dim=32,
+        depth=1,
+        length=16,
+        vocab_size=8,
     )
     with pytest.raises(
         UserError,

@@ -18,8 +18,8 @@ from tests.models.twins import fast_jit, random_arrays
 from tests.ops.compare import assert_agree
 
 TEXT = SequenceConfig(vocab_size=11, length=9, dim=16, depth=4, pattern="hgrn", ffn="glu", ffn_dim=24)
-IMAGES = ViTConfig(dim=16, depth=6, heads=2, head_dim=8, mlp_dim=24, patch_size=4, image_size=8, num_classes=5)
-DROPLESS = dataclasses.replace(FAMILIES["v_moe"], capacity="none", renormalize=True, hidden=24, experts=3)
+IMAGES = ViTConfig(dim=16, depth=6, num_heads=2, head_dim=8, mlp_dim=24, patch_size=4, image_size=8, num_classes=5)
+DROPLESS = dataclasses.replace(FAMILIES["v_moe"], capacity="none", renormalize=True, ffn_dim=24, num_experts=3)
 
 
 def sparse(config, moe, **more):
@@ -27,13 +27,13 @@ def sparse(config, moe, **more):
 
 
 PAIRS = {
-    "every layer": (TEXT, sparse(TEXT, Moe(experts=3, hidden=24), ffn="moe")),
-    "every second layer": (TEXT, sparse(TEXT, Moe(experts=5, hidden=24), ffn="glu moe")),
+    "every layer": (TEXT, sparse(TEXT, Moe(num_experts=3, ffn_dim=24), ffn="moe")),
+    "every second layer": (TEXT, sparse(TEXT, Moe(num_experts=5, ffn_dim=24), ffn="glu moe")),
     "capacity for all": (
         TEXT,
-        sparse(TEXT, Moe(experts=2, hidden=24, capacity="megablocks", capacity_factor=2.0), ffn="moe"),
+        sparse(TEXT, Moe(num_experts=2, ffn_dim=24, capacity="megablocks", capacity_factor=2.0), ffn="moe"),
     ),
-    "hash": (TEXT, sparse(TEXT, dataclasses.replace(FAMILIES["hash"], hidden=24, experts=3), ffn="moe")),
+    "hash": (TEXT, sparse(TEXT, dataclasses.replace(FAMILIES["hash"], ffn_dim=24, num_experts=3), ffn="moe")),
     "vision": (IMAGES, sparse(IMAGES, DROPLESS, ffn="mlp moe")),
     "vision, last two": (IMAGES, sparse(IMAGES, DROPLESS, ffn="mlp moe", dense_blocks=2)),
 }
@@ -69,11 +69,11 @@ def test_copies_compute_the_same(pair):
 @pytest.mark.parametrize(
     "moe, reason",
     [
-        (Moe(hidden=24, renormalize=False), "renormalize=False"),
-        (Moe(hidden=24, score="sigmoid", scale=2.5), "scale=2.5"),
-        (Moe(hidden=24, capacity="mesh"), "capacity='mesh'"),
-        (dataclasses.replace(FAMILIES["soft"], hidden=24), "router='soft'"),
-        (Moe(hidden=24), ""),
+        (Moe(ffn_dim=24, renormalize=False), "renormalize=False"),
+        (Moe(ffn_dim=24, scoring_func="sigmoid", routed_scaling_factor=2.5), "routed_scaling_factor=2.5"),
+        (Moe(ffn_dim=24, capacity="mesh"), "capacity='mesh'"),
+        (dataclasses.replace(FAMILIES["soft"], ffn_dim=24), "router='soft'"),
+        (Moe(ffn_dim=24), ""),
     ],
 )
 def test_what_changes_the_function_is_told(moe, reason):
@@ -107,10 +107,10 @@ def test_noise_and_reinit_make_experts_differ(options):
 @pytest.mark.parametrize(
     "change, told",
     [
-        (dict(moe=Moe(experts=3, hidden=16)), r"needs \(3, 16, 16\)"),
-        (dict(moe=Moe(experts=3, hidden=24, shared=1)), "shared"),
-        (dict(moe=Moe(experts=3, hidden=24), depth=2), "4 layers, the mixture 2"),
-        (dict(moe=dataclasses.replace(FAMILIES["soft"], hidden=24, router="top_k", expert="mlp")), "down_bias"),
+        (dict(moe=Moe(num_experts=3, ffn_dim=16)), r"needs \(3, 16, 16\)"),
+        (dict(moe=Moe(num_experts=3, ffn_dim=24, num_shared_experts=1)), "shared"),
+        (dict(moe=Moe(num_experts=3, ffn_dim=24), depth=2), "4 layers, the mixture 2"),
+        (dict(moe=dataclasses.replace(FAMILIES["soft"], ffn_dim=24, router="top_k", expert="mlp")), "down_bias"),
     ],
 )
 def test_what_does_not_fit_is_told(change, told):

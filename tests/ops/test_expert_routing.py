@@ -170,7 +170,7 @@ def test_one_renormalised_choice_teaches_the_router_nothing():
 def test_groups_limit_the_choice():
     scores = jnp.array([[0.9, 0.1, 0.2, 0.15, 0.8, 0.7, 0.3, 0.25]])
     bias = jnp.array([-0.5, 0, 0, 0, 0, 0, 0.1, 0.1])
-    options = dict(score="sigmoid", renormalize=True, scale=2.5, expert_groups=4, kept_groups=2)
+    options = dict(scoring_func="sigmoid", renormalize=True, scale=2.5, num_expert_groups=4, topk_groups=2)
     logits = jax.scipy.special.logit(scores)
     routed = top_k_choice(logits, 3, bias=bias, **options)
     weights = dict(zip(np.asarray(routed.experts[0]).tolist(), np.asarray(routed.weights[0]).tolist(), strict=True))
@@ -182,7 +182,7 @@ def test_groups_limit_the_choice():
 
 def test_experts_outside_the_groups_stay_outside_whatever_their_sign():
     logits = jax.scipy.special.logit(jnp.array([[0.3, 0.2, 0.1, 0.05]]))
-    routed = top_k_choice(logits, 2, score="sigmoid", bias=jnp.full(4, -0.4), expert_groups=2, kept_groups=1)
+    routed = top_k_choice(logits, 2, scoring_func="sigmoid", bias=jnp.full(4, -0.4), num_expert_groups=2, topk_groups=1)
     assert set(np.asarray(routed.experts[0]).tolist()) == {0, 1}
 
 
@@ -196,7 +196,7 @@ def test_bias_evens_out_a_skewed_router():
     bias, spread = jnp.zeros(4), []
     for step in range(300):
         logits = skew + jax.random.normal(jax.random.key(step), (256, 4))
-        load = expert_fractions(top_k_choice(logits, 1, score="sigmoid", bias=bias).experts, 4)
+        load = expert_fractions(top_k_choice(logits, 1, scoring_func="sigmoid", bias=bias).experts, 4)
         spread.append(float(load.max() - load.min()))
         bias = balanced_bias(bias, load, 0.005)
     assert np.mean(spread[-20:]) < 0.2 < 0.5 < np.mean(spread[:5])
@@ -243,9 +243,12 @@ def test_scores_are_wide_whatever_the_logits_are_in():
     "call, message",
     [
         (lambda: top_k_choice(LOGITS, 4), "top_k_choice: k is 4; expected 1 to the 3 experts"),
-        (lambda: top_k_choice(LOGITS, 1, score="tanh"), "score is 'tanh'; expected softmax or sigmoid"),
-        (lambda: top_k_choice(LOGITS, 1, expert_groups=2), "expert_groups is 2; expected a divisor of the 3 experts"),
-        (lambda: top_k_choice(LOGITS, 2, expert_groups=3, kept_groups=1), "k is 2; expected 1 to the 1 experts"),
+        (lambda: top_k_choice(LOGITS, 1, scoring_func="tanh"), "scoring_func is 'tanh'; expected softmax or sigmoid"),
+        (
+            lambda: top_k_choice(LOGITS, 1, num_expert_groups=2),
+            "num_expert_groups is 2; expected a divisor of the 3 experts",
+        ),
+        (lambda: top_k_choice(LOGITS, 2, num_expert_groups=3, topk_groups=1), "k is 2; expected 1 to the 1 experts"),
         (lambda: expert_choice(LOGITS, 7), "capacity is 7; expected 1 to the 6 tokens"),
         (lambda: capacity("gshard", 8, 2, 1, 1.0), "rule is 'gshard'; expected mesh"),
         (lambda: capacity("mesh", 8, 0, 1, 1.0), "experts is 0; expected a number above 0"),

@@ -98,7 +98,7 @@ def test_last_names_of_what_does_not_decay(name, not_decayed):
 
 def test_maps_between_ranks_are_gains_of_each_channel():
     """Mamba-3's `spread` and `gather` multiply channel by channel: neither decay nor Muon touches them."""
-    full = abstract(registry.model_config("mamba3_small", mamba3={"rank": 2}))
+    full = abstract(registry.model_config("mamba3_small", mamba3={"mimo_rank": 2}))
     maps = [path for path in full.params if path.endswith(("/spread_x", "/spread_z", "/gather"))]
     assert len(maps) == 3 and all(full.kinds[path] is Kind.GAIN for path in maps)
 

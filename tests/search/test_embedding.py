@@ -96,8 +96,8 @@ def setting():
         length=8,
         dim=16,
         depth=1,
-        domains=2,
-        attention={"heads": 2, "causal": False},
+        num_domains=2,
+        attention={"num_heads": 2, "causal": False},
     )
     return sources, (config, *fast_jit(functools.partial(initialize, config))(jax.random.key(0)))
 

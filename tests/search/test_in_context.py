@@ -24,11 +24,11 @@ def test_model_and_baselines_are_scored_on_the_same_prompts(function):
         dim=16,
         depth=1,
         pattern="attention",
-        attention={"heads": 2},
+        attention={"num_heads": 2},
         ffn="mlp",
         vocab_size=0,
         input_dim=3,
-        outputs=1,
+        output_dim=1,
         length=10,
     )
     params, stats = initialize(config, jax.random.key(0))

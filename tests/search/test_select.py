@@ -1,9 +1,9 @@
-"""Selection under budgets, and the judgement of promises."""
+"""Selection under budgets, and the judgement of acceptance criteria."""
 
 import pytest
 
 from research.errors import UserError
-from research.search.promises import by_network, judge, measures
+from research.search.criteria import by_network, judge, measures
 from research.search.select import select
 
 ROWS = [
@@ -34,7 +34,7 @@ def test_nothing_fits():
         select(ROWS, "value", {"max_params": 5})
 
 
-def test_promises():
+def test_acceptance_criteria():
     reports = [
         {
             "metric": "test accuracy",
@@ -50,8 +50,8 @@ def test_promises():
         and found["smallest_flops"] == 0.25
     )
     rows = judge(found, {"full": 0.86, "smallest_flops": (None, 0.25), "wall_s": [None, 10]})
-    assert [r["kept"] for r in rows] == ["NO", "yes", "yes"]
-    with pytest.raises(UserError, match="unknown promise 'speed'"):
+    assert [r["met"] for r in rows] == ["NO", "yes", "yes"]
+    with pytest.raises(UserError, match="unknown acceptance criterion 'speed'"):
         judge(found, {"speed": 1})
 
 

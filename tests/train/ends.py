@@ -12,7 +12,7 @@ def tiny(**overrides):
     """One network of two blocks without statistics: three programs."""
     fields = {"train.duration": "6", "eval.every": "0", "checkpoint.every": "4"}
     config = recipe.load("tests/tiny.py:full", fields | {k.replace("__", "."): str(v) for k, v in overrides.items()})
-    config["model"] = {"name": "vit_tiny_patch16_224", "patch_size": 4, "dim": 16, "depth": 1, "heads": 2}
+    config["model"] = {"name": "vit_tiny_patch16_224", "patch_size": 4, "dim": 16, "depth": 1, "num_heads": 2}
     config["nested"]["points"] = {}
     return config
 

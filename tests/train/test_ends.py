@@ -11,7 +11,7 @@ from launch import config as recipe
 from research.data import pipeline
 from research.errors import UserError
 from research.report import plots
-from research.search import promises
+from research.search import criteria
 from research.train import foreseen, loop, records
 from research.train.evaluation import Evaluator
 from research.train.setup import make_setup
@@ -144,9 +144,9 @@ def test_without_any_split_the_report_has_costs(tmp_path):
     assert report["split"] is None and stored["subnets"][0]["value"] is None and stored["subnets"][0]["params"] > 0
     assert "FLOPs" in (tmp_path / "run" / "report.md").read_text()
     with pytest.raises(
-        UserError, match="accuracy of full is no number or was not measured, so no promise can be judged"
+        UserError, match="accuracy of full is no number or was not measured, so no criterion can be judged"
     ):
-        promises.measures([report])
+        criteria.measures([report])
 
 
 @pytest.mark.parametrize(

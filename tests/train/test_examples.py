@@ -24,8 +24,8 @@ def test_fewer_classes_than_the_data_are_refused_and_more_are_fine():
         make_setup(recipe.load("tests/tiny.py", {"model.num_classes": "5"}))
     setup = make_setup(recipe.load("tests/tiny.py", {"model.num_classes": "12"}))
     assert setup.task.num_classes == 12
-    with pytest.raises(UserError, match=r"model.outputs=5 is less than the 10 classes"):
-        make_setup(recipe.load("configs/pixel_sequences.py", {"model.outputs": "5"}))
+    with pytest.raises(UserError, match=r"model.output_dim=5 is less than the 10 classes"):
+        make_setup(recipe.load("configs/pixel_sequences.py", {"model.output_dim": "5"}))
 
 
 @pytest.mark.parametrize(

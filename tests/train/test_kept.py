@@ -21,9 +21,9 @@ from tests.train.reporter import Lines
 MODEL = {
     "model.pattern": "routing",
     "model.depth": "1",
-    "model.routing": "{'heads': 2, 'local_heads': 1, 'clusters': 2, 'window': 8, 'local_window': 4}",
+    "model.routing": "{'num_heads': 2, 'num_local_heads': 1, 'num_clusters': 2, 'window': 8, 'local_window': 4}",
 }
-MODEL |= {"model.moe.experts": "4", "model.moe.bias_rate": "0.1", "model.moe.score": "sigmoid"}
+MODEL |= {"model.moe.num_experts": "4", "model.moe.bias_update_rate": "0.1", "model.moe.scoring_func": "sigmoid"}
 
 
 def tiny(**overrides):

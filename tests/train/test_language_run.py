@@ -154,7 +154,7 @@ def test_extracted_network_stands_alone(run, trained, tmp_path):
     config, params, stats = trained.model("s")
     safetensors_io.save_folder(tmp_path, config, params, stats, {"test": True})
     again, own, _ = safetensors_io.load_folder(tmp_path)
-    assert again == config and again.hgrn.inner == 16
+    assert again == config and again.hgrn.d_inner == 16
     np.testing.assert_array_equal(own["embedding/table"], params["embedding/table"])
 
 

@@ -26,7 +26,7 @@ MODEL = {
     "pattern": "hgrn",
     "ffn": "glu moe",
     "dim": 16,
-    "hgrn": {"taps": 3},
+    "hgrn": {"d_conv": 3},
     "form": "grouped_matmul=naive",
 }
 
@@ -51,7 +51,7 @@ def told(row):
 
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("moe"), {"experts": 4, "active": 2}, 4)
+    return run(tmp_path_factory.mktemp("moe"), {"num_experts": 4, "num_experts_per_tok": 2}, 4)
 
 
 def test_every_logged_line_tells_the_load_of_every_layer(learnt):
@@ -100,7 +100,9 @@ def test_report_has_the_section_and_the_map(learnt):
 def test_dead_experts_are_named(tmp_path):
     """Twenty characters hashed to 24 experts leave some without any."""
     workdir, lines, metrics = run(
-        tmp_path, {"experts": 24, "router": "hash", "active": 1, "hidden": 8, "balance": 0.0}, 2
+        tmp_path,
+        {"num_experts": 24, "router": "hash", "num_experts_per_tok": 1, "ffn_dim": 8, "balance_loss_coef": 0.0},
+        2,
     )
     told = [line for line in lines.said if "got no token" in line]
     empty = [i for i, load in enumerate(metrics[-2]["experts/layer1/load"]) if not load]
@@ -109,7 +111,7 @@ def test_dead_experts_are_named(tmp_path):
 
 
 def test_experts_that_do_not_divide_over_the_mesh_are_told():
-    space = make_space(SequenceConfig(pattern="hgrn", ffn="moe", moe=Moe(experts=8)), {"few": "experts=6"})
+    space = make_space(SequenceConfig(pattern="hgrn", ffn="moe", moe=Moe(num_experts=8)), {"few": "experts=6"})
     check_experts(space, 1)
     check_experts(space, 2)
     with pytest.raises(
@@ -125,13 +127,13 @@ def test_what_fills_up_a_batch_moves_no_metric(tmp_path):
     (tmp_path / "text.txt").write_text(LINE * 100)
     config = recipe.load("tests/tiny_lm.py:all", {"data.dir": str(tmp_path / "text.txt")})
     moe = {
-        "experts": 4,
-        "active": 1,
-        "group": 0,
+        "num_experts": 4,
+        "num_experts_per_tok": 1,
+        "group_size": 0,
         "capacity": "megablocks",
         "capacity_factor": 0.5,
         "router": "top_k",
-        "hidden": 16,
+        "ffn_dim": 16,
     }
     config["model"] = {**MODEL, "depth": 1, "ffn": "moe", "moe": moe}
     config["nested"]["points"] = {}

@@ -1,4 +1,4 @@
-"""Runs that earlier versions saved open, go on, are evaluated, extracted and exported."""
+"""Runs that earlier versions saved open, continue, are evaluated, extracted and exported."""
 
 import json
 import tarfile

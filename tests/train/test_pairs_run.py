@@ -33,7 +33,7 @@ def fields(tmp_path_factory):
         "data.options.length": "6",
         "data.options.vocab_size": "40",
     }
-    return sizes | {"model.dim": "16", "model.depth": "1", "model.attention": "{'heads': 2}"}
+    return sizes | {"model.dim": "16", "model.depth": "1", "model.attention": "{'num_heads': 2}"}
 
 
 def load(arg, fields, **more):
@@ -77,9 +77,9 @@ def test_domain_run_starts_as_the_dense_one(dense, fields, tmp_path):
 
 def test_what_does_not_fit_is_told_at_set_up(fields):
     with pytest.raises(
-        UserError, match=r"has texts of domain 2 \(c\) that no expert has; valid with model.domains=2: 0..1"
+        UserError, match=r"has texts of domain 2 \(c\) that no expert has; valid with model.num_domains=2: 0..1"
     ):
-        make_setup(load("domain", fields, **{"model.domains": "2"}))
+        make_setup(load("domain", fields, **{"model.num_domains": "2"}))
     with pytest.raises(UserError, match="model attention_small does not take pairs"):
         make_setup(load("domain", fields, **{"model.name": "attention_small"}))
     with pytest.raises(UserError, match="model.vocab_size=30 is less than the 40 tokens"):

@@ -87,7 +87,7 @@ def test_a_disk_that_is_full_is_told_and_the_checkpoints_stay(tmp_path):
         command = [sys.executable, "-m", "launch.train", "--config=tests/tiny.py", f"--workdir={workdir}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 2, done.stderr[-3000:]
-        # Threads of the libraries that write may add lines of their own about their share of the accident.
+        # Threads of the libraries that write may add lines of their own about their share of the injected fault.
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, done.stderr[-3000:]
         assert "no space left on" in errors[0].lower()  # met by a checkpoint or by the metrics, whichever comes first

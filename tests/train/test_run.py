@@ -248,7 +248,7 @@ def test_accumulation_equals_the_whole_batch(tmp_path):
         config = tiny(
             "full", train__duration=1, eval__every=0, optim__warmup=0, optim__name="sgd", train__accumulate=parts
         )
-        config["model"] = {"name": "vit_tiny_patch16_224", "patch_size": 4, "dim": 16, "depth": 2, "heads": 2}
+        config["model"] = {"name": "vit_tiny_patch16_224", "patch_size": 4, "dim": 16, "depth": 2, "num_heads": 2}
         config["nested"]["points"] = {}
         loop.train(config, str(tmp_path / str(parts)), Lines())
         after[parts] = {k: np.asarray(v) for k, v in Trained(tmp_path / str(parts)).state.params.items()}

@@ -175,7 +175,7 @@ def test_a_signal_before_a_run_begins_says_where_it_goes_on_and_leaves_nothing_o
         patch.setattr(f"research.train.{moment}", told)
         with pytest.raises(
             loop.Preempted,
-            match="stopped by SIGTERM at step 2; the state is saved, start the same command again to go on",
+            match="stopped by SIGTERM at step 2; the state is saved, start the same command again to continue",
         ):
             loop.train(tiny(train__duration=2), str(workdir), Lines())
     assert status(workdir)["state"] == (

@@ -20,8 +20,14 @@ SGD = {
     "optim.warmup": "0",
     "eval.every": "0",
 }
-LM = {"name": "sequence", "pattern": "attention", "ffn": "glu", "dim": 16, "depth": 1, "attention": {"heads": 2}}
-MOE = {"experts": 4, "active": 1, "score": "sigmoid", "bias_rate": 0.1, "balance": 0.0}
+LM = {"name": "sequence", "pattern": "attention", "ffn": "glu", "dim": 16, "depth": 1, "attention": {"num_heads": 2}}
+MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 1,
+    "scoring_func": "sigmoid",
+    "bias_update_rate": 0.1,
+    "balance_loss_coef": 0.0,
+}
 
 
 def language(scheme="full", model=LM, **overrides):
@@ -176,6 +182,6 @@ def test_contrastive_batches_are_not_cut(fields, message, tmp_path):
         "data.options.length": "6",
         "data.options.vocab_size": "40",
     }
-    sizes |= {"data.batch_size": "4", "model.dim": "16", "model.depth": "1", "model.attention": "{'heads': 2}"}
+    sizes |= {"data.batch_size": "4", "model.dim": "16", "model.depth": "1", "model.attention": "{'num_heads': 2}"}
     with pytest.raises(UserError, match=message):
         Supervised(make_setup(recipe.load("configs/domain_encoder.py:dense", {**sizes, **fields})))

@@ -1,4 +1,4 @@
-"""What a run tells of itself, and accidents of data and of folders: one line each, nothing lost."""
+"""What a run tells of itself, and injected faults of data and of folders: one line each, nothing lost."""
 
 import json
 import threading

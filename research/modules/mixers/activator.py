@@ -22,20 +22,21 @@ from research.modules.ssm import torch_linear
 @register
 @dataclass(frozen=True)
 class Activator(Spec):
-    """`inner` 0: expand * dim (the paper's CIFAR model: 512 at width 256)."""
+    """`d_inner` 0: expand * dim (the paper's CIFAR model: 512 at width 256)."""
 
     expand: float = 2.0
-    inner: int = 0
+    d_inner: int = 0
 
+    renamed: ClassVar[dict[str, str]] = {"inner": "d_inner"}
     kind: ClassVar[str] = "activator"
     paper: ClassVar[str] = "arXiv 2405.15953"
     alone: ClassVar[bool] = True
 
     def resolve(self, dim: int) -> Self:
-        return replace(self, inner=self.inner or round(self.expand * dim))
+        return replace(self, d_inner=self.d_inner or round(self.expand * dim))
 
     def shrink(self, width, heads, state) -> "Activator":
-        return replace(self, inner=elastic.scaled(self.inner, width, 8, "width"))
+        return replace(self, d_inner=elastic.scaled(self.d_inner, width, 8, "width"))
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "ActivatorMixer":
         return ActivatorMixer(self, dim, scope, init, form)
@@ -47,13 +48,13 @@ class ActivatorMixer(nnx.Module):
     def __init__(self, spec: Activator, dim: int, scope: str, init: Init, form: str):
         self.form = form
         inner, linear = f"{scope}/inner", torch_linear(dim)
-        self.gate = init.param("gate", (dim, spec.inner), ("embed", inner), linear, Kind.MATRIX)
-        self.gate_bias = init.param("gate_bias", (spec.inner,), (inner,), linear, Kind.BIAS)
-        self.up = init.param("up", (dim, spec.inner), ("embed", inner), linear, Kind.MATRIX)
-        self.up_bias = init.param("up_bias", (spec.inner,), (inner,), linear, Kind.BIAS)
-        self.norm = LayerNorm(spec.inner, inner, init.child("norm"), eps=1e-5)
-        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), torch_linear(spec.inner), Kind.MATRIX)
-        self.out_bias = init.param("out_bias", (dim,), ("embed",), torch_linear(spec.inner), Kind.BIAS)
+        self.gate = init.param("gate", (dim, spec.d_inner), ("embed", inner), linear, Kind.MATRIX)
+        self.gate_bias = init.param("gate_bias", (spec.d_inner,), (inner,), linear, Kind.BIAS)
+        self.up = init.param("up", (dim, spec.d_inner), ("embed", inner), linear, Kind.MATRIX)
+        self.up_bias = init.param("up_bias", (spec.d_inner,), (inner,), linear, Kind.BIAS)
+        self.norm = LayerNorm(spec.d_inner, inner, init.child("norm"), eps=1e-5)
+        self.out = init.param("out", (spec.d_inner, dim), (inner, "embed"), torch_linear(spec.d_inner), Kind.MATRIX)
+        self.out_bias = init.param("out_bias", (dim,), ("embed",), torch_linear(spec.d_inner), Kind.BIAS)
 
     def __call__(
         self, x: Float[Array, "B *T D"], call: Call, state: State | None = None

@@ -30,25 +30,26 @@ NOTHING = -1
 @register
 @dataclass(frozen=True)
 class Attention(Spec):
-    """`kv_heads` 0: every head has keys and values of its own; else `kv_heads` groups of heads share them, and every
-    sub-network keeps all groups with fewer heads each. `head_dim` 0: dim / heads; heads keep their size in every
-    sub-network. `qk_norm`: queries and keys go through an RMSNorm over the features of a head, each with one scale for
-    all heads, before RoPE. `causal`
+    """`num_kv_heads` 0: every head has keys and values of its own; else `num_kv_heads` groups of heads share them, and
+    every sub-network keeps all groups with fewer heads each. `head_dim` 0: dim / num_heads; heads keep their size in
+    every sub-network. `qk_norm`: queries and keys go through an RMSNorm over the features of a head, each with one
+    scale for all heads, before RoPE. `causal`
     False: tokens see those after them too, as an encoder's do; such a layer has no state."""
 
-    heads: int = 8
-    kv_heads: int = 0
+    num_heads: int = 8
+    num_kv_heads: int = 0
     head_dim: int = 0
     rotary: bool = True
-    theta: float = THETA
+    rope_theta: float = THETA
     qk_norm: bool = False
     qk_norm_eps: float = 1e-6
     causal: bool = True
 
+    renamed: ClassVar[dict[str, str]] = {"heads": "num_heads", "kv_heads": "num_kv_heads", "theta": "rope_theta"}
     kind: ClassVar[str] = "attention"
     paper: ClassVar[str] = "arXiv 1706.03762"
-    small: ClassVar[dict[str, Any]] = {"heads": 6}
-    tiny: ClassVar[dict[str, Any]] = {"heads": 2, "head_dim": 8}
+    small: ClassVar[dict[str, Any]] = {"num_heads": 6}
+    tiny: ClassVar[dict[str, Any]] = {"num_heads": 2, "head_dim": 8}
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {attention.OP: attention.FORMS}
 
@@ -56,17 +57,17 @@ class Attention(Spec):
         return not self.causal
 
     def resolve(self, dim: int) -> Self:
-        self.require(self.heads >= 1, f"heads={self.heads}; valid: whole numbers from 1")
+        self.require(self.num_heads >= 1, f"num_heads={self.num_heads}; valid: whole numbers from 1")
         self.require(
-            not self.kv_heads or (self.kv_heads > 0 and self.heads % self.kv_heads == 0),
-            f"kv_heads={self.kv_heads} does not divide heads={self.heads}; valid: {_divisors(self.heads)}, "
-            "or 0 for one each",
+            not self.num_kv_heads or (self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads == 0),
+            f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}; "
+            f"valid: {_divisors(self.num_heads)}, or 0 for one each",
         )
         return replace(self, head_dim=head_size(self, dim))
 
     def shrink(self, width, heads, state) -> "Attention":
         follow = float(width) if heads is None else heads
-        return replace(self, heads=elastic.depth_count(follow, self.heads, self.kv_heads or 1, "heads"))
+        return replace(self, num_heads=elastic.depth_count(follow, self.num_heads, self.num_kv_heads or 1, "heads"))
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "AttentionMixer":
         return AttentionMixer(self, dim, scope, init, form)
@@ -76,13 +77,14 @@ def head_size(spec, dim: int) -> int:
     """The size of a head, from `head_dim` or dim / heads.
 
     Raises:
-      UserError: the heads do not divide the width, or rotary position embedding finds an odd size.
+      UserError: the heads does not divide the width, or rotary position embedding finds an odd size.
     """
     spec.require(
-        spec.head_dim > 0 or dim % spec.heads == 0,
-        f"heads={spec.heads} do not divide the width {dim}; valid: {_divisors(dim)}, or a head_dim of its own",
+        spec.head_dim > 0 or dim % spec.num_heads == 0,
+        f"num_heads={spec.num_heads} does not divide the width {dim}; "
+        f"valid: {_divisors(dim)}, or a head_dim of its own",
     )
-    size = spec.head_dim or dim // spec.heads
+    size = spec.head_dim or dim // spec.num_heads
     spec.require(not spec.rotary or size % 2 == 0, f"head_dim={size} is odd; valid: even numbers, or rotary=False")
     return size
 
@@ -99,15 +101,17 @@ class AttentionMixer(nnx.Module, Gathers):
     State: `k` and `v` [B, S, G, K], keys after RoPE, and `ids` [B, S], the documents of the tokens. A call writes its
       tokens
     from `call.position` on; what lies behind the last token written is not read, so a caller may go back by a smaller
-    position. Without `call.segment_ids` tokens go on in the document of the last token.
+    position. Without `call.segment_ids` tokens continue in the document of the last token.
     """
 
     def __init__(self, spec: Attention, dim: int, scope: str, init: Init, form: str):
         self.spec, self.form = spec, form
-        heads, groups, per_group = f"{scope}/heads", f"{scope}/groups", spec.heads // max(spec.kv_heads, 1)
+        heads, groups, per_group = f"{scope}/heads", f"{scope}/groups", spec.num_heads // max(spec.num_kv_heads, 1)
         matched, carried = f"{scope}/qk/head_dim", f"{scope}/v/head_dim"
-        kv_axis, kv = (groups, spec.kv_heads) if spec.kv_heads else (heads, spec.heads)
-        many_axes, many = ((groups, heads), (spec.kv_heads, per_group)) if spec.kv_heads else ((heads,), (spec.heads,))
+        kv_axis, kv = (groups, spec.num_kv_heads) if spec.num_kv_heads else (heads, spec.num_heads)
+        many_axes, many = (
+            ((groups, heads), (spec.num_kv_heads, per_group)) if spec.num_kv_heads else ((heads,), (spec.num_heads,))
+        )
         size = spec.head_dim
         self.query = init.param("query", (dim, *many, size), ("embed", *many_axes, matched), normal_02, Kind.MATRIX)
         self.key = init.param("key", (dim, kv, size), ("embed", kv_axis, matched), normal_02, Kind.MATRIX)
@@ -133,8 +137,8 @@ class AttentionMixer(nnx.Module, Gathers):
         return self.merge(self._read(query, new["ids"], state, call.position)), state
 
     def gathered(self, x: Float[Array, "B T D"], call: Call, axis: str) -> Float[Array, "B T D"]:
-        """Attention of a stretch that starts at `call.position` to the keys and values of all stretches, gathered over
-        a mesh axis."""
+        """Attention of a sequence shard that starts at `call.position` to the keys and values of all sequence shards,
+        gathered over a mesh axis."""
         query, key, value = self.project(x, call.position + jnp.arange(x.shape[1]))
         key, value = (lax.all_gather(y, axis, axis=1, tiled=True) for y in (key, value))
         places = jnp.arange(key.shape[1])
@@ -161,7 +165,7 @@ class AttentionMixer(nnx.Module, Gathers):
     def _require_state(self) -> None:
         self.spec.require(
             self.spec.causal,
-            "causal=False sees later tokens, so it cannot go on from a state, token by token; set causal=True",
+            "causal=False sees later tokens, so it cannot continue from a state, token by token; set causal=True",
         )
 
     def project(self, x: Float[Array, "B T D"], positions: Int[Array, " T"]) -> tuple[Array, Array, Array]:
@@ -173,7 +177,7 @@ class AttentionMixer(nnx.Module, Gathers):
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.spec.rotary:
-            query, key = (rotary(y, positions, self.spec.theta) for y in (query, key))
+            query, key = (rotary(y, positions, self.spec.rope_theta) for y in (query, key))
         return query, key, value
 
     def merge(self, y: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:

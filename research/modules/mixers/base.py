@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.errors import UserError
 from research.modules.axes import Init
 from research.modules.mesh import TENSOR_AXIS, own_size
+from research.modules.renamed import Renamed
 from research.ops.precision import matmul
 from research.plugins import import_all
 
@@ -42,7 +43,7 @@ class Call:
       real: [B] or [B, T], which examples or tokens are no filler; what looks across tokens or examples leaves the
         others out. None: all. Mixers that look back alone need not read it: padding stands behind the text, or is a
         segment of its own.
-      carried: the tokens go on from a state, so that what becomes of them may depend on those before them alone.
+      carried: the tokens continue from a state, so that what becomes of them may depend on those before them alone.
     """
 
     mode: str = "eval"
@@ -62,9 +63,9 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Spec:
+class Spec(Renamed):
     """Options of one kind of mixer; subclasses add fields, `kind`, `paper` and `build`, and are made known by
-    `register`."""
+    `register`. What a field was called in earlier versions stands in `renamed`."""
 
     kind: ClassVar[str] = ""
     """What `pattern` calls the mixer; the model's config has a field of this name for its options."""
@@ -77,7 +78,7 @@ class Spec:
     tiny: ClassVar[dict[str, Any]] = {}
     """Options in the shrunken twin that tests use: 16 channels, 12 tokens."""
     carries: ClassVar[bool] = True
-    """False: the mixer sees a sequence as a whole, so that devices cannot hold stretches of it."""
+    """False: the mixer sees a sequence as a whole, so that devices cannot hold shards of it."""
     bounded: ClassVar[bool] = False
     """True: the mixer does not reach beyond the model's `length`."""
     ops: ClassVar[dict[str, tuple[str, ...]]] = {}

@@ -27,42 +27,49 @@ OPS = {depthwise_1d.OP: depthwise_1d.FORMS, linear_attention.OP: linear_attentio
 @register
 @dataclass(frozen=True)
 class DeltaNet(HeadSpec):
-    """`gate`: silu(x W_g) behind the norm; `negative`: beta up to 2, so that a memory's eigenvalues reach -1 (arXiv
-    2411.12537)."""
+    """`use_gate`: silu(x W_g) behind the norm; `allow_neg_eigval`: beta up to 2, so that a memory's eigenvalues reach
+    -1 (arXiv 2411.12537)."""
 
-    taps: int = 4
-    gate: bool = False
-    negative: bool = False
+    d_conv: int = 4
+    use_gate: bool = False
+    allow_neg_eigval: bool = False
 
+    renamed: ClassVar[dict[str, str]] = {
+        **HeadSpec.renamed,
+        "taps": "d_conv",
+        "gate": "use_gate",
+        "negative": "allow_neg_eigval",
+    }
     kind: ClassVar[str] = "deltanet"
     paper: ClassVar[str] = "arXiv 2406.06484"
-    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
+    tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = OPS
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "DeltaMixer":
-        return DeltaMixer(self, dim, scope, init, form, gate=self.gate, decay=False)
+        return DeltaMixer(self, dim, scope, init, form, gate=self.use_gate, decay=False)
 
 
 @register
 @dataclass(frozen=True)
 class GatedDeltaNet(HeadSpec):
-    """`state` 0: expand_k * dim / heads features of a key; `head_dim` 0: expand_v times as many of a value; `negative`
-    as in `DeltaNet`."""
+    """`d_state` 0: expand_k * dim / num_heads features of a key; `head_dim` 0: expand_v times as many of a value;
+    `allow_neg_eigval` as in `DeltaNet`."""
 
     expand_k: float = 0.75
     expand_v: float = 2.0
-    taps: int = 4
-    negative: bool = False
+    d_conv: int = 4
+    allow_neg_eigval: bool = False
 
+    renamed: ClassVar[dict[str, str]] = {**HeadSpec.renamed, "taps": "d_conv", "negative": "allow_neg_eigval"}
     kind: ClassVar[str] = "gated_deltanet"
     paper: ClassVar[str] = "arXiv 2412.06464"
-    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
+    tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = OPS
 
     def resolve(self, dim: int) -> Self:
-        state = self.state or int(self.expand_k * dim) // max(self.heads, 1)
+        state = self.d_state or int(self.expand_k * dim) // max(self.num_heads, 1)
         return super(
-            GatedDeltaNet, replace(self, state=state, head_dim=self.head_dim or int(self.expand_v * state))
+            GatedDeltaNet, replace(self, d_state=state, head_dim=self.head_dim or int(self.expand_v * state))
         ).resolve(dim)
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "DeltaMixer":
@@ -85,9 +92,9 @@ class DeltaMixer(nnx.Module):
     and v.
 
     beta = sigmoid(x W_beta), log decays -exp(A_log) softplus(x W_a + dt_bias), both one a head; q is scaled by
-    state^-0.5. With K and V those of all heads: 2DK + 2DV + DH + taps(2K + V) + V/H parameters, DV more for the gate,
-    DH + 2H more for the decays.
-    State: `memory` [B, heads, state, head_dim], float32, and `conv` [B, taps - 1, 2K + V].
+    d_state^-0.5. With K and V those of all heads: 2DK + 2DV + DH + d_conv(2K + V) + V/H parameters, DV more for the
+    gate, DH + 2H more for the decays.
+    State: `memory` [B, num_heads, d_state, head_dim], float32, and `conv` [B, d_conv - 1, 2K + V].
     """
 
     def __init__(
@@ -96,25 +103,27 @@ class DeltaMixer(nnx.Module):
         self.spec, self.form = spec, form
         heads = f"{scope}/heads"
         keys, values = (heads, f"{scope}/state"), (heads, f"{scope}/v/head_dim")
-        self.q = head_kernel("q", dim, spec.heads, spec.state, keys, init)
-        self.k = head_kernel("k", dim, spec.heads, spec.state, keys, init)
-        self.v = head_kernel("v", dim, spec.heads, spec.head_dim, values, init)
+        self.q = head_kernel("q", dim, spec.num_heads, spec.d_state, keys, init)
+        self.k = head_kernel("k", dim, spec.num_heads, spec.d_state, keys, init)
+        self.v = head_kernel("v", dim, spec.num_heads, spec.head_dim, values, init)
         conv = lambda tag, size, axes: ShortConv(
-            (spec.heads, size), axes, init.child(tag), taps=spec.taps, bias=False, form=form
+            (spec.num_heads, size), axes, init.child(tag), kernel_size=spec.d_conv, bias=False, form=form
         )
-        self.q_conv, self.k_conv = conv("q_conv", spec.state, keys), conv("k_conv", spec.state, keys)
+        self.q_conv, self.k_conv = conv("q_conv", spec.d_state, keys), conv("k_conv", spec.d_state, keys)
         self.v_conv = conv("v_conv", spec.head_dim, values)
-        self.beta = init.param("beta", (dim, spec.heads), ("embed", heads), normal_02, Kind.MATRIX)
-        self.gate = head_kernel("gate", dim, spec.heads, spec.head_dim, values, init) if gate else None
-        self.decay = init.param("decay", (dim, spec.heads), ("embed", heads), normal_02, Kind.MATRIX) if decay else None
+        self.beta = init.param("beta", (dim, spec.num_heads), ("embed", heads), normal_02, Kind.MATRIX)
+        self.gate = head_kernel("gate", dim, spec.num_heads, spec.head_dim, values, init) if gate else None
+        self.decay = (
+            init.param("decay", (dim, spec.num_heads), ("embed", heads), normal_02, Kind.MATRIX) if decay else None
+        )
         self.a_log = (
-            init.param("a_log", (spec.heads,), (heads,), a_log_init, Kind.CONSTANT, precise=True) if decay else None
+            init.param("a_log", (spec.num_heads,), (heads,), a_log_init, Kind.CONSTANT, precise=True) if decay else None
         )
         self.dt_bias = (
-            init.param("dt_bias", (spec.heads,), (heads,), dt_bias_init, Kind.BIAS, precise=True) if decay else None
+            init.param("dt_bias", (spec.num_heads,), (heads,), dt_bias_init, Kind.BIAS, precise=True) if decay else None
         )
         self.norm = RMSNorm(spec.head_dim, values[1], init.child("norm"))
-        self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
+        self.out = out_kernel(dim, spec.num_heads, spec.head_dim, values, init)
 
     def __call__(
         self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
@@ -125,7 +134,7 @@ class DeltaMixer(nnx.Module):
         ]
         q, k, v, beta, *rest = project(x, *kernels, form=self.form, exact=(self.beta, self.decay))
         (q, k, v), conv = convolve((q, k, v), (self.q_conv, self.k_conv, self.v_conv), state.get("conv"), call)
-        beta = jax.nn.sigmoid(wide(beta)) * (2 if self.spec.negative else 1)
+        beta = jax.nn.sigmoid(wide(beta)) * (2 if self.spec.allow_neg_eigval else 1)
         log_decay = None
         if self.a_log is not None and self.dt_bias is not None:
             log_decay = -jnp.exp(self.a_log[...]) * jax.nn.softplus(wide(rest[-1]) + self.dt_bias[...])
@@ -138,6 +147,6 @@ class DeltaMixer(nnx.Module):
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
         spec = self.spec
-        channels = spec.heads * (2 * spec.state + spec.head_dim)
-        conv = jnp.zeros((batch, spec.taps - 1, channels), dtype)
-        return {"conv": conv, **empty(batch, spec.heads, spec.state, spec.head_dim)}
+        channels = spec.num_heads * (2 * spec.d_state + spec.head_dim)
+        conv = jnp.zeros((batch, spec.d_conv - 1, channels), dtype)
+        return {"conv": conv, **empty(batch, spec.num_heads, spec.d_state, spec.head_dim)}

@@ -21,16 +21,22 @@ from research.ops.precision import wide
 @register
 @dataclass(frozen=True)
 class GatedLinearAttention(HeadSpec):
-    """Log decays are logsigmoid(W_up W_down x + b) / `divisor` through `rank` features: they start small."""
+    """Log decays are logsigmoid(W_up W_down x + b) / `gate_logit_normalizer` through `gate_low_rank_dim` features: they
+    start small."""
 
     expand_k: float = 0.5
-    rank: int = 16
-    divisor: float = 16.0
+    gate_low_rank_dim: int = 16
+    gate_logit_normalizer: float = 16.0
 
+    renamed: ClassVar[dict[str, str]] = {
+        **HeadSpec.renamed,
+        "rank": "gate_low_rank_dim",
+        "divisor": "gate_logit_normalizer",
+    }
     kind: ClassVar[str] = "gla"
     paper: ClassVar[str] = "arXiv 2312.06635"
     small: ClassVar[dict[str, Any]] = {"expand_k": 1.0}
-    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
+    tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "GatedLinearAttentionMixer":
@@ -38,27 +44,29 @@ class GatedLinearAttention(HeadSpec):
 
 
 class GatedLinearAttentionMixer(nnx.Module):
-    """out(rms(attend(q, k, v, decays)) * silu(x W_g)), q scaled by state^-0.5; 2DK + 2DV + (D + K)R + K + VD + V/H
+    """out(rms(attend(q, k, v, decays)) * silu(x W_g)), q scaled by d_state^-0.5; 2DK + 2DV + (D + K)R + K + VD + V/H
     parameters.
 
-    K and V are those of all heads, R the rank; state: `memory` [B, heads, state, head_dim], float32.
+    K and V are those of all heads, R the rank of the gate; state: `memory` [B, num_heads, d_state, head_dim], float32.
     """
 
     def __init__(self, spec: GatedLinearAttention, dim: int, scope: str, init: Init, form: str):
         self.spec, self.form = spec, form
         heads, rank = f"{scope}/heads", f"{scope}/rank"
         keys, values = (heads, f"{scope}/state"), (heads, f"{scope}/v/head_dim")
-        self.q = head_kernel("q", dim, spec.heads, spec.state, keys, init)
-        self.k = head_kernel("k", dim, spec.heads, spec.state, keys, init)
-        self.v = head_kernel("v", dim, spec.heads, spec.head_dim, values, init)
-        self.gate = head_kernel("gate", dim, spec.heads, spec.head_dim, values, init)
-        self.decay_down = init.param("decay_down", (dim, spec.rank), ("embed", rank), normal_02, Kind.MATRIX)
-        self.decay_up = init.param(
-            "decay_up", (spec.rank, spec.heads, spec.state), (rank, *keys), normal_02, Kind.MATRIX
+        self.q = head_kernel("q", dim, spec.num_heads, spec.d_state, keys, init)
+        self.k = head_kernel("k", dim, spec.num_heads, spec.d_state, keys, init)
+        self.v = head_kernel("v", dim, spec.num_heads, spec.head_dim, values, init)
+        self.gate = head_kernel("gate", dim, spec.num_heads, spec.head_dim, values, init)
+        self.decay_down = init.param(
+            "decay_down", (dim, spec.gate_low_rank_dim), ("embed", rank), normal_02, Kind.MATRIX
         )
-        self.decay_bias = init.param("decay_bias", (spec.heads, spec.state), keys, zeros, Kind.BIAS)
+        self.decay_up = init.param(
+            "decay_up", (spec.gate_low_rank_dim, spec.num_heads, spec.d_state), (rank, *keys), normal_02, Kind.MATRIX
+        )
+        self.decay_bias = init.param("decay_bias", (spec.num_heads, spec.d_state), keys, zeros, Kind.BIAS)
         self.norm = RMSNorm(spec.head_dim, values[1], init.child("norm"))
-        self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
+        self.out = out_kernel(dim, spec.num_heads, spec.head_dim, values, init)
 
     def __call__(
         self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
@@ -67,7 +75,7 @@ class GatedLinearAttentionMixer(nnx.Module):
             x, self.q, self.k, self.v, self.gate, self.decay_down, form=self.form, exact=(self.decay_down,)
         )
         (decay,) = project(low, self.decay_up, form=self.form, exact=(self.decay_up,))
-        log_decay = jax.nn.log_sigmoid(wide(decay) + self.decay_bias[...]) / self.spec.divisor
+        log_decay = jax.nn.log_sigmoid(wide(decay) + self.decay_bias[...]) / self.spec.gate_logit_normalizer
         y, memory = attend(q, k, v, None if state is None else state["memory"], call, self.form, log_decay=log_decay)
         return join(self.norm(y) * jax.nn.silu(gate), self.out), {"memory": memory}
 
@@ -75,4 +83,4 @@ class GatedLinearAttentionMixer(nnx.Module):
         return self(x, call, state)
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
-        return empty(batch, self.spec.heads, self.spec.state, self.spec.head_dim)
+        return empty(batch, self.spec.num_heads, self.spec.d_state, self.spec.head_dim)

@@ -28,17 +28,19 @@ from research.ops.precision import wide
 @register
 @dataclass(frozen=True)
 class HGRN(Spec):
-    """`inner` 0: expand * dim channels; `bound`: lower bound of the forget gates before training, between 0 and 1.
+    """`d_inner` 0: expand * dim channels; `lower_bound`: lower bound of the forget gates before training, between 0 and
+    1.
 
-    `taps` > 0 adds a short causal convolution of so many steps to the input, which is not in the paper: x + conv(x)
-    goes on.
+    `d_conv` > 0 adds a short causal convolution of so many steps to the input, which is not in the paper: the
+    mixer reads x + conv(x).
     """
 
     expand: float = 1.0
-    inner: int = 0
-    bound: float = 0.5
-    taps: int = 0
+    d_inner: int = 0
+    lower_bound: float = 0.5
+    d_conv: int = 0
 
+    renamed: ClassVar[dict[str, str]] = {"inner": "d_inner", "bound": "lower_bound", "taps": "d_conv"}
     kind: ClassVar[str] = "hgrn"
     paper: ClassVar[str] = "arXiv 2311.04823"
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -47,11 +49,11 @@ class HGRN(Spec):
     }
 
     def resolve(self, dim: int) -> Self:
-        self.require(0 < self.bound < 1, f"bound={self.bound}; valid: numbers between 0 and 1")
-        return replace(self, inner=self.inner or round(self.expand * dim))
+        self.require(0 < self.lower_bound < 1, f"lower_bound={self.lower_bound}; valid: numbers between 0 and 1")
+        return replace(self, d_inner=self.d_inner or round(self.expand * dim))
 
     def shrink(self, width, heads, state) -> "HGRN":
-        return replace(self, inner=elastic.scaled(self.inner, width, 8, "width"))
+        return replace(self, d_inner=elastic.scaled(self.d_inner, width, 8, "width"))
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "HGRNMixer":
         return HGRNMixer(self, dim, scope, init, form)
@@ -61,21 +63,23 @@ class HGRNMixer(nnx.Module):
     """h_t = f h_{t-1} + (1 - f) silu(x W_i), f = lower + (1 - lower) sigmoid(x W_f); out(rms(h) * silu(x W_g)); 4DE +
     2E parameters.
 
-    State: `hidden` [B, E], float32; with `taps` also `conv` [B, taps - 1, D], and (taps + 1) D parameters more.
+    State: `hidden` [B, E], float32; with `d_conv` also `conv` [B, d_conv - 1, D], and (d_conv + 1) D parameters more.
     """
 
     def __init__(self, spec: HGRN, dim: int, scope: str, init: Init, form: str):
-        self.inner, self.form, self.dim = spec.inner, form, dim
+        self.inner, self.form, self.dim = spec.d_inner, form, dim
         inner = f"{scope}/inner"
-        self.input = init.param("input", (dim, spec.inner), ("embed", inner), normal_02, Kind.MATRIX)
-        self.forget = init.param("forget", (dim, spec.inner), ("embed", inner), normal_02, Kind.MATRIX)
-        self.gate = init.param("gate", (dim, spec.inner), ("embed", inner), normal_02, Kind.MATRIX)
-        logit = jax.nn.initializers.constant(math.log(spec.bound / (1 - spec.bound)))
-        self.bound = init.param("bound", (spec.inner,), (inner,), logit, Kind.CONSTANT, precise=True)
-        conv = lambda: ShortConv((dim,), ("embed",), init.child("conv"), taps=spec.taps, activation=False, form=form)
-        self.conv = conv() if spec.taps else None
-        self.norm = RMSNorm(spec.inner, inner, init.child("norm"))
-        self.out = init.param("out", (spec.inner, dim), (inner, "embed"), normal_02, Kind.MATRIX)
+        self.input = init.param("input", (dim, spec.d_inner), ("embed", inner), normal_02, Kind.MATRIX)
+        self.forget = init.param("forget", (dim, spec.d_inner), ("embed", inner), normal_02, Kind.MATRIX)
+        self.gate = init.param("gate", (dim, spec.d_inner), ("embed", inner), normal_02, Kind.MATRIX)
+        logit = jax.nn.initializers.constant(math.log(spec.lower_bound / (1 - spec.lower_bound)))
+        self.bound = init.param("bound", (spec.d_inner,), (inner,), logit, Kind.CONSTANT, precise=True)
+        conv = lambda: ShortConv(
+            (dim,), ("embed",), init.child("conv"), kernel_size=spec.d_conv, activation=False, form=form
+        )
+        self.conv = conv() if spec.d_conv else None
+        self.norm = RMSNorm(spec.d_inner, inner, init.child("norm"))
+        self.out = init.param("out", (spec.d_inner, dim), (inner, "embed"), normal_02, Kind.MATRIX)
 
     def _gates(self, x: Float[Array, "*B D"]) -> tuple[Array, Array, Array]:
         """Returns (f, (1 - f) silu(i), output gate); the first two wide, the complement of f from its parts, so that it
@@ -116,5 +120,7 @@ class HGRNMixer(nnx.Module):
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
         state = {"hidden": jnp.zeros((batch, self.inner), jnp.float32)}
         return (
-            state if self.conv is None else {**state, "conv": jnp.zeros((batch, self.conv.taps - 1, self.dim), dtype)}
+            state
+            if self.conv is None
+            else {**state, "conv": jnp.zeros((batch, self.conv.kernel_size - 1, self.dim), dtype)}
         )

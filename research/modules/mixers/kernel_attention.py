@@ -34,7 +34,7 @@ class CosFormer(HeadSpec):
 
     kind: ClassVar[str] = "cosformer"
     paper: ClassVar[str] = "arXiv 2202.08791"
-    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
+    tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
@@ -45,28 +45,29 @@ class CosFormer(HeadSpec):
 @register
 @dataclass(frozen=True)
 class Performer(HeadSpec):
-    """Keys are whole; `features` 0: floor(state ln state) random features, of which a sub-network keeps the first
-    (choice `state`).
+    """Keys are whole; `num_features` 0: floor(d_state ln d_state) random features, of which a sub-network keeps the
+    first (choice `state`).
 
-    `map`: "positive" estimates softmax attention, "relu" is the generalised attention of the paper.
+    `feature_map`: "positive" estimates softmax attention, "relu" is the generalised attention of the paper.
     """
 
-    features: int = 0
-    map: str = "positive"
+    num_features: int = 0
+    feature_map: str = "positive"
 
+    renamed: ClassVar[dict[str, str]] = {**HeadSpec.renamed, "features": "num_features", "map": "feature_map"}
     kind: ClassVar[str] = "performer"
     paper: ClassVar[str] = "arXiv 2009.14794"
-    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
+    tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def resolve(self, dim: int) -> Self:
-        self.require(self.map in MAPS, f"map={self.map!r}; valid: {', '.join(MAPS)}")
+        self.require(self.feature_map in MAPS, f"feature_map={self.feature_map!r}; valid: {', '.join(MAPS)}")
         spec = super().resolve(dim)
-        return replace(spec, features=self.features or max(1, int(spec.state * math.log(spec.state))))
+        return replace(spec, num_features=self.num_features or max(1, int(spec.d_state * math.log(spec.d_state))))
 
     def shrink(self, width, heads, state) -> "Performer":
-        features = elastic.count(state, self.features, "state")
-        return replace(super().shrink(width, heads, None), features=features)
+        features = elastic.count(state, self.num_features, "state")
+        return replace(super().shrink(width, heads, None), num_features=features)
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "PerformerMixer":
         return PerformerMixer(self, dim, scope, init, form)
@@ -75,13 +76,14 @@ class Performer(HeadSpec):
 @register
 @dataclass(frozen=True)
 class SimplifiedLinearAttention(HeadSpec):
-    """`taps`: width of the convolution of the values."""
+    """`kernel_size`: of the convolution of the values."""
 
-    taps: int = 5
+    kernel_size: int = 5
 
+    renamed: ClassVar[dict[str, str]] = {**HeadSpec.renamed, "taps": "kernel_size"}
     kind: ClassVar[str] = "sla"
     paper: ClassVar[str] = "arXiv 2405.11582"
-    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
+    tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         depthwise_1d.OP: depthwise_1d.FORMS,
         linear_attention.OP: linear_attention.FORMS,
@@ -94,7 +96,7 @@ class SimplifiedLinearAttention(HeadSpec):
 class KernelMixer(nnx.Module):
     """out(sum_j w_ij v_j / sum_j w_ij), w_ij = phi(q_i).phi(k_j); 2DK + 2DV parameters with K and V those of all heads.
 
-    State: `memory` [B, heads, features, head_dim + 1], float32.
+    State: `memory` [B, num_heads, features, head_dim + 1], float32.
 
     Args:
       key_axis: role of a key's features.
@@ -104,10 +106,10 @@ class KernelMixer(nnx.Module):
     def __init__(self, spec: HeadSpec, dim: int, key_axis: str, features: int, scope: str, init: Init, form: str):
         self.spec, self.features, self.form = spec, features, form
         keys, values = (f"{scope}/heads", f"{scope}/{key_axis}"), (f"{scope}/heads", f"{scope}/v/head_dim")
-        self.q = head_kernel("q", dim, spec.heads, spec.state, keys, init)
-        self.k = head_kernel("k", dim, spec.heads, spec.state, keys, init)
-        self.v = head_kernel("v", dim, spec.heads, spec.head_dim, values, init)
-        self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
+        self.q = head_kernel("q", dim, spec.num_heads, spec.d_state, keys, init)
+        self.k = head_kernel("k", dim, spec.num_heads, spec.d_state, keys, init)
+        self.v = head_kernel("v", dim, spec.num_heads, spec.head_dim, values, init)
+        self.out = out_kernel(dim, spec.num_heads, spec.head_dim, values, init)
 
     def maps(self, q: Array, k: Array, call: Call) -> tuple[Array, Array]:
         """Returns the features of queries and keys."""
@@ -126,7 +128,7 @@ class KernelMixer(nnx.Module):
         return self(x, call, state)
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
-        return empty(batch, self.spec.heads, self.features, self.spec.head_dim + 1)
+        return empty(batch, self.spec.num_heads, self.features, self.spec.head_dim + 1)
 
 
 class CosFormerMixer(KernelMixer):
@@ -137,7 +139,7 @@ class CosFormerMixer(KernelMixer):
     """
 
     def __init__(self, spec: CosFormer, dim: int, length: int, scope: str, init: Init, form: str):
-        super().__init__(spec, dim, "state", 2 * spec.state, scope, init, form)
+        super().__init__(spec, dim, "state", 2 * spec.d_state, scope, init, form)
         self.length = length
 
     def maps(self, q: Array, k: Array, call: Call) -> tuple[Array, Array]:
@@ -175,11 +177,11 @@ class PerformerMixer(KernelMixer):
     """
 
     def __init__(self, spec: Performer, dim: int, scope: str, init: Init, form: str):
-        super().__init__(spec, dim, "qk/head_dim", spec.features, scope, init, form)
-        self.map = spec.map
+        super().__init__(spec, dim, "qk/head_dim", spec.num_features, scope, init, form)
+        self.map = spec.feature_map
         draw = lambda key, shape, dtype: feature_maps.orthogonal_projection(key, *shape).astype(dtype)
         axes = (f"{scope}/features", f"{scope}/qk/head_dim")
-        self.projection = init.stat("projection", (spec.features, spec.state), axes, draw, StatKind.CONSTANT)
+        self.projection = init.stat("projection", (spec.num_features, spec.d_state), axes, draw, StatKind.CONSTANT)
 
     def maps(self, q: Array, k: Array, call: Call) -> tuple[Array, Array]:
         q, k, projection = wide(q), wide(k), self.projection[...]
@@ -193,13 +195,15 @@ class SimplifiedLinearAttentionMixer(KernelMixer):
     """phi = relu, plus a depthwise convolution of the values (SLAB, Guo et al. 2024, arXiv 2405.11582, section 3.3).
 
     The convolution, with bias, has one filter for each feature of a value, shared by all heads: causal over time in
-    place of 5x5 over an image; the paper's table of positions on the keys is left out. State: also `conv` [B, taps - 1,
-    heads * head_dim].
+    place of 5x5 over an image; the paper's table of positions on the keys is left out. State: also `conv` [B,
+    kernel_size - 1, num_heads * head_dim].
     """
 
     def __init__(self, spec: SimplifiedLinearAttention, dim: int, scope: str, init: Init, form: str):
-        super().__init__(spec, dim, "state", spec.state, scope, init, form)
-        self.conv = ShortConv((spec.head_dim,), (f"{scope}/v/head_dim",), init.child("conv"), taps=spec.taps, form=form)
+        super().__init__(spec, dim, "state", spec.d_state, scope, init, form)
+        self.conv = ShortConv(
+            (spec.head_dim,), (f"{scope}/v/head_dim",), init.child("conv"), kernel_size=spec.kernel_size, form=form
+        )
 
     def maps(self, q: Array, k: Array, call: Call) -> tuple[Array, Array]:
         return feature_maps.relu(q), feature_maps.relu(k)
@@ -212,7 +216,10 @@ class SimplifiedLinearAttentionMixer(KernelMixer):
         q, k = self.maps(q, k, call)
         y, memory = attend(q, k, v, state.get("memory"), call, self.form, scale=1.0, normalize=True, eps=EPS)
         kernel, bias = self.conv.flat()
-        kernel, bias = jnp.tile(kernel, self.spec.heads), None if bias is None else jnp.tile(bias, self.spec.heads)
+        kernel, bias = (
+            jnp.tile(kernel, self.spec.num_heads),
+            None if bias is None else jnp.tile(bias, self.spec.num_heads),
+        )
         flat = v.reshape(*x.shape[:-1], -1)
         if x.ndim == 2:
             local, conv = short_conv_step(flat, kernel, bias, state["conv"], activation=False)
@@ -223,5 +230,5 @@ class SimplifiedLinearAttentionMixer(KernelMixer):
         return join(y + local.reshape(v.shape), self.out), {"conv": conv, "memory": memory}
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
-        conv = jnp.zeros((batch, self.conv.taps - 1, self.spec.heads * self.spec.head_dim), dtype)
+        conv = jnp.zeros((batch, self.conv.kernel_size - 1, self.spec.num_heads * self.spec.head_dim), dtype)
         return {"conv": conv, **super().init_state(batch, capacity, dtype)}

@@ -1,14 +1,14 @@
 """What mixers around linear attention share: projections by heads, one call for sequences and steps, joint
 convolutions.
 
-In this family `state` is the size of a head's keys and `head_dim` that of its values: a head's memory is a matrix
-[state, head_dim]. Features of keys may be cut (role state), those of values are whole. Functions take x [B, T, ...], or
-[B, ...] in a step.
+In this family `d_state` is the size of a head's keys and `head_dim` that of its values: a head's memory is a matrix
+[d_state, head_dim]. Features of keys may be cut (role state), those of values are whole. Functions take x [B, T, ...],
+or [B, ...] in a step.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import jax.numpy as jnp
 from flax import nnx
@@ -24,29 +24,32 @@ from research.ops.linear_attention import linear_attention, linear_attention_ste
 
 @dataclass(frozen=True)
 class HeadSpec(Spec):
-    """Sizes of heads: `state` 0 is expand_k * dim / heads features of a key, `head_dim` 0 expand_v * dim / heads
-    features of a value."""
+    """Sizes of heads: `d_state` 0 is expand_k * dim / num_heads features of a key, `head_dim` 0 expand_v * dim /
+    num_heads features of a value."""
 
-    heads: int = 4
-    state: int = 0
+    num_heads: int = 4
+    d_state: int = 0
     head_dim: int = 0
     expand_k: float = 1.0
     expand_v: float = 1.0
 
+    renamed: ClassVar[dict[str, str]] = {"heads": "num_heads", "state": "d_state"}
+
     def resolve(self, dim: int) -> Self:
-        self.require(self.heads >= 1, f"heads={self.heads}; valid: whole numbers from 1")
-        state = self.state or int(self.expand_k * dim) // self.heads
-        head_dim = self.head_dim or int(self.expand_v * dim) // self.heads
+        self.require(self.num_heads >= 1, f"num_heads={self.num_heads}; valid: whole numbers from 1")
+        state = self.d_state or int(self.expand_k * dim) // self.num_heads
+        head_dim = self.head_dim or int(self.expand_v * dim) // self.num_heads
         fits = state >= 1 and head_dim >= 1
         self.require(
             fits,
-            f"dim={dim} gives heads={self.heads} keys of {state} and values of {head_dim} features; valid: at least 1",
+            f"dim={dim} gives num_heads={self.num_heads} keys of {state} and values of {head_dim} features; "
+            "valid: at least 1",
         )
-        return replace(self, state=state, head_dim=head_dim)
+        return replace(self, d_state=state, head_dim=head_dim)
 
     def shrink(self, width, heads, state) -> Self:
-        kept = elastic.count(heads, self.heads, "heads", width)
-        return replace(self, heads=kept, state=elastic.count(state, self.state, "state"))
+        kept = elastic.count(heads, self.num_heads, "heads", width)
+        return replace(self, num_heads=kept, d_state=elastic.count(state, self.d_state, "state"))
 
 
 def head_kernel(tag: str, dim: int, heads: int, size: int, axes: tuple[str, str], init: Init) -> nnx.Variable:

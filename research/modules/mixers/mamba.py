@@ -19,29 +19,32 @@ from research.ops import depthwise_1d, selective_scan
 @register
 @dataclass(frozen=True)
 class Mamba(Spec):
-    """`inner` 0: expand * dim; `rank` 0: ceil(dim / 16)."""
+    """`d_inner` 0: expand * dim; `dt_rank` 0: ceil(dim / 16)."""
 
-    state: int = 16
+    d_state: int = 16
     expand: float = 2.0
-    inner: int = 0
-    rank: int = 0
-    taps: int = 4
+    d_inner: int = 0
+    dt_rank: int = 0
+    d_conv: int = 4
 
+    renamed: ClassVar[dict[str, str]] = {"state": "d_state", "inner": "d_inner", "rank": "dt_rank", "taps": "d_conv"}
     kind: ClassVar[str] = "mamba"
     paper: ClassVar[str] = "arXiv 2312.00752"
     alone: ClassVar[bool] = True
-    tiny: ClassVar[dict[str, Any]] = {"state": 4}
+    tiny: ClassVar[dict[str, Any]] = {"d_state": 4}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         depthwise_1d.OP: depthwise_1d.FORMS,
         selective_scan.OP: selective_scan.FORMS,
     }
 
     def resolve(self, dim: int) -> Self:
-        return replace(self, inner=self.inner or round(self.expand * dim), rank=self.rank or math.ceil(dim / 16))
+        return replace(
+            self, d_inner=self.d_inner or round(self.expand * dim), dt_rank=self.dt_rank or math.ceil(dim / 16)
+        )
 
     def shrink(self, width, heads, state) -> "Mamba":
-        inner, rank = elastic.scaled(self.inner, width, 8, "width"), elastic.scaled(self.rank, width, 1, "width")
-        return replace(self, inner=inner, rank=rank, state=elastic.count(state, self.state, "state"))
+        inner, rank = elastic.scaled(self.d_inner, width, 8, "width"), elastic.scaled(self.dt_rank, width, 1, "width")
+        return replace(self, d_inner=inner, dt_rank=rank, d_state=elastic.count(state, self.d_state, "state"))
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "MambaMixer":
         return MambaMixer(self, dim, scope, init, form)
@@ -53,13 +56,13 @@ class MambaMixer(nnx.Module):
     def __init__(self, spec: Mamba, dim: int, scope: str, init: Init, form: str):
         self.form = form
         inner = f"{scope}/inner"
-        self.x = init.param("x", (dim, spec.inner), ("embed", inner), torch_linear(dim), Kind.MATRIX)
-        self.z = init.param("z", (dim, spec.inner), ("embed", inner), torch_linear(dim), Kind.MATRIX)
+        self.x = init.param("x", (dim, spec.d_inner), ("embed", inner), torch_linear(dim), Kind.MATRIX)
+        self.z = init.param("z", (dim, spec.d_inner), ("embed", inner), torch_linear(dim), Kind.MATRIX)
         self.ssm = SelectiveSSM(
-            spec.inner, spec.state, spec.rank, inner, scope, init.child("ssm"), taps=spec.taps, form=form
+            spec.d_inner, spec.d_state, spec.dt_rank, inner, scope, init.child("ssm"), d_conv=spec.d_conv, form=form
         )
         self.out = init.param(
-            "out", (spec.inner, dim), (inner, "embed"), torch_linear(spec.inner * init.branches), Kind.MATRIX
+            "out", (spec.d_inner, dim), (inner, "embed"), torch_linear(spec.d_inner * init.branches), Kind.MATRIX
         )
 
     def __call__(

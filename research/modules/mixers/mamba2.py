@@ -25,26 +25,33 @@ from research.ops.ssd import ssd, ssd_step
 @register
 @dataclass(frozen=True)
 class Mamba2(Spec):
-    """`heads` 0: expand * dim / head_dim; `groups` of heads share B and C; `dt_limit` (low, high) bounds step sizes,
+    """`num_heads` 0: expand * dim / head_dim; `ngroups` groups of heads share B and C; `dt_limit` (low, high) bounds
+    step sizes,
     empty: no bounds.
 
     `norm_eps`: of the gated norm.
     """
 
-    state: int = 128
+    d_state: int = 128
     head_dim: int = 64
-    heads: int = 0
-    groups: int = 1
+    num_heads: int = 0
+    ngroups: int = 1
     expand: float = 2.0
-    taps: int = 4
+    d_conv: int = 4
     dt_limit: tuple[float, ...] = ()
     norm_eps: float = 1e-5
 
+    renamed: ClassVar[dict[str, str]] = {
+        "state": "d_state",
+        "heads": "num_heads",
+        "groups": "ngroups",
+        "taps": "d_conv",
+    }
     kind: ClassVar[str] = "mamba2"
     paper: ClassVar[str] = "arXiv 2405.21060"
     alone: ClassVar[bool] = True
-    small: ClassVar[dict[str, Any]] = {"state": 64, "head_dim": 32}
-    tiny: ClassVar[dict[str, Any]] = {"state": 8, "head_dim": 8}
+    small: ClassVar[dict[str, Any]] = {"d_state": 64, "head_dim": 32}
+    tiny: ClassVar[dict[str, Any]] = {"d_state": 8, "head_dim": 8}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
         depthwise_1d.OP: depthwise_1d.FORMS,
         linear_attention.OP: linear_attention.FORMS,
@@ -55,18 +62,18 @@ class Mamba2(Spec):
         self.require(
             0 <= low < high, f"dt_limit={self.dt_limit}; valid: (low, high) with 0 <= low < high, or () for none"
         )
-        return replace(self, heads=count_heads(self, dim))
+        return replace(self, num_heads=count_heads(self, dim))
 
     def shrink(self, width, heads, state) -> "Mamba2":
-        heads = elastic.depth_count(float(width) if heads is None else heads, self.heads, self.groups, "heads")
-        return replace(self, heads=heads, state=elastic.count(state, self.state, "state"))
+        heads = elastic.depth_count(float(width) if heads is None else heads, self.num_heads, self.ngroups, "heads")
+        return replace(self, num_heads=heads, d_state=elastic.count(state, self.d_state, "state"))
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "Mamba2Mixer":
         return Mamba2Mixer(self, dim, scope, init, form)
 
 
 def count_heads(spec: Any, dim: int) -> int:
-    """Returns how many heads of `spec.head_dim` the block has: `spec.heads`, or what makes expand * dim channels.
+    """Returns how many heads of `spec.head_dim` the block has: `spec.num_heads`, or what makes expand * dim channels.
 
     Raises:
       UserError: expand * dim is no multiple of head_dim, or the groups do not divide the heads.
@@ -76,11 +83,11 @@ def count_heads(spec: Any, dim: int) -> int:
         spec.head_dim >= 1 and inner >= 1,
         f"head_dim={spec.head_dim}, expand={spec.expand}; valid: whole numbers from 1, above 0",
     )
-    whole = spec.heads or not inner % spec.head_dim
+    whole = spec.num_heads or not inner % spec.head_dim
     spec.require(whole, f"head_dim={spec.head_dim} does not divide {inner} inner channels ({spec.expand} * {dim})")
-    heads = spec.heads or inner // spec.head_dim
+    heads = spec.num_heads or inner // spec.head_dim
     valid = [n for n in range(1, heads + 1) if heads % n == 0]
-    spec.require(spec.groups in valid, f"groups={spec.groups} does not divide {heads} heads; valid: {valid}")
+    spec.require(spec.ngroups in valid, f"ngroups={spec.ngroups} does not divide {heads} heads; valid: {valid}")
     return heads
 
 
@@ -92,15 +99,15 @@ def log_of_1_to_16(key: Array, shape: Sequence[int], dtype: Any) -> Array:
 class Mamba2Mixer(nnx.Module):
     """out(RMSNorm(SSD(silu(conv(x, B, C)), dt) * silu(z))): gate first, then a norm over the channels of each group.
 
-    Parameters: d (2 E + 2 G N + H) + (taps + 1) (E + 2 G N) + 3 H + E + E d with E = H P inner channels. State: `conv`
-    [B, taps - 1, E + 2 G N], the latest inputs of the convolution, and `ssm` [B, H, P, N], float32. Head h is entry
-    (h // (H / G), h % (H / G)) of the axes (groups, heads).
+    Parameters: d (2 E + 2 G N + H) + (d_conv + 1) (E + 2 G N) + 3 H + E + E d with E = H P inner channels. State:
+    `conv` [B, d_conv - 1, E + 2 G N], the latest inputs of the convolution, and `ssm` [B, H, P, N], float32. Head h is
+    entry (h // (H / G), h % (H / G)) of the axes (groups, heads).
     """
 
     def __init__(self, spec: Mamba2, dim: int, scope: str, init: Init, form: str):
         self.spec, self.form = spec, form
-        self.inner = (spec.groups, spec.heads // spec.groups, spec.head_dim)
-        self.maps = (spec.groups, spec.state)
+        self.inner = (spec.ngroups, spec.num_heads // spec.ngroups, spec.head_dim)
+        self.maps = (spec.ngroups, spec.d_state)
         inner = (f"{scope}/groups", f"{scope}/heads", f"{scope}/head_dim")
         maps = (f"{scope}/groups", f"{scope}/state")
         heads, linear = self.inner[:2], torch_linear(dim)
@@ -109,14 +116,14 @@ class Mamba2Mixer(nnx.Module):
         self.b = init.param("b", (dim, *self.maps), ("embed", *maps), linear, Kind.MATRIX)
         self.c = init.param("c", (dim, *self.maps), ("embed", *maps), linear, Kind.MATRIX)
         self.dt = init.param("dt", (dim, *heads), ("embed", *inner[:2]), linear, Kind.MATRIX)
-        self.conv_x = ShortConv(self.inner, inner, init.child("conv_x"), taps=spec.taps)
-        self.conv_b = ShortConv(self.maps, maps, init.child("conv_b"), taps=spec.taps)
-        self.conv_c = ShortConv(self.maps, maps, init.child("conv_c"), taps=spec.taps)
+        self.conv_x = ShortConv(self.inner, inner, init.child("conv_x"), kernel_size=spec.d_conv)
+        self.conv_b = ShortConv(self.maps, maps, init.child("conv_b"), kernel_size=spec.d_conv)
+        self.conv_c = ShortConv(self.maps, maps, init.child("conv_c"), kernel_size=spec.d_conv)
         self.dt_bias = init.param("dt_bias", heads, inner[:2], dt_bias_init, Kind.BIAS, precise=True)
         self.a_log = init.param("a_log", heads, inner[:2], log_of_1_to_16, Kind.CONSTANT, precise=True)
         self.skip = init.param("skip", heads, inner[:2], ones, Kind.CONSTANT, precise=True)
         self.norm = RMSNorm(self.inner, inner, init.child("norm"), eps=spec.norm_eps, over=2)
-        fan_in = spec.heads * spec.head_dim * init.branches
+        fan_in = spec.num_heads * spec.head_dim * init.branches
         self.out = init.param("out", (*self.inner, dim), (*inner, "embed"), torch_linear(fan_in), Kind.MATRIX)
 
     @property
@@ -137,7 +144,7 @@ class Mamba2Mixer(nnx.Module):
             delta = jnp.clip(delta, *spec.dt_limit)
         a, skip = -jnp.exp(self.a_log[...].reshape(-1)), self.skip[...].reshape(-1)
         return (
-            x.reshape(*lead, spec.heads, spec.head_dim),
+            x.reshape(*lead, spec.num_heads, spec.head_dim),
             delta,
             a,
             b.reshape(*lead, *self.maps),
@@ -169,8 +176,8 @@ class Mamba2Mixer(nnx.Module):
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
         spec = self.spec
-        channels = spec.heads * spec.head_dim + 2 * spec.groups * spec.state
+        channels = spec.num_heads * spec.head_dim + 2 * spec.ngroups * spec.d_state
         return {
-            "conv": jnp.zeros((batch, spec.taps - 1, channels), dtype),
-            "ssm": jnp.zeros((batch, spec.heads, spec.head_dim, spec.state), jnp.float32),
+            "conv": jnp.zeros((batch, spec.d_conv - 1, channels), dtype),
+            "ssm": jnp.zeros((batch, spec.num_heads, spec.head_dim, spec.d_state), jnp.float32),
         }

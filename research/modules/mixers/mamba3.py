@@ -1,9 +1,9 @@
 """Mamba-3 (arXiv 2603.15569, section 3): trapezoidal rule, rotating state, decays from the input, no convolution.
 
-In the single-input form (`rank` 1) each head writes one outer product a token; with `rank` R > 1 (section 3.3, MIMO) it
-writes and reads R of them, from its one input times R learnt vectors. Pairs of state features that rotate together are
-neighbours in both; the released MIMO kernel pairs feature i with i + N / 2, which is the same model under a permutation
-of the state.
+In the single-input form (`mimo_rank` 1) each head writes one outer product a token; with `mimo_rank` R > 1 (section
+3.3, MIMO) it writes and reads R of them, from its one input times R learnt vectors. Pairs of state features that rotate
+together are neighbours in both; the released MIMO kernel pairs feature i with i + N / 2, which is the same model under
+a permutation of the state.
 """
 
 from dataclasses import dataclass, replace
@@ -29,38 +29,51 @@ from research.ops.precision import wide
 @register
 @dataclass(frozen=True)
 class Mamba3(Spec):
-    """`heads` 0: expand * dim / head_dim; `angles` 0: pairs in half of the state; `a_floor`: least decay rate."""
+    """`num_heads` 0: expand * dim / head_dim; `num_rope_angles` 0: pairs in half of the state; `a_floor`: least decay
+    rate."""
 
-    state: int = 128
+    d_state: int = 128
     head_dim: int = 64
-    heads: int = 0
-    groups: int = 1
+    num_heads: int = 0
+    ngroups: int = 1
     expand: float = 2.0
-    angles: int = 0
-    rank: int = 1
+    num_rope_angles: int = 0
+    mimo_rank: int = 1
     a_floor: float = 1e-4
 
+    renamed: ClassVar[dict[str, str]] = {
+        "state": "d_state",
+        "heads": "num_heads",
+        "groups": "ngroups",
+        "angles": "num_rope_angles",
+        "rank": "mimo_rank",
+    }
     kind: ClassVar[str] = "mamba3"
     paper: ClassVar[str] = "arXiv 2603.15569"
     alone: ClassVar[bool] = True
-    small: ClassVar[dict[str, Any]] = {"state": 64, "head_dim": 32}
-    tiny: ClassVar[dict[str, Any]] = {"state": 8, "head_dim": 8}
+    small: ClassVar[dict[str, Any]] = {"d_state": 64, "head_dim": 32}
+    tiny: ClassVar[dict[str, Any]] = {"d_state": 8, "head_dim": 8}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def resolve(self, dim: int) -> Self:
-        angles = self.angles or self.state // 4
+        angles = self.num_rope_angles or self.d_state // 4
         self.require(
-            1 <= angles <= self.state // 2,
-            f"angles={self.angles}; valid: 1 to {self.state // 2}, half of state={self.state}",
+            1 <= angles <= self.d_state // 2,
+            f"num_rope_angles={self.num_rope_angles}; valid: 1 to {self.d_state // 2}, half of d_state={self.d_state}",
         )
-        self.require(self.rank >= 1, f"rank={self.rank}; valid: whole numbers from 1")
-        return replace(self, heads=count_heads(self, dim), angles=angles)
+        self.require(self.mimo_rank >= 1, f"mimo_rank={self.mimo_rank}; valid: whole numbers from 1")
+        return replace(self, num_heads=count_heads(self, dim), num_rope_angles=angles)
 
     def shrink(self, width, heads, state) -> "Mamba3":
-        heads = elastic.depth_count(float(width) if heads is None else heads, self.heads, self.groups, "heads")
-        smaller = elastic.count(state, self.state, "state")
+        heads = elastic.depth_count(float(width) if heads is None else heads, self.num_heads, self.ngroups, "heads")
+        smaller = elastic.count(state, self.d_state, "state")
         self.require(smaller > 1, f"state={state} leaves one feature; a rotation needs 2")
-        return replace(self, heads=heads, state=smaller, angles=max(1, self.angles * smaller // self.state))
+        return replace(
+            self,
+            num_heads=heads,
+            d_state=smaller,
+            num_rope_angles=max(1, self.num_rope_angles * smaller // self.d_state),
+        )
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "Mamba3Mixer":
         return Mamba3Mixer(self, dim, scope, init, form)
@@ -81,8 +94,8 @@ class Mamba3Mixer(nnx.Module):
 
     def __init__(self, spec: Mamba3, dim: int, scope: str, init: Init, form: str):
         self.spec, self.form = spec, form
-        self.inner = (spec.groups, spec.heads // spec.groups, spec.head_dim)
-        self.maps = (spec.rank, spec.groups, spec.state)
+        self.inner = (spec.ngroups, spec.num_heads // spec.ngroups, spec.head_dim)
+        self.maps = (spec.mimo_rank, spec.ngroups, spec.d_state)
         inner = (f"{scope}/groups", f"{scope}/heads", f"{scope}/head_dim")
         maps = (f"{scope}/rank", f"{scope}/groups", f"{scope}/state")
         heads, linear = self.inner[:2], torch_linear(dim)
@@ -93,21 +106,21 @@ class Mamba3Mixer(nnx.Module):
         self.dt = init.param("dt", (dim, *heads), ("embed", *inner[:2]), linear, Kind.MATRIX)
         self.decay = init.param("decay", (dim, *heads), ("embed", *inner[:2]), linear, Kind.MATRIX)
         self.mix = init.param("mix", (dim, *heads), ("embed", *inner[:2]), linear, Kind.MATRIX)
-        self.angle = init.param("angle", (dim, spec.angles), ("embed", f"{scope}/angles"), linear, Kind.MATRIX)
-        self.b_norm = RMSNorm(spec.state, maps[-1], init.child("b_norm"))
-        self.c_norm = RMSNorm(spec.state, maps[-1], init.child("c_norm"))
-        shape, axes = (spec.rank, *heads, spec.state), (maps[0], *inner[:2], maps[-1])
+        self.angle = init.param("angle", (dim, spec.num_rope_angles), ("embed", f"{scope}/angles"), linear, Kind.MATRIX)
+        self.b_norm = RMSNorm(spec.d_state, maps[-1], init.child("b_norm"))
+        self.c_norm = RMSNorm(spec.d_state, maps[-1], init.child("c_norm"))
+        shape, axes = (spec.mimo_rank, *heads, spec.d_state), (maps[0], *inner[:2], maps[-1])
         self.b_bias = init.param("b_bias", shape, axes, ones, Kind.BIAS)
         self.c_bias = init.param("c_bias", shape, axes, ones, Kind.BIAS)
         self.dt_bias = init.param("dt_bias", heads, inner[:2], dt_bias_init, Kind.BIAS, precise=True)
         self.skip = init.param("skip", heads, inner[:2], ones, Kind.CONSTANT, precise=True)
-        shape, axes = (spec.rank, *self.inner), (maps[0], *inner)
-        mean = lambda key, shape, dtype: jnp.full(shape, 1 / spec.rank, dtype)
-        several = spec.rank > 1
+        shape, axes = (spec.mimo_rank, *self.inner), (maps[0], *inner)
+        mean = lambda key, shape, dtype: jnp.full(shape, 1 / spec.mimo_rank, dtype)
+        several = spec.mimo_rank > 1
         self.spread_x = init.param("spread_x", shape, axes, mean, Kind.GAIN) if several else None
         self.spread_z = init.param("spread_z", shape, axes, ones, Kind.GAIN) if several else None
         self.gather = init.param("gather", shape, axes, mean, Kind.GAIN) if several else None
-        fan_in = spec.heads * spec.head_dim * init.branches
+        fan_in = spec.num_heads * spec.head_dim * init.branches
         self.out = init.param("out", (*self.inner, dim), (*inner, "embed"), torch_linear(fan_in), Kind.MATRIX)
 
     def _project(self, x: Float[Array, "*B D"]) -> tuple[Array, ...]:
@@ -118,7 +131,7 @@ class Mamba3Mixer(nnx.Module):
         delta = jax.nn.softplus(wide(dt) + self.dt_bias[...].reshape(-1))
         log_decay = -jnp.maximum(heavy(wide(decay)), spec.a_floor) * delta
         turns = jnp.tanh(wide(angle))[..., None, :] * delta[..., None] / 2
-        in_heads = lambda a: a.reshape(*lead, spec.heads, spec.head_dim)
+        in_heads = lambda a: a.reshape(*lead, spec.num_heads, spec.head_dim)
         b = self._maps(b.reshape(*lead, *self.maps), self.b_norm, self.b_bias)
         c = self._maps(c.reshape(*lead, *self.maps), self.c_norm, self.c_bias)
         return in_heads(z), in_heads(x), b, c, delta, log_decay, jax.nn.sigmoid(wide(mix)), turns
@@ -126,11 +139,11 @@ class Mamba3Mixer(nnx.Module):
     def _maps(self, b: Float[Array, "*B R G N"], norm: RMSNorm, bias: nnx.Variable) -> Float[Array, "*B R H N"]:
         """Normalised, then each head's own by its bias."""
         own = norm(wide(b))[..., None, :] + bias[...]
-        return own.reshape(*own.shape[:-3], self.spec.heads, self.spec.state)
+        return own.reshape(*own.shape[:-3], self.spec.num_heads, self.spec.d_state)
 
     def _spread(self, x: Float[Array, "*B H P"], maps: nnx.Variable | None) -> Float[Array, "*B R H P"]:
         x = x[..., None, :, :]
-        return x if maps is None else x * maps[...].reshape(self.spec.rank, *x.shape[-2:])
+        return x if maps is None else x * maps[...].reshape(self.spec.mimo_rank, *x.shape[-2:])
 
     def _gated_out(self, y: Float[Array, "*B R H P"], z: Float[Array, "*B H P"]) -> Float[Array, "*B D"]:
         y = y * jax.nn.silu(self._spread(z, self.spread_z))
@@ -166,9 +179,9 @@ class Mamba3Mixer(nnx.Module):
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
         spec = self.spec
         shapes = {
-            "turns": (spec.heads, spec.angles),
-            "ssm": (spec.heads, spec.head_dim, spec.state),
-            "x": (spec.heads, spec.head_dim),
-            "b": (spec.rank, spec.heads, spec.state),
+            "turns": (spec.num_heads, spec.num_rope_angles),
+            "ssm": (spec.num_heads, spec.head_dim, spec.d_state),
+            "x": (spec.num_heads, spec.head_dim),
+            "b": (spec.mimo_rank, spec.num_heads, spec.d_state),
         }
         return {name: jnp.zeros((batch, *shape), jnp.float32) for name, shape in shapes.items()}

@@ -27,16 +27,18 @@ class Retention(HeadSpec):
 
     kind: ClassVar[str] = "retention"
     paper: ClassVar[str] = "arXiv 2307.08621"
-    tiny: ClassVar[dict[str, Any]] = {"heads": 2}
+    tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
 
     def resolve(self, dim: int) -> Self:
         spec = super().resolve(dim)
-        spec.require(spec.state % 2 == 0, f"state={spec.state}; valid: even numbers, since features turn in pairs")
+        spec.require(
+            spec.d_state % 2 == 0, f"d_state={spec.d_state}; valid: even numbers, since features turn in pairs"
+        )
         return spec
 
     def shrink(self, width, heads, state) -> "Retention":
-        return replace(super().shrink(width, heads, state), state=self.state)
+        return replace(super().shrink(width, heads, state), d_state=self.d_state)
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "RetentionMixer":
         return RetentionMixer(self, dim, scope, init, form)
@@ -48,29 +50,29 @@ def log_decays(heads: int) -> Float[Array, " H"]:
 
 
 class RetentionMixer(nnx.Module):
-    """out(rms(attend(rotary(q), rotary(k), v, decays)) * silu(x W_g)), q scaled by state^-0.5; 2DK + 3DV + V/H
+    """out(rms(attend(rotary(q), rotary(k), v, decays)) * silu(x W_g)), q scaled by d_state^-0.5; 2DK + 3DV + V/H
     parameters.
 
-    K and V are those of all heads; state: `memory` [B, heads, state, head_dim], float32. Positions are absolute:
+    K and V are those of all heads; state: `memory` [B, num_heads, d_state, head_dim], float32. Positions are absolute:
     `call.position` on.
     """
 
     def __init__(self, spec: Retention, dim: int, scope: str, init: Init, form: str):
         self.spec, self.form = spec, form
         keys, values = (f"{scope}/heads", f"{scope}/qk/head_dim"), (f"{scope}/heads", f"{scope}/v/head_dim")
-        self.q = head_kernel("q", dim, spec.heads, spec.state, keys, init)
-        self.k = head_kernel("k", dim, spec.heads, spec.state, keys, init)
-        self.v = head_kernel("v", dim, spec.heads, spec.head_dim, values, init)
-        self.gate = head_kernel("gate", dim, spec.heads, spec.head_dim, values, init)
+        self.q = head_kernel("q", dim, spec.num_heads, spec.d_state, keys, init)
+        self.k = head_kernel("k", dim, spec.num_heads, spec.d_state, keys, init)
+        self.v = head_kernel("v", dim, spec.num_heads, spec.head_dim, values, init)
+        self.gate = head_kernel("gate", dim, spec.num_heads, spec.head_dim, values, init)
         self.norm = RMSNorm(spec.head_dim, values[1], init.child("norm"))
-        self.out = out_kernel(dim, spec.heads, spec.head_dim, values, init)
+        self.out = out_kernel(dim, spec.num_heads, spec.head_dim, values, init)
 
     def __call__(
         self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
     ) -> tuple[Float[Array, "B *T D"], State]:
         q, k, v, gate = project(x, self.q, self.k, self.v, self.gate, form=self.form)
         positions = call.position + jnp.arange(x.shape[1]) if x.ndim == 3 else jnp.asarray(call.position)
-        log_decay = jnp.broadcast_to(log_decays(self.spec.heads), v.shape[:-1])
+        log_decay = jnp.broadcast_to(log_decays(self.spec.num_heads), v.shape[:-1])
         memory = None if state is None else state["memory"]
         y, memory = attend(rotary(q, positions), rotary(k, positions), v, memory, call, self.form, log_decay=log_decay)
         return join(self.norm(y) * jax.nn.silu(gate), self.out), {"memory": memory}
@@ -79,4 +81,4 @@ class RetentionMixer(nnx.Module):
         return self(x, call, state)
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
-        return empty(batch, self.spec.heads, self.spec.state, self.spec.head_dim)
+        return empty(batch, self.spec.num_heads, self.spec.d_state, self.spec.head_dim)

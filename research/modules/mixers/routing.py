@@ -45,32 +45,45 @@ COMMITMENT = 1e-4
 @register
 @dataclass(frozen=True)
 class Routing(Spec):
-    """`heads` in all, of which `local_heads` are local and the rest route; `head_dim` 0: dim / heads.
+    """`num_heads` in all, of which `num_local_heads` are local and the rest route; `head_dim` 0: dim / num_heads.
 
-    `clusters`: centroids of each routing head. `window`: tokens that each takes, about length / clusters.
+    `num_clusters`: centroids of each routing head. `window`: tokens that each takes, about length / num_clusters.
       `local_window`: tokens that a
     local head sees. A sub-network keeps the share of local heads, the clusters and the size of heads.
     """
 
-    heads: int = 8
-    local_heads: int = 4
+    num_heads: int = 8
+    num_local_heads: int = 4
     head_dim: int = 0
-    clusters: int = 8
+    num_clusters: int = 8
     window: int = 512
     local_window: int = 384
-    decay: float = 0.999
+    ema_decay: float = 0.999
     rotary: bool = True
-    theta: float = THETA
+    rope_theta: float = THETA
 
+    renamed: ClassVar[dict[str, str]] = {
+        "heads": "num_heads",
+        "local_heads": "num_local_heads",
+        "clusters": "num_clusters",
+        "decay": "ema_decay",
+        "theta": "rope_theta",
+    }
     carries: ClassVar[bool] = False
     kind: ClassVar[str] = "routing"
     paper: ClassVar[str] = "arXiv 2003.05997"
-    small: ClassVar[dict[str, Any]] = {"heads": 6, "local_heads": 3, "clusters": 8, "window": 64, "local_window": 64}
+    small: ClassVar[dict[str, Any]] = {
+        "num_heads": 6,
+        "num_local_heads": 3,
+        "num_clusters": 8,
+        "window": 64,
+        "local_window": 64,
+    }
     tiny: ClassVar[dict[str, Any]] = {
-        "heads": 2,
-        "local_heads": 1,
+        "num_heads": 2,
+        "num_local_heads": 1,
         "head_dim": 8,
-        "clusters": 2,
+        "num_clusters": 2,
         "window": 5,
         "local_window": 4,
     }
@@ -81,21 +94,23 @@ class Routing(Spec):
     }
 
     def resolve(self, dim: int) -> Self:
-        for name in ("heads", "clusters", "window", "local_window"):
+        for name in ("num_heads", "num_clusters", "window", "local_window"):
             self.require(vars(self)[name] >= 1, f"{name}={vars(self)[name]}; valid: whole numbers from 1")
-        valid = f"0 to {self.heads - 1}, so that of heads={self.heads} one routes at least"
-        self.require(0 <= self.local_heads < self.heads, f"local_heads={self.local_heads}; valid: {valid}")
+        valid = f"0 to {self.num_heads - 1}, so that of num_heads={self.num_heads} one routes at least"
+        self.require(
+            0 <= self.num_local_heads < self.num_heads, f"num_local_heads={self.num_local_heads}; valid: {valid}"
+        )
         return replace(self, head_dim=head_size(self, dim))
 
     def shrink(self, width, heads, state) -> "Routing":
-        least = 1 + (self.local_heads > 0)
+        least = 1 + (self.num_local_heads > 0)
         self.require(
             not isinstance(heads, int) or heads >= least,
-            f"heads={heads}; valid: {least} (one of each kind) to {self.heads}",
+            f"heads={heads}; valid: {least} (one of each kind) to {self.num_heads}",
         )
-        total = max(elastic.count(heads, self.heads, "heads", width), least)
-        local = min(max(int(self.local_heads * total / self.heads + 0.5), least - 1), total - 1)
-        return replace(self, heads=total, local_heads=min(local, self.local_heads))
+        total = max(elastic.count(heads, self.num_heads, "heads", width), least)
+        local = min(max(int(self.num_local_heads * total / self.num_heads + 0.5), least - 1), total - 1)
+        return replace(self, num_heads=total, num_local_heads=min(local, self.num_local_heads))
 
     def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "RoutingMixer":
         return RoutingMixer(self, dim, scope, init, form)
@@ -122,7 +137,7 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
 
     def __init__(self, spec: Routing, dim: int, scope: str, init: Init, form: str):
         self.spec, self.form = spec, form
-        local, routing, size = spec.local_heads, spec.heads - spec.local_heads, spec.head_dim
+        local, routing, size = spec.num_local_heads, spec.num_heads - spec.num_local_heads, spec.head_dim
 
         def heads(kind, tag, count, features):
             return init.param(
@@ -152,7 +167,7 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
             self.local_value = heads("local", "local_value", local, "v")
             self.local_out = merge("local", "local_out", local)
         axes = f"{scope}/routing/heads", f"{scope}/clusters", f"{scope}/routing/qk/head_dim"
-        means = (routing, spec.clusters, size), axes, _on_sphere
+        means = (routing, spec.num_clusters, size), axes, _on_sphere
         # One tag gives one draw: the sums start as the means.
         self.centroids, self.sums = (
             init.stat("centroids", *means, StatKind.STATE),
@@ -182,19 +197,19 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
         spec = self.spec
-        shape = (batch, capacity, spec.heads - spec.local_heads, spec.head_dim)
+        shape = (batch, capacity, spec.num_heads - spec.num_local_heads, spec.head_dim)
         state = {
             "q": jnp.zeros(shape, dtype),
             "v": jnp.zeros(shape, dtype),
             "ids": jnp.full(shape[:2], NOTHING, jnp.int32),
         }
-        if spec.local_heads:
-            state |= _prefixed(init_window(batch, spec.local_window, spec.local_heads, spec.head_dim, dtype))
+        if spec.num_local_heads:
+            state |= _prefixed(init_window(batch, spec.local_window, spec.num_local_heads, spec.head_dim, dtype))
         return state
 
     def _project(self, x):
         kernels = [self.query, self.value]
-        if self.spec.local_heads:
+        if self.spec.num_local_heads:
             kernels += [self.local_query, self.local_key, self.local_value]
         return (y.reshape(*x.shape[:2], -1, self.spec.head_dim) for y in fused(x, *kernels, form=self.form))
 
@@ -202,7 +217,7 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
         query, key, value = heads
         if self.spec.rotary:
             positions = call.position + jnp.arange(query.shape[1])
-            query, key = (rotary(y, positions, self.spec.theta) for y in (query, key))
+            query, key = (rotary(y, positions, self.spec.rope_theta) for y in (query, key))
         before = None if state is None else {name: state[f"local_{name}"] for name in ("k", "v", "ids")}
         y, after = window_attention(query, key, value, call.segment_ids, before, self.spec.local_window, self.form)
         return y, _prefixed(after)
@@ -233,7 +248,7 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
         """Moves the means towards the tokens of the update, if it had any."""
         before = CentroidState(self.centroids[...], self.counts[...], self.sums[...])
         counts, sums = self.new_counts[...], self.new_sums[...]
-        move = functools.partial(update_centroids, decay=self.spec.decay)
+        move = functools.partial(update_centroids, decay=self.spec.ema_decay)
         for _ in range(counts.ndim - 2):  # stacked layers
             move = jax.vmap(move)
         after = move(before, counts, sums)

@@ -26,8 +26,8 @@ class Window(Attention):
 
     kind: ClassVar[str] = "window"
     paper: ClassVar[str] = "arXiv 2004.05150"
-    small: ClassVar[dict[str, Any]] = {"heads": 6, "window": 64}
-    tiny: ClassVar[dict[str, Any]] = {"heads": 2, "head_dim": 8, "window": 5}
+    small: ClassVar[dict[str, Any]] = {"num_heads": 6, "window": 64}
+    tiny: ClassVar[dict[str, Any]] = {"num_heads": 2, "head_dim": 8, "window": 5}
     bounded: ClassVar[bool] = False
     ops: ClassVar[dict[str, tuple[str, ...]]] = {sliding_window.OP: sliding_window.FORMS}
 
@@ -74,7 +74,7 @@ def window_attention(
         start = init_window(key.shape[0], window, key.shape[2], key.shape[3], key.dtype)
         return y, {name: jnp.concatenate([start[name], new[name]], 1)[:, key.shape[1] :] for name in start}
     if segment_ids is None and window > 1:
-        # Tokens without ids go on in the document of the last token.
+        # Tokens without ids continue in the document of the last token.
         segment_ids = jnp.broadcast_to(jnp.maximum(state["ids"][:, -1:], 0), key.shape[:2])
     before = WindowState(state["k"].astype(key.dtype), state["v"].astype(key.dtype), state["ids"])
     y, after = sliding_window_extend(query, key, value, before, segment_ids=segment_ids, form=form)

@@ -143,7 +143,7 @@ def check_pieces(mixer, x, whole, final, half, tolerance):
 
 
 def check_packing(mixer, x, half, tolerance):
-    """Two documents on one axis come out as they do alone; a prompt padded on the left goes on as if there were no
+    """Two documents on one axis come out as they do alone; a prompt padded on the left continues as if there were no
     padding."""
     weights, batch, x = mixer.weights, x.shape[0], x[:, : 2 * half]
     documents = lambda border: jnp.broadcast_to((jnp.arange(2 * half) >= border).astype(jnp.int32), (batch, 2 * half))
@@ -162,7 +162,7 @@ def check_packing(mixer, x, half, tolerance):
 
 def check_documents(spec, dim, *, tolerance=1e-5):
     """What every mixer must do, checked at four tokens: packed documents are what each is alone, in outputs, gradients
-    and statistics; a prompt padded on the left, and pieces and steps that go on from a state, are the whole."""
+    and statistics; a prompt padded on the left, and pieces and steps that continue from a state, are the whole."""
     mixer = Functions(spec, dim, 4)
     mixer.step = fast_jit(mixer._step)
     weights, x = mixer.weights, jnp.asarray(draw((2, 4, dim), 1))

@@ -16,7 +16,7 @@ def test_all_forms_compute_the_same(length):
 
 
 def test_gated_unit_is_its_definition():
-    mixer, x = Functions(Activator(inner=10), 6, 4), draw((2, 4, 6), 3)
+    mixer, x = Functions(Activator(d_inner=10), 6, 4), draw((2, 4, 6), 3)
     w = {name: np.asarray(value, np.float64) for name, value in mixer.weights[0].items()}
     w["norm/scale"] = w["norm/scale"] + np.arange(10) / 5
     norm = lambda a: (
@@ -39,4 +39,4 @@ def test_tokens_do_not_see_each_other():
 def test_counts_and_smaller_selves():
     assert num_params(Activator(), 256) == 3 * 256 * 512 + 4 * 512 + 256  # the gating unit of the CIFAR model
     small = check_shrink(Activator(), 32, 16, cut=("embed", "layer/inner"))
-    assert small.inner == 32
+    assert small.d_inner == 32

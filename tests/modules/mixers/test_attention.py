@@ -15,7 +15,7 @@ from tests.modules.mixers.agreement import Functions, check_forms, check_shrink,
 from tests.modules.mixers.test_rotary import turned
 from tests.ops.compare import assert_agree, draw
 
-GROUPED = Attention(heads=4, kv_heads=2, head_dim=6)
+GROUPED = Attention(num_heads=4, num_kv_heads=2, head_dim=6)
 
 
 NORMED = replace(GROUPED, qk_norm=True, qk_norm_eps=0.1)
@@ -29,20 +29,20 @@ def test_all_forms_compute_the_same(length):
 def twin(weights, spec, x, window=None):
     """One sequence in float64, query by query; head h reads key head h // (H / G)."""
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
-    dim, groups, size = len(w["query"]), spec.kv_heads or spec.heads, spec.head_dim
-    q = (x @ w["query"].reshape(dim, -1)).reshape(-1, spec.heads, size)
+    dim, groups, size = len(w["query"]), spec.num_kv_heads or spec.num_heads, spec.head_dim
+    q = (x @ w["query"].reshape(dim, -1)).reshape(-1, spec.num_heads, size)
     k, v = (np.einsum("td,dgk->tgk", x, w[name]) for name in ("key", "value"))
     if spec.qk_norm:
         norm = lambda y, scale: scale * y / np.sqrt(np.square(y).mean(-1, keepdims=True) + spec.qk_norm_eps)
         q, k = norm(q, w["query_norm/scale"]), norm(k, w["key_norm/scale"])
     if spec.rotary:
-        q, k = (turned(y, np.arange(len(x)), spec.theta) for y in (q, k))
-    out = np.zeros((len(x), spec.heads, size))
+        q, k = (turned(y, np.arange(len(x)), spec.rope_theta) for y in (q, k))
+    out = np.zeros((len(x), spec.num_heads, size))
     for t in range(len(x)):
         first = 0 if window is None else max(t - window + 1, 0)
         last = t + 1 if spec.causal else len(x)
-        for h in range(spec.heads):
-            g = h // (spec.heads // groups)
+        for h in range(spec.num_heads):
+            g = h // (spec.num_heads // groups)
             logits = k[first:last, g] @ q[t, h] / np.sqrt(size)
             p = np.exp(logits - logits.max())
             out[t, h] = p @ v[first:last, g] / p.sum()
@@ -51,7 +51,7 @@ def twin(weights, spec, x, window=None):
 
 @pytest.mark.parametrize(
     "spec",
-    [replace(GROUPED, theta=50.0), Attention(heads=2, rotary=False), NORMED, replace(GROUPED, causal=False)],
+    [replace(GROUPED, rope_theta=50.0), Attention(num_heads=2, rotary=False), NORMED, replace(GROUPED, causal=False)],
     ids=["grouped, rotary", "plain", "normalised", "both ways"],
 )
 def test_attention_is_its_definition(spec):
@@ -93,26 +93,26 @@ def test_cache_in_bfloat16():
 
 
 def test_counts_of_parameters():
-    assert num_params(Attention(heads=8), 512) == 4 * 512**2
-    assert num_params(Attention(heads=8, kv_heads=2), 512) == 2 * 512**2 + 2 * 512 * 128
-    assert num_params(Attention(heads=3, head_dim=10, kv_heads=1), 32) == 2 * 32 * 30 + 2 * 32 * 10
-    assert num_params(Attention(heads=8, qk_norm=True), 512) == 4 * 512**2 + 2 * 64
+    assert num_params(Attention(num_heads=8), 512) == 4 * 512**2
+    assert num_params(Attention(num_heads=8, num_kv_heads=2), 512) == 2 * 512**2 + 2 * 512 * 128
+    assert num_params(Attention(num_heads=3, head_dim=10, num_kv_heads=1), 32) == 2 * 32 * 30 + 2 * 32 * 10
+    assert num_params(Attention(num_heads=8, qk_norm=True), 512) == 4 * 512**2 + 2 * 64
 
 
 def test_smaller_selves_keep_groups_and_sizes_of_heads():
-    small = check_shrink(Attention(heads=8, kv_heads=2), 32, 16, cut=("embed", "layer/heads"))
-    assert (small.heads, small.kv_heads, small.head_dim) == (4, 2, 4)
-    small = check_shrink(Attention(heads=8, kv_heads=2, qk_norm=True), 32, 16, cut=("embed", "layer/heads"))
+    small = check_shrink(Attention(num_heads=8, num_kv_heads=2), 32, 16, cut=("embed", "layer/heads"))
+    assert (small.num_heads, small.num_kv_heads, small.head_dim) == (4, 2, 4)
+    small = check_shrink(Attention(num_heads=8, num_kv_heads=2, qk_norm=True), 32, 16, cut=("embed", "layer/heads"))
     assert small.qk_norm and small.head_dim == 4
-    small = check_shrink(Attention(heads=4), 32, 32, width=1.0, heads=3, cut=("layer/heads",))
-    assert (small.heads, small.kv_heads, small.head_dim) == (3, 0, 8)
+    small = check_shrink(Attention(num_heads=4), 32, 32, width=1.0, heads=3, cut=("layer/heads",))
+    assert (small.num_heads, small.num_kv_heads, small.head_dim) == (3, 0, 8)
     with pytest.raises(UserError, match="heads=3 is outside its space; valid: multiples of 2 up to 8"):
-        Attention(heads=8, kv_heads=2).resolve(32).shrink(1.0, 3, None)
+        Attention(num_heads=8, num_kv_heads=2).resolve(32).shrink(1.0, 3, None)
 
 
 def test_leading_heads_of_each_group_are_the_sub_network():
     """The full mixer, blind in the output for the heads that were cut, is the mixer of the slices."""
-    spec = Attention(heads=6, kv_heads=2, head_dim=4)
+    spec = Attention(num_heads=6, num_kv_heads=2, head_dim=4)
     full, small = Functions(spec, 8, 7), Functions(spec.resolve(8).shrink(1.0, 4, None), 8, 7)
     params, stats = full.weights
     cut = {name: v[tuple(slice(s) for s in small.weights[0][name].shape)] for name, v in params.items()}
@@ -124,10 +124,13 @@ def test_leading_heads_of_each_group_are_the_sub_network():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        (Attention(heads=3, kv_heads=2), r"mixer attention: kv_heads=2 does not divide heads=3; valid: \[1, 3\], or 0"),
-        (Attention(heads=5), r"heads=5 do not divide the width 16; valid: \[1, 2, 4, 8, 16\]"),
-        (Attention(heads=16), "head_dim=1 is odd; valid: even numbers, or rotary=False"),
-        (Attention(heads=0), "heads=0; valid: whole numbers from 1"),
+        (
+            Attention(num_heads=3, num_kv_heads=2),
+            r"mixer attention: num_kv_heads=2 does not divide num_heads=3; valid: \[1, 3\], or 0",
+        ),
+        (Attention(num_heads=5), r"num_heads=5 does not divide the width 16; valid: \[1, 2, 4, 8, 16\]"),
+        (Attention(num_heads=16), "head_dim=1 is odd; valid: even numbers, or rotary=False"),
+        (Attention(num_heads=0), "heads=0; valid: whole numbers from 1"),
     ],
 )
 def test_sizes_that_do_not_fit(spec, message):

@@ -26,9 +26,9 @@ from tests.modules.mixers.recurrent import (
 from tests.ops.compare import assert_agree
 
 SPECS = {
-    "deltanet": DeltaNet(heads=2),
-    "deltanet with a gate": DeltaNet(heads=2, gate=True, negative=True),
-    "gated_deltanet": GatedDeltaNet(heads=2),
+    "deltanet": DeltaNet(num_heads=2),
+    "deltanet with a gate": DeltaNet(num_heads=2, use_gate=True, allow_neg_eigval=True),
+    "gated_deltanet": GatedDeltaNet(num_heads=2),
 }
 
 
@@ -38,7 +38,7 @@ def unit(x):
 
 def twin(spec, w, x):
     q, k, v = (silu(convolved(heads(x, w[name]), w[f"{name}_conv/kernel"])) for name in "qkv")
-    beta = sigmoid(x @ w["beta"]) * (2 if spec.negative else 1)
+    beta = sigmoid(x @ w["beta"]) * (2 if spec.allow_neg_eigval else 1)
     decay = (
         np.exp(-np.exp(w["a_log"]) * np.log1p(np.exp(x @ w["decay"] + w["dt_bias"])))[..., None]
         if "decay" in w
@@ -73,7 +73,7 @@ def test_forms_agree_at_other_lengths(name, length):
 @pytest.mark.parametrize("dim, count, total", [(1024, 8, 374_362_112), (2048, 16, 1_365_677_056)])
 def test_published_counts_of_deltanet(dim, count, total):
     hidden = {1024: 2816, 2048: 5632}[dim]
-    layer = num_params(DeltaNet(heads=count), dim)
+    layer = num_params(DeltaNet(num_heads=count), dim)
     assert layer == 4 * dim**2 + dim * count + 12 * dim + dim // count
     assert 24 * (layer + 3 * dim * hidden + 2 * dim) + 2 * 32000 * dim + dim == total
 
@@ -81,7 +81,7 @@ def test_published_counts_of_deltanet(dim, count, total):
 @pytest.mark.parametrize("dim, count, expand, total", [(1024, 4, 1, 357_781_928), (2048, 6, 2, 1_387_348_732)])
 def test_published_counts_of_gated_deltanet(dim, count, expand, total):
     keys, values, hidden = 256 * count, 256 * count * expand, {1024: 2816, 2048: 5632}[dim]
-    layer = num_params(GatedDeltaNet(heads=count, state=256, expand_v=expand), dim)
+    layer = num_params(GatedDeltaNet(num_heads=count, d_state=256, expand_v=expand), dim)
     formula = 2 * dim * keys + 2 * dim * values + values * dim + 2 * dim * count + 2 * count
     assert layer == formula + 4 * (2 * keys + values) + values // count
     assert 21 * (layer + 3 * dim * hidden + 2 * dim) + 2 * 32000 * dim + dim == total
@@ -97,7 +97,7 @@ def test_initial_rates_are_those_of_the_paper():
 
 def test_writing_twice_stores_the_value_exactly():
     """beta 1 and unit keys: what a key recalls is its value, and writing it again changes nothing."""
-    config = Alone(DeltaNet(heads=1, state=3, head_dim=2, taps=1), 4, 4)
+    config = Alone(DeltaNet(num_heads=1, d_state=3, head_dim=2, d_conv=1), 4, 4)
     params = {k: jnp.zeros(a.shape) for k, a in abstract(config).params.items()}
     for name, size in {"q": 3, "k": 3, "v": 2}.items():
         params[name] = jnp.eye(4)[:, None, :size]
@@ -119,17 +119,17 @@ def test_writing_twice_stores_the_value_exactly():
 def test_smaller_selves_are_leading_slices(name):
     spec = {
         "deltanet": DeltaNet(),
-        "deltanet with a gate": DeltaNet(gate=True),
+        "deltanet with a gate": DeltaNet(use_gate=True),
         "gated_deltanet": GatedDeltaNet(expand_k=1.0),
     }[name]
     small = check_shrink(spec, 32, 16, state=0.5, cut=("embed", "layer/heads", "layer/state"))
-    assert (small.heads, small.state, small.head_dim) == (2, 4, 16 if name == "gated_deltanet" else 8)
+    assert (small.num_heads, small.d_state, small.head_dim) == (2, 4, 16 if name == "gated_deltanet" else 8)
     assert check_slices(spec, 32, 16, small)["k_conv/kernel"] == (4, 2, 4)
 
 
 @pytest.mark.slow
 def test_reduced_precision_keeps_the_memory_wide():
-    config = Alone(GatedDeltaNet(heads=2), 16, 8)
+    config = Alone(GatedDeltaNet(num_heads=2), 16, 8)
     params, _ = weights(config)
     half = {k: v if k in ("a_log", "dt_bias") else v.astype(jnp.bfloat16) for k, v in params.items()}
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 16)), jnp.float32)

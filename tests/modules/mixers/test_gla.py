@@ -12,7 +12,7 @@ from tests.ops.compare import assert_agree
 
 @pytest.mark.slow
 def test_forms_agree_and_follow_the_recurrence():
-    w, x, y = check_recurrent(GatedLinearAttention(heads=2, rank=3, divisor=2.0), 16, 5)
+    w, x, y = check_recurrent(GatedLinearAttention(num_heads=2, gate_low_rank_dim=3, gate_logit_normalizer=2.0), 16, 5)
     q, k, v = (heads(x, w[name]) for name in "qkv")
     decay = sigmoid(heads(x @ w["decay_down"], w["decay_up"]) + w["decay_bias"]) ** (1 / 2.0)
     mixed = rms(recurrence(q / np.sqrt(4), k, v, decay=decay), w["norm/scale"]) * silu(heads(x, w["gate"]))
@@ -22,7 +22,7 @@ def test_forms_agree_and_follow_the_recurrence():
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 65, 128])
 def test_forms_agree_at_other_lengths(length):
-    check_forms(GatedLinearAttention(heads=2, rank=3), 16, length)
+    check_forms(GatedLinearAttention(num_heads=2, gate_low_rank_dim=3), 16, length)
 
 
 @pytest.mark.parametrize("dim, total", [(1024, 374_475_776), (2048, 1_365_514_240)])
@@ -35,17 +35,17 @@ def test_published_counts(dim, total):
 
 
 def test_smaller_selves_are_leading_slices():
-    spec = GatedLinearAttention(heads=4)
+    spec = GatedLinearAttention(num_heads=4)
     small = check_shrink(spec, 32, 16, state=3, cut=("embed", "layer/heads", "layer/state"))
-    assert (small.heads, small.state, small.head_dim, small.rank) == (2, 3, 8, 16)
+    assert (small.num_heads, small.d_state, small.head_dim, small.gate_low_rank_dim) == (2, 3, 8, 16)
     assert check_slices(spec, 32, 16, small)["q"] == (16, 2, 3)
-    assert check_shrink(spec, 32, 32, width=1.0, heads=0.75, cut=("layer/heads",)).heads == 3
+    assert check_shrink(spec, 32, 32, width=1.0, heads=0.75, cut=("layer/heads",)).num_heads == 3
 
 
 def test_sizes_that_do_not_fit_are_named():
     with pytest.raises(
-        UserError, match="mixer gla: dim=6 gives heads=4 keys of 0 and values of 1 features; valid: at least 1"
+        UserError, match="mixer gla: dim=6 gives num_heads=4 keys of 0 and values of 1 features; valid: at least 1"
     ):
         GatedLinearAttention().resolve(6)
-    with pytest.raises(UserError, match="mixer gla: heads=0"):
-        GatedLinearAttention(heads=0).resolve(16)
+    with pytest.raises(UserError, match="mixer gla: num_heads=0"):
+        GatedLinearAttention(num_heads=0).resolve(16)

@@ -40,7 +40,7 @@ def test_published_counts(dim, total):
 
 
 def test_the_bound_is_kept_precise_and_a_gate_at_its_end_forgets_nothing():
-    module = HGRN(bound=0.25).resolve(8).build(8, 4, "layer", Init(jax.random.key(0)), "auto")
+    module = HGRN(lower_bound=0.25).resolve(8).build(8, 4, "layer", Init(jax.random.key(0)), "auto")
     assert module.bound.precise
     module.forget[...] = np.full((8, 8), 1e3, np.float32)
     forget, written, _ = module._gates(np.ones((1, 8), np.float32))
@@ -52,15 +52,15 @@ def test_the_bound_is_kept_precise_and_a_gate_at_its_end_forgets_nothing():
 
 def test_smaller_selves_are_leading_slices():
     small = check_shrink(HGRN(), 32, 16, cut=("embed", "layer/inner"))
-    assert small.inner == 16 and check_slices(HGRN(), 32, 16, small)["bound"] == (16,)
+    assert small.d_inner == 16 and check_slices(HGRN(), 32, 16, small)["bound"] == (16,)
 
 
 def test_bounds_outside_the_open_interval_are_refused():
-    with pytest.raises(UserError, match="mixer hgrn: bound=1.0; valid: numbers between 0 and 1"):
-        HGRN(bound=1.0).resolve(8)
+    with pytest.raises(UserError, match="mixer hgrn: lower_bound=1.0; valid: numbers between 0 and 1"):
+        HGRN(lower_bound=1.0).resolve(8)
 
 
 @pytest.mark.slow
 def test_a_short_convolution_before_it():
-    check_recurrent(HGRN(taps=3), 16, 9)
-    assert num_params(HGRN(taps=3), 16) == num_params(HGRN(), 16) + 4 * 16
+    check_recurrent(HGRN(d_conv=3), 16, 9)
+    assert num_params(HGRN(d_conv=3), 16) == num_params(HGRN(), 16) + 4 * 16

@@ -16,10 +16,10 @@ from tests.modules.mixers.recurrent import Alone, check_recurrent, check_slices,
 from tests.ops.compare import assert_agree, draw
 
 SPECS = {
-    "cosformer": CosFormer(heads=2),
-    "performer": Performer(heads=2),
-    "performer relu": Performer(heads=2, map="relu"),
-    "sla": SimplifiedLinearAttention(heads=2),
+    "cosformer": CosFormer(num_heads=2),
+    "performer": Performer(num_heads=2),
+    "performer relu": Performer(num_heads=2, feature_map="relu"),
+    "sla": SimplifiedLinearAttention(num_heads=2),
 }
 
 
@@ -90,7 +90,7 @@ def test_cosformer_refuses_more_tokens_than_its_length():
 def test_performer_approaches_softmax_attention():
     """Many features, small queries and keys: the outputs are those of causal softmax attention within Monte-Carlo
     error."""
-    config = Alone(Performer(heads=1, features=4096), 8, 6)
+    config = Alone(Performer(num_heads=1, num_features=4096), 8, 6)
     params, _ = weights(config)
     projection = config.build(Init(jax.random.key(0))).projection[...]
     params = {**params, "q": 0.3 * params["q"], "k": 0.3 * params["k"]}
@@ -106,20 +106,20 @@ def test_performer_approaches_softmax_attention():
 
 
 def test_performer_features_follow_the_papers_rule():
-    assert Performer(heads=4).resolve(256).features == 266  # 64 ln 64
-    assert Performer(heads=4, features=7).resolve(256).features == 7
+    assert Performer(num_heads=4).resolve(256).num_features == 266  # 64 ln 64
+    assert Performer(num_heads=4, num_features=7).resolve(256).num_features == 7
 
 
 def test_smaller_selves_are_leading_slices():
     for spec in (CosFormer(), SimplifiedLinearAttention()):
         small = check_shrink(spec, 32, 16, state=0.5, cut=("embed", "layer/heads", "layer/state"))
-        assert (small.heads, small.state, small.head_dim) == (2, 4, 8)
+        assert (small.num_heads, small.d_state, small.head_dim) == (2, 4, 8)
         check_slices(spec, 32, 16, small)
     small = check_shrink(Performer(), 32, 16, state=5, cut=("embed", "layer/heads", "layer/features"))
-    assert (small.heads, small.state, small.features) == (2, 8, 5)
+    assert (small.num_heads, small.d_state, small.num_features) == (2, 8, 5)
     assert check_slices(Performer(), 32, 16, small)["projection"] == (5, 8)
 
 
 def test_unknown_map_names_the_valid_ones():
-    with pytest.raises(UserError, match="mixer performer: map='softmax'; valid: positive, relu"):
-        Performer(map="softmax").resolve(16)
+    with pytest.raises(UserError, match="mixer performer: feature_map='softmax'; valid: positive, relu"):
+        Performer(feature_map="softmax").resolve(16)

@@ -11,7 +11,7 @@ from research.modules.mixers.mamba2 import Mamba2
 from tests.modules.mixers.agreement import Functions, check_forms, check_shrink, num_params
 from tests.ops.compare import assert_agree, draw
 
-SMALL = Mamba2(state=8, head_dim=4, groups=2)
+SMALL = Mamba2(d_state=8, head_dim=4, ngroups=2)
 
 
 @pytest.mark.parametrize("length", [1, 3, pytest.param(65, marks=pytest.mark.slow)])
@@ -21,7 +21,7 @@ def test_forms_agree(length):
 
 def test_against_its_equations():
     """A loop over time in numpy, with step sizes that meet both bounds; gate first, then the norm of each group."""
-    spec = Mamba2(state=3, head_dim=2, groups=2, expand=1.5, taps=3, dt_limit=(0.01, 0.1))
+    spec = Mamba2(d_state=3, head_dim=2, ngroups=2, expand=1.5, d_conv=3, dt_limit=(0.01, 0.1))
     mixer = Functions(spec, 8, 7)
     w = {k: np.asarray(v, np.float64) for k, v in mixer.weights[0].items()}
     silu, x = lambda a: a / (1 + np.exp(-a)), draw((7, 8), 1)
@@ -54,12 +54,12 @@ def test_against_its_equations():
 def test_published_counts(dim, depth, count):
     """Tied models over 50288 entries: a mixer and a norm a layer, and a last norm."""
     assert depth * (num_params(Mamba2(), dim) + dim) + 50_288 * dim + dim == count
-    assert Mamba2().resolve(dim).heads == dim // 32
+    assert Mamba2().resolve(dim).num_heads == dim // 32
 
 
 @pytest.mark.slow
 def test_initialisation_is_the_released_one():
-    weights = Functions(Mamba2(state=4, head_dim=2), 512, 8, redraw=False).weights[0]
+    weights = Functions(Mamba2(d_state=4, head_dim=2), 512, 8, redraw=False).weights[0]
     steps, rates = np.log1p(np.exp(weights["dt_bias"])).ravel(), np.exp(weights["a_log"]).ravel()
     assert steps.min() >= 1e-4 and 1e-3 * 0.99 < steps.min() < 1.3e-3 and 0.08 < steps.max() < 0.101
     assert abs(np.log10(steps).mean() + 2) < 0.1
@@ -78,9 +78,9 @@ def test_initialisation_is_the_released_one():
 
 def test_smaller_selves():
     small = check_shrink(SMALL, 32, 16, cut=("embed", "layer/heads"))
-    assert (small.heads, small.state, small.groups, small.head_dim) == (8, 8, 2, 4)
+    assert (small.num_heads, small.d_state, small.ngroups, small.head_dim) == (8, 8, 2, 4)
     small = check_shrink(SMALL, 32, 32, width=1.0, heads=4, state=0.5, cut=("layer/heads", "layer/state"))
-    assert (small.heads, small.state) == (4, 4)
+    assert (small.num_heads, small.d_state) == (4, 4)
     with pytest.raises(UserError, match="heads=3 is outside its space; valid: multiples of 2 up to 16"):
         SMALL.resolve(32).shrink(1.0, 3, None)
 
@@ -88,7 +88,7 @@ def test_smaller_selves():
 def test_a_slice_of_heads_is_the_sub_network():
     """With the out-projection of the heads left out at zero and every norm whole, cut heads change nothing but the
     norm."""
-    spec = Mamba2(state=4, head_dim=2, groups=2).resolve(8)
+    spec = Mamba2(d_state=4, head_dim=2, ngroups=2).resolve(8)
     full, small = Functions(spec, 8, 5), Functions(spec.shrink(1.0, 0.5, None), 8, 5)
     cut = {name: v[tuple(slice(s) for s in small.weights[0][name].shape)] for name, v in full.weights[0].items()}
     x = jnp.asarray(draw((1, 5, 8), 0))
@@ -102,7 +102,7 @@ def test_bad_options_are_named():
     with pytest.raises(UserError, match=r"mixer mamba2: head_dim=24 does not divide 32 inner channels \(2.0 \* 16\)"):
         Mamba2(head_dim=24).resolve(16)
     with pytest.raises(UserError, match=r"groups=3 does not divide 4 heads; valid: \[1, 2, 4\]"):
-        Mamba2(head_dim=8, groups=3).resolve(16)
+        Mamba2(head_dim=8, ngroups=3).resolve(16)
     with pytest.raises(UserError, match=r"dt_limit=\(1.0, 0.5\)"):
         Mamba2(head_dim=8, dt_limit=(1.0, 0.5)).resolve(16)
 

@@ -10,8 +10,8 @@ from research.modules.mixers.mamba3 import Mamba3, heavy
 from tests.modules.mixers.agreement import Functions, check_forms, check_shrink, num_params
 from tests.ops.compare import assert_agree, draw
 
-SMALL = Mamba3(state=8, head_dim=4, groups=2)
-MIMO = Mamba3(state=8, head_dim=4, rank=2)
+SMALL = Mamba3(d_state=8, head_dim=4, ngroups=2)
+MIMO = Mamba3(d_state=8, head_dim=4, mimo_rank=2)
 
 
 @pytest.mark.parametrize("length", [1, pytest.param(65, marks=pytest.mark.slow)])
@@ -27,7 +27,7 @@ def test_forms_with_several_inputs_and_outputs_agree():
 @pytest.mark.parametrize("rank", [1, 2])
 def test_against_its_equations(rank):
     """A loop over time in numpy with complex numbers for the rotated pairs."""
-    spec = Mamba3(state=6, head_dim=2, groups=2, expand=1.0, rank=rank, angles=2, a_floor=0.6)
+    spec = Mamba3(d_state=6, head_dim=2, ngroups=2, expand=1.0, mimo_rank=rank, num_rope_angles=2, a_floor=0.6)
     mixer = Functions(spec, 8, 7)
     w = {k: np.asarray(v, np.float64) for k, v in mixer.weights[0].items()}
     x = draw((7, 8), 1)
@@ -74,12 +74,12 @@ def test_against_its_equations(rank):
     ],
 )
 def test_published_counts(dim, rank, count):
-    assert num_params(Mamba3(rank=rank), dim) == count
+    assert num_params(Mamba3(mimo_rank=rank), dim) == count
 
 
 @pytest.mark.slow
 def test_initialisation_is_the_released_one():
-    weights = Functions(Mamba3(state=8, head_dim=2, rank=2), 256, 8, redraw=False).weights[0]
+    weights = Functions(Mamba3(d_state=8, head_dim=2, mimo_rank=2), 256, 8, redraw=False).weights[0]
     steps = np.log1p(np.exp(weights["dt_bias"])).ravel()
     assert 1e-3 * 0.99 < steps.min() < 2e-3 and 0.07 < steps.max() < 0.101
     ones = ("b_bias", "c_bias", "b_norm/scale", "skip", "spread_z")
@@ -92,10 +92,10 @@ def test_initialisation_is_the_released_one():
 
 def test_smaller_selves():
     small = check_shrink(SMALL, 32, 16, cut=("embed", "layer/heads"))
-    assert (small.heads, small.state, small.angles) == (8, 8, 2)
+    assert (small.num_heads, small.d_state, small.num_rope_angles) == (8, 8, 2)
     cut = ("layer/heads", "layer/state", "layer/angles")
     small = check_shrink(MIMO, 16, 16, width=1.0, heads=2, state=0.5, cut=cut)
-    assert (small.heads, small.state, small.angles, small.rank) == (2, 4, 1, 2)
+    assert (small.num_heads, small.d_state, small.num_rope_angles, small.mimo_rank) == (2, 4, 1, 2)
 
 
 def test_heavy_tail_and_its_gradient():
@@ -105,9 +105,9 @@ def test_heavy_tail_and_its_gradient():
 
 
 def test_bad_options_are_named():
-    with pytest.raises(UserError, match="mixer mamba3: angles=5; valid: 1 to 4, half of state=8"):
-        Mamba3(state=8, head_dim=4, angles=5).resolve(16)
-    with pytest.raises(UserError, match="rank=0; valid: whole numbers from 1"):
-        Mamba3(head_dim=4, rank=0).resolve(16)
+    with pytest.raises(UserError, match="mixer mamba3: num_rope_angles=5; valid: 1 to 4, half of d_state=8"):
+        Mamba3(d_state=8, head_dim=4, num_rope_angles=5).resolve(16)
+    with pytest.raises(UserError, match="mimo_rank=0; valid: whole numbers from 1"):
+        Mamba3(head_dim=4, mimo_rank=0).resolve(16)
     with pytest.raises(UserError, match="state=1 leaves one feature"):
         SMALL.resolve(16).shrink(1.0, None, 1)

@@ -20,7 +20,7 @@ def turned(x):
 
 @pytest.mark.slow
 def test_forms_agree_and_follow_the_recurrence():
-    w, x, y = check_recurrent(Retention(heads=2), 16, 9)
+    w, x, y = check_recurrent(Retention(num_heads=2), 16, 9)
     q, k, v = (heads(x, w[name]) for name in "qkv")
     decay = np.array([31 / 32, 63 / 64])[:, None]
     mixed = rms(recurrence(turned(q) / np.sqrt(8), turned(k), v, decay=decay), w["norm/scale"]) * silu(
@@ -32,7 +32,7 @@ def test_forms_agree_and_follow_the_recurrence():
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 65, 128])
 def test_forms_agree_at_other_lengths(length):
-    check_forms(Retention(heads=2), 16, length)
+    check_forms(Retention(num_heads=2), 16, length)
 
 
 def test_decays_of_the_paper():
@@ -43,18 +43,18 @@ def test_decays_of_the_paper():
 def test_published_counts(dim, total):
     """The whole language models: 8 heads, 24 layers, SwiGLU of ratio 2, vocabulary 32000, untied."""
     hidden = {1024: 1536, 2048: 2816}[dim]
-    layer = num_params(Retention(heads=8), dim)
+    layer = num_params(Retention(num_heads=8), dim)
     assert layer == 8 * dim**2 + 2 * dim // 8
     assert 24 * (layer + 3 * dim * hidden + 2 * dim) + 2 * 32000 * dim + dim == total
 
 
 def test_smaller_selves_are_leading_slices_with_whole_keys():
-    spec = Retention(heads=4)
+    spec = Retention(num_heads=4)
     small = check_shrink(spec, 32, 16, state=0.5, cut=("embed", "layer/heads"))
-    assert (small.heads, small.state, small.head_dim) == (2, 8, 16)
+    assert (small.num_heads, small.d_state, small.head_dim) == (2, 8, 16)
     assert check_slices(spec, 32, 16, small)["out"] == (2, 16, 16)
 
 
 def test_odd_keys_are_refused():
-    with pytest.raises(UserError, match="mixer retention: state=3; valid: even numbers"):
-        Retention(heads=2).resolve(6)
+    with pytest.raises(UserError, match="mixer retention: d_state=3; valid: even numbers"):
+        Retention(num_heads=2).resolve(6)

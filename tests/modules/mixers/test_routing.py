@@ -15,12 +15,12 @@ from research.ops.routing_attention import init_centroids, routing_attention
 from tests.modules.mixers.agreement import Functions, check_forms, check_shrink, num_params
 from tests.ops.compare import assert_agree, draw
 
-SMALL = Routing(heads=3, local_heads=1, head_dim=6, clusters=3, window=4, local_window=5)
+SMALL = Routing(num_heads=3, num_local_heads=1, head_dim=6, num_clusters=3, window=4, local_window=5)
 
 
 @pytest.mark.slow
 def test_all_forms_compute_the_same_where_every_cluster_takes_all():
-    check_forms(Routing(heads=4, local_heads=2, clusters=2, window=128, local_window=5), 16, 21)
+    check_forms(Routing(num_heads=4, num_local_heads=2, num_clusters=2, window=128, local_window=5), 16, 21)
 
 
 def test_prefixes_are_routed_as_the_op_routes_them():
@@ -125,15 +125,15 @@ def test_means_stay_outside_training(mode):
 
 
 def test_counts_of_parameters():
-    assert num_params(Routing(heads=8, local_heads=6), 64) == 4 * 64 * 48 + 3 * 64 * 16
-    assert num_params(Routing(heads=8, local_heads=0), 64) == 3 * 64**2
+    assert num_params(Routing(num_heads=8, num_local_heads=6), 64) == 4 * 64 * 48 + 3 * 64 * 16
+    assert num_params(Routing(num_heads=8, num_local_heads=0), 64) == 3 * 64**2
 
 
 def test_smaller_selves_keep_clusters_and_both_kinds():
-    spec = Routing(heads=8, local_heads=6, clusters=4)
+    spec = Routing(num_heads=8, num_local_heads=6, num_clusters=4)
     small = check_shrink(spec, 32, 16, cut=("embed", "layer/local/heads", "layer/routing/heads"))
-    assert (small.heads, small.local_heads, small.head_dim, small.clusters) == (4, 3, 4, 4)
-    kinds = lambda **choice: (lambda s: (s.local_heads, s.heads - s.local_heads))(
+    assert (small.num_heads, small.num_local_heads, small.head_dim, small.num_clusters) == (4, 3, 4, 4)
+    kinds = lambda **choice: (lambda s: (s.num_local_heads, s.num_heads - s.num_local_heads))(
         spec.resolve(32).shrink(**{"width": 1.0, "state": None, **choice})
     )
     assert (
@@ -145,11 +145,11 @@ def test_smaller_selves_keep_clusters_and_both_kinds():
     for full in range(1, 9):
         for local in range(full):
             for few in range(1 + (local > 0), full + 1):
-                small = Routing(heads=full, local_heads=local, head_dim=2).shrink(1.0, few, None)
+                small = Routing(num_heads=full, num_local_heads=local, head_dim=2).shrink(1.0, few, None)
                 assert (
-                    small.heads == few
-                    and small.local_heads <= local
-                    and small.heads - small.local_heads <= full - local
+                    small.num_heads == few
+                    and small.num_local_heads <= local
+                    and small.num_heads - small.num_local_heads <= full - local
                 )
     with pytest.raises(UserError, match=r"heads=1; valid: 2 \(one of each kind\) to 8"):
         kinds(heads=1)
@@ -158,10 +158,10 @@ def test_smaller_selves_keep_clusters_and_both_kinds():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        (Routing(heads=4, local_heads=4), "mixer routing: local_heads=4; valid: 0 to 3"),
-        (Routing(clusters=0), "clusters=0; valid: whole numbers from 1"),
-        (Routing(heads=3, local_heads=1), r"heads=3 do not divide the width 16"),
-        (Routing(heads=16), "head_dim=1 is odd"),
+        (Routing(num_heads=4, num_local_heads=4), "mixer routing: num_local_heads=4; valid: 0 to 3"),
+        (Routing(num_clusters=0), "clusters=0; valid: whole numbers from 1"),
+        (Routing(num_heads=3, num_local_heads=1), r"num_heads=3 does not divide the width 16"),
+        (Routing(num_heads=16), "head_dim=1 is odd"),
     ],
 )
 def test_sizes_that_do_not_fit(spec, message):

@@ -9,7 +9,7 @@ from tests.modules.mixers.agreement import Functions, check_forms, check_shrink,
 from tests.modules.mixers.test_attention import twin
 from tests.ops.compare import assert_agree, draw
 
-SPEC = Window(heads=4, kv_heads=2, window=5)
+SPEC = Window(num_heads=4, num_kv_heads=2, window=5)
 
 
 @pytest.mark.slow
@@ -18,7 +18,7 @@ def test_all_forms_compute_the_same():
 
 
 def test_a_window_of_one_token_has_no_state():
-    check_forms(Window(heads=2, window=1), 8, 4, naive=False)
+    check_forms(Window(num_heads=2, window=1), 8, 4, naive=False)
 
 
 def test_window_attention_is_its_definition():
@@ -39,9 +39,9 @@ def test_tokens_before_the_window_do_not_matter():
 
 
 def test_counts_and_smaller_selves():
-    assert num_params(Window(heads=8), 64) == 4 * 64**2
+    assert num_params(Window(num_heads=8), 64) == 4 * 64**2
     small = check_shrink(SPEC, 32, 16, cut=("embed", "layer/heads"))
-    assert isinstance(small, Window) and (small.heads, small.head_dim, small.window) == (2, 8, 5)
+    assert isinstance(small, Window) and (small.num_heads, small.head_dim, small.window) == (2, 8, 5)
 
 
 def test_no_window():

@@ -1,4 +1,5 @@
-"""Suites: cases together with the marks that their figures must reach, each a ratio of times measured in one run."""
+"""Suites: cases together with the thresholds that their figures must reach, each a ratio of times measured in one
+run."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ FORWARD = "forward"
 
 
 @dataclass(frozen=True)
-class Mark:
+class Threshold:
     """A claim with a number.
 
     Attributes:
@@ -32,13 +33,13 @@ class Mark:
         return f"at {'least' if self.at_least else 'most'} {self.asked:g}"
 
     def judge(self, rows: Sequence[Row], peers: Iterable[str]) -> dict[str, Any]:
-        """A row with claim, figure, asked and kept: "yes", "no", or why it was not judged."""
+        """A row with claim, figure, asked and met: "yes", "no", or why it was not judged."""
         if self.peer and self.peer not in peers:
             return {
                 "claim": self.claim,
                 "figure": None,
                 "asked": self.bound,
-                "kept": f"not judged: needs --peer={self.peer}",
+                "met": f"not judged: needs --peer={self.peer}",
             }
         try:
             figure = self.figure(rows)
@@ -47,21 +48,22 @@ class Mark:
                 "claim": self.claim,
                 "figure": None,
                 "asked": self.bound,
-                "kept": "not judged: its cases were left out",
+                "met": "not judged: its cases were left out",
             }
-        kept = figure >= self.asked if self.at_least else figure <= self.asked
-        return {"claim": self.claim, "figure": figure, "asked": self.bound, "kept": "yes" if kept else "no"}
+        met = figure >= self.asked if self.at_least else figure <= self.asked
+        return {"claim": self.claim, "figure": figure, "asked": self.bound, "met": "yes" if met else "no"}
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Cases and their marks; `wanted` holds the names of cases with the words that the shape must hold ("" for all)."""
+    """Cases and their thresholds; `wanted` holds the names of cases with the words that the shape must hold ("" for
+    all)."""
 
     wanted: tuple[tuple[str, str], ...]
-    marks: tuple[Mark, ...]
+    thresholds: tuple[Threshold, ...]
 
     def wants(self, name: str, shape: str, direction: str) -> bool:
-        """Whether a case is one of this suite's: never a forward pass alone, no mark is about one."""
+        """Whether a case is one of this suite's: never a forward pass alone, no threshold is about one."""
         return direction != FORWARD and any(name == wanted and holds(shape, words) for wanted, words in self.wanted)
 
 
@@ -125,20 +127,20 @@ def spread(numbers: Iterable[float]) -> float:
 
 def faster(
     claim: str, name: str, than: str, asked: float, *, words: str = "", reduce: Callable = min, peer: str = ""
-) -> Mark:
+) -> Threshold:
     """Ours is `asked` times as fast as another, at the case where it is least so, or in the geometric mean."""
-    return Mark(
+    return Threshold(
         claim, lambda rows: reduce(ratios(rows, name, than, "ours", words=words)), asked, at_least=True, peer=peer
     )
 
 
 def slower(
     claim: str, name: str, than: str, asked: float, *, words: str = "", reduce: Callable = max, peer: str = ""
-) -> Mark:
+) -> Threshold:
     """Ours takes at most `asked` times as long as another."""
-    return Mark(claim, lambda rows: reduce(ratios(rows, name, "ours", than, words=words)), asked, peer=peer)
+    return Threshold(claim, lambda rows: reduce(ratios(rows, name, "ours", than, words=words)), asked, peer=peer)
 
 
 def needs_peer(suite: Suite) -> bool:
-    """Whether no mark can be judged without a peer."""
-    return all(mark.peer for mark in suite.marks)
+    """Whether no threshold can be judged without a peer."""
+    return all(threshold.peer for threshold in suite.thresholds)

@@ -1,7 +1,7 @@
 """The fault-injection suite: faults of every kind on runs of seconds, and what became of them; `make faults` writes the
 report.
 
-    python -m tests.faults.campaign --kills=50 --readers_s=120 --out=results/faults
+    python -m tests.faults.suite --kills=50 --readers_s=120 --out=results/faults
 
 A run is well when it ends with the same parameters and the same metrics.jsonl, bit for bit, as one that nothing
 happened to. An injected fault must lose nothing older than the last completed save, end in one or two lines, never in a
@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults import folders, processes, readers, surroundings
-from tests.faults.base import Campaign, Failed, Outcome
+from tests.faults.base import Failed, Outcome, Suite
 
-FAULTS: dict[str, Callable[[Campaign], Outcome | list[Outcome]]] = {
+FAULTS: dict[str, Callable[[Suite], Outcome | list[Outcome]]] = {
     "sigterm": processes.sigterm,
     "damaged": folders.damaged,
     "strays": folders.strays,
@@ -49,7 +49,7 @@ def main() -> int:
     wanted = options.only.split(",") if options.only else list(FAULTS)
     begun, outcomes, failures = time.time(), [], []
     with tempfile.TemporaryDirectory(prefix="nestax_faults_") as folder:
-        c = Campaign(Path(folder))
+        c = Suite(Path(folder))
         steps: list[tuple[str, Callable]] = [(name, lambda name=name: FAULTS[name](c)) for name in wanted]
         if options.readers_s:
             steps.append(("readers", lambda: readers.beside(c, 25 * options.readers_s)))

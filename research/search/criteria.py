@@ -1,4 +1,4 @@
-"""Judges reports of runs against what a recipe promises in `expect`."""
+"""Judges reports of runs by the acceptance criteria of a recipe, `expect`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,8 @@ from research.report.run_card import higher_is_better
 
 
 def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the figures that a promise can name, over the reports of several seeds (see `launch.reproduce`).
+    """Returns the figures that an acceptance criterion can name, over the reports of several seeds (see
+    `launch.reproduce`).
 
     Raises:
       UserError: a network's value is no number, or there was no split to measure it on.
@@ -19,7 +20,7 @@ def measures(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     missing = [n["name"] for r in reports for n in r["subnets"] if n["value"] is None]
     if missing:
         raise UserError(
-            f"{reports[0]['metric']} of {missing[0]} is no number or was not measured, so no promise can be judged"
+            f"{reports[0]['metric']} of {missing[0]} is no number or was not measured, so no criterion can be judged"
         )
     full = [r["subnets"][0] for r in reports]
     higher = higher_is_better(reports[0])
@@ -67,35 +68,36 @@ NAMES = (
     "robust_ATTACK",
     "accuracy",
 )
-"""What can be promised, beside the counts of `research.report.logs`; accuracies of other names end in it."""
+"""What an acceptance criterion can name, beside the counts of `research.report.logs`; accuracies of other names end in
+it."""
 
 
-def check_promises(expect: Mapping[str, Any]) -> None:
-    """Raises UserError for a promise that no run could be judged by, before any is trained."""
+def check_criteria(expect: Mapping[str, Any]) -> None:
+    """Raises UserError for an acceptance criterion that no run could be judged by, before any is trained."""
     valid = (*NAMES, *logs.counts())
     for name in expect:
         if name not in valid and not name.startswith("robust_") and not name.endswith("accuracy"):
-            raise UserError(f"expect: unknown promise {name!r}; valid: {', '.join(valid)}")
+            raise UserError(f"expect: unknown acceptance criterion {name!r}; valid: {', '.join(valid)}")
 
 
 def judge(found: Mapping[str, float], expect: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns a row per promise: {"promise", "expected", "found", "kept"}.
+    """Returns a row per acceptance criterion: {"criterion", "expected", "found", "met"}.
 
     Raises:
-      UserError: a promise about something that is not measured.
+      UserError: an acceptance criterion about something that is not measured.
     """
     rows = []
     for name, bound in expect.items():
         if name not in found:
-            raise UserError(f"expect: unknown promise {name!r}; valid: {', '.join(found)}")
+            raise UserError(f"expect: unknown acceptance criterion {name!r}; valid: {', '.join(found)}")
         low, high = bound if isinstance(bound, list | tuple) else (bound, None)
-        kept = (low is None or found[name] >= low) and (high is None or found[name] <= high)
+        met = (low is None or found[name] >= low) and (high is None or found[name] <= high)
         text = " and ".join(
             t
             for t in (f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else "")
             if t
         )
         rows.append(
-            {"promise": name, "expected": text, "found": round(found[name], 4), "kept": "yes" if kept else "NO"}
+            {"criterion": name, "expected": text, "found": round(found[name], 4), "met": "yes" if met else "NO"}
         )
     return rows

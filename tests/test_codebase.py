@@ -1,4 +1,4 @@
-"""The rules of the house: imports point one way, research/ neither prints nor parses flags, every recipe builds."""
+"""The rules of the codebase: imports point one way, research/ neither prints nor parses flags, every recipe builds."""
 
 import ast
 import graphlib
@@ -33,33 +33,33 @@ ALLOWED = {
     "bench": {"decode", "ops", "modules", "models", "nested", "tasks", "data", "optim", "report", "train"},
     "search": {"tasks", "train", "nested", "models", "modules", "report"},
 }
-"""Room of research/ -> rooms that it may import beside itself and `EVERYWHERE`."""
+"""Package of research/ -> packages that it may import beside itself and `EVERYWHERE`."""
 EVERYWHERE = {"errors", "files", "process", "plugins", "sections", "seeds", "stopping", "values"}
 
 
-def rooms_imported(room: str) -> dict[str, str]:
-    """Returns the rooms that a room imports, in functions too -> a file that does."""
+def packages_imported(package: str) -> dict[str, str]:
+    """Returns the packages that a package imports, in functions too -> a file that does."""
     return {
         module.split(".")[1]: str(path.relative_to(ROOT))
         for own, path in import_graph.FILES.items()
-        if own.startswith(f"research.{room}.") or own == f"research.{room}"
+        if own.startswith(f"research.{package}.") or own == f"research.{package}"
         for module in import_graph.imports(path, late=True)
         if module.startswith("research.")
     }
 
 
-@pytest.mark.parametrize("room", sorted(ALLOWED))
-def test_imports_point_one_way(room):
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_imports_point_one_way(package):
     beyond = {
         target: path
-        for target, path in rooms_imported(room).items()
-        if target not in {room} | EVERYWHERE | ALLOWED[room]
+        for target, path in packages_imported(package).items()
+        if target not in {package} | EVERYWHERE | ALLOWED[package]
     }
     assert not beyond
 
 
 def test_training_knows_no_method():
-    assert not rooms_imported("train").keys() & {"methods", "robust", "search"}
+    assert not packages_imported("train").keys() & {"methods", "robust", "search"}
 
 
 def test_research_imports_no_command_recipe_or_test():
@@ -70,14 +70,14 @@ def test_research_imports_no_command_recipe_or_test():
 
 
 def test_every_room_is_listed_and_the_map_says_the_same():
-    rooms = {p.name for p in (ROOT / "research").iterdir() if p.is_dir() and list(p.glob("*.py"))}
-    assert rooms == set(ALLOWED)
+    packages = {p.name for p in (ROOT / "research").iterdir() if p.is_dir() and list(p.glob("*.py"))}
+    assert packages == set(ALLOWED)
     rows = re.findall(r"^\| `research/(\w+)/` \|.*\| ([^|]+) \|$", (ROOT / "WORKSPACE.md").read_text(), re.MULTILINE)
-    assert {room for room, _ in rows} == rooms
-    for room, text in rows:
+    assert {package for package, _ in rows} == packages
+    for package, text in rows:
         named = set(re.findall(r"\w+", text))
-        if named <= rooms:  # others say "all of the above" or "below"
-            assert named == ALLOWED[room], room
+        if named <= packages:  # others say "all of the above" or "below"
+            assert named == ALLOWED[package], package
 
 
 def test_no_module_imports_itself_in_a_circle():
