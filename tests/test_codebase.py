@@ -160,7 +160,7 @@ STAND_INS = {
 """Data set that is large or needs files -> one of the same kind that does not, and its options."""
 
 
-@pytest.mark.parametrize("text", recipes())
+@pytest.mark.parametrize("text", list(recipes()))
 def test_recipe_builds(text, monkeypatch, tmp_path):
     """All of a run is set up but its programs, on one device; then every array is laid out, none is made."""
     monkeypatch.chdir(ROOT)

@@ -62,7 +62,7 @@ class Update:
             params = {**state.params, **optax.apply_updates({k: state.params[k] for k in updates}, updates)}
             clock = make_clock(programs.seed, jnp.stack([step, 0 * step, 0 * step]).astype(jnp.uint32), self.phase)
             params, methods = programs.methods.after_update(params, state.methods, clock)
-            norm = optax.global_norm(grads)
+            norm = optax.tree.norm(grads)
             stats = after_update(config, programs.layout.model_only(state.params), moved)
             new = State(params, stats, opt_state, methods)
             finite = jnp.isfinite(norm)
@@ -85,4 +85,4 @@ def _norms(arrays: Arrays, axes: Mapping[str, Axes]) -> dict[str, Array]:
     groups: dict[str, list[Array]] = {}
     for name, array in arrays.items():
         groups.setdefault("*".join(role(axis) for axis in axes[name]) or "scalar", []).append(array)
-    return {roles: optax.global_norm(group) for roles, group in groups.items()}
+    return {roles: optax.tree.norm(group) for roles, group in groups.items()}

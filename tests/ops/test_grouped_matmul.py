@@ -179,7 +179,7 @@ def test_sizes_of_blocks_do_not_change_the_result(monkeypatch):
 def test_auto_follows_the_platform_of_the_program(platform, ragged):
     operands = _operands((16, 24), (20, 0, 1, 43))
     program = jax.export.export(_output_and_grads, platforms=[platform])(*operands, "auto").mlir_module()
-    assert ("stablehlo.while" in program) != ragged
+    assert ('"chlo.ragged_dot"' in program) == ragged  # not loops: newer JAX has one in its fallback for cuda
 
 
 # --- sorting and moving rows ------------------------------------------------------------------------------------------

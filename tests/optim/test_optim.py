@@ -240,4 +240,4 @@ def test_clipping_bounds_the_global_norm():
     config = dataclasses.replace(BASE, name="sgd", momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=0.5)
     optimizer = make_optimizer(config, optax.constant_schedule(1.0), AXES, KINDS)
     updates, _ = optimizer.update(gradients(0), optimizer.init(params()), params())
-    assert float(optax.global_norm(updates)) == pytest.approx(0.5, rel=1e-5)
+    assert float(optax.tree.norm(updates)) == pytest.approx(0.5, rel=1e-5)
