@@ -163,7 +163,7 @@ def test_the_policies_of_a_run_earn_what_the_report_says(reference):
     found = trained.actors(workdir)
     assert list(found) == [0, 3]
     task, state = environment("bandit"), arrays_at(workdir, 6)
-    learner = SoftActorCritic(read_config(workdir))
+    learner = SoftActorCritic(RunConfig.of(read_config(workdir)))
     run = learner.whole(state)
     for place, (seed, (config, params)) in enumerate(found.items()):
         assert config == learner.options.actor(task) and params.keys() == run.learner.trained.actor.keys()

@@ -34,10 +34,13 @@ def config_of(name, **options):
 
 
 def test_the_learner_says_what_making_it_waits_for():
-    config = {"learner": {"name": "supervised"}, "data": {"name": "digits"}}
-    assert learner_registry.opening(RunConfig.of(config)) == "loading data set digits"
-    config["learner"]["name"] = "soft_actor_critic"
-    assert learner_registry.opening(RunConfig.of(config)) == "making the learner soft_actor_critic"
+    said = {
+        name: learner_registry.opening(RunConfig.of(config_of(name))) for name in ("supervised", "soft_actor_critic")
+    }
+    assert said == {
+        "supervised": f"loading data set {base_config().data.name}",
+        "soft_actor_critic": "making the learner soft_actor_critic",
+    }
 
 
 @pytest.fixture
