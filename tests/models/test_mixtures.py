@@ -14,7 +14,15 @@ from research.modules.state import abstract, initialize
 
 SPARSE = SequenceConfig(pattern="hgrn", ffn="moe glu", depth=6, dim=16, moe=Moe(num_experts=4))
 IMAGES = ViTConfig(
-    dim=16, depth=4, num_heads=2, head_dim=8, patch_size=4, image_size=8, num_classes=3, ffn="mlp moe", moe=Moe(num_experts=4)
+    dim=16,
+    depth=4,
+    num_heads=2,
+    head_dim=8,
+    patch_size=4,
+    image_size=8,
+    num_classes=3,
+    ffn="mlp moe",
+    moe=Moe(num_experts=4),
 )
 
 
