@@ -109,8 +109,9 @@ def layer_stack(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Init:
-    """What a constructor needs to create arrays: a key, a dtype, the stack that it is built in, and how many residual
-    branches the network adds up (some initialisers shrink with it).
+    """What a constructor needs to create arrays: a key, a dtype, the stack that it is built in, how many residual
+    branches the network adds up (some initialisers shrink with it), and whether its statistics are frozen, so that
+    nothing moves them.
 
     Every array in the repository is created by `param` or `stat`, so none is without axis names.
     """
@@ -119,6 +120,7 @@ class Init:
     dtype: jnp.dtype = jnp.float32
     stack: tuple[tuple[int, str], ...] = ()
     branches: int = 1
+    frozen: bool = False
 
     def child(self, tag: str | int) -> "Init":
         """Returns an Init with an independent key; equal tags give equal keys."""
@@ -145,6 +147,7 @@ class Init:
 
     def stat(self, tag: str, shape: Sequence[int], axes: Axes, init: Initializer, kind: StatKind) -> Stat:
         """Creates a statistic; arguments as in `param`, `kind` says how it moves."""
+        kind = StatKind.CONSTANT if self.frozen else kind
         return Stat(self._create(tag, shape, axes, init), axes=self._axes(axes), kind=kind)
 
     def _axes(self, axes: Axes) -> Axes:

@@ -200,5 +200,6 @@ NEEDS = {
         "model.moe": "{'hidden': 32, 'experts': 2}",
         "method.upcycling.source": source(),
     },
+    "customisation": lambda: {"method.customisation.source": source()},
 }
 """Method -> fields of the recipe `tests/methods/tiny.py` that it needs."""

@@ -66,7 +66,7 @@ def test_a_dense_run_as_it_is_is_no_mixture():
 
 
 def test_fields_of_earlier_versions():
-    with pytest.raises(UserError, match="config.train.upcycle.noise is said otherwise now: config.methods with 'upcyc"):
+    with pytest.raises(UserError, match="config.train.upcycle is said otherwise now: config.methods with 'upcyc"):
         recipe.load(TINY, {"train.upcycle.noise": "0.1"})
     config = recipe.load(TINY, {})
     train = {**config["train"], "init_from": "runs/dense"}
