@@ -138,7 +138,9 @@ def test_config_is_hashable_and_full_size_shrink_is_the_identity(name):
     config = registry.entry(name).config
     assert hash(config) == hash(dataclasses.replace(config))
     assert config.shrink() == config
-    assert set(config.elastic) >= ({"width"} if config.family in ("hmode", "lenet") else {"width", "depth", "keep"})
+    assert set(config.elastic) >= (
+        {"width"} if config.family in ("customised", "hmode", "lenet") else {"width", "depth", "keep"}
+    )
 
 
 def test_patterns_unknown_names_and_unknown_fields():
