@@ -1,5 +1,5 @@
-"""Makes a trained LeNet-5 several users' own: a local expert and a gate from each one's few images, the network itself
-frozen.
+"""Makes a trained network several users' own: a local expert and a gate from each one's few images, the network itself
+frozen. One user at a time, in the training loop: configs/customise.py:user.
 
     python -m launch.train --config=configs/customise.py --workdir=runs/customise
     python -m launch.customise --workdir=runs/customise --out=results/customise
@@ -35,28 +35,29 @@ _OUT = outputs.output_flag(
 
 
 def _row(
-    config: Any, expert: Any, user: int, everybody: dict[str, Any], prepare: Any, costs: dict[str, float]
+    config: Any, expert: Any, stats: Any, user: int, everybody: dict[str, Any], prepare: Any, costs: dict[str, float]
 ) -> dict[str, Any]:
     import jax
 
     from research.data.handwriting import Handwriting, user_indices
     from research.data.sources import load_splits
     from research.errors import UserError
-    from research.train import customise
+    from research.methods.bases import customise
+    from research.models.customised import global_part
 
     own = load_splits("handwriting", validation_fraction=0.0, user=user)
     written = own["train"]
     assert isinstance(written, Handwriting)
     images = prepare(written, user_indices(written, _SAMPLES.value))
     params = customise.train_experts(
-        config, expert, images, everybody["train"], jax.random.key(user), customise.Schedule()
+        config, expert, stats, images, everybody["train"], jax.random.key(user), customise.Schedule()
     )
-    before, after = customise.checksum(expert), customise.checksum(customise.global_part(params))
+    before, after = customise.checksum(expert), customise.checksum(global_part(params))
     if before != after:
         raise UserError(f"user {user}: the global expert changed ({before[:12]} -> {after[:12]})")
     customise.save_experts(Path(_WORKDIR.value) / "customised" / f"user{user}.npz", params)
     mine, theirs = (
-        {name: float(value) for name, value in customise.measure(config, params, test).items()}
+        {name: float(value) for name, value in customise.measure(config, params, stats, test).items()}
         for test in (prepare(own["test"]), everybody["test"])
     )
     columns = ("before", "after", "local_answers")
@@ -77,19 +78,20 @@ def main() -> int:
 
     from research.data.augment import make_augment
     from research.data.sources import load_splits
+    from research.methods.bases import customise
     from research.models.customised import CustomisedConfig
     from research.report import machine, tables
-    from research.train import costs, customise
+    from research.train import costs
     from research.train.extraction import load_model
     from research.train.rundir import read_config
 
     run = read_config(_WORKDIR.value)
-    if run["model"]["name"] != "lenet5" or run["data"]["name"] != "handwriting":
+    if run["data"]["name"] != "handwriting":
         raise UserError(
             f"{_WORKDIR.value} holds a {run['model']['name']} on {run['data']['name']}; "
             "give a run of configs/customise.py"
         )
-    network, expert, _ = load_model(_WORKDIR.value, say=print)
+    network, expert, stats = load_model(_WORKDIR.value, say=print)
     config = CustomisedConfig(network, _RANK.value, _HIDDEN.value, _THRESHOLD.value, _BUDGET.value)
     added = customise.overheads(config, costs.forward_flops(config) // 2, costs.forward_flops(network) // 2)
     augment = make_augment(run["data"]["augment"])
@@ -100,7 +102,7 @@ def main() -> int:
 
     population = load_splits("handwriting", validation_fraction=run["data"]["validation_fraction"])
     everybody = {split: prepare(population[split]) for split in ("train", "test")}
-    rows = [_row(config, expert, user, everybody, prepare, added) for user in range(_USERS.value)]
+    rows = [_row(config, expert, stats, user, everybody, prepare, added) for user in range(_USERS.value)]
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if isinstance(rows[0][key], float)}
     rows.append({"user": "mean", **means, "global_expert": rows[0]["global_expert"]})
     shown = [{k: f"{100 * v:.2f} %" if isinstance(v, float) else v for k, v in row.items()} for row in rows]

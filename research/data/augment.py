@@ -109,20 +109,17 @@ class Augment:
         return random_erase(images, self.random_erasing, draws) if self.random_erasing else images
 
     def train(self, block: Block, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"], seed: int) -> Block:
-        """The training batch of a block {"image", "label"}."""
-        return self._batch(self(block["image"], indices, epochs, seed), block["label"])
+        """The training batch of a block {"image", "label"}; whatever else an example holds stays."""
+        return self._batch(block, self(block["image"], indices, epochs, seed))
 
     def evaluate(self, block: Block) -> Block:
-        """The evaluation batch of a block {"image", "label"}."""
-        return self._batch(self.preprocess(block["image"]), block["label"])
+        """The evaluation batch of a block {"image", "label"}; whatever else an example holds stays."""
+        return self._batch(block, self.preprocess(block["image"]))
 
-    def _batch(self, images: Float[np.ndarray, "B H W C"], labels: Int[np.ndarray, " B"]) -> Block:
-        labels = labels.astype(np.int32, copy=False)
-        return (
-            {"vectors": to_sequence(images, self.sequence), "label": labels}
-            if self.sequence
-            else {"image": images, "label": labels}
-        )
+    def _batch(self, block: Block, images: Float[np.ndarray, "B H W C"]) -> Block:
+        rest = {name: values for name, values in block.items() if name not in ("image", "label")}
+        own = {"vectors": to_sequence(images, self.sequence)} if self.sequence else {"image": images}
+        return {**own, "label": block["label"].astype(np.int32, copy=False), **rest}
 
     def preprocess(self, images: np.ndarray) -> Float[np.ndarray, "B H W C"]:
         """The deterministic part, for evaluation: padding, centre crop, normalisation."""

@@ -134,7 +134,10 @@ def config_to_json(config: Any) -> dict[str, Any]:
     Raises:
       TypeError: a field holds a value that JSON cannot carry.
     """
-    out = {"family": type(config).family, **json.loads(json.dumps(dataclasses.asdict(config)))}
+    from research.models.base import ModelConfig
+
+    inner = {name: config_to_json(value) for name, value in vars(config).items() if isinstance(value, ModelConfig)}
+    out = {"family": type(config).family, **json.loads(json.dumps(dataclasses.asdict(config))), **inner}
     try:
         same = config_from_json(out) == config
     except UserError:
@@ -165,12 +168,15 @@ def config_from_json(data: Mapping[str, Any], most_entry: int = LARGEST_FIELD) -
 
 
 def _build(cls: type, values: Mapping[str, Any], most_entry: int) -> Any:
+    from research.models.base import ModelConfig
+
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls) if f.init}
     for name in values:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4) or sorted(fields)
             raise UserError(f"{cls.__name__} has no field {printable(name)!r}; near: {', '.join(near)}")
+    models = {n: config_from_json(v, most_entry) for n, v in values.items() if hints[n] is ModelConfig}
     nested = {n: dataclasses.is_dataclass(hints[n]) and isinstance(v, Mapping) for n, v in values.items()}
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}
     try:
@@ -180,7 +186,9 @@ def _build(cls: type, values: Mapping[str, Any], most_entry: int) -> Any:
                 if nested[n]
                 else _checked(f"{cls.__name__}.{n}", v, hints[n], defaults[n], most_entry)
                 for n, v in values.items()
-            }
+                if n not in models
+            },
+            **models,
         )
     except (TypeError, ValueError, OverflowError) as e:
         raise UserError(f"model config does not build a {cls.__name__}: {printable(e, 160)}") from None

@@ -28,7 +28,6 @@ class ModelConfig(Renamed):
       elastic: dimension along which sub-networks are cut -> what a choice of it means.
       derived: field -> the fields that it follows from where it is not given itself.
       predicts: what the outputs are, "labels" (of examples or tokens, or embeddings) or "density" (a map).
-      merges: whether the network that runs at inference is another one than that which is trained.
       router: what the names of the router's parameters start with, where images are sent along one of several pathways.
     """
 
@@ -36,7 +35,6 @@ class ModelConfig(Renamed):
     elastic: ClassVar[Mapping[str, str]] = {}
     derived: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     predicts: ClassVar[str] = "labels"
-    merges: ClassVar[bool] = False
     router: ClassVar[str] = ""
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     """As every subclass is a dataclass, so that type checkers take a config for one."""
@@ -67,6 +65,15 @@ class ModelConfig(Renamed):
         """Returns, for each axis of layers, which layers of the full network are there."""
         return {}
 
+    @property
+    def embedding(self) -> tuple[int, str] | None:
+        """Returns (size, axis name) of the vector that the classifier reads of an example, None where there is none.
+
+        A model that has one has a module with `embed(x, mode=..., key=...)` and `head`: its outputs are
+        `head(embed(x))`.
+        """
+        return None
+
     # -- implementation of its ops -----------------------------------------------------------------------------
 
     def with_form(self, form: str) -> Self:
@@ -87,6 +94,11 @@ class ModelConfig(Renamed):
     def deployed(self) -> Self:
         """Returns the config of the network that runs at inference."""
         return self
+
+    @property
+    def merges(self) -> bool:
+        """Whether the network that runs at inference is another one than that which is trained."""
+        return False
 
     def merge(self, params: Arrays, stats: Arrays) -> tuple[Self, Arrays, Arrays]:
         """Returns (config, params, stats) of the network that runs at inference and computes the same."""

@@ -60,6 +60,10 @@ class LeNetConfig(ModelConfig):
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         return {}
 
+    @property
+    def embedding(self) -> tuple[int, str] | None:
+        return (self.hidden[-1], "layer2/mlp")
+
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
 
@@ -100,14 +104,10 @@ class LeNet(nnx.Module):
         x = jax.nn.relu(self.layer1(x))[:, 0, 0]
         return jax.nn.relu(self.layer2(x))
 
-    def classify(self, features: Float[Array, "B D"]) -> Float[Array, "B N"]:
-        """Returns the logits of what `embed` returned."""
-        return self.head(features)
-
     def __call__(
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
     ) -> Float[Array, "B N"]:
-        return self.classify(self.embed(x, mode=mode, key=key))
+        return self.head(self.embed(x, mode=mode, key=key))
 
 
 VARIANTS = {"lenet5": LeNetConfig()}

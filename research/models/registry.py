@@ -113,6 +113,8 @@ def _known_fields(config: Any, name: str, given: Iterable[str]) -> dict[str, Any
 def replaced(config: Any, name: str, fields: dict[str, Any], where: str = "model.") -> Any:
     """Returns the dataclass with some fields replaced; a dictionary replaces fields of a dataclass inside.
 
+    A field that is a model itself takes the name of one, or a dictionary with `name` and fields of it.
+
     Raises:
       UserError: a field that the inner dataclass does not have, or a value of another type than its annotation.
     """
@@ -129,7 +131,14 @@ def _fitted(config: Any, name: str, fields: Mapping[str, Any], where: str) -> di
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for field, value in fields.items():
         inner = vars(config)[field]
-        if dataclasses.is_dataclass(inner) and not isinstance(value, type(inner)):
+        if kinds[field] is ModelConfig and not isinstance(value, ModelConfig):
+            value = {"name": value} if isinstance(value, str) else fit(value, dict, f"{where}{field}")
+        if kinds[field] is ModelConfig and isinstance(value, Mapping) and "name" in value:
+            own = fit(value["name"], str, f"{where}{field}.name")
+            values[field] = model_config(own, **{k: v for k, v in value.items() if k != "name"})
+        elif isinstance(value, ModelConfig):
+            values[field] = value
+        elif dataclasses.is_dataclass(inner) and not isinstance(value, type(inner)):
             value = fit(value, dict, f"{where}{field}")
             if isinstance(inner, Renamed):
                 refuse_former(type(inner), value, f"{where}{field}.")

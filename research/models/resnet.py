@@ -99,6 +99,10 @@ class ResNetConfig(RoutedConfig):
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         return kept_after_first(self)
 
+    @property
+    def embedding(self) -> tuple[int, str] | None:
+        return (self.dims[-1], f"stage{len(self.dims)}/embed") if self.num_experts < 2 else None
+
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
 
@@ -258,8 +262,11 @@ class ResNet(RoutedNetwork):
             outs.append(stage(outs[-1], mode, route))
         return outs
 
-    def classify(self, x: Float[Array, "B H W C"], route: Route | None, mode: str) -> Float[Array, "B N"]:
-        return self.head(self.features(x, mode=mode, route=route)[-1].mean((1, 2)))
+    def embed(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, route: Route | None = None
+    ) -> Float[Array, "B D"]:
+        """Returns what the classifier reads; mixtures need the route."""
+        return self.features(x, mode=mode, route=route)[-1].mean((1, 2))
 
 
 def _variant(block: str, depths: tuple[int, ...], width: int = 64, **more) -> ResNetConfig:

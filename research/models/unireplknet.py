@@ -67,7 +67,6 @@ class UniRepLKNetConfig(ChoosesForms):
         "head_scale": "head_init_scale",
     }
     family: ClassVar[str] = "unireplknet"
-    merges: ClassVar[bool] = True
     derived: ClassVar[dict[str, tuple[str, ...]]] = {"mlp_dims": ("dims",), "kept_layers": ("depths", "kernel_sizes")}
     elastic: ClassVar[dict[str, str]] = {
         "width": "fraction of the channels of every stage",
@@ -111,6 +110,10 @@ class UniRepLKNetConfig(ChoosesForms):
     def build(self, init: Init) -> nnx.Module:
         return UniRepLKNet(self, init)
 
+    @property
+    def merges(self) -> bool:
+        return True
+
     def deployed(self) -> "UniRepLKNetConfig":
         return replace(self, deploy=True)
 
@@ -119,6 +122,10 @@ class UniRepLKNetConfig(ChoosesForms):
 
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         return {f"stage{i + 1}/layers": kept for i, kept in enumerate(self.kept_layers)}
+
+    @property
+    def embedding(self) -> tuple[int, str] | None:
+        return (self.dims[-1], f"stage{len(self.dims)}/embed")
 
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
@@ -297,10 +304,14 @@ class UniRepLKNet(nnx.Module):
             start += depth
         return outs
 
+    def embed(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B D"]:
+        """Returns what the classifier reads."""
+        return self.norm(self.features(x, mode=mode, key=key)[-1].mean((1, 2)))
+
     def __call__(
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
     ) -> Float[Array, "B N"]:
-        return self.head(self.norm(self.features(x, mode=mode, key=key)[-1].mean((1, 2))))
+        return self.head(self.embed(x, mode=mode, key=key))
 
 
 def merge_reparam(config: UniRepLKNetConfig, params: Arrays, stats: Arrays) -> tuple[UniRepLKNetConfig, Arrays, Arrays]:

@@ -77,6 +77,10 @@ class VGGConfig(RoutedConfig):
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         return kept_after_first(self)
 
+    @property
+    def embedding(self) -> tuple[int, str] | None:
+        return (self.hidden_dim, "second/mlp") if self.num_experts < 2 else None
+
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
 
@@ -156,11 +160,14 @@ class VGG(RoutedNetwork):
         )
         self.router = config.build_router(init)
 
-    def classify(self, x: Float[Array, "B H W C"], route: Route | None, mode: str) -> Float[Array, "B N"]:
+    def embed(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, route: Route | None = None
+    ) -> Float[Array, "B D"]:
+        """Returns what the classifier reads; mixtures need the route."""
         for i, stage in enumerate(self.stages):
             x = stage(max_pool(x) if i else x, mode, route)
         x = jax.nn.relu(self.flat(adaptive_mean(x, GRID))[:, 0, 0])
-        return self.head(jax.nn.relu(self.middle(x)))
+        return jax.nn.relu(self.middle(x))
 
 
 VARIANTS = {

@@ -107,6 +107,10 @@ class VimConfig(ChoosesForms):
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         return {"layers": self.kept_layers}
 
+    @property
+    def embedding(self) -> tuple[int, str] | None:
+        return (self.dim, "embed")
+
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
 
@@ -200,10 +204,14 @@ class Vim(nnx.Module):
         }
         return self.norm(self.blocks(x, xs=per_layer, remat=self.config.remat, mode=mode, key=key)).astype(dtype)
 
+    def embed(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B D"]:
+        """Returns what the classifier reads."""
+        return self.features(x, mode=mode, key=key)[:, self.config.cls_position]
+
     def __call__(
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
     ) -> Float[Array, "B N"]:
-        return self.head(self.features(x, mode=mode, key=key)[:, self.config.cls_position])
+        return self.head(self.embed(x, mode=mode, key=key))
 
 
 VARIANTS = {

@@ -159,6 +159,10 @@ class ViTConfig(MixtureConfig):
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         return {"layers": self.kept_layers, **({"dense/layers": self.kept_dense} if self.dense_blocks else {})}
 
+    @property
+    def embedding(self) -> tuple[int, str] | None:
+        return None if self.distilled else (self.dim, "embed")
+
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
 
@@ -321,6 +325,17 @@ class ViT(nnx.Module):
             rest = {name: values.reshape(-1, several) for name, values in rest.items()}
         return self.norm(self.blocks(x, xs=rest, remat=self.config.remat, call=call))
 
+    def embed(
+        self,
+        x: Float[Array, "B H W C"],
+        *,
+        mode: str = "eval",
+        key: Array | None = None,
+        real: Bool[Array, " B"] | None = None,
+    ) -> Float[Array, "B D"]:
+        """Returns what the classifier reads: the class token."""
+        return self.features(x, mode=mode, key=key, real=real)[:, 0]
+
     def both_heads(
         self,
         x: Float[Array, "B H W C"],
@@ -344,7 +359,7 @@ class ViT(nnx.Module):
         real: Bool[Array, " B"] | None = None,
     ) -> Float[Array, "B N"]:
         if self.dist_head is None:
-            return self.head(self.features(x, mode=mode, key=key, real=real)[:, 0])
+            return self.head(self.embed(x, mode=mode, key=key, real=real))
         first, second = self.both_heads(x, mode=mode, key=key, real=real)
         return (first + second) / 2
 

@@ -104,6 +104,10 @@ class VMambaConfig(ChoosesForms):
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         return {f"stage{i + 1}/layers": kept for i, kept in enumerate(self.kept_layers)}
 
+    @property
+    def embedding(self) -> tuple[int, str] | None:
+        return (self.dims[-1], f"stage{len(self.dims)}/embed")
+
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
 
@@ -218,10 +222,14 @@ class VMamba(nnx.Module):
             start += depth
         return outs
 
+    def embed(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B D"]:
+        """Returns what the classifier reads."""
+        return self.norm(self.features(x, mode=mode, key=key)[-1]).mean((1, 2))
+
     def __call__(
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None
     ) -> Float[Array, "B N"]:
-        return self.head(self.norm(self.features(x, mode=mode, key=key)[-1]).mean((1, 2)))
+        return self.head(self.embed(x, mode=mode, key=key))
 
 
 def _variant(depths: tuple[int, ...], width: int, **more) -> VMambaConfig:

@@ -74,6 +74,10 @@ class WideResNetConfig(RoutedConfig):
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         return kept_after_first(self)
 
+    @property
+    def embedding(self) -> tuple[int, str] | None:
+        return (self.dims[-1], f"stage{len(self.dims)}/embed") if self.num_experts < 2 else None
+
     def input_shape(self) -> tuple[int, int, int]:
         return (self.image_size, self.image_size, self.in_channels)
 
@@ -163,11 +167,14 @@ class WideResNet(RoutedNetwork):
         )
         self.router = config.build_router(init)
 
-    def classify(self, x: Float[Array, "B H W C"], route: Route | None, mode: str) -> Float[Array, "B N"]:
+    def embed(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, route: Route | None = None
+    ) -> Float[Array, "B D"]:
+        """Returns what the classifier reads; mixtures need the route."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x, mode, route)
-        return self.head(jax.nn.relu(self.norm(x, mode=mode)).mean((1, 2)))
+        return jax.nn.relu(self.norm(x, mode=mode)).mean((1, 2))
 
 
 VARIANTS = {

@@ -124,8 +124,9 @@ def layer_stack(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Init:
-    """What a constructor needs to create arrays: a key, a dtype, the stack that it is built in, and how many residual
-    branches the network adds up (some initialisers shrink with it).
+    """What a constructor needs to create arrays: a key, a dtype, the stack that it is built in, how many residual
+    branches the network adds up (some initialisers shrink with it), and whether its statistics are frozen, so that
+    nothing moves them.
 
     Every array in the repository is created by `param` or `stat`, so none is without axis names.
     """
@@ -134,6 +135,7 @@ class Init:
     dtype: jnp.dtype = jnp.float32
     stack: tuple[tuple[int, str], ...] = ()
     branches: int = 1
+    frozen: bool = False
 
     def child(self, tag: str | int) -> "Init":
         """Returns an Init with an independent key; equal tags give equal keys."""
@@ -177,6 +179,8 @@ class Init:
             raise ValueError(f"{tag}: kind {kind.name} {'needs' if log is None else 'has no'} log=Log(heading, names)")
         if log is not None and not isinstance(log.names, str) and tuple(shape) != (len(log.names),):
             raise ValueError(f"{tag}: the names {log.names} are of {len(log.names)} numbers, its shape is {shape}")
+        if self.frozen:
+            kind, log = StatKind.CONSTANT, None
         return Stat(self._create(tag, shape, axes, init), axes=self._axes(axes), kind=kind, log=log)
 
     def _axes(self, axes: Axes) -> Axes:

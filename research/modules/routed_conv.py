@@ -178,13 +178,21 @@ class ImageRouter(nnx.Module):
 
 
 class RoutedNetwork(nnx.Module):
-    """What networks with routed convolutions share: `classify(x, route, mode)` is theirs, `router` is None where there
-    is at most one expert."""
+    """What networks with routed convolutions share: `embed` and `head` are theirs, `router` is None where there is at
+    most one expert."""
 
     router: ImageRouter | None
+    head: Linear
+
+    def embed(
+        self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, route: Route | None = None
+    ) -> Float[Array, "B D"]:
+        """Returns what the classifier reads; mixtures need the route."""
+        raise NotImplementedError
 
     def classify(self, x: Float[Array, "B H W C"], route: Route | None, mode: str) -> Float[Array, "B N"]:
-        raise NotImplementedError
+        """Returns the logits of images sent along a route."""
+        return self.head(self.embed(x, mode=mode, route=route))
 
     def scores(
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from research.errors import UserError
@@ -22,6 +23,7 @@ from research.train.hooks import Brought, alternates
 from research.train.methods import extended
 from research.train.programs import Programs
 from research.train.setup import Setup
+from research.train.stages import Stage
 
 
 def _check_divisible(setup: Setup, devices: int) -> None:
@@ -95,14 +97,15 @@ def _programs(
     config, model = setup.config, abstract(setup.space.full)
     full = extended(model, model, setup.methods.extras(model))
     own = {phase.name: dataclasses.replace(config.optim, **phase.optim) for phase in setup.phases}
-    schedules = {name: _schedule(setup, optim) for name, optim in own.items()}
+    schedules = {name: _schedule(setup, setup.stages.of(name), optim) for name, optim in own.items()}
+    of_run = {name: _over_the_run(schedule, setup.stages.of(name)) for name, schedule in schedules.items()}
     largest = max(setup.examples("validation"), setup.examples("test"))
     return Programs(
         setup.task,
         setup.space,
         setup.methods,
         setup.methods.optimizer(_optimizer(setup, own, schedules, full), full.axes),
-        schedules,
+        of_run,
         mesh,
         config,
         (config.eval.calibrate_batches, -(-largest // config.eval.batch_size)),
@@ -111,15 +114,20 @@ def _programs(
     )
 
 
-def _schedule(setup: Setup, optim: OptimSection) -> optax.Schedule:
+def _over_the_run(schedule: optax.Schedule, stage: Stage) -> optax.Schedule:
+    """A schedule of a phase's own updates, as a function of the run's in the phase's stage."""
+    return lambda step: schedule(stage.own(jnp.asarray(step)))
+
+
+def _schedule(setup: Setup, stage: Stage, optim: OptimSection) -> optax.Schedule:
     """The learning rate of a phase, as a function of its own updates."""
-    rounds = len(setup.phases)
+    share = stage.rounds / setup.total
     assert optim.lr is not None  # the config is resolved
     return make_schedule(
         optim.schedule,
         peak=optim.lr,
-        total=setup.total // rounds,
-        warmup=setup.steps(optim.warmup, "optim.warmup") // rounds,
+        total=stage.rounds,
+        warmup=math.floor(setup.steps(optim.warmup, "optim.warmup") * share + 1e-9),
         final=optim.final_lr,
         order=optim.order,
     )

@@ -7,7 +7,7 @@ from research.errors import UserError
 
 
 def to_steps(
-    value: int | float | str, *, batch_size: int, num_examples: int, total: int | None, field: str, phases: int = 1
+    value: int | float | str, *, batch_size: int, num_examples: int, total: int | None, field: str, phases: float = 1
 ) -> int:
     """Converts a duration to a number of updates.
 
@@ -17,7 +17,7 @@ def to_steps(
       num_examples: examples per epoch.
       total: updates of the whole run, for percentages.
       field: config field, for the message.
-      phases: updates that every batch of examples gets.
+      phases: updates that a batch of examples gets, the mean.
 
     Raises:
       UserError: a text that is no duration, or a percentage of an unknown whole.
@@ -34,4 +34,4 @@ def to_steps(
         unit
     ]
     steps = max(1, math.ceil(steps - 1e-9)) if number else 0
-    return steps if unit == "%" else steps * phases
+    return steps if unit == "%" else math.ceil(steps * phases - 1e-9)

@@ -34,7 +34,8 @@ def everything(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Phase:
-    """One kind of update in a round of updates, which share the batch of each stream.
+    """One kind of update. Those that end at the same time alternate: a round has one of each, which share the batch of
+    each stream.
 
     Attributes:
       name: unique among the phases of a run.
@@ -42,6 +43,8 @@ class Phase:
       streams: whose batches its gradient programs take; the first is the one that is trained on.
       outputs: whether its loss has outputs that other networks can learn from.
       optim: fields of the config's section `optim` that differ in this phase; not `warmup`.
+      until: share of the run at which its updates end; they begin where those of the phases with the next smaller
+        share end. The last phases have 1.
     """
 
     name: str = "all"
@@ -49,6 +52,7 @@ class Phase:
     streams: tuple[str, ...] = ("train",)
     outputs: bool = True
     optim: Mapping[str, Any] = field(default_factory=dict)
+    until: float = 1.0
 
 
 def alternates(phases: Iterable[Phase]) -> bool:

@@ -72,6 +72,11 @@ class Methods:
             raise UserError(
                 f"methods {of[0]} and {of[1]} both have streams of batches of their own; choose one of them"
             )
+        untils = {phase.until for phase in self.phases(model)}
+        if max(untils) != 1 or min(untils) <= 0:
+            raise UserError(
+                f"phases {names} end at {sorted(untils)}; valid: shares of the run above 0, the last of them 1"
+            )
         for phase in self.phases(model):
             if unknown := sorted(set(phase.streams) - set(streams)):
                 raise UserError(f"phase {phase.name} takes batches of the stream {unknown[0]!r}; valid: {streams}")

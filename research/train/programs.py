@@ -31,7 +31,7 @@ class Programs:
     Args:
       task, space, methods: of the run.
       optimizer: of all phases.
-      schedules: learning rate of each phase.
+      schedules: learning rate of each phase, as a function of the run's updates.
       mesh: where it runs.
       config: of the run.
       calls: batches of one recalibration, and of one evaluation.

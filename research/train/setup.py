@@ -23,6 +23,7 @@ from research.train.learner_registry import check_is
 from research.train.methods import Methods, make_methods
 from research.train.model import make_model
 from research.train.sections import RunConfig
+from research.train.stages import Stages, make_stages, updates_of_a_batch
 from research.train.used import task_of
 
 
@@ -35,7 +36,12 @@ class Setup:
     task: Task
     space: Space
     methods: Methods
-    total: int
+    stages: Stages
+
+    @property
+    def total(self) -> int:
+        """Updates of the run."""
+        return self.stages.updates
 
     @property
     def splits(self) -> dict[str, Any]:
@@ -56,14 +62,14 @@ class Setup:
         """The shapes of a prepared batch of one example."""
         return self.data.facts.shapes
 
-    @functools.cached_property
+    @property
     def phases(self) -> tuple[Phase, ...]:
-        """The phases of a round of updates."""
-        return self.methods.phases(self.space.full)
+        """The phases of updates, in order."""
+        return self.stages.phases
 
     def phase(self, step: int) -> Phase:
         """Returns the phase of an update."""
-        return self.phases[step % len(self.phases)]
+        return self.stages.phase(step)
 
     @property
     def parallel(self) -> bool:
@@ -103,12 +109,12 @@ class Setup:
             num_examples=self.examples("train"),
             total=self.total,
             field=field,
-            phases=len(self.phases),
+            phases=updates_of_a_batch(self.phases),
         )
 
     def draw(self, step: int) -> tuple[Draw, ...]:
         """Returns the sub-networks of an update."""
-        return self.methods.draws(self.order, self.config.seed, step // len(self.phases))
+        return self.methods.draws(self.order, self.config.seed, self.stages.round(step))
 
     @functools.cached_property
     def parts(self) -> int:
@@ -132,16 +138,14 @@ class Setup:
           start: the first update.
           share: (index, count): the index-th of count shares of each batch.
         """
-        count = len(self.phases)
         return streams.rounds(
             self.splits["train"],
             self.methods.streams(),
-            count,
+            self.stages,
             start,
             batch_size=self.config.data.batch_size,
             seed=self.config.seed,
             augment=self.transform,
-            num_steps=-(-self.total // count),
             shard_index=share[0],
             shard_count=share[1],
             parts=self.parts,
@@ -172,13 +176,13 @@ def make_setup(
     task = methods.wrapped(task, model)
     if known is None:
         check_labelled(data.splits)
-    duration, count = config.train.duration, len(methods.phases(model))
+    duration, phases = config.train.duration, methods.phases(model)
+    each = updates_of_a_batch(phases)
     size, examples = config.data.batch_size, data.facts.examples["train"]
-    total = to_steps(duration, batch_size=size, num_examples=examples, total=None, field="train.duration", phases=count)
+    total = to_steps(duration, batch_size=size, num_examples=examples, total=None, field="train.duration", phases=each)
     if total < 1:
         raise UserError(f"train.duration={duration!r} is no update at all")
-    total = -(-total // count) * count  # whole rounds
-    setup = Setup(config, data, task, space, methods, total)
+    setup = Setup(config, data, task, space, methods, make_stages(phases, total))
     _check_batch(config, setup)
     return setup
 

@@ -1,6 +1,5 @@
 """The streams of batches of a run: disjoint parts of its training examples, each in an order of its own."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from jaxtyping import Int
 from research.data import pipeline
 from research.data.source import AnySource, keyed_permutation
 from research.train.hooks import Stream
+from research.train.stages import Stages
 
 Batches = dict[str, dict[str, np.ndarray]]
 
@@ -37,14 +37,14 @@ class Part:
 
 
 def rounds(
-    source: AnySource, streams: Sequence[Stream], phases: int, start: int, *, seed: int, **how: Any
+    source: AnySource, streams: Sequence[Stream], stages: Stages, start: int, *, seed: int, **how: Any
 ) -> Iterator[Batches]:
     """Returns the batches (stream -> batch) of every update from `start` on.
 
     Args:
       source: of the training examples.
       streams: of the run; one that has all examples takes them in the order of the source's own.
-      phases: of a round, which share a batch.
+      stages: of the run; the updates of a round share a batch.
       start: the first update.
       seed: of the run.
       how: of `research.data.pipeline.train_batches`.
@@ -53,10 +53,19 @@ def rounds(
     def batches(stream: Stream) -> Iterator[dict[str, np.ndarray]]:
         whole = (stream.start, stream.stop) == (0.0, 1.0)
         part = source if whole else Part(source, stream, seed)
-        return pipeline.train_batches(part, seed=seed, start_step=start // phases, **how)
+        return pipeline.train_batches(part, seed=seed, start_step=stages.round(start), num_steps=stages.rounds, **how)
 
     several = [batches(stream) for stream in streams]
     together = (dict(zip((s.name for s in streams), row, strict=True)) for row in zip(*several, strict=True))
-    if phases == 1:
+    if all(len(stage.phases) == 1 for stage in stages.items):
         return together
-    return itertools.islice((batch for batch in together for _ in range(phases)), start % phases, None)
+    return _repeated(together, stages, start)
+
+
+def _repeated(batches: Iterator[Batches], stages: Stages, start: int) -> Iterator[Batches]:
+    """Yields the batch of every update from `start` on."""
+    last, batch = -1, {}
+    for step in range(start, stages.updates):
+        if (now := stages.round(step)) != last:
+            last, batch = now, next(batches)
+        yield batch

@@ -64,7 +64,7 @@ class Supervised(Learner):
     ):
         self.config, self._waiting, self._waited = setup.config, waiting, waited
         self.goal = goal_of(setup.task)
-        self.total, self.round = setup.total, len(setup.phases)
+        self.total, self.round = setup.total, max(len(stage.phases) for stage in setup.stages.items)
         self.examples, self.unit = self.config.data.batch_size * setup.units, setup.task.unit
         self.validates = setup.examples("validation") > 0
         self.title = self.config.model["name"]

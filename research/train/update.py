@@ -52,7 +52,7 @@ class Update:
             return program.lower(state, dict(programs.full.params), step, before, moved)
 
     def program(self, programs: Programs) -> Any:
-        train, config, count = programs.config.train, programs.space.full, len(programs.phases)
+        train, config = programs.config.train, programs.space.full
         more, shapes = {"phase": self.phase} if alternates(programs.phases.values()) else {}, abstract(config)
         schedule = programs.schedules[self.phase]
         lasting = shapes.stats_of(StatKind.MOMENT, StatKind.SUM, StatKind.STATE)
@@ -71,7 +71,7 @@ class Update:
                     finite &= jnp.isfinite(moved[name]).all()
                 old = State(state.params, before, state.opt_state, state.methods)
                 new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-            measured = {"grad_norm": norm, "lr": schedule(step // count), "finite": finite}
+            measured = {"grad_norm": norm, "lr": schedule(step), "finite": finite}
             if train.norms:
                 measured["norms"] = {f"grad/{k}": v for k, v in _norms(grads, programs.full.axes).items()}
                 measured["norms"] |= {f"param/{k}": v for k, v in _norms(new.params, programs.full.axes).items()}

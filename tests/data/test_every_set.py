@@ -31,6 +31,7 @@ ELSEWHERE = {
     "tiny_shakespeare": "test_text.py",
     "token_file": "test_tokens.py",
     "stdlib_pairs": "test_pairs.py",
+    "replay:": "test_replay.py",
 }
 """Registered name -> the tests beside this file that have the files, or the time, that it takes."""
 BLOCKS = {

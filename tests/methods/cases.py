@@ -217,5 +217,6 @@ NEEDS = {
         "model.moe": "{'ffn_dim': 32, 'num_experts': 2}",
         "method.upcycling.source": source(),
     },
+    "customisation": lambda: {"method.customisation.source": source()},
 }
 """Method -> fields of the recipe `tests/methods/tiny.py` that it needs."""

@@ -23,6 +23,10 @@ def get_config(arg: str = ""):
     config.data.update({"name": "digits", "batch_size": 32, "validation_fraction": 0.1})
     config.nested.points = {"s": "width=0.5"}
     config.methods = tuple(filter(None, arg.split(",")))
+    if "customisation" in config.methods:
+        config.model = {"name": "customised", "backbone": dict(MODEL), "budget": 0.9}
+        config.data.update({"name": "replay:digits"})
+        config.data.options = {"count": 60, "replay_count": 100}
     config.method = {name: {"count": 2} for name in ("sorted", "sandwich")}
     config.optim.update({"lr": 5e-3, "warmup": "0"})
     config.train.update({"duration": "8", "log_every": "1"})

@@ -52,7 +52,7 @@ SMALL = CustomisedConfig(LeNetConfig(maps=(4, 6), hidden=(12, 8)), rank=2, hidde
 def test_overhead_is_what_the_arrays_hold_and_within_the_budget_for_every_alphabet():
     for classes, rank in ((10, 8), (47, 6), (62, 6)):
         config = CustomisedConfig(LeNetConfig(num_classes=classes), rank=rank)
-        assert config.added_params == abstract(config).num_params() - abstract(config.expert).num_params()
+        assert config.added_params == abstract(config).num_params() - abstract(config.backbone).num_params()
         assert 0.02 < config.overhead <= 0.025
     assert CustomisedConfig().added_params == 762 + 689
     with pytest.raises(
@@ -65,9 +65,9 @@ def test_a_closed_gate_gives_the_global_expert_s_logits_to_the_bit_and_an_open_o
     params, _ = random_arrays(SMALL)
     x = images(SMALL, 4)
     expert = {name.removeprefix(GLOBAL): array for name, array in params.items() if name.startswith(GLOBAL)}
-    features = apply(SMALL.expert, expert, {}, x, method="embed")[0]
+    features = apply(SMALL.backbone, expert, {}, x, method="embed")[0]
     alone = {
-        "global": apply(SMALL.expert, expert, {}, x)[0],
+        "global": apply(SMALL.backbone, expert, {}, x)[0],
         "local": apply(SMALL, params, {}, features, method="local")[0],
     }
     for bias, who in ((-1e9, "global"), (1e9, "local")):

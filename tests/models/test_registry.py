@@ -139,7 +139,9 @@ def test_config_is_hashable_and_full_size_shrink_is_the_identity(name):
     config = registry.entry(name).config
     assert hash(config) == hash(dataclasses.replace(config))
     assert config.shrink() == config
-    assert set(config.elastic) >= ({"width"} if config.family in ("hmode", "lenet") else {"width", "depth", "keep"})
+    assert set(config.elastic) >= (
+        {"width"} if config.family in ("customised", "hmode", "lenet") else {"width", "depth", "keep"}
+    )
 
 
 def test_patterns_unknown_names_and_unknown_fields():
@@ -174,3 +176,37 @@ def test_derived_fields_follow_their_sources():
     assert registry.model_config("resnet50", dims=(32, 64, 128, 256)).inner_dims == (8, 16, 32, 64)
     assert registry.model_config("resnet50", depths=(1, 2, 1, 1)).kept_layers == ((0,), (0, 1), (0,), (0,))
     assert registry.model_config("vit_tiny_patch16_224", dim=64).mlp_dim == 256
+
+
+EMBEDDED = {
+    config.family: config
+    for config in map(twin, NAMES)
+    if config.embedding is not None and config.family != "customised"
+}
+
+
+def test_classifiers_of_images_have_an_embedding():
+    expected = {"lenet", "resnet", "unireplknet", "vgg", "vim", "vit", "vmamba", "wide_resnet"}
+    assert EMBEDDED.keys() == expected
+    without = {
+        name
+        for name in NAMES
+        if name != "customised" and twin(name).embedding is None and len(twin(name).input_shape()) == 3
+    }
+    assert without == {name for name in NAMES if name.startswith(("advmoe_", "deit_")) and "distilled" in name} | {
+        name for name in NAMES if name.startswith("advmoe_") or name == "hmode"
+    }
+
+
+@pytest.mark.slow_unless("lenet", "vit")
+@pytest.mark.parametrize("family", EMBEDDED)
+def test_the_outputs_are_the_head_s_of_the_embedding(family):
+    config = EMBEDDED[family]
+    params, stats = random_arrays(config)
+    size, axis = config.embedding
+    assert axis in abstract(config).axes["head/kernel"]
+    run = lambda method: fast_jit(lambda p, s, x: apply(config, p, s, x, method=method)[0])
+    embedded = run("embed")(params, stats, images(config))
+    assert embedded.shape == (3, size)
+    head = run("head")(params, stats, embedded)
+    np.testing.assert_allclose(head, run("__call__")(params, stats, images(config)), rtol=1e-4, atol=1e-5)

@@ -23,6 +23,7 @@ from tests.train.reporter import Lines
 
 STORED = Path(__file__).with_name("golden.json")
 MODELS = {
+    "customised": "customised",
     "encoder": "domain_encoder_small",
     "hmode": "hmode",
     "lenet": "lenet5",

@@ -1,10 +1,7 @@
-"""Customisation after training (arXiv 1811.00056): a local expert and a gate learnt on a user's few images, the network
-itself frozen.
+"""The losses of customisation (Sathe et al. 2018, arXiv 1811.00056), and its training on all images at once.
 
-The global expert's features are computed once. The local expert is trained on the user's images, those that the global
-expert gets wrong weighing more; then the gate, on the question whether the local expert is right where the global one
-is wrong. Images of everybody (a replay) teach the gate to leave them alone: without them it sends everything to the
-local expert.
+Where few images are at hand, the frozen network's embeddings are computed once, and local expert and gate are fitted to
+all of them, without batches: a user takes seconds.
 """
 
 import functools
@@ -23,10 +20,40 @@ from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.files import check_zip, make_folder, replace_file
-from research.models.customised import GLOBAL, CustomisedConfig
+from research.models.customised import GATE, GLOBAL, LOCAL, CustomisedConfig, answers, global_part, is_local, within
 from research.modules.axes import Kind
 from research.modules.state import Arrays, abstract, apply, initialize
 from research.optim.rules import DECAYED
+
+TINY = 1e-20
+"""Keeps a mean over no example at 0."""
+
+
+def gate_labels(right_local: Bool[Array, " B"], right_global: Bool[Array, " B"]) -> Float[Array, " B"]:
+    """Returns 1 where the local expert is right and the global one wrong, else 0."""
+    return (right_local & ~right_global).astype(jnp.float32)
+
+
+def cross_entropy(
+    logits: Float[Array, "B N"], target: Float[Array, "B N"], weights: Float[Array, " B"]
+) -> Float[Array, ""]:
+    """Returns the weighted mean of the cross entropy, in nats; 0 where nothing has weight."""
+    each = -(target * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1)
+    return (weights * each).sum() / jnp.maximum(weights.sum(), TINY)
+
+
+def shares(own: Float[Array, " B"]) -> Float[Array, " B"]:
+    """Returns the weights of the gate's loss: the user's images (`own` 1) count as much as the replay (0), however many
+    of it there are."""
+    return 0.5 * own / jnp.maximum(own.sum(), 1.0) + 0.5 * (1 - own) / jnp.maximum((1 - own).sum(), 1.0)
+
+
+def gate_cross_entropy(
+    logits: Float[Array, " B"], wanted: Float[Array, " B"], weights: Float[Array, " B"]
+) -> Float[Array, ""]:
+    """Returns the weighted sum of the gate's binary cross entropy."""
+    logits = logits.astype(jnp.float32)
+    return (weights * (jax.nn.softplus(logits) - wanted * logits)).sum()
 
 
 class Images(NamedTuple):
@@ -53,23 +80,13 @@ class Schedule:
     mistake_weight: float = 4.0
 
 
-def checksum(params: Mapping[str, Array]) -> str:
+def checksum(arrays: Mapping[str, Array]) -> str:
     """Returns SHA-256 over names and bytes of arrays, in the order of their names."""
     digest = hashlib.sha256()
-    for name in sorted(params):
+    for name in sorted(arrays):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(params[name]).tobytes())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
-
-
-def global_part(params: Mapping[str, Array]) -> Arrays:
-    """Returns the global expert's arrays out of a customised network's."""
-    return {name.removeprefix(GLOBAL): array for name, array in params.items() if name.startswith(GLOBAL)}
-
-
-def gate_labels(right_local: Bool[Array, " B"], right_global: Bool[Array, " B"]) -> Float[Array, " B"]:
-    """Returns 1 where the local expert is right and the global one wrong, else 0."""
-    return (right_local & ~right_global).astype(jnp.float32)
 
 
 def _fit(loss: Any, params: Arrays, kinds: Mapping[str, Kind], schedule: Schedule) -> Arrays:
@@ -86,65 +103,70 @@ def _fit(loss: Any, params: Arrays, kinds: Mapping[str, Kind], schedule: Schedul
     return jax.lax.scan(body, (params, optimizer.init(params)), length=schedule.steps)[0][0]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@functools.partial(jax.jit, static_argnums=(0, 6))
 def train_experts(
-    config: CustomisedConfig, expert: Arrays, user: Images, replay: Images, key: Array, schedule: Schedule
+    config: CustomisedConfig,
+    expert: Arrays,
+    stats: Arrays,
+    user: Images,
+    replay: Images,
+    key: Array,
+    schedule: Schedule,
 ) -> Arrays:
     """Returns the parameters of the customised network; those of the global expert are `expert`, untouched.
 
     Args:
       config: of the customised network.
-      expert: parameters of the global expert.
+      expert, stats: parameters and statistics of the global expert.
       user: the user's images.
       replay: images of everybody.
       key: of the initial parameters.
       schedule: of the training.
     """
     fresh, kinds = initialize(config, key)[0], abstract(config).kinds
-    frozen = {GLOBAL + name: array for name, array in expert.items()}
+    frozen, still = within(expert), within(stats)
 
     def run(params: Arrays, method: str, x: Array) -> Array:
-        outputs: Array = apply(config, {**frozen, **params}, {}, x, method=method)[0]
+        outputs: Array = apply(config, {**frozen, **params}, still, x, method=method)[0]
         return outputs
 
-    local = {name: array for name, array in fresh.items() if name.startswith(("down/", "up/"))}
-    gate = {name: array for name, array in fresh.items() if name.startswith("gate")}
+    def of_backbone(x: Array, method: str) -> Array:
+        outputs: Array = apply(config.backbone, expert, stats, x, method=method)[0]
+        return outputs
+
+    local = {name: array for name, array in fresh.items() if name.startswith(LOCAL)}
+    gate = {name: array for name, array in fresh.items() if name.startswith(GATE)}
     idle = {**local, **gate}
-    embed: Callable[[Images], Array] = lambda images: apply(config.expert, expert, {}, images.image, method="embed")[0]
-    mine, others = embed(user), embed(replay)
-    right = apply(config.expert, expert, {}, mine, method="classify")[0].argmax(-1) == user.label
-    weights = jnp.where(right, 1.0, schedule.mistake_weight)
+    mine, others = of_backbone(user.image, "embed"), of_backbone(replay.image, "embed")
+    right = of_backbone(mine, "head").argmax(-1) == user.label
+    weights, target = jnp.where(right, 1.0, schedule.mistake_weight), jax.nn.one_hot(user.label, config.num_classes)
 
-    def local_loss(params: Arrays) -> Array:
-        log_p = jax.nn.log_softmax(run({**idle, **params}, "local", mine))
-        return -(weights * jnp.take_along_axis(log_p, user.label[:, None], 1)[:, 0]).sum() / weights.sum()
-
+    local_loss = lambda params: cross_entropy(run({**idle, **params}, "local", mine), target, weights)
     local = _fit(local_loss, local, kinds, schedule)
     right_local = run({**gate, **local}, "local", mine).argmax(-1) == user.label
     wanted = jnp.concatenate([gate_labels(right_local, right), jnp.zeros(len(others))])
     features = jnp.concatenate([mine, others])
-    # The user's images count as much as the replay, however many of it there are.
-    share = jnp.concatenate([jnp.full(len(mine), 0.5 / len(mine)), jnp.full(len(others), 0.5 / len(others))])
+    share = shares(jnp.concatenate([jnp.ones(len(mine)), jnp.zeros(len(others))]))
 
-    def gate_loss(params: Arrays) -> Array:
-        logits = run({**local, **params}, "gate", features)
-        return (share * (jax.nn.softplus(logits) - wanted * logits)).sum()
-
+    gate_loss = lambda params: gate_cross_entropy(run({**local, **params}, "gate", features), wanted, share)
     return {**frozen, **local, **_fit(gate_loss, gate, kinds, schedule)}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def measure(config: CustomisedConfig, params: Arrays, images: Images) -> dict[str, Array]:
+def measure(config: CustomisedConfig, params: Arrays, stats: Arrays, images: Images) -> dict[str, Array]:
     """Returns accuracies of the global expert ("before") and of the customised network ("after"), and the share that
-    the local one answers."""
-    expert = global_part(params)
-    features = apply(config.expert, expert, {}, images.image, method="embed")[0]
+    the local one answers.
+
+    Args:
+      params: of the customised network.
+      stats: of the global expert.
+    """
+    parts = apply(config, params, within(stats), images.image, method="parts")[0]
     right: Callable[[Array], Array] = lambda logits: (logits.argmax(-1) == images.label).mean()
-    gate = jax.nn.sigmoid(apply(config, params, {}, features, method="gate")[0])
     return {
-        "before": right(apply(config.expert, expert, {}, images.image)[0]),
-        "after": right(apply(config, params, {}, images.image)[0]),
-        "local_answers": (gate > config.threshold).mean(),
+        "before": right(parts.everybody),
+        "after": right(answers(config, parts)),
+        "local_answers": is_local(config, parts).mean(),
     }
 
 
@@ -195,7 +217,4 @@ def load_experts(path: Path, expert: Arrays) -> Arrays:
         ) from None
     if belongs_to != checksum(expert):
         raise UserError(f"{path} belongs to another global expert; customise this one by python -m launch.customise")
-    return {
-        **{GLOBAL + name: array for name, array in expert.items()},
-        **{name: jnp.asarray(array) for name, array in own.items()},
-    }
+    return {**within(expert), **{name: jnp.asarray(array) for name, array in own.items()}}
