@@ -24,8 +24,8 @@ def get_config(arg: str = ""):
         "stem_strides": (1, 1),
         "layer_scale_init_value": 0.1,
         "unroll": True,
-        # On maps of 8x8 pixels compiling counts for more than a step, and this form compiles quickest.
-        "form": "depthwise_conv2d=toeplitz",
+        # On maps of 8x8 pixels compiling counts for more than a step, and this implementation compiles quickest.
+        "implementation": "depthwise_conv2d=toeplitz",
     }
     config.data.update({"name": "digits", "batch_size": 64, "augment": {"mean": (0.3,), "std": (0.37,)}})
     config.task.update({"label_smoothing": 0.1})

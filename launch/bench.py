@@ -6,7 +6,7 @@ in turns.
     python -m launch.bench --model=unireplknet_a --peer=unireplknet:PATH/unireplknet.py
     python -m launch.bench --op=my_op --plugin=my_op_cases.py      # cases of one's own
     python -m launch.bench --suite=grouped                        # judged: exit code 1 when a threshold is missed
-    python -m launch.bench --tune=depthwise_conv2d                # measures research/ops/form_table.csv anew
+    python -m launch.bench --tune=depthwise_conv2d                # measures research/ops/implementations.csv anew
     python -m launch.bench --config=configs/quickstart.py         # what the loop adds to the bare jitted step
 
 Each case prints its floor, the larger of FLOPs / rate of a matrix product and bytes / bandwidth, both measured in this
@@ -26,12 +26,12 @@ from research.process import set_allocator
 _OP = flags.DEFINE_string("op", None, "Op to time.")
 _MODEL = flags.DEFINE_string("model", None, "Model to time.")
 _SUITE = flags.DEFINE_string("suite", None, "Cases to time and judge by their thresholds.")
-_TUNE = flags.DEFINE_string("tune", None, "Op whose rows in the table of forms are measured and written.")
+_TUNE = flags.DEFINE_string("tune", None, "Op whose rows in the table of implementations are measured and written.")
 _LIST = flags.DEFINE_bool(
     "list", False, "Print ops, models, suites, tunable ops and peers, and which peers are installed."
 )
 _SHAPES = flags.DEFINE_string("shapes", "", "Only cases whose name, shape and direction hold this text.")
-_FORMS = flags.DEFINE_bool("forms", False, "Time every form of the op by name as well.")
+_IMPLEMENTATIONS = flags.DEFINE_bool("implementations", False, "Time every implementation of the op by name as well.")
 _PEER = flags.DEFINE_list("peer", [], "Peers to time beside ours: NAME or NAME:PATH, separated by commas.")
 _PLOT = outputs.output_flag("plot", outputs.Place.FILE, "PNG file to write: times by contender, with the floors.")
 _CONFIG = common.path_flag("config", None, "Recipe whose training loop is measured against its bare step.")
@@ -81,7 +81,7 @@ def _print_list() -> int:
             {"kind": "suite", "name": name, "what": f"{threshold.claim}: {threshold.bound}"}
             for threshold in suite.thresholds
         ]
-    rows += [{"kind": "tune", "name": name, "what": "form by shape on a CPU"} for name in tune.known()]
+    rows += [{"kind": "tune", "name": name, "what": "implementation by shape on a CPU"} for name in tune.known()]
     for name, (needs, _) in catalog.PEERS.items():
         rows.append(
             {
@@ -116,7 +116,7 @@ def _measure() -> int:
     print("".join(f"{key}: {value}\n" for key, value in header.items()))
     rows = []
     for i, case in enumerate(cases, 1):
-        rows += (new := run.measure(case, rates, forms=_FORMS.value, peers=list(peers)))
+        rows += (new := run.measure(case, rates, implementations=_IMPLEMENTATIONS.value, peers=list(peers)))
         floor = tables.human_ms(new[0]["floor_ms"])
         print(f"[{i}/{len(cases)}] {case.key} | {tables.human_count(case.flops, 'FLOPs')} | floor {floor}")
         print(tables.text_table(new, COLUMNS), flush=True)

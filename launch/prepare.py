@@ -5,7 +5,7 @@
     python -m launch.prepare --dataset=tfds:cifar10                    # download by TensorFlow Datasets
     python -m launch.prepare --dataset=tfds:cifar10 --from=DIR         # from archives already downloaded to DIR
 
-TFDS data sets are written in array_record form, into ~/tensorflow_datasets or --data_dir. Copied folders go to
+TFDS data sets are written in array_record format, into ~/tensorflow_datasets or --data_dir. Copied folders go to
 $NESTAX_DATA/NAME, or ~/.cache/nestax/NAME, or --data_dir. The data sets digits and synthetic need no preparation.
 """
 
@@ -102,7 +102,7 @@ def _download_and_prepare(name: str, folder: pathlib.Path | None, data_dir: str 
     except ImportError as error:
         raise UserError(
             f"TFDS needs the package {error.name} to prepare {name} (training does not): pip install {error.name}, "
-            "or prepare it on another machine in array_record form and copy the folder."
+            "or prepare it on another machine in array_record format and copy the folder."
         ) from error
     except Exception as error:  # TFDS and its network layers raise dozens of types; each ends this command.
         reason = " ".join(str(error).split())[:300] or type(error).__name__

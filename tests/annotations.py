@@ -84,7 +84,7 @@ def trace_models() -> list[str]:
     choose, evaluation by reference implementations, decoding; returns their names. Nothing is compiled."""
     import jax
 
-    from research.models.base import ChoosesForms
+    from research.models.base import ChoosesImplementations
     from research.models.sequence import SequenceConfig
     from research.modules.state import abstract
     from tests.models.twins import distinct_twins, images, loss
@@ -94,8 +94,8 @@ def trace_models() -> list[str]:
         shapes, x = abstract(config), images(config)
         arrays = shapes.params, shapes.stats, x
         jax.eval_shape(jax.grad(functools.partial(loss, config)), *arrays)
-        if isinstance(config, ChoosesForms):
-            jax.eval_shape(functools.partial(loss, config.with_form("naive"), mode="eval"), *arrays)
+        if isinstance(config, ChoosesImplementations):
+            jax.eval_shape(functools.partial(loss, config.with_implementation("naive"), mode="eval"), *arrays)
         if isinstance(config, SequenceConfig) and not (config.vector_tokens or config.output_dim):
             jax.eval_shape(functools.partial(_decode, config), *arrays)
         names += own

@@ -15,7 +15,7 @@ def get_config(arg: str = "advmoe"):
         "dims": (4, 8),
         "stem_dim": 8,
         "num_experts": 2,
-        "form": "all",
+        "implementation": "all",
         **router,
     }
     config.data.update({"name": "digits", "batch_size": 32})

@@ -86,8 +86,8 @@ def _linear(q, k, v):
 
 
 def _attention(length: int, direction: str) -> Case:
-    def form(name: str):
-        return functools.partial(attention.softmax_attention, causal=True, form=name)
+    def implementation(name: str):
+        return functools.partial(attention.softmax_attention, causal=True, implementation=name)
 
     return op_case(
         attention.OP,
@@ -96,19 +96,19 @@ def _attention(length: int, direction: str) -> Case:
         _pair_flops(length * (length + 1) // 2),
         lambda: _heads(length),
         {
-            "ours": form("auto"),
-            **({"naive": form("naive")} if length <= NAIVE_LENGTH else {}),
+            "ours": implementation("auto"),
+            **({"naive": implementation("naive")} if length <= NAIVE_LENGTH else {}),
             "xla": functools.partial(jax.nn.dot_product_attention, is_causal=True),
             "linear attention": _linear,
         },
-        forms={name: form(name) for name in fast(attention.FORMS)},
+        implementations={name: implementation(name) for name in fast(attention.IMPLEMENTATIONS)},
         peers={"torch": other.attention(causal=True)},
     )
 
 
 def _sliding_window(length: int, direction: str) -> Case:
-    def form(name: str):
-        return functools.partial(sliding_window.sliding_window_attention, window=WINDOW, form=name)
+    def implementation(name: str):
+        return functools.partial(sliding_window.sliding_window_attention, window=WINDOW, implementation=name)
 
     of_xla = functools.partial(jax.nn.dot_product_attention, is_causal=True, local_window_size=(WINDOW - 1, 0))
     return op_case(
@@ -117,8 +117,11 @@ def _sliding_window(length: int, direction: str) -> Case:
         direction,
         _pair_flops(length * WINDOW - WINDOW * (WINDOW - 1) // 2),
         lambda: _heads(length),
-        {"ours": form("auto"), **({"naive": form("naive"), "xla": of_xla} if length <= NAIVE_LENGTH else {})},
-        forms={name: form(name) for name in fast(sliding_window.FORMS)},
+        {
+            "ours": implementation("auto"),
+            **({"naive": implementation("naive"), "xla": of_xla} if length <= NAIVE_LENGTH else {}),
+        },
+        implementations={name: implementation(name) for name in fast(sliding_window.IMPLEMENTATIONS)},
     )
 
 
@@ -126,9 +129,9 @@ def _routing(length: int, direction: str) -> Case:
     clusters = round(math.sqrt(length))
     window = round(length / clusters)
 
-    def form(name: str):
+    def implementation(name: str):
         return lambda q, k, v, centroids: routing.routing_attention(
-            q, k, v, centroids, window=window, causal=True, form=name
+            q, k, v, centroids, window=window, causal=True, implementation=name
         )
 
     return op_case(
@@ -137,7 +140,10 @@ def _routing(length: int, direction: str) -> Case:
         direction,
         _pair_flops(clusters * window**2) // 2 + 4 * HEADS * WIDTH * length * clusters,
         lambda: (*_heads(length), routing.init_centroids(jax.random.key(4), HEADS, clusters, WIDTH).centroids),
-        {"ours": form("auto"), **({"naive": form("naive")} if length == ROUTING_LENGTHS[0] else {})},
-        forms={name: form(name) for name in fast(routing.FORMS)},
+        {
+            "ours": implementation("auto"),
+            **({"naive": implementation("naive")} if length == ROUTING_LENGTHS[0] else {}),
+        },
+        implementations={name: implementation(name) for name in fast(routing.IMPLEMENTATIONS)},
         differentiated=3,
     )

@@ -34,12 +34,12 @@ class Case:
       name: of the op or the model.
       shape: the sizes, as `--shapes` filters them, e.g. "32x28x28x64 13x13".
       direction: FORWARD or BOTH.
-      flops: that the job needs, a multiply-add as two; forms that find a cheaper way may stay below it.
+      flops: that the job needs, a multiply-add as two; implementations that find a cheaper way may stay below it.
       num_bytes: that any program must move: inputs read once, outputs written once, in both directions.
       inputs: draws the arrays that all contenders get.
       contenders: name to contender; "ours" is the one that is judged, "naive" its reference implementation, "xla" the
       compiler's own op.
-      forms: the op's forms by name, measured on demand.
+      implementations: the op's implementations by name, measured on demand.
       peers: the same in other frameworks; the first word of the name is the peer's.
     """
 
@@ -50,7 +50,7 @@ class Case:
     num_bytes: float
     inputs: Callable[[], tuple[Any, ...]]
     contenders: Mapping[str, Contender]
-    forms: Mapping[str, Contender] = field(default_factory=dict)
+    implementations: Mapping[str, Contender] = field(default_factory=dict)
     peers: Mapping[str, Contender] = field(default_factory=dict)
 
     @property
@@ -116,7 +116,7 @@ def op_case(
     draw: Callable[[], tuple[Any, ...]],
     functions: Mapping[str, Callable],
     *,
-    forms: Mapping[str, Callable] | None = None,
+    implementations: Mapping[str, Callable] | None = None,
     peers: Mapping[str, Callable] | None = None,
     differentiated: int | None = None,
 ) -> Case:
@@ -125,7 +125,8 @@ def op_case(
     Args:
       flops: of the forward pass; the gradients of a product or a recurrence need twice as many again.
       draw: makes the arrays.
-      functions, forms: contender to function of these arrays; the last of `functions` is traced for the output's shape.
+      functions, implementations: contender to function of these arrays; the last of `functions` is traced for the
+        output's shape.
       peers: name to `make(direction)`, which returns what `foreign` wants: a function of the arrays (first the
         cotangent, in both directions).
       differentiated: number of leading arrays that get gradients; by default all.
@@ -151,14 +152,14 @@ def op_case(
         num_bytes=read + written + (written + gradients if both else 0),
         inputs=inputs,
         contenders={key: contender(function) for key, function in functions.items()},
-        forms={key: contender(function) for key, function in (forms or {}).items()},
+        implementations={key: contender(function) for key, function in (implementations or {}).items()},
         peers={key: foreign(make(direction)) for key, make in (peers or {}).items()},
     )
 
 
-def fast(forms: Iterable[str]) -> list[str]:
-    """The forms of an op that may be faster than its reference implementation."""
-    return [form for form in forms if form not in ("auto", "cpu", "naive")]
+def fast(implementations: Iterable[str]) -> list[str]:
+    """The implementations of an op that may be faster than its reference implementation."""
+    return [implementation for implementation in implementations if implementation not in ("auto", "cpu", "naive")]
 
 
 def normal(seed: int, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:

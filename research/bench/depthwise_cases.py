@@ -9,7 +9,7 @@ from research.bench import peers as other
 from research.bench.case import BOTH, FORWARD, Case, fast, normal, op_case
 from research.bench.catalog import register, register_suite
 from research.bench.thresholds import Suite, faster, geometric_mean, slower
-from research.ops.depthwise import FORMS, depthwise_conv2d
+from research.ops.depthwise import IMPLEMENTATIONS, depthwise_conv2d
 from research.ops.depthwise_1d import depthwise_conv1d
 
 SHAPES_2D = ((32, 28, 64, 13), (32, 14, 128, 13), (32, 14, 128, 3), (32, 56, 80, 3), (8, 28, 64, 7))
@@ -65,8 +65,8 @@ def lax_depthwise(x, kernel, spatial, padding):
 
 
 def _conv2d(batch: int, side: int, channels: int, taps: int, direction: str) -> Case:
-    def form(name: str):
-        return lambda x, kernel: depthwise_conv2d(x, kernel, form=name)
+    def implementation(name: str):
+        return lambda x, kernel: depthwise_conv2d(x, kernel, implementation=name)
 
     return op_case(
         "depthwise_conv2d",
@@ -74,15 +74,15 @@ def _conv2d(batch: int, side: int, channels: int, taps: int, direction: str) -> 
         direction,
         2 * batch * side**2 * channels * taps**2,
         lambda: (normal(1, (batch, side, side, channels)), normal(2, (taps, taps, channels)) / taps),
-        {"ours": form("auto"), "xla": lambda x, kernel: lax_depthwise(x, kernel, "HW", "SAME")},
-        forms={name: form(name) for name in fast(FORMS)},
+        {"ours": implementation("auto"), "xla": lambda x, kernel: lax_depthwise(x, kernel, "HW", "SAME")},
+        implementations={name: implementation(name) for name in fast(IMPLEMENTATIONS)},
         peers={"torch": other.depthwise_conv2d()},
     )
 
 
 def _conv1d(batch: int, length: int, channels: int, taps: int, direction: str) -> Case:
-    def form(name: str):
-        return lambda x, kernel: depthwise_conv1d(x, kernel, padding="CAUSAL", form=name)
+    def implementation(name: str):
+        return lambda x, kernel: depthwise_conv1d(x, kernel, padding="CAUSAL", implementation=name)
 
     return op_case(
         "depthwise_conv1d",
@@ -90,7 +90,7 @@ def _conv1d(batch: int, length: int, channels: int, taps: int, direction: str) -
         direction,
         2 * batch * length * channels * taps,
         lambda: (normal(1, (batch, length, channels)), normal(2, (taps, channels)) / math.sqrt(taps)),
-        {"ours": form("auto"), "xla": lambda x, kernel: lax_depthwise(x, kernel, "H", [(taps - 1, 0)])},
-        forms={name: form(name) for name in fast(FORMS)},
+        {"ours": implementation("auto"), "xla": lambda x, kernel: lax_depthwise(x, kernel, "H", [(taps - 1, 0)])},
+        implementations={name: implementation(name) for name in fast(IMPLEMENTATIONS)},
         peers={"torch": other.causal_conv1d()},
     )

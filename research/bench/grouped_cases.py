@@ -10,7 +10,7 @@ from jax import lax
 from research.bench.case import BOTH, FORWARD, Case, directed, fast, normal, op_case, program
 from research.bench.catalog import register, register_suite
 from research.bench.thresholds import Suite, Threshold, faster, slower
-from research.ops.grouped_forms import FORMS
+from research.ops.grouped_implementations import IMPLEMENTATIONS
 from research.ops.grouped_matmul import grouped_matmul
 
 TOKENS, WIDTH, HIDDEN = 4096, 256, 512
@@ -59,8 +59,8 @@ register_suite(
 
 
 def _case(experts: int, skewed: bool, direction: str) -> Case:
-    def form(name: str):
-        return lambda x, weights, sizes: grouped_matmul(x, weights, sizes, form=name)
+    def implementation(name: str):
+        return lambda x, weights, sizes: grouped_matmul(x, weights, sizes, implementation=name)
 
     def draw():
         x, weights = normal(1, (TOKENS, WIDTH)), normal(2, (experts, WIDTH, HIDDEN)) / WIDTH**0.5
@@ -76,8 +76,12 @@ def _case(experts: int, skewed: bool, direction: str) -> Case:
         direction,
         2 * TOKENS * WIDTH * HIDDEN,
         draw,
-        {"ours": form("auto"), "xla": lax.ragged_dot, **({"naive": form("naive")} if experts <= 8 else {})},
-        forms={name: form(name) for name in fast(FORMS)},
+        {
+            "ours": implementation("auto"),
+            "xla": lax.ragged_dot,
+            **({"naive": implementation("naive")} if experts <= 8 else {}),
+        },
+        implementations={name: implementation(name) for name in fast(IMPLEMENTATIONS)},
         differentiated=2,
     )
     return dataclasses.replace(case, contenders={**case.contenders, "dense": dense})

@@ -85,8 +85,8 @@ def _state_flops(batch: int, length: int) -> int:
 
 
 def _ssd(batch: int, length: int, direction: str) -> Case:
-    def form(name: str):
-        return lambda x, dt, A, B, C, skip: ssd(x, dt, A, B, C, skip, form=name)[0]
+    def implementation(name: str):
+        return lambda x, dt, A, B, C, skip: ssd(x, dt, A, B, C, skip, implementation=name)[0]
 
     def draw():
         maps = [normal(seed, (batch, length, 1, STATE)) / STATE**0.5 for seed in (3, 4)]
@@ -99,16 +99,16 @@ def _ssd(batch: int, length: int, direction: str) -> Case:
         direction,
         _state_flops(batch, length),
         draw,
-        {"ours": form("auto"), **({"naive": form("naive")} if (batch, length) == SMALL else {})},
-        forms={name: form(name) for name in fast(attention.FORMS)},
+        {"ours": implementation("auto"), **({"naive": implementation("naive")} if (batch, length) == SMALL else {})},
+        implementations={name: implementation(name) for name in fast(attention.IMPLEMENTATIONS)},
     )
 
 
 def _trapezoidal(batch: int, length: int, direction: str) -> Case:
     """One input a head and step; maps already rotated."""
 
-    def form(name: str):
-        return lambda *operands: trapezoidal_scan(*operands, form=name)[0]
+    def implementation(name: str):
+        return lambda *operands: trapezoidal_scan(*operands, implementation=name)[0]
 
     def draw():
         dt = nn.softplus(normal(2, (batch, length, HEADS)) - 4)
@@ -129,15 +129,15 @@ def _trapezoidal(batch: int, length: int, direction: str) -> Case:
         direction,
         2 * _state_flops(batch, length),  # two writes a token
         draw,
-        {"ours": form("auto"), **({"naive": form("naive")} if (batch, length) == SMALL else {})},
-        forms={name: form(name) for name in fast(attention.FORMS)},
+        {"ours": implementation("auto"), **({"naive": implementation("naive")} if (batch, length) == SMALL else {})},
+        implementations={name: implementation(name) for name in fast(attention.IMPLEMENTATIONS)},
     )
 
 
 def _linear_attention(kind: str, batch: int, length: int, direction: str) -> Case:
-    def form(name: str):
+    def implementation(name: str):
         def run(q, k, v, log_decay=None, beta=None):
-            return attention.linear_attention(q, k, v, log_decay=log_decay, beta=beta, form=name)[0]
+            return attention.linear_attention(q, k, v, log_decay=log_decay, beta=beta, implementation=name)[0]
 
         # The delta rule alone has no decay: its third argument is beta.
         return run if kind != "delta" else lambda q, k, v, beta: run(q, k, v, None, beta)
@@ -162,6 +162,6 @@ def _linear_attention(kind: str, batch: int, length: int, direction: str) -> Cas
         direction,
         _state_flops(batch, length),
         draw,
-        {"ours": form("auto"), **({"naive": form("naive")} if (batch, length) == SMALL else {})},
-        forms={name: form(name) for name in fast(attention.FORMS)},
+        {"ours": implementation("auto"), **({"naive": implementation("naive")} if (batch, length) == SMALL else {})},
+        implementations={name: implementation(name) for name in fast(attention.IMPLEMENTATIONS)},
     )

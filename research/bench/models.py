@@ -72,7 +72,7 @@ def training_step(name: str, official: str, batch: int, side: int) -> Case:
         params = jax.tree.map(jnp.add, params, updates)
         return (params, stats, opt_state), loss
 
-    naive = registry.model_config(name, num_classes=CLASSES, image_size=side, form="naive")
+    naive = registry.model_config(name, num_classes=CLASSES, image_size=side, implementation="naive")
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     forward = flops.count_flops(lambda p, s, x: apply(naive, p, s, x)[0], shapes.params, shapes.stats, image)
     made = {

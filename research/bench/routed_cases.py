@@ -21,7 +21,7 @@ def cases(peers: Mapping[str, str]) -> list[Case]:
 
 
 def _case(side: int, width: int, experts: int, direction: str) -> Case:
-    form = lambda choice: functools.partial(routed_conv.routed_conv, form=choice)
+    implementation = lambda choice: functools.partial(routed_conv.routed_conv, implementation=choice)
 
     def draw():
         kernel = normal(2, (3, 3, width, experts, width)) / (3 * width**0.5)
@@ -29,7 +29,7 @@ def _case(side: int, width: int, experts: int, direction: str) -> Case:
 
     def dense(*inputs):
         *first, kernel, chosen = inputs
-        run = lambda x, kernel: routed_conv.routed_conv(x, kernel, jnp.zeros_like(chosen), form="all")
+        run = lambda x, kernel: routed_conv.routed_conv(x, kernel, jnp.zeros_like(chosen), implementation="all")
         return program(directed(run, direction, 2))(*first, kernel[..., :1, :])
 
     case = op_case(
@@ -38,8 +38,8 @@ def _case(side: int, width: int, experts: int, direction: str) -> Case:
         direction,
         2 * BATCH * side**2 * 9 * width**2,
         draw,
-        {"ours": form("auto"), "naive": form("naive")},
-        forms={name: form(name) for name in fast(routed_conv.FORMS) if name != "matrix"},
+        {"ours": implementation("auto"), "naive": implementation("naive")},
+        implementations={name: implementation(name) for name in fast(routed_conv.IMPLEMENTATIONS) if name != "matrix"},
         differentiated=2,
     )
     return dataclasses.replace(case, contenders={**case.contenders, "dense": dense})

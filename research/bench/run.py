@@ -51,22 +51,22 @@ def header(measured: Mapping[str, float], peers: Sequence[str]) -> dict[str, str
     }
 
 
-def select(case: Case, forms: bool, peers: Sequence[str]) -> dict[str, Callable[..., Built]]:
+def select(case: Case, implementations: bool, peers: Sequence[str]) -> dict[str, Callable[..., Built]]:
     """The contenders of a case that are asked for, "ours" first."""
     chosen = dict(case.contenders)
-    if forms:
-        chosen |= {f"form {name}": make for name, make in case.forms.items()}
+    if implementations:
+        chosen |= {f"implementation {name}": make for name, make in case.implementations.items()}
     return chosen | {name: make for name, make in case.peers.items() if name.split()[0] in peers}
 
 
 def measure(
-    case: Case, measured: Mapping[str, float], *, forms: bool = False, peers: Sequence[str] = ()
+    case: Case, measured: Mapping[str, float], *, implementations: bool = False, peers: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """Times the contenders of a case, interleaved.
 
     Args:
       measured: as `rates` returns it.
-      forms: also time every form of the op by name.
+      implementations: also time every implementation of the op by name.
       peers: names of the peers to time.
 
     Returns:
@@ -75,7 +75,7 @@ def measure(
       ours).
     """
     inputs = case.inputs()
-    chosen = select(case, forms, peers)
+    chosen = select(case, implementations, peers)
     built = {name: make(*inputs) for name, make in chosen.items()}
     calls = {name: one.call for name, one in built.items()}
     pause = PAUSE_S if len(chosen) > len(case.contenders) and any(name.split()[0] in peers for name in chosen) else 0.0

@@ -45,8 +45,8 @@ register_suite(
 def _linear_recurrence(batch: int, length: int, channels: int, state: int, direction: str) -> Case:
     shape = batch, length, channels, state
 
-    def form(name: str):
-        return lambda a, b: recurrence.linear_recurrence(a, b, form=name)[0]
+    def implementation(name: str):
+        return lambda a, b: recurrence.linear_recurrence(a, b, implementation=name)[0]
 
     return op_case(
         recurrence.OP,
@@ -55,17 +55,17 @@ def _linear_recurrence(batch: int, length: int, channels: int, state: int, direc
         2 * batch * length * channels * state,
         lambda: (nn.sigmoid(normal(1, shape) + 3), normal(2, shape)),
         {
-            "ours": form("auto"),
-            "naive": form("naive"),
+            "ours": implementation("auto"),
+            "naive": implementation("naive"),
             "xla": lambda a, b: lax.associative_scan(recurrence.combine, (a, b), axis=1)[1],
         },
-        forms={name: form(name) for name in fast(recurrence.FORMS)},
+        implementations={name: implementation(name) for name in fast(recurrence.IMPLEMENTATIONS)},
     )
 
 
 def _selective_scan(batch: int, length: int, channels: int, state: int, direction: str) -> Case:
-    def form(name: str):
-        return lambda u, delta, A, B, C, skip: selective.selective_scan(u, delta, A, B, C, skip, form=name)[0]
+    def implementation(name: str):
+        return lambda u, delta, A, B, C, skip: selective.selective_scan(u, delta, A, B, C, skip, implementation=name)[0]
 
     def associative(u, delta, A, B, C, skip):
         decay = jnp.exp(delta[..., None] * A)
@@ -89,6 +89,6 @@ def _selective_scan(batch: int, length: int, channels: int, state: int, directio
         * channels
         * state,  # the decay's product and exponential, the input's product, 2 for the state, 2 for the output
         draw,
-        {"ours": form("auto"), "naive": form("naive"), "xla": associative},
-        forms={name: form(name) for name in fast(selective.FORMS)},
+        {"ours": implementation("auto"), "naive": implementation("naive"), "xla": associative},
+        implementations={name: implementation(name) for name in fast(selective.IMPLEMENTATIONS)},
     )

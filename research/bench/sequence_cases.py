@@ -115,7 +115,7 @@ register_suite(
 
 def config_of(kind: str, length: int) -> SequenceConfig:
     """Two layers of the small model of a kind, over bytes."""
-    return registry.model_config(f"{kind}_small", depth=2, length=length, form="cpu")
+    return registry.model_config(f"{kind}_small", depth=2, length=length, implementation="cpu")
 
 
 def training(kind: str) -> Case:

@@ -1,7 +1,8 @@
-"""Measures the table that chooses forms on a CPU: every form of an op, direction by direction, over a grid of shapes.
+"""Measures the table that chooses implementations on a CPU: every implementation of an op, direction by direction, over
+a grid of shapes.
 
-A tuner is a function that yields (features of the shape, {direction: {form: call without arguments}}) and registers
-itself in its own file. A form that cannot do a case is left out of it there.
+A tuner is a function that yields (features of the shape, {direction: {implementation: call without arguments}}) and
+registers itself in its own file. An implementation that cannot do a case is left out of it there.
 """
 
 import csv
@@ -14,8 +15,8 @@ from research.bench import run
 from research.plugins import import_all
 from research.report.tables import MADE_BY
 
-COLUMNS = ("op", "direction", "at", "form", "ms")
-SECONDS = 0.3  # of timed calls of one form in one direction
+COLUMNS = ("op", "direction", "at", "implementation", "ms")
+SECONDS = 0.3  # of timed calls of one implementation in one direction
 
 Row = dict[str, str]
 Measured = tuple[Mapping[str, float], Mapping[str, Mapping[str, Callable[[], Any]]]]
@@ -44,14 +45,14 @@ def known() -> dict[str, Tuner]:
 
 
 def rows_of(op: str, at: Mapping[str, float], directions: Mapping[str, Mapping[str, Callable[[], Any]]]) -> list[Row]:
-    """Times one point of the grid; a row a direction, its forms from the fastest to the slowest."""
+    """Times one point of the grid; a row a direction, its implementations from the fastest to the slowest."""
     rows = []
     for direction, calls in directions.items():
-        times = {form: stats["median_ms"] for form, stats in run.timed(calls, SECONDS).items()}
+        times = {implementation: stats["median_ms"] for implementation, stats in run.timed(calls, SECONDS).items()}
         order = sorted(times, key=times.__getitem__)
-        ms = " ".join(f"{form} {times[form]:.3g}" for form in order)
+        ms = " ".join(f"{implementation} {times[implementation]:.3g}" for implementation in order)
         where = " ".join(f"{key}={value:g}" for key, value in at.items())
-        rows.append({"op": op, "direction": direction, "at": where, "form": order[0], "ms": ms})
+        rows.append({"op": op, "direction": direction, "at": where, "implementation": order[0], "ms": ms})
     return rows
 
 

@@ -1,5 +1,5 @@
-"""The grid that the forms of depthwise convolution are chosen from: maps of UniRepLKNet's stages and sequences, few
-taps to many."""
+"""The grid that the implementations of depthwise convolution are chosen from: maps of UniRepLKNet's stages and
+sequences, few taps to many."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ import jax
 
 from research.bench.case import normal
 from research.bench.tune import Measured, register
-from research.ops import depthwise_forms
 from research.ops import depthwise_geometry as geometry
+from research.ops import depthwise_implementations
 
-FORMS = ("shift", "toeplitz", "dft")
+IMPLEMENTATIONS = ("shift", "toeplitz", "dft")
 NUMBERS = 2**20
 """About how many numbers a map has, by the choice of the batch: enough that a call's own cost does not count."""
 SIDES = (7, 10, 14, 20, 28, 56)
@@ -21,12 +21,12 @@ LENGTHS = (64, 512, 4096)
 SIZES_1D = (4, 8, 16, 31, 63)
 CHANNELS = 96
 COSTLY_SHIFTS = 31 * 31
-"""From this many taps on, the shift form is never the fastest, and timing it would take minutes."""
+"""From this many taps on, the shift implementation is never the fastest, and timing it would take minutes."""
 
 
 @register("depthwise_conv2d")
 def cases() -> Iterator[Measured]:
-    """Yields (features, {direction: {form: call}}) for maps and kernels in two dimensions."""
+    """Yields (features, {direction: {implementation: call}}) for maps and kernels in two dimensions."""
     for side in SIDES:
         for size in SIZES_2D:
             if size < 2 * side:
@@ -48,13 +48,17 @@ def _case(extent: tuple[int, int], size: tuple[int, int]) -> Measured:
     branch = geometry.Branch(size, (1, 1), low, extent)
     x, g, kernel = normal(1, shape), normal(2, shape), normal(3, (*size, CHANNELS))
     directions: dict[str, dict[str, Callable[[], Any]]] = {"forward": {}, "input_grad": {}, "weight_grad": {}}
-    for name in FORMS:
+    for name in IMPLEMENTATIONS:
         if name == "shift" and taps >= COSTLY_SHIFTS:
             continue
-        form = depthwise_forms.FORMS[name]
-        forward = jax.jit(lambda x, k, form=form: form.conv(x, (k,), (branch,)))
-        input_grad = jax.jit(lambda k, g, form=form: form.input_grad((k,), (g,), (branch,), extent))
-        weight_grad = jax.jit(lambda x, g, form=form: form.weight_grad(x, (g,), (branch,)))
+        implementation = depthwise_implementations.IMPLEMENTATIONS[name]
+        forward = jax.jit(lambda x, k, implementation=implementation: implementation.conv(x, (k,), (branch,)))
+        input_grad = jax.jit(
+            lambda k, g, implementation=implementation: implementation.input_grad((k,), (g,), (branch,), extent)
+        )
+        weight_grad = jax.jit(
+            lambda x, g, implementation=implementation: implementation.weight_grad(x, (g,), (branch,))
+        )
         directions["forward"][name] = functools.partial(forward, x, kernel)
         directions["input_grad"][name] = functools.partial(input_grad, kernel, g)
         directions["weight_grad"][name] = functools.partial(weight_grad, x, g)

@@ -1,4 +1,4 @@
-"""The grid that the forms of the routed convolution are chosen from: the maps of small CIFAR networks, 1 to 8
+"""The grid that the implementations of the routed convolution are chosen from: the maps of small CIFAR networks, 1 to 8
 experts."""
 
 import functools
@@ -20,8 +20,8 @@ EXPERTS = (1, 2, 8)
 
 @register("routed_conv")
 def cases() -> Iterator[Measured]:
-    """Yields (features, {direction: {form: call}}); a form is chosen once for both directions, so that they are timed
-    together."""
+    """Yields (features, {direction: {implementation: call}}); an implementation is chosen once for both directions, so
+    that they are timed together."""
     for pixels, channels in SHAPES:
         side = round(pixels**0.5)
         for count in EXPERTS:
@@ -32,9 +32,9 @@ def cases() -> Iterator[Measured]:
                 jnp.arange(BATCH) % count,
             )
             calls: dict[str, Callable[[], Any]] = {}
-            for form in _worth_a_try(pixels, count):
-                run = functools.partial(routed_conv.routed_conv, form=form)
-                calls[form] = functools.partial(
+            for implementation in _worth_a_try(pixels, count):
+                run = functools.partial(routed_conv.routed_conv, implementation=implementation)
+                calls[implementation] = functools.partial(
                     jax.jit(directed(run, BOTH, 2)), normal(3, (BATCH, side, side, width)), *arrays
                 )
             yield {"pixels": pixels, "inputs": width, "outputs": width, "experts": count}, {"forward": calls}
@@ -44,4 +44,8 @@ def _worth_a_try(pixels: int, experts: int) -> list[str]:
     """A matrix over the whole map grows by the square of its pixels; for two experts "grouped" gains little and
     compiles for long."""
     left_out = {"matrix"} if pixels > 16 else set()
-    return [form for form in fast(routed_conv.FORMS) if form not in left_out | ({"grouped"} if experts <= 2 else set())]
+    return [
+        implementation
+        for implementation in fast(routed_conv.IMPLEMENTATIONS)
+        if implementation not in left_out | ({"grouped"} if experts <= 2 else set())
+    ]

@@ -64,5 +64,5 @@ def find(name: str) -> tuple[DataSet, tuple[str, ...]]:
     near = difflib.get_close_matches(name, valid, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UserError(
-        f"Unknown data set {name!r}.{hint} Valid: {', '.join(valid)} (tfds: TFDS data sets in array_record form)."
+        f"Unknown data set {name!r}.{hint} Valid: {', '.join(valid)} (tfds: TFDS data sets in array_record format)."
     )

@@ -172,7 +172,7 @@ def load_tfds_text(
     shift: bool = True,
     seed: int = 0,
 ) -> dict[str, TokenSource]:
-    """A prepared TFDS data set in array_record form, whose examples are documents.
+    """A prepared TFDS data set in array_record format, whose examples are documents.
 
     Args:
       name: 'NAME', 'NAME/CONFIG' or 'NAME:VERSION'.

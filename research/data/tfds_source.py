@@ -1,4 +1,4 @@
-"""TensorFlow Datasets in array_record form, read (and, for IDX folders, written) without TensorFlow.
+"""TensorFlow Datasets in array_record format, read (and, for IDX folders, written) without TensorFlow.
 
 Small data sets of one image shape are decoded once into memory; others are decoded example by example as they are
 read, after which images of different shapes are resized and cropped to one.
@@ -103,7 +103,7 @@ def open_builder(name: str, data_dir: str | None) -> Any:
     """The read-only builder of a prepared data set ('NAME', 'NAME/CONFIG' or 'NAME:VERSION').
 
     Raises:
-      UserError: it is not there, in another form, or its name or its description lead out of its folder.
+      UserError: it is not there, in another format, or its name or its description lead out of its folder.
     """
     if not _NAME.fullmatch(name):
         raise UserError(
@@ -127,8 +127,8 @@ def open_builder(name: str, data_dir: str | None) -> Any:
         ) from error
     if builder.info.file_format.value != "array_record":
         raise UserError(
-            f"tfds:{name} under {folder} is in {builder.info.file_format.value} form, which has no random access. "
-            f"Prepare it in array_record form: python -m launch.prepare --dataset=tfds:{name} --data_dir=OTHER_DIR."
+            f"tfds:{name} under {folder} is in {builder.info.file_format.value} format, which has no random access. "
+            f"Prepare it in array_record format: python -m launch.prepare --dataset=tfds:{name} --data_dir=OTHER_DIR."
         )
     _check_files(builder, name)
     return builder
@@ -293,7 +293,7 @@ def _decode_all(source: TfdsSource) -> np.ndarray:
 
 
 def write_idx_as_tfds(name: str, folder: pathlib.Path, data_dir: str | None) -> pathlib.Path:
-    """Writes a folder of IDX files as the TFDS data set `name` (one of IDX_FAMILY) in array_record form.
+    """Writes a folder of IDX files as the TFDS data set `name` (one of IDX_FAMILY) in array_record format.
 
     TFDS itself needs TensorFlow for these and refuses files that were compressed anew, as Debian's are.
     Returns the folder of the data set; one that is there already is left as it is.

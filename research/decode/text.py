@@ -133,7 +133,7 @@ def pad(prompts: Sequence[Integer[np.ndarray, " _"]]) -> tuple[Int[np.ndarray, "
 
 
 def _chosen(config: SequenceConfig) -> SequenceConfig:
-    """On a CPU the forms are chosen at once."""
+    """On a CPU the implementations are chosen at once."""
     return config.on_cpu() if jax.default_backend() == "cpu" else config
 
 

@@ -18,8 +18,8 @@ def export_onnx(
     """Returns a serialised ONNX model, logits = f(*inputs), of the model in "eval" mode; inputs carry the names of
     `program_inputs`.
 
-    The naive forms of the ops are exported: other runtimes know convolutions, not our way around XLA's. A scanned stack
-    becomes an ONNX Scan, whose weights are stored once.
+    The naive implementations of the ops are exported: other runtimes know convolutions, not our way around XLA's. A
+    scanned stack becomes an ONNX Scan, whose weights are stored once.
 
     Args:
       config: model config.
@@ -35,7 +35,7 @@ def export_onnx(
         raise UserError(f"ONNX export needs jax2onnx ({e}): {INSTALL}") from None
     if batch is not None and batch < 1:
         raise UserError(f"cannot export for batches of {batch}; valid: 1 or more, or none to leave it open")
-    config = config.with_form("naive")
+    config = config.with_implementation("naive")
     inputs, call = inputs_of(config), forward(config)
     try:
         model = to_onnx(

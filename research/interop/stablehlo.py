@@ -1,8 +1,8 @@
 """Compiled-program export through `jax.export`: one file with the network for several platforms, run without its
 source.
 
-Where the batch is left open, ops whose programs are cut for a number of rows take a form that is not: on a CPU grouped
-products of mixtures of experts then compute every row with every expert, so a fixed batch is quicker.
+Where the batch is left open, ops whose programs are cut for a number of rows take an implementation that is not: on a
+CPU grouped products of mixtures of experts then compute every row with every expert, so a fixed batch is quicker.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ def export_stablehlo(
     Args:
       config: model config; its deployed form runs fastest. What its inputs are says `program_inputs.inputs_of`.
       batch: number of examples; None leaves it open until the program is called.
-      platforms: what it may be called on; each gets its own form of the ops.
+      platforms: what it may be called on; each gets its own implementation of the ops.
       weights: "constants" puts them inside; "arguments" exports f(params, stats, *inputs) instead.
 
     Raises:

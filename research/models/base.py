@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from flax import nnx
 
 from research.errors import UserError
-from research.models import forms
+from research.models import implementations
 from research.modules.axes import Init
 from research.modules.renamed import Renamed
 from research.modules.state import Arrays, abstract
@@ -76,9 +76,9 @@ class ModelConfig(Renamed):
 
     # -- implementation of its ops -----------------------------------------------------------------------------
 
-    def with_form(self, form: str) -> Self:
-        """Returns the model with another choice of its ops' implementations, see `research.models.forms`."""
-        del form
+    def with_implementation(self, implementation: str) -> Self:
+        """Returns the model with another choice of its ops' implementations, see `research.models.implementations`."""
+        del implementation
         return self
 
     def on_cpu(self) -> Self:
@@ -148,17 +148,19 @@ class ModelConfig(Renamed):
         return {}
 
 
-class ChoosesForms(ModelConfig):
-    """A model whose field `form` chooses among the implementations of its ops."""
+class ChoosesImplementations(ModelConfig):
+    """A model whose field `implementation` chooses among the implementations of its ops."""
 
-    form: str
+    renamed: ClassVar[dict[str, str]] = {"form": "implementation"}
 
-    def with_form(self, form: str) -> Self:
-        return dataclasses.replace(self, form=form)
+    implementation: str
+
+    def with_implementation(self, implementation: str) -> Self:
+        return dataclasses.replace(self, implementation=implementation)
 
     def on_cpu(self) -> Self:
-        return self.with_form(forms.on_cpu(self.form))
+        return self.with_implementation(implementations.on_cpu(self.implementation))
 
     def counted(self) -> tuple[Self, int]:
         """By the reference implementations."""
-        return self.with_form("naive"), 1
+        return self.with_implementation("naive"), 1

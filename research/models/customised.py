@@ -122,8 +122,8 @@ class CustomisedConfig(ModelConfig, ToldReal):
         """
         return replace(self, backbone=self.backbone.shrink(width=width), rank=elastic.count(rank, self.rank, "rank"))
 
-    def with_form(self, form: str) -> "CustomisedConfig":
-        return replace(self, backbone=self.backbone.with_form(form))
+    def with_implementation(self, implementation: str) -> "CustomisedConfig":
+        return replace(self, backbone=self.backbone.with_implementation(implementation))
 
     def on_cpu(self) -> "CustomisedConfig":
         return replace(self, backbone=self.backbone.on_cpu())

@@ -50,7 +50,7 @@ class EncoderConfig(SequenceConfig):
     attention: Attention = Attention(causal=False)
     moe: Moe = Moe(num_experts=0, num_experts_per_tok=1, router="domain", balance_loss_coef=0.0)
 
-    renamed: ClassVar[dict[str, str]] = {**SequenceConfig.renamed, "domains": "num_domains"}
+    renamed: ClassVar[dict[str, str]] = {"domains": "num_domains"}
     family: ClassVar[str] = "encoder"
     derived: ClassVar[dict[str, tuple[str, ...]]] = {**SequenceConfig.derived, "output_dim": ("dim",)}
     elastic: ClassVar[dict[str, str]] = {

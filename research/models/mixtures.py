@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from research.models.base import ChoosesForms
+from research.models.base import ChoosesImplementations
 from research.modules.axes import role
 from research.modules.moe import HEADING, MoeFfn
 from research.modules.moe_options import HasMixtures
@@ -18,14 +18,14 @@ from research.modules.state import Arrays, ToldReal, abstract
 from research.ops import grouped_matmul
 
 
-class MixtureConfig(ChoosesForms, HasMixtures, ToldReal):
+class MixtureConfig(ChoosesImplementations, HasMixtures, ToldReal):
     """Base of their configs, which give `has_mixtures` and `mixture`, and `layer_places` for names in the log."""
 
     def counted(self) -> tuple[Self, int]:
         """By the reference implementations, but for the experts, of which a token visits only some."""
         if not self.has_mixtures:
             return super().counted()
-        return self.with_form(f"naive, {grouped_matmul.OP}=ragged"), self.mixture.counted_batch
+        return self.with_implementation(f"naive, {grouped_matmul.OP}=ragged"), self.mixture.counted_batch
 
     def active_params(self) -> int:
         """Of the experts those that a token is sent to; all of soft mixtures, whose tokens are spread over all

@@ -1,4 +1,5 @@
-"""ResNet (He et al. 2016, arXiv 1512.03385) in torchvision's form: stride on the 3x3 of the bottleneck (v1.5).
+"""ResNet (He et al. 2016, arXiv 1512.03385) in torchvision's implementation: stride on the 3x3 of the bottleneck
+(v1.5).
 
 Its sub-networks: `width` (stage and inner channels), `inner` (channels inside the blocks) and `depth` per stage,
 where the first block of a stage, which may stride and project, always stays. `stem` "small" is for CIFAR-sized images,
@@ -63,7 +64,7 @@ class ResNetConfig(RoutedConfig):
     unroll: bool = False
     remat: str = "none"
 
-    renamed: ClassVar[dict[str, str]] = {**RoutedConfig.renamed, "zero_init": "zero_init_residual"}
+    renamed: ClassVar[dict[str, str]] = {"zero_init": "zero_init_residual"}
     family: ClassVar[str] = "resnet"
     derived: ClassVar[dict[str, tuple[str, ...]]] = {
         "inner_dims": ("dims", "block"),
@@ -142,9 +143,11 @@ class ConvNorm(nnx.Module):
         stride: int = 1,
         scale_init=ones,
         experts: int = 0,
-        form: str = "auto",
+        implementation: str = "auto",
     ):
-        self.conv = convolution(n_in, n_out, size, axes, init.child("conv"), stride=stride, experts=experts, form=form)
+        self.conv = convolution(
+            n_in, n_out, size, axes, init.child("conv"), stride=stride, experts=experts, implementation=implementation
+        )
         self.norm = BatchNorm(n_out, axes[1], init.child("norm"), scale_init=scale_init)
 
     def __call__(self, x: Float[Array, "B H W I"], mode: str, route: Route | None = None) -> Float[Array, "B h w O"]:
@@ -175,7 +178,7 @@ class Block(nnx.Module):
                 (width, width, 3, (first, second), stride),
                 (width, n_out, 1, (second, embed), 1),
             ]
-        routed: dict[str, Any] = {"experts": config.num_experts, "form": config.form}
+        routed: dict[str, Any] = {"experts": config.num_experts, "implementation": config.implementation}
         self.convs = nnx.List(
             [
                 ConvNorm(

@@ -1,5 +1,5 @@
-"""What families with routed convolutions share: the fields `num_experts`, `router_dims`, `router_depths` and `form`,
-the router, and their sub-networks.
+"""What families with routed convolutions share: the fields `num_experts`, `router_dims`, `router_depths` and
+`implementation`, the router, and their sub-networks.
 
 Layers, router and training are those of Robust MoE-CNN (Zhang et al. 2023, arXiv 2308.10110).
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from research.errors import UserError
-from research.models.base import ChoosesForms
-from research.models.forms import check_form
+from research.models.base import ChoosesImplementations
+from research.models.implementations import check_implementation
 from research.modules import elastic
 from research.modules.axes import Init, role
 from research.modules.routed_conv import ImageRouter
@@ -22,17 +22,17 @@ EXPERTS_SHRINK = "fraction of the pathways, or a whole number of them; 1 leaves 
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoutedConfig(ChoosesForms):
+class RoutedConfig(ChoosesImplementations):
     """Base of their configs; their modules derive from `research.modules.routed_conv.RoutedNetwork`.
 
     `num_experts` is the number of pathways (0: an ordinary network), `router_dims` and `router_depths` size the router
-    that chooses among them, `form` is that of the routed convolutions (see `research.ops.routed_conv`).
+    that chooses among them, `implementation` is that of the routed convolutions (see `research.ops.routed_conv`).
     """
 
     num_experts: int = 0
     router_dims: tuple[int, ...] = (16, 32, 64)
     router_depths: tuple[int, ...] = (3, 3, 3)
-    form: str = "auto"
+    implementation: str = "auto"
 
     renamed: ClassVar[dict[str, str]] = {"experts": "num_experts"}
     router: ClassVar[str] = "router/"
@@ -42,8 +42,8 @@ class RoutedConfig(ChoosesForms):
         return self.num_experts
 
     def check_routing(self) -> None:
-        """Raises UserError for a number of experts, a router or a form that cannot be built."""
-        check_form(self.family, self.form, {routed_conv.OP: tuple(routed_conv.FORMS)})
+        """Raises UserError for a number of experts, a router or an implementation that cannot be built."""
+        check_implementation(self.family, self.implementation, {routed_conv.OP: tuple(routed_conv.IMPLEMENTATIONS)})
         if self.num_experts < 0:
             raise UserError(
                 f"{self.family}: num_experts={self.num_experts}; valid: 0 (an ordinary network) or whole numbers from 1"
@@ -85,5 +85,10 @@ ADVMOE = ("arXiv 2308.10110", "github.com/OPTML-Group/Robust-MoE-CNN")
 """Paper and source of the networks with routed convolutions."""
 ROUTER_COUNT = 269_202
 """Parameters of their router."""
-TINY_ROUTER: dict[str, Any] = {"num_experts": 3, "router_dims": (4, 6), "router_depths": (1, 2), "form": "all"}
+TINY_ROUTER: dict[str, Any] = {
+    "num_experts": 3,
+    "router_dims": (4, 6),
+    "router_depths": (1, 2),
+    "implementation": "all",
+}
 """What shrinks it, for tests."""

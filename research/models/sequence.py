@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
-from research.models.forms import check_form
+from research.models.implementations import check_implementation
 from research.models.mixtures import MixtureConfig
 from research.models.sequence_layers import FFNS, MIXTURE, Period
 from research.modules import elastic
@@ -85,7 +85,7 @@ class SequenceConfig(MixtureConfig):
     dropout: Rate = 0.0
     kept_layers: tuple[int, ...] = ()
     unroll: bool = False
-    form: str = "auto"
+    implementation: str = "auto"
     remat: str = "none"
     moe: Moe = Moe()
 
@@ -147,10 +147,10 @@ class SequenceConfig(MixtureConfig):
             raise UserError(
                 f"sequence: kept_layers={self.kept_layers} must have one entry for each of the {self.periods} periods"
             )
-        ops = {op: forms for kind in kinds for op, forms in self.spec(kind).ops.items()}
+        ops = {op: implementations for kind in kinds for op, implementations in self.spec(kind).ops.items()}
         if self.has_mixtures:
-            ops[grouped_matmul.OP] = grouped_matmul.FORMS
-        check_form("sequence", self.form, ops)
+            ops[grouped_matmul.OP] = grouped_matmul.IMPLEMENTATIONS
+        check_implementation("sequence", self.implementation, ops)
 
     @classmethod
     def specs(cls) -> dict[str, type[Spec]]:

@@ -30,7 +30,7 @@ MIXTURE = "moe"
 def _feed_forward_part(config: SequenceConfig, ffn: str, scope: str, init: Init) -> nnx.Module | None:
     axes = "embed", f"{scope}/mlp"
     if ffn == MIXTURE:
-        return MoeFfn(config.mixture, config.dim, axes, scope, init, config.form)
+        return MoeFfn(config.mixture, config.dim, axes, scope, init, config.implementation)
     return None if ffn == "none" else FFNS[ffn](config.dim, config.ffn_dim, axes, init)
 
 
@@ -40,7 +40,9 @@ class Layer(nnx.Module):
     def __init__(self, config: SequenceConfig, kind: str, ffn: str, scope: str, init: Init):
         self.rate, self.carries = config.dropout, config.spec(kind).carries
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
-        self.mixer = config.spec(kind).build(config.dim, config.length, scope, init.child("mixer"), config.form)
+        self.mixer = config.spec(kind).build(
+            config.dim, config.length, scope, init.child("mixer"), config.implementation
+        )
         self.ffn_norm = (
             None if ffn == "none" else RMSNorm(config.dim, "embed", init.child("ffn_norm"), eps=config.norm_eps)
         )

@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
-from research.models.base import ChoosesForms
-from research.models.forms import check_form
+from research.models.base import ChoosesImplementations
+from research.models.implementations import check_implementation
 from research.models.registry import Entry, register
 from research.modules import elastic
 from research.modules.axes import Init, Kind
@@ -36,7 +36,7 @@ from research.values import Layers, Rate
 
 
 @dataclass(frozen=True)
-class UniRepLKNetConfig(ChoosesForms):
+class UniRepLKNetConfig(ChoosesImplementations):
     """Description of one UniRepLKNet.
 
     `kernel_sizes` holds one repeating pattern per stage: ((3,), (13,), (13, 3), (13,)). `stem_strides` are the
@@ -57,7 +57,7 @@ class UniRepLKNetConfig(ChoosesForms):
     head_init_scale: float = 1.0
     deploy: bool = False
     kept_layers: tuple[tuple[int, ...], ...] = ()
-    form: str = "auto"
+    implementation: str = "auto"
     unroll: bool = False
     remat: str = "none"
 
@@ -77,7 +77,11 @@ class UniRepLKNetConfig(ChoosesForms):
     }
 
     def __post_init__(self):
-        check_form("unireplknet", self.form, {depthwise.OP: depthwise.FORMS, reparam_conv.OP: reparam_conv.FORMS})
+        check_implementation(
+            "unireplknet",
+            self.implementation,
+            {depthwise.OP: depthwise.IMPLEMENTATIONS, reparam_conv.OP: reparam_conv.IMPLEMENTATIONS},
+        )
         if not self.mlp_dims:
             object.__setattr__(self, "mlp_dims", tuple(4 * d for d in self.dims))
         stages = len(self.depths)
@@ -180,9 +184,11 @@ class Block(nnx.Module):
         self.drop, self.deploy, self.large = config.drop_path_rate > 0, config.deploy, size >= 7 and not config.deploy
         dw: Any = None
         if self.large:
-            dw = DilatedReparam(channels, size, embed, init.child("dw"), form=config.form)
+            dw = DilatedReparam(channels, size, embed, init.child("dw"), implementation=config.implementation)
         elif size:
-            dw = DepthwiseConv(channels, size, embed, init.child("dw"), bias=config.deploy, form=config.form)
+            dw = DepthwiseConv(
+                channels, size, embed, init.child("dw"), bias=config.deploy, implementation=config.implementation
+            )
         self.dw = dw
         self.norm = None if config.deploy or size == 0 else BatchNorm(channels, embed, init.child("norm"))
         self.se = SqueezeExcite(channels, embed, f"{scope}/squeeze", init.child("se"))

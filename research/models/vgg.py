@@ -1,5 +1,5 @@
-"""VGG with batch norm (Simonyan and Zisserman 2014, arXiv 1409.1556) in the form for CIFAR-sized images of the AdvMoE
-release.
+"""VGG with batch norm (Simonyan and Zisserman 2014, arXiv 1409.1556) in the variant for CIFAR-sized images of the
+AdvMoE release.
 
 Convolutions have no bias, no pooling follows the last stage, the head averages to 2x2 pixels and has three layers. Its
 sub-networks: `width` and `depth` per stage, where the first convolution of a stage stays. With `num_experts` all
@@ -55,7 +55,7 @@ class VGGConfig(RoutedConfig):
     unroll: bool = False
     remat: str = "none"
 
-    renamed: ClassVar[dict[str, str]] = {**RoutedConfig.renamed, "hidden": "hidden_dim"}
+    renamed: ClassVar[dict[str, str]] = {"hidden": "hidden_dim"}
     family: ClassVar[str] = "vgg"
     derived: ClassVar[dict[str, tuple[str, ...]]] = {"kept_layers": ("depths",)}
     elastic: ClassVar[dict[str, str]] = {
@@ -102,7 +102,9 @@ class Layer(nnx.Module):
 
     def __init__(self, config: VGGConfig, stage: int, n_in: int, source: str, init: Init, *, experts: int):
         embed = f"stage{stage + 1}/embed"
-        self.conv = ConvNorm(n_in, config.dims[stage], 3, (source, embed), init, experts=experts, form=config.form)
+        self.conv = ConvNorm(
+            n_in, config.dims[stage], 3, (source, embed), init, experts=experts, implementation=config.implementation
+        )
 
     def __call__(
         self, x: Float[Array, "B H W I"], per_layer=None, *, mode: str, route: Route | None

@@ -16,8 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
-from research.models.base import ChoosesForms
-from research.models.forms import check_form
+from research.models.base import ChoosesImplementations
+from research.models.implementations import check_implementation
 from research.models.registry import Entry, register
 from research.modules import elastic, mesh
 from research.modules.axes import Init, Kind
@@ -29,15 +29,16 @@ from research.modules.state import Stack
 from research.ops import depthwise, depthwise_1d, precision, selective_scan
 from research.values import Layers, Rate
 
-OPS = {depthwise_1d.OP: depthwise_1d.FORMS, selective_scan.OP: selective_scan.FORMS}
+OPS = {depthwise_1d.OP: depthwise_1d.IMPLEMENTATIONS, selective_scan.OP: selective_scan.IMPLEMENTATIONS}
 
 
 @dataclass(frozen=True)
-class VimConfig(ChoosesForms):
+class VimConfig(ChoosesImplementations):
     """Description of one Vision Mamba.
 
     `d_inner` 0 means 2 * dim, `dt_rank` 0 ceil(dim / 16). `kept_layers` holds, for a sub-network, the indices of its
-    blocks in the full model. `form`: of the convolution over time and the selective scan, see `research.ops.dispatch`.
+    blocks in the full model. `implementation`: of the convolution over time and the selective scan, see
+    `research.ops.dispatch`.
     """
 
     dim: int = 192
@@ -53,7 +54,7 @@ class VimConfig(ChoosesForms):
     drop_path_rate: Rate = 0.0
     kept_layers: tuple[int, ...] = ()
     unroll: bool = False
-    form: str = "auto"
+    implementation: str = "auto"
     remat: str = "none"
 
     renamed: ClassVar[dict[str, str]] = {"state": "d_state", "inner": "d_inner", "rank": "dt_rank", "taps": "d_conv"}
@@ -71,7 +72,7 @@ class VimConfig(ChoosesForms):
     }
 
     def __post_init__(self):
-        check_form("vim", self.form, OPS)
+        check_implementation("vim", self.implementation, OPS)
         object.__setattr__(self, "d_inner", self.d_inner or 2 * self.dim)
         object.__setattr__(self, "dt_rank", self.dt_rank or -(-self.dim // 16))
         if not self.kept_layers:
@@ -149,7 +150,7 @@ class Block(nnx.Module):
             init.child("mixer"),
             d_conv=config.d_conv,
             out_init=uniform((config.d_inner * config.depth) ** -0.5),
-            form=config.form,
+            implementation=config.implementation,
         )
 
     def __call__(

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from research.errors import UserError
-from research.models.forms import check_form
+from research.models.implementations import check_implementation
 from research.models.mixtures import MixtureConfig
 from research.models.registry import Entry, register
 from research.modules import elastic, mesh
@@ -44,7 +44,7 @@ class ViTConfig(MixtureConfig):
     `mlp_dim` 0 means 4 * dim. `distilled` adds a second token with a head of its own. `ffn` names the FFNs
     of consecutive blocks, "mlp" or "moe", and repeats ("mlp moe": every second block has a mixture with the
     options `moe`), after `dense_blocks` with "mlp" alone. `kept_layers` holds, for a sub-network, the indices in the
-    full model of the repetitions of `ffn`, `kept_dense` those of the blocks before. `form`: of the ops, see
+    full model of the repetitions of `ffn`, `kept_dense` those of the blocks before. `implementation`: of the ops, see
     `research.ops.dispatch`.
     """
 
@@ -65,7 +65,7 @@ class ViTConfig(MixtureConfig):
     kept_layers: tuple[int, ...] = ()
     kept_dense: tuple[int, ...] = ()
     unroll: bool = False
-    form: str = "auto"
+    implementation: str = "auto"
     remat: str = "none"
 
     renamed: ClassVar[dict[str, str]] = {"heads": "num_heads"}
@@ -86,8 +86,12 @@ class ViTConfig(MixtureConfig):
     }
 
     def __post_init__(self):
-        ops = {attention.OP: attention.FORMS}
-        check_form("vit", self.form, ops | ({grouped_matmul.OP: grouped_matmul.FORMS} if self.has_mixtures else {}))
+        ops = {attention.OP: attention.IMPLEMENTATIONS}
+        check_implementation(
+            "vit",
+            self.implementation,
+            ops | ({grouped_matmul.OP: grouped_matmul.IMPLEMENTATIONS} if self.has_mixtures else {}),
+        )
         if not self.mlp_dim:
             object.__setattr__(self, "mlp_dim", 4 * self.dim)
         self.check_sizes(
@@ -217,12 +221,18 @@ class Block(nnx.Module):
         self.drop, self.depth = config.drop_path_rate > 0, config.depth
         self.norm1 = LayerNorm(config.dim, "embed", init.child("norm1"))
         self.attention = Attention(
-            config.dim, config.num_heads, config.head_dim, "embed", scope, init.child("attention"), form=config.form
+            config.dim,
+            config.num_heads,
+            config.head_dim,
+            "embed",
+            scope,
+            init.child("attention"),
+            implementation=config.implementation,
         )
         self.norm2 = LayerNorm(config.dim, "embed", init.child("norm2"))
         axes = "embed", f"{scope}/mlp"
         self.mlp = (
-            MoeFfn(config.mixture, config.dim, axes, scope, init.child("mlp"), config.form)
+            MoeFfn(config.mixture, config.dim, axes, scope, init.child("mlp"), config.implementation)
             if ffn == "moe"
             else Mlp(config.dim, config.mlp_dim, axes, init.child("mlp"))
         )

@@ -1,4 +1,4 @@
-"""VMamba (Liu et al. 2024, arXiv 2401.10166) in its released second form: a hierarchy of blocks that scan the map in
+"""VMamba (Liu et al. 2024, arXiv 2401.10166) in its released second version: a hierarchy of blocks that scan the map in
 four directions.
 
 Blocks are SS2D and an MLP, both pre-norm and residual, LN eps 1e-5; stem and downsampling are 3x3 convolutions. Smaller
@@ -16,8 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.errors import UserError
-from research.models.base import ChoosesForms
-from research.models.forms import check_form
+from research.models.base import ChoosesImplementations
+from research.models.implementations import check_implementation
 from research.models.registry import Entry, register
 from research.models.stages import check_image, check_stages, shrunk_depths, shrunk_dims
 from research.modules import mesh
@@ -30,12 +30,12 @@ from research.modules.state import Stack
 from research.ops import depthwise, selective_scan
 from research.values import Layers, Rate
 
-OPS = {depthwise.OP: depthwise.FORMS, selective_scan.OP: selective_scan.FORMS}
+OPS = {depthwise.OP: depthwise.IMPLEMENTATIONS, selective_scan.OP: selective_scan.IMPLEMENTATIONS}
 torch_default = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclass(frozen=True)
-class VMambaConfig(ChoosesForms):
+class VMambaConfig(ChoosesImplementations):
     """Description of one VMamba.
 
     For each stage: `dims` channels, `inner_dims` of SS2D (() for `ssm_ratio` * dims), `dt_ranks` of its step sizes (()
@@ -58,7 +58,7 @@ class VMambaConfig(ChoosesForms):
     drop_path_rate: Rate = 0.0
     kept_layers: tuple[tuple[int, ...], ...] = ()
     unroll: bool = False
-    form: str = "auto"
+    implementation: str = "auto"
     remat: str = "none"
 
     renamed: ClassVar[dict[str, str]] = {"state": "d_state", "ranks": "dt_ranks"}
@@ -77,7 +77,7 @@ class VMambaConfig(ChoosesForms):
     }
 
     def __post_init__(self):
-        check_form("vmamba", self.form, OPS)
+        check_implementation("vmamba", self.implementation, OPS)
         defaults = {
             "inner_dims": tuple(round(self.ssm_ratio * d) for d in self.dims),
             "dt_ranks": tuple(-(-d // 16) for d in self.dims),
@@ -152,7 +152,7 @@ class Block(nnx.Module):
             embed,
             scope,
             init.child("mixer"),
-            form=config.form,
+            implementation=config.implementation,
         )
         self.norm2 = LayerNorm(dim, embed, init.child("norm2"), eps=1e-5)
         self.mlp = Mlp(dim, config.mlp_dims[stage], (embed, f"{scope}/mlp"), init.child("mlp"))

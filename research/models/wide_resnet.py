@@ -113,7 +113,7 @@ class Block(nnx.Module):
             f"{scope}/bottleneck",
         )
         self.first_norm = BatchNorm(n_in, source, init.child("norm0"))
-        conv = functools.partial(convolution, experts=config.num_experts, form=config.form)
+        conv = functools.partial(convolution, experts=config.num_experts, implementation=config.implementation)
         self.first = conv(n_in, width, 3, (source, inner), init.child("conv0"), stride=stride)
         self.second_norm = BatchNorm(width, inner, init.child("norm1"))
         self.second = conv(width, n_out, 3, (inner, embed), init.child("conv1"))

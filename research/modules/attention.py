@@ -40,13 +40,21 @@ class Attention(nnx.Module):
     Args:
       embed: name of the channels' axis.
       scope: scope of the axes that belong to this layer alone.
-      form: of `ops.attention.softmax_attention`.
+      implementation: of `ops.attention.softmax_attention`.
     """
 
     def __init__(
-        self, channels: int, heads: int, head_dim: int, embed: str, scope: str, init: Init, *, form: str = "auto"
+        self,
+        channels: int,
+        heads: int,
+        head_dim: int,
+        embed: str,
+        scope: str,
+        init: Init,
+        *,
+        implementation: str = "auto",
     ):
-        self.form = form
+        self.implementation = implementation
         matched = (embed, f"{scope}/heads", f"{scope}/qk/head_dim")
         carried = (embed, f"{scope}/heads", f"{scope}/v/head_dim")
         self.query = ToHeads(channels, heads, head_dim, matched, init.child("query"))
@@ -55,4 +63,6 @@ class Attention(nnx.Module):
         self.out = FromHeads(channels, heads, head_dim, (*carried[1:], embed), init.child("out"))
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.out(softmax_attention(self.query(x), self.key(x), self.value(x), form=self.form))
+        return self.out(
+            softmax_attention(self.query(x), self.key(x), self.value(x), implementation=self.implementation)
+        )

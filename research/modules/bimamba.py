@@ -27,7 +27,7 @@ class BiMamba(nnx.Module):
       scope: scope of the axes that belong to this layer alone.
       d_conv: kernel size of the convolutions.
       out_init: initialiser of the projection out; None for PyTorch's default.
-      form: of `depthwise_conv1d` and `selective_scan`.
+      implementation: of `depthwise_conv1d` and `selective_scan`.
     """
 
     def __init__(
@@ -42,20 +42,20 @@ class BiMamba(nnx.Module):
         *,
         d_conv: int = 4,
         out_init: Initializer | None = None,
-        form: str = "auto",
+        implementation: str = "auto",
     ):
-        self.form = form
+        self.implementation = implementation
         axis = f"{scope}/inner"
         self.x = init.param("x", (dim, inner), (embed, axis), torch_linear(dim), Kind.MATRIX)
         self.z = init.param("z", (dim, inner), (embed, axis), torch_linear(dim), Kind.MATRIX)
         direction = lambda name: SelectiveSSM(
-            inner, state, rank, axis, f"{scope}/{name}", init.child(name), d_conv=d_conv, form=form
+            inner, state, rank, axis, f"{scope}/{name}", init.child(name), d_conv=d_conv, implementation=implementation
         )
         self.forward, self.backward = direction("forward"), direction("backward")
         self.out = init.param("out", (inner, dim), (axis, embed), out_init or torch_linear(inner), Kind.MATRIX)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        x, z = fused(x, self.x, self.z, form=self.form)
+        x, z = fused(x, self.x, self.z, implementation=self.implementation)
         ahead, _ = self.forward(x)
         behind, _ = self.backward(jnp.flip(x, 1))
         return ((ahead + jnp.flip(behind, 1)) / 2 * jax.nn.silu(z)) @ self.out[...]

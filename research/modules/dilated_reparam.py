@@ -38,8 +38,8 @@ def kernel_nests(small: int, large: int) -> bool:
 class DilatedReparam(nnx.Module):
     """sum over branches of BN(depthwise conv); branches are keyed `d1`, `d2`, ... by their dilation."""
 
-    def __init__(self, channels: int, size: int, axis: str, init: Init, *, form: str = "auto"):
-        self.form = form
+    def __init__(self, channels: int, size: int, axis: str, init: Init, *, implementation: str = "auto"):
+        self.implementation = implementation
         self.dilations = tuple(BRANCHES[size])
         self.large = DepthwiseConv(channels, size, axis, init.child("large"))
         self.large_norm = BatchNorm(channels, axis, init.child("large_norm"))
@@ -57,13 +57,13 @@ class DilatedReparam(nnx.Module):
         dilations = (1, *self.dilations)
         if mode == "eval":
             factors, offsets = (jnp.stack(rows) for rows in zip(*(norm.affine() for norm in norms), strict=True))
-            if self.form == "naive":  # counted and exported as the network is defined, branch by branch
-                outs = depthwise.depthwise_conv2d_multi(x, kernels, dilations, form="naive")
+            if self.implementation == "naive":  # counted and exported as the network is defined, branch by branch
+                outs = depthwise.depthwise_conv2d_multi(x, kernels, dilations, implementation="naive")
                 return sum(y * f for y, f in zip(outs, factors, strict=True)).astype(x.dtype) + offsets.sum(0).astype(
                     x.dtype
                 )
             kernel = reparam_conv.merged_kernel(kernels, dilations, factors)
-            convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, form=self.form)
+            convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, implementation=self.implementation)
             return mesh.on_local_shard(convolve, x, kernel) + offsets.sum(0).astype(x.dtype)
         scales = jnp.stack([norm.scale[...] for norm in norms])
         biases = jnp.stack([norm.bias[...] for norm in norms])
@@ -71,7 +71,14 @@ class DilatedReparam(nnx.Module):
         def train(x, whole, axes):
             kernels, scales, biases = whole
             return reparam_conv.reparam_conv(
-                x, kernels, dilations, scales, biases, self.large_norm.eps, form=self.form, axis_name=axes
+                x,
+                kernels,
+                dilations,
+                scales,
+                biases,
+                self.large_norm.eps,
+                implementation=self.implementation,
+                axis_name=axes,
             )
 
         y, mean, var = mesh.on_local_shard(train, x, (kernels, scales, biases), results=(True, False, False))

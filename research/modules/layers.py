@@ -89,7 +89,7 @@ class Conv(nnx.Module):
 
 
 class DepthwiseConv(nnx.Module):
-    """Depthwise KxK convolution, stride 1, zero padding; the form is chosen in `research.ops.depthwise`."""
+    """Depthwise KxK convolution, stride 1, zero padding; the implementation is chosen in `research.ops.depthwise`."""
 
     def __init__(
         self,
@@ -100,16 +100,18 @@ class DepthwiseConv(nnx.Module):
         *,
         bias: bool = False,
         dilation: int = 1,
-        form: str = "auto",
+        implementation: str = "auto",
     ):
-        self.dilation, self.form = dilation, form
+        self.dilation, self.implementation = dilation, implementation
         self.kernel = init.param(
             "kernel", (size, size, channels), ("kernel_h", "kernel_w", axis), normal_02, Kind.DEPTHWISE
         )
         self.bias = init.param("bias", (channels,), (axis,), zeros, Kind.BIAS) if bias else None
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(x, kernel, dilation=self.dilation, form=self.form)
+        convolve = lambda x, kernel, _: depthwise.depthwise_conv2d(
+            x, kernel, dilation=self.dilation, implementation=self.implementation
+        )
         y = mesh.on_local_shard(convolve, x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
 

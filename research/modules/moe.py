@@ -61,8 +61,10 @@ class MoeFfn(nnx.Module, OncePerUpdate):
     float32 whatever the rest is in. `axes` as in `Mlp`; `scope` names the axis of the experts.
     """
 
-    def __init__(self, spec: Moe, channels: int, axes: tuple[str, str], scope: str, init: Init, form: str = "auto"):
-        self.spec, self.form = spec, form
+    def __init__(
+        self, spec: Moe, channels: int, axes: tuple[str, str], scope: str, init: Init, implementation: str = "auto"
+    ):
+        self.spec, self.implementation = spec, implementation
         count, experts = spec.num_experts, f"{scope}/experts"
         self.activation, gated, biased = EXPERTS[spec.expert]
         inward = (count, channels, spec.ffn_dim), (experts, *axes)
@@ -303,7 +305,7 @@ class MoeFfn(nnx.Module, OncePerUpdate):
     def _dropless(self, tokens: tuple[Array, ...], kernels: dict[str, Array], axis: str | None) -> Array:
         x, experts, weights = tokens
         return expert_dispatch.dropless(
-            x, experts, weights, kernels, activation=self.activation, form=self.form, axis=axis
+            x, experts, weights, kernels, activation=self.activation, implementation=self.implementation, axis=axis
         )
 
     def _with_places(

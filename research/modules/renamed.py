@@ -17,7 +17,13 @@ class Renamed:
     """Base of the dataclasses of options."""
 
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Name of a field in earlier versions -> its name today; a subclass repeats those of its base."""
+    """Name of a field in earlier versions -> its name today, beside those of the bases."""
+
+    @classmethod
+    def former(cls) -> dict[str, str]:
+        """Returns all former names of the options -> those of today."""
+        own = [base.renamed for base in reversed(cls.__mro__) if issubclass(base, Renamed)]
+        return {old: new for names in own for old, new in names.items()}
 
 
 def refuse_former(kind: type[Renamed], names: Iterable[str], where: str) -> None:
@@ -29,8 +35,8 @@ def refuse_former(kind: type[Renamed], names: Iterable[str], where: str) -> None
       where: what stands before them in the message, such as "model.attention.".
     """
     for name in names:
-        if name in kind.renamed:
-            raise UserError(f"{where}{name} is called {where}{kind.renamed[name]} now")
+        if name in (former := kind.former()):
+            raise UserError(f"{where}{name} is called {where}{former[name]} now")
 
 
 def with_present_names(kind: type[Renamed], saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,9 +55,9 @@ def with_present_names(kind: type[Renamed], saved: Mapping[str, Any]) -> dict[st
 
 def _present(kind: type[Renamed], saved: Mapping[str, Any], prefix: str, found: dict[str, str]) -> dict[str, Any]:
     """As `with_present_names`; puts former and present name of each that changed into `found`."""
-    options, kinds = {}, typing.get_type_hints(kind)
+    options, names, kinds = {}, kind.former(), typing.get_type_hints(kind)
     for former, value in saved.items():
-        present = kind.renamed.get(former, former)
+        present = names.get(former, former)
         if present != former:
             found[prefix + former] = prefix + present
         inner = kinds.get(present)

@@ -72,9 +72,9 @@ class RoutedConv(nnx.Module):
         init: Init,
         *,
         stride: int = 1,
-        form: str = "auto",
+        implementation: str = "auto",
     ):
-        self.stride, self.form = stride, form
+        self.stride, self.implementation = stride, implementation
         names = ("window_h", "window_w", axes[0], EXPERTS, axes[1])
         self.kernel = init.param("kernel", (size, size, n_in, experts, n_out), names, grouped_kaiming, Kind.MATRIX)
 
@@ -82,7 +82,11 @@ class RoutedConv(nnx.Module):
         """Without a route all images meet the first expert."""
         if route is None:
             return routed_conv(
-                x, self.kernel[..., :1, :], jnp.zeros(x.shape[:1], jnp.int32), stride=self.stride, form=self.form
+                x,
+                self.kernel[..., :1, :],
+                jnp.zeros(x.shape[:1], jnp.int32),
+                stride=self.stride,
+                implementation=self.implementation,
             )
         y = on_local_tokens(
             self._convolve, (input_of(self.kernel, x), route.experts), jnp.moveaxis(self.kernel[...], 3, 0)
@@ -93,8 +97,8 @@ class RoutedConv(nnx.Module):
         x, experts = images
         if axis is not None:  # the kernels are less to send than the maps that would go to them
             kernel = jax.lax.all_gather(kernel, axis, tiled=True)
-        form = "each" if own_size(TENSOR_AXIS) > 1 else self.form
-        return routed_conv(x, jnp.moveaxis(kernel, 0, 3), experts, stride=self.stride, form=form)
+        implementation = "each" if own_size(TENSOR_AXIS) > 1 else self.implementation
+        return routed_conv(x, jnp.moveaxis(kernel, 0, 3), experts, stride=self.stride, implementation=implementation)
 
 
 def convolution(
@@ -106,11 +110,11 @@ def convolution(
     *,
     stride: int = 1,
     experts: int = 0,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> Conv | RoutedConv:
     """Returns a convolution without bias: of each image's expert where `experts` > 0, else an ordinary one."""
     if experts:
-        return RoutedConv(n_in, n_out, size, experts, axes, init, stride=stride, form=form)
+        return RoutedConv(n_in, n_out, size, experts, axes, init, stride=stride, implementation=implementation)
     return Conv(n_in, n_out, size, axes, init, stride=stride, bias=False, kernel_init=kaiming)
 
 

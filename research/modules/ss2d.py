@@ -32,13 +32,22 @@ class SS2D(nnx.Module):
       dim, inner, state, rank: D, E, N and R.
       embed: name of the channels' axis.
       scope: scope of the axes that belong to this layer alone.
-      form: of `depthwise_conv2d` and `selective_scan`.
+      implementation: of `depthwise_conv2d` and `selective_scan`.
     """
 
     def __init__(
-        self, dim: int, inner: int, state: int, rank: int, embed: str, scope: str, init: Init, *, form: str = "auto"
+        self,
+        dim: int,
+        inner: int,
+        state: int,
+        rank: int,
+        embed: str,
+        scope: str,
+        init: Init,
+        *,
+        implementation: str = "auto",
     ):
-        self.form = form
+        self.implementation = implementation
         axis, states, ranks = f"{scope}/inner", f"{scope}/state", f"{scope}/rank"
         self.x = init.param("x", (dim, inner), (embed, axis), normal_02, Kind.MATRIX)
         self.window = init.param(
@@ -56,7 +65,7 @@ class SS2D(nnx.Module):
         self.out = init.param("out", (inner, dim), (axis, embed), normal_02, Kind.MATRIX)
 
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
-        x = jax.nn.silu(depthwise_conv2d(x @ self.x[...], self.window[...], form=self.form))
+        x = jax.nn.silu(depthwise_conv2d(x @ self.x[...], self.window[...], implementation=self.implementation))
         own = [p[...] for p in (self.dt_down, self.b, self.c, self.dt_up, self.dt_bias, self.a_log, self.skip)]
         y = jax.vmap(self._walk)(cross_scan(x), *own)
         return self.norm(cross_merge(y, *x.shape[1:3])) @ self.out[...]
@@ -66,4 +75,4 @@ class SS2D(nnx.Module):
         rank, state = dt_up.shape[0], b.shape[-1]
         dt, b, c = jnp.split(u @ jnp.concatenate([dt_down, b, c], -1), (rank, rank + state), -1)
         delta = jax.nn.softplus(wide(matmul(dt, dt_up)) + dt_bias)
-        return selective_scan(u, delta, -jnp.exp(a_log), b, c, skip, form=self.form)[0]
+        return selective_scan(u, delta, -jnp.exp(a_log), b, c, skip, implementation=self.implementation)[0]

@@ -66,9 +66,9 @@ class ShortConv(nnx.Module):
         kernel_size: int = 4,
         bias: bool = True,
         activation: bool = True,
-        form: str = "auto",
+        implementation: str = "auto",
     ):
-        self.kernel_size, self.activation, self.form = kernel_size, activation, form
+        self.kernel_size, self.activation, self.implementation = kernel_size, activation, implementation
         self.kernel = init.param(
             "kernel", (kernel_size, *shape), ("taps", *axes), torch_linear(kernel_size), Kind.DEPTHWISE
         )
@@ -87,7 +87,9 @@ class ShortConv(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         state: Float[Array, "B S C"] | None = None,
     ) -> tuple[Float[Array, "B T C"], Float[Array, "B S C"]]:
-        return short_conv(x, *self.flat(), segment_ids, state, activation=self.activation, form=self.form)
+        return short_conv(
+            x, *self.flat(), segment_ids, state, activation=self.activation, implementation=self.implementation
+        )
 
     def step(
         self, x: Float[Array, "B C"], state: Float[Array, "B S C"]
@@ -95,10 +97,10 @@ class ShortConv(nnx.Module):
         return short_conv_step(x, *self.flat(), state, activation=self.activation)
 
 
-def short_conv(x, kernel, bias, segment_ids=None, state=None, *, activation: bool = True, form: str = "auto"):
+def short_conv(x, kernel, bias, segment_ids=None, state=None, *, activation: bool = True, implementation: str = "auto"):
     """Causal depthwise convolution, bias and SiLU as a function, for several convolutions side by side; returns (y,
     state)."""
-    y, state = causal_conv1d(x, kernel.astype(x.dtype), state, segment_ids=segment_ids, form=form)
+    y, state = causal_conv1d(x, kernel.astype(x.dtype), state, segment_ids=segment_ids, implementation=implementation)
     y = y if bias is None else y + bias
     return (jax.nn.silu(y) if activation else y), state
 
@@ -109,7 +111,7 @@ def short_convs(
     segment_ids: Int[Array, "B T"] | None = None,
     state: Float[Array, "B S C"] | None = None,
     *,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[list[Float[Array, "B T _"]], Float[Array, "B S C"]]:
     """Several convolutions, each of an input of its own; returns (outputs, state of all their channels side by side).
 
@@ -119,11 +121,13 @@ def short_convs(
     if own_size(TENSOR_AXIS) > 1:
         states = [None] * len(xs) if state is None else jnp.split(state, _cuts(xs), -1)
         each = [
-            short_conv(x, *conv.flat(), segment_ids, before, form=form)
+            short_conv(x, *conv.flat(), segment_ids, before, implementation=implementation)
             for x, conv, before in zip(xs, convs, states, strict=True)
         ]
         return [y for y, _ in each], jnp.concatenate([after for _, after in each], -1)
-    y, state = short_conv(jnp.concatenate(xs, -1), *_side_by_side(convs), segment_ids, state, form=form)
+    y, state = short_conv(
+        jnp.concatenate(xs, -1), *_side_by_side(convs), segment_ids, state, implementation=implementation
+    )
     return jnp.split(y, _cuts(xs), -1), state
 
 
@@ -173,12 +177,14 @@ class SelectiveSSM(nnx.Module):
         init: Init,
         *,
         d_conv: int = 4,
-        form: str = "auto",
+        implementation: str = "auto",
     ):
-        self.d_inner, self.d_state, self.form = d_inner, d_state, form
+        self.d_inner, self.d_state, self.implementation = d_inner, d_state, implementation
         states, ranks = f"{scope}/state", f"{scope}/rank"
         linear = torch_linear(d_inner)
-        self.conv = ShortConv((d_inner,), (axis,), init.child("conv"), kernel_size=d_conv, form=form)
+        self.conv = ShortConv(
+            (d_inner,), (axis,), init.child("conv"), kernel_size=d_conv, implementation=implementation
+        )
         self.dt_down = init.param("dt_down", (d_inner, dt_rank), (axis, ranks), linear, Kind.MATRIX)
         self.b = init.param("b", (d_inner, d_state), (axis, states), linear, Kind.MATRIX)
         self.c = init.param("c", (d_inner, d_state), (axis, states), linear, Kind.MATRIX)
@@ -201,7 +207,12 @@ class SelectiveSSM(nnx.Module):
         state = state or {}
         x, conv = self.conv(x, segment_ids, state.get("conv"))
         y, ssm = selective_scan(
-            x, *self._maps(x), self.skip[...], initial_state=state.get("ssm"), segment_ids=segment_ids, form=self.form
+            x,
+            *self._maps(x),
+            self.skip[...],
+            initial_state=state.get("ssm"),
+            segment_ids=segment_ids,
+            implementation=self.implementation,
         )
         return y, {"conv": conv, "ssm": ssm}
 

@@ -1,2 +1,2 @@
-"""Pure array functions without parameters: each has a reference implementation and faster forms, chosen by platform and
-shape."""
+"""Pure array functions without parameters: each has a reference implementation and faster implementations, chosen by
+platform and shape."""

@@ -1,8 +1,8 @@
 """Softmax attention with grouped queries (Vaswani et al. 2017, section 3.2; Ainslie et al. 2023, arXiv 2305.13245).
 
-Three forms: `fused`, JAX's own; `naive`, two products and a softmax, which also serves float64 (JAX's rounds it to
-float32 inside); `chunked`, in memory linear in the length, which skips what a causal mask hides and is the fastest on a
-CPU but for short sequences.
+Three implementations: `fused`, JAX's own; `naive`, two products and a softmax, which also serves float64 (JAX's rounds
+it to float32 inside); `chunked`, in memory linear in the length, which skips what a causal mask hides and is the
+fastest on a CPU but for short sequences.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.ops import attention_blocks, checks, dispatch, precision
 
 OP = "softmax_attention"
-FORMS = ("naive", "fused", "chunked")
+IMPLEMENTATIONS = ("naive", "fused", "chunked")
 
 
 def softmax_attention(
@@ -28,7 +28,7 @@ def softmax_attention(
     bias: Float[Array, "..."] | None = None,
     segment_ids: Int[Array, "*B T"] | None = None,
     scale: float | None = None,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> Float[Array, "*B T H V"]:
     """Returns softmax(scale query key^T + bias) value for every head; a query that sees no key gives zeros.
 
@@ -38,10 +38,10 @@ def softmax_attention(
       value: values.
       causal: query t sees keys up to t; T and S must be equal.
       mask: True where a query sees a key; broadcasts to [*B, H, T, S].
-      bias: added to the logits; broadcasts to [*B, H, T, S]. Not with form "chunked".
+      bias: added to the logits; broadcasts to [*B, H, T, S]. Not with implementation "chunked".
       segment_ids: sequences packed on one axis see only themselves; T and S must be equal.
       scale: factor of the logits; K^-0.5 by default.
-      form: see `dispatch.resolve`; "fused" is not for float64.
+      implementation: see `dispatch.resolve`; "fused" is not for float64.
 
     Returns:
       Output in the dtype of the value; logits, softmax and sums are float32 at least.
@@ -49,7 +49,7 @@ def softmax_attention(
     Raises:
       ValueError: naming the argument that does not fit.
     """
-    form = dispatch.resolve(form, OP, FORMS)
+    implementation = dispatch.resolve(implementation, OP, IMPLEMENTATIONS)
     sizes = checks.shapes(
         OP,
         query=(query, "*B T H K"),
@@ -71,10 +71,20 @@ def softmax_attention(
             "as many queries as keys (or a mask)",
         )
     checks.require(
-        bias is None or form != "chunked", OP, "bias", "given with form 'chunked'", "form 'fused' or 'naive'"
+        bias is None or implementation != "chunked",
+        OP,
+        "bias",
+        "given with implementation 'chunked'",
+        "implementation 'fused' or 'naive'",
     )
     double = precision.wide(query).dtype == jnp.float64
-    checks.require(not double or form != "fused", OP, "query", "float64 with form 'fused'", "form 'naive' or 'chunked'")
+    checks.require(
+        not double or implementation != "fused",
+        OP,
+        "query",
+        "float64 with implementation 'fused'",
+        "implementation 'naive' or 'chunked'",
+    )
 
     def flat(name, x):
         return None if x is None else _flat_logits_like(name, x, batch, (heads, queries, keys))
@@ -83,18 +93,22 @@ def softmax_attention(
     segment_ids = None if segment_ids is None else segment_ids.reshape(-1, queries)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     operands = query, key, value, flat("mask", mask), flat("bias", bias), segment_ids
-    forms = {name: functools.partial(function, causal=causal, scale=scale) for name, function in _FORMS.items()}
-    if form in ("auto", "cpu"):
+    implementations = {
+        name: functools.partial(function, causal=causal, scale=scale) for name, function in _IMPLEMENTATIONS.items()
+    }
+    if implementation in ("auto", "cpu"):
         dense = "naive" if double else "fused"
         chosen = _choose_cpu(query, key, causal) if bias is None else dense
         if chosen == "chunked":
             # The gradient of the other platforms' branch computes its weights again: what a branch keeps, all platforms
             # hold.
-            out = dispatch.per_platform(form, forms["chunked"], jax.checkpoint(forms[dense]), *operands)
+            out = dispatch.per_platform(
+                implementation, implementations["chunked"], jax.checkpoint(implementations[dense]), *operands
+            )
         else:
-            out = forms[dense](*operands)
+            out = implementations[dense](*operands)
     else:
-        out = forms[form](*operands)
+        out = implementations[implementation](*operands)
     return out.reshape(*batch, *out.shape[1:])
 
 
@@ -193,4 +207,4 @@ LANES = 16
 """Numbers in a vector register of 512 bits."""
 
 
-_FORMS = {"naive": _naive, "fused": _fused, "chunked": _chunked}
+_IMPLEMENTATIONS = {"naive": _naive, "fused": _fused, "chunked": _chunked}

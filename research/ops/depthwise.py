@@ -1,7 +1,8 @@
-"""Depthwise 2-D convolution, single or several over one input, with the fastest known form for the platform and shape.
+"""Depthwise 2-D convolution, single or several over one input, with the fastest known implementation for the platform
+and shape.
 
 XLA:CPU runs a depthwise `lax.conv_general_dilated` at about a hundredth of its matrix rate, and its weight gradient
-slower still. The convolution, its input gradient and its weight gradient each get the form that the table of
+slower still. The convolution, its input gradient and its weight gradient each get the implementation that the table of
 measurements names; other platforms keep the lax convolution, which cuDNN and the TPU compiler know. Several dilated
 convolutions of one input are the training form of UniRepLKNet's blocks (Ding et al., 2024, arXiv:2311.15599, section
 3.1).
@@ -16,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from research.ops import checks, depthwise_forms, dispatch, precision
+from research.ops import checks, depthwise_implementations, dispatch, precision
 from research.ops import depthwise_geometry as geometry
 
 OP = "depthwise_conv2d"
-FORMS = tuple(depthwise_forms.FORMS)
+IMPLEMENTATIONS = tuple(depthwise_implementations.IMPLEMENTATIONS)
 MAX_KERNEL_SIZE = 63
 
 Pair = tuple[int, int]
@@ -28,7 +29,7 @@ Padding = str | tuple[Pair, Pair]
 
 
 class Choice(NamedTuple):
-    """The forms of the three directions."""
+    """The implementations of the three directions."""
 
     conv: str
     input_grad: str
@@ -36,17 +37,19 @@ class Choice(NamedTuple):
 
 
 def choose_cpu(branch: geometry.Branch, op: str = OP) -> Choice:
-    """The forms for XLA:CPU, by the table's rows for `op`; a stride counts as it is folded away."""
+    """The implementations for XLA:CPU, by the table's rows for `op`; a stride counts as it is folded away."""
     branch = geometry.fold_branch(branch)
     at = dict(pixels=math.prod(branch.out), taps=math.prod(branch.size))
     return Choice(*(dispatch.choose(op, direction, **at) for direction in ("forward", "input_grad", "weight_grad")))
 
 
-# --- one or several branches in chosen forms --------------------------------------------------------------------------
+# --- one or several branches in chosen implementations
+# --------------------------------------------------------------------------
 
 
 def _groups(names, branches):
-    """Forms with the branches that use them: of one form and size of output, they share the transform of the input."""
+    """Implementations with the branches that use them: of one implementation and size of output, they share the
+    transform of the input."""
     groups: dict[tuple[str, Pair], list[int]] = {}
     for i, (name, branch) in enumerate(zip(names, branches, strict=True)):
         groups.setdefault((name, branch.out), []).append(i)
@@ -68,10 +71,10 @@ def _conv(choices, branches, x, kernels):
     for name, indices in _groups([c.conv for c in choices], branches):
         ours = list(zip(_pick(indices, kernels_), _pick(indices, branches), strict=True))
         if name == "naive":
-            group = depthwise_forms.NAIVE.conv(x_, *zip(*ours, strict=True))
+            group = depthwise_implementations.NAIVE.conv(x_, *zip(*ours, strict=True))
         else:
             folded = geometry.fold_input(x_, stride, _multiplier(x, kernels))
-            group = depthwise_forms.FORMS[name].conv(
+            group = depthwise_implementations.IMPLEMENTATIONS[name].conv(
                 folded, [geometry.fold_kernel(k, b) for k, b in ours], [geometry.fold_branch(b) for _, b in ours]
             )
             group = [geometry.unfold_output(y, stride) for y in group]
@@ -105,18 +108,20 @@ def _grads(choices, branches, x, kernels, grads):
     for name, indices in _groups([c.input_grad for c in choices], branches):
         ks, bs = _pick(indices, kernels_), _pick(indices, branches)
         if name == "naive":
-            terms.append(depthwise_forms.NAIVE.input_grad(ks, _pick(indices, grads_), bs, x.shape[1:3], x.shape[-1]))
+            terms.append(
+                depthwise_implementations.NAIVE.input_grad(ks, _pick(indices, grads_), bs, x.shape[1:3], x.shape[-1])
+            )
         else:
             ks, bs = [geometry.fold_kernel(k, b) for k, b in zip(ks, bs, strict=True)], _pick(indices, folded_branches)
-            input_grad = depthwise_forms.FORMS[name].input_grad
+            input_grad = depthwise_implementations.IMPLEMENTATIONS[name].input_grad
             folded_terms.append(input_grad(ks, _pick(indices, folded_grads), bs, folded_x.shape[1:3]))
     if folded_terms:
         terms.append(_transposed_fold_input(functools.reduce(jnp.add, folded_terms), x, stride, multiplier))
     for name, indices in _groups([c.weight_grad for c in choices], branches):
         if name == "naive":
-            group = depthwise_forms.NAIVE.weight_grad(x_, _pick(indices, grads_), _pick(indices, branches))
+            group = depthwise_implementations.NAIVE.weight_grad(x_, _pick(indices, grads_), _pick(indices, branches))
         else:
-            weight_grad = depthwise_forms.FORMS[name].weight_grad
+            weight_grad = depthwise_implementations.IMPLEMENTATIONS[name].weight_grad
             group = weight_grad(folded_x, _pick(indices, folded_grads), _pick(indices, folded_branches))
             group = [_transposed_fold_kernel(dk, branches[i]) for i, dk in zip(indices, group, strict=True)]
         for i, dk in zip(indices, group, strict=True):
@@ -127,34 +132,38 @@ def _grads(choices, branches, x, kernels, grads):
 # --- the differentiable op --------------------------------------------------------------------------------------------
 
 
-def _per_platform(form, op, branches, function, *operands):
+def _per_platform(implementation, op, branches, function, *operands):
     """Calls function(choices, branches, *operands), one choice a branch, for the platform that the program is compiled
     for."""
 
     def uniform(name):
         return functools.partial(function, (Choice(name, name, name),) * len(branches), branches)
 
-    if form not in ("auto", "cpu"):
-        return uniform(form)(*operands)
+    if implementation not in ("auto", "cpu"):
+        return uniform(implementation)(*operands)
     by_shape = functools.partial(function, tuple(choose_cpu(b, op) for b in branches), branches)
-    return dispatch.per_platform(form, by_shape, uniform("naive"), *operands)
+    return dispatch.per_platform(implementation, by_shape, uniform("naive"), *operands)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolve(
-    x: Float[Array, "B H W C"], kernels: tuple[Array, ...], branches: tuple[geometry.Branch, ...], form: str, op: str
+    x: Float[Array, "B H W C"],
+    kernels: tuple[Array, ...],
+    branches: tuple[geometry.Branch, ...],
+    implementation: str,
+    op: str,
 ):
     """Convolves maps with kernels [Kh, Kw, C * M] whose branches share one stride; what the ops in one and two
     dimensions call."""
-    return _per_platform(form, op, branches, _conv, x, kernels)
+    return _per_platform(implementation, op, branches, _conv, x, kernels)
 
 
-def _convolve_fwd(x, kernels, branches, form, op):
-    return convolve(x, kernels, branches, form, op), (x, kernels)
+def _convolve_fwd(x, kernels, branches, implementation, op):
+    return convolve(x, kernels, branches, implementation, op), (x, kernels)
 
 
-def _convolve_bwd(branches, form, op, residuals, grads):
-    return _per_platform(form, op, branches, _grads, *residuals, grads)
+def _convolve_bwd(branches, implementation, op, residuals, grads):
+    return _per_platform(implementation, op, branches, _grads, *residuals, grads)
 
 
 convolve.defvjp(_convolve_fwd, _convolve_bwd)
@@ -203,7 +212,7 @@ def depthwise_conv2d(
     stride: int | Pair = 1,
     dilation: int | Pair = 1,
     padding: Padding = "SAME",
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> Float[Array, "*B Ho Wo D"]:
     """Depthwise cross-correlation with zero padding, as torch.nn.Conv2d(groups=C) computes it.
 
@@ -215,19 +224,21 @@ def depthwise_conv2d(
       dilation: distance between taps, in pixels; one number or (rows, columns).
       padding: "SAME" (ceil(H / stride) outputs; of an odd number of zeros the greater part is at the high end),
         "VALID", or ((low, high), (low, high)) zeros about rows and columns.
-      form: 'auto' (by platform and shape), 'cpu' (by shape, for a CPU: half the tracing of 'auto'), or 'naive',
-        'shift', 'toeplitz' or 'dft' in all directions.
+      implementation: 'auto' (by platform and shape), 'cpu' (by shape, for a CPU: half the tracing of 'auto'), or
+        'naive', 'shift', 'toeplitz' or 'dft' in all directions.
 
     Returns:
       Maps [*B, Ho, Wo, C * M] in the dtype of x. Differentiable once, in reverse.
 
     Raises:
-      ValueError: for an unknown form or padding, a kernel that is too large or of other channels, a stride or dilation
-        below 1.
+      ValueError: for an unknown implementation or padding, a kernel that is too large or of other channels, a stride or
+        dilation below 1.
 
     Source: depthwise convolution as in Xception (Chollet 2017, arXiv:1610.02357), section 2.
     """
-    return depthwise_conv2d_multi(x, (kernel,), (dilation,), stride=stride, padding=padding, form=form)[0]
+    return depthwise_conv2d_multi(
+        x, (kernel,), (dilation,), stride=stride, padding=padding, implementation=implementation
+    )[0]
 
 
 def depthwise_conv2d_multi(
@@ -237,7 +248,7 @@ def depthwise_conv2d_multi(
     *,
     stride: int | Pair = 1,
     padding: Padding = "SAME",
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "*B _ _ D"], ...]:
     """Several depthwise convolutions of one input, which is transformed once: the dilated branches of UniRepLKNet.
 
@@ -247,7 +258,7 @@ def depthwise_conv2d_multi(
       dilations: one per kernel.
       stride: as in `depthwise_conv2d`, for all branches.
       padding: as in `depthwise_conv2d`, for all branches.
-      form: as in `depthwise_conv2d`.
+      implementation: as in `depthwise_conv2d`.
 
     Returns:
       One output [*B, Ho, Wo, C * M] per kernel, in order.
@@ -257,7 +268,7 @@ def depthwise_conv2d_multi(
 
     Source: UniRepLKNet (Ding et al. 2024, arXiv:2311.15599), section 3.1.
     """
-    form = dispatch.resolve(form, OP, FORMS)
+    implementation = dispatch.resolve(implementation, OP, IMPLEMENTATIONS)
     counts = f"{len(kernels)} kernels with {len(dilations)} dilations"
     checks.require(len(kernels) == len(dilations) > 0, OP, "kernels", counts, "one dilation per kernel, at least one")
     pattern = "Kh{0} Kw{0} C M" if kernels[0].ndim == 4 else "Kh{0} Kw{0} C"
@@ -268,7 +279,7 @@ def depthwise_conv2d_multi(
         _branch(OP, x, k, stride, _pair(OP, "dilation", d), padding) for k, d in zip(kernels, dilations, strict=True)
     )
     flat = x.reshape(-1, *x.shape[-3:])
-    outputs = convolve(flat, tuple(k.reshape(*k.shape[:2], -1) for k in kernels), branches, form, OP)
+    outputs = convolve(flat, tuple(k.reshape(*k.shape[:2], -1) for k in kernels), branches, implementation, OP)
     return tuple(y.reshape(*x.shape[:-3], *y.shape[1:]) for y in outputs)
 
 

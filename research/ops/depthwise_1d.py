@@ -1,8 +1,8 @@
 """Depthwise 1-D convolution over time: causal or centred, whole, in pieces with carried-in state, or token by token.
 
-Time takes the place of the rows of a map of one column, so forms and gradients are those of `depthwise`, and the rows
-of the table are its own. Its first use is the short convolution of Mamba (Gu and Dao 2023, arXiv:2312.00752, section
-3.4).
+Time takes the place of the rows of a map of one column, so implementations and gradients are those of `depthwise`, and
+the rows of the table are its own. Its first use is the short convolution of Mamba (Gu and Dao 2023, arXiv:2312.00752,
+section 3.4).
 """
 
 import functools
@@ -15,7 +15,7 @@ from research.ops import checks, depthwise, depthwise_shift, dispatch, precision
 from research.ops import depthwise_geometry as geometry
 
 OP = "depthwise_conv1d"
-FORMS = depthwise.FORMS
+IMPLEMENTATIONS = depthwise.IMPLEMENTATIONS
 Padding = str | tuple[int, int]
 
 
@@ -27,7 +27,7 @@ def depthwise_conv1d(
     dilation: int = 1,
     padding: Padding = "CAUSAL",
     segment_ids: Int[Array, "*B T"] | None = None,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> Float[Array, "*B To D"]:
     """Depthwise cross-correlation over time with zero padding, as torch.nn.Conv1d(groups=C) computes it.
 
@@ -39,26 +39,26 @@ def depthwise_conv1d(
       dilation: distance between taps, in steps.
       padding: "CAUSAL" ((K - 1) * dilation zeros before, none after), "SAME", "VALID" or (low, high) zeros.
       segment_ids: number of the segment that each step belongs to; taps that reach into another count as zero. It wants
-        stride 1 and padding "CAUSAL" or "SAME". Every form but "naive" is then "shift".
-      form: 'auto' (by platform and shape), 'cpu' (by shape, for a CPU), or 'naive', 'shift', 'toeplitz' or 'dft' in all
-        directions.
+        stride 1 and padding "CAUSAL" or "SAME". Every implementation but "naive" is then "shift".
+      implementation: 'auto' (by platform and shape), 'cpu' (by shape, for a CPU), or 'naive', 'shift', 'toeplitz' or
+        'dft' in all directions.
 
     Returns:
       Sequences [*B, To, C * M] in the dtype of x. Differentiable once, in reverse.
 
     Raises:
-      ValueError: for an unknown form or padding, shapes that do not fit, a kernel that is too large, a stride or
-        dilation below 1.
+      ValueError: for an unknown implementation or padding, shapes that do not fit, a kernel that is too large, a stride
+        or dilation below 1.
 
     Source: Mamba (Gu and Dao 2023, arXiv:2312.00752), section 3.4.
     """
-    form = _checked(x, kernel, dilation, segment_ids, form)
+    implementation = _checked(x, kernel, dilation, segment_ids, implementation)
     checks.require(stride >= 1, OP, "stride", stride, "an integer of at least 1")
     _check_padding(padding)
     if segment_ids is not None:
         checks.require(padding in ("CAUSAL", "SAME"), OP, "padding", padding, '"CAUSAL" or "SAME" with segment_ids')
         checks.require(stride == 1, OP, "stride", stride, "1 with segment_ids")
-    return _convolve(x, kernel, stride, dilation, padding, segment_ids, segment_ids, form)
+    return _convolve(x, kernel, stride, dilation, padding, segment_ids, segment_ids, implementation)
 
 
 def causal_conv1d(
@@ -68,7 +68,7 @@ def causal_conv1d(
     *,
     dilation: int = 1,
     segment_ids: Int[Array, "*B T"] | None = None,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "*B T D"], Float[Array, "*B S C"]]:
     """Causal `depthwise_conv1d` of a piece of a sequence, from the inputs before it to the inputs that the next piece
     wants.
@@ -80,7 +80,7 @@ def causal_conv1d(
         segment of the piece's first step.
       dilation: distance between taps, in steps.
       segment_ids: as in `depthwise_conv1d`.
-      form: as in `depthwise_conv1d`.
+      implementation: as in `depthwise_conv1d`.
 
     Returns:
       (outputs [*B, T, C * M], the state after the piece [*B, S, C], zero where an input is not of the last step's
@@ -91,17 +91,17 @@ def causal_conv1d(
 
     Source: Mamba (Gu and Dao 2023, arXiv:2312.00752), section 3.4.
     """
-    form = _checked(x, kernel, dilation, segment_ids, form)
+    implementation = _checked(x, kernel, dilation, segment_ids, implementation)
     reach, time = dilation * (kernel.shape[0] - 1), x.shape[-2]
     if state is None:
-        y = _convolve(x, kernel, 1, dilation, "CAUSAL", segment_ids, segment_ids, form)
+        y = _convolve(x, kernel, 1, dilation, "CAUSAL", segment_ids, segment_ids, implementation)
         before = jnp.zeros((*x.shape[:-2], max(reach - time, 0), x.shape[-1]), x.dtype)
         latest = jnp.concatenate([before, x[..., max(time - reach, 0) :, :]], -2)
         return y, _of_last_segment(latest, segment_ids, reach)
     _check_state(x, state, reach)
     whole = jnp.concatenate([state.astype(x.dtype), x], -2)
     ids = None if segment_ids is None else jnp.concatenate([_repeat_first(segment_ids, reach), segment_ids], -1)
-    y = _convolve(whole, kernel, 1, dilation, "VALID", ids, segment_ids, form)
+    y = _convolve(whole, kernel, 1, dilation, "VALID", ids, segment_ids, implementation)
     return y, _of_last_segment(whole[..., time:, :], ids, reach)
 
 
@@ -140,8 +140,8 @@ def causal_conv1d_step(
 # --- checks and states ------------------------------------------------------------------------------------------------
 
 
-def _checked(x, kernel, dilation, segment_ids, form):
-    form = dispatch.resolve(form, OP, FORMS)
+def _checked(x, kernel, dilation, segment_ids, implementation):
+    implementation = dispatch.resolve(implementation, OP, IMPLEMENTATIONS)
     pattern = "K C M" if kernel.ndim == 3 else "K C"
     checks.shapes(OP, x=(x, "*B T C"), kernel=(kernel, pattern), segment_ids=(segment_ids, "*B T"))
     checks.require(
@@ -152,7 +152,7 @@ def _checked(x, kernel, dilation, segment_ids, form):
         f"1 to {depthwise.MAX_KERNEL_SIZE} taps",
     )
     checks.require(dilation >= 1, OP, "dilation", dilation, "an integer of at least 1")
-    return form
+    return implementation
 
 
 def _check_padding(padding):
@@ -191,7 +191,7 @@ def _of_last_segment(latest, ids, reach):
 # --- maps of one column -----------------------------------------------------------------------------------------------
 
 
-def _convolve(x, kernel, stride, dilation, padding, ids_in, ids_out, form):
+def _convolve(x, kernel, stride, dilation, padding, ids_in, ids_out, implementation):
     taps, time = kernel.shape[0], x.shape[-2]
     out, low = geometry.extent_and_low(time, taps, dilation, stride, padding)
     checks.require(
@@ -204,12 +204,12 @@ def _convolve(x, kernel, stride, dilation, padding, ids_in, ids_out, form):
     branch = geometry.Branch((taps, 1), (dilation, 1), (low, 0), (out, 1), (stride, 1))
     maps, filters = x.reshape(-1, time, 1, x.shape[-1]), kernel.reshape(taps, 1, -1)
     if ids_in is None:
-        (y,) = depthwise.convolve(maps, (filters,), (branch,), form, OP)
+        (y,) = depthwise.convolve(maps, (filters,), (branch,), implementation, OP)
     else:
         multiplier = filters.shape[-1] // x.shape[-1]
         ids = tuple(jnp.asarray(v).reshape(-1, v.shape[-1], 1, 1) for v in (ids_in, ids_out))
         arguments = (jnp.repeat(maps, multiplier, -1), filters, *ids, branch)
-        y = _within_naive(*arguments) if form == "naive" else _within_segments(*arguments, form)
+        y = _within_naive(*arguments) if implementation == "naive" else _within_segments(*arguments, implementation)
     return y.reshape(*x.shape[:-2], out, -1)
 
 
@@ -226,16 +226,16 @@ def _within_naive(x, kernel, ids_in, ids_out, branch):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _within_segments(x, kernel, ids_in, ids_out, branch, form):
+def _within_segments(x, kernel, ids_in, ids_out, branch, implementation):
     x_, kernel_ = precision.wide(x), precision.wide(kernel)
     return depthwise_shift.conv_single(x_, kernel_, branch, (ids_in, ids_out)).astype(x.dtype)
 
 
-def _within_fwd(x, kernel, ids_in, ids_out, branch, form):
-    return _within_segments(x, kernel, ids_in, ids_out, branch, form), (x, kernel, ids_in, ids_out)
+def _within_fwd(x, kernel, ids_in, ids_out, branch, implementation):
+    return _within_segments(x, kernel, ids_in, ids_out, branch, implementation), (x, kernel, ids_in, ids_out)
 
 
-def _within_bwd(branch, form, residuals, g):
+def _within_bwd(branch, implementation, residuals, g):
     x, kernel, *ids = residuals
     x_, kernel_, g = precision.wide(x), precision.wide(kernel), precision.wide(g)
     dx = depthwise_shift.input_grad_single(kernel_, g, branch, x.shape[1:3], tuple(ids))
@@ -246,8 +246,8 @@ def _within_bwd(branch, form, residuals, g):
     def plain(x, g, *ids):
         return depthwise_shift.weight_grad_plain(x, g, branch, ids)
 
-    form = "cpu" if form != "auto" else form
-    dk = dispatch.per_platform(form, blocked, plain, x_, g, *ids)
+    implementation = "cpu" if implementation != "auto" else implementation
+    dk = dispatch.per_platform(implementation, blocked, plain, x_, g, *ids)
     return dx.astype(x.dtype), dk.astype(kernel.dtype), None, None
 
 

@@ -113,7 +113,7 @@ def input_grad_single(kernel, g, branch, extent, ids=None):
 
 
 def weight_grad_single(x, g, branch, ids=None):
-    """One kernel's gradient, summed block by block: the form for a CPU."""
+    """One kernel's gradient, summed block by block: the implementation for a CPU."""
     if g.size <= _SUMMED_NUMBERS:
         return weight_grad_plain(x, g, branch, ids)
     x, ids = geometry.pad(x, branch), ids and (geometry.pad(ids[0], branch), ids[1])

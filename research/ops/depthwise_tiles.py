@@ -1,8 +1,8 @@
-"""Long maps cut into tiles of outputs, each with the halo of inputs that it reads: overlap-save for any form at stride
-1.
+"""Long maps cut into tiles of outputs, each with the halo of inputs that it reads: overlap-save for any implementation
+at stride 1.
 
-Tiles go into the batch, so the form sees one small map, and its matrices do not grow with the map. The branches of a
-call share the size of their outputs.
+Tiles go into the batch, so the implementation sees one small map, and its matrices do not grow with the map. The
+branches of a call share the size of their outputs.
 """
 
 import math
@@ -62,16 +62,17 @@ def _join(tiles, counts, out):
 
 
 class Form(NamedTuple):
-    """One way to compute depthwise convolutions and their gradients, with the signatures that `depthwise_forms`
-    gives."""
+    """One way to compute depthwise convolutions and their gradients, with the signatures that
+    `depthwise_implementations` gives."""
 
     conv: Callable
     input_grad: Callable
     weight_grad: Callable
 
 
-def tiled(form: Form, *, tile_1d: int, tile_2d: int) -> Form:
-    """The form over tiles of at most so many outputs a side, in sequences and in maps; shorter ones stay whole."""
+def tiled(implementation: Form, *, tile_1d: int, tile_2d: int) -> Form:
+    """The implementation over tiles of at most so many outputs a side, in sequences and in maps; shorter ones stay
+    whole."""
 
     def plan(branches, extent):
         out = branches[0].out
@@ -80,26 +81,28 @@ def tiled(form: Form, *, tile_1d: int, tile_2d: int) -> Form:
     def conv(x, kernels, branches):
         window, sizes, counts, branch = plan(branches, x.shape[1:3])
         if math.prod(counts) == 1:
-            return form.conv(x, kernels, branches)
+            return implementation.conv(x, kernels, branches)
         halos = tuple(s - 1 for s in window.size)
         tiles = _cut(x, tuple(-f for f in window.first), sizes, counts, halos)
         dense = geometry.windows(kernels, branches, window)
-        return tuple(_join(y, counts, branches[0].out) for y in form.conv(tiles, list(dense), [branch] * len(kernels)))
+        return tuple(
+            _join(y, counts, branches[0].out) for y in implementation.conv(tiles, list(dense), [branch] * len(kernels))
+        )
 
     def input_grad(kernels, grads, branches, extent):
         """Over tiles it is the convolution of the gradients with the turned kernels."""
         turned = [geometry.flipped(b, extent) for b in branches]
         if math.prod(plan(turned, branches[0].out)[2]) == 1:
-            return form.input_grad(kernels, grads, branches, extent)
+            return implementation.input_grad(kernels, grads, branches, extent)
         return sum(conv(g, [k[::-1, ::-1]], [b])[0] for g, k, b in zip(grads, kernels, turned, strict=True))
 
     def weight_grad(x, grads, branches):
         window, sizes, counts, branch = plan(branches, x.shape[1:3])
         if math.prod(counts) == 1:
-            return form.weight_grad(x, grads, branches)
+            return implementation.weight_grad(x, grads, branches)
         x_tiles = _cut(x, tuple(-f for f in window.first), sizes, counts, tuple(s - 1 for s in window.size))
         g_tiles = [_cut(g, (0, 0), sizes, counts, (0, 0)) for g in grads]
-        d_dense = form.weight_grad(x_tiles, g_tiles, [branch] * len(grads))
+        d_dense = implementation.weight_grad(x_tiles, g_tiles, [branch] * len(grads))
         return geometry.unwindow(jnp.stack(d_dense), branches, window)
 
     return Form(conv, input_grad, weight_grad)

@@ -1,8 +1,10 @@
-"""How an op finds its form: an argument, else the platform that the program is compiled for, else a table by shape.
+"""How an op finds its implementation: an argument, else the platform that the program is compiled for, else a table by
+shape.
 
-The default back end is never read: an export for cuda from a CPU gets the cuda form. For CPU the table
-`form_table.csv` names the fastest form at measured shapes; `launch.bench --tune=OP` makes its rows. Other platforms get
-the form that each op gives as its `default`: products of matrices and no long sequential loop.
+The default back end is never read: an export for cuda from a CPU gets the cudan implementation. For CPU the table
+`implementations.csv` names the fastest implementation at measured shapes; `launch.bench --tune=OP` makes its rows.
+Other platforms get the implementation that each op gives as its `default`: products of matrices and no long sequential
+loop.
 """
 
 import csv
@@ -14,36 +16,39 @@ from typing import Any
 
 from jax import lax
 
-TABLE = Path(__file__).with_name("form_table.csv")
+TABLE = Path(__file__).with_name("implementations.csv")
 
 
-def resolve(form: str, op: str, valid: Sequence[str]) -> str:
-    """The form that `form` asks for this op.
+def resolve(implementation: str, op: str, valid: Sequence[str]) -> str:
+    """The implementation that `implementation` asks for this op.
 
     Args:
-      form: "auto" (by platform and shape), "cpu" (by shape, for a CPU: half the tracing of "auto"), one of `valid`, or
-        a list for several ops, `"depthwise_conv2d=dft,grouped_matmul=naive"`, which leaves ops that it does not name at
-        "auto" (an entry without `=` is for all).
+      implementation: "auto" (by platform and shape), "cpu" (by shape, for a CPU: half the tracing of "auto"), one of
+        `valid`, or a list for several ops, `"depthwise_conv2d=dft,grouped_matmul=naive"`, which leaves ops that it does
+        not name at "auto" (an entry without `=` is for all).
       op: name of the op.
-      valid: its own forms.
+      valid: its own implementations.
 
     Raises:
-      ValueError: for a form that is not valid.
+      ValueError: for an implementation that is not valid.
     """
-    if "=" in form or "," in form:
+    if "=" in implementation or "," in implementation:
         entries = {}
-        for entry in form.split(","):
+        for entry in implementation.split(","):
             name, named, choice = entry.strip().partition("=")
             entries[name if named else ""] = choice if named else name
-        form = entries.get(op, entries.get("", "auto"))
-    if form not in ("auto", "cpu", *valid):
-        raise ValueError(f"{op}: form is {form!r}; expected one of {', '.join(('auto', 'cpu', *valid))}")
-    return form
+        implementation = entries.get(op, entries.get("", "auto"))
+    if implementation not in ("auto", "cpu", *valid):
+        raise ValueError(
+            f"{op}: implementation is {implementation!r}; expected one of {', '.join(('auto', 'cpu', *valid))}"
+        )
+    return implementation
 
 
-def per_platform(form: str, cpu: Callable[..., Any], default: Callable[..., Any], *operands: Any) -> Any:
-    """Calls `cpu(*operands)` for form "cpu", else leaves it to the platform that the program is compiled for."""
-    if form == "cpu":
+def per_platform(implementation: str, cpu: Callable[..., Any], default: Callable[..., Any], *operands: Any) -> Any:
+    """Calls `cpu(*operands)` for implementation "cpu", else leaves it to the platform that the program is compiled
+    for."""
+    if implementation == "cpu":
         return cpu(*operands)
     return lax.platform_dependent(*operands, cpu=cpu, default=default)
 
@@ -58,11 +63,14 @@ def known(size: Any) -> bool:
 def _rows(op: str, direction: str) -> tuple[tuple[dict[str, float], str], ...]:
     with open(TABLE, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        found = [(row["at"], row["form"]) for row in rows if row["op"] == op and row["direction"] == direction]
+        found = [
+            (row["at"], row["implementation"]) for row in rows if row["op"] == op and row["direction"] == direction
+        ]
     if not found:
         raise LookupError(f"{TABLE.name} has no row for {op}, {direction}: make them by launch.bench --tune={op}")
     return tuple(
-        ({key: float(value) for key, value in (pair.split("=") for pair in at.split())}, form) for at, form in found
+        ({key: float(value) for key, value in (pair.split("=") for pair in at.split())}, implementation)
+        for at, implementation in found
     )
 
 
@@ -75,7 +83,7 @@ def _nearest(op: str, direction: str, at: tuple[tuple[str, float], ...]) -> str:
 
 
 def choose(op: str, direction: str = "forward", **at: float) -> str:
-    """The form of the measured shape that is nearest, in the logarithms of the features `at`, on a CPU.
+    """The implementation of the measured shape that is nearest, in the logarithms of the features `at`, on a CPU.
 
     Args:
       op: name of the op.

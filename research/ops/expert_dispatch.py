@@ -46,7 +46,7 @@ def _in_rows(
     return y if bias is None else y + bias[:, None]
 
 
-def _grouped(counts: Int[Array, " E"], form: str) -> Affine:
+def _grouped(counts: Int[Array, " E"], implementation: str) -> Affine:
     def affine(
         x: Float[Array, "P I"], kernel: Float[Array, "E I O"], bias: Float[Array, "E O"] | None
     ) -> Float[Array, "P O"]:
@@ -55,7 +55,7 @@ def _grouped(counts: Int[Array, " E"], form: str) -> Affine:
         ):  # as the kernel of a feature that is always 1: picking a bias for each row would have a scattered gradient
             x = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], 1)
             kernel = jnp.concatenate([kernel, bias[:, None]], 1)
-        return grouped_matmul(x, kernel, counts, form=form, partial=True)
+        return grouped_matmul(x, kernel, counts, implementation=implementation, partial=True)
 
     return affine
 
@@ -94,7 +94,7 @@ def dropless(
     kernels: Kernels,
     *,
     activation: str = "silu",
-    form: str = "auto",
+    implementation: str = "auto",
     axis: str | None = None,
 ) -> Float[Array, "T D"]:
     """Every choice is computed: (token, choice) pairs are sorted by expert and multiplied group by group.
@@ -105,7 +105,7 @@ def dropless(
       weights: of the outputs.
       kernels: of all experts.
       activation: silu, gelu or relu.
-      form: of `grouped_matmul`.
+      implementation: of `grouped_matmul`.
       axis: mesh axis over which the experts lie, inside a `shard_map`: `x` holds the tokens of this device, `kernels`
         its experts. The tokens of the axis are gathered, each device computes what goes to its own experts, and the
         sums are scattered back.
@@ -124,11 +124,11 @@ def dropless(
         gather = lambda a: lax.all_gather(a, axis, tiled=True)
         own = gather(experts) - lax.axis_index(axis) * num_experts
         own = jnp.where((own >= 0) & (own < num_experts), own, num_experts)
-        y = dropless(gather(x), own, gather(weights), kernels, activation=activation, form=form)
+        y = dropless(gather(x), own, gather(weights), kernels, activation=activation, implementation=implementation)
         return lax.psum_scatter(y, axis, tiled=True)
     permutation, inverse, counts = sort_by_group(experts, num_experts + 1)
     rows = permute(x, permutation, inverse)
-    rows = _ffn(rows, kernels, activation, _grouped(counts[:num_experts], form))
+    rows = _ffn(rows, kernels, activation, _grouped(counts[:num_experts], implementation))
     return _weighted(unpermute(rows, permutation, inverse), weights).astype(x.dtype)
 
 

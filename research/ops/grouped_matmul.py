@@ -14,10 +14,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from research.ops import checks, dispatch, grouped_forms
+from research.ops import checks, dispatch, grouped_implementations
 
 OP = "grouped_matmul"
-FORMS = tuple(grouped_forms.FORMS)
+IMPLEMENTATIONS = tuple(grouped_implementations.IMPLEMENTATIONS)
 
 
 def grouped_matmul(
@@ -25,7 +25,7 @@ def grouped_matmul(
     weights: Float[Array, "E K N"],
     group_sizes: Int[Array, " E"],
     *,
-    form: str = "auto",
+    implementation: str = "auto",
     partial: bool = False,
 ) -> Float[Array, "T N"]:
     """Returns y[t] = x[t] @ weights[group of t], where the first group_sizes[0] rows are of group 0, the next ones of
@@ -36,8 +36,8 @@ def grouped_matmul(
       weights: one matrix per group.
       group_sizes: rows of each group; zeros are allowed. As traced values they are not checked: rows beyond their sum
         give zero and get a zero gradient, rows that they count beyond T are passed over.
-      form: "auto" (by platform), "cpu", "blocks" (a CPU's), "ragged" (`lax.ragged_dot`, that of accelerators) or
-        "naive" (all rows with each group's weights in turn, E times the work; gradient by autodiff).
+      implementation: "auto" (by platform), "cpu", "blocks" (a CPU's), "ragged" (`lax.ragged_dot`, that of accelerators)
+        or "naive" (all rows with each group's weights in turn, E times the work; gradient by autodiff).
       partial: rows beyond the sum of the sizes are meant to be of no group.
 
     Returns:
@@ -45,11 +45,11 @@ def grouped_matmul(
       x and weights.
 
     Raises:
-      ValueError: when shapes do not fit, group sizes that are known do not sum to T, or the form is unknown.
+      ValueError: when shapes do not fit, group sizes that are known do not sum to T, or the implementation is unknown.
 
     Source: MegaBlocks (Gale et al. 2022, arXiv 2211.15841), section 4.
     """
-    form = dispatch.resolve(form, OP, FORMS)
+    implementation = dispatch.resolve(implementation, OP, IMPLEMENTATIONS)
     num_rows = checks.shapes(OP, x=(x, "T K"), weights=(weights, "E K N"), group_sizes=(group_sizes, "E"))["T"]
     integral = jnp.issubdtype(group_sizes.dtype, jnp.integer)
     checks.require(integral, OP, "group_sizes", f"of dtype {group_sizes.dtype}", "integers")
@@ -59,9 +59,9 @@ def grouped_matmul(
     sizes = jnp.diff(ends, prepend=0)
     dtype = jnp.promote_types(x.dtype, weights.dtype)
     x, weights = x.astype(dtype), weights.astype(dtype)
-    if form == "naive" or num_rows == 0:
-        return grouped_forms.naive(x, weights, sizes).astype(dtype)
-    return _grouped_matmul(form, x, weights, sizes)
+    if implementation == "naive" or num_rows == 0:
+        return grouped_implementations.naive(x, weights, sizes).astype(dtype)
+    return _grouped_matmul(implementation, x, weights, sizes)
 
 
 def _check_sizes(sizes, num_rows, partial):
@@ -77,28 +77,28 @@ def _check_sizes(sizes, num_rows, partial):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _grouped_matmul(form, x, weights, sizes):
-    return _forward(form, x, weights, sizes)[0]
+def _grouped_matmul(implementation, x, weights, sizes):
+    return _forward(implementation, x, weights, sizes)[0]
 
 
-def _per_platform(form, direction, *operands):
+def _per_platform(implementation, direction, *operands):
     def rounded(name):
-        function = direction(grouped_forms.FORMS[name])
+        function = direction(grouped_implementations.IMPLEMENTATIONS[name])
         return lambda *operands: jax.tree.map(lambda array: array.astype(operands[0].dtype), function(*operands))
 
-    if form in grouped_forms.FORMS:
-        return rounded(form)(*operands)
+    if implementation in grouped_implementations.IMPLEMENTATIONS:
+        return rounded(implementation)(*operands)
     if not dispatch.known(operands[0].shape[0]):  # blocks are cut for a number of rows
         return rounded("ragged")(*operands)
-    return dispatch.per_platform(form, rounded("blocks"), rounded("ragged"), *operands)
+    return dispatch.per_platform(implementation, rounded("blocks"), rounded("ragged"), *operands)
 
 
-def _forward(form, x, weights, sizes):
-    return _per_platform(form, lambda one: one.product, x, weights, sizes), (x, weights, sizes)
+def _forward(implementation, x, weights, sizes):
+    return _per_platform(implementation, lambda one: one.product, x, weights, sizes), (x, weights, sizes)
 
 
-def _backward(form, residuals, dy):
-    return *_per_platform(form, lambda one: one.gradients, *residuals, dy), None
+def _backward(implementation, residuals, dy):
+    return *_per_platform(implementation, lambda one: one.gradients, *residuals, dy), None
 
 
 _grouped_matmul.defvjp(_forward, _backward)

@@ -27,7 +27,7 @@ from research.ops.spread import spread
 from research.ops.unit_lower import unit_lower_inverse
 
 OP = "linear_attention"
-FORMS = ("naive", "chunked")
+IMPLEMENTATIONS = ("naive", "chunked")
 CHUNK = 64
 CPU_CHUNK = 32  # of vector decays and the delta rule, whose work inside a chunk grows faster with it
 _CPU_TOKENS = 1024  # tokens times heads whose chunks are computed at once on a CPU: they stay in the cache
@@ -47,7 +47,7 @@ def linear_attention(
     eps: float = 1e-6,
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "*B T H V"], Float[Array, "*B H K _"]]:
     """Causal linear attention with optional decay and delta rule.
 
@@ -65,7 +65,7 @@ def linear_attention(
       segment_ids: packed sequences: where the id changes the state starts from zero. The first segment continues from
         `initial_state`.
       chunk_size: tokens a chunk, a power of two; by default 64, on a CPU 32 for vector decays and the delta rule.
-      form: "auto" and "cpu" are "chunked"; "naive" is a loop over tokens with the gradient by autodiff.
+      implementation: "auto" and "cpu" are "chunked"; "naive" is a loop over tokens with the gradient by autodiff.
 
     Returns:
       (outputs in the dtype of v, final state in float32 at least).
@@ -73,7 +73,7 @@ def linear_attention(
     Raises:
       ValueError: when shapes do not fit, the chunk size is no power of two, or options exclude each other.
     """
-    form = dispatch.resolve(form, OP, FORMS)
+    implementation = dispatch.resolve(implementation, OP, IMPLEMENTATIONS)
     sizes = _check(q, k, v, log_decay, beta, initial_state, normalize, segment_ids)
     whole = chunk_size is None or (chunk_size > 0 and not chunk_size & (chunk_size - 1))
     checks.require(whole, OP, "chunk_size", chunk_size, "a power of two")
@@ -89,14 +89,16 @@ def linear_attention(
     state_shape = (heads, width, v_.shape[-1])
     state = jnp.zeros((v_.shape[0], *state_shape), v_.dtype) if initial_state is None else flat(initial_state)
     starts = None if segment_ids is None else _starts(segment_ids.reshape(batch, length))
-    if form == "naive" or 0 in v_.shape:
+    if implementation == "naive" or 0 in v_.shape:
         out, state = _naive(q_ * scale, k_, v_, g, beta_, state, starts)
     else:
         longest = 1 << (length - 1).bit_length()
         run = lambda tokens, size: functools.partial(_chunked, tokens, size=min(chunk_size or size, longest))
         costly = beta is not None or (g is not None and g.ndim == v_.ndim)
         on_cpu, elsewhere = run(_CPU_TOKENS, CPU_CHUNK if costly else CHUNK), run(_ALL, CHUNK)
-        out, state = dispatch.per_platform(form, on_cpu, elsewhere, q_ * scale, k_, v_, g, beta_, state, starts)
+        out, state = dispatch.per_platform(
+            implementation, on_cpu, elsewhere, q_ * scale, k_, v_, g, beta_, state, starts
+        )
     out = _divide(out, eps) if normalize else out
     return out.reshape(v.shape).astype(v.dtype), state.reshape(*lead, *state_shape)
 
@@ -129,7 +131,7 @@ def linear_attention_step(
         scale=scale,
         normalize=normalize,
         eps=eps,
-        form="naive",
+        implementation="naive",
     )
     return jnp.squeeze(out, -3), state
 
@@ -192,7 +194,8 @@ def _product(text, *operands):
     return jnp.einsum(text, *operands, precision=lax.Precision.HIGHEST)
 
 
-# --- the chunked form. Axes: n chunks, b batch, g heads of q and k, r heads of v for each of them, c (i, j) tokens of a
+# --- the chunked implementation. Axes: n chunks, b batch, g heads of q and k, r heads of v for each of them, c (i, j)
+# tokens of a
 # chunk ---
 
 

@@ -1,8 +1,8 @@
 """The diagonal linear recurrence h_t = a_t h_{t-1} + b_t, forwards or backwards in time, in three parallelisations.
 
-All forms share one hand-written gradient: with g_t = dL/dh_t, g_t = dh_t + a_{t+1} g_{t+1} is the same recurrence run
-the other way (Martin and Cundy 2018, arXiv 1709.04057, section 2.2), so that only a and the states are kept. Nothing is
-ever divided by a product of decays: those underflow.
+All implementations share one hand-written gradient: with g_t = dL/dh_t, g_t = dh_t + a_{t+1} g_{t+1} is the same
+recurrence run the other way (Martin and Cundy 2018, arXiv 1709.04057, section 2.2), so that only a and the states are
+kept. Nothing is ever divided by a product of decays: those underflow.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from research.ops import checks, dispatch, precision
 
 OP = "linear_recurrence"
-FORMS = ("naive", "sequential", "chunked", "associative")
+IMPLEMENTATIONS = ("naive", "sequential", "chunked", "associative")
 CHUNK = 64
 
 
@@ -31,7 +31,7 @@ def linear_recurrence(
     *,
     axis: int = 1,
     reverse: bool = False,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "*S"], Float[Array, "..."]]:
     """Returns all states of h_t = a_t h_{t-1} + b_t, elementwise, and the last one.
 
@@ -42,17 +42,17 @@ def linear_recurrence(
       initial_state: b without the time axis; None for zeros.
       axis: the axis of time, which may not be negative.
       reverse: run from the last step to the first: h_t = a_t h_{t+1} + b_t, and the last state is that of step 0.
-      form: "auto" (by platform), "cpu", "sequential" (a loop over time: the fastest on a CPU at any shape), "chunked"
-        (a loop over the steps of all chunks of 64 at once, then one over chunks), "associative" (logarithmic depth) or
-        "naive" (a loop, gradient by autodiff).
+      implementation: "auto" (by platform), "cpu", "sequential" (a loop over time: the fastest on a CPU at any shape),
+        "chunked" (a loop over the steps of all chunks of 64 at once, then one over chunks), "associative" (logarithmic
+        depth) or "naive" (a loop, gradient by autodiff).
 
     Returns:
       (states like b, last state), in the dtype of b; computed in float32 at least. Differentiable once, in reverse.
 
     Raises:
-      ValueError: when shapes do not fit or the form is unknown.
+      ValueError: when shapes do not fit or the implementation is unknown.
     """
-    form = dispatch.resolve(form, OP, FORMS)
+    implementation = dispatch.resolve(implementation, OP, IMPLEMENTATIONS)
     checks.require(0 <= axis < b.ndim, OP, "axis", axis, f"an axis of b, which has {b.ndim}")
     fits = (
         a.ndim == b.ndim
@@ -70,15 +70,15 @@ def linear_recurrence(
         return b, initial_state.astype(b.dtype)
 
     a_, b_ = (jnp.moveaxis(precision.wide(x), axis, 0) for x in (a, b))
-    states = _run(form, a_, b_, precision.wide(initial_state), reverse)
+    states = _run(implementation, a_, b_, precision.wide(initial_state), reverse)
     last = states[0 if reverse else -1]
     return jnp.moveaxis(states, 0, axis).astype(b.dtype), last.astype(b.dtype)
 
 
-def _run(form, a, b, h0, reverse):
-    if form == "naive":
+def _run(implementation, a, b, h0, reverse):
+    if implementation == "naive":
         return _sequential(a, b, h0, reverse)
-    return _states(form, reverse, a, b, h0)
+    return _states(implementation, reverse, a, b, h0)
 
 
 def _sequential(a, b, h0, reverse):
@@ -121,35 +121,35 @@ def _chunked(a, b, h0, reverse):
     return states[pad:] if reverse else states[:length]
 
 
-_FORMS = {"sequential": _sequential, "chunked": _chunked, "associative": _associative}
+_IMPLEMENTATIONS = {"sequential": _sequential, "chunked": _chunked, "associative": _associative}
 
 
-def _recur(form, a, b, h0, reverse):
+def _recur(implementation, a, b, h0, reverse):
     """The platform is chosen inside each direction: a differentiated choice would keep what every platform's branch
     keeps."""
-    if form in _FORMS:
-        return _FORMS[form](a, b, h0, reverse)
-    run = lambda name: functools.partial(_FORMS[name], reverse=reverse)
-    return dispatch.per_platform(form, run("sequential"), run("associative"), a, b, h0)
+    if implementation in _IMPLEMENTATIONS:
+        return _IMPLEMENTATIONS[implementation](a, b, h0, reverse)
+    run = lambda name: functools.partial(_IMPLEMENTATIONS[name], reverse=reverse)
+    return dispatch.per_platform(implementation, run("sequential"), run("associative"), a, b, h0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _states(form, reverse, a, b, h0):
-    return _recur(form, a, b, h0, reverse)
+def _states(implementation, reverse, a, b, h0):
+    return _recur(implementation, a, b, h0, reverse)
 
 
-def _states_fwd(form, reverse, a, b, h0):
-    states = _states(form, reverse, a, b, h0)
+def _states_fwd(implementation, reverse, a, b, h0):
+    states = _states(implementation, reverse, a, b, h0)
     return states, (a, states, h0)
 
 
-def _states_bwd(form, reverse, residuals, d_states):
+def _states_bwd(implementation, reverse, residuals, d_states):
     a, states, h0 = residuals
     # The state at t reaches the next one through its decay; the step after the last is given a decay that no state
     # meets.
     ones = jnp.ones_like(a[:1])
     a_next = jnp.concatenate([ones, a[:-1]] if reverse else [a[1:], ones])
-    g = _recur(form, a_next, d_states, jnp.zeros_like(h0), not reverse)
+    g = _recur(implementation, a_next, d_states, jnp.zeros_like(h0), not reverse)
     before = jnp.concatenate([states[1:], h0[None]] if reverse else [h0[None], states[:-1]])
     first = -1 if reverse else 0
     d_a = g * before

@@ -34,12 +34,12 @@ def trapezoidal_scan(
     initial_state: State | None = None,
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "*B T R H P"], State]:
     """Runs the state space of Mamba-3 over a sequence, in chunks of matrix products.
 
     Args:
-      x: inputs; R of them a head and step (1: the plain form).
+      x: inputs; R of them a head and step (1: the plain implementation).
       dt: step sizes, positive.
       log_decay: dt A, at most 0.
       mix: l, in 0..1: how much of the input is taken at the end of a step and not at its beginning.
@@ -49,7 +49,7 @@ def trapezoidal_scan(
       initial_state: `ssm` [*B, H, P, N], and the last token's `x` [*B, R, H, P] and `b` [*B, R, H, N]; None for zeros.
       segment_ids: packed sequences: where the id changes the state starts from zero. The first segment continues from
         `initial_state`.
-      chunk_size, form: as in `linear_attention`; the form "naive" is a loop of steps.
+      chunk_size, implementation: as in `linear_attention`; the implementation "naive" is a loop of steps.
 
     Returns:
       (y in the dtype of x, state after the last token, in float32 at least).
@@ -60,10 +60,10 @@ def trapezoidal_scan(
     _check(x, dt, log_decay, mix, B, C, skip, initial_state, segment_ids, "*B T")
     dtype = x.dtype
     x, dt, log_decay, mix, B, C = map(precision.wide, (x, dt, log_decay, mix, B, C))
-    if dispatch.resolve(form, linear_attention.OP, linear_attention.FORMS) == "naive":
+    if dispatch.resolve(implementation, linear_attention.OP, linear_attention.IMPLEMENTATIONS) == "naive":
         y, state = _naive(x, dt, log_decay, mix, B, C, initial_state, segment_ids)
     else:
-        options = {"segment_ids": segment_ids, "chunk_size": chunk_size, "form": form}
+        options = {"segment_ids": segment_ids, "chunk_size": chunk_size, "implementation": implementation}
         y, state = _parallel(x, dt, log_decay, mix, B, C, initial_state, options)
     return _skip(y, x, skip).astype(dtype), state
 

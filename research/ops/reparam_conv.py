@@ -3,9 +3,9 @@ training.
 
 Batch norm of a convolution needs only the mean and variance of its output, and these follow from the first and
 second moments of the input: with T the Toeplitz matrix of a channel's kernel and G = sum over the batch of x x^T,
-sum y^2 = tr(T G T^T). So the moments form never computes the branches: it makes G once (one matrix product), gets each
-branch's factor from it, folds all branches into one kernel, and convolves once. The explicit form is its reference
-implementation.
+sum y^2 = tr(T G T^T). So the moments implementation never computes the branches: it makes G once (one matrix product),
+gets each branch's factor from it, folds all branches into one kernel, and convolves once. The explicit implementation
+is its reference implementation.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from research.ops import batch_norm, depthwise, depthwise_geometry, depthwise_toeplitz, dispatch
 
 OP = "reparam_conv"
-FORMS = ("moments", *depthwise.FORMS)
+IMPLEMENTATIONS = ("moments", *depthwise.IMPLEMENTATIONS)
 MOMENTS_PIXELS = 100  # largest map for which the [pixels, pixels] moments pay on a CPU
 
 Result = tuple[Float[Array, "B H W C"], Float[Array, "N C"], Float[Array, "N C"]]
@@ -32,7 +32,7 @@ def reparam_conv(
     biases: Float[Array, "N C"],
     eps: float,
     *,
-    form: str = "auto",
+    implementation: str = "auto",
     axis_name: tuple[str, ...] = (),
 ) -> Result:
     """Returns sum_n BN_n(depthwise(x, kernel_n, dilation_n)) under the moments of the batch.
@@ -44,16 +44,16 @@ def reparam_conv(
       scales: batch-norm factors, one row per branch.
       biases: batch-norm offsets, one row per branch.
       eps: added to the variances.
-      form: "auto" (by platform and shape), "cpu" (by shape), "moments", or a form of `depthwise_conv2d` for explicit
-        branches; or a list for several ops, as `dispatch.resolve` takes it.
+      implementation: "auto" (by platform and shape), "cpu" (by shape), "moments", or an implementation of
+        `depthwise_conv2d` for explicit branches; or a list for several ops, as `dispatch.resolve` takes it.
       axis_name: mesh axes over which devices hold other rows, under `jax.shard_map`: the moments are those of all.
 
     Returns:
       (sum, mean of each branch, biased variance of each branch); no gradient flows through the moments.
     """
-    own = dispatch.resolve(form, OP, FORMS)
-    inner = own if own in depthwise.FORMS else "auto" if form == "moments" else form
-    options = dict(dilations=dilations, eps=eps, form=inner, axis_name=axis_name)
+    own = dispatch.resolve(implementation, OP, IMPLEMENTATIONS)
+    inner = own if own in depthwise.IMPLEMENTATIONS else "auto" if implementation == "moments" else implementation
+    options = dict(dilations=dilations, eps=eps, implementation=inner, axis_name=axis_name)
     explicit, by_moments = functools.partial(_explicit, **options), functools.partial(_by_moments, **options)
     args = (x, tuple(kernels), scales, biases)
     if own in ("auto", "cpu") and x.shape[1] * x.shape[2] <= MOMENTS_PIXELS:
@@ -77,17 +77,19 @@ def merged_kernel(
     )
 
 
-def _explicit(x, kernels, scales, biases, *, dilations, eps, form, axis_name) -> Result:
-    outs = depthwise.depthwise_conv2d_multi(x, kernels, dilations, form=form)
+def _explicit(x, kernels, scales, biases, *, dilations, eps, implementation, axis_name) -> Result:
+    outs = depthwise.depthwise_conv2d_multi(x, kernels, dilations, implementation=implementation)
     normed = [batch_norm.batch_norm(y, s, b, eps, axis_name) for y, s, b in zip(outs, scales, biases, strict=True)]
     total = sum((y for y, _, _ in normed[1:]), normed[0][0])
     return total, jnp.stack([m for _, m, _ in normed]), jnp.stack([v for _, _, v in normed])
 
 
-def _by_moments(x, kernels, scales, biases, *, dilations, eps, form, axis_name) -> Result:
+def _by_moments(x, kernels, scales, biases, *, dilations, eps, implementation, axis_name) -> Result:
     mean, var = branch_moments(x, kernels, dilations, axis_name)
     factors = scales * lax.rsqrt(var + eps)
-    y = depthwise.depthwise_conv2d(x, merged_kernel(kernels, dilations, factors).astype(x.dtype), form=form)
+    y = depthwise.depthwise_conv2d(
+        x, merged_kernel(kernels, dilations, factors).astype(x.dtype), implementation=implementation
+    )
     offset = (biases - mean * factors).sum(0)
     return (y + offset).astype(x.dtype), mean, var
 

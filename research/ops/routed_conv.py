@@ -24,7 +24,7 @@ def routed_conv(
     experts: Int[Array, " B"],
     *,
     stride: int = 1,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> Float[Array, "B h w O"]:
     """Returns y[b] = x[b] convolved with kernel[..., experts[b], :], zero-padded by half the window on every side.
 
@@ -33,28 +33,28 @@ def routed_conv(
       kernel: windows of odd sides, input channels, experts, output channels of one expert.
       experts: the expert of each image, from 0 to E - 1.
       stride: of both axes.
-      form: "auto" (by platform and, on a CPU, by shape), "cpu", "all" (one convolution with all E * O outputs, E times
-        the work; that of accelerators), "matrix" (the same as one matrix over the whole map, for maps of a few pixels,
-        where XLA's convolution is slow), "grouped" (windows of the images, sorted by expert, times the matrix of
-        theirs) or "naive" (image by image).
+      implementation: "auto" (by platform and, on a CPU, by shape), "cpu", "all" (one convolution with all E * O
+        outputs, E times the work; that of accelerators), "matrix" (the same as one matrix over the whole map, for maps
+        of a few pixels, where XLA's convolution is slow), "grouped" (windows of the images, sorted by expert, times the
+        matrix of theirs) or "naive" (image by image).
 
     Returns:
       Images of ceil(H / stride) x ceil(W / stride). Differentiable in x and kernel; "grouped" once and in reverse.
 
     Raises:
-      ValueError: when shapes do not fit, a window's side is even, or the form is unknown.
+      ValueError: when shapes do not fit, a window's side is even, or the implementation is unknown.
     """
-    form = dispatch.resolve(form, OP, tuple(FORMS))
+    implementation = dispatch.resolve(implementation, OP, tuple(IMPLEMENTATIONS))
     sizes = checks.shapes(OP, x=(x, "B H W I"), kernel=(kernel, "K L I E O"), experts=(experts, "B"))
     checks.require(
         sizes["K"] % 2 == sizes["L"] % 2 == 1, OP, "kernel", f"of windows {sizes['K']}x{sizes['L']}", "odd sides"
     )
-    if form in FORMS:
-        return FORMS[form](x, kernel, experts, stride=stride)
+    if implementation in IMPLEMENTATIONS:
+        return IMPLEMENTATIONS[implementation](x, kernel, experts, stride=stride)
     pixels = -(-sizes["H"] // stride) * -(-sizes["W"] // stride)
     quickest = dispatch.choose(OP, pixels=pixels, inputs=sizes["I"], outputs=sizes["O"], experts=sizes["E"])
-    forms = (functools.partial(FORMS[name], stride=stride) for name in (quickest, "all"))
-    return dispatch.per_platform(form, *forms, x, kernel, experts)
+    implementations = (functools.partial(IMPLEMENTATIONS[name], stride=stride) for name in (quickest, "all"))
+    return dispatch.per_platform(implementation, *implementations, x, kernel, experts)
 
 
 def _convolve(x: Array, kernel: Array, stride: int) -> Array:
@@ -139,5 +139,5 @@ def windows(x: Float[Array, "B H W I"], sides: tuple[int, int], stride: int) -> 
     return jnp.concatenate(taps, axis=-1)
 
 
-FORMS = {"naive": naive, "all": all_experts, "each": each_expert, "matrix": as_matrix, "grouped": grouped}
-"""Name -> form; each is `form(x, kernel, experts, stride=)`."""
+IMPLEMENTATIONS = {"naive": naive, "all": all_experts, "each": each_expert, "matrix": as_matrix, "grouped": grouped}
+"""Name -> implementation; each is `implementation(x, kernel, experts, stride=)`."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.ops import checks, dispatch, precision
 
 OP = "routing_attention"
-FORMS = ("naive", "gathered")
+IMPLEMENTATIONS = ("naive", "gathered")
 NORM_EPS = 1e-6
 MEAN_EPS = 1e-2
 COUNT_EPS = 1e-5
@@ -47,7 +47,7 @@ def routing_attention(
     causal: bool = True,
     mask: Bool[Array, "*B T"] | None = None,
     segment_ids: Int[Array, "*B T"] | None = None,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> Float[Array, "*B T H V"]:
     """Returns for each token the mean, over the clusters that took it, of softmax attention to the cluster's tokens.
 
@@ -61,7 +61,7 @@ def routing_attention(
         shared.
       mask: True for tokens; False for padding, which no cluster takes while it can take tokens, and which gives zeros.
       segment_ids: sequences packed on one axis see only themselves.
-      form: see `dispatch.resolve`; the reference implementation builds [T, T] masks.
+      implementation: see `dispatch.resolve`; the reference implementation builds [T, T] masks.
 
     Returns:
       Output in the dtype of the value: sum / (number of clusters + 0.01); zeros where no cluster took the token. A
@@ -70,7 +70,7 @@ def routing_attention(
     Raises:
       ValueError: naming the argument that does not fit.
     """
-    form = dispatch.resolve(form, OP, FORMS)
+    implementation = dispatch.resolve(implementation, OP, IMPLEMENTATIONS)
     patterns = dict(
         query=(query, "*B T H K"), key=(key, "*B T H K"), value=(value, "*B T H V"), centroids=(centroids, "H C K")
     )
@@ -84,7 +84,7 @@ def routing_attention(
     segments = _padding_segments(mask, segment_ids)
     query_at = _members(query, centroids, window, segments)
     key_at = query_at if key is None else _members(key, centroids, window, segments)
-    attend = _naive if form == "naive" else _gathered
+    attend = _naive if implementation == "naive" else _gathered
     out = attend(query, query if key is None else key, precision.wide(value), query_at, key_at, segments, causal)
     return out.astype(value.dtype).reshape(*sizes["*B"], *out.shape[1:])
 

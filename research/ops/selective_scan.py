@@ -2,7 +2,8 @@
 
     h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t        y_t = sum_n C_t[n] h_t[:, n] + skip u_t
 
-Source: Gu and Dao 2023 (arXiv 2312.00752), algorithm 2 and section 3.3.2. The fast forms keep the state at every chunk
+Source: Gu and Dao 2023 (arXiv 2312.00752), algorithm 2 and section 3.3.2. The fast implementations keep the state at
+  every chunk
 boundary only and make the states of a chunk again in the backward pass, as section 3.3.2 proposes; the loop over steps
 then holds nothing but the recurrence itself, and every sum is taken over a whole chunk at once. Channels are the last
 axis of the state: sums over N and the outer products run along them.
@@ -19,9 +20,9 @@ from research.ops import checks, dispatch, precision
 from research.ops.linear_recurrence import combine
 
 OP = "selective_scan"
-FORMS = ("naive", "sequential", "chunked", "associative")
-_SEQUENTIAL_STATES = 2**19  # numbers of a chunk's states in the sequential form: they stay in the cache
-_CHUNK = 256  # of the chunked form: logarithmic depth inside, one loop over chunks
+IMPLEMENTATIONS = ("naive", "sequential", "chunked", "associative")
+_SEQUENTIAL_STATES = 2**19  # numbers of a chunk's states in the sequential implementation: they stay in the cache
+_CHUNK = 256  # of the chunked implementation: logarithmic depth inside, one loop over chunks
 
 
 def selective_scan(
@@ -34,7 +35,7 @@ def selective_scan(
     *,
     initial_state: Float[Array, "*B D N"] | None = None,
     segment_ids: Int[Array, "*B T"] | None = None,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "*B T D"], Float[Array, "*B D N"]]:
     """Runs the selective state space over a sequence.
 
@@ -48,17 +49,17 @@ def selective_scan(
       initial_state: state before the first token; None for zeros.
       segment_ids: packed sequences: where the id changes the state starts from zero. The first segment continues from
         `initial_state`.
-      form: "auto" (by platform), "cpu", "sequential" (a loop over time inside a loop over chunks, for CPUs), "chunked"
-        (logarithmic depth inside chunks of 256), "associative" (logarithmic depth throughout), or "naive" (a loop,
-        gradient by autodiff).
+      implementation: "auto" (by platform), "cpu", "sequential" (a loop over time inside a loop over chunks, for CPUs),
+        "chunked" (logarithmic depth inside chunks of 256), "associative" (logarithmic depth throughout), or "naive" (a
+        loop, gradient by autodiff).
 
     Returns:
       (y in the dtype of u, final state in float32 at least). Differentiable once, in reverse, in all arrays.
 
     Raises:
-      ValueError: when shapes do not fit or the form is unknown.
+      ValueError: when shapes do not fit or the implementation is unknown.
     """
-    form = dispatch.resolve(form, OP, FORMS)
+    implementation = dispatch.resolve(implementation, OP, IMPLEMENTATIONS)
     sizes = checks.shapes(
         OP,
         u=(u, "*B T D"),
@@ -84,7 +85,14 @@ def selective_scan(
         keep = jnp.concatenate([jnp.ones_like(ids[:1]), ids[1:] == ids[:-1]]).astype(h0.dtype)
     u_, delta_ = time_major(u), time_major(delta)
     y, state = _as_two_rows(
-        functools.partial(_run, form), u_, delta_, precision.wide(A).T[None], time_major(B), time_major(C), h0, keep
+        functools.partial(_run, implementation),
+        u_,
+        delta_,
+        precision.wide(A).T[None],
+        time_major(B),
+        time_major(C),
+        h0,
+        keep,
     )
     if skip is not None:
         y = y + precision.wide(skip) * u_
@@ -138,10 +146,10 @@ def _as_two_rows(run, u, delta, A, B, C, h0, keep):
     return y.reshape(u.shape), jnp.swapaxes(state, 0, 1).reshape(h0.shape)
 
 
-def _run(form, *operands):
-    if form == "naive":
+def _run(implementation, *operands):
+    if implementation == "naive":
         return _naive(*operands)
-    return _scan(form, *operands)
+    return _scan(implementation, *operands)
 
 
 def _naive(u, delta, A, B, C, h0, keep):
@@ -159,7 +167,8 @@ def _naive(u, delta, A, B, C, h0, keep):
     return y, state
 
 
-# --- the fast forms: chunks, and one recurrence for both directions --------------------------------------------------
+# --- the fast implementations: chunks, and one recurrence for both directions
+# --------------------------------------------------
 
 
 def _decay(delta, keep, A):
@@ -214,16 +223,17 @@ def _join(x, length):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(form, u, delta, A, B, C, h0, keep):
-    return _forward(form, u, delta, A, B, C, h0, keep)[0]
+def _scan(implementation, u, delta, A, B, C, h0, keep):
+    return _forward(implementation, u, delta, A, B, C, h0, keep)[0]
 
 
-def _forward(form, *operands):
+def _forward(implementation, *operands):
     """The platform is chosen inside each direction: a differentiated choice would keep what every platform's branch
     keeps."""
     length, numbers = operands[0].shape[0], operands[5].size
     rows = max(
-        _chunks(name, length, numbers) for name in (("sequential", "chunked") if form in ("auto", "cpu") else (form,))
+        _chunks(name, length, numbers)
+        for name in (("sequential", "chunked") if implementation in ("auto", "cpu") else (implementation,))
     )
 
     def forward(name):
@@ -233,18 +243,18 @@ def _forward(form, *operands):
 
         return run
 
-    outputs, boundaries = _per_platform(form, forward, *operands)
+    outputs, boundaries = _per_platform(implementation, forward, *operands)
     return outputs, (*operands, boundaries)
 
 
-def _backward(form, residuals, cotangents):
-    return _per_platform(form, lambda name: functools.partial(_backward_pass, name), residuals, cotangents)
+def _backward(implementation, residuals, cotangents):
+    return _per_platform(implementation, lambda name: functools.partial(_backward_pass, name), residuals, cotangents)
 
 
-def _per_platform(form, run, *operands):
-    if form in ("auto", "cpu"):
-        return dispatch.per_platform(form, run("sequential"), run("chunked"), *operands)
-    return run(form)(*operands)
+def _per_platform(implementation, run, *operands):
+    if implementation in ("auto", "cpu"):
+        return dispatch.per_platform(implementation, run("sequential"), run("chunked"), *operands)
+    return run(implementation)(*operands)
 
 
 def _chunks(name, length, state_numbers):

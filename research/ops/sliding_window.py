@@ -18,7 +18,7 @@ from research.ops.attention import softmax_attention
 from research.ops.attention_blocks import Blocks, Operands, Pattern
 
 OP = "sliding_window_attention"
-FORMS = ("naive", "parallel", "chunked")
+IMPLEMENTATIONS = ("naive", "parallel", "chunked")
 NOTHING = -1
 """Segment of the places of a state that hold no token yet; segments of tokens are 0 or more."""
 
@@ -49,7 +49,7 @@ def sliding_window_attention(
     causal: bool = True,
     segment_ids: Int[Array, "*B T"] | None = None,
     scale: float | None = None,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> Float[Array, "*B T H V"]:
     """Softmax attention of each token to itself and the window - 1 before it, and as many after it if not causal.
 
@@ -61,7 +61,7 @@ def sliding_window_attention(
       causal: False: the window reaches ahead as far as back.
       segment_ids: sequences packed on one axis see only themselves.
       scale: factor of the logits; K^-0.5 by default.
-      form: see `dispatch.resolve`; the reference implementation is a masked full attention.
+      implementation: see `dispatch.resolve`; the reference implementation is a masked full attention.
 
     Returns:
       Output in the dtype of the value.
@@ -78,7 +78,7 @@ def sliding_window_attention(
         segment_ids=(segment_ids, "*B T"),
     )
     pattern = Pattern(before=window - 1, after=0 if causal else window - 1)
-    return _attend(OP, query, key, value, pattern, segment_ids, segment_ids, scale, form)
+    return _attend(OP, query, key, value, pattern, segment_ids, segment_ids, scale, implementation)
 
 
 def block_local_attention(
@@ -89,12 +89,12 @@ def block_local_attention(
     block: int,
     segment_ids: Int[Array, "*B T"] | None = None,
     scale: float | None = None,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> Float[Array, "*B T H V"]:
     """Causal softmax attention of each token to the tokens of its own block and of the block before it.
 
     Args:
-      query, key, value, segment_ids, scale, form: as in `sliding_window_attention`.
+      query, key, value, segment_ids, scale, implementation: as in `sliding_window_attention`.
       block: tokens in a block; the last one may be shorter.
 
     Returns:
@@ -112,7 +112,9 @@ def block_local_attention(
         value=(value, "*B T G V"),
         segment_ids=(segment_ids, "*B T"),
     )
-    return _attend(op, query, key, value, Pattern(after=0, local=block), segment_ids, segment_ids, scale, form)
+    return _attend(
+        op, query, key, value, Pattern(after=0, local=block), segment_ids, segment_ids, scale, implementation
+    )
 
 
 def sliding_window_extend(
@@ -123,14 +125,14 @@ def sliding_window_extend(
     *,
     segment_ids: Int[Array, "*B T"] | None = None,
     scale: float | None = None,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "*B T H V"], WindowState]:
     """Continues from a state: `sliding_window_attention` of the whole sequence, a piece (or one token, T = 1) at a
     time.
 
     Args:
-      query, key, value, segment_ids, scale, form: the new tokens, as in `sliding_window_attention`; without segment_ids
-        all are 0.
+      query, key, value, segment_ids, scale, implementation: the new tokens, as in `sliding_window_attention`; without
+        segment_ids all are 0.
       state: what the pieces before left, at first `window_state(key, value, window)`; its length gives the window.
 
     Returns:
@@ -160,25 +162,25 @@ def sliding_window_extend(
     all_values = jnp.concatenate([state.value, value.astype(state.value.dtype)], -3)
     all_segments = jnp.concatenate([state.segment_ids, segment_ids.astype(jnp.int32)], -1)
     pattern = Pattern(before=before, after=0, offset=before)
-    if query.shape[-3] == 1 and form in ("auto", "cpu"):
-        form = "naive"  # one row of logits: there is nothing to leave out
-    out = _attend(op, query, all_keys, all_values, pattern, segment_ids, all_segments, scale, form)
+    if query.shape[-3] == 1 and implementation in ("auto", "cpu"):
+        implementation = "naive"  # one row of logits: there is nothing to leave out
+    out = _attend(op, query, all_keys, all_values, pattern, segment_ids, all_segments, scale, implementation)
     tokens = key.shape[-3]
     return out, WindowState(all_keys[..., tokens:, :, :], all_values[..., tokens:, :, :], all_segments[..., tokens:])
 
 
-def _attend(op, query, key, value, pattern, query_segments, key_segments, scale, form):
-    form = dispatch.resolve(form, OP, FORMS)
+def _attend(op, query, key, value, pattern, query_segments, key_segments, scale, implementation):
+    implementation = dispatch.resolve(implementation, OP, IMPLEMENTATIONS)
     batch, (heads, size), groups = query.shape[:-3], query.shape[-2:], key.shape[-2]
     checks.require(
         heads % groups == 0, op, "query", f"of {heads} heads", f"a multiple of the {groups} heads of key and value"
     )
     scale = size**-0.5 if scale is None else scale
-    if form == "naive":
+    if implementation == "naive":
         mask = pattern.visible(pattern.offset + jnp.arange(query.shape[-3]), jnp.arange(key.shape[-3]))
         if query_segments is not None:
             mask = (mask & (query_segments[..., :, None] == key_segments[..., None, :]))[..., None, :, :]
-        return softmax_attention(query, key, value, mask=mask, scale=scale, form="naive")
+        return softmax_attention(query, key, value, mask=mask, scale=scale, implementation="naive")
     query = query.reshape(-1, query.shape[-3], groups, heads // groups, size)
     key, value = (x.reshape(-1, *x.shape[len(batch) :]) for x in (key, value))
     query_segments, key_segments = (
@@ -190,10 +192,10 @@ def _attend(op, query, key, value, pattern, query_segments, key_segments, scale,
     chunked = functools.partial(_chunked, pattern=pattern, scale=scale)
     # The weights of all blocks are the largest arrays here: the gradient computes them again.
     parallel = jax.checkpoint(functools.partial(_parallel, pattern=pattern, scale=scale))
-    if form in ("auto", "cpu"):
-        out = dispatch.per_platform(form, chunked, parallel, operands)
+    if implementation in ("auto", "cpu"):
+        out = dispatch.per_platform(implementation, chunked, parallel, operands)
     else:
-        out = chunked(operands) if form == "chunked" else parallel(operands)
+        out = chunked(operands) if implementation == "chunked" else parallel(operands)
     return jnp.moveaxis(out, 3, 1).reshape(*batch, -1, heads, value.shape[-1])
 
 

@@ -25,7 +25,7 @@ def ssd(
     initial_state: Float[Array, "*B H P N"] | None = None,
     segment_ids: Int[Array, "*B T"] | None = None,
     chunk_size: int | None = None,
-    form: str = "auto",
+    implementation: str = "auto",
 ) -> tuple[Float[Array, "*B T H P"], Float[Array, "*B H P N"]]:
     """Runs the state space of Mamba-2 over a sequence, in chunks of matrix products.
 
@@ -40,7 +40,7 @@ def ssd(
       segment_ids: packed sequences: where the id changes the state starts from zero. The first segment continues from
         `initial_state`.
       chunk_size: tokens a chunk, a power of two; 64 by default.
-      form: "auto", "cpu", "chunked" or "naive", as in `linear_attention`.
+      implementation: "auto", "cpu", "chunked" or "naive", as in `linear_attention`.
 
     Returns:
       (y in the dtype of x, final state in float32 at least).
@@ -60,7 +60,7 @@ def ssd(
         initial_state=state,
         segment_ids=segment_ids,
         chunk_size=chunk_size,
-        form=form,
+        implementation=implementation,
     )
     return _skip(y, x, skip), jnp.swapaxes(state, -1, -2)
 

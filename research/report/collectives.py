@@ -157,11 +157,11 @@ def _runs(hlo: str) -> Mapping[str, int]:
 
 
 def _groups(line: str) -> list[list[int]]:
-    """Returns the groups of devices of a line, explicit, in XLA's iota form or by the axes of a mesh; of a permute the
-    pairs.
+    """Returns the groups of devices of a line, explicit, in XLA's iotan implementation or by the axes of a mesh; of a
+    permute the pairs.
 
     Raises:
-      ValueError: groups in a form that is not known.
+      ValueError: groups in an implementation that is not known.
     """
     if mesh := _MESH.search(line):
         return _groups_of_mesh(*mesh.groups())
@@ -174,7 +174,7 @@ def _groups(line: str) -> list[list[int]]:
     match = _GROUPS.search(line) or _PAIRS.search(line)
     if match is None:
         if "replica_groups={}" not in line and "replica_groups=" in line:
-            raise ValueError(f"groups of an unknown form: {line.strip()[:300]}")
+            raise ValueError(f"groups of an unknown implementation: {line.strip()[:300]}")
         return []
     return [[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match.group(1))]
 

@@ -80,7 +80,7 @@ def _of_eqn(eqn: JaxprEqn) -> Counter:
         found = ", ".join(sorted(set().union(*bodies)))
         raise ValueError(
             f"cannot count FLOPs: a while loop runs {found} an unknown number of times; "
-            "use lax.scan or lax.fori_loop with static bounds, or count the naive form"
+            "use lax.scan or lax.fori_loop with static bounds, or count the naive implementation"
         )
     times = _repeats(eqn)
     return Counter({key: times * flops for body in bodies for key, flops in body.items()})

@@ -28,6 +28,6 @@ def line(reports: Sequence[Mapping[str, Any]], configs: Sequence[Mapping[str, An
     )
 
 
-def _span(values: Sequence[float], form: str) -> str:
-    least, most = (format(value, form) for value in (min(values), max(values)))
+def _span(values: Sequence[float], implementation: str) -> str:
+    least, most = (format(value, implementation) for value in (min(values), max(values)))
     return least if least == most else f"{least} to {most}"

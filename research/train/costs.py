@@ -24,7 +24,7 @@ def input_dtype(config: Any) -> jnp.dtype:
 
 @functools.lru_cache(maxsize=1024)
 def forward_flops(config: Any) -> int:
-    """FLOPs of one example's forward pass, a multiply-add counted as two, over the naive forms of the ops.
+    """FLOPs of one example's forward pass, a multiply-add counted as two, over the naive implementations of the ops.
 
     Where examples compete for places in groups (mixtures of experts), it is the mean over the examples of a group.
     """
@@ -42,8 +42,8 @@ def training_flops(config: Any) -> int:
 
 
 def static_costs(config: Any) -> dict[str, int]:
-    """Returns {"params", "flops"} of the inference form, without arrays; "active_params" of mixtures, "state" of models
-    that continue token by token."""
+    """Returns {"params", "flops"} of the inference implementation, without arrays; "active_params" of mixtures, "state"
+    of models that continue token by token."""
     small = config.deployed()
     costs = {"params": abstract(small).num_params(), "flops": forward_flops(small)}
     active: int = small.active_params()

@@ -124,7 +124,7 @@ class Profile:
       folder: where the trace goes.
 
     Raises:
-      UserError: the text is not of this form.
+      UserError: the text is not of this implementation.
     """
 
     def __init__(self, text: str, folder: Path):

@@ -63,7 +63,11 @@ SMALL = "8x28x28x64 7x7 | forward"
 @pytest.mark.slow
 def test_a_case_is_timed_and_written(command, tmp_path):
     code, out = command(
-        op="depthwise_conv2d", shapes=SMALL, csv=str(tmp_path / "a" / "b.csv"), plot=str(tmp_path / "b.png"), forms=True
+        op="depthwise_conv2d",
+        shapes=SMALL,
+        csv=str(tmp_path / "a" / "b.csv"),
+        plot=str(tmp_path / "b.png"),
+        implementations=True,
     )
     assert code == 0 and "[2/2]" in out and "GFLOP/s" in out and "floor" in out
     comments = [line for line in (tmp_path / "a" / "b.csv").read_text().splitlines() if line.startswith("#")]
@@ -77,7 +81,13 @@ def test_a_case_is_timed_and_written(command, tmp_path):
         "# allocator",
     }
     rows = tables.read_csv(tmp_path / "a" / "b.csv")
-    assert [row["contender"] for row in rows] == 2 * ["ours", "xla", "form shift", "form toeplitz", "form dft"]
+    assert [row["contender"] for row in rows] == 2 * [
+        "ours",
+        "xla",
+        "implementation shift",
+        "implementation toeplitz",
+        "implementation dft",
+    ]
     assert all(row["floor_ms"] > 0 and row["p5_ms"] <= row["median_ms"] <= row["p95_ms"] for row in rows)
     assert (tmp_path / "b.png").stat().st_size > 1000
 

@@ -1,4 +1,5 @@
-"""Measuring on a tiny case: the numbers hang together, peers and forms come in on demand, donated inputs last."""
+"""Measuring on a tiny case: the numbers hang together, peers and implementations come in on demand, donated inputs
+last."""
 
 import dataclasses
 import time
@@ -33,7 +34,7 @@ def product(direction: str) -> cases.Case:
         2 * 16 * 8 * 4,
         lambda: (normal(1, (16, 8)), normal(2, (8, 4))),
         {"ours": jnp.matmul, "naive": lambda a, b: (a[:, :, None] * b).sum(1)},
-        forms={"twice": lambda a, b: (2 * a) @ b / 2},
+        implementations={"twice": lambda a, b: (2 * a) @ b / 2},
         peers={"torch": peer, "torch slow": peer, "other": peer},
     )
 
@@ -52,8 +53,8 @@ def test_a_measurement_hangs_together(quick):
 
 
 def test_forms_and_peers_come_in_on_demand(quick):
-    rows = run.measure(product(BOTH), RATES, forms=True, peers=["torch"])
-    assert [row["contender"] for row in rows] == ["ours", "naive", "form twice", "torch", "torch slow"]
+    rows = run.measure(product(BOTH), RATES, implementations=True, peers=["torch"])
+    assert [row["contender"] for row in rows] == ["ours", "naive", "implementation twice", "torch", "torch slow"]
     peer = rows[3]
     assert peer["median_ms"] >= 20 and peer["of_ours"] > 1 and peer["compile_s"] is None and peer["temp_bytes"] is None
     assert peer["flops"] == 3 * 1024 and peer["num_bytes"] == 4 * (128 + 32 + 64 + 64 + 128 + 32)

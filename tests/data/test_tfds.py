@@ -1,4 +1,4 @@
-"""TFDS data sets made here in array_record form, read back without TensorFlow; and the command that makes them."""
+"""TFDS data sets made here in array_record format, read back without TensorFlow; and the command that makes them."""
 
 import gzip
 import io

@@ -24,7 +24,8 @@ def left_pad(prompts):
 
 
 class Recurrent:
-    """All forms of a model whose step is `next_state(state, token)` and `logits(state)`, for states [B, ...]."""
+    """All implementations of a model whose step is `next_state(state, token)` and `logits(state)`, for states [B,
+    ...]."""
 
     def step(self, state, token):
         state = self.next_state(state, token)

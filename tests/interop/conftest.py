@@ -26,7 +26,7 @@ def random_arrays():
 @pytest.fixture(scope="session")
 def naive_logits():
     def run(config, params, stats, x):
-        config = dataclasses.replace(config, form="naive")
+        config = dataclasses.replace(config, implementation="naive")
         return np.asarray(jax.jit(lambda p, s, x: apply(config, p, s, x)[0])(params, stats, x))
 
     return run

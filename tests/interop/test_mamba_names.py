@@ -341,7 +341,9 @@ def test_transformers_agrees_in_both_directions(source, number, random_arrays, t
     config, params, _, _ = from_folder(source, tmp_path / "theirs")
     tokens = rng.integers(0, config.vocab_size, (2, 9))
     logits = lambda model: model(torch.tensor(tokens), use_cache=False).logits.detach().numpy()
-    run = jax.jit(lambda p, x: apply(dataclasses.replace(config, form="auto" if number < 3 else "naive"), p, {}, x)[0])
+    run = jax.jit(
+        lambda p, x: apply(dataclasses.replace(config, implementation="auto" if number < 3 else "naive"), p, {}, x)[0]
+    )
     expected = logits(model)
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(

@@ -16,19 +16,19 @@ GOLDEN = pathlib.Path(__file__).parents[2] / "third_party" / "unireplknet"
 INSTALLED = importlib.util.find_spec("jax2onnx") is not None and importlib.util.find_spec("onnxruntime") is not None
 
 
-def converted(form):
-    return from_source("unireplknet", read_weights(GOLDEN / f"golden_{form}.safetensors"), image_size=32)[:3]
+def converted(implementation):
+    return from_source("unireplknet", read_weights(GOLDEN / f"golden_{implementation}.safetensors"), image_size=32)[:3]
 
 
 @pytest.mark.skipif(not INSTALLED, reason="jax2onnx and onnxruntime are not installed")
-@pytest.mark.parametrize(("form", "key"), [("deployed", "merged_logits"), ("training", "logits")])
+@pytest.mark.parametrize(("implementation", "key"), [("deployed", "merged_logits"), ("training", "logits")])
 @pytest.mark.parametrize("batch", [None, 2])
-def test_agrees_with_the_official_class_in_onnxruntime(form, key, batch):
+def test_agrees_with_the_official_class_in_onnxruntime(implementation, key, batch):
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
     session = onnxruntime.InferenceSession(
-        export_onnx(*converted(form), batch=batch), providers=["CPUExecutionProvider"]
+        export_onnx(*converted(implementation), batch=batch), providers=["CPUExecutionProvider"]
     )
     with np.load(GOLDEN / "golden.npz") as golden:
         images, logits = golden["images"].transpose(0, 2, 3, 1), golden[key]

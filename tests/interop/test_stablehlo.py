@@ -46,7 +46,7 @@ def test_constants_with_open_batch_for_three_platforms(model, naive_logits):
 @pytest.mark.slow
 def test_weights_as_arguments_at_a_fixed_batch(model, naive_logits):
     config, params, stats = model
-    naive = dataclasses.replace(config, form="naive")
+    naive = dataclasses.replace(config, implementation="naive")
     data = export_stablehlo(naive, params, stats, batch=2, platforms=("cpu",), weights="arguments")
     constants = export_stablehlo(naive, params, stats, batch=2, platforms=("cpu",))
     size = sum(p.size * 4 for p in params.values())

@@ -43,7 +43,7 @@ def assert_agree(ours, theirs, tolerance):
 def outputs(config, params, stats, images_NCHW):
     """Logits, and the gradient of the sum of their squares with respect to the images, NCHW; naive ops compile
     faster."""
-    config = dataclasses.replace(config, form="naive")
+    config = dataclasses.replace(config, implementation="naive")
     x = jnp.asarray(images_NCHW.transpose(0, 2, 3, 1))
 
     @jax.jit
@@ -90,9 +90,9 @@ def test_golden_deployed_form(golden):
     assert_agree(grad, golden["merged_image_grad"], 1e-5)
 
 
-@pytest.mark.parametrize("form", ["training", "deployed"])
-def test_round_trip_of_official_weights_is_bitwise(form):
-    state = read_weights(GOLDEN / f"golden_{form}.safetensors")
+@pytest.mark.parametrize("implementation", ["training", "deployed"])
+def test_round_trip_of_official_weights_is_bitwise(implementation):
+    state = read_weights(GOLDEN / f"golden_{implementation}.safetensors")
     config, params, stats, report = from_official(state)
     assert_same(to_official(config, params, stats, batches_tracked=report.batches_tracked), state)
 
@@ -233,8 +233,8 @@ def test_against_the_official_class(tmp_path, seed):
     spec.loader.exec_module(maker)
     model = maker.random_model(maker.load_official(OFFICIAL), seed, **SIZES[seed])
     x = torch.randn(2, SIZES[seed]["in_chans"], 64, 96)
-    for form in ("training", "deployed"):
-        if form == "deployed":
+    for implementation in ("training", "deployed"):
+        if implementation == "deployed":
             model.reparameterize_unireplknet()
         torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "w.pth")
         safetensors_torch.save_file(
@@ -243,7 +243,7 @@ def test_against_the_official_class(tmp_path, seed):
         state = pth.read_pth(tmp_path / "w.pth")
         assert_same(state, read_weights(tmp_path / "w.safetensors"))
         config, params, stats, report = from_official(state, image_size=64)
-        assert not report.unexpected and config.deploy == (form == "deployed")
+        assert not report.unexpected and config.deploy == (implementation == "deployed")
         theirs = maker.run(model, x)
         ours = outputs(config, params, stats, x.numpy())
         for a, b in zip(ours, theirs, strict=True):

@@ -63,7 +63,8 @@ def test_every_flag_that_names_an_output_is_checked():
 
 
 def test_every_command_that_writes_has_such_a_flag():
-    """Found by what it calls; terminals, clusters' scripts and the table of forms have no place that a user names."""
+    """Found by what it calls; terminals, clusters' scripts and the table of implementations have no place that a user
+    names."""
     writers = {
         "write_csv",
         "write_both",

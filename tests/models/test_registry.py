@@ -130,8 +130,12 @@ def test_remat_is_really_in_the_program():
         return str(jax.make_jaxpr(jax.grad(lambda p: loss(config, p, stats, images(config))))(params))
 
     for name in ("resnet18", "vit_tiny_patch16_224", "unireplknet_a"):
-        form = {"form": "naive"} if hasattr(twin(name), "form") else {}  # a form of an op may recompute by itself
-        assert "remat" not in jaxpr(twin(name, **form)) and "remat" in jaxpr(twin(name, remat="full", **form)), name
+        implementation = (
+            {"implementation": "naive"} if hasattr(twin(name), "implementation") else {}
+        )  # an implementation of an op may recompute by itself
+        assert "remat" not in jaxpr(twin(name, **implementation)) and "remat" in jaxpr(
+            twin(name, remat="full", **implementation)
+        ), name
 
 
 @pytest.mark.parametrize("name", NAMES)

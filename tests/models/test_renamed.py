@@ -23,7 +23,7 @@ def families():
 
 def former_names(config, group=()):
     """(group, former, present) of every option of a config that was renamed, those of groups inside included."""
-    for former, present in type(config).renamed.items():
+    for former, present in type(config).former().items():
         yield group, former, present
     for field in dataclasses.fields(config):
         if isinstance(inner := vars(config)[field.name], Renamed):
@@ -44,14 +44,14 @@ def told_again():
 
 def test_every_mixer_and_mixture_is_among_them():
     groups = {group for group, _, _ in former_names(registry.entry(families()["sequence"]).config)}
-    assert groups >= {(kind,) for kind, spec in known().items() if spec.renamed} | {("moe",)} and len(groups) > 10
+    assert groups >= {(kind,) for kind, spec in known().items() if spec.former()} | {("moe",)} and len(groups) > 10
 
 
 @pytest.mark.parametrize("family", families())
 def test_former_names_are_no_fields_and_present_ones_are(family):
     for kind in (type(registry.entry(families()[family]).config), *known().values()):
         fields = {field.name for field in dataclasses.fields(kind)}
-        assert fields.isdisjoint(kind.renamed) and fields.issuperset(kind.renamed.values()), kind
+        assert fields.isdisjoint(kind.former()) and fields.issuperset(kind.former().values()), kind
 
 
 @pytest.mark.parametrize("family", families())

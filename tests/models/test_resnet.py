@@ -176,7 +176,7 @@ def test_a_stem_of_its_own_width_is_projected_and_stays_so():
         ({"num_experts": -1}, "num_experts=-1; valid: a whole number from 0"),
         ({"router_dims": (8, 16)}, "need one whole number from 1 per stage"),
         ({"router_dims": (8, 4, 16)}, "must not fall"),
-        ({"form": "fast"}, "routed_conv: form is 'fast'"),
+        ({"implementation": "fast"}, "routed_conv: implementation is 'fast'"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(bad, message):

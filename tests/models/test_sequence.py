@@ -139,7 +139,7 @@ def test_shrinking_keeps_what_is_not_cut_derived():
         ({"ffn": "glu tree"}, "valid: none, mlp, glu, snnk, moe"),
         ({"vocab_size": 0}, "both input_dim and outputs"),
         ({"mamba": {"stat": 3}}, "no field mamba.stat; valid: d_state"),
-        ({"form": "fft"}, "fft"),
+        ({"implementation": "fft"}, "fft"),
         (
             {"pattern": "attention", "attention": {"causal": False}},
             "attention.causal=False looks at later tokens; valid where pool=none: True",

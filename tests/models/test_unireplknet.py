@@ -106,7 +106,7 @@ def test_g3_to_g8_dilated_reparam_and_its_merged_kernel(x64, size):
     params, stats = ({f"b/{k}": jnp.asarray(v) for k, v in d.items()} for d in (params, stats))
     kernel, bias = merge_dilated_reparam(params, stats, "b")
     np.testing.assert_allclose([kernel.sum(), bias.sum()], MERGED_SUMS[size], rtol=0, atol=1e-8)
-    merged = depthwise_ops.depthwise_conv2d(jnp.asarray(X), kernel, form="naive") + bias
+    merged = depthwise_ops.depthwise_conv2d(jnp.asarray(X), kernel, implementation="naive") + bias
     np.testing.assert_allclose(merged, y, rtol=0, atol=1e-10)
 
 

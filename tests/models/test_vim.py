@@ -1,4 +1,5 @@
-"""Vision Mamba against numpy, token by token; the symmetry of its two directions; forms, sub-networks, mistakes."""
+"""Vision Mamba against numpy, token by token; the symmetry of its two directions; implementations, sub-networks,
+mistakes."""
 
 import dataclasses
 import functools
@@ -17,7 +18,9 @@ from research.nested.slicing import slice_like
 from tests.models.twins import fast_jit, images, loss_and_logits, random_arrays
 from tests.ops.compare import assert_agree
 
-CONFIG = VimConfig(dim=12, depth=2, d_state=3, dt_rank=2, patch_size=2, image_size=8, num_classes=5, form="cpu")
+CONFIG = VimConfig(
+    dim=12, depth=2, d_state=3, dt_rank=2, patch_size=2, image_size=8, num_classes=5, implementation="cpu"
+)
 COUNTS = {"vim_tiny_patch16_224": 7_148_008, "vim_small_patch16_224": 25_796_584, "vim_base_patch16_224": 97_598_440}
 
 
@@ -117,7 +120,7 @@ def test_swapped_directions_reverse_the_output_of_a_mixer():
     seen = {}
 
     def build(key):
-        seen["graphdef"], params, _, _ = split(BiMamba(8, 12, 3, 2, "embed", "layer", Init(key), form="cpu"))
+        seen["graphdef"], params, _, _ = split(BiMamba(8, 12, 3, 2, "embed", "layer", Init(key), implementation="cpu"))
         return params
 
     shapes, rng = jax.eval_shape(build, jax.random.key(0)), np.random.default_rng(0)
@@ -142,8 +145,8 @@ def test_naive_form_agrees_in_outputs_and_gradients():
     params, _ = random_arrays(CONFIG)
     x = images(CONFIG)
     results = []
-    for form in ("cpu", "naive"):
-        config = dataclasses.replace(CONFIG, form=form)
+    for implementation in ("cpu", "naive"):
+        config = dataclasses.replace(CONFIG, implementation=implementation)
         grad = jax.value_and_grad(
             lambda p, x, config=config: loss_and_logits(config, p, {}, x), argnums=(0, 1), has_aux=True
         )
@@ -152,7 +155,7 @@ def test_naive_form_agrees_in_outputs_and_gradients():
 
 
 def test_drop_path_needs_training_and_a_key():
-    config = dataclasses.replace(CONFIG, drop_path_rate=0.9, form="naive")
+    config = dataclasses.replace(CONFIG, drop_path_rate=0.9, implementation="naive")
     params, _ = random_arrays(config)
     x = jnp.broadcast_to(images(config, 1), (16, 8, 8, 3))
     run = lambda mode, key: np.asarray(fast_jit(functools.partial(apply, config, mode=mode))(params, {}, x, key=key)[0])
@@ -207,8 +210,11 @@ def test_smaller_selves():
         ({"d_state": 0}, "vim: d_state=0; valid: whole numbers from 1"),
         ({"d_conv": 64}, "vim: d_conv=64; valid: 1 to 63"),
         ({"kept_layers": (0, 1)}, "one entry for each of the 24 blocks"),
-        ({"form": "fast"}, "vim: depthwise_conv1d: form is 'fast'; expected one of auto, cpu, naive"),
-        ({"form": "depthwise_conv2d=naive"}, "its ops: depthwise_conv1d, selective_scan"),
+        (
+            {"implementation": "fast"},
+            "vim: depthwise_conv1d: implementation is 'fast'; expected one of auto, cpu, naive",
+        ),
+        ({"implementation": "depthwise_conv2d=naive"}, "its ops: depthwise_conv1d, selective_scan"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(bad, message):

@@ -1,4 +1,5 @@
-"""VMamba against numpy, pixel by pixel; the symmetry of its four directions; forms, sub-networks, mistakes."""
+"""VMamba against numpy, pixel by pixel; the symmetry of its four directions; implementations, sub-networks,
+mistakes."""
 
 import dataclasses
 import functools
@@ -28,7 +29,7 @@ CONFIG = VMambaConfig(
     num_classes=5,
     image_size=7,
     stem_strides=(1, 2),
-    form="cpu",
+    implementation="cpu",
 )
 COUNTS = {
     "vmamba_tiny_s1l8": 30_249_064,
@@ -123,7 +124,9 @@ def mixer():
     seen, rng = {}, np.random.default_rng(0)
 
     def build(key):
-        seen["graphdef"], params, _, seen["axes"] = split(SS2D(5, 6, 2, 1, "embed", "layer", Init(key), form="cpu"))
+        seen["graphdef"], params, _, seen["axes"] = split(
+            SS2D(5, 6, 2, 1, "embed", "layer", Init(key), implementation="cpu")
+        )
         return params
 
     shapes = jax.eval_shape(build, jax.random.key(0))
@@ -172,8 +175,8 @@ def test_naive_form_agrees_in_outputs_and_gradients():
     params, _ = random_arrays(config)
     x = images(config)
     results = []
-    for form in ("cpu", "naive"):
-        chosen = dataclasses.replace(config, form=form)
+    for implementation in ("cpu", "naive"):
+        chosen = dataclasses.replace(config, implementation=implementation)
         grad = jax.value_and_grad(
             lambda p, x, chosen=chosen: loss_and_logits(chosen, p, {}, x), argnums=(0, 1), has_aux=True
         )
@@ -183,7 +186,13 @@ def test_naive_form_agrees_in_outputs_and_gradients():
 
 def test_drop_path_needs_training_and_a_key():
     config = VMambaConfig(
-        depths=(3,), dims=(8,), num_classes=5, image_size=4, stem_strides=(1, 1), drop_path_rate=0.9, form="naive"
+        depths=(3,),
+        dims=(8,),
+        num_classes=5,
+        image_size=4,
+        stem_strides=(1, 1),
+        drop_path_rate=0.9,
+        implementation="naive",
     )
     params, _ = random_arrays(config)
     x = jnp.broadcast_to(images(config, 1), (16, 4, 4, 3))
@@ -196,7 +205,9 @@ def test_drop_path_needs_training_and_a_key():
 
 @pytest.mark.slow
 def test_initial_numbers_and_outputs_of_the_stages():
-    config = VMambaConfig(depths=(1, 2), dims=(8, 16), num_classes=5, image_size=8, stem_strides=(2, 1), form="naive")
+    config = VMambaConfig(
+        depths=(1, 2), dims=(8, 16), num_classes=5, image_size=8, stem_strides=(2, 1), implementation="naive"
+    )
     params, _ = fast_jit(functools.partial(initialize, config))(jax.random.key(0))
     p = part(params, "stages/1/layer/mixer/")
     steps = np.log1p(np.exp(np.float64(p["dt_bias"])))
@@ -229,8 +240,11 @@ def test_smaller_selves():
         ({"dims": (96, 192)}, "need one entry per stage"),
         ({"dims": (1, 2, 4, 8)}, "leave no channel for the stem"),
         ({"kept_layers": ((0,), (0, 1), (0,), (0, 1))}, r"must have \(2, 2, 8, 2\) entries"),
-        ({"form": "toeplitz"}, "vmamba: selective_scan: form is 'toeplitz'; expected one of auto, cpu, naive"),
-        ({"form": "depthwise_conv1d=naive"}, "its ops: depthwise_conv2d, selective_scan"),
+        (
+            {"implementation": "toeplitz"},
+            "vmamba: selective_scan: implementation is 'toeplitz'; expected one of auto, cpu, naive",
+        ),
+        ({"implementation": "depthwise_conv1d=naive"}, "its ops: depthwise_conv2d, selective_scan"),
     ],
 )
 def test_bad_configs_are_refused_in_one_line(bad, message):

@@ -48,7 +48,9 @@ def test_score_gradient_of_a_layer_is_the_sum_of_cotangent_times_output_and_zero
 
 
 def test_one_hot_scores_select_a_group_of_the_one_convolution_bit_for_bit():
-    layer = RoutedConv(3, 4, 3, 3, ("stage1/embed", "stage2/embed"), Init(jax.random.key(0)), form="all", stride=2)
+    layer = RoutedConv(
+        3, 4, 3, 3, ("stage1/embed", "stage2/embed"), Init(jax.random.key(0)), implementation="all", stride=2
+    )
     x, kernel = jax.random.normal(jax.random.key(1), (5, 6, 6, 3)), layer.kernel[...]
     whole = jax.lax.conv_general_dilated(
         x, kernel.reshape(3, 3, 3, 12), (2, 2), ((1, 1), (1, 1)), dimension_numbers=NUMBERS
@@ -76,7 +78,7 @@ def test_one_hot_scores_give_the_plain_network_with_that_group_s_weights(name):
     fields = {
         k: v
         for k, v in registry.entry(name).tiny.items()
-        if k not in ("num_experts", "router_dims", "router_depths", "form")
+        if k not in ("num_experts", "router_dims", "router_depths", "implementation")
     }
     plain = registry.model_config(PLAIN[name], **fields)
     own = {k: v for k, v in stats.items() if not k.startswith(config.router)}

@@ -47,7 +47,7 @@ def example(config):
 
 
 def outputs(config, params, stats, x):
-    config = dataclasses.replace(config, form="naive")
+    config = dataclasses.replace(config, implementation="naive")
     return fast_jit(lambda p, s, x: apply(config, p, s, x)[0])(params, stats, x)
 
 

@@ -1,4 +1,5 @@
-"""Every form of the depthwise convolution against the reference implementation, in outputs and both gradients."""
+"""Every implementation of the depthwise convolution against the reference implementation, in outputs and both
+gradients."""
 
 import functools
 
@@ -9,10 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.ops.depthwise import FORMS, centre_pad_kernel, depthwise_conv2d, depthwise_conv2d_multi, dilate_kernel
+from research.ops.depthwise import (
+    IMPLEMENTATIONS,
+    centre_pad_kernel,
+    depthwise_conv2d,
+    depthwise_conv2d_multi,
+    dilate_kernel,
+)
 from tests.ops.compare import assert_agree, draw
 
-FAST_FORMS = ("auto", "cpu", *(form for form in FORMS if form != "naive"))
+FAST_IMPLEMENTATIONS = (
+    "auto",
+    "cpu",
+    *(implementation for implementation in IMPLEMENTATIONS if implementation != "naive"),
+)
 BRANCHES = ((13, 13), 1), ((5, 5), 1), ((7, 7), 2), ((3, 3), 3), ((3, 3), 4), ((3, 3), 5)
 
 # (B, H, W, C), (Kh, Kw), dilation
@@ -25,13 +36,15 @@ CASES = [
     ((2, 3, 2, 2), (31, 31), 1),
     ((2, 14, 11, 5), (13, 13), 1),  # beyond the Toeplitz maps of the table
     ((2, 17, 12, 1), (1, 1), 4),
-    ((2, 20, 33, 32), (3, 3), 2),  # the accumulating weight gradient of the shift form
+    ((2, 20, 33, 32), (3, 3), 2),  # the accumulating weight gradient of the shift implementation
 ]
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def _outputs_and_grads(x, kernels, grads, dilations, form):
-    outputs, vjp = jax.vjp(lambda x, ks: depthwise_conv2d_multi(x, ks, dilations, form=form), x, kernels)
+def _outputs_and_grads(x, kernels, grads, dilations, implementation):
+    outputs, vjp = jax.vjp(
+        lambda x, ks: depthwise_conv2d_multi(x, ks, dilations, implementation=implementation), x, kernels
+    )
     return outputs, vjp(grads)
 
 
@@ -58,7 +71,7 @@ def _direct(x, kernel, dilation):
 @pytest.mark.parametrize("shape, size, dilation", CASES[:5])
 def test_naive_is_the_definition(shape, size, dilation):
     x, (kernel,), _ = _operands(shape, [size])
-    y = depthwise_conv2d(x, kernel, dilation=dilation, form="naive")
+    y = depthwise_conv2d(x, kernel, dilation=dilation, implementation="naive")
     agree(y, _direct(x, kernel, dilation).astype(np.float32), 1e-5)
 
 
@@ -74,22 +87,22 @@ def test_naive_is_the_definition(shape, size, dilation):
     "shape7-size7-4-cpu",
     "shape8-size8-2-shift",
 )
-@pytest.mark.parametrize("form", FAST_FORMS)
+@pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape, size, dilation", CASES)
-def test_forms_agree_with_naive(shape, size, dilation, form):
+def test_forms_agree_with_naive(shape, size, dilation, implementation):
     operands = _operands(shape, [size])
     expected = _outputs_and_grads(*operands, (dilation,), "naive")
-    agree(_outputs_and_grads(*operands, (dilation,), form), expected, 1e-5)
+    agree(_outputs_and_grads(*operands, (dilation,), implementation), expected, 1e-5)
 
 
-@pytest.mark.parametrize("form", FAST_FORMS)
-def test_forms_agree_in_float64(form):
+@pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
+def test_forms_agree_in_float64(implementation):
     with jax.enable_x64(True):
         for shape, size, dilation in CASES[:3]:
             operands = _operands(shape, [size], np.float64)
             expected = _outputs_and_grads(*operands, (dilation,), "naive")
             assert expected[0][0].dtype == np.float64
-            agree(_outputs_and_grads(*operands, (dilation,), form), expected, 1e-10)
+            agree(_outputs_and_grads(*operands, (dilation,), implementation), expected, 1e-10)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -101,22 +114,22 @@ def test_forms_agree_in_float64(form):
     half_h=st.integers(0, 6),
     half_w=st.integers(0, 6),
     dilation=st.integers(1, 5),
-    form=st.sampled_from(FAST_FORMS),
+    implementation=st.sampled_from(FAST_IMPLEMENTATIONS),
 )
-def test_any_shape_agrees_with_the_definition(batch, height, width, channels, half_h, half_w, dilation, form):
+def test_any_shape_agrees_with_the_definition(batch, height, width, channels, half_h, half_w, dilation, implementation):
     x, (kernel,), _ = _operands((batch, height, width, channels), [(2 * half_h + 1, 2 * half_w + 1)])
     expected = _direct(x, kernel, dilation).astype(np.float32)
-    y = jax.jit(functools.partial(depthwise_conv2d, dilation=dilation, form=form))(x, kernel)
+    y = jax.jit(functools.partial(depthwise_conv2d, dilation=dilation, implementation=implementation))(x, kernel)
     np.testing.assert_allclose(y, expected, atol=1e-5 * max(np.max(np.abs(expected)), 1.0), rtol=0)
 
 
 @pytest.mark.slow_unless("shape0-auto", "shape0-cpu", "shape0-shift", "shape0-toeplitz", "shape1-dft")
-@pytest.mark.parametrize("form", FAST_FORMS)
+@pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape", [(2, 7, 5, 3), (2, 15, 14, 2)])
-def test_multi_agrees_with_singles(shape, form):
+def test_multi_agrees_with_singles(shape, implementation):
     sizes, dilations = zip(*BRANCHES, strict=True)
     x, kernels, grads = _operands(shape, sizes)
-    outputs, (dx, dks) = _outputs_and_grads(x, kernels, grads, dilations, form)
+    outputs, (dx, dks) = _outputs_and_grads(x, kernels, grads, dilations, implementation)
     singles = [
         _outputs_and_grads(x, (k,), (g,), (d,), "naive") for k, g, d in zip(kernels, grads, dilations, strict=True)
     ]
@@ -125,23 +138,25 @@ def test_multi_agrees_with_singles(shape, form):
     agree(dx, sum(dx_1 for _, (dx_1, _) in singles), 1e-5)
 
 
-@pytest.mark.parametrize("form", ("auto", "cpu", *FORMS))
-def test_bfloat16_keeps_its_dtype_and_sums_in_float32(form):
+@pytest.mark.parametrize("implementation", ("auto", "cpu", *IMPLEMENTATIONS))
+def test_bfloat16_keeps_its_dtype_and_sums_in_float32(implementation):
     x, kernels, grads = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), _operands((2, 9, 7, 3), [(7, 7)]))
     expected = _outputs_and_grads(*jax.tree.map(lambda a: a.astype(jnp.float32), (x, kernels, grads)), (1,), "naive")
-    actual = _outputs_and_grads(x, kernels, grads, (1,), form)
+    actual = _outputs_and_grads(x, kernels, grads, (1,), implementation)
     assert {a.dtype for a in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
     agree(jax.tree.map(lambda a: a.astype(jnp.float32), actual), expected, 2.0**-8)
 
 
-@pytest.mark.parametrize("form", ["auto", "shift", "dft"])
-def test_vmap_of_grad_agrees_with_a_loop_of_naive(form):
+@pytest.mark.parametrize("implementation", ["auto", "shift", "dft"])
+def test_vmap_of_grad_agrees_with_a_loop_of_naive(implementation):
     x, kernels = draw((3, 2, 6, 5, 2), 0), draw((3, 3, 3, 2), 1)
 
-    def grad(form):
-        return jax.grad(lambda x, k: jnp.sum(depthwise_conv2d(x, k, dilation=2, form=form) ** 2), argnums=(0, 1))
+    def grad(implementation):
+        return jax.grad(
+            lambda x, k: jnp.sum(depthwise_conv2d(x, k, dilation=2, implementation=implementation) ** 2), argnums=(0, 1)
+        )
 
-    actual = jax.jit(jax.vmap(grad(form)))(x, kernels)
+    actual = jax.jit(jax.vmap(grad(implementation)))(x, kernels)
     naive = jax.jit(grad("naive"))
     expected = jax.tree.map(lambda *a: jnp.stack(a), *[naive(x[i], kernels[i]) for i in range(3)])
     agree(actual, expected, 1e-5)
@@ -165,8 +180,8 @@ def test_dilate_and_centre_pad_place_every_tap():
     np.testing.assert_array_equal(padded[:, 1:4, 2:7], kernel)
     x = draw((1, 6, 8, 4), 1)
     agree(
-        depthwise_conv2d(x, centre_pad_kernel(dilate_kernel(kernel[0], 2), 13), form="naive"),
-        depthwise_conv2d(x, kernel[0], dilation=2, form="naive"),
+        depthwise_conv2d(x, centre_pad_kernel(dilate_kernel(kernel[0], 2), 13), implementation="naive"),
+        depthwise_conv2d(x, kernel[0], dilation=2, implementation="naive"),
         1e-5,
     )
 
@@ -174,7 +189,10 @@ def test_dilate_and_centre_pad_place_every_tap():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(form="fft"), "depthwise_conv2d: form is 'fft'.*auto, cpu, naive, shift, toeplitz, dft"),
+        (
+            dict(implementation="fft"),
+            "depthwise_conv2d: implementation is 'fft'.*auto, cpu, naive, shift, toeplitz, dft",
+        ),
         (dict(size=(64, 3)), r"kernel is \(64, 3\); expected 1 to 63 taps a side"),
         (dict(channels=5), r"kernel has shape \(3, 3, 5\); expected \[Kh Kw C\] = \(3, 3, 3\)"),
         (dict(dilation=0), "dilation is 0; expected an integer of at least 1"),

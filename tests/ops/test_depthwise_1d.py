@@ -1,5 +1,5 @@
-"""The 1-D depthwise convolution: every form against the definition and the reference implementation, carried state,
-steps, packed segments."""
+"""The 1-D depthwise convolution: every implementation against the definition and the reference implementation, carried
+state, steps, packed segments."""
 
 import functools
 import itertools
@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.ops import dispatch
-from research.ops.depthwise import FORMS
+from research.ops.depthwise import IMPLEMENTATIONS
 from research.ops.depthwise_1d import causal_conv1d, causal_conv1d_step, depthwise_conv1d
 from tests.ops.compare import draw
 from tests.ops.test_depthwise import agree
 
-FAST_FORMS = ("auto", "cpu", "shift", "toeplitz", "dft")
+FAST_IMPLEMENTATIONS = ("auto", "cpu", "shift", "toeplitz", "dft")
 
 # (B, T, C), K, options
 CASES = [
     ((2, 63, 3), 4, {}),
     ((1, 1, 1), 4, {}),
     ((2, 7, 2), 63, {"padding": "SAME"}),  # kernel longer than the sequence
-    ((1, 211, 3), 63, {}),  # tiles of the Toeplitz and DFT forms
+    ((1, 211, 3), 63, {}),  # tiles of the Toeplitz and DFT implementations
     ((1, 307, 2), 32, {"padding": "SAME"}),  # an even kernel: one zero more at the end
     ((2, 140, 2), 13, {"padding": "VALID", "dilation": 5}),
     ((2, 37, 3), 3, {"padding": (5, 2), "stride": 3, "dilation": 2}),
@@ -62,13 +62,13 @@ def _direct(x, kernel, padding="CAUSAL", stride=1, dilation=1, ids=None):
     return y.reshape(batch, out, -1)
 
 
-def _outputs_and_grads(x, kernel, g, form, options):
-    y, vjp = jax.vjp(lambda x, k: depthwise_conv1d(x, k, form=form, **options), x, kernel)
+def _outputs_and_grads(x, kernel, g, implementation, options):
+    y, vjp = jax.vjp(lambda x, k: depthwise_conv1d(x, k, implementation=implementation, **options), x, kernel)
     return y, vjp(g)
 
 
-def _jitted(form, options):
-    return jax.jit(functools.partial(_outputs_and_grads, form=form, options=options))
+def _jitted(implementation, options):
+    return jax.jit(functools.partial(_outputs_and_grads, implementation=implementation, options=options))
 
 
 def _grad_of(x, taps, options, seed=9):
@@ -79,7 +79,7 @@ def _grad_of(x, taps, options, seed=9):
 @pytest.mark.parametrize("shape, taps, options", CASES)
 def test_naive_is_the_definition(shape, taps, options):
     x, kernel = draw(shape, 0), draw((taps, shape[-1]), 1)
-    y = depthwise_conv1d(x, kernel, form="naive", **options)
+    y = depthwise_conv1d(x, kernel, implementation="naive", **options)
     agree(y, _direct(x, kernel[..., None], **options).astype(np.float32), 1e-5)
 
 
@@ -95,24 +95,24 @@ def test_naive_is_the_definition(shape, taps, options):
     "shape8-4-options8-auto",
     "shape9-17-options9-toeplitz",
 )
-@pytest.mark.parametrize("form", FAST_FORMS)
+@pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape, taps, options", CASES)
-def test_forms_agree_with_naive(shape, taps, options, form):
+def test_forms_agree_with_naive(shape, taps, options, implementation):
     x, kernel = draw(shape, 0), draw((taps, shape[-1]), 1)
     g = _grad_of(x, taps, options)
-    agree(_jitted(form, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-5)
+    agree(_jitted(implementation, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-5)
 
 
-@pytest.mark.parametrize("form", FAST_FORMS)
-def test_multiplier_of_channels_and_leading_axes(form):
+@pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
+def test_multiplier_of_channels_and_leading_axes(implementation):
     x, kernel = draw((2, 3, 31, 2), 0), draw((5, 2, 3), 1)
-    y = depthwise_conv1d(x, kernel, stride=2, form=form)
+    y = depthwise_conv1d(x, kernel, stride=2, implementation=implementation)
     expected = _direct(x.reshape(6, 31, 2), kernel, stride=2).astype(np.float32).reshape(2, 3, 16, 6)
     agree(y, expected, 1e-5)
-    agree(depthwise_conv1d(x[0, 0], kernel, stride=2, form=form), expected[0, 0], 1e-5)
+    agree(depthwise_conv1d(x[0, 0], kernel, stride=2, implementation=implementation), expected[0, 0], 1e-5)
     g = draw(expected.shape, 2)
     options = {"stride": 2}
-    agree(_jitted(form, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-5)
+    agree(_jitted(implementation, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-5)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -123,69 +123,73 @@ def test_multiplier_of_channels_and_leading_axes(form):
     dilation=st.integers(1, 4),
     padding=st.sampled_from(["CAUSAL", "SAME", (3, 0), (250, 7)]),
     multiplier=st.integers(1, 3),
-    form=st.sampled_from(FAST_FORMS),
+    implementation=st.sampled_from(FAST_IMPLEMENTATIONS),
 )
-def test_any_shape_agrees_with_the_definition(time, taps, stride, dilation, padding, multiplier, form):
+def test_any_shape_agrees_with_the_definition(time, taps, stride, dilation, padding, multiplier, implementation):
     if isinstance(padding, tuple) and time + sum(padding) <= dilation * (taps - 1):
         padding = "SAME"
     x, kernel = draw((2, time, 2), 0), draw((taps, 2, multiplier), 1)
     options = dict(padding=padding, stride=stride, dilation=dilation)
     expected = _direct(x, kernel, **options).astype(np.float32)
-    y = jax.jit(functools.partial(depthwise_conv1d, form=form, **options))(x, kernel)
+    y = jax.jit(functools.partial(depthwise_conv1d, implementation=implementation, **options))(x, kernel)
     np.testing.assert_allclose(y, expected, atol=1e-5 * max(np.max(np.abs(expected)), 1.0), rtol=0)
 
 
-@pytest.mark.parametrize("form", FAST_FORMS)
-def test_forms_agree_in_float64(form):
+@pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
+def test_forms_agree_in_float64(implementation):
     with jax.enable_x64(True):
         for shape, taps, options in (((2, 63, 2), 4, {}), ((1, 211, 2), 63, {"stride": 2})):
             x, kernel = draw(shape, 0, np.float64), draw((taps, shape[-1]), 1, np.float64)
             g = _grad_of(x, taps, options).astype(np.float64)
-            actual, expected = _jitted(form, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g)
+            actual, expected = _jitted(implementation, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g)
             assert expected[0].dtype == np.float64
             agree(actual, expected, 1e-10)
 
 
-@pytest.mark.parametrize("form", ("naive", *FAST_FORMS))
-def test_bfloat16_keeps_its_dtype_and_sums_in_float32(form):
+@pytest.mark.parametrize("implementation", ("naive", *FAST_IMPLEMENTATIONS))
+def test_bfloat16_keeps_its_dtype_and_sums_in_float32(implementation):
     x, kernel, g = (jnp.asarray(draw(s, i), jnp.bfloat16) for i, s in enumerate([(2, 131, 3), (31, 3), (2, 131, 3)]))
     expected = _jitted("naive", {})(*(a.astype(jnp.float32) for a in (x, kernel, g)))
-    actual = _jitted(form, {})(x, kernel, g)
+    actual = _jitted(implementation, {})(x, kernel, g)
     assert {a.dtype for a in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
     agree(jax.tree.map(lambda a: a.astype(jnp.float32), actual), expected, 2.0**-8)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("segmented", [False, True])
-def test_causality(form, segmented):
+def test_causality(implementation, segmented):
     """Output t does not move when inputs after t change."""
     x, kernel, t = draw((1, 203, 2), 0), draw((13, 2), 1), 101
     options = {"segment_ids": jnp.asarray(np.arange(203) // 67)[None]} if segmented else {}
     other = np.concatenate([x[:, : t + 1], draw((1, 203 - t - 1, 2), 5)], 1)
-    y, y_other = (np.asarray(depthwise_conv1d(v, kernel, form=form, **options)) for v in (x, other))
+    y, y_other = (np.asarray(depthwise_conv1d(v, kernel, implementation=implementation, **options)) for v in (x, other))
     # Toeplitz and DFT matrices sum over later inputs too, with weights that are zero or cancel.
-    np.testing.assert_allclose(y_other[:, : t + 1], y[:, : t + 1], atol=2e-5 if form == "dft" else 0, rtol=0)
+    np.testing.assert_allclose(y_other[:, : t + 1], y[:, : t + 1], atol=2e-5 if implementation == "dft" else 0, rtol=0)
     assert np.abs(y_other[:, t + 1 :] - y[:, t + 1 :]).max() > 0.1
 
 
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
-def _in_pieces(x, kernel, ids, cuts, dilation, form):
+def _in_pieces(x, kernel, ids, cuts, dilation, implementation):
     state = jnp.zeros((x.shape[0], dilation * (kernel.shape[0] - 1), x.shape[-1]), x.dtype)
     pieces = []
     for start, end in zip((0, *cuts), (*cuts, x.shape[1]), strict=True):
         if ids is not None and start and ids[0, start] != ids[0, start - 1]:
             state = jnp.zeros_like(state)
         piece_ids = None if ids is None else ids[:, start:end]
-        y, state = causal_conv1d(x[:, start:end], kernel, state, dilation=dilation, segment_ids=piece_ids, form=form)
+        y, state = causal_conv1d(
+            x[:, start:end], kernel, state, dilation=dilation, segment_ids=piece_ids, implementation=implementation
+        )
         pieces.append(y)
     return jnp.concatenate(pieces, 1), state
 
 
-@pytest.mark.parametrize("form, segmented", [("auto", False), ("auto", True), ("toeplitz", False), ("dft", False)])
+@pytest.mark.parametrize(
+    "implementation, segmented", [("auto", False), ("auto", True), ("toeplitz", False), ("dft", False)]
+)
 @pytest.mark.parametrize("cuts", [(20,), (1, 3, 62)])
-def test_state_may_be_split_anywhere(form, cuts, segmented):
+def test_state_may_be_split_anywhere(implementation, cuts, segmented):
     x, kernel = draw((2, 63, 3), 0), draw((4, 3), 1)
     ids = np.broadcast_to(np.searchsorted([20, 22, 50], np.arange(63), side="right"), (2, 63)) if segmented else None
 
@@ -196,8 +200,8 @@ def test_state_may_be_split_anywhere(form, cuts, segmented):
 
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
 
-    whole = loss(lambda x, k: causal_conv1d(x, k, dilation=2, segment_ids=ids, form="naive"))(x, kernel)
-    pieces = loss(lambda x, k: _in_pieces(x, k, ids, cuts, 2, form))(x, kernel)
+    whole = loss(lambda x, k: causal_conv1d(x, k, dilation=2, segment_ids=ids, implementation="naive"))(x, kernel)
+    pieces = loss(lambda x, k: _in_pieces(x, k, ids, cuts, 2, implementation))(x, kernel)
     agree(pieces, whole, 1e-5)
 
 
@@ -233,17 +237,17 @@ def test_state_stops_at_the_last_segment():
     "SAME-31-1-2-naive",
     "SAME-31-1-2-shift",
 )
-@pytest.mark.parametrize("form", ("naive", *FAST_FORMS))
+@pytest.mark.parametrize("implementation", ("naive", *FAST_IMPLEMENTATIONS))
 @pytest.mark.parametrize(
     "padding, taps, dilation, channels",
     [("CAUSAL", 4, 1, 3), ("SAME", 31, 1, 2), ("CAUSAL", 5, 3, 128), ("SAME", 12, 2, 1)],
 )
-def test_segments_are_convolved_apart(form, padding, taps, dilation, channels):
+def test_segments_are_convolved_apart(implementation, padding, taps, dilation, channels):
     lengths, time = (61, 1, 70, 3), 135
     x, kernel, g = draw((2, time, channels), 0), draw((taps, channels), 1), draw((2, time, channels), 2)
     ids = np.broadcast_to(np.repeat(np.arange(4) * 7 - 3, lengths), (2, time))
     options = dict(padding=padding, dilation=dilation)
-    y, (dx, dk) = _jitted(form, options | {"segment_ids": ids})(x, kernel, g)
+    y, (dx, dk) = _jitted(implementation, options | {"segment_ids": ids})(x, kernel, g)
     bounds = np.cumsum((0, *lengths))
     alone = [_outputs_and_grads(x[:, a:b], kernel, g[:, a:b], "naive", options) for a, b in itertools.pairwise(bounds)]
     agree(y, jnp.concatenate([y for y, _ in alone], 1), 1e-5)
@@ -279,12 +283,12 @@ def test_lowers_for_other_platforms_without_a_long_loop(platform, taps, segmente
 
 def test_forms_come_from_the_table(tmp_path, monkeypatch):
     rows = [
-        f"depthwise_conv1d,{direction},pixels=32 taps=4,{form}"
-        for direction, form in (("forward", "dft"), ("input_grad", "naive"))
+        f"depthwise_conv1d,{direction},pixels=32 taps=4,{implementation}"
+        for direction, implementation in (("forward", "dft"), ("input_grad", "naive"))
     ]
     table = tmp_path / "table.csv"
     table.write_text(
-        "\n".join(["op,direction,at,form", *rows, "depthwise_conv1d,weight_grad,pixels=32 taps=4,toeplitz"])
+        "\n".join(["op,direction,at,implementation", *rows, "depthwise_conv1d,weight_grad,pixels=32 taps=4,toeplitz"])
     )
     monkeypatch.setattr(dispatch, "TABLE", table)
     dispatch._rows.cache_clear(), dispatch._nearest.cache_clear()
@@ -301,7 +305,7 @@ def test_forms_come_from_the_table(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(form="fft"), "depthwise_conv1d: form is 'fft'.*naive, shift, toeplitz, dft"),
+        (dict(implementation="fft"), "depthwise_conv1d: implementation is 'fft'.*naive, shift, toeplitz, dft"),
         (dict(taps=64), "kernel is .64, 3.; expected 1 to 63 taps"),
         (dict(channels=5), r"kernel has shape \(3, 5\); expected \[K C\] = \(3, 3\)|\(K, 3\)"),
         (dict(dilation=0), "dilation is 0; expected an integer of at least 1"),

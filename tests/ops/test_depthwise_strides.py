@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from research.ops.depthwise import depthwise_conv2d, depthwise_conv2d_multi
 from tests.ops.compare import draw
-from tests.ops.test_depthwise import FAST_FORMS, agree
+from tests.ops.test_depthwise import FAST_IMPLEMENTATIONS, agree
 
 # (B, H, W, C), (Kh, Kw), M, options
 CASES = [
@@ -22,10 +22,10 @@ CASES = [
     ((1, 9, 8, 2), (3, 2), 3, {"padding": "VALID", "dilation": 2}),
     ((1, 5, 7, 1), (4, 3), 1, {"padding": ((9, 0), (0, 6)), "stride": (2, 1)}),  # more padding than the kernel reaches
     ((1, 63, 5, 2), (63, 1), 1, {}),
-    ((1, 71, 37, 1), (8, 5), 1, {"padding": "VALID"}),  # tiles of the Toeplitz form
+    ((1, 71, 37, 1), (8, 5), 1, {"padding": "VALID"}),  # tiles of the Toeplitz implementation
     ((2, 16, 16, 2), (4, 4), 1, {"stride": 4, "padding": "VALID"}),  # patches
     ((1, 6, 5, 2), (2, 2), 1, {"stride": 7}),  # a stride beyond the map
-    # Blocks of the shift form's weight gradient, with rows left over.
+    # Blocks of the shift implementation's weight gradient, with rows left over.
     pytest.param((5, 29, 23, 96), (3, 3), 1, {}, marks=pytest.mark.slow),
 ]
 
@@ -62,13 +62,13 @@ def _kernel(size, channels, multiplier):
     return draw((*size, channels, multiplier) if multiplier > 1 else (*size, channels), 1)
 
 
-def _outputs_and_grads(x, kernel, g, form, options):
-    y, vjp = jax.vjp(lambda x, k: depthwise_conv2d(x, k, form=form, **options), x, kernel)
+def _outputs_and_grads(x, kernel, g, implementation, options):
+    y, vjp = jax.vjp(lambda x, k: depthwise_conv2d(x, k, implementation=implementation, **options), x, kernel)
     return y, vjp(g)
 
 
-def _jitted(form, options):
-    return jax.jit(functools.partial(_outputs_and_grads, form=form, options=options))
+def _jitted(implementation, options):
+    return jax.jit(functools.partial(_outputs_and_grads, implementation=implementation, options=options))
 
 
 @pytest.mark.parametrize("shape, size, multiplier, options", CASES)
@@ -78,8 +78,8 @@ def test_forms_agree_with_naive_and_naive_with_the_definition(shape, size, multi
     g = draw(y.shape, 2)
     expected = _jitted("naive", options)(x, kernel, g)
     agree(expected[0], y, 1e-5)
-    for form in FAST_FORMS:
-        agree(_jitted(form, options)(x, kernel, g), expected, 1e-5)
+    for implementation in FAST_IMPLEMENTATIONS:
+        agree(_jitted(implementation, options)(x, kernel, g), expected, 1e-5)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -91,9 +91,11 @@ def test_forms_agree_with_naive_and_naive_with_the_definition(shape, size, multi
     dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.sampled_from(["SAME", ((22, 0), (3, 21))]),
     multiplier=st.integers(1, 2),
-    form=st.sampled_from(FAST_FORMS),
+    implementation=st.sampled_from(FAST_IMPLEMENTATIONS),
 )
-def test_any_geometry_agrees_with_the_definition(height, width, size, stride, dilation, padding, multiplier, form):
+def test_any_geometry_agrees_with_the_definition(
+    height, width, size, stride, dilation, padding, multiplier, implementation
+):
     x, kernel, options = (
         draw((2, height, width, 2), 0),
         _kernel(size, 2, multiplier),
@@ -102,21 +104,25 @@ def test_any_geometry_agrees_with_the_definition(height, width, size, stride, di
     expected = _direct(x, kernel.reshape(*size, 2, multiplier), **_pairs(options | {"padding": padding})).astype(
         np.float32
     )
-    y = jax.jit(functools.partial(depthwise_conv2d, padding=padding, form=form, **options))(x, kernel)
+    y = jax.jit(functools.partial(depthwise_conv2d, padding=padding, implementation=implementation, **options))(
+        x, kernel
+    )
     np.testing.assert_allclose(y, expected, atol=1e-5 * max(np.max(np.abs(expected)), 1.0), rtol=0)
 
 
-@pytest.mark.parametrize("form", FAST_FORMS)
-def test_leading_axes_are_kept(form):
+@pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
+def test_leading_axes_are_kept(implementation):
     x, kernel = draw((2, 3, 5, 6, 2), 0), draw((3, 2, 2), 1)
     expected = _direct(x.reshape(6, 5, 6, 2), kernel[..., None], (2, 1), (1, 1), ("SAME", "SAME")).astype(np.float32)
-    agree(depthwise_conv2d(x, kernel, stride=(2, 1), form=form), expected.reshape(2, 3, 3, 6, 2), 1e-5)
-    agree(depthwise_conv2d(x[0, 0], kernel, stride=(2, 1), form=form), expected[0], 1e-5)
+    agree(
+        depthwise_conv2d(x, kernel, stride=(2, 1), implementation=implementation), expected.reshape(2, 3, 3, 6, 2), 1e-5
+    )
+    agree(depthwise_conv2d(x[0, 0], kernel, stride=(2, 1), implementation=implementation), expected[0], 1e-5)
 
 
-@pytest.mark.parametrize("form", FAST_FORMS)
+@pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
 @pytest.mark.parametrize("stride, padding", [(2, "SAME"), (1, "VALID")])
-def test_multi_of_other_sizes_of_output_agrees_with_singles(form, stride, padding):
+def test_multi_of_other_sizes_of_output_agrees_with_singles(implementation, stride, padding):
     x, kernels, dilations = draw((2, 19, 15, 2), 0), tuple(draw((k, k, 2, 2), k) for k in (5, 2, 3)), (1, 3, (2, 1))
 
     def total(multi):
@@ -127,25 +133,28 @@ def test_multi_of_other_sizes_of_output_agrees_with_singles(form, stride, paddin
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
     options = dict(stride=stride, padding=padding)
-    actual = total(lambda x, ks: depthwise_conv2d_multi(x, ks, dilations, form=form, **options))(x, kernels)
+    actual = total(lambda x, ks: depthwise_conv2d_multi(x, ks, dilations, implementation=implementation, **options))(
+        x, kernels
+    )
     singles = lambda x, ks: tuple(
-        depthwise_conv2d(x, k, dilation=d, form="naive", **options) for k, d in zip(ks, dilations, strict=True)
+        depthwise_conv2d(x, k, dilation=d, implementation="naive", **options)
+        for k, d in zip(ks, dilations, strict=True)
     )
     agree(actual, total(singles)(x, kernels), 1e-5)
 
 
-@pytest.mark.parametrize("form", ["auto", "shift", "toeplitz", "dft"])
-def test_strides_and_multipliers_in_bfloat16_and_float64(form):
+@pytest.mark.parametrize("implementation", ["auto", "shift", "toeplitz", "dft"])
+def test_strides_and_multipliers_in_bfloat16_and_float64(implementation):
     options = {"stride": 2}
     x, kernel, g = draw((2, 9, 8, 2), 0), draw((4, 3, 2, 2), 1), draw((2, 5, 4, 4), 2)
     low = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), (x, kernel, g))
     expected = _jitted("naive", options)(*jax.tree.map(lambda a: a.astype(jnp.float32), low))
-    actual = _jitted(form, options)(*low)
+    actual = _jitted(implementation, options)(*low)
     assert {a.dtype for a in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
     agree(jax.tree.map(lambda a: a.astype(jnp.float32), actual), expected, 2e-2)
     with jax.enable_x64(True):
         operands = [a.astype(np.float64) for a in (x, kernel, g)]
-        agree(_jitted(form, options)(*operands), _jitted("naive", options)(*operands), 1e-10)
+        agree(_jitted(implementation, options)(*operands), _jitted("naive", options)(*operands), 1e-10)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -53,13 +53,13 @@ def router(logits, k):
 
 @pytest.mark.slow_unless("blocks-3-1", "naive-1-1", "naive-16-4", "naive-2-2", "naive-64-8", "naive-8-2")
 @pytest.mark.parametrize("num_experts, k", [(1, 1), (2, 2), (3, 1), (8, 2), (8, 8), (16, 4), (64, 8), (64, 1)])
-@pytest.mark.parametrize("form", ["blocks", "naive"])
-def test_dropless_is_the_weighted_sum(num_experts, k, form):
+@pytest.mark.parametrize("implementation", ["blocks", "naive"])
+def test_dropless_is_the_weighted_sum(num_experts, k, implementation):
     x, logits, kernels, dy = draw(num_experts)
 
     def ours(x, logits, kernels):
         routed = router(logits, k)
-        return dropless(x, routed.experts, routed.weights, kernels, form=form)
+        return dropless(x, routed.experts, routed.weights, kernels, implementation=implementation)
 
     def definition(x, logits, kernels):
         routed = router(logits, k)
@@ -80,7 +80,7 @@ def test_biases_are_of_the_expert(dispatch):
         if dispatch == "places":
             queue = places(routed.experts, 5)
             return with_places(x, routed.experts, routed.weights, queue, TOKENS, kernels, activation="gelu")
-        return dropless(x, routed.experts, routed.weights, kernels, activation="gelu", form=dispatch)
+        return dropless(x, routed.experts, routed.weights, kernels, activation="gelu", implementation=dispatch)
 
     def definition(x, logits, kernels):
         routed = router(logits, 2)
@@ -234,7 +234,7 @@ def test_activations_do_not_grow_with_the_number_of_experts():
     def temporaries(num_experts):
         def loss(x, logits, kernels):
             routed = router(logits, k)
-            return (dropless(x, routed.experts, routed.weights, kernels, form="blocks") ** 2).sum()
+            return (dropless(x, routed.experts, routed.weights, kernels, implementation="blocks") ** 2).sum()
 
         shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
         kernels = {

@@ -1,5 +1,5 @@
-"""Every form of the grouped matrix product against its definition and the reference implementation, and the sorting
-around it."""
+"""Every implementation of the grouped matrix product against its definition and the reference implementation, and the
+sorting around it."""
 
 import functools
 
@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.ops import grouped_forms
-from research.ops.grouped_matmul import FORMS, grouped_matmul, permute, sort_by_group, unpermute
+from research.ops import grouped_implementations
+from research.ops.grouped_matmul import IMPLEMENTATIONS, grouped_matmul, permute, sort_by_group, unpermute
 from tests.ops.compare import assert_agree, draw
 
-FAST_FORMS = ("auto", "cpu", "blocks", "ragged")
+FAST_IMPLEMENTATIONS = ("auto", "cpu", "blocks", "ragged")
 
 # (K, N), group sizes
 CASES = [
@@ -38,8 +38,8 @@ def _operands(widths, sizes, dtype=np.float32, rows=None):
 
 
 @functools.partial(jax.jit, static_argnums=4)
-def _output_and_grads(x, weights, sizes, dy, form):
-    y, vjp = jax.vjp(lambda x, weights: grouped_matmul(x, weights, sizes, form=form), x, weights)
+def _output_and_grads(x, weights, sizes, dy, implementation):
+    y, vjp = jax.vjp(lambda x, weights: grouped_matmul(x, weights, sizes, implementation=implementation), x, weights)
     return y, *vjp(dy)
 
 
@@ -63,33 +63,33 @@ def _definition(x, weights, sizes, dy):
     "widths4-sizes4-ragged",
     "widths5-sizes5-ragged",
 )
-@pytest.mark.parametrize("form", ("naive", *FAST_FORMS))
+@pytest.mark.parametrize("implementation", ("naive", *FAST_IMPLEMENTATIONS))
 @pytest.mark.parametrize("widths, sizes", CASES)
-def test_forms_are_the_definition(widths, sizes, form):
+def test_forms_are_the_definition(widths, sizes, implementation):
     operands = _operands(widths, sizes)
-    actual = _output_and_grads(*operands, form)
+    actual = _output_and_grads(*operands, implementation)
     assert {array.dtype for array in actual} == {jnp.dtype(jnp.float32)}
     assert_agree(actual, _definition(*operands), 1e-5)
     assert_agree(actual, _output_and_grads(*operands, "naive"), 1e-5)
 
 
 @pytest.mark.slow_unless("ragged")
-@pytest.mark.parametrize("form", ("auto", "naive", "blocks", "ragged"))
-def test_forms_agree_in_float64(form):
+@pytest.mark.parametrize("implementation", ("auto", "naive", "blocks", "ragged"))
+def test_forms_agree_in_float64(implementation):
     with jax.enable_x64(True):
         for widths, sizes in CASES[2:4]:
             operands = _operands(widths, sizes, np.float64)
-            actual = _output_and_grads(*operands, form)
+            actual = _output_and_grads(*operands, implementation)
             assert {array.dtype for array in actual} == {jnp.dtype(jnp.float64)}
             assert_agree(actual, _definition(*operands), 1e-10)
 
 
-@pytest.mark.parametrize("form", ("auto", "naive", "blocks", "ragged"))
-def test_bfloat16_keeps_its_dtype_and_sums_in_float32(form):
+@pytest.mark.parametrize("implementation", ("auto", "naive", "blocks", "ragged"))
+def test_bfloat16_keeps_its_dtype_and_sums_in_float32(implementation):
     # 1200 rows in one group: a sum in bfloat16 over its blocks would be off by more than one rounding.
     x, weights, sizes, dy = _operands((24, 9), (1200, 0, 3))
     x, weights, dy = (jnp.asarray(array, jnp.bfloat16) for array in (x, weights, dy))
-    actual = _output_and_grads(x, weights, sizes, dy, form)
+    actual = _output_and_grads(x, weights, sizes, dy, implementation)
     assert {array.dtype for array in actual} == {jnp.dtype(jnp.bfloat16)}
     assert_agree(actual, _definition(x, weights, sizes, dy), 2.0**-8)
 
@@ -98,8 +98,8 @@ def test_mixed_dtypes_give_the_wider_one():
     x, weights, sizes, dy = _operands((6, 5), (4, 0, 9))
     x = jnp.asarray(x, jnp.bfloat16)
     expected_y, _, expected_dweights = _definition(x, weights, sizes, dy)
-    for form in ("auto", *FORMS):
-        y, dx, dweights = _output_and_grads(x, weights, sizes, dy, form)
+    for implementation in ("auto", *IMPLEMENTATIONS):
+        y, dx, dweights = _output_and_grads(x, weights, sizes, dy, implementation)
         assert (y.dtype, dx.dtype, dweights.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
         assert_agree((y, dweights), (expected_y, expected_dweights), 1e-5)
 
@@ -108,11 +108,11 @@ def test_mixed_dtypes_give_the_wider_one():
 @given(
     sizes=st.lists(st.one_of(st.integers(0, 3), st.integers(0, 70)), min_size=1, max_size=9).filter(any),
     widths=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    form=st.sampled_from(("blocks", "ragged")),
+    implementation=st.sampled_from(("blocks", "ragged")),
 )
-def test_any_sizes_agree_with_the_definition(sizes, widths, form):
+def test_any_sizes_agree_with_the_definition(sizes, widths, implementation):
     operands = _operands(widths, sizes)
-    assert_agree(_output_and_grads(*operands, form), _definition(*operands), 1e-5)
+    assert_agree(_output_and_grads(*operands, implementation), _definition(*operands), 1e-5)
 
 
 def test_one_program_serves_any_sizes():
@@ -123,36 +123,38 @@ def test_one_program_serves_any_sizes():
         assert_agree(_output_and_grads(*operands, "blocks"), _definition(*operands), 1e-5)
 
 
-@pytest.mark.parametrize("form", ("naive", "blocks", "ragged"))
-def test_rows_beyond_the_sum_are_zero_and_get_no_gradient(form):
+@pytest.mark.parametrize("implementation", ("naive", "blocks", "ragged"))
+def test_rows_beyond_the_sum_are_zero_and_get_no_gradient(implementation):
     x, weights, sizes, dy = _operands((5, 4), (7, 0, 18), rows=40)
     x[25:], dy[25:] = np.nan, np.nan
-    if form == "naive":  # zero times NaN is NaN
+    if implementation == "naive":  # zero times NaN is NaN
         x[25:], dy[25:] = 1e3, 1e3
-    y, dx, dweights = _output_and_grads(x, weights, sizes, dy, form)
+    y, dx, dweights = _output_and_grads(x, weights, sizes, dy, implementation)
     assert not np.any(y[25:]) and not np.any(dx[25:])
     expected = _definition(x[:25], weights, sizes, dy[:25])
     assert_agree((y[:25], dx[:25], dweights), expected, 1e-5)
 
 
-@pytest.mark.parametrize("form", ("naive", "blocks", "ragged"))
-def test_traced_sizes_beyond_the_rows_are_cut(form):
+@pytest.mark.parametrize("implementation", ("naive", "blocks", "ragged"))
+def test_traced_sizes_beyond_the_rows_are_cut(implementation):
     x, weights, sizes, dy = _operands((5, 4), (7, 90, 18), rows=33)
     assert_agree(
-        _output_and_grads(x, weights, sizes, dy, form), _definition(x, weights, np.array([7, 26, 0]), dy), 1e-5
+        _output_and_grads(x, weights, sizes, dy, implementation),
+        _definition(x, weights, np.array([7, 26, 0]), dy),
+        1e-5,
     )
 
 
 def test_no_rows_give_no_gradient():
     x, weights, sizes, dy = _operands((5, 4), (0, 0))
-    for form in FORMS:
-        y, dx, dweights = _output_and_grads(x, weights, sizes, dy, form)
+    for implementation in IMPLEMENTATIONS:
+        y, dx, dweights = _output_and_grads(x, weights, sizes, dy, implementation)
         assert y.shape == (0, 4) and dx.shape == (0, 5) and not np.any(dweights)
 
 
 def test_groups_do_not_see_each_other():
     x, weights, sizes, _ = _operands((6, 5), (10, 21, 0, 30))
-    run = jax.jit(functools.partial(grouped_matmul, form="blocks"))
+    run = jax.jit(functools.partial(grouped_matmul, implementation="blocks"))
     before, moved = run(x, weights, sizes), x.copy()
     moved[31:] += 1
     np.testing.assert_array_equal(run(moved, weights, sizes)[:31], before[:31])
@@ -170,7 +172,7 @@ def test_sizes_of_blocks_do_not_change_the_result(monkeypatch):
     operands = _operands((6, 7), (90, 3, 0, 30))
     expected = _definition(*operands)
     for block_sizes in ((8,), (1, 2, 64), (100,)):
-        monkeypatch.setattr(grouped_forms, "BLOCK_SIZES", block_sizes)
+        monkeypatch.setattr(grouped_implementations, "BLOCK_SIZES", block_sizes)
         jax.clear_caches()
         assert_agree(_output_and_grads(*operands, "blocks"), expected, 1e-5)
 
@@ -244,7 +246,7 @@ def test_sorting_lowers_for_accelerators(platform):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(form="fft"), "'fft'.*auto, cpu, naive, ragged, blocks"),
+        (dict(implementation="fft"), "'fft'.*auto, cpu, naive, ragged, blocks"),
         (dict(sizes=np.array([4, 5])), r"group_sizes is of shape \(2,\) and sum 9; expected sum 10"),
         (dict(sizes=np.array([11, -1])), "group_sizes is .* the least -1; expected none below 0"),
         (dict(sizes=np.array([10])), r"group_sizes has shape \(1,\); expected \[E\] = \(2\)"),
@@ -254,9 +256,12 @@ def test_sorting_lowers_for_accelerators(platform):
     ],
 )
 def test_invalid_arguments_are_named(arguments, message):
-    options = dict(x=np.zeros((10, 5)), weights=np.zeros((2, 5, 3)), sizes=np.array([4, 6]), form="auto") | arguments
+    options = (
+        dict(x=np.zeros((10, 5)), weights=np.zeros((2, 5, 3)), sizes=np.array([4, 6]), implementation="auto")
+        | arguments
+    )
     with pytest.raises(ValueError, match=message):
-        grouped_matmul(options["x"], options["weights"], options["sizes"], form=options["form"])
+        grouped_matmul(options["x"], options["weights"], options["sizes"], implementation=options["implementation"])
 
 
 def test_invalid_rows_and_assignments_are_named():

@@ -39,7 +39,7 @@ def operands(kind, batch, length, heads, width, columns, *, groups=None, dtype=n
     )
 
 
-@functools.partial(jax.jit, static_argnames=("chunk_size", "form"))
+@functools.partial(jax.jit, static_argnames=("chunk_size", "implementation"))
 def run(q, k, v, log_decay, beta, state, segment_ids=None, **options):
     return linear_attention(
         q, k, v, log_decay=log_decay, beta=beta, initial_state=state, segment_ids=segment_ids, **options
@@ -111,15 +111,16 @@ def test_reference_values(name, chunk_size):
     if "beta" in options:
         q, k = UNIT(q), UNIT(k)
     to32 = lambda x: jnp.asarray(x, jnp.float32)
-    for form in ("naive", "chunked") if chunk_size is None else ("chunked",):
-        attend = jax.jit(functools.partial(linear_attention, chunk_size=chunk_size, form=form))
+    for implementation in ("naive", "chunked") if chunk_size is None else ("chunked",):
+        attend = jax.jit(functools.partial(linear_attention, chunk_size=chunk_size, implementation=implementation))
         out, final = attend(*map(to32, (q, k, v)), **jax.tree.map(to32, options))
         assert_agree(out[0, -1, 0], np.array(last), 1e-6)
         if state is not None:
             assert_agree(final[0, 0], np.array(state), 1e-6)
 
 
-# --- forms ------------------------------------------------------------------------------------------------------------
+# --- implementations
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow_unless(
@@ -129,17 +130,19 @@ def test_reference_values(name, chunk_size):
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunked_agrees_with_naive_in_outputs_and_gradients(kind, shape):
     args = operands(kind, *shape)
-    expected = outputs_and_grads(functools.partial(run, form="naive"), *args)
+    expected = outputs_and_grads(functools.partial(run, implementation="naive"), *args)
     assert_agree(expected[0], loop(*args), 1e-5)
-    assert_agree(outputs_and_grads(functools.partial(run, form="chunked"), *args), expected, 1e-5)
+    assert_agree(outputs_and_grads(functools.partial(run, implementation="chunked"), *args), expected, 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["none", "scalar"])
 def test_heads_of_values_share_queries_and_keys(kind):
     args = operands(kind, 2, 70, 6, 4, 3, groups=2)
-    expected = outputs_and_grads(functools.partial(run, form="naive"), *args)
+    expected = outputs_and_grads(functools.partial(run, implementation="naive"), *args)
     assert_agree(expected[0], loop(*args), 1e-5)
-    assert_agree(outputs_and_grads(functools.partial(run, form="chunked", chunk_size=16), *args), expected, 1e-5)
+    assert_agree(
+        outputs_and_grads(functools.partial(run, implementation="chunked", chunk_size=16), *args), expected, 1e-5
+    )
 
 
 @pytest.mark.slow_unless("scalar-200.0")
@@ -148,8 +151,8 @@ def test_heads_of_values_share_queries_and_keys(kind):
 def test_weak_and_strong_decays_are_stable(kind, strength):
     """At strength 200 decays underflow within a token: no NaN, no infinity, in gradients neither."""
     args = operands(kind, 1, 130, 2, 4, 3, strength=strength)
-    outputs, grads = outputs_and_grads(functools.partial(run, form="chunked"), *args)
-    expected, expected_grads = outputs_and_grads(functools.partial(run, form="naive"), *args)
+    outputs, grads = outputs_and_grads(functools.partial(run, implementation="chunked"), *args)
+    expected, expected_grads = outputs_and_grads(functools.partial(run, implementation="naive"), *args)
     assert_agree(outputs, expected, 1e-5)
     # The decays' own gradient vanishes when they underflow: it is compared at the scale of the others.
     scale = max(np.max(np.abs(g)) for g in expected_grads)
@@ -161,9 +164,11 @@ def test_weak_and_strong_decays_are_stable(kind, strength):
 def test_float64_and_bfloat16(kind):
     with jax.enable_x64(True):
         args = operands(kind, 2, 37, 2, 3, 2, dtype=np.float64)
-        expected = outputs_and_grads(functools.partial(run, form="naive"), *args)
+        expected = outputs_and_grads(functools.partial(run, implementation="naive"), *args)
         assert_agree(expected[0], loop(*args), 1e-12)
-        assert_agree(outputs_and_grads(functools.partial(run, form="chunked", chunk_size=16), *args), expected, 1e-10)
+        assert_agree(
+            outputs_and_grads(functools.partial(run, implementation="chunked", chunk_size=16), *args), expected, 1e-10
+        )
     low = [
         x if x is None or i > 2 else jnp.asarray(x, jnp.bfloat16) for i, x in enumerate(operands(kind, 2, 300, 2, 8, 4))
     ]
@@ -215,9 +220,9 @@ def test_packed_sequences_equal_separate_runs(kind):
     lengths = (1, 15, 70, 44)
     ids = np.repeat(np.arange(len(lengths)), lengths)[None]
     args = operands(kind, 1, sum(lengths), 2, 3, 2)
-    assert_agree(run(*args, ids, form="chunked"), loop(*args, ids), 1e-5)
-    expected = outputs_and_grads(functools.partial(run, form="naive"), *args, ids)
-    assert_agree(outputs_and_grads(functools.partial(run, form="chunked"), *args, ids), expected, 1e-5)
+    assert_agree(run(*args, ids, implementation="chunked"), loop(*args, ids), 1e-5)
+    expected = outputs_and_grads(functools.partial(run, implementation="naive"), *args, ids)
+    assert_agree(outputs_and_grads(functools.partial(run, implementation="chunked"), *args, ids), expected, 1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

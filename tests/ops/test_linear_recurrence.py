@@ -1,5 +1,5 @@
-"""The diagonal recurrence: every form against a float64 loop and the reference implementation, both directions, states
-of any rank."""
+"""The diagonal recurrence: every implementation against a float64 loop and the reference implementation, both
+directions, states of any rank."""
 
 import functools
 
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.ops.linear_recurrence import FORMS, linear_recurrence
+from research.ops.linear_recurrence import IMPLEMENTATIONS, linear_recurrence
 from tests.ops.compare import assert_agree, assert_lowers_everywhere, draw, filler, outputs_and_grads
 
-FAST = tuple(form for form in FORMS if form != "naive")
+FAST = tuple(implementation for implementation in IMPLEMENTATIONS if implementation != "naive")
 
 
 def loop(a, b, h, reverse=False):
@@ -57,11 +57,11 @@ SHAPES = [
 )
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("shape, decay_shape", SHAPES)
-@pytest.mark.parametrize("form", FAST)
-def test_forms_agree_with_naive_and_the_definition(form, shape, decay_shape, reverse):
+@pytest.mark.parametrize("implementation", FAST)
+def test_forms_agree_with_naive_and_the_definition(implementation, shape, decay_shape, reverse):
     args = operands(shape, decay_shape)
-    run = lambda form: functools.partial(linear_recurrence, reverse=reverse, form=form)
-    actual = outputs_and_grads(run(form), *args)
+    run = lambda implementation: functools.partial(linear_recurrence, reverse=reverse, implementation=implementation)
+    actual = outputs_and_grads(run(implementation), *args)
     assert_agree(actual[0], loop(*args, reverse), 1e-5)
     assert_agree(actual, outputs_and_grads(run("naive"), *args), 1e-5)
 
@@ -70,24 +70,28 @@ def test_the_gated_recurrence_of_hgrn():
     """f = sigmoid(W((6,2),3)), i = silu(W((6,2),0)) (1 - f): the last row and the sum of the reference."""
     f = 1 / (1 + np.exp(-filler((1, 6, 2), 3)))
     x = filler((1, 6, 2), 0)
-    for form in FORMS:
+    for implementation in IMPLEMENTATIONS:
         states, _ = linear_recurrence(
-            jnp.asarray(f, jnp.float32), jnp.asarray(x / (1 + np.exp(-x)) * (1 - f), jnp.float32), form=form
+            jnp.asarray(f, jnp.float32),
+            jnp.asarray(x / (1 + np.exp(-x)) * (1 - f), jnp.float32),
+            implementation=implementation,
         )
         np.testing.assert_allclose(states[0, -1], [0.53418381, 0.50913059], atol=1e-6)
         np.testing.assert_allclose(states.sum(), 3.45823099, atol=1e-5)
 
 
 @pytest.mark.slow_unless("chunked", "naive", "sequential")
-@pytest.mark.parametrize("form", FORMS)
-def test_float64_and_bfloat16(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_float64_and_bfloat16(implementation):
     with jax.enable_x64(True):
         args = operands((2, 33, 3), dtype=np.float64)
-        assert_agree(linear_recurrence(*args, form=form), loop(*args), 1e-12)
-        actual = outputs_and_grads(functools.partial(linear_recurrence, form=form), *args)
-        assert_agree(actual, outputs_and_grads(functools.partial(linear_recurrence, form="naive"), *args), 1e-10)
+        assert_agree(linear_recurrence(*args, implementation=implementation), loop(*args), 1e-12)
+        actual = outputs_and_grads(functools.partial(linear_recurrence, implementation=implementation), *args)
+        assert_agree(
+            actual, outputs_and_grads(functools.partial(linear_recurrence, implementation="naive"), *args), 1e-10
+        )
     args = [jnp.asarray(x, jnp.bfloat16) for x in operands((2, 200, 3))]
-    actual = linear_recurrence(*args, form=form)
+    actual = linear_recurrence(*args, implementation=implementation)
     assert actual[0].dtype == jnp.bfloat16
     assert_agree(actual, loop(*(np.asarray(x, np.float64) for x in args)), 1e-2)
 
@@ -100,13 +104,13 @@ def test_float64_and_bfloat16(form):
     axis=st.integers(0, 2),
     split=st.integers(1, 139),
     reverse=st.booleans(),
-    form=st.sampled_from(FAST),
+    implementation=st.sampled_from(FAST),
 )
-def test_any_axis_with_the_state_carried_anywhere(length, width, axis, split, reverse, form):
+def test_any_axis_with_the_state_carried_anywhere(length, width, axis, split, reverse, implementation):
     a, b, h = operands((2, length, width))
     expected = loop(a, b, h, reverse)
     move = lambda x: np.moveaxis(x, 1, axis)
-    run = functools.partial(linear_recurrence, axis=axis, reverse=reverse, form=form)
+    run = functools.partial(linear_recurrence, axis=axis, reverse=reverse, implementation=implementation)
     split = min(split, length)
     pieces = [(slice(0, split)), slice(split, length)][:: -1 if reverse else 1]
     done = []
@@ -116,25 +120,26 @@ def test_any_axis_with_the_state_carried_anywhere(length, width, axis, split, re
     assert_agree((np.concatenate(done[:: -1 if reverse else 1], 1), h), expected, 1e-5)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_causality(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_causality(implementation):
     a, b, h = operands((2, 150, 3))
     later = b.copy()
     later[:, 90:] += 1
     assert np.array_equal(
-        linear_recurrence(a, b, h, form=form)[0][:, :90], linear_recurrence(a, later, h, form=form)[0][:, :90]
+        linear_recurrence(a, b, h, implementation=implementation)[0][:, :90],
+        linear_recurrence(a, later, h, implementation=implementation)[0][:, :90],
     )
     earlier = b.copy()
     earlier[:, :90] += 1
-    run = functools.partial(linear_recurrence, reverse=True, form=form)
+    run = functools.partial(linear_recurrence, reverse=True, implementation=implementation)
     assert np.array_equal(run(a, b, h)[0][:, 90:], run(a, earlier, h)[0][:, 90:])
 
 
-@pytest.mark.parametrize("form", FAST)
-def test_stable_at_length_16384_where_products_of_decays_underflow(form):
+@pytest.mark.parametrize("implementation", FAST)
+def test_stable_at_length_16384_where_products_of_decays_underflow(implementation):
     a, b, h = operands((1, 16384, 2))
     a = np.where(np.arange(16384)[None, :, None] % 1000 < 500, np.abs(a) * 1e-6, 1 - 1e-6).astype(np.float32)
-    actual = outputs_and_grads(functools.partial(linear_recurrence, form=form), a, b, h)
+    actual = outputs_and_grads(functools.partial(linear_recurrence, implementation=implementation), a, b, h)
     assert_agree(actual[0], loop(a, b, h), 1e-5)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(actual))
 

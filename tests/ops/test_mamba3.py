@@ -11,7 +11,7 @@ from research.ops.mamba3 import cumulative_turns, rotate, trapezoidal_scan, trap
 from research.ops.ssd import ssd
 from tests.ops.compare import assert_agree, assert_lowers_everywhere, draw, filler, outputs_and_grads
 
-run = jax.jit(trapezoidal_scan, static_argnames=("form", "chunk_size"))
+run = jax.jit(trapezoidal_scan, static_argnames=("implementation", "chunk_size"))
 step = jax.jit(trapezoidal_step)
 
 
@@ -37,17 +37,17 @@ def state_of(batch, rank, heads, width, d_state):
     return {name: draw(shape, i + 10) for i, (name, shape) in enumerate(shapes.items())}
 
 
-def forms(name, **options):
+def implementations(name, **options):
     return lambda *args: trapezoidal_scan(
         *args[:7],
         initial_state=dict(zip(("ssm", "x", "b"), args[7:], strict=True)) if args[7:] else None,
-        form=name,
+        implementation=name,
         **options,
     )
 
 
-@pytest.mark.parametrize("form", ["naive", "chunked"])
-def test_reference_values(form):
+@pytest.mark.parametrize("implementation", ["naive", "chunked"])
+def test_reference_values(implementation):
     """T=6, N=4, P=2, one rotated pair, of the filler, by the formulas of the paper in float64 (unit norms, biases and
     skip)."""
     unit = lambda a: a / np.sqrt(np.square(a).mean(-1, keepdims=True) + 1e-5) + 1
@@ -57,7 +57,9 @@ def test_reference_values(form):
     turns = jax.jit(cumulative_turns)(jnp.asarray(np.tanh(filler((1, 6, 1, 1), 6)) * dt[..., None] / 2, jnp.float32))[0]
     maps = [rotate(jnp.asarray(unit(filler((6, 1, 4), k)), jnp.float32), turns)[:, None] for k in (1, 0)]
     x, mix = filler((6, 1, 1, 2), 2), 1 / (1 + np.exp(-filler((6, 1), 5)))
-    y, _ = run(*(jnp.asarray(a, jnp.float32) for a in (x, dt, decay, mix, *maps, np.ones(1))), form=form)
+    y, _ = run(
+        *(jnp.asarray(a, jnp.float32) for a in (x, dt, decay, mix, *maps, np.ones(1))), implementation=implementation
+    )
     expected = [
         *([0.78445505, -0.46904526], [-0.75696262, -1.02403098], [-1.56896803, -0.72419795]),
         *([0.48395734, 0.94577998], [3.25915160, 1.51942498], [-0.38487215, -1.44337047]),
@@ -71,8 +73,8 @@ def test_chunked_agrees_with_the_loop_of_steps_with_carried_state(rank, packed):
     args = operands(2, 37, rank, 3, 4, 6)
     initial = state_of(2, rank, 3, 4, 6)
     ids = np.sort(np.random.default_rng(0).integers(0, 5, (2, 37))) if packed else None
-    expected = outputs_and_grads(forms("naive", segment_ids=ids), *args, *initial.values())
-    actual = outputs_and_grads(forms("chunked", segment_ids=ids, chunk_size=8), *args, *initial.values())
+    expected = outputs_and_grads(implementations("naive", segment_ids=ids), *args, *initial.values())
+    actual = outputs_and_grads(implementations("chunked", segment_ids=ids, chunk_size=8), *args, *initial.values())
     assert_agree(actual, expected, 2e-5)
 
 
@@ -94,7 +96,10 @@ def test_packed_segments_equal_separate_runs():
     args = operands(1, 12, 2, 2, 3, 4)
     ids = np.array([[0] * 5 + [3] + [1] * 6])
     y, final = run(*args, segment_ids=ids)
-    runs = [run(*(a[:, s] for a in args[:-1]), args[-1], form="naive") for s in (slice(5), slice(5, 6), slice(6, 12))]
+    runs = [
+        run(*(a[:, s] for a in args[:-1]), args[-1], implementation="naive")
+        for s in (slice(5), slice(5, 6), slice(6, 12))
+    ]
     assert_agree((y, final), (jnp.concatenate([run[0] for run in runs], 1), runs[-1][1]), 1e-5)
 
 
@@ -132,7 +137,7 @@ def test_reduced_precision_keeps_its_dtype_and_a_wide_state():
 
 def test_lowers_for_accelerators_and_names_bad_input():
     args = operands(1, 128, 2, 2, 4, 4)
-    assert_lowers_everywhere(functools.partial(trapezoidal_scan, form="auto"), *args)
+    assert_lowers_everywhere(functools.partial(trapezoidal_scan, implementation="auto"), *args)
     x, dt, decay, mix, B, C, skip = args
     with pytest.raises(
         ValueError, match=r"trapezoidal_scan: C has shape \(1, 128, 2, 2, 3\); expected \[\*B T R H N\]"

@@ -32,9 +32,9 @@ def test_batch_norm_equals_its_twin(shape):
     agree(fast, naive, 2e-5)
 
 
-@pytest.mark.parametrize("form", [pytest.param("moments", marks=pytest.mark.slow), "cpu", "auto"])
+@pytest.mark.parametrize("implementation", [pytest.param("moments", marks=pytest.mark.slow), "cpu", "auto"])
 @pytest.mark.parametrize("size, height, width", [(7, 8, 8), (7, 3, 5), (9, 11, 10)])
-def test_moments_equal_explicit_branches(form, size, height, width):
+def test_moments_equal_explicit_branches(implementation, size, height, width):
     keys = jax.random.split(jax.random.key(1), 8)
     dilations = (1, *BRANCHES[size])
     sizes = (size, *BRANCHES[size].values())
@@ -43,11 +43,13 @@ def test_moments_equal_explicit_branches(form, size, height, width):
     scales = 1 + 0.3 * jax.random.normal(keys[6], (len(sizes), 3))
     biases = jax.random.normal(keys[7], (len(sizes), 3))
 
-    def run(form):
-        return lambda *a: reparam_conv.reparam_conv(a[0], a[1], dilations, a[2], a[3], 1e-5, form=form)
+    def run(implementation):
+        return lambda *a: reparam_conv.reparam_conv(
+            a[0], a[1], dilations, a[2], a[3], 1e-5, implementation=implementation
+        )
 
     agree(
-        with_gradients(run(form), x, kernels, scales, biases),
+        with_gradients(run(implementation), x, kernels, scales, biases),
         with_gradients(run("naive"), x, kernels, scales, biases),
         2e-5,
     )

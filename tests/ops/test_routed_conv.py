@@ -1,4 +1,4 @@
-"""The routed convolution: every form against the loop over images in numpy's sense, in outputs and gradients;
+"""The routed convolution: every implementation against the loop over images in numpy's sense, in outputs and gradients;
 mistakes."""
 
 import functools
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.ops.routed_conv import FORMS, routed_conv
+from research.ops.routed_conv import IMPLEMENTATIONS, routed_conv
 from tests.models.test_resnet import naive_conv
 from tests.models.twins import fast_jit
 from tests.ops.compare import assert_agree, assert_lowers_everywhere
@@ -32,7 +32,7 @@ def test_naive_is_the_convolution_with_the_kernel_of_each_image_s_expert():
         [naive_conv(np.asarray(i), np.asarray(kernel[..., e, :]), 2) for i, e in zip(x, chosen, strict=True)]
     )
     assert len(set(chosen.tolist())) > 1
-    assert_agree(routed_conv(x, kernel, chosen, stride=2, form="naive"), expected, 1e-6)
+    assert_agree(routed_conv(x, kernel, chosen, stride=2, implementation="naive"), expected, 1e-6)
 
 
 @pytest.mark.slow_unless(
@@ -43,31 +43,34 @@ def test_naive_is_the_convolution_with_the_kernel_of_each_image_s_expert():
     "{'window': 1}-all",
     "{}-matrix",
 )
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "naive"] + ["auto"])
+@pytest.mark.parametrize(
+    "implementation", [implementation for implementation in IMPLEMENTATIONS if implementation != "naive"] + ["auto"]
+)
 @pytest.mark.parametrize(
     "shape", [{}, {"window": 1}, {"experts": 1}, {"side": (2, 2), "batch": 5, "experts": 4}], ids=str
 )
-def test_forms_agree_with_the_naive_one_in_outputs_and_gradients(form, shape):
+def test_forms_agree_with_the_naive_one_in_outputs_and_gradients(implementation, shape):
     x, kernel, chosen = draw(**shape)
     for stride in (1, 2):
-        y = routed_conv(x, kernel, chosen, stride=stride, form="naive")
+        y = routed_conv(x, kernel, chosen, stride=stride, implementation="naive")
         dy = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
         ours, naive = (
-            fast_jit(functools.partial(both, stride=stride, form=f))(x, kernel, chosen, dy) for f in (form, "naive")
+            fast_jit(functools.partial(both, stride=stride, implementation=f))(x, kernel, chosen, dy)
+            for f in (implementation, "naive")
         )
         assert_agree(ours, naive, 1e-5)
 
 
 @pytest.mark.slow_unless("all", "each", "matrix", "naive")
-@pytest.mark.parametrize("form", FORMS)
-def test_an_expert_without_images_gets_a_zero_gradient_and_may_hold_anything(form):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_an_expert_without_images_gets_a_zero_gradient_and_may_hold_anything(implementation):
     x, kernel, _ = draw()
     chosen = jnp.full(6, 1, jnp.int32)
-    y = routed_conv(x, kernel, chosen, form=form)
-    grad = jax.grad(lambda kernel: (routed_conv(x, kernel, chosen, form=form) ** 2).sum())(kernel)
+    y = routed_conv(x, kernel, chosen, implementation=implementation)
+    grad = jax.grad(lambda kernel: (routed_conv(x, kernel, chosen, implementation=implementation) ** 2).sum())(kernel)
     assert not np.asarray(grad[..., [0, 2], :]).any() and np.asarray(grad[..., 1, :]).any()
     broken = kernel.at[..., 2, :].set(jnp.nan)
-    np.testing.assert_array_equal(routed_conv(x, broken, chosen, form=form), y)
+    np.testing.assert_array_equal(routed_conv(x, broken, chosen, implementation=implementation), y)
 
 
 def test_lowers_for_accelerators():
@@ -78,7 +81,10 @@ def test_lowers_for_accelerators():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"form": "fast"}, "form is 'fast'; expected one of auto, cpu, naive, all, each, matrix, grouped"),
+        (
+            {"implementation": "fast"},
+            "implementation is 'fast'; expected one of auto, cpu, naive, all, each, matrix, grouped",
+        ),
         ({"experts": jnp.zeros(5, jnp.int32)}, r"experts has shape \(5,\)"),
         ({"kernel": jnp.zeros((2, 2, 3, 3, 2))}, "windows 2x2; expected odd sides"),
     ],

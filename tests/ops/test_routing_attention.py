@@ -76,13 +76,13 @@ def _definition(query, key, value, centroids, window, causal):
 
 
 @pytest.mark.slow_unless("False-False-gathered", "False-True-gathered", "True-False-naive")
-@pytest.mark.parametrize("form", routing.FORMS)
+@pytest.mark.parametrize("implementation", routing.IMPLEMENTATIONS)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
-def test_forms_are_the_definition(causal, shared, form):
+def test_forms_are_the_definition(causal, shared, implementation):
     query, key, value, _, centroids = arrays = _operands(31, 4, batch=())
     expected = _definition(query, query if shared else key, value, centroids, 7, causal).astype(np.float32)
-    agree(_output(*arrays, shared=shared, window=7, causal=causal, form=form), expected, 1e-5)
+    agree(_output(*arrays, shared=shared, window=7, causal=causal, implementation=implementation), expected, 1e-5)
 
 
 # tokens, clusters, window, causal, shared, padded and packed
@@ -104,9 +104,9 @@ def test_gathered_agrees_with_naive_in_outputs_and_gradients(case):
     if masked:
         rng = np.random.default_rng(7)
         options |= dict(mask=rng.random((2, tokens)) > 0.3, segment_ids=np.sort(rng.integers(0, 3, (2, tokens)), -1))
-    expected = _outputs_and_grads(*arrays, **options, form="naive")
-    for form in ("gathered", "auto"):
-        agree(_outputs_and_grads(*arrays, **options, form=form), expected, 1e-5)
+    expected = _outputs_and_grads(*arrays, **options, implementation="naive")
+    for implementation in ("gathered", "auto"):
+        agree(_outputs_and_grads(*arrays, **options, implementation=implementation), expected, 1e-5)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -125,12 +125,12 @@ def test_any_shape_agrees_with_the_definition(tokens, clusters, share, causal, s
 
 
 @pytest.mark.slow_unless("naive")
-@pytest.mark.parametrize("form", routing.FORMS)
-def test_one_cluster_of_all_tokens_is_full_attention_over_1_01(form):
+@pytest.mark.parametrize("implementation", routing.IMPLEMENTATIONS)
+def test_one_cluster_of_all_tokens_is_full_attention_over_1_01(implementation):
     arrays = _operands(37, 1)
     normal = spherical(arrays[0])
-    expected = softmax_attention(normal, normal, arrays[2], causal=True, scale=1.0, form="naive") / 1.01
-    agree(_output(*arrays, window=37, form=form), np.asarray(expected), 1e-5)
+    expected = softmax_attention(normal, normal, arrays[2], causal=True, scale=1.0, implementation="naive") / 1.01
+    agree(_output(*arrays, window=37, implementation=implementation), np.asarray(expected), 1e-5)
 
 
 def test_each_cluster_has_the_window_best_distinct_tokens_in_order_and_others_give_zero():
@@ -146,13 +146,16 @@ def test_each_cluster_has_the_window_best_distinct_tokens_in_order_and_others_gi
     assert alone.any() and (out[alone] == 0).all() and (np.abs(out[~alone]).max(-1) > 0).all()
 
 
-@pytest.mark.parametrize("form", routing.FORMS)
+@pytest.mark.parametrize("implementation", routing.IMPLEMENTATIONS)
 @pytest.mark.parametrize("shared", [True, False])
-def test_values_flow_only_forwards_within_the_chosen_clusters(shared, form):
+def test_values_flow_only_forwards_within_the_chosen_clusters(shared, implementation):
     """Values do not decide what a cluster takes: with them alone changed, causality is exact."""
     query, key, value, d_out, centroids = _operands(60, 5)
     later = np.concatenate([value[:, :40], 9 * value[:, 40:]], 1)
-    a, b = (_output(query, key, v, d_out, centroids, shared=shared, window=20, form=form) for v in (value, later))
+    a, b = (
+        _output(query, key, v, d_out, centroids, shared=shared, window=20, implementation=implementation)
+        for v in (value, later)
+    )
     np.testing.assert_array_equal(a[:, :40], b[:, :40])
     assert not np.allclose(a[:, 40:], b[:, 40:])
 
@@ -172,13 +175,13 @@ def test_decoding_with_later_tokens_masked_out_does_not_see_them():
 def test_bfloat16_and_float64():
     *arrays, centroids = _operands(63, 6)
     half = tuple(jnp.asarray(x, jnp.bfloat16) for x in arrays)
-    exact = _outputs_and_grads(*(x.astype(jnp.float32) for x in half), centroids, window=12, form="naive")
+    exact = _outputs_and_grads(*(x.astype(jnp.float32) for x in half), centroids, window=12, implementation="naive")
     actual = _outputs_and_grads(*half, centroids, window=12)
     assert {x.dtype for x in jax.tree.leaves(actual)} == {jnp.dtype(jnp.bfloat16)}
     agree(jax.tree.map(lambda x: x.astype(jnp.float32), actual), exact, 2e-2)
     with jax.enable_x64(True):
         double = _operands(63, 6, dtype=np.float64)
-        expected = _outputs_and_grads(*double, window=12, shared=False, form="naive")
+        expected = _outputs_and_grads(*double, window=12, shared=False, implementation="naive")
         assert expected[0].dtype == np.float64
         agree(_outputs_and_grads(*double, window=12, shared=False), expected, 1e-10)
 
@@ -243,7 +246,7 @@ def test_lowers_for_other_platforms_without_a_loop(platform):
         (dict(key=jnp.zeros((2, 9, 3, 5))), r"key has shape \(2, 9, 3, 5\).*\(2, 9, 3, 4\)"),
         (dict(centroids=jnp.zeros((2, 7, 4))), r"centroids has shape \(2, 7, 4\).*\(3, C, 4\)"),
         (dict(mask=jnp.ones((2, 8), bool)), r"mask has shape \(2, 8\).*\(2, 9\)"),
-        (dict(form="dense"), "form is 'dense'; expected one of auto, cpu, naive, gathered"),
+        (dict(implementation="dense"), "implementation is 'dense'; expected one of auto, cpu, naive, gathered"),
     ],
 )
 def test_errors_name_argument_shape_and_what_was_expected(change, message):

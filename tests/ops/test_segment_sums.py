@@ -67,7 +67,8 @@ def test_unit_lower_inverse(size):
 
 
 def test_unit_lower_inverse_is_stable_where_powers_grow():
-    """All ones below the diagonal: the powers in a Neumann series reach 1e18 and cancel; blocks do not form them."""
+    """All ones below the diagonal: the powers in a Neumann series reach 1e18 and cancel; blocks do not implementation
+    them."""
     ones = jnp.tril(jnp.ones((64, 64)), -1)
     expected = np.eye(64) - np.eye(64, k=-1)
     np.testing.assert_allclose(unit_lower_inverse(ones), expected, atol=1e-5)

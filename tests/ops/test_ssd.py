@@ -48,7 +48,7 @@ def test_reference_values(chunk_size):
 def test_chunked_agrees_with_naive_with_groups_and_carried_state():
     args = operands(2, 75, 6, 3, 2, 4)
     initial = draw((2, 6, 3, 4), 6)
-    run = lambda form: lambda *a: ssd(*a[:-1], initial_state=a[-1], form=form)
+    run = lambda implementation: lambda *a: ssd(*a[:-1], initial_state=a[-1], implementation=implementation)
     expected = outputs_and_grads(run("naive"), *args, initial)
     assert_agree(outputs_and_grads(run("chunked"), *args, initial), expected, 1e-5)
     x, dt, A, B, C, skip = args
@@ -78,7 +78,7 @@ def test_steps_equal_the_scan():
 
 def test_lowers_for_accelerators_and_names_bad_input():
     args = operands(1, 512, 4, 3, 2, 4)
-    assert_lowers_everywhere(functools.partial(ssd, form="auto"), *args)
+    assert_lowers_everywhere(functools.partial(ssd, implementation="auto"), *args)
     x, dt, A, B, C, _ = args
     with pytest.raises(ValueError, match=r"ssd: A has shape \(3,\); expected \[H\] = \(4\)"):
         ssd(x, dt, A[:3], B, C)

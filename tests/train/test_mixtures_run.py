@@ -27,7 +27,7 @@ MODEL = {
     "ffn": "glu moe",
     "dim": 16,
     "hgrn": {"d_conv": 3},
-    "form": "grouped_matmul=naive",
+    "implementation": "grouped_matmul=naive",
 }
 
 

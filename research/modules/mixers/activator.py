@@ -38,15 +38,15 @@ class Activator(Spec):
     def shrink(self, width, heads, state) -> "Activator":
         return replace(self, d_inner=elastic.scaled(self.d_inner, width, 8, "width"))
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "ActivatorMixer":
-        return ActivatorMixer(self, dim, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "ActivatorMixer":
+        return ActivatorMixer(self, dim, scope, init, implementation)
 
 
 class ActivatorMixer(nnx.Module):
     """out(norm(gelu(gate(x))) * norm(up(x))) with one norm for both: 3 D I + 4 I + D parameters. State: nothing."""
 
-    def __init__(self, spec: Activator, dim: int, scope: str, init: Init, form: str):
-        self.form = form
+    def __init__(self, spec: Activator, dim: int, scope: str, init: Init, implementation: str):
+        self.implementation = implementation
         inner, linear = f"{scope}/inner", torch_linear(dim)
         self.gate = init.param("gate", (dim, spec.d_inner), ("embed", inner), linear, Kind.MATRIX)
         self.gate_bias = init.param("gate_bias", (spec.d_inner,), (inner,), linear, Kind.BIAS)
@@ -59,7 +59,7 @@ class ActivatorMixer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
     ) -> tuple[Float[Array, "B *T D"], State]:
-        gate, up = fused(x, self.gate, self.up, form=self.form)
+        gate, up = fused(x, self.gate, self.up, implementation=self.implementation)
         gate = jax.nn.gelu(gate + self.gate_bias[...], approximate=False)
         y = self.norm(gate) * self.norm(up + self.up_bias[...])
         return y @ self.out[...] + self.out_bias[...], {}

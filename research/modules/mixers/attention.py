@@ -51,7 +51,7 @@ class Attention(Spec):
     small: ClassVar[dict[str, Any]] = {"num_heads": 6}
     tiny: ClassVar[dict[str, Any]] = {"num_heads": 2, "head_dim": 8}
     bounded: ClassVar[bool] = True
-    ops: ClassVar[dict[str, tuple[str, ...]]] = {attention.OP: attention.FORMS}
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {attention.OP: attention.IMPLEMENTATIONS}
 
     def sees_later(self) -> bool:
         return not self.causal
@@ -69,8 +69,8 @@ class Attention(Spec):
         follow = float(width) if heads is None else heads
         return replace(self, num_heads=elastic.depth_count(follow, self.num_heads, self.num_kv_heads or 1, "heads"))
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "AttentionMixer":
-        return AttentionMixer(self, dim, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "AttentionMixer":
+        return AttentionMixer(self, dim, scope, init, implementation)
 
 
 def head_size(spec, dim: int) -> int:
@@ -104,8 +104,8 @@ class AttentionMixer(nnx.Module, Gathers):
     position. Without `call.segment_ids` tokens continue in the document of the last token.
     """
 
-    def __init__(self, spec: Attention, dim: int, scope: str, init: Init, form: str):
-        self.spec, self.form = spec, form
+    def __init__(self, spec: Attention, dim: int, scope: str, init: Init, implementation: str):
+        self.spec, self.implementation = spec, implementation
         heads, groups, per_group = f"{scope}/heads", f"{scope}/groups", spec.num_heads // max(spec.num_kv_heads, 1)
         matched, carried = f"{scope}/qk/head_dim", f"{scope}/v/head_dim"
         kv_axis, kv = (groups, spec.num_kv_heads) if spec.num_kv_heads else (heads, spec.num_heads)
@@ -130,7 +130,12 @@ class AttentionMixer(nnx.Module, Gathers):
         new = {"k": key, "v": value, "ids": documents(call.segment_ids, cached, call.position, x.shape[:2])}
         if state is None or (isinstance(call.position, int) and call.position == 0):
             y = softmax_attention(
-                query, key, value, causal=self.spec.causal, segment_ids=call.segment_ids, form=self.form
+                query,
+                key,
+                value,
+                causal=self.spec.causal,
+                segment_ids=call.segment_ids,
+                implementation=self.implementation,
             )
             return self.merge(y), new if state is None else write(state, new, 0)
         state = write(state, new, call.position)
@@ -148,7 +153,7 @@ class AttentionMixer(nnx.Module, Gathers):
             same = call.segment_ids[:, :, None] == ids[:, None]
             mask = same if mask is None else mask & same
         mask = mask if mask is None or mask.ndim == 2 else mask[:, None]
-        return self.merge(softmax_attention(query, key, value, mask=mask, form=self.form))
+        return self.merge(softmax_attention(query, key, value, mask=mask, implementation=self.implementation))
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
         return one_token(self, x, call, state)
@@ -172,7 +177,7 @@ class AttentionMixer(nnx.Module, Gathers):
         """Returns queries [B, T, H, K], keys and values [B, T, G, K], normalised where asked for and with positions
         turned in."""
         size = self.spec.head_dim
-        kernels = fused(x, self.query, self.key, self.value, form=self.form)
+        kernels = fused(x, self.query, self.key, self.value, implementation=self.implementation)
         query, key, value = (y.reshape(*x.shape[:-1], -1, size) for y in kernels)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -190,9 +195,11 @@ class AttentionMixer(nnx.Module, Gathers):
         earlier = jnp.arange(state["ids"].shape[1]) <= position + jnp.arange(query.shape[1])[:, None]
         mask = earlier & (ids[:, :, None] == state["ids"][:, None])
         # One row of logits: there is nothing to leave out.
-        form = "naive" if query.shape[1] == 1 and self.form in ("auto", "cpu") else self.form
+        implementation = (
+            "naive" if query.shape[1] == 1 and self.implementation in ("auto", "cpu") else self.implementation
+        )
         key, value = (state[name].astype(query.dtype) for name in ("k", "v"))
-        return softmax_attention(query, key, value, mask=mask[:, None], form=form)
+        return softmax_attention(query, key, value, mask=mask[:, None], implementation=implementation)
 
 
 def write(state: State, new: State, position) -> State:

@@ -8,7 +8,7 @@ fills them in, `shrink` scales the filled ones. A mixer is called as
     y, state = mixer.step(x, call, state) x [B, D]; one token
     state    = mixer.init_state(batch, capacity, dtype)
 
-Both forms compute the same numbers; a state is a dictionary of arrays whose first axis is the batch.
+Both implementations compute the same numbers; a state is a dictionary of arrays whose first axis is the batch.
 """
 
 from dataclasses import dataclass
@@ -82,7 +82,8 @@ class Spec(Renamed):
     bounded: ClassVar[bool] = False
     """True: the mixer does not reach beyond the model's `length`."""
     ops: ClassVar[dict[str, tuple[str, ...]]] = {}
-    """Names of the ops that the mixer uses, with their forms: what the config field `form` may ask for."""
+    """Names of the ops that the mixer uses, with their implementations: what the config field `implementation` may ask
+    for."""
 
     def sees_later(self) -> bool:
         """Whether a token sees later ones: then no state can carry the mixer on."""
@@ -100,7 +101,7 @@ class Spec(Renamed):
         """Returns the spec of a sub-network; sizes are filled in. `heads` None: heads follow the width."""
         return self
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "Mixer":
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "Mixer":
         """Builds the module for channels `dim`, sequences of up to `length` tokens and axis names under `scope`."""
         raise NotImplementedError
 
@@ -166,7 +167,10 @@ class Gathers:
 
 
 def fused(
-    x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str = "auto", exact: tuple[nnx.Variable | None, ...] = ()
+    x: Float[Array, "*B D"],
+    *kernels: nnx.Variable,
+    implementation: str = "auto",
+    exact: tuple[nnx.Variable | None, ...] = (),
 ) -> tuple[Float[Array, "*B _"], ...]:
     """Products of one input with several kernels [D, ...], each with all outputs on one axis; no accelerator rounds
     those of `exact`.
@@ -175,7 +179,7 @@ def fused(
     heads are cut over devices, the kernels stay apart, since each may be sharded along axes of its own.
     """
     flat = [kernel[...].reshape(x.shape[-1], -1) for kernel in kernels]
-    if "cpu" not in form or own_size(TENSOR_AXIS) > 1:
+    if "cpu" not in implementation or own_size(TENSOR_AXIS) > 1:
         products = [matmul if any(kernel is one for one in exact) else jnp.matmul for kernel in kernels]
         return tuple(product(x, kernel) for product, kernel in zip(products, flat, strict=True))
     sizes = [kernel.shape[1] for kernel in flat]

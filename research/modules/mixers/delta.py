@@ -21,7 +21,7 @@ from research.modules.ssm import ShortConv, dt_bias_init
 from research.ops import depthwise_1d, linear_attention
 from research.ops.precision import wide
 
-OPS = {depthwise_1d.OP: depthwise_1d.FORMS, linear_attention.OP: linear_attention.FORMS}
+OPS = {depthwise_1d.OP: depthwise_1d.IMPLEMENTATIONS, linear_attention.OP: linear_attention.IMPLEMENTATIONS}
 
 
 @register
@@ -35,7 +35,6 @@ class DeltaNet(HeadSpec):
     allow_neg_eigval: bool = False
 
     renamed: ClassVar[dict[str, str]] = {
-        **HeadSpec.renamed,
         "taps": "d_conv",
         "gate": "use_gate",
         "negative": "allow_neg_eigval",
@@ -45,8 +44,8 @@ class DeltaNet(HeadSpec):
     tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = OPS
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "DeltaMixer":
-        return DeltaMixer(self, dim, scope, init, form, gate=self.use_gate, decay=False)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "DeltaMixer":
+        return DeltaMixer(self, dim, scope, init, implementation, gate=self.use_gate, decay=False)
 
 
 @register
@@ -60,7 +59,7 @@ class GatedDeltaNet(HeadSpec):
     d_conv: int = 4
     allow_neg_eigval: bool = False
 
-    renamed: ClassVar[dict[str, str]] = {**HeadSpec.renamed, "taps": "d_conv", "negative": "allow_neg_eigval"}
+    renamed: ClassVar[dict[str, str]] = {"taps": "d_conv", "negative": "allow_neg_eigval"}
     kind: ClassVar[str] = "gated_deltanet"
     paper: ClassVar[str] = "arXiv 2412.06464"
     tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
@@ -72,8 +71,8 @@ class GatedDeltaNet(HeadSpec):
             GatedDeltaNet, replace(self, d_state=state, head_dim=self.head_dim or int(self.expand_v * state))
         ).resolve(dim)
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "DeltaMixer":
-        return DeltaMixer(self, dim, scope, init, form, gate=True, decay=True)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "DeltaMixer":
+        return DeltaMixer(self, dim, scope, init, implementation, gate=True, decay=True)
 
 
 def unit(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
@@ -98,16 +97,29 @@ class DeltaMixer(nnx.Module):
     """
 
     def __init__(
-        self, spec: DeltaNet | GatedDeltaNet, dim: int, scope: str, init: Init, form: str, *, gate: bool, decay: bool
+        self,
+        spec: DeltaNet | GatedDeltaNet,
+        dim: int,
+        scope: str,
+        init: Init,
+        implementation: str,
+        *,
+        gate: bool,
+        decay: bool,
     ):
-        self.spec, self.form = spec, form
+        self.spec, self.implementation = spec, implementation
         heads = f"{scope}/heads"
         keys, values = (heads, f"{scope}/state"), (heads, f"{scope}/v/head_dim")
         self.q = head_kernel("q", dim, spec.num_heads, spec.d_state, keys, init)
         self.k = head_kernel("k", dim, spec.num_heads, spec.d_state, keys, init)
         self.v = head_kernel("v", dim, spec.num_heads, spec.head_dim, values, init)
         conv = lambda tag, size, axes: ShortConv(
-            (spec.num_heads, size), axes, init.child(tag), kernel_size=spec.d_conv, bias=False, form=form
+            (spec.num_heads, size),
+            axes,
+            init.child(tag),
+            kernel_size=spec.d_conv,
+            bias=False,
+            implementation=implementation,
         )
         self.q_conv, self.k_conv = conv("q_conv", spec.d_state, keys), conv("k_conv", spec.d_state, keys)
         self.v_conv = conv("v_conv", spec.head_dim, values)
@@ -132,13 +144,15 @@ class DeltaMixer(nnx.Module):
         kernels = [
             kernel for kernel in (self.q, self.k, self.v, self.beta, self.gate, self.decay) if kernel is not None
         ]
-        q, k, v, beta, *rest = project(x, *kernels, form=self.form, exact=(self.beta, self.decay))
+        q, k, v, beta, *rest = project(x, *kernels, implementation=self.implementation, exact=(self.beta, self.decay))
         (q, k, v), conv = convolve((q, k, v), (self.q_conv, self.k_conv, self.v_conv), state.get("conv"), call)
         beta = jax.nn.sigmoid(wide(beta)) * (2 if self.spec.allow_neg_eigval else 1)
         log_decay = None
         if self.a_log is not None and self.dt_bias is not None:
             log_decay = -jnp.exp(self.a_log[...]) * jax.nn.softplus(wide(rest[-1]) + self.dt_bias[...])
-        y, memory = attend(unit(q), unit(k), v, state.get("memory"), call, self.form, beta=beta, log_decay=log_decay)
+        y, memory = attend(
+            unit(q), unit(k), v, state.get("memory"), call, self.implementation, beta=beta, log_decay=log_decay
+        )
         y = self.norm(y) if self.gate is None else self.norm(y) * jax.nn.silu(rest[0])
         return join(y, self.out), {"conv": conv, "memory": memory}
 

@@ -29,7 +29,6 @@ class GatedLinearAttention(HeadSpec):
     gate_logit_normalizer: float = 16.0
 
     renamed: ClassVar[dict[str, str]] = {
-        **HeadSpec.renamed,
         "rank": "gate_low_rank_dim",
         "divisor": "gate_logit_normalizer",
     }
@@ -37,10 +36,10 @@ class GatedLinearAttention(HeadSpec):
     paper: ClassVar[str] = "arXiv 2312.06635"
     small: ClassVar[dict[str, Any]] = {"expand_k": 1.0}
     tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
-    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.IMPLEMENTATIONS}
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "GatedLinearAttentionMixer":
-        return GatedLinearAttentionMixer(self, dim, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "GatedLinearAttentionMixer":
+        return GatedLinearAttentionMixer(self, dim, scope, init, implementation)
 
 
 class GatedLinearAttentionMixer(nnx.Module):
@@ -50,8 +49,8 @@ class GatedLinearAttentionMixer(nnx.Module):
     K and V are those of all heads, R the rank of the gate; state: `memory` [B, num_heads, d_state, head_dim], float32.
     """
 
-    def __init__(self, spec: GatedLinearAttention, dim: int, scope: str, init: Init, form: str):
-        self.spec, self.form = spec, form
+    def __init__(self, spec: GatedLinearAttention, dim: int, scope: str, init: Init, implementation: str):
+        self.spec, self.implementation = spec, implementation
         heads, rank = f"{scope}/heads", f"{scope}/rank"
         keys, values = (heads, f"{scope}/state"), (heads, f"{scope}/v/head_dim")
         self.q = head_kernel("q", dim, spec.num_heads, spec.d_state, keys, init)
@@ -72,11 +71,20 @@ class GatedLinearAttentionMixer(nnx.Module):
         self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
     ) -> tuple[Float[Array, "B *T D"], State]:
         q, k, v, gate, low = project(
-            x, self.q, self.k, self.v, self.gate, self.decay_down, form=self.form, exact=(self.decay_down,)
+            x,
+            self.q,
+            self.k,
+            self.v,
+            self.gate,
+            self.decay_down,
+            implementation=self.implementation,
+            exact=(self.decay_down,),
         )
-        (decay,) = project(low, self.decay_up, form=self.form, exact=(self.decay_up,))
+        (decay,) = project(low, self.decay_up, implementation=self.implementation, exact=(self.decay_up,))
         log_decay = jax.nn.log_sigmoid(wide(decay) + self.decay_bias[...]) / self.spec.gate_logit_normalizer
-        y, memory = attend(q, k, v, None if state is None else state["memory"], call, self.form, log_decay=log_decay)
+        y, memory = attend(
+            q, k, v, None if state is None else state["memory"], call, self.implementation, log_decay=log_decay
+        )
         return join(self.norm(y) * jax.nn.silu(gate), self.out), {"memory": memory}
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:

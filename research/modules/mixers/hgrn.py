@@ -44,8 +44,8 @@ class HGRN(Spec):
     kind: ClassVar[str] = "hgrn"
     paper: ClassVar[str] = "arXiv 2311.04823"
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
-        linear_recurrence.OP: linear_recurrence.FORMS,
-        depthwise_1d.OP: depthwise_1d.FORMS,
+        linear_recurrence.OP: linear_recurrence.IMPLEMENTATIONS,
+        depthwise_1d.OP: depthwise_1d.IMPLEMENTATIONS,
     }
 
     def resolve(self, dim: int) -> Self:
@@ -55,8 +55,8 @@ class HGRN(Spec):
     def shrink(self, width, heads, state) -> "HGRN":
         return replace(self, d_inner=elastic.scaled(self.d_inner, width, 8, "width"))
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "HGRNMixer":
-        return HGRNMixer(self, dim, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "HGRNMixer":
+        return HGRNMixer(self, dim, scope, init, implementation)
 
 
 class HGRNMixer(nnx.Module):
@@ -66,8 +66,8 @@ class HGRNMixer(nnx.Module):
     State: `hidden` [B, E], float32; with `d_conv` also `conv` [B, d_conv - 1, D], and (d_conv + 1) D parameters more.
     """
 
-    def __init__(self, spec: HGRN, dim: int, scope: str, init: Init, form: str):
-        self.inner, self.form, self.dim = spec.d_inner, form, dim
+    def __init__(self, spec: HGRN, dim: int, scope: str, init: Init, implementation: str):
+        self.inner, self.implementation, self.dim = spec.d_inner, implementation, dim
         inner = f"{scope}/inner"
         self.input = init.param("input", (dim, spec.d_inner), ("embed", inner), normal_02, Kind.MATRIX)
         self.forget = init.param("forget", (dim, spec.d_inner), ("embed", inner), normal_02, Kind.MATRIX)
@@ -75,7 +75,12 @@ class HGRNMixer(nnx.Module):
         logit = jax.nn.initializers.constant(math.log(spec.lower_bound / (1 - spec.lower_bound)))
         self.bound = init.param("bound", (spec.d_inner,), (inner,), logit, Kind.CONSTANT, precise=True)
         conv = lambda: ShortConv(
-            (dim,), ("embed",), init.child("conv"), kernel_size=spec.d_conv, activation=False, form=form
+            (dim,),
+            ("embed",),
+            init.child("conv"),
+            kernel_size=spec.d_conv,
+            activation=False,
+            implementation=implementation,
         )
         self.conv = conv() if spec.d_conv else None
         self.norm = RMSNorm(spec.d_inner, inner, init.child("norm"))
@@ -84,7 +89,7 @@ class HGRNMixer(nnx.Module):
     def _gates(self, x: Float[Array, "*B D"]) -> tuple[Array, Array, Array]:
         """Returns (f, (1 - f) silu(i), output gate); the first two wide, the complement of f from its parts, so that it
         stays positive."""
-        i, f, gate = fused(x, self.input, self.forget, self.gate, form=self.form)
+        i, f, gate = fused(x, self.input, self.forget, self.gate, implementation=self.implementation)
         rest = jax.nn.sigmoid(-self.bound[...]) * jax.nn.sigmoid(-wide(f))
         return 1 - rest, rest * jax.nn.silu(wide(i)), gate
 
@@ -104,7 +109,7 @@ class HGRNMixer(nnx.Module):
             starts = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
             forget = jnp.where(starts[..., None], 0, forget)
         hidden, last = linear_recurrence.linear_recurrence(
-            forget, written, None if state is None else state["hidden"], form=self.form
+            forget, written, None if state is None else state["hidden"], implementation=self.implementation
         )
         return self._read(hidden, gate), {"hidden": last, **carried}
 

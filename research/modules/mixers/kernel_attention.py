@@ -36,10 +36,10 @@ class CosFormer(HeadSpec):
     paper: ClassVar[str] = "arXiv 2202.08791"
     tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
     bounded: ClassVar[bool] = True
-    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.IMPLEMENTATIONS}
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "CosFormerMixer":
-        return CosFormerMixer(self, dim, length, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "CosFormerMixer":
+        return CosFormerMixer(self, dim, length, scope, init, implementation)
 
 
 @register
@@ -54,11 +54,11 @@ class Performer(HeadSpec):
     num_features: int = 0
     feature_map: str = "positive"
 
-    renamed: ClassVar[dict[str, str]] = {**HeadSpec.renamed, "features": "num_features", "map": "feature_map"}
+    renamed: ClassVar[dict[str, str]] = {"features": "num_features", "map": "feature_map"}
     kind: ClassVar[str] = "performer"
     paper: ClassVar[str] = "arXiv 2009.14794"
     tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
-    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.IMPLEMENTATIONS}
 
     def resolve(self, dim: int) -> Self:
         self.require(self.feature_map in MAPS, f"feature_map={self.feature_map!r}; valid: {', '.join(MAPS)}")
@@ -69,8 +69,8 @@ class Performer(HeadSpec):
         features = elastic.count(state, self.num_features, "state")
         return replace(super().shrink(width, heads, None), num_features=features)
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "PerformerMixer":
-        return PerformerMixer(self, dim, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "PerformerMixer":
+        return PerformerMixer(self, dim, scope, init, implementation)
 
 
 @register
@@ -80,17 +80,19 @@ class SimplifiedLinearAttention(HeadSpec):
 
     kernel_size: int = 5
 
-    renamed: ClassVar[dict[str, str]] = {**HeadSpec.renamed, "taps": "kernel_size"}
+    renamed: ClassVar[dict[str, str]] = {"taps": "kernel_size"}
     kind: ClassVar[str] = "sla"
     paper: ClassVar[str] = "arXiv 2405.11582"
     tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
-        depthwise_1d.OP: depthwise_1d.FORMS,
-        linear_attention.OP: linear_attention.FORMS,
+        depthwise_1d.OP: depthwise_1d.IMPLEMENTATIONS,
+        linear_attention.OP: linear_attention.IMPLEMENTATIONS,
     }
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "SimplifiedLinearAttentionMixer":
-        return SimplifiedLinearAttentionMixer(self, dim, scope, init, form)
+    def build(
+        self, dim: int, length: int, scope: str, init: Init, implementation: str
+    ) -> "SimplifiedLinearAttentionMixer":
+        return SimplifiedLinearAttentionMixer(self, dim, scope, init, implementation)
 
 
 class KernelMixer(nnx.Module):
@@ -103,8 +105,10 @@ class KernelMixer(nnx.Module):
       features: numbers that the map makes of a key.
     """
 
-    def __init__(self, spec: HeadSpec, dim: int, key_axis: str, features: int, scope: str, init: Init, form: str):
-        self.spec, self.features, self.form = spec, features, form
+    def __init__(
+        self, spec: HeadSpec, dim: int, key_axis: str, features: int, scope: str, init: Init, implementation: str
+    ):
+        self.spec, self.features, self.implementation = spec, features, implementation
         keys, values = (f"{scope}/heads", f"{scope}/{key_axis}"), (f"{scope}/heads", f"{scope}/v/head_dim")
         self.q = head_kernel("q", dim, spec.num_heads, spec.d_state, keys, init)
         self.k = head_kernel("k", dim, spec.num_heads, spec.d_state, keys, init)
@@ -118,10 +122,10 @@ class KernelMixer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
     ) -> tuple[Float[Array, "B *T D"], State]:
-        q, k, v = project(x, self.q, self.k, self.v, form=self.form)
+        q, k, v = project(x, self.q, self.k, self.v, implementation=self.implementation)
         q, k = self.maps(q, k, call)
         memory = None if state is None else state["memory"]
-        y, memory = attend(q, k, v, memory, call, self.form, scale=1.0, normalize=True, eps=EPS)
+        y, memory = attend(q, k, v, memory, call, self.implementation, scale=1.0, normalize=True, eps=EPS)
         return join(y, self.out), {"memory": memory}
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
@@ -138,8 +142,8 @@ class CosFormerMixer(KernelMixer):
     negative.
     """
 
-    def __init__(self, spec: CosFormer, dim: int, length: int, scope: str, init: Init, form: str):
-        super().__init__(spec, dim, "state", 2 * spec.d_state, scope, init, form)
+    def __init__(self, spec: CosFormer, dim: int, length: int, scope: str, init: Init, implementation: str):
+        super().__init__(spec, dim, "state", 2 * spec.d_state, scope, init, implementation)
         self.length = length
 
     def maps(self, q: Array, k: Array, call: Call) -> tuple[Array, Array]:
@@ -154,10 +158,12 @@ class CosFormerMixer(KernelMixer):
     ) -> tuple[Float[Array, "B *T D"], State]:
         if x.ndim == 3 and isinstance(call.position, int):
             self._check(call.position + x.shape[1])
-        q, k, v = project(x, self.q, self.k, self.v, form=self.form)
+        q, k, v = project(x, self.q, self.k, self.v, implementation=self.implementation)
         q, k = self.maps(q, k, call)
         columns = jnp.concatenate([wide(v), jnp.ones_like(v[..., :1], wide(v).dtype)], -1)
-        y, memory = attend(q, k, columns, None if state is None else state["memory"], call, self.form, scale=1.0)
+        y, memory = attend(
+            q, k, columns, None if state is None else state["memory"], call, self.implementation, scale=1.0
+        )
         y = y[..., :-1] / jnp.maximum(y[..., -1:], EPS)
         return join(y.astype(x.dtype), self.out), {"memory": memory}
 
@@ -176,8 +182,8 @@ class PerformerMixer(KernelMixer):
     over the sequence, as in the released code, tells a causal attention about the future.
     """
 
-    def __init__(self, spec: Performer, dim: int, scope: str, init: Init, form: str):
-        super().__init__(spec, dim, "qk/head_dim", spec.num_features, scope, init, form)
+    def __init__(self, spec: Performer, dim: int, scope: str, init: Init, implementation: str):
+        super().__init__(spec, dim, "qk/head_dim", spec.num_features, scope, init, implementation)
         self.map = spec.feature_map
         draw = lambda key, shape, dtype: feature_maps.orthogonal_projection(key, *shape).astype(dtype)
         axes = (f"{scope}/features", f"{scope}/qk/head_dim")
@@ -199,10 +205,14 @@ class SimplifiedLinearAttentionMixer(KernelMixer):
     kernel_size - 1, num_heads * head_dim].
     """
 
-    def __init__(self, spec: SimplifiedLinearAttention, dim: int, scope: str, init: Init, form: str):
-        super().__init__(spec, dim, "state", spec.d_state, scope, init, form)
+    def __init__(self, spec: SimplifiedLinearAttention, dim: int, scope: str, init: Init, implementation: str):
+        super().__init__(spec, dim, "state", spec.d_state, scope, init, implementation)
         self.conv = ShortConv(
-            (spec.head_dim,), (f"{scope}/v/head_dim",), init.child("conv"), kernel_size=spec.kernel_size, form=form
+            (spec.head_dim,),
+            (f"{scope}/v/head_dim",),
+            init.child("conv"),
+            kernel_size=spec.kernel_size,
+            implementation=implementation,
         )
 
     def maps(self, q: Array, k: Array, call: Call) -> tuple[Array, Array]:
@@ -212,9 +222,9 @@ class SimplifiedLinearAttentionMixer(KernelMixer):
         self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
     ) -> tuple[Float[Array, "B *T D"], State]:
         state = state or {}
-        q, k, v = project(x, self.q, self.k, self.v, form=self.form)
+        q, k, v = project(x, self.q, self.k, self.v, implementation=self.implementation)
         q, k = self.maps(q, k, call)
-        y, memory = attend(q, k, v, state.get("memory"), call, self.form, scale=1.0, normalize=True, eps=EPS)
+        y, memory = attend(q, k, v, state.get("memory"), call, self.implementation, scale=1.0, normalize=True, eps=EPS)
         kernel, bias = self.conv.flat()
         kernel, bias = (
             jnp.tile(kernel, self.spec.num_heads),
@@ -225,7 +235,13 @@ class SimplifiedLinearAttentionMixer(KernelMixer):
             local, conv = short_conv_step(flat, kernel, bias, state["conv"], activation=False)
         else:
             local, conv = short_conv(
-                flat, kernel, bias, call.segment_ids, state.get("conv"), activation=False, form=self.form
+                flat,
+                kernel,
+                bias,
+                call.segment_ids,
+                state.get("conv"),
+                activation=False,
+                implementation=self.implementation,
             )
         return join(y + local.reshape(v.shape), self.out), {"conv": conv, "memory": memory}
 

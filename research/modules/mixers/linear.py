@@ -63,10 +63,10 @@ def out_kernel(dim: int, heads: int, size: int, axes: tuple[str, str], init: Ini
 
 
 def project(
-    x: Float[Array, "*B D"], *kernels: nnx.Variable, form: str, exact: tuple[nnx.Variable | None, ...] = ()
+    x: Float[Array, "*B D"], *kernels: nnx.Variable, implementation: str, exact: tuple[nnx.Variable | None, ...] = ()
 ) -> tuple[Array, ...]:
     """Products of x with kernels [D, ...], with their axes after the first one; `exact` as in `fused`."""
-    products = fused(x, *kernels, form=form, exact=exact)
+    products = fused(x, *kernels, implementation=implementation, exact=exact)
     return tuple(y.reshape(*x.shape[:-1], *kernel.shape[1:]) for y, kernel in zip(products, kernels, strict=True))
 
 
@@ -75,12 +75,16 @@ def join(y: Float[Array, "*B H V"], kernel: nnx.Variable) -> Float[Array, "*B D"
     return y.reshape(*y.shape[:-2], -1) @ kernel[...].reshape(-1, kernel.shape[-1])
 
 
-def attend(q: Array, k: Array, v: Array, memory: Array | None, call: Call, form: str, **options) -> tuple[Array, Array]:
+def attend(
+    q: Array, k: Array, v: Array, memory: Array | None, call: Call, implementation: str, **options
+) -> tuple[Array, Array]:
     """`linear_attention` of a sequence, or one step of it where q has no axis of time; returns (output, memory)."""
     if q.ndim == 3:
         assert memory is not None  # a step follows on a state
         return linear_attention_step(q, k, v, memory, **options)
-    return linear_attention(q, k, v, initial_state=memory, segment_ids=call.segment_ids, form=form, **options)
+    return linear_attention(
+        q, k, v, initial_state=memory, segment_ids=call.segment_ids, implementation=implementation, **options
+    )
 
 
 def convolve(
@@ -94,7 +98,7 @@ def convolve(
         assert state is not None  # a step follows on a state
         parts, state = short_convs_step(flat, convs, state)
     else:
-        parts, state = short_convs(flat, convs, call.segment_ids, state, form=convs[0].form)
+        parts, state = short_convs(flat, convs, call.segment_ids, state, implementation=convs[0].implementation)
     return [part.reshape(x.shape) for part, x in zip(parts, xs, strict=True)], state
 
 

@@ -33,8 +33,8 @@ class Mamba(Spec):
     alone: ClassVar[bool] = True
     tiny: ClassVar[dict[str, Any]] = {"d_state": 4}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
-        depthwise_1d.OP: depthwise_1d.FORMS,
-        selective_scan.OP: selective_scan.FORMS,
+        depthwise_1d.OP: depthwise_1d.IMPLEMENTATIONS,
+        selective_scan.OP: selective_scan.IMPLEMENTATIONS,
     }
 
     def resolve(self, dim: int) -> Self:
@@ -46,20 +46,27 @@ class Mamba(Spec):
         inner, rank = elastic.scaled(self.d_inner, width, 8, "width"), elastic.scaled(self.dt_rank, width, 1, "width")
         return replace(self, d_inner=inner, dt_rank=rank, d_state=elastic.count(state, self.d_state, "state"))
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "MambaMixer":
-        return MambaMixer(self, dim, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "MambaMixer":
+        return MambaMixer(self, dim, scope, init, implementation)
 
 
 class MambaMixer(nnx.Module):
     """out(scan(conv(x W_x)) * silu(x W_z)); state as in `SelectiveSSM`."""
 
-    def __init__(self, spec: Mamba, dim: int, scope: str, init: Init, form: str):
-        self.form = form
+    def __init__(self, spec: Mamba, dim: int, scope: str, init: Init, implementation: str):
+        self.implementation = implementation
         inner = f"{scope}/inner"
         self.x = init.param("x", (dim, spec.d_inner), ("embed", inner), torch_linear(dim), Kind.MATRIX)
         self.z = init.param("z", (dim, spec.d_inner), ("embed", inner), torch_linear(dim), Kind.MATRIX)
         self.ssm = SelectiveSSM(
-            spec.d_inner, spec.d_state, spec.dt_rank, inner, scope, init.child("ssm"), d_conv=spec.d_conv, form=form
+            spec.d_inner,
+            spec.d_state,
+            spec.dt_rank,
+            inner,
+            scope,
+            init.child("ssm"),
+            d_conv=spec.d_conv,
+            implementation=implementation,
         )
         self.out = init.param(
             "out", (spec.d_inner, dim), (inner, "embed"), torch_linear(spec.d_inner * init.branches), Kind.MATRIX
@@ -68,12 +75,12 @@ class MambaMixer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], call: Call, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State]:
-        x, z = fused(x, self.x, self.z, form=self.form)
+        x, z = fused(x, self.x, self.z, implementation=self.implementation)
         y, state = self.ssm(x, call.segment_ids, state)
         return (y * jax.nn.silu(z)) @ self.out[...], state
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:
-        x, z = fused(x, self.x, self.z, form=self.form)
+        x, z = fused(x, self.x, self.z, implementation=self.implementation)
         y, state = self.ssm.step(x, state)
         return (y * jax.nn.silu(z)) @ self.out[...], state
 

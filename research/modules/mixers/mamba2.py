@@ -53,8 +53,8 @@ class Mamba2(Spec):
     small: ClassVar[dict[str, Any]] = {"d_state": 64, "head_dim": 32}
     tiny: ClassVar[dict[str, Any]] = {"d_state": 8, "head_dim": 8}
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
-        depthwise_1d.OP: depthwise_1d.FORMS,
-        linear_attention.OP: linear_attention.FORMS,
+        depthwise_1d.OP: depthwise_1d.IMPLEMENTATIONS,
+        linear_attention.OP: linear_attention.IMPLEMENTATIONS,
     }
 
     def resolve(self, dim: int) -> Self:
@@ -68,8 +68,8 @@ class Mamba2(Spec):
         heads = elastic.depth_count(float(width) if heads is None else heads, self.num_heads, self.ngroups, "heads")
         return replace(self, num_heads=heads, d_state=elastic.count(state, self.d_state, "state"))
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "Mamba2Mixer":
-        return Mamba2Mixer(self, dim, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "Mamba2Mixer":
+        return Mamba2Mixer(self, dim, scope, init, implementation)
 
 
 def count_heads(spec: Any, dim: int) -> int:
@@ -104,8 +104,8 @@ class Mamba2Mixer(nnx.Module):
     entry (h // (H / G), h % (H / G)) of the axes (groups, heads).
     """
 
-    def __init__(self, spec: Mamba2, dim: int, scope: str, init: Init, form: str):
-        self.spec, self.form = spec, form
+    def __init__(self, spec: Mamba2, dim: int, scope: str, init: Init, implementation: str):
+        self.spec, self.implementation = spec, implementation
         self.inner = (spec.ngroups, spec.num_heads // spec.ngroups, spec.head_dim)
         self.maps = (spec.ngroups, spec.d_state)
         inner = (f"{scope}/groups", f"{scope}/heads", f"{scope}/head_dim")
@@ -132,7 +132,9 @@ class Mamba2Mixer(nnx.Module):
 
     def _project(self, x: Float[Array, "*B D"]) -> tuple[Array, tuple[Array, Array, Array], Array]:
         """Returns (z, (x, B, C) before the convolutions, dt before its bias)."""
-        z, x, b, c, dt = fused(x, self.z, self.x, self.b, self.c, self.dt, form=self.form, exact=(self.dt,))
+        z, x, b, c, dt = fused(
+            x, self.z, self.x, self.b, self.c, self.dt, implementation=self.implementation, exact=(self.dt,)
+        )
         return z, (x, b, c), dt
 
     def _operands(self, xbc: Sequence[Float[Array, "*B _"]], dt: Float[Array, "*B H"]) -> tuple[Array, ...]:
@@ -162,9 +164,14 @@ class Mamba2Mixer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], State]:
         state = state or {}
         z, xbc, dt = self._project(x)
-        convolved, conv = short_convs(xbc, self._convs, call.segment_ids, state.get("conv"), form=self.form)
+        convolved, conv = short_convs(
+            xbc, self._convs, call.segment_ids, state.get("conv"), implementation=self.implementation
+        )
         y, ssm = ssd(
-            *self._operands(convolved, dt), initial_state=state.get("ssm"), segment_ids=call.segment_ids, form=self.form
+            *self._operands(convolved, dt),
+            initial_state=state.get("ssm"),
+            segment_ids=call.segment_ids,
+            implementation=self.implementation,
         )
         return self._gated_out(y, z), {"conv": conv, "ssm": ssm}
 

@@ -53,7 +53,7 @@ class Mamba3(Spec):
     alone: ClassVar[bool] = True
     small: ClassVar[dict[str, Any]] = {"d_state": 64, "head_dim": 32}
     tiny: ClassVar[dict[str, Any]] = {"d_state": 8, "head_dim": 8}
-    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.IMPLEMENTATIONS}
 
     def resolve(self, dim: int) -> Self:
         angles = self.num_rope_angles or self.d_state // 4
@@ -75,8 +75,8 @@ class Mamba3(Spec):
             num_rope_angles=max(1, self.num_rope_angles * smaller // self.d_state),
         )
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "Mamba3Mixer":
-        return Mamba3Mixer(self, dim, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "Mamba3Mixer":
+        return Mamba3Mixer(self, dim, scope, init, implementation)
 
 
 def heavy(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
@@ -92,8 +92,8 @@ class Mamba3Mixer(nnx.Module):
     rotated `b` [B, R, H, N].
     """
 
-    def __init__(self, spec: Mamba3, dim: int, scope: str, init: Init, form: str):
-        self.spec, self.form = spec, form
+    def __init__(self, spec: Mamba3, dim: int, scope: str, init: Init, implementation: str):
+        self.spec, self.implementation = spec, implementation
         self.inner = (spec.ngroups, spec.num_heads // spec.ngroups, spec.head_dim)
         self.maps = (spec.mimo_rank, spec.ngroups, spec.d_state)
         inner = (f"{scope}/groups", f"{scope}/heads", f"{scope}/head_dim")
@@ -127,7 +127,9 @@ class Mamba3Mixer(nnx.Module):
         """Returns (z, x, B, C, delta, log decay, mix, turns of this step): all but z and x in float32 at least."""
         spec, lead = self.spec, x.shape[:-1]
         kernels = self.z, self.x, self.b, self.c, self.dt, self.decay, self.mix, self.angle
-        z, x, b, c, dt, decay, mix, angle = fused(x, *kernels, form=self.form, exact=(self.dt, self.decay, self.angle))
+        z, x, b, c, dt, decay, mix, angle = fused(
+            x, *kernels, implementation=self.implementation, exact=(self.dt, self.decay, self.angle)
+        )
         delta = jax.nn.softplus(wide(dt) + self.dt_bias[...].reshape(-1))
         log_decay = -jnp.maximum(heavy(wide(decay)), spec.a_floor) * delta
         turns = jnp.tanh(wide(angle))[..., None, :] * delta[..., None] / 2
@@ -164,7 +166,7 @@ class Mamba3Mixer(nnx.Module):
             *(delta, log_decay, mix, b, c, self.skip[...].reshape(-1)),
             initial_state=None if state is None else self._inner_state(state),
             segment_ids=call.segment_ids,
-            form=self.form,
+            implementation=self.implementation,
         )
         return self._gated_out(y, z), {"turns": turns[:, -1], "ssm": inner["ssm"], "x": wide(x[:, -1]), "b": inner["b"]}
 

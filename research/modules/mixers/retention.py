@@ -28,7 +28,7 @@ class Retention(HeadSpec):
     kind: ClassVar[str] = "retention"
     paper: ClassVar[str] = "arXiv 2307.08621"
     tiny: ClassVar[dict[str, Any]] = {"num_heads": 2}
-    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.FORMS}
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {linear_attention.OP: linear_attention.IMPLEMENTATIONS}
 
     def resolve(self, dim: int) -> Self:
         spec = super().resolve(dim)
@@ -40,8 +40,8 @@ class Retention(HeadSpec):
     def shrink(self, width, heads, state) -> "Retention":
         return replace(super().shrink(width, heads, state), d_state=self.d_state)
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "RetentionMixer":
-        return RetentionMixer(self, dim, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "RetentionMixer":
+        return RetentionMixer(self, dim, scope, init, implementation)
 
 
 def log_decays(heads: int) -> Float[Array, " H"]:
@@ -57,8 +57,8 @@ class RetentionMixer(nnx.Module):
     `call.position` on.
     """
 
-    def __init__(self, spec: Retention, dim: int, scope: str, init: Init, form: str):
-        self.spec, self.form = spec, form
+    def __init__(self, spec: Retention, dim: int, scope: str, init: Init, implementation: str):
+        self.spec, self.implementation = spec, implementation
         keys, values = (f"{scope}/heads", f"{scope}/qk/head_dim"), (f"{scope}/heads", f"{scope}/v/head_dim")
         self.q = head_kernel("q", dim, spec.num_heads, spec.d_state, keys, init)
         self.k = head_kernel("k", dim, spec.num_heads, spec.d_state, keys, init)
@@ -70,11 +70,13 @@ class RetentionMixer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B *T D"], call: Call, state: State | None = None
     ) -> tuple[Float[Array, "B *T D"], State]:
-        q, k, v, gate = project(x, self.q, self.k, self.v, self.gate, form=self.form)
+        q, k, v, gate = project(x, self.q, self.k, self.v, self.gate, implementation=self.implementation)
         positions = call.position + jnp.arange(x.shape[1]) if x.ndim == 3 else jnp.asarray(call.position)
         log_decay = jnp.broadcast_to(log_decays(self.spec.num_heads), v.shape[:-1])
         memory = None if state is None else state["memory"]
-        y, memory = attend(rotary(q, positions), rotary(k, positions), v, memory, call, self.form, log_decay=log_decay)
+        y, memory = attend(
+            rotary(q, positions), rotary(k, positions), v, memory, call, self.implementation, log_decay=log_decay
+        )
         return join(self.norm(y) * jax.nn.silu(gate), self.out), {"memory": memory}
 
     def step(self, x: Float[Array, "B D"], call: Call, state: State) -> tuple[Float[Array, "B D"], State]:

@@ -89,8 +89,8 @@ class Routing(Spec):
     }
     bounded: ClassVar[bool] = True
     ops: ClassVar[dict[str, tuple[str, ...]]] = {
-        routing_attention.OP: routing_attention.FORMS,
-        sliding_window.OP: sliding_window.FORMS,
+        routing_attention.OP: routing_attention.IMPLEMENTATIONS,
+        sliding_window.OP: sliding_window.IMPLEMENTATIONS,
     }
 
     def resolve(self, dim: int) -> Self:
@@ -112,8 +112,8 @@ class Routing(Spec):
         local = min(max(int(self.num_local_heads * total / self.num_heads + 0.5), least - 1), total - 1)
         return replace(self, num_heads=total, num_local_heads=min(local, self.num_local_heads))
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "RoutingMixer":
-        return RoutingMixer(self, dim, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "RoutingMixer":
+        return RoutingMixer(self, dim, scope, init, implementation)
 
 
 class RoutingMixer(nnx.Module, OncePerUpdate):
@@ -135,8 +135,8 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
     local ones as in `WindowMixer`.
     """
 
-    def __init__(self, spec: Routing, dim: int, scope: str, init: Init, form: str):
-        self.spec, self.form = spec, form
+    def __init__(self, spec: Routing, dim: int, scope: str, init: Init, implementation: str):
+        self.spec, self.implementation = spec, implementation
         local, routing, size = spec.num_local_heads, spec.num_heads - spec.num_local_heads, spec.head_dim
 
         def heads(kind, tag, count, features):
@@ -211,7 +211,10 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
         kernels = [self.query, self.value]
         if self.spec.num_local_heads:
             kernels += [self.local_query, self.local_key, self.local_value]
-        return (y.reshape(*x.shape[:2], -1, self.spec.head_dim) for y in fused(x, *kernels, form=self.form))
+        return (
+            y.reshape(*x.shape[:2], -1, self.spec.head_dim)
+            for y in fused(x, *kernels, implementation=self.implementation)
+        )
 
     def _local(self, heads, call, state):
         query, key, value = heads
@@ -219,7 +222,9 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
             positions = call.position + jnp.arange(query.shape[1])
             query, key = (rotary(y, positions, self.spec.rope_theta) for y in (query, key))
         before = None if state is None else {name: state[f"local_{name}"] for name in ("k", "v", "ids")}
-        y, after = window_attention(query, key, value, call.segment_ids, before, self.spec.local_window, self.form)
+        y, after = window_attention(
+            query, key, value, call.segment_ids, before, self.spec.local_window, self.implementation
+        )
         return y, _prefixed(after)
 
     def _route(self, query, value, call, state):
@@ -228,7 +233,9 @@ class RoutingMixer(nnx.Module, OncePerUpdate):
         new = {"q": query, "v": value, "ids": documents(call.segment_ids, cached, call.position, query.shape[:2])}
         if state is None:
             mask = call.mask(query.shape[:2])
-            options = dict(window=min(window, tokens), mask=mask, segment_ids=call.segment_ids, form=self.form)
+            options = dict(
+                window=min(window, tokens), mask=mask, segment_ids=call.segment_ids, implementation=self.implementation
+            )
             return routing_attention.routing_attention(query, None, value, centroids, **options), new
         after = write(state, new, call.position)
         places = call.position + jnp.arange(tokens)

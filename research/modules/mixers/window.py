@@ -29,15 +29,15 @@ class Window(Attention):
     small: ClassVar[dict[str, Any]] = {"num_heads": 6, "window": 64}
     tiny: ClassVar[dict[str, Any]] = {"num_heads": 2, "head_dim": 8, "window": 5}
     bounded: ClassVar[bool] = False
-    ops: ClassVar[dict[str, tuple[str, ...]]] = {sliding_window.OP: sliding_window.FORMS}
+    ops: ClassVar[dict[str, tuple[str, ...]]] = {sliding_window.OP: sliding_window.IMPLEMENTATIONS}
 
     def resolve(self, dim: int) -> Self:
         self.require(self.window >= 1, f"window={self.window}; valid: whole numbers from 1")
         self.require(self.causal, "causal=False; valid: True, the window ends at the token itself")
         return super().resolve(dim)
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "WindowMixer":
-        return WindowMixer(self, dim, scope, init, form)
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "WindowMixer":
+        return WindowMixer(self, dim, scope, init, implementation)
 
 
 class WindowMixer(AttentionMixer):
@@ -50,7 +50,7 @@ class WindowMixer(AttentionMixer):
         self, x: Float[Array, "B T D"], call: Call, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State]:
         query, key, value = self.project(x, call.position + jnp.arange(x.shape[1]))
-        y, state = window_attention(query, key, value, call.segment_ids, state, self.spec.window, self.form)
+        y, state = window_attention(query, key, value, call.segment_ids, state, self.spec.window, self.implementation)
         return self.merge(y), state
 
     def init_state(self, batch: int, capacity: int, dtype: Any = jnp.float32) -> State:
@@ -64,12 +64,14 @@ def init_window(batch: int, window: int, heads: int, head_dim: int, dtype: Any) 
 
 
 def window_attention(
-    query, key, value, segment_ids, state: State | None, window: int, form: str
+    query, key, value, segment_ids, state: State | None, window: int, implementation: str
 ) -> tuple[Array, State]:
     """Sliding-window attention from the start (`state` None) or from a state, and the state after it; arrays [B, T, H,
     K]."""
     if state is None:
-        y = sliding_window_attention(query, key, value, window=window, segment_ids=segment_ids, form=form)
+        y = sliding_window_attention(
+            query, key, value, window=window, segment_ids=segment_ids, implementation=implementation
+        )
         new = {"k": key, "v": value, "ids": documents(segment_ids, None, 0, key.shape[:2])}
         start = init_window(key.shape[0], window, key.shape[2], key.shape[3], key.dtype)
         return y, {name: jnp.concatenate([start[name], new[name]], 1)[:, key.shape[1] :] for name in start}
@@ -77,7 +79,7 @@ def window_attention(
         # Tokens without ids continue in the document of the last token.
         segment_ids = jnp.broadcast_to(jnp.maximum(state["ids"][:, -1:], 0), key.shape[:2])
     before = WindowState(state["k"].astype(key.dtype), state["v"].astype(key.dtype), state["ids"])
-    y, after = sliding_window_extend(query, key, value, before, segment_ids=segment_ids, form=form)
+    y, after = sliding_window_extend(query, key, value, before, segment_ids=segment_ids, implementation=implementation)
     return y, {
         "k": after.key.astype(state["k"].dtype),
         "v": after.value.astype(state["v"].dtype),

@@ -1,4 +1,5 @@
-"""What the tests of mixers share: a mixer as functions of arrays, and the checks that its forms compute the same."""
+"""What the tests of mixers share: a mixer as functions of arrays, and the checks that its implementations compute the
+same."""
 
 import functools
 
@@ -18,12 +19,12 @@ class Functions:
     """A mixer's jitted functions; `weights` = (params, stats), kernels redrawn at a scale that makes every term
     count."""
 
-    def __init__(self, spec, dim, length, *, form="auto", redraw=True):
+    def __init__(self, spec, dim, length, *, implementation="auto", redraw=True):
         self.spec = spec.resolve(dim)
         described = {}
 
         def build(key):
-            module = self.spec.build(dim, length, "layer", Init(key), form)
+            module = self.spec.build(dim, length, "layer", Init(key), implementation)
             graphdef, params, stats, axes = split(module)
             precise = {"/".join(map(str, path)) for path, v in nnx.to_flat_state(nnx.state(module, Param)) if v.precise}
             redrawn = {k: v for k, v in params.items() if redraw and v.ndim > 1 and k not in precise}
@@ -69,8 +70,8 @@ CAPACITY = 128
 
 
 @functools.lru_cache(maxsize=4)
-def _functions(spec, dim, length, form, redraw):
-    return Functions(spec, dim, length, form=form, redraw=redraw)
+def _functions(spec, dim, length, implementation, redraw):
+    return Functions(spec, dim, length, implementation=implementation, redraw=redraw)
 
 
 def _redrawn(name, value, axes):
@@ -80,8 +81,8 @@ def _redrawn(name, value, axes):
 
 
 def check_forms(spec, dim, length, *, batch=2, tolerance=1e-5, naive=True, causal=True, packing=True, redraw=True):
-    """Checks one length: the parallel form, steps, pieces, packed documents, padding on the left and the naive form
-    agree.
+    """Checks one length: the parallel form, steps, pieces, packed documents, padding on the left and the naive
+    implementation agree.
 
     Args:
       spec: of the mixer.
@@ -89,7 +90,7 @@ def check_forms(spec, dim, length, *, batch=2, tolerance=1e-5, naive=True, causa
       length: tokens, up to 128.
       batch: sequences.
       tolerance: of the largest difference, relative to the largest output; gradients get ten times as much.
-      naive: whether the naive forms of the mixer's ops are compared, in outputs and gradients.
+      naive: whether the naive implementations of the mixer's ops are compared, in outputs and gradients.
       causal: whether outputs must not move when later inputs change.
       packing: whether packed documents must come out as they do alone.
       redraw: whether kernels are redrawn; False keeps the mixer's own initialisation.
@@ -114,8 +115,10 @@ def check_forms(spec, dim, length, *, batch=2, tolerance=1e-5, naive=True, causa
     if packing and half:
         check_packing(mixer, x, half, tolerance)
     if naive:
-        form = ",".join(f"{op}=naive" for op, forms in spec.ops.items() if "naive" in forms) or "auto"
-        twin = _functions(spec, dim, CAPACITY, form, redraw)
+        implementation = (
+            ",".join(f"{op}=naive" for op, implementations in spec.ops.items() if "naive" in implementations) or "auto"
+        )
+        twin = _functions(spec, dim, CAPACITY, implementation, redraw)
         outputs = lambda f: outputs_and_grads(
             lambda x, *p: f.pure((dict(zip(weights[0], p, strict=True)), weights[1]), x)[0], x, *weights[0].values()
         )

@@ -21,7 +21,7 @@ class Echo(Spec):
     kind: ClassVar[str] = "echo"
     paper: ClassVar[str] = "arXiv 0000.00000"
 
-    def build(self, dim: int, length: int, scope: str, init: Init, form: str) -> "EchoMixer":
+    def build(self, dim: int, length: int, scope: str, init: Init, implementation: str) -> "EchoMixer":
         return EchoMixer(self, dim, scope, init)
 
 

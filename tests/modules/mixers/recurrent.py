@@ -29,10 +29,10 @@ class Alone:
     spec: Spec
     dim: int
     length: int
-    form: str = "cpu"
+    implementation: str = "cpu"
 
     def build(self, init):
-        return self.spec.resolve(self.dim).build(self.dim, self.length, "layer", init, self.form)
+        return self.spec.resolve(self.dim).build(self.dim, self.length, "layer", init, self.implementation)
 
     def kept(self):
         return {}
@@ -67,10 +67,11 @@ def run_steps(config, arrays, x, state, position):
 
 
 def check_recurrent(spec, dim, length, *, batch=2, tolerance=1e-5, gradients=True):
-    """Checks that pieces of `length` tokens, steps, packed documents, padding on the left and the naive form agree.
+    """Checks that pieces of `length` tokens, steps, packed documents, padding on the left and the naive implementation
+    agree.
 
     The sequence is two pieces long, and outputs must not move when later inputs change. `tolerance` is relative; ten
-    times as much for the gradients of the naive form, which `gradients` False leaves out.
+    times as much for the gradients of the naive implementation, which `gradients` False leaves out.
 
     Returns:
       (params and stats in float64 NumPy, x, outputs) of the whole sequence, for an independent formula.
@@ -116,9 +117,11 @@ def check_recurrent(spec, dim, length, *, batch=2, tolerance=1e-5, gradients=Tru
         )
 
     if gradients:
-        form = ",".join(f"{op}=naive" for op, forms in spec.ops.items() if "naive" in forms)
+        implementation = ",".join(
+            f"{op}=naive" for op, implementations in spec.ops.items() if "naive" in implementations
+        )
         results = []
-        for twin in (config, Alone(spec, dim, 2 * length, form)):
+        for twin in (config, Alone(spec, dim, 2 * length, implementation)):
             outputs = lambda x, *p, twin=twin: run(twin, (dict(zip(params, p, strict=True)), stats), x)[0]
             results.append(outputs_and_grads(outputs, x[:, :length], *params.values()))
         (fast, fast_grads), (naive, naive_grads) = results

@@ -1,4 +1,4 @@
-"""Attention as a mixer: its forms, a twin in numpy, the cache, its sub-networks."""
+"""Attention as a mixer: its implementations, a twin in numpy, the cache, its sub-networks."""
 
 from dataclasses import replace
 

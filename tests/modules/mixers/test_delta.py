@@ -1,4 +1,4 @@
-"""DeltaNet and Gated DeltaNet: their forms, an independent recurrence, published counts, sub-networks."""
+"""DeltaNet and Gated DeltaNet: their implementations, an independent recurrence, published counts, sub-networks."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Gated linear attention: its forms, an independent recurrence, published counts, sub-networks."""
+"""Gated linear attention: its implementations, an independent recurrence, published counts, sub-networks."""
 
 import numpy as np
 import pytest

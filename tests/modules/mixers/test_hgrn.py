@@ -1,4 +1,4 @@
-"""HGRN: its forms, an independent recurrence, published counts, bounds of the forget gate, sub-networks."""
+"""HGRN: its implementations, an independent recurrence, published counts, bounds of the forget gate, sub-networks."""
 
 import jax
 import numpy as np

@@ -1,5 +1,5 @@
-"""cosFormer, Performer and simplified linear attention: their forms, the quadratic formula, what is special about
-each."""
+"""cosFormer, Performer and simplified linear attention: their implementations, the quadratic formula, what is special
+about each."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,5 @@
-"""Mamba-2's mixer: its forms against each other, its equations in numpy, published counts, initialisation, smaller
-selves."""
+"""Mamba-2's mixer: its implementations against each other, its equations in numpy, published counts, initialisation,
+smaller selves."""
 
 import jax
 import jax.numpy as jnp

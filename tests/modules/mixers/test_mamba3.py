@@ -1,4 +1,4 @@
-"""Mamba-3's mixer: its forms against each other, its equations in numpy, published counts, sub-networks."""
+"""Mamba-3's mixer: its implementations against each other, its equations in numpy, published counts, sub-networks."""
 
 import jax
 import jax.numpy as jnp

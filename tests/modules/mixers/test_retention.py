@@ -1,4 +1,5 @@
-"""Retention: its forms, an independent recurrence with rotated keys, decays, published counts, sub-networks."""
+"""Retention: its implementations, an independent recurrence with rotated keys, decays, published counts,
+sub-networks."""
 
 import numpy as np
 import pytest

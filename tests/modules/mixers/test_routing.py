@@ -1,4 +1,5 @@
-"""Routing attention as a mixer: forms, routing of prefixes against the op, the online k-means, its sub-networks."""
+"""Routing attention as a mixer: implementations, routing of prefixes against the op, the online k-means, its
+sub-networks."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Sliding-window attention as a mixer: its forms, a twin in numpy, its reach and its state."""
+"""Sliding-window attention as a mixer: its implementations, a twin in numpy, its reach and its state."""
 
 import numpy as np
 import pytest

@@ -1,14 +1,15 @@
-"""The forms of depthwise convolution by name, with lax's own as the reference implementation.
+"""The implementations of depthwise convolution by name, with lax's own as the reference implementation.
 
-All forms have the same three functions, for one input and N kernels, each with its `Branch` (see `depthwise_geometry`):
+All implementations have the same three functions, for one input and N kernels, each with its `Branch` (see
+`depthwise_geometry`):
 
     conv(x, kernels, branches)                      -> N outputs, [B, *out, C] each
     input_grad(kernels, grads, branches, extent)    -> gradient of x, [B, *extent, C]
     weight_grad(x, grads, branches)                 -> N kernel gradients, [Kh, Kw, C] each
 
-Kernels are [Kh, Kw, C]; the naive form alone takes strides and [Kh, Kw, C * M]. Equal subexpressions (the transform of
-x in conv and weight_grad, of the output gradients in both gradients) are written alike, so that XLA computes them once
-within one program. Arrays are computed in the dtype that they come in.
+Kernels are [Kh, Kw, C]; the naive implementation alone takes strides and [Kh, Kw, C * M]. Equal subexpressions (the
+transform of x in conv and weight_grad, of the output gradients in both gradients) are written alike, so that XLA
+computes them once within one program. Arrays are computed in the dtype that they come in.
 """
 
 import jax
@@ -52,4 +53,4 @@ def _lax_weight_grad(x, grads, branches):
 
 NAIVE = Form(_lax_conv, _lax_input_grad, _lax_weight_grad)
 SHIFT = Form(depthwise_shift.conv, depthwise_shift.input_grad, depthwise_shift.weight_grad)
-FORMS = {"naive": NAIVE, "shift": SHIFT, "toeplitz": depthwise_toeplitz.FORM, "dft": depthwise_dft.FORM}
+IMPLEMENTATIONS = {"naive": NAIVE, "shift": SHIFT, "toeplitz": depthwise_toeplitz.FORM, "dft": depthwise_dft.FORM}

@@ -1,8 +1,8 @@
-"""The forms of the grouped matrix product: a masked loop over the groups, `lax.ragged_dot`, and blocks of rows for a
-CPU.
+"""The implementations of the grouped matrix product: a masked loop over the groups, `lax.ragged_dot`, and blocks of
+rows for a CPU.
 
-Each form has two functions, for rows x [T, K] sorted by group, weights [E, K, N] and group sizes [E] that sum to at
-most T:
+Each implementation has two functions, for rows x [T, K] sorted by group, weights [E, K, N] and group sizes [E] that sum
+to at most T:
 
     product(x, weights, sizes)           -> [T, N], zero in the rows beyond the sum
     gradients(x, weights, sizes, dy)     -> dx [T, K], zero there too, and dweights [E, K, N]
@@ -201,7 +201,7 @@ def _blocks_gradients(x, weights, sizes, dy):
     return _over_blocks(_cut(sizes, x.shape[0]), x.shape[0], step, zeros)
 
 
-FORMS = {
+IMPLEMENTATIONS = {
     "naive": Form(naive, _naive_gradients),
     "ragged": Form(_ragged, _ragged_gradients),
     "blocks": Form(_blocks, _blocks_gradients),

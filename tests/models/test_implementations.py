@@ -1,4 +1,5 @@
-"""The config field `form`: every op of a model takes what it asks, and what it asks wrongly is told in one line."""
+"""The config field `implementation`: every op of a model takes what it asks, and what it asks wrongly is told in one
+line."""
 
 import functools
 
@@ -8,7 +9,7 @@ import pytest
 
 from research.errors import UserError
 from research.models import registry
-from research.models.forms import on_cpu
+from research.models.implementations import on_cpu
 from research.modules.state import apply, initialize
 from research.ops import dispatch
 from tests.models.twins import fast_jit
@@ -38,11 +39,11 @@ CASES = [
 
 
 @pytest.mark.slow_unless("vit_tiny_patch16_224--softmax_attention=chunked")
-@pytest.mark.parametrize("name, fields, form", CASES, ids=lambda x: x if isinstance(x, str) else "")
-def test_one_field_changes_the_form_and_not_the_function(name, fields, form):
+@pytest.mark.parametrize("name, fields, implementation", CASES, ids=lambda x: x if isinstance(x, str) else "")
+def test_one_field_changes_the_form_and_not_the_function(name, fields, implementation):
     outputs, programs = [], []
-    for choice in ("auto", form):
-        config = registry.model_config(name, form=choice, **fields)
+    for choice in ("auto", implementation):
+        config = registry.model_config(name, implementation=choice, **fields)
         params, stats = fast_jit(functools.partial(initialize, config))(jax.random.key(0))
         images = np.random.default_rng(0).normal(size=(2, *config.input_shape())).astype(np.float32)
         run = fast_jit(lambda p, s, x, config=config: apply(config, p, s, x, mode="eval")[0])
@@ -53,7 +54,7 @@ def test_one_field_changes_the_form_and_not_the_function(name, fields, form):
 
 
 @pytest.mark.parametrize(
-    "form, expected",
+    "implementation, expected",
     [
         ("auto", "cpu"),
         ("naive", "naive"),
@@ -61,15 +62,19 @@ def test_one_field_changes_the_form_and_not_the_function(name, fields, form):
         ("depthwise_conv2d=dft, naive", "depthwise_conv2d=dft, naive"),
     ],
 )
-def test_what_is_left_open_is_chosen_for_a_cpu(form, expected):
-    assert on_cpu(form) == expected
-    assert dispatch.resolve(on_cpu(form), "depthwise_conv2d", ("naive", "dft")) != "auto"
+def test_what_is_left_open_is_chosen_for_a_cpu(implementation, expected):
+    assert on_cpu(implementation) == expected
+    assert dispatch.resolve(on_cpu(implementation), "depthwise_conv2d", ("naive", "dft")) != "auto"
 
 
 @pytest.mark.parametrize(
-    "name, form, message",
+    "name, implementation, message",
     [
-        ("unireplknet_a", "fast", "unireplknet: depthwise_conv2d: form is 'fast'; expected one of auto, cpu, naive"),
+        (
+            "unireplknet_a",
+            "fast",
+            "unireplknet: depthwise_conv2d: implementation is 'fast'; expected one of auto, cpu, naive",
+        ),
         (
             "unireplknet_a",
             "softmax_attention=naive",
@@ -78,10 +83,10 @@ def test_what_is_left_open_is_chosen_for_a_cpu(form, expected):
         (
             "vit_tiny_patch16_224",
             "dft",
-            "vit: softmax_attention: form is 'dft'; expected one of auto, cpu, naive, fused, chunked",
+            "vit: softmax_attention: implementation is 'dft'; expected one of auto, cpu, naive, fused, chunked",
         ),
     ],
 )
-def test_a_wrong_form_is_told_when_the_config_is_made(name, form, message):
+def test_a_wrong_form_is_told_when_the_config_is_made(name, implementation, message):
     with pytest.raises(UserError, match=message):
-        registry.model_config(name, form=form)
+        registry.model_config(name, implementation=implementation)
