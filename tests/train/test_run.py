@@ -18,6 +18,7 @@ from research.train import initial, loop
 from research.train.extraction import Trained
 from research.train.manifests import MANIFEST
 from research.train.methods import make_methods
+from research.train.sections import RunConfig
 from tests.train.reporter import Lines
 
 
@@ -223,7 +224,7 @@ def test_importance_sorting_starts_from_a_run_and_keeps_its_function(whole, tmp_
     _, _, stats = source.model("full")
     config = tiny(train__init_from=str(reference), nested__sort_importance=True, train__duration=1, optim__warmup=0)
     run = loop.Run(config, str(tmp_path / "sorted"), Lines())
-    state = run.learner.programs.state_from(*initial.arrays(run.learner.setup, config, print))
+    state = run.learner.programs.state_from(*initial.arrays(run.learner.setup, run.config, print))
     image = next(iter(source.evaluator.batches("test")))["image"]
     before = apply(source.setup.space.full, source.weights.params, stats, image)[0]
     after = apply(source.setup.space.full, state.params, state.stats, image)[0]
@@ -294,7 +295,7 @@ def test_an_update_trains_what_its_method_draws(scheme, tmp_path):
     loop.train(config, str(tmp_path / scheme), Lines())
     rows = [json.loads(line) for line in (tmp_path / scheme / "metrics.jsonl").read_text().splitlines()]
     trained = [{key for key in row if key.startswith("loss/")} for row in rows if "loss" in row]
-    drawn = [make_methods(config).draws(["full", "s"], 0, step) for step in range(4)]
+    drawn = [make_methods(RunConfig.of(config)).draws(["full", "s"], 0, step) for step in range(4)]
     assert trained == [{f"loss/{draw.name}" for draw in draws} for draws in drawn]
 
 

@@ -8,7 +8,8 @@ fills them in, `shrink` scales the filled ones. A mixer is called as
     y, state = mixer.step(x, call, state) x [B, D]; one token
     state    = mixer.init_state(batch, capacity, dtype)
 
-Both forms, `mixer` and `step`, compute the same numbers; a state is a dictionary of arrays whose first axis is the batch.
+Both forms, `mixer` and `step`, compute the same numbers; a state is a dictionary of arrays whose first axis is the
+batch.
 """
 
 from dataclasses import dataclass
