@@ -103,7 +103,7 @@ def test_the_bare_step_runs_the_programs_of_the_loop():
 
 def test_the_second_order_gradient_is_that_of_differentiating_twice():
     """Finite differences against the exact derivative of L_held(w - rate dL_train/dw, alpha), over reference ops."""
-    learner = learner_of("tests/methods/tiny.py:darts", model__form="naive")
+    learner = learner_of("tests/methods/tiny.py:darts", model__implementation="naive")
     programs, state = learner.programs, learner.initial(print)
     batches = {
         k: {n: jnp.asarray(v) for n, v in b.items() if n != "index"} for k, b in next(learner.batches(0)).items()

@@ -32,6 +32,7 @@ POINTS = {
     "hybrid_small": {"width": 0.5, "depth": 0.5, "ffn": 0.5, "state": 0.5, "heads": 1},
     "domain_encoder_small": {"width": 0.5, "depth": 1, "ffn": 0.5, "heads": 1},
     "gla_small": {"width": 0.5, "depth": 0.5, "ffn": 0.5, "heads": 1},
+    "customised": {"width": 0.5, "rank": 0.5},
 }
 """One sub-network per kind of network, cut in every dimension that it has."""
 
