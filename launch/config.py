@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from research.errors import UserError
+from research.errors import UserError, near_names
 from research.files import user_path
 from research.optim.section import left_over
 from research.train.config import check, refuse_moved, resolved
@@ -152,7 +152,7 @@ def _as_old(text: str, old: Any, where: str, free: bool) -> Any:
 
 def _unknown(where: str, name: str, node: Any) -> None:
     keys = list(node)
-    near = difflib.get_close_matches(name, keys, n=3, cutoff=0.4) or keys
+    near = near_names(name, keys)
     raise UserError(f"unknown config field {where}.{name}; near: {', '.join(f'{where}.{n}' for n in near)}")
 
 

@@ -5,13 +5,12 @@ by, every value judged by its annotation and its rule. Without JAX: recipes are 
 """
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from research.errors import UserError
+from research.errors import UserError, near_names
 from research.values import ANYTHING, Rule, fit
 
 
@@ -151,7 +150,7 @@ def check_names(given: Collection[str], known: Collection[str], prefix: str) -> 
     """Raises UserError for a name that is not known, with the near ones, or for one that is missing."""
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or sorted(known)
+            near = near_names(name, known)
             group = "".join(f"{part}." for part in prefix.split(".")[1:])
             raise UserError(f"unknown config field {group + name!r}; near: {', '.join(group + n for n in near)}")
     if missing := sorted(name for name in known if name not in given):

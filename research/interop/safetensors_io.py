@@ -2,7 +2,6 @@
 needed."""
 
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -16,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from research.errors import UserError
+from research.errors import UserError, near_names
 from research.files import MODEL_FILES, check_regular, printable, read_json, replace_file, whole_folder, write_text
 from research.interop.array_values import check_values
 from research.models.base import ModelConfig
@@ -174,7 +173,7 @@ def _build(cls: type, values: Mapping[str, Any], most_entry: int) -> Any:
     fields = {f.name for f in dataclasses.fields(cls) if f.init}
     for name in values:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4) or sorted(fields)
+            near = near_names(name, fields)
             raise UserError(f"{cls.__name__} has no field {printable(name)!r}; near: {', '.join(near)}")
     models = {n: config_from_json(v, most_entry) for n, v in values.items() if hints[n] is ModelConfig}
     nested = {n: dataclasses.is_dataclass(hints[n]) and isinstance(v, Mapping) for n, v in values.items()}

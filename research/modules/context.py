@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from research.modules.mesh import CONTEXT_AXIS, own_rows, own_size
+from research.modules.mesh import CONTEXT_AXIS, batch_axes_of, own_size
 from research.modules.mixers.base import Call, Gathers
 from research.modules.state import merge, split
 
@@ -32,7 +32,7 @@ def mix(mixer: Any, x: Float[Array, "B T D"], call: Call, carries: bool) -> Floa
     Without a mesh, where neither rows nor tokens divide over it, or where the mixer keeps statistics of all tokens, it
     sees whole sequences.
     """
-    batch, devices = own_rows(x), own_size(CONTEXT_AXIS)
+    batch, devices = batch_axes_of(x), own_size(CONTEXT_AXIS)
     cut = devices > 1 and x.shape[1] % devices == 0 and carries
     graphdef, params, stats, _ = split(mixer)
     if stats or not (batch or cut):
@@ -45,7 +45,7 @@ def mix(mixer: Any, x: Float[Array, "B T D"], call: Call, carries: bool) -> Floa
         if not cut:
             return own(x, here, None)[0]
         here = replace(here, position=lax.axis_index(CONTEXT_AXIS) * x.shape[1])
-        return own.gathered(x, here, CONTEXT_AXIS) if isinstance(own, Gathers) else _handed_on(own, x, here, devices)
+        return own.gathered(x, here, CONTEXT_AXIS) if isinstance(own, Gathers) else _passed_on(own, x, here, devices)
 
     run = jax.shard_map(
         own_part,
@@ -57,7 +57,7 @@ def mix(mixer: Any, x: Float[Array, "B T D"], call: Call, carries: bool) -> Floa
     return run(*operands)
 
 
-def _handed_on(mixer: Any, x: Float[Array, "B T D"], call: Call, devices: int) -> Float[Array, "B T D"]:
+def _passed_on(mixer: Any, x: Float[Array, "B T D"], call: Call, devices: int) -> Float[Array, "B T D"]:
     """The pipeline: at step t device i works on part t - i, with the state that device i - 1 had after that part.
 
     A row whose sequence shard begins another document than the one before ended with starts afresh.

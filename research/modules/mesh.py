@@ -46,7 +46,7 @@ def laid_out(x: Any, *spec: Any) -> Any:
 def by_rows(x: Any) -> Any:
     """Returns x with its first axis over the batch axes of the mesh, which a parameter that was put beside it may have
     changed."""
-    names = own_rows(x)
+    names = batch_axes_of(x)
     return laid_out(x, names, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)) if names else x
 
 
@@ -73,9 +73,9 @@ def input_of(kernel: Any, x: Any) -> Any:
     return laid_out(x, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1), None)
 
 
-def own_rows(*arrays: Any) -> tuple[str, ...]:
-    """Returns the mesh axes over which the first axis of these arrays is cut; none without a mesh, or where it does not
-    divide."""
+def batch_axes_of(*arrays: Any) -> tuple[str, ...]:
+    """Returns the mesh axes over which the first axis of these arrays is sharded; none without a mesh, or where it
+    does not divide."""
     sizes = own_sizes(BATCH_AXES)
     devices = math.prod(sizes.values())
     divides = all(array.shape[0] % devices == 0 for array in jax.tree.leaves(arrays))
@@ -97,7 +97,7 @@ def on_local_shard(function: Callable[..., Any], rows: Any, whole: Any = (), res
     Returns:
       What the function returns, of all rows.
     """
-    names = own_rows(rows)
+    names = batch_axes_of(rows)
     if not names:
         return function(rows, whole, ())
     run = jax.shard_map(
@@ -113,7 +113,7 @@ def on_local_shard(function: Callable[..., Any], rows: Any, whole: Any = (), res
 def module_on_local_shard(module: Any, x: Any) -> Any:
     """Returns `module(x)`, each device on its local shard of the batch; for modules whose rows have nothing to do with
     each other and that keep no statistics."""
-    if not own_rows(x):
+    if not batch_axes_of(x):
         return module(x)
     graphdef, params, _, _ = split(module)
     return on_local_shard(lambda x, params, _: merge(graphdef, params, {})(x), x, params)
@@ -134,7 +134,7 @@ def on_local_tokens(function: Callable[..., Any], tokens: tuple[Any, ...], exper
       What the function returns, of all tokens. Without a mesh, or where the tokens do not divide, the function sees all
       of both.
     """
-    names = own_rows(tokens)
+    names = batch_axes_of(tokens)
     if not names:
         return function(tokens, experts, None)
     axis = EXPERT_AXIS if EXPERT_AXIS in names else None

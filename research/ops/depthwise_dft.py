@@ -158,4 +158,6 @@ def _weight_grad(x, grads, branches):
     return geometry.unwindow(d_windows, branches, plan.window)
 
 
-FORM = depthwise_tiles.tiled(depthwise_tiles.Form(_conv, _input_grad, _weight_grad), tile_1d=64, tile_2d=128)
+IMPLEMENTATION = depthwise_tiles.tiled(
+    depthwise_tiles.Implementation(_conv, _input_grad, _weight_grad), tile_1d=64, tile_2d=128
+)

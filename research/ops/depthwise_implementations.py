@@ -16,7 +16,7 @@ import jax
 from jax import lax
 
 from research.ops import depthwise_dft, depthwise_shift, depthwise_toeplitz
-from research.ops.depthwise_tiles import Form
+from research.ops.depthwise_tiles import Implementation
 
 
 def _lax_conv_single(x, kernel, branch):
@@ -51,6 +51,11 @@ def _lax_weight_grad(x, grads, branches):
     return tuple(map(single, grads, branches))
 
 
-NAIVE = Form(_lax_conv, _lax_input_grad, _lax_weight_grad)
-SHIFT = Form(depthwise_shift.conv, depthwise_shift.input_grad, depthwise_shift.weight_grad)
-IMPLEMENTATIONS = {"naive": NAIVE, "shift": SHIFT, "toeplitz": depthwise_toeplitz.FORM, "dft": depthwise_dft.FORM}
+NAIVE = Implementation(_lax_conv, _lax_input_grad, _lax_weight_grad)
+SHIFT = Implementation(depthwise_shift.conv, depthwise_shift.input_grad, depthwise_shift.weight_grad)
+IMPLEMENTATIONS = {
+    "naive": NAIVE,
+    "shift": SHIFT,
+    "toeplitz": depthwise_toeplitz.IMPLEMENTATION,
+    "dft": depthwise_dft.IMPLEMENTATION,
+}

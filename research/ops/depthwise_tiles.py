@@ -61,7 +61,7 @@ def _join(tiles, counts, out):
     return y.reshape(-1, counts[0] * rows, counts[1] * columns, channels)[:, : out[0], : out[1]]
 
 
-class Form(NamedTuple):
+class Implementation(NamedTuple):
     """One way to compute depthwise convolutions and their gradients, with the signatures that
     `depthwise_implementations` gives."""
 
@@ -70,7 +70,7 @@ class Form(NamedTuple):
     weight_grad: Callable
 
 
-def tiled(implementation: Form, *, tile_1d: int, tile_2d: int) -> Form:
+def tiled(implementation: Implementation, *, tile_1d: int, tile_2d: int) -> Implementation:
     """The implementation over tiles of at most so many outputs a side, in sequences and in maps; shorter ones stay
     whole."""
 
@@ -105,4 +105,4 @@ def tiled(implementation: Form, *, tile_1d: int, tile_2d: int) -> Form:
         d_dense = implementation.weight_grad(x_tiles, g_tiles, [branch] * len(grads))
         return geometry.unwindow(jnp.stack(d_dense), branches, window)
 
-    return Form(conv, input_grad, weight_grad)
+    return Implementation(conv, input_grad, weight_grad)

@@ -111,4 +111,6 @@ def _weight_grad(x, grads, branches):
     return geometry.unwindow(transpose(d_matrices)[0], branches, window)
 
 
-FORM = depthwise_tiles.tiled(depthwise_tiles.Form(_conv, _input_grad, _weight_grad), tile_1d=32, tile_2d=14)
+IMPLEMENTATION = depthwise_tiles.tiled(
+    depthwise_tiles.Implementation(_conv, _input_grad, _weight_grad), tile_1d=32, tile_2d=14
+)

@@ -24,7 +24,7 @@ from research.ops import precision
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
-class Form(NamedTuple):
+class Implementation(NamedTuple):
     """One way to compute a grouped matrix product and its two gradients."""
 
     product: Callable[..., Array]
@@ -202,7 +202,7 @@ def _blocks_gradients(x, weights, sizes, dy):
 
 
 IMPLEMENTATIONS = {
-    "naive": Form(naive, _naive_gradients),
-    "ragged": Form(_ragged, _ragged_gradients),
-    "blocks": Form(_blocks, _blocks_gradients),
+    "naive": Implementation(naive, _naive_gradients),
+    "ragged": Implementation(_ragged, _ragged_gradients),
+    "blocks": Implementation(_blocks, _blocks_gradients),
 }

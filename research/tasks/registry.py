@@ -2,12 +2,11 @@
 asked for."""
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from research.errors import UserError
+from research.errors import UserError, near_names
 from research.plugins import import_all
 from research.tasks.base import Task
 from research.tasks.section import TaskSection
@@ -55,7 +54,7 @@ def find(name: str, examples: str, data: str) -> type[Task]:
             raise UserError(f"no task takes examples of {examples!r}, which data set {data} gives; set task.name")
         return fitting[0]
     if name not in tasks:
-        near = difflib.get_close_matches(name, tasks, n=3, cutoff=0.4) or sorted(tasks)
+        near = near_names(name, tasks)
         raise UserError(f"unknown task.name={name!r}; near: {', '.join(near)} (one's own: --plugin=FILE)")
     if tasks[name].takes and examples not in tasks[name].takes:
         fits = [other for other, task in tasks.items() if examples in task.takes]
@@ -77,7 +76,7 @@ def from_options(task: type[Task], section: TaskSection, **given: Any) -> Task:
     kinds, values = typing.get_type_hints(task, include_extras=True), dict(given)
     for name, value in section.options.items():
         if name not in fields or name in given:
-            near = difflib.get_close_matches(name, fields, n=3, cutoff=0.4) or sorted(fields)
+            near = near_names(name, fields)
             raise UserError(f"task.options.{name} is unknown to {task.name}; near: {', '.join(near)}")
         rule = not_negative(fields[name].default, kinds[name])
         values[name] = fit(value, kinds[name], f"task.options.{name}", rule)

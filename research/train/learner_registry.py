@@ -2,13 +2,12 @@
 here, all of `research/control/`, and those of a user's own file (`--plugin=FILE`)."""
 
 import dataclasses
-import difflib
 import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from research.errors import UserError
+from research.errors import UserError, near_names
 from research.plugins import import_all
 from research.train.learner import Learner, Make
 from research.train.sections import LearnerSection, RunConfig
@@ -95,7 +94,7 @@ def find(name: str) -> Entry:
       UserError: no learner has this name.
     """
     if name not in (learners := known()):
-        near = difflib.get_close_matches(name, learners, n=3, cutoff=0.4) or list(learners)
+        near = near_names(name, learners)
         raise UserError(f"learner.name: unknown learner {name!r}; near: {', '.join(near)} (all: {', '.join(learners)})")
     return learners[name]
 
@@ -111,7 +110,7 @@ def options_of(section: LearnerSection) -> Any:
     fields = {field.name for field in dataclasses.fields(takes)}
     for option in given:
         if option not in fields:
-            near = difflib.get_close_matches(option, sorted(fields), n=3, cutoff=0.4) or sorted(fields)
+            near = near_names(option, fields)
             raise UserError(f"learner.options.{option} is unknown to {name}; near: {', '.join(near) or 'it has none'}")
     return takes(**fit_options(given, takes, "learner.options."))
 

@@ -2,12 +2,11 @@
 first asked for."""
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from research.errors import UserError
+from research.errors import UserError, near_names
 from research.plugins import import_all
 from research.train.method import Method
 from research.values import fit, not_negative
@@ -45,7 +44,7 @@ def find(name: str, where: str = "methods") -> type[Method]:
     """
     methods = known()
     if name not in methods:
-        near = difflib.get_close_matches(name, methods, n=3, cutoff=0.4) or list(methods)
+        near = near_names(name, methods)
         raise UserError(
             f"{where}: unknown method {name!r}; near: {', '.join(near)} (all: {', '.join(methods)}; one's own: "
             "--plugin=FILE)"
@@ -65,7 +64,7 @@ def make(name: str, options: Mapping[str, Any]) -> Method:
     values = {}
     for option, value in options.items():
         if option not in fields:
-            near = difflib.get_close_matches(option, fields, n=3, cutoff=0.4) or sorted(fields)
+            near = near_names(option, fields)
             raise UserError(f"method.{name}.{option} is unknown; near: {', '.join(near) or 'it has no options'}")
         rule = not_negative(fields[option].default, kinds[option])
         values[option] = fit(value, kinds[option], f"method.{name}.{option}", rule)

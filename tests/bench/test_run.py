@@ -52,7 +52,7 @@ def test_a_measurement_hangs_together(quick):
     assert rows[0]["of_ours"] == 1 and rows[1]["of_ours"] == pytest.approx(rows[1]["median_ms"] / rows[0]["median_ms"])
 
 
-def test_forms_and_peers_come_in_on_demand(quick):
+def test_implementations_and_peers_come_in_on_demand(quick):
     rows = run.measure(product(BOTH), RATES, implementations=True, peers=["torch"])
     assert [row["contender"] for row in rows] == ["ours", "naive", "implementation twice", "torch", "torch slow"]
     peer = rows[3]

@@ -40,7 +40,7 @@ CASES = [
 
 @pytest.mark.slow_unless("vit_tiny_patch16_224--softmax_attention=chunked")
 @pytest.mark.parametrize("name, fields, implementation", CASES, ids=lambda x: x if isinstance(x, str) else "")
-def test_one_field_changes_the_form_and_not_the_function(name, fields, implementation):
+def test_one_field_changes_the_implementation_and_not_the_function(name, fields, implementation):
     outputs, programs = [], []
     for choice in ("auto", implementation):
         config = registry.model_config(name, implementation=choice, **fields)
@@ -87,6 +87,6 @@ def test_what_is_left_open_is_chosen_for_a_cpu(implementation, expected):
         ),
     ],
 )
-def test_a_wrong_form_is_told_when_the_config_is_made(name, implementation, message):
+def test_a_wrong_implementation_is_told_when_the_config_is_made(name, implementation, message):
     with pytest.raises(UserError, match=message):
         registry.model_config(name, implementation=implementation)

@@ -141,7 +141,7 @@ def test_every_token_counts_for_the_class_token():
 
 
 @pytest.mark.slow
-def test_naive_form_agrees_in_outputs_and_gradients():
+def test_naive_implementation_agrees_in_outputs_and_gradients():
     params, _ = random_arrays(CONFIG)
     x = images(CONFIG)
     results = []

@@ -161,7 +161,7 @@ def test_mixer_agrees_with_numpy_on_a_map_that_is_not_square():
 
 
 @pytest.mark.slow
-def test_naive_form_agrees_in_outputs_and_gradients():
+def test_naive_implementation_agrees_in_outputs_and_gradients():
     config = dataclasses.replace(
         CONFIG,
         stem_strides=(2, 1),

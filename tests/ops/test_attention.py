@@ -84,14 +84,14 @@ CASES = [
 )
 @pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_forms_agree_with_naive_in_outputs_and_gradients(case, implementation):
+def test_implementations_agree_with_naive_in_outputs_and_gradients(case, implementation):
     operands = _operands(*case[:-1])
     expected = _outputs_and_grads(*operands, causal=case[-1], implementation="naive")
     agree(_outputs_and_grads(*operands, causal=case[-1], implementation=implementation), expected, 1e-5)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_forms_are_the_definition_with_every_mask_at_once(implementation):
+def test_implementations_are_the_definition_with_every_mask_at_once(implementation):
     query, key, value, _ = _operands((2,), 67, 67, 4, 2, 8, 5)
     rng = np.random.default_rng(9)
     mask, segments = rng.random((2, 1, 67, 67)) > 0.3, np.sort(rng.integers(0, 4, (2, 67)), -1)

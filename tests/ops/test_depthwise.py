@@ -89,14 +89,14 @@ def test_naive_is_the_definition(shape, size, dilation):
 )
 @pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape, size, dilation", CASES)
-def test_forms_agree_with_naive(shape, size, dilation, implementation):
+def test_implementations_agree_with_naive(shape, size, dilation, implementation):
     operands = _operands(shape, [size])
     expected = _outputs_and_grads(*operands, (dilation,), "naive")
     agree(_outputs_and_grads(*operands, (dilation,), implementation), expected, 1e-5)
 
 
 @pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
-def test_forms_agree_in_float64(implementation):
+def test_implementations_agree_in_float64(implementation):
     with jax.enable_x64(True):
         for shape, size, dilation in CASES[:3]:
             operands = _operands(shape, [size], np.float64)

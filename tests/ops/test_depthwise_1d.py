@@ -97,7 +97,7 @@ def test_naive_is_the_definition(shape, taps, options):
 )
 @pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape, taps, options", CASES)
-def test_forms_agree_with_naive(shape, taps, options, implementation):
+def test_implementations_agree_with_naive(shape, taps, options, implementation):
     x, kernel = draw(shape, 0), draw((taps, shape[-1]), 1)
     g = _grad_of(x, taps, options)
     agree(_jitted(implementation, options)(x, kernel, g), _jitted("naive", options)(x, kernel, g), 1e-5)
@@ -136,7 +136,7 @@ def test_any_shape_agrees_with_the_definition(time, taps, stride, dilation, padd
 
 
 @pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
-def test_forms_agree_in_float64(implementation):
+def test_implementations_agree_in_float64(implementation):
     with jax.enable_x64(True):
         for shape, taps, options in (((2, 63, 2), 4, {}), ((1, 211, 2), 63, {"stride": 2})):
             x, kernel = draw(shape, 0, np.float64), draw((taps, shape[-1]), 1, np.float64)
@@ -281,7 +281,7 @@ def test_lowers_for_other_platforms_without_a_long_loop(platform, taps, segmente
     assert program.count("stablehlo.while") == (1 if segmented else 0)  # over the taps
 
 
-def test_forms_come_from_the_table(tmp_path, monkeypatch):
+def test_implementations_come_from_the_table(tmp_path, monkeypatch):
     rows = [
         f"depthwise_conv1d,{direction},pixels=32 taps=4,{implementation}"
         for direction, implementation in (("forward", "dft"), ("input_grad", "naive"))

@@ -72,7 +72,7 @@ def _jitted(implementation, options):
 
 
 @pytest.mark.parametrize("shape, size, multiplier, options", CASES)
-def test_forms_agree_with_naive_and_naive_with_the_definition(shape, size, multiplier, options):
+def test_implementations_agree_with_naive_and_naive_with_the_definition(shape, size, multiplier, options):
     x, kernel = draw(shape, 0), _kernel(size, shape[-1], multiplier)
     y = _direct(x, kernel.reshape(*size, shape[-1], multiplier), **_pairs(options)).astype(np.float32)
     g = draw(y.shape, 2)

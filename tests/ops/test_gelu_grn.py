@@ -30,7 +30,7 @@ def gradients(fn, x, scale, bias):
 @pytest.mark.parametrize(
     "shape", [pytest.param((2, 7, 7, 12), marks=pytest.mark.slow), (1, 1, 1, 3), (3, 13, 5), (2, 3)], ids=str
 )
-def test_the_fast_form_is_the_naive_one_in_outputs_and_gradients(shape):
+def test_the_fast_implementation_is_the_naive_one_in_outputs_and_gradients(shape):
     args = draw(shape)
     np.testing.assert_allclose(gelu_grn(*args, EPS), gelu_grn_naive(*args, EPS), atol=1e-5)
     for fast, naive in zip(gradients(gelu_grn, *args), gradients(gelu_grn_naive, *args), strict=True):

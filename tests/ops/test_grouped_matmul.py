@@ -65,7 +65,7 @@ def _definition(x, weights, sizes, dy):
 )
 @pytest.mark.parametrize("implementation", ("naive", *FAST_IMPLEMENTATIONS))
 @pytest.mark.parametrize("widths, sizes", CASES)
-def test_forms_are_the_definition(widths, sizes, implementation):
+def test_implementations_are_the_definition(widths, sizes, implementation):
     operands = _operands(widths, sizes)
     actual = _output_and_grads(*operands, implementation)
     assert {array.dtype for array in actual} == {jnp.dtype(jnp.float32)}
@@ -75,7 +75,7 @@ def test_forms_are_the_definition(widths, sizes, implementation):
 
 @pytest.mark.slow_unless("ragged")
 @pytest.mark.parametrize("implementation", ("auto", "naive", "blocks", "ragged"))
-def test_forms_agree_in_float64(implementation):
+def test_implementations_agree_in_float64(implementation):
     with jax.enable_x64(True):
         for widths, sizes in CASES[2:4]:
             operands = _operands(widths, sizes, np.float64)

@@ -58,7 +58,7 @@ SHAPES = [
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("shape, decay_shape", SHAPES)
 @pytest.mark.parametrize("implementation", FAST)
-def test_forms_agree_with_naive_and_the_definition(implementation, shape, decay_shape, reverse):
+def test_implementations_agree_with_naive_and_the_definition(implementation, shape, decay_shape, reverse):
     args = operands(shape, decay_shape)
     run = lambda implementation: functools.partial(linear_recurrence, reverse=reverse, implementation=implementation)
     actual = outputs_and_grads(run(implementation), *args)
@@ -144,7 +144,7 @@ def test_stable_at_length_16384_where_products_of_decays_underflow(implementatio
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(actual))
 
 
-def test_auto_equals_the_forms_and_lowers_for_accelerators_without_a_loop():
+def test_auto_equals_the_implementations_and_lowers_for_accelerators_without_a_loop():
     args = operands((2, 300, 3))
     assert_agree(linear_recurrence(*args), loop(*args), 1e-5)
     assert "stablehlo.while" not in assert_lowers_everywhere(lambda *a: linear_recurrence(*a), *args)

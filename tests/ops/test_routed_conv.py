@@ -49,7 +49,7 @@ def test_naive_is_the_convolution_with_the_kernel_of_each_image_s_expert():
 @pytest.mark.parametrize(
     "shape", [{}, {"window": 1}, {"experts": 1}, {"side": (2, 2), "batch": 5, "experts": 4}], ids=str
 )
-def test_forms_agree_with_the_naive_one_in_outputs_and_gradients(implementation, shape):
+def test_implementations_agree_with_the_naive_one_in_outputs_and_gradients(implementation, shape):
     x, kernel, chosen = draw(**shape)
     for stride in (1, 2):
         y = routed_conv(x, kernel, chosen, stride=stride, implementation="naive")

@@ -79,7 +79,7 @@ def _definition(query, key, value, centroids, window, causal):
 @pytest.mark.parametrize("implementation", routing.IMPLEMENTATIONS)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
-def test_forms_are_the_definition(causal, shared, implementation):
+def test_implementations_are_the_definition(causal, shared, implementation):
     query, key, value, _, centroids = arrays = _operands(31, 4, batch=())
     expected = _definition(query, query if shared else key, value, centroids, 7, causal).astype(np.float32)
     agree(_output(*arrays, shared=shared, window=7, causal=causal, implementation=implementation), expected, 1e-5)

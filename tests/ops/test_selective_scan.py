@@ -77,7 +77,7 @@ def test_reference_values(implementation):
 )
 @pytest.mark.parametrize("implementation", FAST)
 @pytest.mark.parametrize("shape", [(2, 63, 5, 3), (1, 1, 4, 2), (3, 131, 1, 1), (1, 67, 6, 4), (2, 300, 3, 2)])
-def test_forms_agree_with_naive_in_outputs_and_gradients(shape, implementation):
+def test_implementations_agree_with_naive_in_outputs_and_gradients(shape, implementation):
     args = operands(*shape)
     expected = outputs_and_grads(functools.partial(scan, "naive"), *args)
     assert_agree(outputs_and_grads(functools.partial(scan, implementation), *args), expected, 1e-5)

@@ -82,7 +82,7 @@ CASES = [
 )
 @pytest.mark.parametrize("implementation", FAST_IMPLEMENTATIONS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_forms_agree_with_naive_in_outputs_and_gradients(case, implementation):
+def test_implementations_agree_with_naive_in_outputs_and_gradients(case, implementation):
     length, window, causal, packed = case
     arrays = _operands(length) + ((_packed(length),) if packed else ())
     expected = _outputs_and_grads(
@@ -101,7 +101,7 @@ def test_forms_agree_with_naive_in_outputs_and_gradients(case, implementation):
 @pytest.mark.parametrize(
     "length, block, packed", [(1, 3, False), (67, 5, True), (67, 100, False), (130, 64, True), (197, 13, False)]
 )
-def test_block_local_forms_agree_with_naive(length, block, packed, implementation):
+def test_block_local_implementations_agree_with_naive(length, block, packed, implementation):
     arrays = _operands(length) + ((_packed(length),) if packed else ())
     expected = _outputs_and_grads(block_local_attention, *arrays, block=block, implementation="naive")
     agree(

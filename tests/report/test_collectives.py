@@ -99,6 +99,6 @@ def test_groups_by_the_axes_of_a_mesh(text, groups):
     )
 
 
-def test_groups_of_an_unknown_form_are_not_taken_for_all():
+def test_groups_of_an_unknown_implementation_are_not_taken_for_all():
     with pytest.raises(ValueError, match="unknown implementation"):
         _groups("%g = f32[8] all-gather(%x), replica_groups=torus(3), dimensions={0}")

@@ -33,7 +33,7 @@ def test_kl_is_finite_in_value_and_gradients_at_a_gap_that_underflows(gap):
     np.testing.assert_allclose(grads[1], [[-1, 1]], atol=1e-6)
 
 
-def test_the_form_with_probabilities_is_what_is_not_finite():
+def test_the_implementation_with_probabilities_is_what_is_not_finite():
     """The known NaN: d(t log t) at a probability of 0."""
     bad = lambda z: (jax.nn.softmax(z) * jnp.log(jax.nn.softmax(z))).sum()
     assert np.isnan(jax.grad(bad)(jnp.asarray([1000.0, 0.0]))).any()

@@ -11,7 +11,7 @@ from tests.ops.compare import assert_agree, draw
 
 
 @pytest.mark.parametrize("length", [1, 5])
-def test_all_forms_compute_the_same(length):
+def test_all_implementations_compute_the_same(length):
     check_forms(Activator(), 16, length, naive=False)
 
 

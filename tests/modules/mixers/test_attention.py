@@ -22,7 +22,7 @@ NORMED = replace(GROUPED, qk_norm=True, qk_norm_eps=0.1)
 
 
 @pytest.mark.parametrize("length", [1, pytest.param(65, marks=pytest.mark.slow)])
-def test_all_forms_compute_the_same(length):
+def test_all_implementations_compute_the_same(length):
     check_forms(NORMED if length == 65 else GROUPED, 16, length, naive=length == 65)
 
 

@@ -50,7 +50,7 @@ def twin(spec, w, x):
 
 
 @pytest.mark.parametrize("name", ["deltanet with a gate", pytest.param("gated_deltanet", marks=pytest.mark.slow)])
-def test_forms_agree_and_follow_the_recurrence(name):
+def test_implementations_agree_and_follow_the_recurrence(name):
     w, x, y = check_recurrent(SPECS[name], 16, 5, gradients=name == "gated_deltanet")
     assert_agree(y, twin(SPECS[name], w, x), 1e-5)
 
@@ -66,7 +66,7 @@ def test_the_plain_delta_rule_follows_the_recurrence():
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 65, 128])
 @pytest.mark.parametrize("name", SPECS)
-def test_forms_agree_at_other_lengths(name, length):
+def test_implementations_agree_at_other_lengths(name, length):
     check_forms(SPECS[name], 16, length)
 
 

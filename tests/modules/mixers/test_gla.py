@@ -11,7 +11,7 @@ from tests.ops.compare import assert_agree
 
 
 @pytest.mark.slow
-def test_forms_agree_and_follow_the_recurrence():
+def test_implementations_agree_and_follow_the_recurrence():
     w, x, y = check_recurrent(GatedLinearAttention(num_heads=2, gate_low_rank_dim=3, gate_logit_normalizer=2.0), 16, 5)
     q, k, v = (heads(x, w[name]) for name in "qkv")
     decay = sigmoid(heads(x @ w["decay_down"], w["decay_up"]) + w["decay_bias"]) ** (1 / 2.0)
@@ -21,7 +21,7 @@ def test_forms_agree_and_follow_the_recurrence():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 65, 128])
-def test_forms_agree_at_other_lengths(length):
+def test_implementations_agree_at_other_lengths(length):
     check_forms(GatedLinearAttention(num_heads=2, gate_low_rank_dim=3), 16, length)
 
 

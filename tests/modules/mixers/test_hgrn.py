@@ -12,7 +12,7 @@ from tests.modules.mixers.recurrent import check_recurrent, check_slices, rms, s
 from tests.ops.compare import assert_agree
 
 
-def test_forms_agree_and_follow_the_recurrence():
+def test_implementations_agree_and_follow_the_recurrence():
     w, x, y = check_recurrent(HGRN(expand=1.5), 16, 9)
     bound = sigmoid(w["bound"])
     forget = bound + (1 - bound) * sigmoid(x @ w["forget"])
@@ -27,7 +27,7 @@ def test_forms_agree_and_follow_the_recurrence():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 65, 128])
-def test_forms_agree_at_other_lengths(length):
+def test_implementations_agree_at_other_lengths(length):
     check_forms(HGRN(), 16, length)
 
 

@@ -47,7 +47,7 @@ def kernel(name, w, q, k):
 
 @pytest.mark.slow_unless("performer relu")
 @pytest.mark.parametrize("name", SPECS)
-def test_forms_agree_and_are_the_quadratic_attention(name):
+def test_implementations_agree_and_are_the_quadratic_attention(name):
     w, x, y = check_recurrent(SPECS[name], 16, 9, gradients=name != "performer relu")
     q, k, v = (heads(x, w[key]) for key in "qkv")
     scores = np.tril(kernel(name, w, q, k))
@@ -65,7 +65,7 @@ def test_forms_agree_and_are_the_quadratic_attention(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 65, 128])
 @pytest.mark.parametrize("name", SPECS)
-def test_forms_agree_at_other_lengths(name, length):
+def test_implementations_agree_at_other_lengths(name, length):
     check_forms(SPECS[name], 16, length)
 
 

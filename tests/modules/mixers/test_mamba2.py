@@ -1,5 +1,5 @@
 """Mamba-2's mixer: its implementations against each other, its equations in numpy, published counts, initialisation,
-smaller selves."""
+sub-networks."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ SMALL = Mamba2(d_state=8, head_dim=4, ngroups=2)
 
 
 @pytest.mark.parametrize("length", [1, 3, pytest.param(65, marks=pytest.mark.slow)])
-def test_forms_agree(length):
+def test_implementations_agree(length):
     check_forms(SMALL, 8, length, naive=length == 65, packing=length == 65)
 
 

@@ -15,12 +15,12 @@ MIMO = Mamba3(d_state=8, head_dim=4, mimo_rank=2)
 
 
 @pytest.mark.parametrize("length", [1, pytest.param(65, marks=pytest.mark.slow)])
-def test_forms_agree(length):
+def test_implementations_agree(length):
     check_forms(SMALL, 8, length, naive=length == 65)
 
 
 @pytest.mark.slow
-def test_forms_with_several_inputs_and_outputs_agree():
+def test_implementations_with_several_inputs_and_outputs_agree():
     check_forms(MIMO, 8, 9, naive=False, packing=False)
 
 

@@ -20,7 +20,7 @@ def turned(x):
 
 
 @pytest.mark.slow
-def test_forms_agree_and_follow_the_recurrence():
+def test_implementations_agree_and_follow_the_recurrence():
     w, x, y = check_recurrent(Retention(num_heads=2), 16, 9)
     q, k, v = (heads(x, w[name]) for name in "qkv")
     decay = np.array([31 / 32, 63 / 64])[:, None]
@@ -32,7 +32,7 @@ def test_forms_agree_and_follow_the_recurrence():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 3, 65, 128])
-def test_forms_agree_at_other_lengths(length):
+def test_implementations_agree_at_other_lengths(length):
     check_forms(Retention(num_heads=2), 16, length)
 
 

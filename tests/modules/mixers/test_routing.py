@@ -20,7 +20,7 @@ SMALL = Routing(num_heads=3, num_local_heads=1, head_dim=6, num_clusters=3, wind
 
 
 @pytest.mark.slow
-def test_all_forms_compute_the_same_where_every_cluster_takes_all():
+def test_all_implementations_compute_the_same_where_every_cluster_takes_all():
     check_forms(Routing(num_heads=4, num_local_heads=2, num_clusters=2, window=128, local_window=5), 16, 21)
 
 

@@ -13,7 +13,7 @@ SPEC = Window(num_heads=4, num_kv_heads=2, window=5)
 
 
 @pytest.mark.slow
-def test_all_forms_compute_the_same():
+def test_all_implementations_compute_the_same():
     check_forms(SPEC, 16, 65)
 
 
