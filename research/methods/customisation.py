@@ -88,7 +88,7 @@ class Customisation(Method, Evaluation):
 
     def start(self, model: Any, key: Array, say: Callable[[str], None]) -> tuple[Arrays, Arrays]:
         del key
-        config, params, stats = load_source(self.source, say)
+        config, params, stats = load_source(self.name, self.source, say)
         wanted = abstract(model.backbone)
         for found, shapes in ((params, wanted.params), (stats, wanted.stats)):
             for name in sorted({*found, *shapes}):

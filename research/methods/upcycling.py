@@ -44,7 +44,7 @@ class Upcycling(Method):
         check_source(self.name, self.source, about)
 
     def start(self, model: Any, key: Array, say: Callable[[str], None]) -> tuple[Arrays, Arrays]:
-        dense, params, stats = load_source(self.source, say)
+        dense, params, stats = load_source(self.name, self.source, say)
         if dense.family != model.family:
             raise UserError(
                 f"method.upcycling.source={self.source} does not fit this model: its model is {dense.family}, not "

@@ -35,7 +35,10 @@ def _whole(setup: Setup, config: RunConfig, say: Callable[[str], None]) -> tuple
     from research.train.extraction import load_model
 
     source = config.train.init_from
-    given, params, stats = load_model(str(user_path(source)), "full", say)
+    try:
+        given, params, stats = load_model(str(user_path(source)), "full", say)
+    except UserError as error:
+        raise UserError(f"train.init_from={source}: {error}") from None
     full = abstract(setup.space.full)
     for name, shape in full.params.items():
         if name not in params or params[name].shape != shape.shape:

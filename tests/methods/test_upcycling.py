@@ -75,3 +75,19 @@ def test_fields_of_earlier_versions():
     moved = with_defaults({**config, "train": {**train, "upcycle": {"noise": 0.1, "reinit": 0.0}}})
     assert moved["methods"] == ["upcycling"] and moved["train"] == {**train, "init_from": ""}
     assert Upcycling(**moved["method"]["upcycling"]) == Upcycling("runs/dense", 0.1, 0.0)
+
+
+def test_a_source_that_is_not_there_is_told_by_its_field(tmp_path):
+    missing = str(tmp_path / "missing")
+    for field, fields in (
+        (
+            "method.upcycling.source",
+            {**NEEDS["upcycling"](), "methods": "upcycling", "method.upcycling.source": missing},
+        ),
+        ("train.init_from", {"train.init_from": missing}),
+    ):
+        learner = Supervised(make_setup(tiny(**fields)))
+        with pytest.raises(UserError, match=f"^{field}={missing}: {missing} holds no run") as error:
+            learner.initial(print)
+        assert "\n" not in str(error.value)
+        learner.close()

@@ -22,10 +22,13 @@ def check_source(method: str, source: str, about: About) -> None:
         raise UserError(f"method {method} starts from its source, not from train.init_from={init_from}; remove that")
 
 
-def load_source(source: str, say: Callable[[str], None]) -> tuple[Any, Arrays, Arrays]:
-    """Returns (config, params, stats) of the full network of a source.
+def load_source(method: str, source: str, say: Callable[[str], None]) -> tuple[Any, Arrays, Arrays]:
+    """Returns (config, params, stats) of the full network of a method's source.
 
     Raises:
       UserError: nothing usable there.
     """
-    return load_model(str(user_path(source)), "full", say)
+    try:
+        return load_model(str(user_path(source)), "full", say)
+    except UserError as error:
+        raise UserError(f"method.{method}.source={source}: {error}") from None
