@@ -19,6 +19,7 @@ def scaled(x: Float[Array, "B D"], by: Float[Array, " B"]) -> Float[Array, "B D"
     return x * by[:, None]
 
 
+@pytest.mark.slow
 def test_every_model_keeps_its_annotations():
     root = Path(__file__).parents[1]
     run = subprocess.run([sys.executable, "-m", "tests.annotations"], capture_output=True, text=True, cwd=root)

@@ -131,6 +131,7 @@ def test_a_data_set_of_one_s_own_is_trained_on(tmp_path):
     assert "test accuracy" in (tmp_path / "run/report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_benchmark_case_of_one_s_own_is_timed_and_judged(tmp_path):
     file = tmp_path / "my_benchmark.py"
     file.write_text(guide("benchmark")[0])

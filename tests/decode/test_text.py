@@ -70,6 +70,7 @@ def test_a_prompt_costs_the_logits_of_one_token():
     assert program.memory_analysis().temp_size_in_bytes < 4096 * 4096 * 4 / 8
 
 
+@pytest.mark.slow
 def test_every_way_of_decoding_ends_at_the_same_stops(numbers):
     whole = text.write(numbers, [PROMPT], text.Request(**GREEDY)).tokens[0][0].tolist()
     stop = whole[3]
@@ -146,6 +147,7 @@ def test_ids_that_are_none(ids, message):
         text.read_ids(ids, 10)
 
 
+@pytest.mark.slow
 def test_the_command_separates_prompt_and_continuation(tmp_path):
     config, params, stats = model("hgrn_small", vocab_size=256)
     save_folder(tmp_path / "model", config, params, stats, {"source": "test"})

@@ -79,6 +79,7 @@ def test_mistakes_are_one_line_with_exit_code_2(tmp_path):
     assert command("convert", "--helpshort").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_comes_in_writes_and_goes_out(tmp_path):
     numbers = json.loads((ROOT / "third_party" / "moe_language" / "golden.json").read_text())["models"]["mixtral"]
     state = {path: fill(path, shape, k).astype(np.float32) for k, (path, shape) in enumerate(numbers["shapes"].items())}

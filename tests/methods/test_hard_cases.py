@@ -74,6 +74,7 @@ def test_streams_are_disjoint_and_follow_from_seed_and_step():
     learner.close()
 
 
+@pytest.mark.slow
 def test_networks_in_parallel_take_the_phase_s_own_stream():
     learner = learner_of("tests/methods/tiny.py:own_stream")
     state, batch, draws, found = learner.initial(print), next(learner.batches(0)), (Draw("full"),), []
@@ -101,6 +102,7 @@ def test_the_bare_step_runs_the_programs_of_the_loop():
     learner.close()
 
 
+@pytest.mark.slow
 def test_the_second_order_gradient_is_that_of_differentiating_twice():
     """Finite differences against the exact derivative of L_held(w - rate dL_train/dw, alpha), over reference ops."""
     learner = learner_of("tests/methods/tiny.py:darts", model__implementation="naive")
@@ -131,6 +133,7 @@ def test_the_second_order_gradient_is_that_of_differentiating_twice():
     learner.close()
 
 
+@pytest.mark.slow
 def test_each_phase_moves_its_own_arrays():
     learner = learner_of("tests/methods/tiny.py:darts")
     state, batches = learner.initial(print), learner.batches(0)
@@ -150,6 +153,7 @@ def quantised(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "s"])
 def test_quantisation_has_the_scales_of_the_sub_network_and_is_baked_into_what_is_extracted(quantised, name):
     trained = Trained(quantised)
@@ -166,6 +170,7 @@ def test_quantisation_has_the_scales_of_the_sub_network_and_is_baked_into_what_i
     assert not any(np.array_equal(kernels[k], raw[k]) for k in kernels)
 
 
+@pytest.mark.slow
 def test_a_network_that_a_method_brings_teaches_and_is_found_again_by_its_digest(tmp_path):
     """Its arrays are in no checkpoint, and a resumed run with another one is refused."""
     fields = {"methods": "teacher,sandwich", "train.duration": "2"}

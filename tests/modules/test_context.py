@@ -39,6 +39,7 @@ def check(results):
         )
 
 
+@pytest.mark.slow
 def test_stretches_of_packed_sequences_give_the_whole_s_numbers():
     results = deviations("--packed_only", *QUICK)
     check(results)

@@ -92,6 +92,7 @@ def test_one_hot_scores_give_the_plain_network_with_that_group_s_weights(name):
         np.testing.assert_allclose(routed, alone, rtol=1e-5, atol=1e-5 * np.abs(alone).max())
 
 
+@pytest.mark.slow
 def test_an_attack_sees_the_gradient_of_the_pathway_and_training_that_of_the_gate_too():
     """In eval mode no gradient of x goes through scores, on which the output does not depend; through the gate it hid
     weak networks."""

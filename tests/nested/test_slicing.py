@@ -75,7 +75,7 @@ def test_extracted_network_equals_the_one_in_place(name):
     np.testing.assert_allclose(own_logits, logits, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow_unless("advmoe_vgg16", "gla_small", "lenet5", "vim_tiny_patch16_224")
+@pytest.mark.slow_unless("advmoe_vgg16", "gla_small", "lenet5")
 @pytest.mark.parametrize("name", POINTS)
 def test_gradient_is_zero_outside_the_slice_and_the_extracted_one_inside(name):
     full, small = pair(name)

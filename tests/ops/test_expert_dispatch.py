@@ -227,6 +227,7 @@ def test_the_order_of_tokens_and_of_experts_does_not_matter():
     assert_agree(run(x, logits[:, order], {name: kernel[order] for name, kernel in kernels.items()}), y, 1e-5)
 
 
+@pytest.mark.slow
 def test_activations_do_not_grow_with_the_number_of_experts():
     """Temporaries of forward and backward at 4 and at 64 experts, the gradients of the kernels left out."""
     tokens, width, hidden, k = 512, 64, 128, 2

@@ -99,6 +99,7 @@ def test_evaluating_on_changed_data_is_said_and_another_vocabulary_refused(copie
         Trained(run).setup.splits  # noqa: B018
 
 
+@pytest.mark.slow
 def test_statistics_that_are_missing_are_named_where_the_data_are_gone(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 255, (2, 40, 8, 8), dtype=np.uint8)
     fields = {

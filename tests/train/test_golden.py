@@ -16,7 +16,7 @@ def test_every_family_is_stored():
     assert {registry.entry(name).config.family for name in registry.list_models()} == set(golden.MODELS) == set(STORED)
 
 
-@pytest.mark.slow_unless("encoder", "lenet")
+@pytest.mark.slow_unless("lenet")
 @pytest.mark.parametrize("family", golden.MODELS)
 def test_two_updates_give_the_stored_numbers(family, tmp_path):
     found, stored = golden.numbers(golden.MODELS[family], tmp_path), STORED[family]

@@ -97,6 +97,7 @@ def test_report_has_the_section_and_the_map(learnt):
     assert {r["dead"] for r in summary(metrics)} == {"none"} and not any("got no token" in line for line in lines.said)
 
 
+@pytest.mark.slow
 def test_dead_experts_are_named(tmp_path):
     """Twenty characters hashed to 24 experts leave some without any."""
     workdir, lines, metrics = run(

@@ -57,6 +57,7 @@ def test_it_opens_and_is_evaluated_and_extracted(unpacked, name):
     np.testing.assert_allclose(program.call(image).shape, (2, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPS)
 def test_it_goes_on_to_the_end_that_it_would_have_had(unpacked, name):
     workdir, lines = unpacked(name), Lines()

@@ -33,6 +33,7 @@ def planned(tmp_path, *flags, timeout=900):
     return json.loads(out.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_bytes_are_the_compiler_s_and_fsdp_gathers_what_it_cut(tmp_path):
     flags = [
         "--config=tests/tiny_lm.py:probe",

@@ -103,6 +103,7 @@ def test_killed_and_resumed_run_is_bit_identical(whole, tmp_path):
     assert all(np.array_equal(ours[k], theirs[k]) for k in ours)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_soon(tmp_path):
     workdir = tmp_path / "stopped"
     extra = ["--config.train.duration=100000", "--config.checkpoint.every=0", "--config.eval.every=0"]

@@ -87,6 +87,7 @@ def run_on(wanted, out):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_losses_on_eight_devices_are_those_on_one(results, name):
     one, many = results["data=1"], results[name]
@@ -193,6 +194,7 @@ def test_slices_lie_along_one_axis():
         sharding.arrange(devices, (16, 1, 1, 1, 1), "layers")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_restored_on_another_mesh(results):
     moved, one = results[MOVED], results["data=1"]
     assert 0 < moved["resumed_at"] < 3
@@ -207,6 +209,7 @@ def assert_same_parameters(found, expected):
         np.testing.assert_allclose(found[name], expected[name], atol=1e-6, rtol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_arrays_lie_where_the_rules_say(results):
     assert results["data=2,fsdp=2,tensor=2"]["split"][UP] == results["data=2,fsdp=2,tensor=2"]["split"][f"mu:{UP}"] == 4
     assert results["data=2,fsdp=2,tensor=2"]["layout"][UP] == "(None, 'fsdp', 'tensor')"

@@ -101,6 +101,7 @@ def test_a_batch_without_a_label_moves_nothing():
     assert all(np.array_equal(after.params[k], before.params[k]) for k in before.params)
 
 
+@pytest.mark.slow
 def test_a_balancing_bias_moves_once_an_update_by_the_load_of_the_whole_batch():
     biases = []
     for accumulate in (1, 2):

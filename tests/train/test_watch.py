@@ -27,6 +27,7 @@ def faulty(monkeypatch, step, do):
     monkeypatch.setattr(pipeline, "_load", lambda *args: do() if int(args[-1]) == step else load(*args))
 
 
+@pytest.mark.slow
 def test_status_breakdown_and_norms_are_written(tmp_path):
     loop.train(tiny(train__norms=True), str(tmp_path / "run"), Lines())
     status = json.loads((tmp_path / "run" / "status.json").read_text())
