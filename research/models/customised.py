@@ -22,6 +22,7 @@ from research.models.registry import Entry, register
 from research.modules import elastic
 from research.modules.axes import Init
 from research.modules.layers import Linear
+from research.modules.mesh import whole_features
 from research.modules.state import Arrays, ToldReal, abstract, told
 
 GLOBAL, LOCAL, GATE = "global_expert/", ("down/", "up/"), ("gate1/", "gate2/")
@@ -204,7 +205,8 @@ class Customised(nnx.Module):
         """Returns what each part says."""
         del mode, key
         features = self.global_expert.embed(x, mode="eval", **told(self.config.backbone, real))
-        return Parts(self.global_expert.head(features), self.local(features), self.gate(features))
+        everybody, local = self.global_expert.head(features), self.local(features)
+        return Parts(whole_features(everybody), whole_features(local), self.gate(features))
 
     def __call__(
         self,

@@ -70,6 +70,11 @@ def input_of(kernel: Any, x: Any) -> Any:
     shape = kernel[...].shape
     if parts == 1 or tensor_axis(kernel.axes[-len(shape) :], shape, parts) != len(shape) - 1:
         return x
+    return whole_features(x)
+
+
+def whole_features(x: Any) -> Any:
+    """Returns x with its last axis whole on every device, the others as the partitioner has them."""
     return laid_out(x, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1), None)
 
 
