@@ -14,10 +14,12 @@ import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, TypeVar, Union
 
-from research.errors import UserError
+from research.errors import UserError, near_names
 from research.files import printable
+
+T = TypeVar("T")
 
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """What stands for a boolean in a text."""
@@ -284,6 +286,27 @@ def fit_options(options: Mapping[str, Any], takes: Callable[..., Any], where: st
         if name in kinds and name in parameters:
             out[name] = fit(value, kinds[name], f"{where}{name}", not_negative(parameters[name].default, kinds[name]))
     return out
+
+
+def made_of(kind: type[T], options: Mapping[str, Any], where: str, of: str, **given: Any) -> T:
+    """Returns a dataclass of a user's options, typed and checked as by `fit_options`.
+
+    Args:
+      kind: the dataclass.
+      options: some of its fields, by name.
+      where: what stands before a name in a message, e.g. "task.options.".
+      of: what is made, for messages.
+      given: fields that are not the user's to set.
+
+    Raises:
+      UserError: an unknown name, or a value of another type.
+    """
+    valid = [f.name for f in dataclasses.fields(kind) if f.name not in given]  # type: ignore[arg-type]
+    for name in options:
+        if name not in valid:
+            near = ", ".join(near_names(name, valid)) or "it has no options"
+            raise UserError(f"{where}{name} is unknown to {of}; near: {near}")
+    return kind(**fit_options(options, kind, where), **given)
 
 
 def not_negative(default: Any, kind: Any, most: int = LARGEST) -> Rule:

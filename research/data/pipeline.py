@@ -57,14 +57,16 @@ def batch_indices(
     seed: int,
     shard_index: int = 0,
     shard_count: int = 1,
-    parts: int = 1,
+    microbatches: int = 1,
 ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
     """Which examples (index, epoch) one shard of the batch at `step` holds; b = batch_size / shard_count.
 
-    With `parts` > 1 the shard has its slice of each of as many equal parts of the batch, one after the other.
+    With `microbatches` > 1 the shard has its slice of each of the equal microbatches of the batch, one after the other.
     """
-    share = batch_size // parts // shard_count
-    within = (batch_size // parts * np.arange(parts)[:, None] + shard_index * share + np.arange(share)).reshape(-1)
+    share = batch_size // microbatches // shard_count
+    within = (
+        batch_size // microbatches * np.arange(microbatches)[:, None] + shard_index * share + np.arange(share)
+    ).reshape(-1)
     counters = step * batch_size + within.astype(np.int64)
     epochs, places = np.divmod(counters, num_examples)
     indices = np.empty_like(places)
@@ -83,11 +85,11 @@ def batch_at(
     augment: Transform | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
-    parts: int = 1,
+    microbatches: int = 1,
 ) -> Batch:
     """The training batch at a step, as `train_batches` gives it: for replay of a single one."""
-    _check_sizes(source, batch_size, shard_index, shard_count, parts)
-    return _load(source, batch_size, seed, augment or Augment(), (shard_index, shard_count, parts), step)
+    _check_sizes(source, batch_size, shard_index, shard_count, microbatches)
+    return _load(source, batch_size, seed, augment or Augment(), (shard_index, shard_count, microbatches), step)
 
 
 def train_batches(
@@ -100,21 +102,21 @@ def train_batches(
     start_step: int = 0,
     shard_index: int = 0,
     shard_count: int = 1,
-    parts: int = 1,
+    microbatches: int = 1,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
     """The batches of steps `start_step` to `num_steps` - 1, read ahead by a background thread.
 
     Args:
       source: the training data.
-      batch_size: size of the global batch, divisible by `shard_count * parts`.
+      batch_size: size of the global batch, divisible by `shard_count * microbatches`.
       seed: keys the order and the augmentation.
       augment: what happens to the blocks; None scales images to 0..1.
       num_steps: the step at which the run ends, whatever `start_step` is.
       start_step: the first step to give.
       shard_index: which contiguous slice of the global batch to give.
       shard_count: into how many slices the global batch is cut.
-      parts: of the batch, which are trained on one after the other: the slice is one of each, so that slices of a part
+      microbatches: that the batch is trained on in: the slice is one of each, so that slices of a microbatch
         make it up.
       prefetch: how many batches to hold ready; 0 loads each when it is asked for, in the caller's thread.
 
@@ -122,8 +124,10 @@ def train_batches(
       What `augment` makes of the blocks, for images `{"image": float32 [b, H, W, C], "label": int32 [b]}`, and "index":
       int64 [b], the examples' places in `source`; b = batch_size / shard_count.
     """
-    _check_sizes(source, batch_size, shard_index, shard_count, parts)
-    load = functools.partial(_load, source, batch_size, seed, augment or Augment(), (shard_index, shard_count, parts))
+    _check_sizes(source, batch_size, shard_index, shard_count, microbatches)
+    load = functools.partial(
+        _load, source, batch_size, seed, augment or Augment(), (shard_index, shard_count, microbatches)
+    )
     return _iterate(load, start_step, num_steps, prefetch)
 
 
@@ -161,11 +165,11 @@ def eval_batches(
     return _iterate(load, 0, -(-len(source) // batch_size), prefetch)
 
 
-def _check_sizes(source: AnySource, batch_size: int, shard_index: int, shard_count: int, parts: int = 1) -> None:
+def _check_sizes(source: AnySource, batch_size: int, shard_index: int, shard_count: int, microbatches: int = 1) -> None:
     if len(source) == 0:
         raise UserError(f"{source.name} has no examples.")
-    if batch_size < 1 or batch_size % (shard_count * parts):
-        of = f" of {parts} parts each" if parts > 1 else ""
+    if batch_size < 1 or batch_size % (shard_count * microbatches):
+        of = f" of {microbatches} microbatches each" if microbatches > 1 else ""
         raise UserError(f"batch_size={batch_size} must be a positive multiple of the {shard_count} data shards{of}.")
     if not 0 <= shard_index < shard_count:
         raise UserError(f"shard_index={shard_index} is not in 0..{shard_count - 1}.")
@@ -174,9 +178,15 @@ def _check_sizes(source: AnySource, batch_size: int, shard_index: int, shard_cou
 def _load(
     source: AnySource, batch_size: int, seed: int, augment: Transform, shard: tuple[int, int, int], step: int
 ) -> Batch:
-    index, count, parts = shard
+    index, count, microbatches = shard
     indices, epochs = batch_indices(
-        len(source), int(step), batch_size=batch_size, seed=seed, shard_index=index, shard_count=count, parts=parts
+        len(source),
+        int(step),
+        batch_size=batch_size,
+        seed=seed,
+        shard_index=index,
+        shard_count=count,
+        microbatches=microbatches,
     )
     return {**augment.train(source.gather(indices, epochs), indices, epochs, seed), "index": indices}
 

@@ -1,5 +1,5 @@
 """SortedNet (arXiv 2309.00255), algorithm 1 with random accumulation: an update draws several sub-networks, each with
-its own part of the batch, and sums their gradients."""
+its own microbatch, and sums their gradients."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,4 +27,4 @@ class Sorted(Method):
 
     def draws(self, names: Sequence[str], seed: int, step: int) -> tuple[Draw, ...]:
         chosen = generator(seed, step).integers(len(names), size=self.count)
-        return tuple(Draw(names[int(i)], part=k, parts=self.count) for k, i in enumerate(chosen))
+        return tuple(Draw(names[int(i)], microbatch=k, microbatches=self.count) for k, i in enumerate(chosen))

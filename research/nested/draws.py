@@ -10,13 +10,13 @@ from research.errors import UserError
 
 @dataclass(frozen=True)
 class Draw:
-    """One sub-network of an update: its name, whether it learns from the full network's outputs on the same part, its
-    part of the batch."""
+    """One sub-network of an update: its name, whether it learns from the full network's outputs on the same
+    microbatch, and which of how many microbatches it is trained on."""
 
     name: str
     distill: bool = False
-    part: int = 0
-    parts: int = 1
+    microbatch: int = 0
+    microbatches: int = 1
 
 
 def generator(seed: int, step: int) -> np.random.Generator:
@@ -35,14 +35,19 @@ def checked(draws: tuple[Draw, ...], names: Sequence[str], method: str, step: in
       UserError: a network that distils without a teacher.
     """
     for place, one in enumerate(draws):
-        if one.distill and not any((d.name, d.part, d.parts) == (names[0], one.part, one.parts) for d in draws[:place]):
+        if one.distill and not any(d.name == names[0] and same_rows(d, one) for d in draws[:place]):
             raise UserError(
-                f"method {method!r} distils {one.name} in part {one.part} of {one.parts} at update {step}, where the "
-                f"network that it learns from, {names[0]}, is not drawn before it"
+                f"method {method!r} distils {one.name} on microbatch {one.microbatch} of {one.microbatches} at update "
+                f"{step}, where the network that it learns from, {names[0]}, is not drawn before it"
             )
     return draws
 
 
+def same_rows(one: Draw, other: Draw) -> bool:
+    """Whether two draws are trained on the same microbatch."""
+    return (one.microbatch, one.microbatches) == (other.microbatch, other.microbatches)
+
+
 def teaches(draw: Draw, draws: Sequence[Draw]) -> bool:
     """Whether others of an update learn from a draw's outputs: only then are they kept."""
-    return draw.name == "full" and any(d.distill and (d.part, d.parts) == (draw.part, draw.parts) for d in draws)
+    return draw.name == "full" and any(d.distill and same_rows(d, draw) for d in draws)

@@ -11,7 +11,7 @@ def run_flops(setup: Setup) -> float:
     """Training FLOPs of the whole run of a setup, from its draws."""
     flops = {name: costs.training_flops(c) for name, c in setup.space.configs.items()}
     size = setup.config.data.batch_size
-    return float(sum(flops[d.name] * size / d.parts for step in range(setup.total) for d in setup.draw(step)))
+    return float(sum(flops[d.name] * size / d.microbatches for step in range(setup.total) for d in setup.draw(step)))
 
 
 def alone_updates(setup: Setup) -> int:

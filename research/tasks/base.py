@@ -90,7 +90,7 @@ class Task:
       higher_is_better: whether a larger one is better.
       unit: what one example holds and speed is counted in, "images", "pairs" or "tokens".
       work: passes through the model that an example is.
-      indivisible: why parts of a batch do not add up to the batch; "" where they do.
+      indivisible: why microbatches do not add up to the batch; "" where they do.
     """
 
     name: ClassVar[str]

@@ -49,9 +49,7 @@ class Contrastive(Task):
     higher_is_better = True
     unit = "pairs"
     work = 2  # texts of an example
-    indivisible = (
-        "the wrong answers of a pair are the other texts of its batch, and a part of the batch has fewer of them"
-    )
+    indivisible = "the wrong answers of a pair are the other texts of its batch, and a microbatch has fewer of them"
 
     def __post_init__(self) -> None:
         if self.loss_name not in LOSSES:

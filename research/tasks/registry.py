@@ -1,8 +1,6 @@
 """The tasks by name. Each registers itself in its own file; all files of this package are imported when one is first
 asked for."""
 
-import dataclasses
-import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,7 +8,7 @@ from research.errors import UserError, near_names
 from research.plugins import import_all
 from research.tasks.base import Task
 from research.tasks.section import TaskSection
-from research.values import fit, not_negative
+from research.values import made_of
 
 T = TypeVar("T", bound=type[Task])
 _TASKS: dict[str, type[Task]] = {}
@@ -72,12 +70,5 @@ def from_options(task: type[Task], section: TaskSection, **given: Any) -> Task:
     Raises:
       UserError: an unknown option, or a value of another type.
     """
-    fields = {f.name: f for f in dataclasses.fields(task)}  # type: ignore[arg-type]  # every task is a dataclass
-    kinds, values = typing.get_type_hints(task, include_extras=True), dict(given)
-    for name, value in section.options.items():
-        if name not in fields or name in given:
-            near = near_names(name, fields)
-            raise UserError(f"task.options.{name} is unknown to {task.name}; near: {', '.join(near)}")
-        rule = not_negative(fields[name].default, kinds[name])
-        values[name] = fit(value, kinds[name], f"task.options.{name}", rule)
-    return task(**values)
+    made: Task = made_of(task, section.options, "task.options.", task.name, **given)
+    return made

@@ -69,7 +69,7 @@ def make_programs(
     config = setup.config
     mesh = sharding.make_mesh(config.mesh.sizes, across=config.mesh.across)
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    part = config.data.batch_size // setup.parts
+    part = config.data.batch_size // setup.microbatches
     for field, size in (("data.batch_size", part), ("eval.batch_size", config.eval.batch_size)):
         if size % shards:
             raise UserError(

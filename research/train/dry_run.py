@@ -51,7 +51,7 @@ def foresee(learner: Supervised) -> Foreseen:
     wanted = list(dict.fromkeys(learner.needed(0)))
     evaluator = Evaluator(setup, programs)
     wanted += [program for name in setup.order for program in evaluator.needed(name)]
-    micro = setup.config.data.batch_size // setup.parts
+    micro = setup.config.data.batch_size // setup.microbatches
     batch = setup.batch_shapes(micro)
     gradient = next((program for program in wanted if isinstance(program, Gradient)), None)
     found = held_bytes(programs, batch, max(len(phase.streams) for phase in setup.phases))

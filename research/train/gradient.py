@@ -143,7 +143,7 @@ class Gradient:
         """Returns the function of the parameters that gradients are made of, see `research.train.method.Loss`."""
         task, phase = programs.task, programs.phases[self.phase]
         objective, clock = programs.methods.objective(task), make_clock(programs.seed, microbatch.clock, self.phase)
-        mixing, noise, own = clock.key(MIX, clock.part), clock.key(DROP, clock.turn), clock.key(DRAW, clock.turn)
+        mixing, noise, own = clock.key(MIX, clock.microbatch), clock.key(DROP, clock.turn), clock.key(DRAW, clock.turn)
         prepared = {stream: task.prepare(batch, mixing) for stream, batch in microbatch.batches.items()}
         teacher = microbatch.teacher if self.distill else None
 

@@ -145,14 +145,14 @@ class Clock:
 
     Attributes:
       update: index of the update.
-      part: which part of the batch, counted over all of the update's.
+      microbatch: which of the batch, counted over all of the update's.
       turn: which gradient program of the update: draw and microbatch.
       phase: of the update.
       base: key of the update.
     """
 
     update: UInt[Array, ""]
-    part: UInt[Array, ""]
+    microbatch: UInt[Array, ""]
     turn: UInt[Array, ""]
     phase: str
     base: Array

@@ -1,7 +1,6 @@
 """The learners by name, as `config.learner.name` says it. Each registers itself in its own file: supervised training
 here, all of `research/control/`, and those of a user's own file (`--plugin=FILE`)."""
 
-import dataclasses
 import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from research.errors import UserError, near_names
 from research.plugins import import_all
 from research.train.learner import Learner, Make
 from research.train.sections import LearnerSection, RunConfig
-from research.values import fit_options
+from research.values import made_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Entry:
     """
 
     make: Make
-    options: Callable[..., Any]
+    options: type[Any]
     reads: Collection[str] | None
     opening: Callable[[RunConfig], str] | None = None
     instead: str = "launch.train continues its runs, launch.report compares them"
@@ -64,7 +63,7 @@ _Factory = TypeVar("_Factory", bound=Make)
 def register(
     name: str,
     *,
-    options: Callable[..., Any] = NoOptions,
+    options: type[Any] = NoOptions,
     reads: Collection[str] | None = None,
     opening: Callable[[RunConfig], str] | None = None,
     instead: str = Entry.instead,
@@ -105,14 +104,7 @@ def options_of(section: LearnerSection) -> Any:
     Raises:
       UserError: an unknown learner or option, or a value of another type or out of range.
     """
-    name, given = section.name, section.options
-    takes: Any = find(name).options
-    fields = {field.name for field in dataclasses.fields(takes)}
-    for option in given:
-        if option not in fields:
-            near = near_names(option, fields)
-            raise UserError(f"learner.options.{option} is unknown to {name}; near: {', '.join(near) or 'it has none'}")
-    return takes(**fit_options(given, takes, "learner.options."))
+    return made_of(find(section.name).options, section.options, "learner.options.", section.name)
 
 
 def opening(config: RunConfig) -> str:

@@ -1,15 +1,13 @@
 """The methods by name. Each registers itself in its own file; all files of `research/methods/` are imported when one is
 first asked for."""
 
-import dataclasses
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from research.errors import UserError, near_names
 from research.plugins import import_all
 from research.train.method import Method
-from research.values import fit, not_negative
+from research.values import made_of
 
 M = TypeVar("M", bound=type[Method])
 _METHODS: dict[str, type[Method]] = {}
@@ -58,14 +56,4 @@ def make(name: str, options: Mapping[str, Any]) -> Method:
     Raises:
       UserError: an unknown method or option, or a value of another type or out of range.
     """
-    method = find(name)
-    fields = {f.name: f for f in dataclasses.fields(method)}
-    kinds = typing.get_type_hints(method, include_extras=True)
-    values = {}
-    for option, value in options.items():
-        if option not in fields:
-            near = near_names(option, fields)
-            raise UserError(f"method.{name}.{option} is unknown; near: {', '.join(near) or 'it has no options'}")
-        rule = not_negative(fields[option].default, kinds[option])
-        values[option] = fit(value, kinds[option], f"method.{name}.{option}", rule)
-    return method(**values)
+    return made_of(find(name), options, f"method.{name}.", name)

@@ -11,7 +11,7 @@ from research.train.learner import Reporter
 from research.train.loop import Run
 from research.train.state import Microbatch, State, due
 from research.train.supervised import Supervised
-from research.train.turns import InTurn, part_of, place
+from research.train.turns import InTurn, microbatches, place, rows_of
 from research.train.update import Update
 from research.train.watch import Clock
 
@@ -74,16 +74,15 @@ def loop_overhead(
 
 
 def _bare_inputs(learner: Supervised, state: State, step: int, batches: Any) -> list[tuple[Any, Microbatch]]:
-    """Program and what it trains on, in place, for each part of the batch and each draw."""
+    """Program and what it trains on, in place, for each draw and each of its microbatches."""
     programs, setup = learner.programs, learner.setup
     accumulate, draws, phase, out = setup.config.train.accumulate, setup.draw(step), setup.phase(step), []
     in_turn = InTurn(setup, programs)
     for order, draw in enumerate(draws):
-        for micro in range(accumulate):
-            slot = draw.part * accumulate + micro
-            cut = {name: part_of(batches[name], slot, draw.parts * accumulate) for name in phase.streams}
+        for micro, which in enumerate(microbatches(draw, accumulate)):
+            cut = {name: rows_of(batches[name], *which) for name in phase.streams}
             placed = {name: place(batch, programs) for name, batch in cut.items()}
-            clock = np.array([step, slot, order * accumulate + micro], np.uint32)
+            clock = np.array([step, which[0], order * accumulate + micro], np.uint32)
             program = in_turn.program_of(draw, draws, phase, placed)
             shape = program.microbatch(programs).teacher
             where = programs.layout.batch if program.distill else programs.layout.replicated

@@ -39,13 +39,13 @@ def check(config: RunConfig, methods: Methods, draws: Sequence[Draw], mesh: Any)
     """Judges whether the networks of an update can be trained in parallel.
 
     Raises:
-      UserError: they do not each have a part of the batch, or the rest does not fit.
+      UserError: they do not each have a microbatch of their own, or the rest does not fit.
     """
     whole = [axis for axis, size in mesh.shape.items() if size > 1 and axis != "data"]
     count = len(draws)
-    if count < 2 or any((draw.part, draw.parts) != (k, count) for k, draw in enumerate(draws)):
+    if count < 2 or any((draw.microbatch, draw.microbatches) != (k, count) for k, draw in enumerate(draws)):
         raise UserError(
-            f"nested.execution=parallel trains networks that have a part of the batch each, which methods="
+            f"nested.execution=parallel trains networks that have a microbatch each, which methods="
             f"{methods.names} does not give; valid: methods with 'sorted'"
         )
     if len(methods.streams()) > 1:
@@ -171,7 +171,7 @@ def _moved(before: Arrays, after: Arrays, is_full: Array, model: Abstract) -> Ar
 def places(programs: Programs, names: Sequence[str], step: int, draws: Sequence[Draw]) -> tuple[jax.Array, jax.Array]:
     """Returns (clock [D, 3] of every device, the place [D] of its network in `names`), on the devices.
 
-    Consecutive devices hold the rows of one part of the batch.
+    Consecutive devices hold the rows of one microbatch.
     """
     devices = np.arange(programs.mesh.size, dtype=np.uint32)
     clock = np.stack([np.full_like(devices, step), devices, devices], 1)

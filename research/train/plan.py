@@ -89,7 +89,7 @@ def plan(setup: Setup) -> Plan:
 
 def _plan(setup: Setup, programs: Programs) -> Plan:
     config = setup.config
-    micro = config.data.batch_size // setup.parts
+    micro = config.data.batch_size // setup.microbatches
     batch, phase = setup.batch_shapes(micro), setup.phase(0)
     gradient = Gradient("full", tuple((name, shapes_of(batch)) for name in phase.streams), phase.name)
     params = dict(programs.full.params)
@@ -115,12 +115,12 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
         temporaries={name: m.temp_size_in_bytes for name, m in memory.items()},
         arguments={name: (m.argument_size_in_bytes, taken[name]) for name, m in memory.items()},
         collectives={name: collectives(program.as_text(), programs.mesh) for name, program in compiled.items()},
-        runs={"gradient": setup.parts, "update": 1},
+        runs={"gradient": setup.microbatches, "update": 1},
         flops=float(costs.training_flops(setup.space.full))
         * setup.methods.work()
         * setup.task.work
         * config.data.batch_size,
-        traffic=per_run * setup.parts + 2 * state + 2 * held["gradients"],
+        traffic=per_run * setup.microbatches + 2 * state + 2 * held["gradients"],
     )
 
 

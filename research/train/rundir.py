@@ -151,10 +151,10 @@ class RunDir:
             raise
 
     def _claim(self, config: dict[str, Any], environment: dict[str, Any]) -> None:
-        """Makes the folder that of this config; nothing is written where it is another's."""
+        """Makes the folder that of this config; nothing is written where it is another's that has trained."""
         check_workdir(self.path, flag="workdir")
         existing = self.path / "config.json"
-        if existing.exists():
+        if existing.exists() and self._has_trained():
             old = read_config(self.path)
             changed = run_config.differences(old, config, ignored=ignored(old, config))
             if changed:
@@ -162,10 +162,18 @@ class RunDir:
                 raise UserError(
                     f"{self.path} holds a run of another config ({changed[0]}{more}); use another --workdir"
                 )
-        elif os.path.lexists(self.path / "checkpoints"):
+        elif not existing.exists() and os.path.lexists(self.path / "checkpoints"):
             raise UserError(f"{self.path} has checkpoints but no config.json; use another --workdir")
         write_json(existing, config)
         write_json(self.path / "environment.json", environment)
+
+    def _has_trained(self) -> bool:
+        """Whether the folder holds anything of a run; one that failed at its start does not keep it from being put
+        right."""
+        if any((self.path / name).exists() for name in JOURNALS):
+            return True
+        checkpoints = self.path / "checkpoints"
+        return os.path.lexists(checkpoints) and not (checkpoints.is_dir() and not any(checkpoints.iterdir()))
 
     def cut_back(self, step: int, lines: Mapping[str, int] | None = None) -> list[str]:
         """Drops lines of later steps than `step` (they are about to be made again) and what is no whole line.

@@ -117,10 +117,10 @@ class Setup:
         return self.methods.draws(self.order, self.config.seed, self.stages.round(step))
 
     @functools.cached_property
-    def parts(self) -> int:
-        """Parts of a batch that are trained on one after the other: of sub-networks with parts of their own, and
-        accumulated ones."""
-        return 1 if self.parallel else max(d.parts for d in self.draw(0)) * self.config.train.accumulate
+    def microbatches(self) -> int:
+        """How many microbatches of a batch are trained on one after the other: those of sub-networks that have their
+        own, times `train.accumulate`."""
+        return 1 if self.parallel else max(d.microbatches for d in self.draw(0)) * self.config.train.accumulate
 
     def reshaped(self, model: Any) -> "Setup":
         """Returns the setup with another full network, of the same kind.
@@ -148,7 +148,7 @@ class Setup:
             augment=self.transform,
             shard_index=share[0],
             shard_count=share[1],
-            parts=self.parts,
+            microbatches=self.microbatches,
         )
 
 
@@ -189,8 +189,8 @@ def make_setup(
 
 def _check_batch(config: RunConfig, setup: Setup) -> None:
     size = config.data.batch_size
-    if size % setup.parts:
+    if size % setup.microbatches:
         raise UserError(
-            f"data.batch_size={size} does not divide into {setup.parts} parts (of an update's networks x "
+            f"data.batch_size={size} does not divide into {setup.microbatches} microbatches (of an update's networks x "
             "train.accumulate)"
         )

@@ -61,7 +61,7 @@ class Microbatch:
 
     Attributes:
       batches: stream -> its arrays, in place.
-      clock: [update, part of the batch, draw and microbatch].
+      clock: [update, microbatch, turn], see `hooks.Clock`.
       scale: factors of the loss and of what layers add to it.
       teacher: outputs of the full network for these examples, a 0 where nothing is learned from them.
     """

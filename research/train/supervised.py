@@ -205,7 +205,7 @@ class Supervised(Learner):
     def flops_of(self, draw: Draw) -> float:
         """FLOPs of training one sub-network in one update."""
         size: int = self.config.data.batch_size
-        return self.flops[draw.name] * size / draw.parts
+        return self.flops[draw.name] * size / draw.microbatches
 
     def evaluate(self, state: State, final: bool) -> tuple[float, dict[str, float]]:
         if final:

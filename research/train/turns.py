@@ -1,8 +1,8 @@
 """The gradients of one update, made on the host's word: networks one after the other, or in parallel.
 
-A batch is cut in as many parts as the draws ask for, and each part into `train.accumulate` microbatches. A loss is a
-mean over what the task counts (`Task.weight`), so a microbatch counts by its share of that in its part; what a layer
-adds (losses of routers, moments of batch norm) is of a microbatch, and the microbatches count alike. Random draws
+A batch is cut into as many microbatches as the draws ask for, and each of them by `train.accumulate` once more. A loss
+is a mean over what the task counts (`Task.weight`), so a microbatch counts by its share of that in its draw; what a
+layer adds (losses of routers, moments of batch norm) is of a microbatch, and the microbatches count alike. Random draws
 (mixing, dropout, attacks) are each microbatch's own.
 """
 
@@ -80,21 +80,21 @@ class InTurn:
         placed: dict[tuple[int, int], dict[str, Any]] = {}
         teachers: dict[tuple[int, int], Any] = {}
         for order, draw in enumerate(draws):
-            slots = [(draw.part * accumulate + micro, draw.parts * accumulate) for micro in range(accumulate)]
-            for slot in slots:
-                if slot not in placed:
-                    placed[slot] = {name: place(part_of(batches[name], *slot), self.run) for name in phase.streams}
-            shares, scales = self._shares(get, [placed[slot] for slot in slots], np.float32(accumulate * even))
-            for micro, slot in enumerate(slots):
-                clock = self._placed(np.array([step, slot[0], order * accumulate + micro], np.uint32))
+            cut = microbatches(draw, accumulate)
+            for which in cut:
+                if which not in placed:
+                    placed[which] = {name: place(rows_of(batches[name], *which), self.run) for name in phase.streams}
+            shares, scales = self._shares(get, [placed[which] for which in cut], np.float32(accumulate * even))
+            for micro, which in enumerate(cut):
+                clock = self._placed(np.array([step, which[0], order * accumulate + micro], np.uint32))
                 scale = (own if scales is None else scales[micro], own)
-                program = self.program_of(draw, draws, phase, placed[slot])
-                teacher = teachers[slot] if program.distill else nothing
+                program = self.program_of(draw, draws, phase, placed[which])
+                teacher = teachers[which] if program.distill else nothing
                 held = self.run.held(state, stats)
-                found = get(program)(held, grads, Microbatch(placed[slot], clock, scale, teacher))
+                found = get(program)(held, grads, Microbatch(placed[which], clock, scale, teacher))
                 grads = found.grads
                 if draw.name == "full":
-                    stats, teachers[slot] = found.stats, found.outputs
+                    stats, teachers[which] = found.stats, found.outputs
                 numbers.append((draw.name, found.measured, 1 / accumulate if shares is None else shares[micro]))
         return grads, stats, numbers
 
@@ -130,7 +130,7 @@ class InTurn:
     def programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[Program]:
         size = self.setup.config.data.batch_size // self.accumulate
         for draw in draws:
-            shapes = self.setup.batch_shapes(size // draw.parts)
+            shapes = self.setup.batch_shapes(size // draw.microbatches)
             yield self.program_of(draw, draws, phase, dict.fromkeys(phase.streams, shapes))
         if self.weighs:
             yield Weigh(shapes_of(shapes), self.accumulate)
@@ -168,16 +168,21 @@ def weighs(setup: Setup) -> bool:
     return accumulate > 1 and jax.eval_shape(setup.task.weight, setup.batch_shapes(1)) is not None
 
 
-def part_of(batch: Mapping[str, np.ndarray], slot: int, slots: int) -> Mapping[str, np.ndarray]:
-    """Returns the `slot`-th of `slots` equal parts of a batch."""
-    if slots == 1:
+def microbatches(draw: Draw, accumulate: int) -> list[tuple[int, int]]:
+    """Returns (index, count) of a draw's microbatches of a batch: its own, cut into `accumulate`."""
+    return [(draw.microbatch * accumulate + k, draw.microbatches * accumulate) for k in range(accumulate)]
+
+
+def rows_of(batch: Mapping[str, np.ndarray], index: int, count: int) -> Mapping[str, np.ndarray]:
+    """Returns the `index`-th of `count` microbatches of equal size."""
+    if count == 1:
         return batch
-    size = len(batch["index"]) // slots
-    return {k: v[slot * size : (slot + 1) * size] for k, v in batch.items()}
+    size = len(batch["index"]) // count
+    return {k: v[index * size : (index + 1) * size] for k, v in batch.items()}
 
 
 def _mean(several: list[dict[str, Any]], shares: list[float]) -> dict[str, Any]:
-    """The numbers of a part: losses and what is measured by the microbatches' shares, what layers tell of themselves by
+    """The numbers of a draw: losses and what is measured by the microbatches' shares, what layers tell of themselves by
     equal ones."""
     if len(several) == 1:
         return several[0]

@@ -88,7 +88,7 @@ def test_print_config_checks_the_model_s_fields_without_data():
         ("nested.points.w50=kernel=5", "kernel=5 is outside its space"),
         ("train.duration=3weeks", "config.train.duration='3weeks'; valid: a duration: 500 (updates), '10ep'"),
         ("mesh.tensor=3", "does not fit 1 devices"),
-        ("data.batch_size=7", "7 does not divide into 4 parts"),
+        ("data.batch_size=7", "7 does not divide into 4 microbatches"),
     ],
 )
 def test_mistakes_of_a_config(override, words, tmp_path):

@@ -58,7 +58,9 @@ def test_random_and_sorted_draw_uniformly():
 def test_sorted_gives_each_its_part_of_the_batch():
     for step in range(20):
         draws = draw("sorted", NAMES, 3, 0, step)
-        assert [(d.part, d.parts) for d in draws] == [(0, 3), (1, 3), (2, 3)] and not any(d.distill for d in draws)
+        assert [(d.microbatch, d.microbatches) for d in draws] == [(0, 3), (1, 3), (2, 3)] and not any(
+            d.distill for d in draws
+        )
 
 
 def test_sandwich_has_the_largest_the_smallest_and_others_between():
@@ -66,7 +68,9 @@ def test_sandwich_has_the_largest_the_smallest_and_others_between():
     for step in STEPS:
         first, *between, last = draw("sandwich", NAMES, 4, 0, step)
         assert (first.name, first.distill) == ("full", False) and (last.name, last.distill) == ("xs", True)
-        assert len(between) == 2 == len({d.name for d in between}) and all(d.distill and d.parts == 1 for d in between)
+        assert len(between) == 2 == len({d.name for d in between}) and all(
+            d.distill and d.microbatches == 1 for d in between
+        )
         middle.update(d.name for d in between)
     assert set(middle) == {"l", "m", "s"} and all(abs(n - 4000 / 3) < 120 for n in middle.values())
     assert [d.name for d in draw("sandwich", NAMES, 2, 0, 0)] == ["full", "xs"]
@@ -83,7 +87,7 @@ def test_mistakes():
         make("sandwhich", {})
     with pytest.raises(UserError, match=r"method.sorted.count=0; valid: a whole number from 1"):
         make("sorted", {"count": 0})
-    with pytest.raises(UserError, match=r"method.sandwich.counts is unknown; near: count"):
+    with pytest.raises(UserError, match=r"method.sandwich.counts is unknown to sandwich; near: count"):
         make("sandwich", {"counts": 3})
     with pytest.raises(UserError, match="methods sandwich and sorted both decide which sub-networks an update trains"):
         Methods((make("sandwich", {}), make("sorted", {})))
@@ -91,11 +95,15 @@ def test_mistakes():
 
 def test_a_network_that_distils_without_a_teacher_is_refused():
     orphan = (Draw("s", distill=True), Draw("full"))
-    message = "'orphan' distils s in part 0 of 1 at update 3, where the network .* full, is not drawn before it"
+    message = "'orphan' distils s on microbatch 0 of 1 at update 3, where the network .* full, is not drawn before it"
     with pytest.raises(UserError, match=message):
         checked(orphan, ["full", "s"], "orphan", 3)
 
 
 def test_who_teaches_follows_from_the_draws():
-    full, other, small = Draw("full", part=0, parts=2), Draw("full", part=1, parts=2), Draw("s", True, 1, 2)
+    full, other, small = (
+        Draw("full", microbatch=0, microbatches=2),
+        Draw("full", microbatch=1, microbatches=2),
+        Draw("s", True, 1, 2),
+    )
     assert [teaches(d, (full, other, small)) for d in (full, other, small)] == [False, True, False]

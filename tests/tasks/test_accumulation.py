@@ -1,5 +1,5 @@
-"""The parts of a batch add up to the batch: losses, distillation and what is logged, for every task, by the weight that
-it gives each part."""
+"""The microbatches of a batch add up to the batch: losses, distillation and what is logged, for every task, by the
+weight that it gives each microbatch."""
 
 import jax
 import jax.numpy as jnp

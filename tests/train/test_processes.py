@@ -25,21 +25,22 @@ FLAGS = [
 FLAGS += ["--config.checkpoint.every=3"]
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("microbatches", [1, 2, 4])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_shares_of_a_part_make_it_up(parts, count):
+def test_shares_of_a_microbatch_make_it_up(microbatches, count):
     whole, epochs = batch_indices(50, 3, batch_size=48, seed=1)
     shares = [
-        batch_indices(50, 3, batch_size=48, seed=1, shard_index=i, shard_count=count, parts=parts) for i in range(count)
+        batch_indices(50, 3, batch_size=48, seed=1, shard_index=i, shard_count=count, microbatches=microbatches)
+        for i in range(count)
     ]
-    size = 48 // parts
-    for part in range(parts):
-        cut = slice(part * size // count, (part + 1) * size // count)
+    size = 48 // microbatches
+    for micro in range(microbatches):
+        cut = slice(micro * size // count, (micro + 1) * size // count)
         np.testing.assert_array_equal(
-            np.concatenate([share[0][cut] for share in shares]), whole[part * size : (part + 1) * size]
+            np.concatenate([share[0][cut] for share in shares]), whole[micro * size : (micro + 1) * size]
         )
         np.testing.assert_array_equal(
-            np.concatenate([share[1][cut] for share in shares]), epochs[part * size : (part + 1) * size]
+            np.concatenate([share[1][cut] for share in shares]), epochs[micro * size : (micro + 1) * size]
         )
 
 

@@ -18,6 +18,7 @@ from research.train import initial, loop
 from research.train.extraction import Trained
 from research.train.manifests import MANIFEST
 from research.train.methods import make_methods
+from research.train.rundir import read_config
 from research.train.sections import RunConfig
 from tests.train.reporter import Lines
 
@@ -140,6 +141,14 @@ def test_flipped_bit_is_said_and_the_step_before_used(whole, tmp_path):
     assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
 
 
+def test_a_run_that_failed_at_its_start_is_put_right_in_its_folder(tmp_path):
+    with pytest.raises(UserError, match="train.init_from="):
+        loop.train(tiny(train__init_from=str(tmp_path / "missing")), str(tmp_path / "run"), Lines())
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    loop.train(tiny(train__duration=3), str(tmp_path / "run"), Lines())
+    assert read_config(tmp_path / "run")["train"]["init_from"] == ""
+
+
 def test_another_config_is_refused_and_nothing_lost(whole):
     workdir, _, _ = whole
     before = sorted((str(p), p.stat().st_size) for p in workdir.rglob("*") if p.is_file())
@@ -244,7 +253,7 @@ def test_the_test_split_is_read_at_the_end_alone(whole):
 
 @pytest.mark.slow
 def test_accumulation_equals_the_whole_batch(tmp_path):
-    """Without batch norm, the gradient over four parts of a batch is that of the whole."""
+    """Without batch norm, the gradient over four microbatches of a batch is that of the whole."""
     after = {}
     for parts in (1, 4):
         config = tiny(
