@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from research.modules.state import Abstract, Arrays
-from research.train.hooks import Clock, Extra
+from research.train.hooks import Clock, Extra, Made
 from research.train.method import Method
 from research.train.method_registry import register
 from research.values import Rule
@@ -37,7 +37,8 @@ class Ema(Method):
 
         return {name: copy(name) for name in model.params}
 
-    def after_update(self, params: Arrays, arrays: Arrays, clock: Clock) -> tuple[Arrays, Arrays]:
+    def after_update(self, params: Arrays, arrays: Arrays, made: Made, clock: Clock) -> tuple[Arrays, Arrays]:
+        del made
         rate = jnp.minimum(self.decay, (1.0 + clock.update) / (10.0 + clock.update))
         own = {name: params[name] for name in arrays}
         return params, jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, arrays, own)

@@ -1,10 +1,10 @@
 """One sub-network an update, drawn uniformly from the named ones (AutoFormer, arXiv 2107.00651; MatFormer, arXiv
 2310.07707)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from research.nested.draws import Draw, generator
+from research.nested.space import Space
 from research.train.method import Method
 from research.train.method_registry import register
 
@@ -17,5 +17,5 @@ class Random(Method):
     paper = "arXiv 2107.00651, 2310.07707"
     chooses = True
 
-    def draws(self, names: Sequence[str], seed: int, step: int) -> tuple[Draw, ...]:
-        return (Draw(names[int(generator(seed, step).integers(len(names)))]),)
+    def draws(self, space: Space, seed: int, step: int) -> tuple[Draw, ...]:
+        return (Draw(space.order[int(generator(seed, step).integers(len(space.order)))]),)

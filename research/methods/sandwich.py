@@ -1,12 +1,12 @@
 """The sandwich rule with in-place distillation (universally slimmable networks, arXiv 1903.05134): an update trains the
 largest sub-network, the smallest and some random ones between, which learn from the largest one's outputs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from research.errors import UserError
 from research.nested.draws import Draw, generator
+from research.nested.space import Space
 from research.tasks.base import Example, Forward, Outcome, Task
 from research.train.hooks import About, Objective
 from research.train.method import Method
@@ -40,12 +40,12 @@ class Sandwich(Method):
                     "from"
                 )
 
-    def draws(self, names: Sequence[str], seed: int, step: int) -> tuple[Draw, ...]:
-        middle = names[1:-1]
+    def draws(self, space: Space, seed: int, step: int) -> tuple[Draw, ...]:
+        largest, *middle, smallest = space.order
         take = min(max(self.count - 2, 0), len(middle))
         chosen = sorted(generator(seed, step).choice(len(middle), size=take, replace=False)) if take else []
-        learners = (*(middle[int(i)] for i in chosen), names[-1])
-        return (Draw(names[0]), *(Draw(name, distill=True) for name in learners))
+        learners = (*(middle[int(i)] for i in chosen), smallest)
+        return (Draw(largest), *(Draw(name, distill=True) for name in learners))
 
     def objective(self, inner: Objective, task: Task) -> Objective:
         share = self.distill

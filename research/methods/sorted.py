@@ -1,11 +1,11 @@
 """SortedNet (arXiv 2309.00255), algorithm 1 with random accumulation: an update draws several sub-networks, each with
 its own microbatch, and sums their gradients."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from research.nested.draws import Draw, generator
+from research.nested.space import Space
 from research.train.method import Method
 from research.train.method_registry import register
 from research.values import SIZE
@@ -25,6 +25,6 @@ class Sorted(Method):
 
     count: Annotated[int, SIZE] = 4
 
-    def draws(self, names: Sequence[str], seed: int, step: int) -> tuple[Draw, ...]:
-        chosen = generator(seed, step).integers(len(names), size=self.count)
-        return tuple(Draw(names[int(i)], microbatch=k, microbatches=self.count) for k, i in enumerate(chosen))
+    def draws(self, space: Space, seed: int, step: int) -> tuple[Draw, ...]:
+        chosen = generator(seed, step).integers(len(space.order), size=self.count)
+        return tuple(Draw(space.order[int(i)], microbatch=k, microbatches=self.count) for k, i in enumerate(chosen))

@@ -24,6 +24,7 @@ from research.modules import mesh
 from research.modules.axes import Init, Kind
 from research.modules.dropout import dropout
 from research.modules.embedding import Embedding
+from research.modules.features import named
 from research.modules.layers import Linear, normal_02
 from research.modules.mixers.attention import Attention
 from research.modules.mixers.base import Call
@@ -162,7 +163,7 @@ class EncoderModel(nnx.Module):
         if self.config.dropout and mode == "train" and key is not None:
             x = dropout(x, self.config.dropout, jax.random.fold_in(key, 2**20))
         x = self.blocks(x, xs={"index": jnp.arange(self.config.periods)}, remat=self.config.remat, call=call)
-        return self.pooler(self.norm(x), mask)
+        return self.pooler(named("hidden", self.norm(x)), mask)
 
 
 def equal_rows(key: Array, shape, dtype=jnp.float32) -> Array:

@@ -22,6 +22,7 @@ from research.models.base import ModelConfig
 from research.models.registry import Entry, register
 from research.modules import elastic
 from research.modules.axes import Init, StatKind
+from research.modules.features import named
 from research.modules.layers import Conv, kaiming, zeros
 from research.modules.norms import BatchNorm
 from research.ops.density_gates import importance_variation, mix_pairs, nearest, upsample
@@ -226,9 +227,9 @@ class HMoDE(nnx.Module):
     def features(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> list[Array]:
         """Returns the outputs of the five stages, at strides 1, 2, 4, 8, 16."""
         outs: list[Array] = []
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages):
             x = max_pool_2x2(outs[-1]) if outs else x
-            outs.append(stage(x, mode))
+            outs.append(named(f"stage{i + 1}", stage(x, mode)))
         return outs
 
     def densities(self, features: Sequence[Array]) -> Float[Array, "B h w 3"]:

@@ -18,6 +18,7 @@ from research.models.base import ModelConfig
 from research.models.registry import Entry, register
 from research.modules import elastic
 from research.modules.axes import Init
+from research.modules.features import named
 from research.modules.layers import Conv, Linear
 from research.ops.pooling import max_pool_2x2
 
@@ -99,10 +100,10 @@ class LeNet(nnx.Module):
 
     def embed(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B D"]:
         """Returns what the classifier reads: the layer of 84."""
-        for conv in (self.conv1, self.conv2):
-            x = max_pool_2x2(jax.nn.relu(conv(x)))
+        for i, conv in enumerate((self.conv1, self.conv2)):
+            x = named(f"stage{i + 1}", max_pool_2x2(jax.nn.relu(conv(x))))
         x = jax.nn.relu(self.layer1(x))[:, 0, 0]
-        return jax.nn.relu(self.layer2(x))
+        return named("embedding", jax.nn.relu(self.layer2(x)))
 
     def __call__(
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None

@@ -27,6 +27,7 @@ from research.models.routing import (
 )
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules.axes import Init
+from research.modules.features import named
 from research.modules.layers import Linear, ones, zeros
 from research.modules.norms import BatchNorm
 from research.modules.routed_conv import Route, RoutedNetwork, convolution, convolve
@@ -261,15 +262,15 @@ class ResNet(RoutedNetwork):
         """Returns the outputs of the stem and of every stage, in order; mixtures need the route."""
         x = jax.nn.relu(self.stem(x, mode))
         outs = [max_pool(x) if STEMS[self.config.stem][2] == 2 else x]
-        for stage in self.stages:
-            outs.append(stage(outs[-1], mode, route))
+        for i, stage in enumerate(self.stages):
+            outs.append(named(f"stage{i + 1}", stage(outs[-1], mode, route)))
         return outs
 
     def embed(
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None, route: Route | None = None
     ) -> Float[Array, "B D"]:
         """Returns what the classifier reads; mixtures need the route."""
-        return self.features(x, mode=mode, route=route)[-1].mean((1, 2))
+        return named("embedding", self.features(x, mode=mode, route=route)[-1].mean((1, 2)))
 
 
 def _variant(block: str, depths: tuple[int, ...], width: int = 64, **more) -> ResNetConfig:

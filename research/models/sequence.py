@@ -28,6 +28,7 @@ from research.modules import elastic
 from research.modules.axes import Init, Kind
 from research.modules.dropout import dropout
 from research.modules.embedding import Embedding
+from research.modules.features import named
 from research.modules.layers import normal_02
 from research.modules.mixers.base import Call, Spec, known
 from research.modules.moe_options import Moe
@@ -317,6 +318,7 @@ class SequenceModel(nnx.Module):
         call = Call(mode, key, segment_ids, tokens=tokens, domain=domain, real=real)
         x = self._embed(tokens, call)
         x = self.blocks(x, xs={"index": jnp.arange(self.config.periods)}, remat=self.config.remat, call=call)
+        x = named("hidden", x)
         if self.config.pool == "none":
             return self._read(x)
         if text is not None:

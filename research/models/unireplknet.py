@@ -27,6 +27,7 @@ from research.modules.dilated_reparam import (
     kernel_nests,
     merge_dilated_reparam,
 )
+from research.modules.features import named
 from research.modules.layers import Conv, DepthwiseConv, Linear, drop_path, drop_path_rates, normal_02
 from research.modules.norms import BatchNorm, GeluGRN, LayerNorm
 from research.modules.squeeze_excite import SqueezeExcite
@@ -306,13 +307,13 @@ class UniRepLKNet(nnx.Module):
             }
             stage_key = None if key is None else jax.random.fold_in(key, i)
             x = stage(x, xs=per_layer, remat=self.config.remat, mode=mode, key=stage_key)
-            outs.append(x)
+            outs.append(named(f"stage{i + 1}", x))
             start += depth
         return outs
 
     def embed(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B D"]:
         """Returns what the classifier reads."""
-        return self.norm(self.features(x, mode=mode, key=key)[-1].mean((1, 2)))
+        return named("embedding", self.norm(self.features(x, mode=mode, key=key)[-1].mean((1, 2))))
 
     def __call__(
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None

@@ -29,6 +29,7 @@ from research.models.routing import (
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules import elastic
 from research.modules.axes import Init
+from research.modules.features import named
 from research.modules.layers import Conv, Linear
 from research.modules.routed_conv import Route, RoutedNetwork, normal_01
 from research.modules.state import Stack
@@ -167,9 +168,9 @@ class VGG(RoutedNetwork):
     ) -> Float[Array, "B D"]:
         """Returns what the classifier reads; mixtures need the route."""
         for i, stage in enumerate(self.stages):
-            x = stage(max_pool(x) if i else x, mode, route)
+            x = named(f"stage{i + 1}", stage(max_pool(x) if i else x, mode, route))
         x = jax.nn.relu(self.flat(adaptive_mean(x, GRID))[:, 0, 0])
-        return jax.nn.relu(self.middle(x))
+        return named("embedding", jax.nn.relu(self.middle(x)))
 
 
 VARIANTS = {

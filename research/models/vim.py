@@ -22,6 +22,7 @@ from research.models.registry import Entry, register
 from research.modules import elastic, mesh
 from research.modules.axes import Init, Kind
 from research.modules.bimamba import BiMamba
+from research.modules.features import named
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates, normal_02
 from research.modules.norms import RMSNorm
 from research.modules.ssm import uniform
@@ -203,11 +204,12 @@ class Vim(nnx.Module):
             "rate": jnp.asarray(drop_path_rates(self.config.drop_path_rate, depth), jnp.float32),
             "index": jnp.arange(depth),
         }
-        return self.norm(self.blocks(x, xs=per_layer, remat=self.config.remat, mode=mode, key=key)).astype(dtype)
+        x = self.norm(self.blocks(x, xs=per_layer, remat=self.config.remat, mode=mode, key=key)).astype(dtype)
+        return named("hidden", x)
 
     def embed(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B D"]:
         """Returns what the classifier reads."""
-        return self.features(x, mode=mode, key=key)[:, self.config.cls_position]
+        return named("embedding", self.features(x, mode=mode, key=key)[:, self.config.cls_position])
 
     def __call__(
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None

@@ -24,6 +24,7 @@ from research.models.registry import Entry, register
 from research.modules import elastic, mesh
 from research.modules.attention import Attention
 from research.modules.axes import Init, Kind
+from research.modules.features import named
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates, normal_02
 from research.modules.mixers.base import Call
 from research.modules.mlp import Mlp
@@ -333,7 +334,7 @@ class ViT(nnx.Module):
         rest = {name: values[first:] for name, values in per_layer.items()}
         if several > 1:
             rest = {name: values.reshape(-1, several) for name, values in rest.items()}
-        return self.norm(self.blocks(x, xs=rest, remat=self.config.remat, call=call))
+        return named("hidden", self.norm(self.blocks(x, xs=rest, remat=self.config.remat, call=call)))
 
     def embed(
         self,
@@ -344,7 +345,7 @@ class ViT(nnx.Module):
         real: Bool[Array, " B"] | None = None,
     ) -> Float[Array, "B D"]:
         """Returns what the classifier reads: the class token."""
-        return self.features(x, mode=mode, key=key, real=real)[:, 0]
+        return named("embedding", self.features(x, mode=mode, key=key, real=real)[:, 0])
 
     def both_heads(
         self,

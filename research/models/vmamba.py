@@ -22,6 +22,7 @@ from research.models.registry import Entry, register
 from research.models.stages import check_image, check_stages, shrunk_depths, shrunk_dims
 from research.modules import mesh
 from research.modules.axes import Init
+from research.modules.features import named
 from research.modules.layers import Conv, Linear, drop_path, drop_path_rates
 from research.modules.mlp import Mlp
 from research.modules.norms import LayerNorm
@@ -218,13 +219,13 @@ class VMamba(nnx.Module):
             per_layer = {"rate": jnp.asarray(rates[start : start + depth], jnp.float32), "index": jnp.arange(depth)}
             stage_key = None if key is None else jax.random.fold_in(key, i)
             x = stage(reduce(x), xs=per_layer, remat=self.config.remat, mode=mode, key=stage_key)
-            outs.append(x)
+            outs.append(named(f"stage{i + 1}", x))
             start += depth
         return outs
 
     def embed(self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None) -> Float[Array, "B D"]:
         """Returns what the classifier reads."""
-        return self.norm(self.features(x, mode=mode, key=key)[-1]).mean((1, 2))
+        return named("embedding", self.norm(self.features(x, mode=mode, key=key)[-1]).mean((1, 2)))
 
     def __call__(
         self, x: Float[Array, "B H W C"], *, mode: str = "eval", key: Array | None = None

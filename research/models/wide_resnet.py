@@ -25,6 +25,7 @@ from research.models.routing import (
 )
 from research.models.stages import check_image, check_stages, kept_after_first, shrunk_depths, shrunk_dims
 from research.modules.axes import Init
+from research.modules.features import named
 from research.modules.layers import Conv, Linear, kaiming
 from research.modules.norms import BatchNorm
 from research.modules.routed_conv import Route, RoutedNetwork, convolution, convolve, normal_01
@@ -172,9 +173,9 @@ class WideResNet(RoutedNetwork):
     ) -> Float[Array, "B D"]:
         """Returns what the classifier reads; mixtures need the route."""
         x = self.stem(x)
-        for stage in self.stages:
-            x = stage(x, mode, route)
-        return jax.nn.relu(self.norm(x, mode=mode)).mean((1, 2))
+        for i, stage in enumerate(self.stages):
+            x = named(f"stage{i + 1}", stage(x, mode, route))
+        return named("embedding", jax.nn.relu(self.norm(x, mode=mode)).mean((1, 2)))
 
 
 VARIANTS = {

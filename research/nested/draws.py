@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from research.errors import UserError
+from research.nested.space import Space
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,25 @@ def generator(seed: int, step: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
 
 
-def checked(draws: tuple[Draw, ...], names: Sequence[str], method: str, step: int) -> tuple[Draw, ...]:
+def checked(draws: tuple[Draw, ...], space: Space, method: str, step: int) -> tuple[Draw, ...]:
     """Returns the draws of an update.
 
     Args:
-      names: of the space, the largest first.
+      space: of the run.
       method: that has chosen.
 
     Raises:
-      UserError: a network that distils without a teacher.
+      UserError: none at all, one that is not in the space, or one that distils without a teacher.
     """
+    if not draws:
+        raise UserError(f"method {method!r} draws no network at update {step}")
     for place, one in enumerate(draws):
-        if one.distill and not any(d.name == names[0] and same_rows(d, one) for d in draws[:place]):
+        if one.name not in space.configs:
+            raise UserError(f"method {method!r} draws {one.name!r} at update {step}; valid: {', '.join(space.configs)}")
+        if one.distill and not any(d.name == "full" and same_rows(d, one) for d in draws[:place]):
             raise UserError(
                 f"method {method!r} distils {one.name} on microbatch {one.microbatch} of {one.microbatches} at update "
-                f"{step}, where the network that it learns from, {names[0]}, is not drawn before it"
+                f"{step}, where the network that it learns from, full, is not drawn before it"
             )
     return draws
 

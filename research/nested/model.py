@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from research import seeds
 from research.models import registry
 from research.modules.axes import StatKind
+from research.modules.features import chosen, reading
 from research.modules.state import Arrays, abstract, apply, initialize
 from research.nested.slicing import extract
 from research.nested.space import shrink
@@ -26,6 +27,17 @@ class Model:
 
     def __call__(self, x: Array, *, mode: str = "eval", key: Array | None = None) -> Any:
         return apply(self.config, self.params, self.stats, x, mode=mode, key=key)[0]
+
+    def features(self, x: Array, *names: str) -> dict[str, Array]:
+        """Returns values inside the model in evaluation mode, e.g. "stage2", "hidden", "embedding"; all that it names
+        where none is given.
+
+        Raises:
+          UserError: a name that the model does not have.
+        """
+        with reading() as found:
+            self(x)
+        return chosen(found, names or tuple(found))
 
     def sample(self, *, calibrate: Float[Array, " N *S"] | None = None, **choices: Any) -> "Model":
         """Returns a sub-network that shares nothing with this model: `model.sample(width=0.5, depth=0.5)`.

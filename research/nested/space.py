@@ -1,6 +1,7 @@
 """The space of sub-networks: named points (`s`, `m`, `full`) and free ones (`width=0.5,depth=0.5`)."""
 
 import difflib
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,12 @@ class Space:
 
     def names(self) -> list[str]:
         return list(self.configs)
+
+    @functools.cached_property
+    def order(self) -> tuple[str, ...]:
+        """The names, largest number of parameters first; "full" leads."""
+        size = lambda name: abstract(self.configs[name]).num_params()
+        return ("full", *sorted((name for name in self.configs if name != "full"), key=size, reverse=True))
 
     def resolve(self, text: str) -> tuple[str, Any]:
         """Returns (name, config) of a named point or of free choices.

@@ -1,6 +1,6 @@
 """What the loop asks of a task: model inputs and targets of a batch, a loss, and sums that become metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -28,8 +28,16 @@ class Tokenizer(Protocol):
 class Forward(Protocol):
     """The model of an update or of an evaluation, as tasks and methods run it."""
 
-    def __call__(self, *inputs: Array, mode: str = ..., method: str = "__call__", params: str = "live") -> Any:
-        """Returns the model's outputs.
+    def __call__(
+        self,
+        *inputs: Array,
+        mode: str = ...,
+        method: str = "__call__",
+        params: str = "live",
+        subnet: str = "",
+        features: Sequence[str] = (),
+    ) -> Any:
+        """Returns the model's outputs; with `features`, (outputs, {name: array}).
 
         Args:
           inputs: of the model.
@@ -38,6 +46,13 @@ class Forward(Protocol):
           method: of the module.
           params: "live" has gradients; "frozen" has none and moves no statistics, as attacks see the model; the name of
             a method runs the network that it brings (a teacher).
+          subnet: name of another network of the space, in training; its statistics do not move, and what its layers
+            add to a loss is left out. "" for the one of the program.
+          features: names of values inside the model that are wanted too, see `research.modules.features`.
+
+        Raises:
+          UserError: a feature that the model does not have.
+          ValueError: another network outside of training, where its statistics are not at hand.
         """
         ...
 

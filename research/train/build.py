@@ -79,7 +79,7 @@ def make_programs(
     _check_divisible(setup, mesh.size)
     if setup.parallel:
         parallel.check(config, setup.methods, setup.draw(0), mesh)
-    return _programs(setup, mesh, setup.methods.brought() if brought is None else brought, waiting)
+    return _programs(setup, mesh, setup.methods.brought(setup.about) if brought is None else brought, waiting)
 
 
 def make_reading_programs(setup: Setup) -> Programs:

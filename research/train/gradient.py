@@ -1,6 +1,6 @@
 """The gradient program of one sub-network: its objective on one microbatch, added to the buffer of gradients."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from research import seeds
 from research.modules.axes import StatKind
+from research.modules.features import chosen, reading
 from research.modules.state import Arrays, abstract, apply, told
 from research.tasks.base import Example
 from research.train.hooks import Clock, Loss, everything
@@ -48,6 +49,7 @@ class Running:
     ):
         self._programs, self._name, self._held, self._params, self._clock = programs, name, held, params, clock
         self._config = programs.layout.compute(name)
+        self._real, self._noise = real, key
         self._told = told(self._config, real)
         self._mode = "eval" if clock is None else "train"
         self._key = {} if key is None else {"key": key}
@@ -55,7 +57,21 @@ class Running:
         self.stats = held.stats if clock is None else programs.layout.sliced(name, held.stats)
         self._start = self.stats
 
-    def __call__(self, *inputs: Array, mode: str = "", method: str = "__call__", params: str = "live") -> Any:
+    def __call__(
+        self,
+        *inputs: Array,
+        mode: str = "",
+        method: str = "__call__",
+        params: str = "live",
+        subnet: str = "",
+        features: Sequence[str] = (),
+    ) -> Any:
+        run = self._other(subnet) if subnet else self
+        with reading() as found:
+            outputs = run._run(inputs, mode, method, params)
+        return (outputs, chosen(found, features)) if features else outputs
+
+    def _run(self, inputs: tuple[Array, ...], mode: str, method: str, params: str) -> Any:
         cast = self._programs.layout.cast_inputs(inputs)
         if params == "live":
             mode = mode or self._mode
@@ -73,6 +89,14 @@ class Running:
         config = config.on_cpu() if self._programs.layout.on_cpu else config
         cast_arrays = self._programs.layout.cast(arrays)
         return apply(config, cast_arrays, stats, *cast, mode=mode or "eval", method=method, **self._told)[0]
+
+    def _other(self, name: str) -> "Running":
+        """The same for another network of the space, whose statistics stay."""
+        layout = self._programs.layout
+        if self._clock is None:
+            raise ValueError("statistics of other sub-networks are not at hand outside of training")
+        name = layout.canonical(name)
+        return Running(self._programs, name, self._held, self._params, self._real, self._clock, self._noise)
 
 
 @dataclass(frozen=True)
@@ -127,7 +151,7 @@ class Gradient:
         gradient = programs.methods.gradient(programs.phases[self.phase])
 
         def program(held: Held, grads: Arrays, microbatch: Microbatch) -> Gradients:
-            clock = make_clock(programs.seed, microbatch.clock, self.phase)
+            clock = make_clock(programs, microbatch.clock, self.phase)
             loss = self.loss(programs, held, microbatch)
             (_, (outcome, stats)), new = gradient(loss, held.params, clock.key(DRAW, clock.turn))
             grads = jax.tree.map(jnp.add, grads, new)
@@ -142,7 +166,7 @@ class Gradient:
     def loss(self, programs: Programs, held: Held, microbatch: Microbatch) -> Loss:
         """Returns the function of the parameters that gradients are made of, see `research.train.method.Loss`."""
         task, phase = programs.task, programs.phases[self.phase]
-        objective, clock = programs.methods.objective(task), make_clock(programs.seed, microbatch.clock, self.phase)
+        objective, clock = programs.methods.objective(task), make_clock(programs, microbatch.clock, self.phase)
         mixing, noise, own = clock.key(MIX, clock.microbatch), clock.key(DROP, clock.turn), clock.key(DRAW, clock.turn)
         prepared = {stream: task.prepare(batch, mixing) for stream, batch in microbatch.batches.items()}
         teacher = microbatch.teacher if self.distill else None
@@ -166,9 +190,11 @@ class Gradient:
         return sum(stats[k].sum() for k in stats if kinds[k] is StatKind.LOSS)
 
 
-def make_clock(seed: int, clock: Array, phase: str) -> Clock:
+def make_clock(programs: Programs, clock: Array, phase: str) -> Clock:
     """Returns the clock of a program of an update from its three numbers, see `Microbatch`."""
-    return Clock(clock[0], clock[1], clock[2], phase, jax.random.fold_in(seeds.key(seed), clock[0]))
+    draw = clock[2] // programs.config.train.accumulate
+    key = jax.random.fold_in(seeds.key(programs.seed), clock[0])
+    return Clock(clock[0], clock[1], clock[2], draw, phase, key)
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,21 @@ class Reshape:
     axes: Mapping[str, Reindex] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Made:
+    """What an update was made of, as methods see it after the optimizer.
+
+    Attributes:
+      before: parameters before the update.
+      grads: of what the update minimises, by the parameters; sums over its sub-networks and microbatches.
+      stats: the model's statistics after the gradients.
+    """
+
+    before: Arrays
+    grads: Arrays
+    stats: Arrays
+
+
 def number_of(name: str) -> int:
     """Returns the number that a method's name is folded into keys as; the loop's own streams have those below 16."""
     return zlib.crc32(name.encode()) | 16
@@ -146,7 +161,8 @@ class Clock:
     Attributes:
       update: index of the update.
       microbatch: which of the batch, counted over all of the update's.
-      turn: which gradient program of the update: draw and microbatch.
+      turn: which gradient program of the update, counted over its draws and their microbatches.
+      draw: which of the update's sub-networks.
       phase: of the update.
       base: key of the update.
     """
@@ -154,6 +170,7 @@ class Clock:
     update: UInt[Array, ""]
     microbatch: UInt[Array, ""]
     turn: UInt[Array, ""]
+    draw: UInt[Array, ""]
     phase: str
     base: Array
 

@@ -6,7 +6,7 @@ A method is a frozen dataclass of its options, derived from `Method` and decorat
 options under `config.method.NAME`. Random numbers of a method come from keys that its name is folded into.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,8 +17,9 @@ from jaxtyping import Array
 from research.modules.axes import Axes
 from research.modules.state import Abstract, Arrays
 from research.nested.draws import Draw
+from research.nested.space import Space
 from research.tasks.base import Task
-from research.train.hooks import About, Brought, Clock, Extra, Gradient, Objective, Phase, Reshape, Stream
+from research.train.hooks import About, Brought, Clock, Extra, Gradient, Made, Objective, Phase, Reshape, Stream
 
 if TYPE_CHECKING:
     from research.train.evaluation import Evaluator, Weights
@@ -56,11 +57,13 @@ class Method:
         del model
         return task
 
-    def draws(self, names: Sequence[str], seed: int, step: int) -> tuple[Draw, ...]:
+    def draws(self, space: Space, seed: int, step: int) -> tuple[Draw, ...]:
         """Returns which sub-networks round `step` trains, and who learns from the full one; of methods that `choose`.
 
+        Their number may differ from round to round, that of microbatches may not.
+
         Args:
-          names: of the space, the largest first, the smallest last.
+          space: of the run: names, the largest first (`order`), and the config of each.
         """
         raise NotImplementedError
 
@@ -78,8 +81,14 @@ class Method:
         del model
         return {}
 
-    def brings(self) -> Brought | None:
-        """Returns the network that the method brings, loaded once at the start; `forward(x, params=NAME)` runs it."""
+    def brings(self, about: About) -> Brought | None:
+        """Returns the network that the method brings, loaded once at the start; `forward(x, params=NAME)` runs it. It
+        is sharded by its own axis names.
+
+        Raises:
+          UserError: it cannot be loaded, or does not fit the run.
+        """
+        del about
         return None
 
     def start(self, model: Any, key: Array, say: Callable[[str], None]) -> tuple[Arrays, Arrays] | None:
@@ -123,9 +132,16 @@ class Method:
         del axes
         return None
 
-    def after_update(self, params: Arrays, arrays: Arrays, clock: Clock) -> tuple[Arrays, Arrays]:
-        """Returns (parameters, the method's own arrays) after the optimizer has moved the parameters. Traced."""
-        del clock
+    def after_update(self, params: Arrays, arrays: Arrays, made: Made, clock: Clock) -> tuple[Arrays, Arrays]:
+        """Returns (parameters, the method's own arrays) after the optimizer has moved the parameters. Traced.
+
+        Args:
+          params: of the full network, moved.
+          arrays: the method's own.
+          made: what the update was made of: gradients, and what stood before.
+          clock: of the update; it has no microbatch.
+        """
+        del made, clock
         return params, arrays
 
     def evaluated(self, params: Arrays, arrays: Arrays) -> Arrays:

@@ -1,7 +1,7 @@
 """The methods of a run, composed: in the order of the config, each around those before it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from research.errors import UserError
 from research.modules.axes import Axes
 from research.modules.state import Abstract, Arrays
 from research.nested.draws import Draw, checked
+from research.nested.space import Space
 from research.tasks.base import Task
-from research.train.hooks import About, Brought, Clock, Extra, Gradient, Loss, Objective, Phase, Stream
+from research.train.hooks import About, Brought, Clock, Extra, Gradient, Loss, Made, Objective, Phase, Stream
 from research.train.method import Evaluation, Method
 from research.train.method_registry import make
 from research.train.sections import RunConfig
@@ -87,12 +88,16 @@ class Methods:
             task = method.wrapped(task, model)
         return task
 
-    def draws(self, names: Sequence[str], seed: int, step: int) -> tuple[Draw, ...]:
-        """Returns the sub-networks of round `step`; the full network where no method chooses."""
+    def draws(self, space: Space, seed: int, step: int) -> tuple[Draw, ...]:
+        """Returns the sub-networks of round `step`; the full network where no method chooses.
+
+        Raises:
+          UserError: a network that is not in the space, or one that distils without a teacher.
+        """
         for method in self.items:
             if method.chooses:
-                return checked(method.draws(names, seed, step), names, method.name, step)
-        return (Draw(names[0]),)
+                return checked(method.draws(space, seed, step), space, method.name, step)
+        return (Draw("full"),)
 
     def phases(self, model: Any) -> tuple[Phase, ...]:
         """Returns the phases of a round, one at least."""
@@ -111,9 +116,9 @@ class Methods:
                 model = extended(model, model, {method.name: own})
         return found
 
-    def brought(self) -> dict[str, Brought]:
+    def brought(self, about: About) -> dict[str, Brought]:
         """Loads the networks that methods bring."""
-        return {m.name: network for m in self.items if (network := m.brings()) is not None}
+        return {m.name: network for m in self.items if (network := m.brings(about)) is not None}
 
     def start(self, model: Any, key: Array, say: Callable[[str], None]) -> tuple[Arrays, Arrays]:
         """Returns the (params, stats) that methods give a run to start from, those of later ones in the place of
@@ -155,12 +160,12 @@ class Methods:
         return optax.chain(*parts, inner) if parts else inner
 
     def after_update(
-        self, params: Arrays, arrays: Mapping[str, Arrays], clock: Clock
+        self, params: Arrays, arrays: Mapping[str, Arrays], made: Made, clock: Clock
     ) -> tuple[Arrays, dict[str, Arrays]]:
         """Returns (parameters, arrays of the methods) after an update."""
         own = dict(arrays)
         for method in self.items:
-            params, moved = method.after_update(params, own.get(method.name, {}), clock)
+            params, moved = method.after_update(params, own.get(method.name, {}), made, clock)
             if method.name in own:
                 own[method.name] = moved
         return params, own

@@ -76,8 +76,7 @@ class Programs:
             self.layout.extras,
         )
         self.networks = brought
-        whole = self.layout.replicated
-        self.brought = {name: jax.device_put((dict(n.params), dict(n.stats)), whole) for name, n in brought.items()}
+        self.brought = {name: self._placed(network) for name, network in brought.items()}
         self.compiler = Compiler(self, self.layout.on_cpu, waiting)
 
     @property
@@ -158,10 +157,18 @@ class Programs:
         return self.held(self.shapes)
 
     def held_shardings(self) -> Held:
-        whole = self.layout.replicated
-        return Held(
-            self.layout.params, self.layout.stats, self.layout.extras, jax.tree.map(lambda _: whole, self.brought)
-        )
+        brought = jax.tree.map(lambda array: array.sharding, self.brought)
+        return Held(self.layout.params, self.layout.stats, self.layout.extras, brought)
+
+    def _placed(self, network: Brought) -> tuple[Arrays, Arrays]:
+        """Returns (params, stats) of a network that a method brings, on the devices by its own axis names."""
+        shapes, axes = {**network.params, **network.stats}, abstract(network.config).axes
+        places, _ = sharding.layout(axes, shapes, self.mesh, self.config.mesh.min_size)
+
+        def put(arrays: Arrays) -> Arrays:
+            return {name: jax.device_put(array, places[name]) for name, array in arrays.items()}
+
+        return put(network.params), put(network.stats)
 
     def network(self, method: str) -> Any:
         """Returns the config of the network that a method brings."""

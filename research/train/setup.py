@@ -10,7 +10,6 @@ import jax
 
 from research.data import pipeline
 from research.errors import UserError
-from research.modules.state import abstract
 from research.nested.draws import Draw
 from research.nested.space import Space, make_space
 from research.tasks.base import Task
@@ -94,12 +93,15 @@ class Setup:
         """Returns the shapes of a batch of `size` examples."""
         return {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in self.sample.items()}
 
-    @functools.cached_property
-    def order(self) -> list[str]:
-        """Names of the sub-networks, largest number of parameters first ("full" leads)."""
-        size = lambda n: abstract(self.space.configs[n]).num_params()
-        rest = sorted((n for n in self.space.names() if n != "full"), key=size, reverse=True)
-        return ["full", *rest]
+    @property
+    def about(self) -> About:
+        """What methods are told of the run."""
+        return About(self.config, self.task, self.space, self.sample, self.methods.items)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Names of the sub-networks, largest first."""
+        return self.space.order
 
     def steps(self, duration: str | int, field: str) -> int:
         """Returns a duration in updates; `field` is where the config holds it."""
@@ -113,14 +115,29 @@ class Setup:
         )
 
     def draw(self, step: int) -> tuple[Draw, ...]:
-        """Returns the sub-networks of an update."""
-        return self.methods.draws(self.order, self.config.seed, self.stages.round(step))
+        """Returns the sub-networks of an update.
+
+        Raises:
+          UserError: they do not divide the batch, or the devices, as those of the first update do.
+        """
+        draws, first = self._drawn(self.stages.round(step)), self._drawn(0)
+        cuts = {draw.microbatches for draw in first}
+        if (len(draws) != len(first) and self.parallel) or any(draw.microbatches not in cuts for draw in draws):
+            raise UserError(
+                f"methods={self.methods.names} draw {_counted(draws)} in update {step} and {_counted(first)} in the "
+                "first one; valid: the same number of microbatches in all updates, and with nested.execution=parallel "
+                "of networks"
+            )
+        return draws
+
+    def _drawn(self, round: int) -> tuple[Draw, ...]:
+        return self.methods.draws(self.space, self.config.seed, round)
 
     @functools.cached_property
     def microbatches(self) -> int:
         """How many microbatches of a batch are trained on one after the other: those of sub-networks that have their
         own, times `train.accumulate`."""
-        return 1 if self.parallel else max(d.microbatches for d in self.draw(0)) * self.config.train.accumulate
+        return 1 if self.parallel else max(d.microbatches for d in self._drawn(0)) * self.config.train.accumulate
 
     def reshaped(self, model: Any) -> "Setup":
         """Returns the setup with another full network, of the same kind.
@@ -185,6 +202,10 @@ def make_setup(
     setup = Setup(config, data, task, space, methods, make_stages(phases, total))
     _check_batch(config, setup)
     return setup
+
+
+def _counted(draws: tuple[Draw, ...]) -> str:
+    return f"{len(draws)} networks on {max(draw.microbatches for draw in draws)} microbatches"
 
 
 def _check_batch(config: RunConfig, setup: Setup) -> None:

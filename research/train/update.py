@@ -13,7 +13,7 @@ from jaxtyping import Array
 from research.modules.axes import Axes, StatKind, role
 from research.modules.state import Arrays, abstract, after_update
 from research.train.gradient import make_clock
-from research.train.hooks import alternates
+from research.train.hooks import Made, alternates
 from research.train.programs import Programs
 from research.train.state import State, Updated, due
 
@@ -60,8 +60,9 @@ class Update:
         def program(state: State, grads: Arrays, step: Array, before: Arrays, moved: Arrays) -> Updated:
             updates, opt_state = programs.optimizer.update(grads, state.opt_state, state.params, **more)
             params = {**state.params, **optax.apply_updates({k: state.params[k] for k in updates}, updates)}
-            clock = make_clock(programs.seed, jnp.stack([step, 0 * step, 0 * step]).astype(jnp.uint32), self.phase)
-            params, methods = programs.methods.after_update(params, state.methods, clock)
+            clock = make_clock(programs, jnp.stack([step, 0 * step, 0 * step]).astype(jnp.uint32), self.phase)
+            made = Made(state.params, grads, moved)
+            params, methods = programs.methods.after_update(params, state.methods, made, clock)
             norm = optax.tree.norm(grads)
             stats = after_update(config, programs.layout.model_only(state.params), moved)
             new = State(params, stats, opt_state, methods)

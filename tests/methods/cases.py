@@ -140,8 +140,8 @@ class FakeQuantisation(Method):
 
         return {k: rounded(v) if v.ndim > 1 else v for k, v in params.items()}
 
-    def after_update(self, params, arrays, clock):
-        del clock
+    def after_update(self, params, arrays, made, clock):
+        del made, clock
         return params, {"updates": arrays["updates"] + 1}
 
 
@@ -184,7 +184,8 @@ class Teacher(Method):
     share: float = 0.5
     seed: int = 1
 
-    def brings(self):
+    def brings(self, about):
+        del about
         config = registry.model_config(MODEL["name"], **{k: v for k, v in MODEL.items() if k != "name"}, **IMAGES)
         params, stats = initialize(config, jax.random.key(self.seed))
         return Brought(config, params, stats, f"weights of seed {self.seed}")

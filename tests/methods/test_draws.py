@@ -1,6 +1,7 @@
 """Which sub-networks methods train: pure functions of (seed, step) with the distribution that they state."""
 
 import collections
+import functools
 import json
 import os
 import subprocess
@@ -9,18 +10,28 @@ import sys
 import pytest
 
 from research.errors import UserError
+from research.models import registry
 from research.nested.draws import Draw, checked, teaches
+from research.nested.space import Space
 from research.train.method_registry import known, make
 from research.train.methods import Methods
 
 NAMES = ("full", "l", "m", "s", "xs")
+WIDTHS = (1.0, 0.8, 0.6, 0.4, 0.2)
 STEPS = range(2000)
 CHOOSE = ["full", *(name for name, method in known().items() if method.chooses)]
 
 
 def draw(name, names, count, seed, step):
     options = {"count": count} if name in ("sorted", "sandwich") else {}
-    return Methods(() if name == "full" else (make(name, options),)).draws(names, seed, step)
+    return Methods(() if name == "full" else (make(name, options),)).draws(space_of(names), seed, step)
+
+
+@functools.cache
+def space_of(names):
+    """A space of these names, the largest first."""
+    full = registry.model_config("lenet5")
+    return Space(full, {name: full.shrink(width=width) for name, width in zip(names, WIDTHS, strict=False)})
 
 
 @pytest.mark.parametrize("scheme", CHOOSE)
@@ -97,7 +108,7 @@ def test_a_network_that_distils_without_a_teacher_is_refused():
     orphan = (Draw("s", distill=True), Draw("full"))
     message = "'orphan' distils s on microbatch 0 of 1 at update 3, where the network .* full, is not drawn before it"
     with pytest.raises(UserError, match=message):
-        checked(orphan, ["full", "s"], "orphan", 3)
+        checked(orphan, space_of(("full", "s")), "orphan", 3)
 
 
 def test_who_teaches_follows_from_the_draws():

@@ -20,6 +20,7 @@ from research.train.manifests import MANIFEST
 from research.train.methods import make_methods
 from research.train.rundir import read_config
 from research.train.sections import RunConfig
+from tests.methods.test_draws import space_of
 from tests.train.reporter import Lines
 
 
@@ -305,7 +306,7 @@ def test_an_update_trains_what_its_method_draws(scheme, tmp_path):
     loop.train(config, str(tmp_path / scheme), Lines())
     rows = [json.loads(line) for line in (tmp_path / scheme / "metrics.jsonl").read_text().splitlines()]
     trained = [{key for key in row if key.startswith("loss/")} for row in rows if "loss" in row]
-    drawn = [make_methods(RunConfig.of(config)).draws(["full", "s"], 0, step) for step in range(4)]
+    drawn = [make_methods(RunConfig.of(config)).draws(space_of(("full", "s")), 0, step) for step in range(4)]
     assert trained == [{f"loss/{draw.name}" for draw in draws} for draws in drawn]
 
 

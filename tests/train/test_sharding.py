@@ -17,6 +17,7 @@ from research.modules.axes import ROLES
 from research.modules.state import abstract
 from research.nested.slicing import CUTS
 from research.train import sharding
+from tests.methods.test_draws import space_of
 from tests.models import twins
 
 STORED = Path(__file__).parent / "layouts.json"
@@ -159,7 +160,7 @@ def test_spreading_that_does_not_fit_is_refused():
 
     def check(where, name="sorted", **options):
         methods = Methods((make(name, options),))
-        parallel.check(config, methods, methods.draws(("full", "m", "s"), 0, 0), where)
+        parallel.check(config, methods, methods.draws(space_of(("full", "m", "s")), 0, 0), where)
 
     check(mesh(data=8), count=2)
     with pytest.raises(UserError, match=r"divides 8 devices among 3 networks"):

@@ -148,8 +148,8 @@ def test_a_method_of_ones_own_may_distil_in_some_updates_and_not_in_others(monke
     from research.methods.sandwich import Sandwich
 
     class EveryOther(Sandwich):
-        def draws(self, names, seed, step):
-            return (Draw(names[0]), *(Draw(name, distill=step % 2 == 0) for name in names[1:]))
+        def draws(self, space, seed, step):
+            return (Draw("full"), *(Draw(name, distill=step % 2 == 0) for name in space.order[1:]))
 
     monkeypatch.setitem(
         method_registry._METHODS, "every_other", type("EveryOther", (EveryOther,), {"name": "every_other"})
