@@ -1,5 +1,9 @@
 """What the hooks of methods are given: other sub-networks, features, the gradients of an update, which draw it is."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import jax
@@ -14,6 +18,7 @@ from research.train.method import Method
 from research.train.method_registry import register
 from research.train.setup import make_setup
 from research.train.supervised import Supervised
+from tests.methods import cases  # noqa: F401  (registers the teacher)
 from tests.methods.test_every import tiny
 
 
@@ -94,3 +99,32 @@ def test_draws_that_do_not_divide_the_batch_alike_are_refused(monkeypatch):
     object.__setattr__(setup.methods, "items", (_Growing("m"),))
     with pytest.raises(UserError, match="method 'growing' draws 'm' at update 0; valid: full, s"):
         setup.draw(0)
+
+
+def losses_beside_a_teacher():
+    sharded = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "mesh__min_size": 1}
+    learner = Supervised(make_setup(tiny("teacher", "sandwich", **sharded if jax.device_count() == 8 else {})))
+    state, batches, found = learner.initial(print), learner.batches(0), []
+    for step in range(2):
+        state, numbers = learner.update(step, state, next(batches))
+        found.append(learner.read(step, jax.device_get(numbers)).record()["loss"])
+    places = {str(array.sharding.spec) for array in jax.tree.leaves(learner.programs.brought)}
+    learner.close()
+    return found, len(places)
+
+
+@pytest.mark.slow
+def test_a_network_that_a_method_brings_is_sharded_by_its_own_axes():
+    found = {}
+    for devices in (1, 8):
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        command = [sys.executable, "-m", "tests.methods.test_hooks"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[devices] = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(found[8][0], found[1][0], rtol=2e-5)
+    assert found[1][1] == 1 < found[8][1]
+
+
+if __name__ == "__main__":
+    print(json.dumps(losses_beside_a_teacher()))
