@@ -159,11 +159,10 @@ WRONG = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, As
 
 
 def _unfit(name: str, where: str, fields: Mapping[str, Any], error: Exception) -> UserError:
-    told = printable((str(error).strip().splitlines() or [type(error).__name__])[0])
-    return UserError(
-        f"model {name} cannot be built with "
-        f"{printable(', '.join(f'{where}{k}={v!r}' for k, v in fields.items()), 200)}: {told}"
-    )
+    told = printable((str(error).strip().splitlines() or [""])[0], 500)
+    cause = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
+    given = printable(", ".join(f"{where}{k}={v!r}" for k, v in fields.items()), 200)
+    return UserError(f"model {name} cannot be built: {cause}; given: {given}")
 
 
 def check_buildable(config: Any, name: str, fields: Mapping[str, Any]) -> None:
@@ -173,8 +172,9 @@ def check_buildable(config: Any, name: str, fields: Mapping[str, Any]) -> None:
       fields: those that were given, for the message.
 
     Raises:
-      UserError: it cannot be built, or has an array without an entry.
+      UserError: it cannot be built, has an array without an entry, or a part that does not keep its contract.
     """
+    config.check_parts()
     try:
         shapes = abstract(config)
     except WRONG as error:

@@ -29,6 +29,7 @@ from research.modules.axes import Init, Kind
 from research.modules.dropout import dropout
 from research.modules.embedding import Embedding
 from research.modules.layers import normal_02
+from research.modules.mixers import contract
 from research.modules.mixers.base import Call, Spec, known
 from research.modules.moe_options import Moe
 from research.modules.norms import RMSNorm
@@ -42,6 +43,8 @@ from research.values import Layers, Rate
 def with_mixers(cls: type) -> type:
     """Gives a class that becomes a dataclass a field for the options of every kind of mixer."""
     for kind, spec in known().items():
+        if kind in cls.__annotations__:
+            raise UserError(f"mixer {kind}: {spec.__name__}.kind is the name of a field of the model; choose another")
         cls.__annotations__[kind] = spec
         setattr(cls, kind, spec())
     return cls
@@ -210,6 +213,10 @@ class SequenceConfig(MixtureConfig):
 
     def build(self, init: Init) -> nnx.Module:
         return SequenceModel(self, init)
+
+    def check_parts(self) -> None:
+        for kind in dict.fromkeys(self.kinds):
+            contract.check(self.spec(kind), self.dim, self.length)
 
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         return {"layers": self.kept_layers}
