@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from research.errors import UserError
+from research.errors import Unregistered, UserError
 from research.models.implementations import check_implementation
 from research.models.mixtures import MixtureConfig
 from research.models.sequence_layers import FFNS, MIXTURE, Period
@@ -113,7 +113,7 @@ class SequenceConfig(MixtureConfig):
         kinds = self.kinds
         unknown = sorted(set(kinds) - set(self.specs()))
         if unknown or not kinds:
-            raise UserError(
+            raise Unregistered(
                 f"sequence: pattern={self.pattern!r} names {unknown or 'no mixer'}; valid: {', '.join(self.specs())}"
             )
         self.check_sizes("length", "dim", "depth")
