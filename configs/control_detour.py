@@ -12,8 +12,7 @@ Data: none; every seed makes its own experience, 6,000 steps of its environment 
 from research.train.config import base_config
 
 
-def get_config(arg: str = ""):
-    del arg
+def get_config():
     config = base_config()
     config.learner = {
         "name": "soft_actor_critic",

@@ -11,8 +11,7 @@ same time.
 from research.train.config import base_config
 
 
-def get_config(arg: str = ""):
-    del arg
+def get_config():
     config = base_config()
     config.model = {"name": "resnet18_cifar", "depths": (1, 1, 1), "dims": (40, 80, 160), "stem": "medium"}
     config.data.update({"name": "fashion_mnist", "batch_size": 128, "validation_fraction": 0.02})

@@ -11,8 +11,7 @@ patterns: --config.model.pattern="mamba2 mamba2 attention".
 from configs.bases.text import text_config
 
 
-def get_config(arg: str = ""):
-    del arg
+def get_config():
     config = text_config(600, max_bytes=2_000_000)
     config.model = {
         "name": "hybrid_small",

@@ -11,8 +11,7 @@ so figures move a little with the version of Python; the digest of the training 
 from configs.bases.text import text_config
 
 
-def get_config(arg: str = ""):
-    del arg
+def get_config():
     config = text_config(900, max_bytes=4_000_000)
     config.model = {
         "name": "sequence",

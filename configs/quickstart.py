@@ -13,8 +13,7 @@ from configs.bases.images import NINE_NETWORKS
 from research.train.config import base_config
 
 
-def get_config(arg: str = ""):
-    del arg
+def get_config():
     config = base_config()
     config.model = {
         "name": "unireplknet_a",

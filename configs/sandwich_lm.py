@@ -11,8 +11,7 @@ of Python's standard library, bytes.
 from configs.bases.text import text_config
 
 
-def get_config(arg: str = ""):
-    del arg
+def get_config():
     config = text_config(600, max_bytes=4_000_000)
     config.model = {
         "name": "sequence",

@@ -5,18 +5,20 @@ import difflib
 import errno
 import logging as stdlib_logging
 import os
+import re
 import subprocess
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags, logging
 
 from launch.streams import set_streams
 from research import plugins, stopping
-from research.errors import Notice, UserError
+from research.errors import Notice, Unregistered, UserError
 from research.files import printable, user_path
 from research.process import set_allocator, set_dispatch, set_xla_flags
 
@@ -30,6 +32,24 @@ PLUGINS = flags.DEFINE_multi_string(
 def plugin_flags() -> list[str]:
     """Returns the flags that bring the user's own files into another command."""
     return [f"--plugin={file}" for file in PLUGINS.value]
+
+
+def print_next(command: str) -> None:
+    """Prints the command that continues from here, with the user's own files."""
+    print(f"next: {' '.join([command, *plugin_flags()])}")
+
+
+def _plugins_of_run() -> str:
+    """Tells the user's own files in the command of the run that --workdir names, where they were not given."""
+    from research.report.reading import read_environment
+
+    workdir = flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else None
+    if not workdir or "://" in workdir:
+        return ""
+    command = read_environment(Path(workdir)).get("command")
+    named = re.findall(r"--plugin[= ](\S+)", command) if isinstance(command, str) else []
+    missing = [f"--plugin={file}" for file in dict.fromkeys(named) if file not in PLUGINS.value]
+    return f"; the run's command has {' '.join(missing)}" if missing else ""
 
 
 USER_ERROR = 2  # exit code of a user's mistake
@@ -107,7 +127,7 @@ def run(
     except stopping.Told as told:
         stopped(told)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_plugins_of_run() if isinstance(error, Unregistered) else ''}", file=sys.stderr)
         _leave(USER_ERROR)
     except OSError as error:
         print(f"error: {_refused_by_system(error)}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import inspect
 import re
 import runpy
 import sys
@@ -73,12 +74,14 @@ def load_recipe(text: str) -> Any:
             f"no config file {path}; near: {', '.join(near) or 'none (run from the root of the repository)'}"
         )
     try:
-        module = runpy.run_path(path)
-        return module["get_config"](arg) if arg else module["get_config"]()
+        get_config = runpy.run_path(path)["get_config"]
+        if arg and not inspect.signature(get_config).parameters:
+            raise UserError(f"{path} takes no argument, and {arg!r} is given; fields are set by --config.FIELD=VALUE")
+        return get_config(arg) if arg else get_config()
     except UserError:
         raise
     except KeyError as error:
-        raise UserError(f"{path}: missing {error}; a config defines get_config(arg='')") from None
+        raise UserError(f"{path}: missing {error}; a config defines get_config()") from None
     except Exception as error:
         place = next((f"line {t.lineno}" for t in reversed(_frames(error)) if t.filename == path), "get_config")
         raise UserError(f"{path}, {place}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
@@ -123,6 +126,8 @@ def _set(config: Any, field: str, text: str) -> None:
     if name not in node and not free:
         _unknown(where, name, node)
     old = node.get(name, None)
+    if f"{where}.{name}" == "config.nested.points":
+        raise UserError("config.nested.points holds sub-networks by name; set --config.nested.points.NAME=width=0.5")
     if isinstance(old, Mapping | ConfigDict):
         raise UserError(f"{where}.{name} is a group of fields ({', '.join(old)}); set one of them")
     known = FIELDS.get(field)

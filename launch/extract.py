@@ -82,7 +82,8 @@ def main() -> int:
             raise UserError(
                 "the extracted network does not give the in-place one's output; this is a bug, please report it"
             )
-    print(f"next: python -m launch.export --workdir={_OUT.value} --format=stablehlo --out={_OUT.value}/model.stablehlo")
+    beside = _OUT.value.rstrip("/")  # a file of the model's own folder is not overwritten
+    common.print_next(f"python -m launch.export --workdir={_OUT.value} --format=stablehlo --out={beside}.stablehlo")
     trained.programs.close()
     return 0
 

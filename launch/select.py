@@ -64,8 +64,8 @@ def main() -> int:
         f"\nbest within the budget: {best['name']} (validation {metric} "
         f"{goal_of(trained.setup.task).shown(best['value'])})"
     )
-    print(
-        f"next: python -m launch.extract --workdir={_WORKDIR.value} --subnet={best['name']} "
+    common.print_next(
+        f"python -m launch.extract --workdir={_WORKDIR.value} --subnet={best['name']} "
         f"--out={_WORKDIR.value}/{best['name'].replace('=', '')}"
     )
     trained.programs.close()

@@ -152,7 +152,7 @@ def main(overrides: dict[str, str]) -> int:
     extract = (
         f"python -m launch.extract --workdir={_WORKDIR.value} --subnet={smallest} --out={_WORKDIR.value}/{smallest}"
     )
-    print(f"next: {' '.join([next(iter(report.get('next', [extract]))), *common.plugin_flags()])}")
+    common.print_next(next(iter(report.get("next", [extract]))))
     sys.stdout.flush()
     return 0
 

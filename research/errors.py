@@ -9,6 +9,13 @@ class UserError(Exception):
     """A mistake of the user: the message names cause, place and remedy in one or two lines."""
 
 
+class Unregistered(UserError):
+    """A name that nothing registered; the message ends with how a file of the user's own is given that does."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} (one's own: --plugin=FILE)"
+
+
 class Notice(UserWarning):
     """What a user should know and what stops nothing, such as files that are left out; given by `warnings.warn`."""
 

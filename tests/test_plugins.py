@@ -168,6 +168,6 @@ def test_files_that_are_no_plugin(tmp_path):
     again = tmp_path / "again.py"
     again.write_text(mixer.replace('"average"', '"hgrn"'))
     with pytest.raises(
-        UserError, match=r"mixer hgrn of plugin_again is there already, from research\.modules\.mixers\.hgrn"
+        UserError, match=r"mixer hgrn is registered twice, by research\.modules\.mixers\.hgrn and by plugin_again"
     ):
         load(str(again))

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 from research.bench.case import Case
 from research.bench.thresholds import Suite
-from research.errors import UserError
+from research.errors import Unregistered, UserError
 from research.plugins import import_all
 
 Kind = Literal["op", "model"]
@@ -148,9 +148,9 @@ def cases_of(suite: Suite, peers: Mapping[str, str]) -> list[Case]:
 def _find(kind: str, name: str, entries: Mapping[str, T]) -> T:
     if name not in entries:
         near = difflib.get_close_matches(name, entries, n=3, cutoff=0.6)
-        raise UserError(
+        raise Unregistered(
             f"unknown {kind} {name!r}; {'near: ' + ', '.join(near) if near else 'valid: ' + ', '.join(entries)} "
-            "(all: --list; one's own: --plugin=FILE)"
+            "(all: --list)"
         )
     return entries[name]
 

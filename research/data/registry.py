@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from research.errors import UserError
+from research.errors import Unregistered
 from research.plugins import import_all
 
 Loader = TypeVar("Loader", bound=Callable[..., Any])
@@ -63,6 +63,6 @@ def find(name: str) -> tuple[DataSet, tuple[str, ...]]:
     valid = sorted(key + "NAME" if key.endswith(":") else key for key in _SETS)
     near = difflib.get_close_matches(name, valid, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise UserError(
+    raise Unregistered(
         f"Unknown data set {name!r}.{hint} Valid: {', '.join(valid)} (tfds: TFDS data sets in array_record format)."
     )

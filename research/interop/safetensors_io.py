@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from research.errors import UserError, near_names
+from research.errors import Unregistered, UserError, near_names
 from research.files import MODEL_FILES, check_regular, printable, read_json, replace_file, whole_folder, write_text
 from research.interop.array_values import check_values
 from research.models.base import ModelConfig
@@ -161,7 +161,7 @@ def config_from_json(data: Mapping[str, Any], most_entry: int = LARGEST_FIELD) -
     known = families()
     if not isinstance(data, Mapping) or not isinstance(data.get("family"), str) or data["family"] not in known:
         family = data.get("family") if isinstance(data, Mapping) else data
-        raise UserError(f"model config with unknown family {printable(family)!r}; valid: {', '.join(sorted(known))}")
+        raise Unregistered(f"model config with unknown family {printable(family)!r}; valid: {', '.join(sorted(known))}")
     kind = known[data["family"]]
     return _build(kind, with_present_names(kind, {k: v for k, v in data.items() if k != "family"}), most_entry)
 
@@ -174,7 +174,7 @@ def _build(cls: type, values: Mapping[str, Any], most_entry: int) -> Any:
     for name in values:
         if name not in fields:
             near = near_names(name, fields)
-            raise UserError(f"{cls.__name__} has no field {printable(name)!r}; near: {', '.join(near)}")
+            raise Unregistered(f"{cls.__name__} has no field {printable(name)!r}; near: {', '.join(near)}")
     models = {n: config_from_json(v, most_entry) for n, v in values.items() if hints[n] is ModelConfig}
     nested = {n: dataclasses.is_dataclass(hints[n]) and isinstance(v, Mapping) for n, v in values.items()}
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}

@@ -74,6 +74,14 @@ class ModelConfig(Renamed):
         """
         return None
 
+    def check_parts(self) -> None:
+        """Judges what the shapes of its arrays do not tell of parts that a user may bring, such as mixers; nothing by
+        default.
+
+        Raises:
+          UserError: a part that does not keep its contract.
+        """
+
     # -- implementation of its ops -----------------------------------------------------------------------------
 
     def with_implementation(self, implementation: str) -> Self:

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from research.errors import UserError
+from research.errors import Unregistered, UserError
 from research.files import printable
 from research.models.base import ModelConfig
 from research.modules.renamed import Renamed, refuse_former
@@ -67,7 +67,7 @@ def entry(name: str) -> Entry:
     import_all(__package__)
     if name not in _ENTRIES:
         near = difflib.get_close_matches(name, _ENTRIES, n=5, cutoff=0.4) or list_models()
-        raise UserError(f"unknown model {name!r}; near: {', '.join(near)} (all: python -m launch.models)")
+        raise Unregistered(f"unknown model {name!r}; near: {', '.join(near)} (all: python -m launch.models)")
     return _ENTRIES[name]
 
 
@@ -104,9 +104,7 @@ def _known_fields(config: Any, name: str, given: Iterable[str]) -> dict[str, Any
     for field in given:
         if field not in fields:
             near = difflib.get_close_matches(field, fields, n=3, cutoff=0.4) or sorted(fields)[:8]
-            raise UserError(
-                f"model {name} has no field {field!r}; near: {', '.join(near)} (options of one's own: --plugin=FILE)"
-            )
+            raise Unregistered(f"model {name} has no field {field!r}; near: {', '.join(near)}")
     return fields
 
 
@@ -145,7 +143,8 @@ def _fitted(config: Any, name: str, fields: Mapping[str, Any], where: str) -> di
             valid = [f.name for f in dataclasses.fields(inner)]
             unknown = sorted(set(value) - set(valid))
             if unknown:
-                raise UserError(f"model {name} has no field {field}.{unknown[0]}; valid: {', '.join(valid)}")
+                former = f"; a former name of one stands in {type(inner).__name__}.renamed"
+                raise Unregistered(f"model {name} has no field {field}.{unknown[0]}; valid: {', '.join(valid)}{former}")
             values[field] = replaced(inner, name, value, f"{where}{field}.")
         else:
             values[field] = fit(
@@ -159,11 +158,10 @@ WRONG = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, As
 
 
 def _unfit(name: str, where: str, fields: Mapping[str, Any], error: Exception) -> UserError:
-    told = printable((str(error).strip().splitlines() or [type(error).__name__])[0])
-    return UserError(
-        f"model {name} cannot be built with "
-        f"{printable(', '.join(f'{where}{k}={v!r}' for k, v in fields.items()), 200)}: {told}"
-    )
+    told = printable((str(error).strip().splitlines() or [""])[0], 500)
+    cause = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
+    given = printable(", ".join(f"{where}{k}={v!r}" for k, v in fields.items()), 200)
+    return UserError(f"model {name} cannot be built: {cause}; given: {given}")
 
 
 def check_buildable(config: Any, name: str, fields: Mapping[str, Any]) -> None:
@@ -173,8 +171,9 @@ def check_buildable(config: Any, name: str, fields: Mapping[str, Any]) -> None:
       fields: those that were given, for the message.
 
     Raises:
-      UserError: it cannot be built, or has an array without an entry.
+      UserError: it cannot be built, has an array without an entry, or a part that does not keep its contract.
     """
+    config.check_parts()
     try:
         shapes = abstract(config)
     except WRONG as error:

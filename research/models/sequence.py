@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from research.errors import UserError
+from research.errors import Unregistered, UserError
 from research.models.implementations import check_implementation
 from research.models.mixtures import MixtureConfig
 from research.models.sequence_layers import FFNS, MIXTURE, Period
@@ -30,6 +30,7 @@ from research.modules.dropout import dropout
 from research.modules.embedding import Embedding
 from research.modules.features import named
 from research.modules.layers import normal_02
+from research.modules.mixers import contract
 from research.modules.mixers.base import Call, Spec, known
 from research.modules.moe_options import Moe
 from research.modules.norms import RMSNorm
@@ -43,6 +44,8 @@ from research.values import Layers, Rate
 def with_mixers(cls: type) -> type:
     """Gives a class that becomes a dataclass a field for the options of every kind of mixer."""
     for kind, spec in known().items():
+        if kind in cls.__annotations__:
+            raise UserError(f"mixer {kind}: {spec.__name__}.kind is the name of a field of the model; choose another")
         cls.__annotations__[kind] = spec
         setattr(cls, kind, spec())
     return cls
@@ -111,7 +114,7 @@ class SequenceConfig(MixtureConfig):
         kinds = self.kinds
         unknown = sorted(set(kinds) - set(self.specs()))
         if unknown or not kinds:
-            raise UserError(
+            raise Unregistered(
                 f"sequence: pattern={self.pattern!r} names {unknown or 'no mixer'}; valid: {', '.join(self.specs())}"
             )
         self.check_sizes("length", "dim", "depth")
@@ -211,6 +214,10 @@ class SequenceConfig(MixtureConfig):
 
     def build(self, init: Init) -> nnx.Module:
         return SequenceModel(self, init)
+
+    def check_parts(self) -> None:
+        for kind in dict.fromkeys(self.kinds):
+            contract.check(self.spec(kind), self.dim, self.length)
 
     def kept(self) -> Mapping[str, tuple[int, ...]]:
         return {"layers": self.kept_layers}

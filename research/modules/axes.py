@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from research.errors import near_names
+
 Axes = tuple[str, ...]
 Initializer = Callable[[Array, Sequence[int], jnp.dtype], Array]
 
@@ -56,8 +58,18 @@ ROLES = {
     "directions": "ways in which a mixer walks over an image",
 }
 
+EXTENTS = frozenset({"kernel_h", "kernel_w", "window_h", "window_w", "taps"})
+"""Roles of the sides of kernels: they are not coupled, each kernel of a network may have its own size."""
 
-class Kind(enum.Enum):
+
+class _Named(enum.EnumMeta):
+    """Tells the members where one is asked for that is not there."""
+
+    def __getattr__(cls, name: str):
+        raise AttributeError(f"{cls.__name__}.{name} is not there; valid: {', '.join(cls.__members__)}")
+
+
+class Kind(enum.Enum, metaclass=_Named):
     """What a trained array does, declared where it is made."""
 
     MATRIX = "maps features to features by a sum: kernels of linear layers and dense convolutions"
@@ -79,7 +91,7 @@ class Param(nnx.Param):
     """
 
 
-class StatKind(enum.Enum):
+class StatKind(enum.Enum, metaclass=_Named):
     """How a statistic moves, declared where it is made."""
 
     MOMENT = "a running average of what a layer sees: every batch moves it, recalibration replaces it"
@@ -191,7 +203,10 @@ class Init:
             raise ValueError(f"{tag}: {len(shape)} axes need as many names, got {axes}")
         unknown = [name for name in axes if role(name) not in ROLES]
         if unknown:
-            raise ValueError(f"{tag}: unknown axis role in {unknown}; valid roles: {sorted(ROLES)}")
+            near = near_names(role(unknown[0]), ROLES)
+            raise ValueError(
+                f"{tag}: unknown axis role in {unknown}; near: {', '.join(near)} (all: docs/reference/axis-roles.md)"
+            )
         make = lambda key: init(key, tuple(shape), self.dtype)
         keys = self.child(tag).key
         for size, _ in self.stack:

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from research.errors import UserError
-from research.modules.axes import Axes, Init, Kind, Log, Param, Stat, StatKind
+from research.modules.axes import EXTENTS, Axes, Init, Kind, Log, Param, Stat, StatKind, role
 
 Arrays = dict[str, Array]
 
@@ -132,7 +132,11 @@ def merge(graphdef: Any, params: Mapping[str, Array], stats: Mapping[str, Array]
 
 @functools.lru_cache(maxsize=4096)
 def abstract(config: ModelConfig, dtype: Any = jnp.float32) -> Abstract:
-    """Returns shapes, axis names and structure of the model that `config` describes; no arrays are made."""
+    """Returns shapes, axis names and structure of the model that `config` describes; no arrays are made.
+
+    Raises:
+      UserError: axes of one name with different sizes.
+    """
     seen: dict[str, Any] = {}
 
     def build(key):
@@ -149,7 +153,26 @@ def abstract(config: ModelConfig, dtype: Any = jnp.float32) -> Abstract:
         return params, stats
 
     params, stats = jax.eval_shape(build, jax.eval_shape(lambda: jax.random.key(0)))
+    _check_coupled({**params, **stats}, seen["axes"])
     return Abstract(params=params, stats=stats, kept=dict(config.kept()), **seen)
+
+
+def _check_coupled(arrays: Mapping[str, jax.ShapeDtypeStruct], axes: Mapping[str, Axes]) -> None:
+    """Raises UserError where axes of one name, which are cut together, have different sizes."""
+    first: dict[str, tuple[int, str]] = {}
+    for array, shape in arrays.items():
+        for axis, size in zip(axes[array], shape.shape, strict=True):
+            other, where = first.setdefault(axis, (size, array))
+            if size != other and role(axis) not in EXTENTS:
+                raise UserError(
+                    f"axis {axis} has {other} entries in {where} {_named(arrays[where], axes[where])} and {size} in "
+                    f"{array} {_named(shape, axes[array])}: axes of one name are cut together and have one size; are "
+                    "names swapped?"
+                )
+
+
+def _named(array: jax.ShapeDtypeStruct, axes: Axes) -> str:
+    return f"[{', '.join(f'{axis}={size}' for axis, size in zip(axes, array.shape, strict=True))}]"
 
 
 def _declared(module: nnx.Module, sort: type[Param] | type[Stat]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 import difflib
 import functools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from research.errors import UserError
+from research.errors import Notice, UserError
 from research.modules import elastic
 from research.modules.state import abstract
 from research.nested.slicing import check_nests
@@ -106,5 +107,14 @@ def make_space(config: Any, points: Mapping[str, str | Mapping[str, Any]]) -> Sp
     for name, choices in points.items():
         if name == "full":
             continue
-        configs[name] = shrink(config, as_choices(choices))
+        small = shrink(config, as_choices(choices))
+        if (same := next((other for other in configs if configs[other] == small), None)) is not None:
+            _tell_same(name, ",".join(f"{k}={v}" for k, v in as_choices(choices).items()), same)
+        configs[name] = small
     return Space(config, configs)
+
+
+@functools.cache
+def _tell_same(name: str, choices: str, other: str) -> None:
+    """Warns once in a process of a sub-network by which nothing is chosen, such as heads of a mixer that has none."""
+    warnings.warn(f"sub-network {name} ({choices}) is the same network as {other}", Notice, stacklevel=3)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from research.errors import UserError
+from research.errors import Unregistered, UserError
 from research.sections import Only, Section, setting
 from research.values import DURATION, WEIGHT, Rule, fit
 
@@ -129,7 +129,7 @@ def optimizer(name: str) -> Optimizer:
     if name not in OPTIMIZERS:
         near = difflib.get_close_matches(name, OPTIMIZERS, n=3, cutoff=0.5)
         more = f"near: {', '.join(near)}; " if near else ""
-        raise UserError(f"unknown optim.name {name!r}; {more}valid: {', '.join(OPTIMIZERS)}")
+        raise Unregistered(f"unknown optim.name {name!r}; {more}valid: {', '.join(OPTIMIZERS)}")
     return OPTIMIZERS[name]
 
 

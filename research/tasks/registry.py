@@ -4,7 +4,7 @@ asked for."""
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from research.errors import UserError, near_names
+from research.errors import Unregistered, UserError, near_names
 from research.plugins import import_all
 from research.tasks.base import Task
 from research.tasks.section import TaskSection
@@ -53,7 +53,7 @@ def find(name: str, examples: str, data: str) -> type[Task]:
         return fitting[0]
     if name not in tasks:
         near = near_names(name, tasks)
-        raise UserError(f"unknown task.name={name!r}; near: {', '.join(near)} (one's own: --plugin=FILE)")
+        raise Unregistered(f"unknown task.name={name!r}; near: {', '.join(near)}")
     if tasks[name].takes and examples not in tasks[name].takes:
         fits = [other for other, task in tasks.items() if examples in task.takes]
         raise UserError(f"task.name={name!r} does not take what data set {data} gives; valid: {', '.join(fits)}")

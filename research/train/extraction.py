@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.errors import UserError
+from research.errors import Unregistered, UserError
 from research.interop import safetensors_io
 from research.interop.safetensors_io import config_from_json
 from research.modules.state import Arrays, abstract, require_finite
@@ -34,7 +34,10 @@ class Trained:
         self.config = RunConfig.of(read_config(workdir))
         # Any optimizer will do: its state is not read.
         readable = dataclasses.replace(self.config, optim=OptimSection(**resolve(defaults(OptimSection))))
-        self.setup: Setup = make_setup(readable, data.read(workdir), say)
+        try:
+            self.setup: Setup = make_setup(readable, data.read(workdir), say)
+        except Unregistered as error:
+            raise Unregistered(f"{workdir}: {error.args[0]}") from None
         self.programs: Programs = make_reading_programs(self.setup)
         self.say = say
         self.step, state, self.run = restore_newest(self.workdir / "checkpoints", self._wanted, say)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from research.errors import UserError, near_names
+from research.errors import Unregistered, UserError, near_names
 from research.plugins import import_all
 from research.train.learner import Learner, Make
 from research.train.sections import LearnerSection, RunConfig
@@ -94,7 +94,9 @@ def find(name: str) -> Entry:
     """
     if name not in (learners := known()):
         near = near_names(name, learners)
-        raise UserError(f"learner.name: unknown learner {name!r}; near: {', '.join(near)} (all: {', '.join(learners)})")
+        raise Unregistered(
+            f"learner.name: unknown learner {name!r}; near: {', '.join(near)} (all: {', '.join(learners)})"
+        )
     return learners[name]
 
 

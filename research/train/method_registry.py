@@ -4,7 +4,7 @@ first asked for."""
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from research.errors import UserError, near_names
+from research.errors import Unregistered, UserError, near_names
 from research.plugins import import_all
 from research.train.method import Method
 from research.values import made_of
@@ -43,10 +43,7 @@ def find(name: str, where: str = "methods") -> type[Method]:
     methods = known()
     if name not in methods:
         near = near_names(name, methods)
-        raise UserError(
-            f"{where}: unknown method {name!r}; near: {', '.join(near)} (all: {', '.join(methods)}; one's own: "
-            "--plugin=FILE)"
-        )
+        raise Unregistered(f"{where}: unknown method {name!r}; near: {', '.join(near)} (all: {', '.join(methods)})")
     return methods[name]
 
 

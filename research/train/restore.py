@@ -173,7 +173,7 @@ def _check(
         )
     raise UserError(
         f"{where} does not fit this config: {what} {name}{more}; open it with the version that saved it (git in "
-        "environment.json)"
+        "environment.json), and with its own files (--plugin in the command there) as they were"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from research.errors import UserError
+from research.errors import Unregistered, UserError
 from research.files import (
     check_workdir,
     dump_json,
@@ -49,6 +49,8 @@ def read_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         config = run_config.with_defaults(given)
         run_config.check(ml_collections.ConfigDict(config))
+    except Unregistered as error:
+        raise Unregistered(f"{path}: {error.args[0]}") from None
     except (UserError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged or of another version: {printable(error, 200)}; {remedy}") from None
     return config

@@ -138,5 +138,5 @@ def test_a_mistake_ends_the_process_with_code_2():
     )
     assert (
         out.returncode == 2
-        and out.stderr == "error: unknown op 'ssdd'; near: ssd (all: --list; one's own: --plugin=FILE)\n"
+        and out.stderr == "error: unknown op 'ssdd'; near: ssd (all: --list) (one's own: --plugin=FILE)\n"
     )

@@ -66,6 +66,7 @@ def test_print_config_checks_the_model_s_fields_without_data():
     [
         ("train.durations=3", "unknown config field config.train.durations; near: config.train.duration"),
         ("nestd.scheme=all", "unknown config field config.nestd; near: config.nested"),
+        ("nested.points=w50", "set --config.nested.points.NAME=width=0.5"),
         ("train.accumulate=many", "config.train.accumulate='many'; valid: a whole number from 1"),
         ("report.latency_batches=5", "config.report.latency_batches=5; valid: a list of whole numbers from 1"),
         ("model.stem_strides=8", "model.stem_strides=8; valid: (a whole number, a whole number)"),

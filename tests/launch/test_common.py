@@ -2,6 +2,7 @@
 reads."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from launch import config as recipe
 from research import files
 from research.data import idx
 from research.errors import UserError
+from tests.documents.pages import ROOT
 
 
 @pytest.fixture
@@ -79,6 +81,39 @@ def test_colons_in_paths_and_arguments_of_recipes(tmp_path):
     with pytest.raises(UserError, match="no config file configs/quikstart.py; near: configs/quickstart.py"):
         recipe.load_recipe("configs/quikstart.py:x")
     assert recipe.split_recipes(["a.py:x=1,y=2,b.py", "c.py"]) == ["a.py:x=1,y=2", "b.py", "c.py"]
+
+
+def test_a_recipe_without_arguments_refuses_one(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text("def get_config(): return 3")
+    assert recipe.load_recipe(str(path)) == 3
+    with pytest.raises(UserError, match=r"recipe.py takes no argument, and 'small' is given; fields are set by"):
+        recipe.load_recipe(f"{path}:small")
+
+
+def test_files_of_one_s_own_are_named_where_they_are_missing(tmp_path):
+    """The run's command has two, one of which is given here; other mistakes say nothing of them."""
+    command = "python -m launch.train --plugin=a.py --workdir=x --plugin b.py"
+    (tmp_path / "environment.json").write_text(json.dumps({"command": command}))
+    (tmp_path / "a.py").write_text("")
+    code = (
+        "import os, sys; from absl import flags; from launch import common\n"
+        "from research.errors import Unregistered, UserError\n"
+        "flags.DEFINE_string('workdir', None, '')\n"
+        "def main(): common.print_next('python -m launch.x'); raise {error}('unknown model m')\n"
+        "sys.path.insert(0, os.getcwd()); os.chdir({folder!r})\n"
+        "sys.argv[1:] = ['--workdir={folder}', '--plugin=a.py']\ncommon.run(main)"
+    )
+
+    def end_of(error):
+        own = code.format(error=error, folder=str(tmp_path))
+        return subprocess.run([sys.executable, "-c", own], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    done = end_of("Unregistered")
+    told = "error: unknown model m (one's own: --plugin=FILE); the run's command has --plugin=b.py\n"
+    assert (done.returncode, done.stderr) == (2, told)
+    assert done.stdout == "next: python -m launch.x --plugin=a.py\n"
+    assert end_of("UserError").stderr == "error: unknown model m\n"
 
 
 def test_commas_equals_signs_and_brackets_in_names_of_runs(tmp_path):

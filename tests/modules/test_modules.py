@@ -1,5 +1,6 @@
 """Small modules and the axis names: norms against numpy, guards, keys, stacks."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from research.errors import UserError
 from research.modules.attention import Attention
 from research.modules.axes import Init, Kind, layer_stack, role
 from research.modules.layers import Linear, normal_02, zeros
 from research.modules.norms import GeluGRN, LayerNorm
-from research.modules.state import Stack, merge, rematerialize, split
+from research.modules.state import Stack, abstract, merge, rematerialize, split
 
 INIT = Init(jax.random.key(0))
 
@@ -24,7 +26,7 @@ def test_roles_and_stacks_of_names():
 
 
 def test_arrays_need_known_names_one_per_axis():
-    with pytest.raises(ValueError, match=r"unknown axis role in \['width'\]; valid roles: \['actions', 'angles'"):
+    with pytest.raises(ValueError, match=r"unknown axis role in \['width'\]; near: .* \(all: "):
         INIT.param("kernel", (3, 4), ("embed", "width"), zeros, Kind.MATRIX)
     with pytest.raises(ValueError, match="2 axes need as many names"):
         INIT.param("kernel", (3, 4), ("embed",), zeros, Kind.BIAS)
@@ -111,3 +113,27 @@ def test_unknown_remat_policy_names_the_valid_ones():
         ValueError, match=r"unknown remat policy 'all'; valid: \['dots', 'dots_no_batch', 'full', 'none'\]"
     ):
         rematerialize(functools.partial(max), "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Swapped:
+    """Two matrices, the axes of one of which may be swapped."""
+
+    axes: tuple[str, str]
+
+    def build(self, init):
+        module = nnx.Module()
+        module.first = init.param("first", (4, 6), ("embed", "inner"), zeros, Kind.MATRIX)
+        module.second = init.param("second", (4, 6), self.axes, zeros, Kind.MATRIX)
+        return module
+
+    def kept(self):
+        return {}
+
+
+def test_axes_of_one_name_have_one_size():
+    assert abstract(Swapped(("embed", "inner"))).num_params() == 48
+    told = r"axis inner has 6 entries in first \[embed=4, inner=6\] and 4 in second \[inner=4, embed=6\]"
+    with pytest.raises(UserError, match=told):
+        abstract(Swapped(("inner", "embed")))
+    assert abstract(Swapped(("kernel_h", "kernel_w"))).num_params() == 48  # each kernel has its own

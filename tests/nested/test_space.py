@@ -2,7 +2,7 @@
 
 import pytest
 
-from research.errors import UserError
+from research.errors import Notice, UserError
 from research.models import registry
 from research.modules import elastic
 from research.modules.dilated_reparam import BRANCHES, kernel_nests
@@ -131,3 +131,10 @@ def test_a_network_whose_arrays_are_no_slices_is_refused_in_a_line():
     ) as error:
         shrink(config, {"width": 0.5})
     assert "\n" not in str(error.value)
+
+
+def test_a_sub_network_that_chooses_nothing_is_told():
+    model = registry.model_config("mamba_small", dim=32)
+    with pytest.warns(Notice, match=r"^sub-network half_the_heads \(heads=0.5\) is the same network as full$"):
+        space = make_space(model, {"half_the_heads": "heads=0.5", "w50": "width=0.5"})
+    assert space.configs["half_the_heads"] == model != space.configs["w50"]

@@ -12,7 +12,8 @@ Both forms, `mixer` and `step`, compute the same numbers; a state is a dictionar
 batch.
 """
 
-from dataclasses import dataclass
+import sys
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import jax.numpy as jnp
@@ -121,12 +122,15 @@ def register(spec: S) -> S:
     """Makes a kind of mixer known: models take it in their `pattern`, and there is a small model of it.
 
     Raises:
-      UserError: another mixer has this name, or models were made already, which have no field for its options.
+      UserError: the class is no frozen dataclass that derives from `Spec` with `kind`, `build` and a default for every
+        option; another mixer has this name; or models were made already, which have no field for its options.
     """
+    _check_class(spec)
     other = _SPECS.get(spec.kind)
     if other is not None and (other.__module__, other.__qualname__) != (spec.__module__, spec.__qualname__):
         raise UserError(
-            f"mixer {spec.kind} of {spec.__module__} is there already, from {other.__module__}; choose another kind"
+            f"mixer {spec.kind} is registered twice, by {other.__module__} and by {spec.__module__}; give yours "
+            "another kind"
         )
     if _closed:
         raise UserError(
@@ -135,6 +139,25 @@ def register(spec: S) -> S:
         )
     _SPECS[spec.kind] = spec
     return spec
+
+
+def _check_class(spec: type[Spec]) -> None:
+    """Raises UserError unless a class can be the options of a mixer."""
+    if not (isinstance(spec, type) and issubclass(spec, Spec)):
+        raise UserError(f"mixer {spec}: register takes a class that derives from Spec")
+    parameters = vars(spec).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        wrong = "is no frozen dataclass; write @register above @dataclass(frozen=True)"
+    elif not (isinstance(spec.kind, str) and spec.kind.isidentifier()):
+        wrong = f'has kind {spec.kind!r}; wanted, the name of the mixer: kind: ClassVar[str] = "shift"'
+    elif spec.build is Spec.build:
+        wrong = "has no build(dim, length, scope, init, implementation), which returns the module"
+    elif bare := [f.name for f in fields(spec) if f.default is MISSING and f.default_factory is MISSING]:
+        wrong = f"has no default for {', '.join(bare)}; every option needs one"
+    else:
+        return
+    place = vars(sys.modules[spec.__module__]).get("__file__", spec.__module__)
+    raise UserError(f"mixer {spec.kind or spec.__name__}: {spec.__name__} {wrong} ({place})")
 
 
 def known() -> dict[str, type[Spec]]:
