@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import flags, logging
 
@@ -19,7 +19,7 @@ from launch.path_flags import path_flag as path_flag  # for the commands, as `co
 from launch.streams import set_streams
 from research import plugins, stopping
 from research.errors import Notice, UserError
-from research.files import printable, user_path
+from research.files import printable
 from research.process import set_allocator, set_dispatch, set_xla_flags
 
 flags.disclaim_key_flags()  # `--plugin` belongs to the command that is run

@@ -309,7 +309,7 @@ def made_of(kind: type[T], options: Mapping[str, Any], where: str, of: str, **gi
     Raises:
       UserError: an unknown name, or a value of another type.
     """
-    valid = [f.name for f in dataclasses.fields(kind) if f.name not in given]  # type: ignore[arg-type]
+    valid = [f.name for f in dataclasses.fields(kind) if f.name not in given]  # type: ignore[arg-type]  # T is one
     check_options(options, valid, where, of)
     return kind(**fit_options(options, kind, where), **given)
 
