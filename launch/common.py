@@ -12,17 +12,19 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import flags, logging
 
+from launch import outputs
+from launch.path_flags import path_flag as path_flag  # for the commands, as `common.path_flag`
 from launch.streams import set_streams
 from research import plugins, stopping
 from research.errors import Notice, Unregistered, UserError
-from research.files import printable, user_path
+from research.files import printable
 from research.process import set_allocator, set_dispatch, set_xla_flags
 
-flags.disclaim_key_flags()  # what `path_flag` defines belongs to the command that calls it
+flags.disclaim_key_flags()  # `--plugin` belongs to the command that is run
 
 PLUGINS = flags.DEFINE_multi_string(
     "plugin", [], "File of one's own that registers models, mixers or the like. Repeatable."
@@ -61,29 +63,6 @@ OVERRIDES: dict[str, str] = {}
 """The `--config.field=value` arguments, for commands that take a recipe."""
 
 
-class _PathParser(flags.ArgumentParser[str]):
-    """A path; a leading ~ is the home folder."""
-
-    syntactic_help = "a path"
-
-    def parse(self, argument: Any) -> str:
-        if any(
-            "\ud800" <= letter <= "\udfff" for letter in argument
-        ):  # a byte that is no UTF-8; the library of checkpoints ends at it
-            raise ValueError(f"{printable(argument, 300)} is not UTF-8; give another name")
-        try:
-            return (
-                os.fspath(user_path(argument)) if argument.startswith("~") else argument
-            )  # an address has two slashes
-        except UserError as error:
-            raise ValueError(str(error)) from None
-
-
-def path_flag(name: str, default: str | None, help: str, **options: Any) -> flags.FlagHolder:
-    """Defines a flag that is the path of a file or folder; `~` in it is the home folder, also behind `--name=`."""
-    return flags.DEFINE(_PathParser(), name, default, help, serializer=flags.ArgumentSerializer(), **options)
-
-
 def run(
     main: Callable[[], int | None], before: Callable[[], dict[str, str]] | None = None, *, trains: bool = False
 ) -> None:
@@ -115,8 +94,6 @@ def run(
         if before is not None:
             OVERRIDES.update(before())
         _parse(sys.argv)
-        from launch import outputs  # which imports this module
-
         outputs.check()
         for file in PLUGINS.value:
             plugins.load(file)

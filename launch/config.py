@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from research.errors import UserError, near_names
 from research.files import user_path
-from research.optim.section import left_over
+from research.optim.section import drop_left_over
 from research.train.config import check, refuse_moved, resolved
 from research.train.sections import FIELDS, FREE
 from research.values import fit, parse
@@ -53,10 +53,7 @@ def load(text: str, overrides: dict[str, str], workdir: str = "") -> dict[str, A
 
     if workdir:
         check_optimizer(workdir, config.optim.name)
-    for field in left_over(
-        config.optim, {name.removeprefix("optim.") for name in overrides if name.startswith("optim.")}
-    ):
-        config.optim[field] = None
+    drop_left_over(config.optim, {name.removeprefix("optim.") for name in overrides if name.startswith("optim.")})
     check(config)
     whole = resolved(config)
     check_used(whole, resolved(before), overrides)

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import common
+from launch.path_flags import path_flag
 from research.errors import UserError
 from research.files import check_output, check_workdir
 
@@ -55,8 +55,8 @@ def output_flag(
     default: str | None = None,
     **options: Any,
 ) -> flags.FlagHolder:
-    """Defines a flag that names what is written; arguments as of `Output` and `common.path_flag`."""
-    flag = common.path_flag(name, default, help, **options)
+    """Defines a flag that names what is written; arguments as of `Output` and `path_flag`."""
+    flag = path_flag(name, default, help, **options)
     OUTPUTS.append(Output(flag, place, reads, beside))
     return flag
 

@@ -288,6 +288,14 @@ def fit_options(options: Mapping[str, Any], takes: Callable[..., Any], where: st
     return out
 
 
+def check_options(options: Collection[str], valid: Collection[str], where: str, of: str) -> None:
+    """Raises UserError for an option that is not valid, with the near ones; `where` and `of` as of `made_of`."""
+    for name in options:
+        if name not in valid:
+            near = ", ".join(near_names(name, valid)) or "it has no options"
+            raise UserError(f"{where}{name} is unknown to {of}; near: {near}")
+
+
 def made_of(kind: type[T], options: Mapping[str, Any], where: str, of: str, **given: Any) -> T:
     """Returns a dataclass of a user's options, typed and checked as by `fit_options`.
 
@@ -301,11 +309,8 @@ def made_of(kind: type[T], options: Mapping[str, Any], where: str, of: str, **gi
     Raises:
       UserError: an unknown name, or a value of another type.
     """
-    valid = [f.name for f in dataclasses.fields(kind) if f.name not in given]  # type: ignore[arg-type]
-    for name in options:
-        if name not in valid:
-            near = ", ".join(near_names(name, valid)) or "it has no options"
-            raise UserError(f"{where}{name} is unknown to {of}; near: {near}")
+    valid = [f.name for f in dataclasses.fields(kind) if f.name not in given]  # type: ignore[arg-type]  # T is one
+    check_options(options, valid, where, of)
     return kind(**fit_options(options, kind, where), **given)
 
 

@@ -234,3 +234,8 @@ def test_our_own_objects_are_not_probed(folder):
         }
         assert found <= known, f"{name} probes {found - known}: give the object a type that says what it has"
         assert set(known) - PLATFORM - {""} <= found, f"{name}: remove what is probed no more from PROBES"
+
+
+def test_files_of_the_harness_are_short():
+    lengths = {path.name: path.read_text().count("\n") for path in (ROOT / "research/train").glob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}

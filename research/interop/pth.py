@@ -196,8 +196,7 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, data: bytes, entries: Mapping[str, zipfile.ZipInfo], root: str):
         super().__init__(io.BytesIO(data), encoding="utf-8")
         self.entries, self.root = entries, root
-        # The stubs hold it for the class's own; the interpreter looks it up on the instance.
-        self.dispatch = _Dispatch(self.dispatch)  # type: ignore[misc]
+        self.dispatch = _Dispatch(self.dispatch)  # type: ignore[misc]  # stubs have it of the class alone
         self.dispatch.steps = MAX_STEPS + STEPS_AN_ENTRY * len(entries)
         self.allowed = {
             ("collections", "OrderedDict"): _ordered_dict,

@@ -1,4 +1,4 @@
-"""Builds the optax chain: clip, direction (`directions.py`), decay, learning rate."""
+"""Builds the optax chain: clip, direction (of the optimizer by its name, `registry.py`), decay, learning rate."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from jaxtyping import Array
 
 from research.modules.axes import Axes, Kind
 from research.modules.state import Arrays
-from research.optim.directions import direction
+from research.optim.registry import find
 from research.optim.rules import by_kind, resolve
-from research.optim.section import OptimSection
+from research.optim.section import OptimSection, taken
 
 _Updated = tuple[dict[str, Array], optax.EmptyState]
 
@@ -30,6 +30,16 @@ def _add_decay(weight_decay: float, factors: Mapping[str, float]) -> optax.Gradi
         return {k: u + weight_decay * factors[k] * params[k] if factors[k] else u for k, u in updates.items()}, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _direction(
+    section: OptimSection, axes: Mapping[str, Axes], kinds: Mapping[str, Kind]
+) -> optax.GradientTransformation:
+    """Returns the direction of the section's optimizer, with its constants and options and what its factory asks of
+    the model."""
+    own, told = find(section.name), {"axes": axes, "kinds": kinds}
+    direction: optax.GradientTransformation = own.make(**taken(section), **{name: told[name] for name in own.told})
+    return direction
 
 
 def make_optimizer(
@@ -52,13 +62,13 @@ def make_optimizer(
       names: the parameters that are trained, by default all.
 
     Raises:
-      UserError: unknown name, a parameter that no rule covers, or a rule that no parameter meets.
+      UserError: unknown optimizer or option, a parameter that no rule covers, or a rule that no parameter meets.
     """
     decay = resolve(section.decay_rules, axes, "optim.decay_rules") if section.decay_rules else by_kind(axes, kinds)
     rates = resolve(section.lr_rules or ((".*", 1.0),), axes, "optim.lr_rules")
     parts = [optax.clip_by_global_norm(section.clip_norm)] if section.clip_norm else []
     own = {name: axes[name] for name in (axes if names is None else names)}
-    parts.append(direction(section, own, kinds))
+    parts.append(_direction(section, own, kinds))
     if section.weight_decay and any(decay[name] for name in own):
         parts.append(_add_decay(section.weight_decay, decay))
     if any(rates[name] != 1.0 for name in own):

@@ -1,152 +1,138 @@
-"""The direction of an update, by the optimizer's name: gradients in, what the parameters are moved against out, without
-rate and decay.
+"""The directions of optax that take each array by itself: gradients in, what the parameters are moved against out,
+without rate and decay.
 
 Whatever weight decay a published optimizer has is added once, by the chain (`build.py`), decoupled and by the kinds of
 arrays.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated
 
-import jax
 import optax
 import optax.contrib
-from jaxtyping import Array
+from optax import GradientTransformation
 
-from research.errors import UserError
-from research.modules.axes import Axes, Kind, role
-from research.modules.state import Arrays
-from research.optim.section import CONSTANTS, OPTIMIZERS, Optimizer, OptimSection, constants
-
-MUON_RMS = 0.2  # root mean square of an update of Muon's, about that of AdamW's: one learning rate serves both
-STACKS = ("layers", "directions", "experts")
-"""Roles of axes along which matrices lie beside one another."""
-ENDS = {"image", "input", "vocab", "domains", "classes", "actions", "slots"}
-"""Roles of axes that no hidden feature lies on: where data come in, where predictions go out."""
+from research.optim.registry import register
+from research.values import WEIGHT
 
 
-def matrix_axes(axes: Axes, kind: Kind) -> optax.contrib.MuonDimensionNumbers | None:
-    """Returns which axes of a parameter are inputs and which outputs of a matrix between hidden features, for Muon;
-    None where it is none.
-
-    Stacked layers, walks over an image and experts have matrices of their own; the window of a dense convolution
-    belongs to the inputs. Matrices that touch images, classes, domains or a vocabulary, and those to one number for
-    each expert, are left to Adam.
-    """
-    roles = [role(name) for name in axes]
-    places = [i for i, r in enumerate(roles) if r not in STACKS]
-    if kind is not Kind.MATRIX or len(places) < 2 or ENDS & set(roles):
-        return None
-    inputs = sum(roles[i].startswith("window") for i in places) + 1
-    if roles[places[0]] in ("heads", "groups"):
-        inputs = len(places) - 1
-    return optax.contrib.MuonDimensionNumbers(tuple(places[:inputs]), tuple(places[inputs:]))
+@register("acprop", source="Zhuang et al. 2021, arXiv 2110.05454")
+def acprop(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-16) -> GradientTransformation:
+    """AdaBelief whose denominator is that of the step before."""
+    return optax.contrib.scale_by_acprop(b1=b1, b2=b2, eps=eps)
 
 
-def _muon(
-    axes: Mapping[str, Axes], kinds: Mapping[str, Kind], *, momentum: float, b1: float, b2: float
-) -> optax.GradientTransformation:
-    """Muon for matrices, Adam with Nesterov momentum for the rest (Liu et al. 2025, arXiv 2502.16982), without decay
-    and learning rate."""
-    return optax.contrib.muon(
-        learning_rate=-1.0,  # optax flips the sign: the direction itself remains
-        beta=momentum,
-        adam_b1=b1,
-        adam_b2=b2,
-        muon_weight_dimension_numbers={name: matrix_axes(names, kinds[name]) for name, names in axes.items()},
-        consistent_rms=MUON_RMS,
-    )
+@register("adadelta", source="Zeiler 2012, arXiv 1212.5701", lr=1.0)
+def adadelta(rho: float = 0.9, eps: float = 1e-6) -> GradientTransformation:
+    """Gradients over their root mean square, times that of the updates."""
+    return optax.scale_by_adadelta(rho=rho, eps=eps)
 
 
-def _by_layer(inner: optax.GradientTransformation, axes: Mapping[str, Axes]) -> optax.GradientTransformation:
-    """Returns `inner`, which takes norms of whole arrays, applied to each of the stacked layers by itself."""
-
-    def over_stacks(call: Callable[..., Any], name: str) -> Callable[..., Any]:
-        for axis in axes[name]:
-            if role(axis) in STACKS:
-                call = jax.vmap(call)
-            else:
-                break  # a stack lies before the axes of its layers
-        return call
-
-    def init(params: Arrays) -> dict[str, Any]:
-        return {name: over_stacks(inner.init, name)(param) for name, param in params.items()}
-
-    def update(
-        updates: Arrays, state: Mapping[str, Any], params: Arrays | None = None
-    ) -> tuple[dict[str, Array], dict[str, Any]]:
-        own = params or updates
-        out = {name: over_stacks(inner.update, name)(u, state[name], own[name]) for name, u in updates.items()}
-        return {name: new for name, (new, _) in out.items()}, {name: kept for name, (_, kept) in out.items()}
-
-    return optax.GradientTransformation(init, update)
+@register("adam", source="Kingma and Ba 2015, arXiv 1412.6980")
+def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, nesterov: bool = False) -> GradientTransformation:
+    """The average of gradients over the root of that of their squares."""
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps, nesterov=nesterov)
 
 
-_PLAIN: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "acprop": optax.contrib.scale_by_acprop,
-    "adadelta": lambda rho, eps: optax.scale_by_adadelta(rho=rho, eps=eps),
-    "adam": optax.scale_by_adam,
-    "adamax": optax.scale_by_adamax,
-    "adamw": optax.scale_by_adam,
-    "adan": optax.scale_by_adan,
-    "ademamix": optax.contrib.scale_by_ademamix,
-    "adopt": optax.contrib.scale_by_adopt,
-    "amsgrad": optax.scale_by_amsgrad,
-    "belief": optax.scale_by_belief,
-    "factored_rms": optax.scale_by_factored_rms,
-    "lion": optax.scale_by_lion,
-    "optimistic_gradient": optax.scale_by_optimistic_gradient,
-    "radam": optax.scale_by_radam,
-    "rms": lambda rho, eps: optax.scale_by_rms(decay=rho, eps=eps),
-    "rss": optax.scale_by_rss,
-    "sgd": lambda momentum, nesterov: optax.trace(decay=momentum, nesterov=nesterov),
-    "sign": optax.scale_by_sign,
-    "stddev": lambda rho, eps: optax.scale_by_stddev(decay=rho, eps=eps),
-    "yogi": optax.scale_by_yogi,
-}
-"""Directions that take each array by itself, whatever it is: name -> factory of the optimizer's constants."""
-
-DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    **{name: lambda axes, kinds, make=make, **own: make(**own) for name, make in _PLAIN.items()},
-    "muon": _muon,
-    "novograd": lambda axes, kinds, **own: _by_layer(optax.scale_by_novograd(**own), axes),
-}
+@register("adamax", source="Kingma and Ba 2015, arXiv 1412.6980, section 7", lr=2e-3)
+def adamax(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> GradientTransformation:
+    """Adam with a decaying maximum in place of the second moment."""
+    return optax.scale_by_adamax(b1=b1, b2=b2, eps=eps)
 
 
-Make = TypeVar("Make", bound=Callable[..., optax.GradientTransformation])
+@register("adamw", source="Loshchilov and Hutter 2019, arXiv 1711.05101", weight_decay=0.05)
+def adamw(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> GradientTransformation:
+    """The direction of Adam; its decay is the chain's."""
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
 
-def register(name: str, takes: Optimizer) -> Callable[[Make], Make]:
-    """Makes an optimizer of one's own known: decorates the factory of its direction, which is called with the constants
-    of `takes`.
-
-    The direction comes without learning rate and decay, which the chain adds (`build.py`).
-
-    Raises:
-      UserError: another optimizer has this name, or a constant that no config has.
-    """
-
-    def known(make: Make) -> Make:
-        if name in OPTIMIZERS:
-            raise UserError(f"optimizer {name} is there already; choose another name")
-        if unknown := sorted(set(takes.constants) - set(CONSTANTS)):
-            raise UserError(
-                f"optimizer {name} has a constant {unknown[0]!r} that no config has; valid: {', '.join(CONSTANTS)}"
-            )
-        OPTIMIZERS[name] = takes
-        DIRECTIONS[name] = lambda axes, kinds, **own: make(**own)
-        return make
-
-    return known
+@register("adan", source="Xie et al. 2022, arXiv 2208.06677", weight_decay=0.02)
+def adan(b1: float = 0.98, b2: float = 0.92, eps: float = 1e-8, b3: float = 0.99) -> GradientTransformation:
+    """Adam with an average of the gradients' differences."""
+    return optax.scale_by_adan(b1=b1, b2=b2, eps=eps, b3=b3)
 
 
-def direction(
-    section: OptimSection, axes: Mapping[str, Axes], kinds: Mapping[str, Kind]
-) -> optax.GradientTransformation:
-    """Returns the direction of the section's optimizer, with its constants.
+@register("ademamix", source="Pagliardini et al. 2024, arXiv 2409.03137", weight_decay=0.1)
+def ademamix(
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, b3: float = 0.9999, alpha: Annotated[float, WEIGHT] = 6.0
+) -> GradientTransformation:
+    """Adam whose average of gradients has `alpha` times a slow one added."""
+    return optax.contrib.scale_by_ademamix(b1=b1, b2=b2, eps=eps, b3=b3, alpha=alpha)
 
-    Raises:
-      UserError: unknown name.
-    """
-    own = constants(section)
-    return DIRECTIONS[section.name](axes, kinds, **own)
+
+@register("adopt", source="Taniguchi et al. 2024, arXiv 2411.02853")
+def adopt(b1: float = 0.9, b2: float = 0.9999, eps: float = 1e-6, nesterov: bool = False) -> GradientTransformation:
+    """Adam whose second moment leaves out the present gradient."""
+    return optax.contrib.scale_by_adopt(b1=b1, b2=b2, eps=eps, nesterov=nesterov)
+
+
+@register("amsgrad", source="Reddi et al. 2018, arXiv 1904.09237")
+def amsgrad(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> GradientTransformation:
+    """Adam whose second moment never falls."""
+    return optax.scale_by_amsgrad(b1=b1, b2=b2, eps=eps)
+
+
+@register("belief", source="Zhuang et al. 2020, arXiv 2010.07468")
+def belief(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-16, nesterov: bool = False) -> GradientTransformation:
+    """AdaBelief: the second moment is of the gradients' distances from their average."""
+    return optax.scale_by_belief(b1=b1, b2=b2, eps=eps, nesterov=nesterov)
+
+
+@register("factored_rms", source="Shazeer and Stern 2018, arXiv 1804.04235", lr=None)
+def factored_rms() -> GradientTransformation:
+    """The second moment of Adafactor: means over rows and over columns."""
+    return optax.scale_by_factored_rms()
+
+
+# A tenth of AdamW's rate and ten times its decay, within the 3 to 10 of the paper's section 5: their product stays.
+@register("lion", source="Chen et al. 2023, arXiv 2302.06675", lr=1e-4, weight_decay=0.5)
+def lion(b1: float = 0.9, b2: float = 0.99) -> GradientTransformation:
+    """The sign of the momentum mixed with the gradient."""
+    return optax.scale_by_lion(b1=b1, b2=b2)
+
+
+@register("optimistic_gradient", source="Mokhtari et al. 2020, arXiv 1901.08511", lr=None)
+def optimistic_gradient() -> GradientTransformation:
+    """Twice the gradient less the one before."""
+    return optax.scale_by_optimistic_gradient()
+
+
+@register("radam", source="Liu et al. 2020, arXiv 1908.03265")
+def radam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, nesterov: bool = False) -> GradientTransformation:
+    """Adam with its early steps corrected for the variance of their second moment."""
+    return optax.scale_by_radam(b1=b1, b2=b2, eps=eps, nesterov=nesterov)
+
+
+@register("rms", source="Tieleman and Hinton 2012, RMSProp")
+def rms(rho: float = 0.9, eps: float = 1e-8) -> GradientTransformation:
+    """RMSProp: gradients over their root mean square."""
+    return optax.scale_by_rms(decay=rho, eps=eps)
+
+
+@register("rss", source="Duchi et al. 2011, AdaGrad", lr=1e-2)
+def rss(eps: float = 1e-7) -> GradientTransformation:
+    """AdaGrad: gradients over the root of the sum of their squares."""
+    return optax.scale_by_rss(eps=eps)
+
+
+@register("sgd", source="He et al. 2016, arXiv 1512.03385, section 3.4", lr=0.1, weight_decay=1e-4)
+def sgd(momentum: float = 0.9, nesterov: bool = True) -> GradientTransformation:
+    """A decaying sum of gradients."""
+    return optax.trace(decay=momentum, nesterov=nesterov)
+
+
+@register("sign", source="Bernstein et al. 2018, arXiv 1802.04434", lr=1e-4)
+def sign() -> GradientTransformation:
+    """The sign of the gradient."""
+    return optax.scale_by_sign()
+
+
+@register("stddev", source="Graves 2013, arXiv 1308.0850, section 4.2", lr=1e-4)
+def stddev(rho: float = 0.9, eps: float = 1e-8) -> GradientTransformation:
+    """Gradients over their standard deviation: centred RMSProp."""
+    return optax.scale_by_stddev(decay=rho, eps=eps)
+
+
+@register("yogi", source="Zaheer et al. 2018, NeurIPS", lr=1e-2)
+def yogi(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-3) -> GradientTransformation:
+    """Adam whose second moment changes by steps that do not depend on its size."""
+    return optax.scale_by_yogi(b1=b1, b2=b2, eps=eps)

@@ -1,18 +1,17 @@
 """The config's section `optim`, and what each optimizer takes of it: its own constants where a recipe leaves them open.
 
-Without JAX: recipes are read by it before anything heavy is imported. The directions themselves stand in
-`directions.py`.
+Without JAX: recipes are read by it before anything heavy is imported.
 """
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from research.errors import Unregistered, UserError
-from research.sections import Only, Section, setting
+from research.errors import UserError
+from research.optim.registry import CONSTANTS, Optimizer, find, known
+from research.sections import Only, Section, free, setting
 from research.values import DURATION, WEIGHT, Rule, fit
 
 SCHEDULES = ("cosine", "linear", "constant", "cosine_power")
@@ -23,9 +22,9 @@ _SOME = Rule(above=0)
 @dataclass(frozen=True)
 class OptimSection(Section):
     """The section. What is None follows the optimizer, see `resolve`; of the constants an optimizer has those that
-    `OPTIMIZERS` gives it."""
+    its factory takes; `options` are those that it alone has."""
 
-    name: str = setting("adamw", "optimizer, see OPTIMIZERS in research/optim/section.py")
+    name: str = setting("adamw", "optimizer, see docs/optimizers.md")
     lr: float | None = setting(None, "largest learning rate; None: the optimizer's own", WEIGHT)
     weight_decay: float | None = setting(
         None, "decoupled decay, multiplied by the learning rate; None: the optimizer's own", WEIGHT
@@ -60,115 +59,51 @@ class OptimSection(Section):
         (), "(regular expression, factor) of weight decay by parameter; (): by what each array is"
     )
     lr_rules: tuple[Any, ...] = setting((), "(regular expression, factor) of the learning rate by parameter")
-
-
-CONSTANTS = ("b1", "b2", "b3", "rho", "eps", "momentum", "nesterov")
-"""Fields that are constants of directions; None: the optimizer's own."""
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """What an optimizer takes where a recipe leaves it open.
-
-    Attributes:
-      constants: the constants that it has, with its own values.
-      source: the paper.
-      lr: its usual learning rate; None where there is none, so that a recipe must set one.
-      weight_decay: its usual decay.
-    """
-
-    constants: Mapping[str, float | bool]
-    source: str
-    lr: float | None = 1e-3
-    weight_decay: float = 0.0
-
-
-def _adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> dict[str, float | bool]:
-    return {"b1": b1, "b2": b2, "eps": eps}
-
-
-OPTIMIZERS: dict[str, Optimizer] = {
-    "acprop": Optimizer(_adam(eps=1e-16), "Zhuang et al. 2021, arXiv 2110.05454"),
-    "adadelta": Optimizer({"rho": 0.9, "eps": 1e-6}, "Zeiler 2012, arXiv 1212.5701", lr=1.0),
-    "adam": Optimizer({**_adam(), "nesterov": False}, "Kingma and Ba 2015, arXiv 1412.6980"),
-    "adamax": Optimizer(_adam(), "Kingma and Ba 2015, arXiv 1412.6980, section 7", lr=2e-3),
-    "adamw": Optimizer(_adam(), "Loshchilov and Hutter 2019, arXiv 1711.05101", weight_decay=0.05),
-    "adan": Optimizer({**_adam(0.98, 0.92), "b3": 0.99}, "Xie et al. 2022, arXiv 2208.06677", weight_decay=0.02),
-    "ademamix": Optimizer({**_adam(), "b3": 0.9999}, "Pagliardini et al. 2024, arXiv 2409.03137", weight_decay=0.1),
-    "adopt": Optimizer({**_adam(b2=0.9999, eps=1e-6), "nesterov": False}, "Taniguchi et al. 2024, arXiv 2411.02853"),
-    "amsgrad": Optimizer(_adam(), "Reddi et al. 2018, arXiv 1904.09237"),
-    "belief": Optimizer({**_adam(eps=1e-16), "nesterov": False}, "Zhuang et al. 2020, arXiv 2010.07468"),
-    "factored_rms": Optimizer({}, "Shazeer and Stern 2018, arXiv 1804.04235", lr=None),
-    # A tenth of AdamW's rate and ten times its decay, within the 3 to 10 of the paper's section 5: their product stays.
-    "lion": Optimizer({"b1": 0.9, "b2": 0.99}, "Chen et al. 2023, arXiv 2302.06675", lr=1e-4, weight_decay=0.5),
-    "muon": Optimizer(
-        {"momentum": 0.95, "b1": 0.9, "b2": 0.999}, "Liu et al. 2025, arXiv 2502.16982", weight_decay=0.1
-    ),
-    "novograd": Optimizer(_adam(b2=0.25), "Ginsburg et al. 2019, arXiv 1905.11286", lr=1e-2, weight_decay=1e-3),
-    "optimistic_gradient": Optimizer({}, "Mokhtari et al. 2020, arXiv 1901.08511", lr=None),
-    "radam": Optimizer({**_adam(), "nesterov": False}, "Liu et al. 2020, arXiv 1908.03265"),
-    "rms": Optimizer({"rho": 0.9, "eps": 1e-8}, "Tieleman and Hinton 2012, RMSProp"),
-    "rss": Optimizer({"eps": 1e-7}, "Duchi et al. 2011, AdaGrad", lr=1e-2),
-    "sgd": Optimizer(
-        {"momentum": 0.9, "nesterov": True}, "He et al. 2016, arXiv 1512.03385, section 3.4", lr=0.1, weight_decay=1e-4
-    ),
-    "sign": Optimizer({}, "Bernstein et al. 2018, arXiv 1802.04434", lr=1e-4),
-    "stddev": Optimizer({"rho": 0.9, "eps": 1e-8}, "Graves 2013, arXiv 1308.0850, section 4.2", lr=1e-4),
-    "yogi": Optimizer(_adam(eps=1e-3), "Zaheer et al. 2018, NeurIPS", lr=1e-2),
-}  # fmt: skip
-"""Name -> optimizer. All need gradients, their state and the parameters only: line searches and steps from the loss's
-value are not here."""
-
-
-def optimizer(name: str) -> Optimizer:
-    """Returns what an optimizer takes.
-
-    Raises:
-      UserError: there is none of this name.
-    """
-    if name not in OPTIMIZERS:
-        near = difflib.get_close_matches(name, OPTIMIZERS, n=3, cutoff=0.5)
-        more = f"near: {', '.join(near)}; " if near else ""
-        raise Unregistered(f"unknown optim.name {name!r}; {more}valid: {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name]
+    options: Mapping[str, Any] = free()
 
 
 def resolve(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the section with the optimizer's own values where it holds None.
+    """Returns the section with the optimizer's own values where it holds None, and those of its options.
 
     Raises:
-      UserError: unknown optimizer, a constant that it does not have, no learning rate where it has no usual one, a bad
-        rule.
+      UserError: unknown optimizer, a constant or an option that it does not have, no learning rate where it has no
+        usual one, a bad rule.
     """
-    name = section["name"]
-    known = optimizer(name)
+    own = find(section["name"])
     for field in CONSTANTS:
-        if section[field] is not None and field not in known.constants:
-            valid = ", ".join(("lr", "weight_decay", *known.constants))
+        if section[field] is not None and field not in own.constants:
+            valid = ", ".join(("lr", "weight_decay", *own.constants))
             raise UserError(
-                f"config.optim.{field}={section[field]!r}: {name} has no such constant, only {valid}; "
+                f"config.optim.{field}={section[field]!r}: {own.name} has no such constant, only {valid}; "
                 f"remove it, or --config.optim.{field}=None"
             )
-    if section["lr"] is None and known.lr is None:
-        raise UserError(f"config.optim.lr is missing: {name} has no usual learning rate; set one")
+    if section["lr"] is None and own.lr is None:
+        raise UserError(f"config.optim.lr is missing: {own.name} has no usual learning rate; set one")
     for field in ("decay_rules", "lr_rules"):
         compiled(section[field], f"config.optim.{field}")
-    return _filled(section, known)
+    return _filled(section, own)
 
 
-def left_over(section: Mapping[str, Any], given: Collection[str]) -> list[str]:
-    """Returns the constants of a recipe's own optimizer that the one which a command line chose instead does not have.
+def drop_left_over(section: MutableMapping[str, Any], given: Collection[str]) -> None:
+    """Takes out of the section the constants and options of a recipe's own optimizer that the one which a command line
+    chose instead does not have.
 
     Args:
-      section: the section with what the command line sets.
-      given: the fields of the section that it sets.
+      section: with what the command line sets; changed here.
+      given: the fields of the section that it sets, e.g. "name" or "options.alpha".
 
     Raises:
       UserError: unknown optimizer.
     """
     if "name" not in given:
-        return []
-    return [field for field in CONSTANTS if field not in optimizer(section["name"]).constants and field not in given]
+        return
+    own = find(section["name"])
+    for field in CONSTANTS:
+        if field not in own.constants and field not in given:
+            section[field] = None
+    section["options"] = {
+        name: value for name, value in section["options"].items() if name in own.options or f"options.{name}" in given
+    }
 
 
 def stored(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,25 +111,33 @@ def stored(section: Mapping[str, Any]) -> dict[str, Any]:
     did anything there.
 
     An optimizer that is no longer there keeps what it had: such a run is only read.
+
+    Raises:
+      UserError: an option that the optimizer does not have.
     """
-    if section["name"] not in OPTIMIZERS:
+    own = known().get(section["name"])
+    if own is None:
         return dict(section)
-    known = optimizer(section["name"])
     return _filled(
-        {key: None if key in CONSTANTS and key not in known.constants else value for key, value in section.items()},
-        known,
+        {key: None if key in CONSTANTS and key not in own.constants else value for key, value in section.items()}, own
     )
 
 
-def _filled(section: Mapping[str, Any], known: Optimizer) -> dict[str, Any]:
-    own = {"lr": known.lr, "weight_decay": known.weight_decay, **known.constants}
-    return {key: own.get(key) if value is None else value for key, value in section.items()}
+def _filled(section: Mapping[str, Any], own: Optimizer) -> dict[str, Any]:
+    values = {"lr": own.lr, "weight_decay": own.weight_decay, **own.constants}
+    filled = {key: values.get(key) if value is None else value for key, value in section.items()}
+    return {**filled, "options": own.filled(section["options"])}
 
 
-def constants(section: OptimSection) -> dict[str, Any]:
-    """Returns the constants of the section's optimizer, its own where the section leaves them out."""
-    known, given = optimizer(section.name), dataclasses.asdict(section)
-    return {key: own if given[key] is None else given[key] for key, own in known.constants.items()}
+def taken(section: OptimSection) -> dict[str, Any]:
+    """Returns the constants and options of the section's optimizer, its own where the section leaves them out.
+
+    Raises:
+      UserError: unknown optimizer, or an option that it does not have.
+    """
+    own, given = find(section.name), dataclasses.asdict(section)
+    constants = {key: value if given[key] is None else given[key] for key, value in own.constants.items()}
+    return {**constants, **own.filled(section.options)}
 
 
 def compiled(rules: Sequence[Any], field: str) -> list[tuple[re.Pattern[str], float]]:

@@ -131,8 +131,7 @@ def environment(root: str | os.PathLike | None = None) -> dict[str, Any]:
         "devices": device_summary(),
         "packages": {name: _version(name) for name in PACKAGES},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
-        # JAX adds its options to the class when it is imported.
-        "matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]  # JAX adds it
         "git": git_state(root),
     }
 

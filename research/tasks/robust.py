@@ -39,7 +39,7 @@ class AttackedClassification(Classification):
     pathways: int = 0
 
     @property
-    def metric(self) -> str:  # type: ignore[override]
+    def metric(self) -> str:  # type: ignore[override]  # of the class elsewhere; here it follows from an option
         return "robust_accuracy" if self.eval_steps else "accuracy"
 
     @property

@@ -25,7 +25,7 @@ from research.files import (
     write_json,
     write_text,
 )
-from research.optim.section import OPTIMIZERS
+from research.optim.registry import known
 from research.report.reading import read_journal
 from research.train import config as run_config
 from research.train.used import ignored
@@ -75,7 +75,7 @@ def check_optimizer(workdir: str | os.PathLike[str], name: str) -> None:
         old = read_config(workdir)["optim"]["name"]
     except UserError:
         return
-    if name == old and name not in OPTIMIZERS:
+    if name == old and name not in known():
         raise UserError(
             f"{workdir} was trained by optim.name={name!r}, which is no longer there: the run can be evaluated and "
             "extracted but not resumed; "

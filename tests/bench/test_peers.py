@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+from research.bench import attention_cases, depthwise_cases, language_models, models
+from research.bench.case import BOTH, FORWARD, Case
 
-from research.bench import attention_cases, depthwise_cases, language_models, models  # noqa: E402
-from research.bench.case import BOTH, FORWARD, Case  # noqa: E402
+torch = pytest.importorskip("torch")
 
 
 def agree(ours, theirs, turned=lambda x: x, tolerance=1e-4):

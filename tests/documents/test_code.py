@@ -46,11 +46,11 @@ for file in {files}:
     plugins.load(file)
 from research.data.sources import load_splits
 from research.models import registry
-from research.optim.section import OPTIMIZERS
+from research.optim.registry import known
 from research.tasks.registry import find
 from research.train.method_registry import make
 found = registry.model_info("average_small")["paper"], registry.model_info("perceptron")["params"]
-print(*found, "signum" in OPTIMIZERS)
+print(*found, "signum" in known())
 print({{split: len(source) for split, source in load_splits("stripes", period=1).items()}})
 task = find("", "direction", "directions")
 print(f"{{task.__module__}}.{{task.__name__}}", make("magnitude", {{"sparsity": 0.8}}))

@@ -13,7 +13,7 @@ from research.models import registry
 from research.models.sequence import SequenceConfig
 from research.modules.axes import ROLES
 from research.nested.slicing import CUTS
-from research.optim.section import OPTIMIZERS
+from research.optim.registry import known as known_optimizers
 from research.train.method_registry import known
 from research.train.sharding import RULES
 from tests.documents.pages import ROOT, rows
@@ -75,10 +75,10 @@ def test_optimizers_and_their_constants():
             f"`{key}`",
             "-" if own.lr is None else f"{own.lr:g}",
             f"{own.weight_decay:g}",
-            ", ".join(f"{name} {value}" for name, value in own.constants.items()) or "-",
+            ", ".join(f"{name} {value}" for name, value in {**own.constants, **own.options}.items()) or "-",
             own.source,
         ]
-        for key, own in OPTIMIZERS.items()
+        for key, own in known_optimizers().items()
     ]
     assert listed == expected
 

@@ -18,6 +18,7 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def fuzz_configs(count: int, seed: int = 0) -> Counter:
     for _ in range(count):
         text, overrides = mutated_config(rng)
         shown = " ".join(f"--config.{k}={v!r}" for k, v in overrides.items())
-        out[judge(f"--config={text} {shown}", lambda: start(text, overrides))] += 1  # noqa: B023
+        out[judge(f"--config={text} {shown}", partial(start, text, overrides))] += 1
     return out
 
 
@@ -225,7 +226,7 @@ def fuzz_weights(count: int, seed: int = 0) -> Counter:
             "pth": lambda p: read_pth(p),
         }
         for kind in read:
-            if judge(f"good.{kind}", lambda: read[kind](folder / f"good.{kind}")) != "accepted":  # noqa: B023
+            if judge(f"good.{kind}", partial(read[kind], folder / f"good.{kind}")) != "accepted":
                 HARM.append(f"the unchanged {kind} file is refused")
         for i in range(count):
             kind = rng.choice(("safetensors", "safetensors", "pth"))
@@ -235,7 +236,7 @@ def fuzz_weights(count: int, seed: int = 0) -> Counter:
             )
             path = folder / f"bad.{kind}"
             path.write_bytes(changed)
-            out[f"{kind} {judge(f'{kind} file {i} of seed {seed}', lambda: read[kind](path))}"] += 1  # noqa: B023
+            out[f"{kind} {judge(f'{kind} file {i} of seed {seed}', partial(read[kind], path))}"] += 1
     return out
 
 

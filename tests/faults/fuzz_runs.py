@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,9 @@ def fuzz_runs(count: int, seed: int, judge: Callable[[str, Callable[[], Any]], s
             shutil.copytree(good, run)
             precious.write_text("mine\n")
             done = f"run file {i} of seed {seed}: {mutate(rng, run, precious)}"
-            verdict = judge(done, lambda: read_all(run))  # noqa: B023
+            verdict = judge(done, partial(read_all, run))
             out[f"reading {verdict}"] += 1
-            out[f"writing {judge(done, lambda: open_to_write(run, config))}"] += 1  # noqa: B023
+            out[f"writing {judge(done, partial(open_to_write, run, config))}"] += 1
             if precious.read_text() != "mine\n" or precious.with_name("nobody").exists():
                 harm.append(f"{done}: written through a link")
             if verdict == "accepted" and any(not np.array_equal(arrays[k], v) for k, v in final_arrays(good).items()):

@@ -10,7 +10,7 @@ import sys
 import pytest
 from absl import flags
 
-from launch import common, report
+from launch import common, path_flags, report
 from launch import config as recipe
 from research import files
 from research.data import idx
@@ -33,7 +33,7 @@ def nobody(monkeypatch):
 
 def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    parser = common._PathParser()
+    parser = path_flags._PathParser()
     assert parser.parse("~/runs/x") == f"{tmp_path}/runs/x" and [
         parser.parse(text) for text in ("runs/~x", "", "gs://a/b")
     ] == [
@@ -42,7 +42,7 @@ def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
         "gs://a/b",
     ]
     values = flags.FlagValues()
-    common.path_flag("place", None, "A folder.", flag_values=values)
+    path_flags.path_flag("place", None, "A folder.", flag_values=values)
     values(["program", "--place=~/deep"])
     assert values.place == f"{tmp_path}/deep"
     assert report._found("~") == [str(tmp_path)]
@@ -54,7 +54,7 @@ def test_without_a_home_no_folder_named_tilde_is_made(nobody, tmp_path, monkeypa
     with pytest.raises(UserError, match=r"^~/x: the home folder is not known; set HOME"):
         files.user_path("~/x")
     with pytest.raises(ValueError, match="home folder is not known"):
-        common._PathParser().parse("~/x")
+        path_flags._PathParser().parse("~/x")
     assert [str(place) for place in idx.usual_folders("mnist")][-1] == "/usr/share/datasets/mnist"
     monkeypatch.setattr(idx, "usual_folders", lambda name: [tmp_path / name])
     with pytest.raises(UserError, match=f"mnist is in none of {tmp_path}/mnist"):
@@ -63,7 +63,7 @@ def test_without_a_home_no_folder_named_tilde_is_made(nobody, tmp_path, monkeypa
 
 def test_names_that_are_no_utf8_are_refused():
     with pytest.raises(ValueError, match=r"^runs/\\udcff is not UTF-8; give another name$"):
-        common._PathParser().parse("runs/\udcff")
+        path_flags._PathParser().parse("runs/\udcff")
 
 
 def test_notices_are_lines():

@@ -46,7 +46,7 @@ def test_every_flag_that_names_an_output_is_checked():
     assert len(checked) > 20
     for path in sorted(LAUNCH.glob("*.py")):
         for name, call in calls(path):
-            if path.stem in ("common", "outputs") or not (name == "path_flag" or name.startswith("DEFINE")):
+            if path.stem in ("common", "path_flags") or not (name == "path_flag" or name.startswith("DEFINE")):
                 continue
             flag, texts = (
                 call.args[0].value,

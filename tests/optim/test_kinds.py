@@ -9,8 +9,9 @@ import pytest
 from research.models import registry
 from research.modules.axes import Kind, role
 from research.modules.state import abstract
-from research.optim.directions import STACKS, matrix_axes
+from research.optim.muon import matrix_axes
 from research.optim.rules import by_kind
+from research.optim.stacks import STACKS
 from tests.models.twins import distinct_twins, twin
 
 NAMES = [names[0] for names in distinct_twins().values()]

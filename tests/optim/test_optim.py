@@ -13,7 +13,7 @@ import pytest
 from research.errors import UserError
 from research.modules.axes import Kind
 from research.optim.build import make_optimizer, state_bytes
-from research.optim.directions import MUON_RMS, matrix_axes
+from research.optim.muon import MUON_RMS, matrix_axes
 from research.optim.rules import resolve
 from research.optim.schedules import cosine_power, make_schedule
 from research.optim.section import OptimSection

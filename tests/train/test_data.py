@@ -92,11 +92,11 @@ def test_evaluating_on_changed_data_is_said_and_another_vocabulary_refused(copie
     run, corpus = copied
     said = []
     corpus.write_text(TEXT + TEXT[:480])
-    Trained(run, said.append).setup.splits  # noqa: B018
+    Trained(run, said.append).setup.splits  # noqa: B018  (opens the data)
     assert len(said) == 1 and "are not those that the run was trained on: train has" in said[0]
     corpus.write_text(OTHER)
     with pytest.raises(UserError, match="not those that the run was trained on: the content of the vocabulary differs"):
-        Trained(run).setup.splits  # noqa: B018
+        Trained(run).setup.splits  # noqa: B018  (opens the data)
 
 
 @pytest.mark.slow
