@@ -16,7 +16,8 @@ from PIL import Image
 from research.data.pipeline import batch_at
 from research.data.source import ArraySource
 from research.data.sources import load_splits
-from research.data.tfds_source import TfdsSource, write_idx_as_tfds
+from research.data.tfds_prepare import write_idx_as_tfds
+from research.data.tfds_source import TfdsSource
 from research.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")
