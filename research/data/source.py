@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from research.data import digests
+from research.data.tokenizers import Tokenizer
 from research.errors import UserError
 
 Images = UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"]
@@ -49,6 +50,10 @@ class Source:
         """Returns what tasks ask of the source beside the sizes of its examples, by name: numbers, texts, None, and
         sequences or mappings of them. A run keeps those of its training examples, and tasks are given them alone."""
         return {}
+
+    def vocabulary(self) -> Tokenizer | None:
+        """Returns what makes text of tokens, which a run keeps; None where examples are no text."""
+        return None
 
 
 class Told:

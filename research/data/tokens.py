@@ -92,6 +92,9 @@ class TokenSource(Source):
     def facts(self) -> Mapping[str, Any]:
         return {"vocab_size": self.vocab_size, "token_bytes": self.token_bytes}
 
+    def vocabulary(self) -> Tokenizer:
+        return self.tokenizer
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the tokens as they are stored: of a `.bin` file, or a text in bytes, that of the file itself."""

@@ -24,7 +24,6 @@ from research.data.splits import SPLITS
 from research.data.tokenizer_files import FILE as TOKENIZER
 from research.data.tokenizer_files import load_tokenizer, save_tokenizer
 from research.data.tokenizers import Tokenizer
-from research.data.tokens import TokenSource
 from research.errors import UserError
 from research.files import dump_json, printable, read_json, write_json
 from research.train import processes
@@ -103,8 +102,7 @@ class Data:
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The vocabulary of a text, None of other data."""
-        train = self.splits["train"]
-        return train.tokenizer if isinstance(train, TokenSource) else None
+        return self.splits["train"].vocabulary()
 
     def _facts(self) -> Facts:
         source = self.splits["train"]
@@ -119,10 +117,9 @@ class Data:
 
 def _described(data: Data, splits: Mapping[str, Source]) -> Facts:
     """Facts with digests of the splits, and of the vocabulary where there is one."""
-    train: Any = splits["train"]
     digests = {split: source.digest for split, source in splits.items() if len(source)}
-    if isinstance(train, TokenSource):
-        digests[VOCABULARY] = hashlib.sha256(dump_json(train.tokenizer.to_json()).encode()).hexdigest()
+    if (tokenizer := splits["train"].vocabulary()) is not None:
+        digests[VOCABULARY] = hashlib.sha256(dump_json(tokenizer.to_json()).encode()).hexdigest()
     known = data.facts
     return Facts({split: len(source) for split, source in splits.items()}, known.sample, known.attributes, digests)
 

@@ -162,6 +162,11 @@ def test_command_copies_an_idx_folder(idx_folder, tmp_path):
     assert len(load_splits("mnist", data_dir=str(tmp_path / "mnist"))["test"]) == 10
 
 
+def test_command_says_what_needs_no_preparation():
+    result = command("--dataset=digits")
+    assert (result.returncode, result.stdout.strip()) == (0, "digits needs no preparation."), result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
