@@ -215,7 +215,6 @@ PROBES = {
         "module, layer, jax.checkpoint_policies, array",
         "callers name methods, as in flax's `apply`; policies are JAX's; of arrays, NumPy's lack what JAX's tell",
     ),
-    "research/train/data.py": ("source", "a run keeps what its source tells, which differs from kind to kind"),
     "research/train/sharding.py": ("d", "JAX's CPU devices lack what those of TPU slices have"),
     "research/report/run_card.py": ("value", "a report may hold arrays of any library"),
 }

@@ -1,6 +1,7 @@
 """What a user brings, one file a component, outside of the repository: it is trained, killed, resumed, evaluated,
 extracted and exported."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,13 +13,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch import config as recipe
 from research.bench.case import BOTH, FORWARD
+from research.data import registry as data_sets
+from research.data.kinds import Plain
+from research.data.source import Source
+from research.data.sources import load_splits
 from research.errors import UserError
 from research.interop.safetensors_io import load_safetensors
 from research.modules.mixers import base
+from research.modules.state import apply
 from research.plugins import load
 from research.report.tables import read_csv
+from research.tasks import registry as tasks
+from research.train.extraction import Trained
+from research.train.loop import train
+from research.train.setup import make_setup
 from tests.documents.pages import GUIDES, guide
+from tests.train.reporter import Lines
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -147,6 +159,66 @@ def test_a_benchmark_case_of_one_s_own_is_timed_and_judged(tmp_path):
     assert judged.returncode in (0, 1) and "[1/1]" in judged.stdout  # whether it is faster is the machine's affair
     (threshold,) = read_csv(tmp_path / "out/table_thresholds.csv")
     assert threshold["met"] == ("no" if judged.returncode else "yes") and threshold["asked"] == "at least 1"
+
+
+@pytest.fixture
+def directions(tmp_path, monkeypatch):
+    """The config of a run over the data set and the task of the guide to tasks, known for the length of a test: the
+    source tells the symmetry of its pictures, by which the task measures angles."""
+    data_sets.find("digits")  # which imports all of them
+    monkeypatch.setattr(data_sets, "_SETS", dict(data_sets._SETS))
+    monkeypatch.setattr(tasks, "_TASKS", dict(tasks.known()))
+    (tmp_path / "directions.py").write_text(guide("task")[0])
+    load(str(tmp_path / "directions.py"))
+    config = recipe.load("tests/tiny.py:full", {"train.duration": "1", "optim.warmup": "0", "eval.every": "0"})
+    config["data"] |= {"name": "directions", "augment": {}}
+    config["nested"]["points"] = {}
+    yield config
+    sys.modules.pop("plugin_directions")
+
+
+def test_a_task_reads_what_its_own_source_tells_and_its_run_is_evaluated_without_the_data(
+    directions, tmp_path, monkeypatch
+):
+    train(directions, str(tmp_path / "run"), Lines())
+    stored = json.loads((tmp_path / "run/data.json").read_text())
+    assert stored["attributes"] == {"name": "directions/train", "symmetry": 2}
+    block = load_splits("directions")["test"].gather(np.arange(128))
+
+    def gone(**options):
+        raise UserError("the pictures are gone")
+
+    known = data_sets.find("directions")[0]
+    monkeypatch.setitem(data_sets._SETS, "directions", dataclasses.replace(known, loader=gone))
+    opened = Trained(tmp_path / "run")
+    task, (config, params, stats) = opened.setup.task, opened.model("full")
+    opened.programs.close()
+    assert task.symmetry == 2
+    outputs = apply(config, params, stats, block["picture"], mode="eval")[0]
+    found = task.summarize(task.sums(outputs, block))["degrees"]
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert found == pytest.approx(report["subnets"][0]["value"], rel=1e-4) and 0 < found < 90
+    with pytest.raises(UserError, match="the pictures are gone"):
+        opened.setup.splits  # noqa: B018
+
+
+def test_what_a_source_does_not_tell_or_cannot_is_named(directions, monkeypatch):
+    source = type(load_splits("directions")["train"])
+    monkeypatch.setattr(source, "facts", Source.facts)
+    with pytest.raises(UserError, match=r"directions/train tells no 'symmetry', .*; return it from `facts`"):
+        make_setup(directions)
+    monkeypatch.setattr(source, "facts", lambda self: {"symmetry": self.angles[:2]})
+    with pytest.raises(UserError, match=r"directions/train: the fact symmetry is array.*; valid: finite numbers"):
+        make_setup(directions)
+    monkeypatch.setattr(source, "facts", lambda self: {"symmetry": np.int64(4)})
+    task = make_setup(directions).task
+    assert (task.symmetry, type(task.symmetry)) == (4, int)
+    known = dataclasses.replace(data_sets.find("directions")[0], loader=lambda: {"train": Plain()})
+    monkeypatch.setitem(data_sets._SETS, "directions", known)
+    with pytest.raises(UserError, match="data set directions: Plain is no source; derive it from"):
+        load_splits("directions")
+    with pytest.raises(UserError, match="examples='image' is no kind; give IMAGE"):
+        data_sets.register("pictures", "image")
 
 
 def test_every_component_has_a_guide_whose_file_is_tried_here():

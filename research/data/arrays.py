@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from research.data.kinds import IMAGE
 from research.data.registry import register
 from research.data.source import ArraySource, arrays_to_sources
 from research.errors import UserError
@@ -17,7 +18,7 @@ HELD_OUT = ("validation_image", "validation_label")
 HOW = f"numpy.savez(FILE, {', '.join(f'{key}=...' for key in KEYS)})"
 
 
-@register("arrays", "image", ready=False)
+@register("arrays", IMAGE, ready=False)
 def load_arrays(
     *,
     data_dir: str | None = None,

@@ -8,6 +8,7 @@ nothing is stored.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from jaxtyping import Float, Int
 
 from research.data import digests
 from research.data.keyed_random import KeyedRandom
+from research.data.kinds import DENSITY
 from research.data.probes import SPLITS, check_counts, require
 from research.data.registry import register
+from research.data.source import Source
 from research.data.sources import load_splits
 
 SIZES = (6, 8, 12)
@@ -43,7 +46,7 @@ def _stamps(split: str) -> Float[np.ndarray, "N 3 S S"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Counting:
+class Counting(Source):
     """A source of `examples` images.
 
     Attributes:
@@ -66,6 +69,9 @@ class Counting:
     @property
     def mean_count(self) -> float:
         return (self.least + self.most) / 2
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"mean_count": self.mean_count}
 
     @property
     def digest(self) -> str:
@@ -124,7 +130,7 @@ class Counting:
         return density
 
 
-@register("counting", "density")
+@register("counting", DENSITY)
 def load_counting(
     *,
     train_examples: int = 4000,

@@ -16,7 +16,7 @@ _EXAMPLES = 64
 
 
 class Gathers(Protocol):
-    """A source, see `research.data.source.AnySource`."""
+    """A source, see `research.data.source.Source`."""
 
     def __len__(self) -> int: ...
 

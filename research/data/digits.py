@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from research.data.kinds import IMAGE
 from research.data.registry import register
 from research.data.source import ArraySource
 from research.data.splits import stratified_split
@@ -9,7 +10,7 @@ from research.data.splits import stratified_split
 _TEST_SEED, _TEST_EXAMPLES = 1797, 360
 
 
-@register("digits", "image", ready=False)
+@register("digits", IMAGE, ready=False)
 def load_digits() -> tuple[ArraySource, ArraySource]:
     """The 1797 digits of scikit-learn, 8x8 with values 0..16; 360 of them, by a fixed stratified choice, are the
     test."""

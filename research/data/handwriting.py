@@ -9,15 +9,16 @@ through it (a 1 like a crossed 7).
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from research.data import digests
 from research.data.keyed_random import KeyedRandom
+from research.data.kinds import IMAGE
 from research.data.registry import register
-from research.data.source import keyed_permutation
+from research.data.source import LabelledImages, keyed_permutation
 from research.data.sources import load_splits
 from research.errors import UserError
 
@@ -108,7 +109,7 @@ def write(glyphs: Float[np.ndarray, "B 8 8"], styles: Styles) -> Float[np.ndarra
 
 
 @dataclasses.dataclass(frozen=True)
-class Handwriting:
+class Handwriting(LabelledImages):
     """Images of digits with their labels; image i is a function of i alone, and in the population of the epoch too."""
 
     name: str
@@ -149,7 +150,7 @@ class Handwriting:
         glyphs[swapped, 4] = np.maximum(glyphs[swapped, 4], 0.9)
         return glyphs
 
-    def subset(self, indices: Int[np.ndarray, " M"], name: str) -> "Handwriting":
+    def subset(self, indices: Int[np.ndarray, " M"], name: str) -> Self:
         return dataclasses.replace(self, name=name, glyphs=self.glyphs[indices], labels=self.labels[indices])
 
 
@@ -158,7 +159,7 @@ def _digits() -> Any:
     return load_splits("digits", validation_fraction=0.0)
 
 
-@register("handwriting", "image", ready=False)
+@register("handwriting", IMAGE, ready=False)
 def load_handwriting(*, user: int = -1) -> tuple[Handwriting, Handwriting]:
     """Training and test images: the population's, or those of one user.
 

@@ -1,20 +1,53 @@
 """Data sets of images in IDX files: MNIST, Fashion-MNIST and any other, whole or reduced."""
 
 import dataclasses
+import functools
 import pathlib
+import shutil
 
 import numpy as np
 
 from research.data import idx
+from research.data.kinds import IMAGE
 from research.data.registry import register
 from research.data.source import ArraySource, arrays_to_sources, keyed_permutation
 from research.errors import UserError
+from research.files import replace_file, user_path
 
 _SUBSET_STREAM = 0x50B5
 """Second word of the Philox key, so that no two uses of one seed share a stream."""
 
 
-@register("idx", "image", ready=False)
+def prepare(name: str, folder: pathlib.Path | None, data_dir: str | None) -> str:
+    """Copies the IDX files of a folder to where training finds them, and returns a sentence that says where they lie.
+
+    Args:
+      name: of the data set.
+      folder: with the files; None: they must lie in their place already.
+      data_dir: the place; None: the first of the usual ones.
+
+    Raises:
+      UserError: missing or damaged files.
+    """
+    if folder is None:
+        place = idx.find_folder(name, data_dir)
+        return f"{name} lies in {place}: {_counts(idx.read_folder(place))}."
+    counts = _counts(idx.read_folder(folder))
+    target = user_path(data_dir) if data_dir else idx.usual_folders(name)[0]
+    target.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        for kind in ("images", "labels"):
+            path = idx.find_file(folder, split, kind)
+            if path.resolve() != (target / path.name).resolve():
+                replace_file(target / path.name, functools.partial(shutil.copyfile, path))
+    return f"{name} lies in {target}: {counts}."
+
+
+def _counts(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    return ", ".join(f"{len(labels)} {split}" for split, (_, labels) in arrays.items())
+
+
+@register("idx", IMAGE, ready=False)
 def load_idx(
     *, data_dir: str | None = None, num_classes: int | None = None, average: int = 1, train_examples: int = 0
 ) -> tuple[ArraySource, ArraySource]:
@@ -27,14 +60,14 @@ def load_idx(
     return reduced(*_sources("idx", pathlib.Path(data_dir), num_classes), average, train_examples)
 
 
-@register("fashion_mnist", "image", ready=False)
+@register("fashion_mnist", IMAGE, ready=False, prepare=prepare)
 def load_fashion_mnist(
     *, data_dir: str | None = None, average: int = 1, train_examples: int = 0
 ) -> tuple[ArraySource, ArraySource]:
     return reduced(*_sources("fashion_mnist", idx.find_folder("fashion_mnist", data_dir), 10), average, train_examples)
 
 
-@register("mnist", "image", ready=False)
+@register("mnist", IMAGE, ready=False, prepare=prepare)
 def load_mnist(
     *, data_dir: str | None = None, average: int = 1, train_examples: int = 0
 ) -> tuple[ArraySource, ArraySource]:

@@ -14,8 +14,10 @@ from jaxtyping import Float, Int
 from research.data import digests
 from research.data.boolean_functions import BOOLEAN, Boolean, Prompt, chosen, dot
 from research.data.keyed_random import KeyedRandom
+from research.data.kinds import VECTORS
 from research.data.probes import SPLITS, check_counts, find_rule, require
 from research.data.registry import register
+from research.data.source import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,11 +213,16 @@ class Curriculum:
 
 
 @dataclasses.dataclass(frozen=True)
-class InContext:
+class InContext(Source):
     """A source of `examples` prompts; nothing is stored.
 
     Prompt i is a function of (seed, stream, i), and of the epoch too when `fresh` and `gather` is told it.
+
+    Attributes:
+      binary: whether targets are labels of -1 and +1.
     """
+
+    binary: ClassVar[bool]
 
     name: str
     rule: Regression | Boolean
@@ -242,6 +249,10 @@ class InContext:
     def scored_from(self) -> int:
         """The first prediction that counts; the targets before it cannot be known."""
         return self.rule.scored_from
+
+    def facts(self) -> Mapping[str, Any]:
+        rule = {"points": self.points, "binary": self.binary, "variance": self.variance}
+        return {**rule, "scored_from": self.scored_from}
 
     @property
     def digest(self) -> str:
@@ -283,7 +294,7 @@ class InContextBoolean(InContext):
     binary: ClassVar[bool] = True
 
 
-@register("in_context:", "vectors")
+@register("in_context:", VECTORS)
 def load_in_context(
     task: str,
     *,

@@ -7,38 +7,15 @@ starting there; a shard takes its contiguous slice of the global batch, which is
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
 from research.data.augment import Augment
-from research.data.source import AnySource, keyed_permutation
+from research.data.kinds import Batch, Transform
+from research.data.source import Source, keyed_permutation
 from research.errors import UserError
-
-Batch = dict[str, np.ndarray]
-
-
-class Transform(Protocol):
-    """What happens to a block of examples on its way into a batch."""
-
-    def train(
-        self, block: Batch, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"], seed: int
-    ) -> Batch: ...
-
-    def evaluate(self, block: Batch) -> Batch: ...
-
-
-class Plain:
-    """Nothing happens: for tokens and vectors."""
-
-    def train(self, block: Batch, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"], seed: int) -> Batch:
-        return block
-
-    def evaluate(self, block: Batch) -> Batch:
-        return block
-
 
 # A batch touches few epochs; two loader threads and a replay can be in different ones.
 _epoch_order = functools.lru_cache(maxsize=4)(keyed_permutation)
@@ -77,7 +54,7 @@ def batch_indices(
 
 
 def batch_at(
-    source: AnySource,
+    source: Source,
     step: int,
     *,
     batch_size: int,
@@ -93,7 +70,7 @@ def batch_at(
 
 
 def train_batches(
-    source: AnySource,
+    source: Source,
     *,
     batch_size: int,
     seed: int,
@@ -132,7 +109,7 @@ def train_batches(
 
 
 def eval_batches(
-    source: AnySource,
+    source: Source,
     *,
     batch_size: int,
     prepare: Callable[[Batch], Batch],
@@ -165,7 +142,7 @@ def eval_batches(
     return _iterate(load, 0, -(-len(source) // batch_size), prefetch)
 
 
-def _check_sizes(source: AnySource, batch_size: int, shard_index: int, shard_count: int, microbatches: int = 1) -> None:
+def _check_sizes(source: Source, batch_size: int, shard_index: int, shard_count: int, microbatches: int = 1) -> None:
     if len(source) == 0:
         raise UserError(f"{source.name} has no examples.")
     if batch_size < 1 or batch_size % (shard_count * microbatches):
@@ -176,7 +153,7 @@ def _check_sizes(source: AnySource, batch_size: int, shard_index: int, shard_cou
 
 
 def _load(
-    source: AnySource, batch_size: int, seed: int, augment: Transform, shard: tuple[int, int, int], step: int
+    source: Source, batch_size: int, seed: int, augment: Transform, shard: tuple[int, int, int], step: int
 ) -> Batch:
     index, count, microbatches = shard
     indices, epochs = batch_indices(

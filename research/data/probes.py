@@ -16,7 +16,9 @@ from jaxtyping import Int
 
 from research.data import digests
 from research.data.keyed_random import KeyedRandom
+from research.data.kinds import TOKENS
 from research.data.registry import register
+from research.data.source import Source
 from research.errors import UserError
 from research.values import fit, fit_options
 
@@ -251,7 +253,7 @@ KINDS: dict[str, type[Rule]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenProbe:
+class TokenProbe(Source):
     """A source of `examples` sequences made by a rule; nothing is stored.
 
     Example i is a function of (seed, stream, i), and of the epoch too when `fresh` and `gather` is told it: then no
@@ -265,8 +267,6 @@ class TokenProbe:
     stream: tuple[int, ...] = ()
     fresh: bool = False
 
-    token_bytes = None
-
     @property
     def vocab_size(self) -> int:
         return self.rule.vocab_size
@@ -274,6 +274,9 @@ class TokenProbe:
     @property
     def length(self) -> int:
         return self.rule.length
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"vocab_size": self.vocab_size, "token_bytes": None}
 
     @property
     def digest(self) -> str:
@@ -293,7 +296,7 @@ class TokenProbe:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixedProbe:
+class MixedProbe(Source):
     """Probes of several lengths one behind the other, filled up to the longest with token 0 and label -1 behind the
     sequence.
 
@@ -303,8 +306,6 @@ class MixedProbe:
     name: str
     parts: tuple[TokenProbe, ...]
 
-    token_bytes = None
-
     @property
     def vocab_size(self) -> int:
         return max(part.vocab_size for part in self.parts)
@@ -312,6 +313,9 @@ class MixedProbe:
     @property
     def length(self) -> int:
         return max(part.length for part in self.parts)
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"vocab_size": self.vocab_size, "token_bytes": None}
 
     @property
     def digest(self) -> str:
@@ -343,7 +347,7 @@ class MixedProbe:
         return block
 
 
-@register("probe:", "tokens")
+@register("probe:", TOKENS)
 def load_probe(
     kind: str,
     *,

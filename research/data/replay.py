@@ -6,14 +6,16 @@ validation and test examples are the user's.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int
 
 from research.data import digests
+from research.data.kinds import IMAGE
 from research.data.registry import register
-from research.data.source import AnySource, keyed_permutation
+from research.data.source import Source, keyed_permutation
 from research.data.sources import load_splits
 from research.errors import UserError
 from research.values import COUNT
@@ -23,7 +25,7 @@ _CHOSEN = 0x72
 
 
 @dataclasses.dataclass(frozen=True)
-class Replayed:
+class Replayed(Source):
     """Examples of two sources as one, the user's first.
 
     Attributes:
@@ -39,6 +41,9 @@ class Replayed:
     def num_classes(self) -> int:
         """Of both: the larger number."""
         return max(int(self.own.num_classes), int(self.replay.num_classes))
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"num_classes": self.num_classes}
 
     @property
     def digest(self) -> str:
@@ -64,7 +69,7 @@ class Replayed:
         return {**joined, "replay": (indices >= first).astype(np.float32)}
 
 
-@register("replay:", "image")
+@register("replay:", IMAGE)
 def load_replay(
     name: str,
     *,
@@ -74,7 +79,7 @@ def load_replay(
     replay: dict[str, Any] | None = None,
     count: Annotated[int, COUNT] = 0,
     replay_count: Annotated[int, COUNT] = 0,
-) -> dict[str, AnySource]:
+) -> dict[str, Source]:
     """Splits of a data set of labelled images, the user's version with a replay of everybody's.
 
     Args:

@@ -4,12 +4,14 @@ A source holds examples that are addressed by index and read a block at a time.
 """
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from research.data import digests
+from research.data.tokenizers import Tokenizer
 from research.errors import UserError
 
 Images = UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"]
@@ -17,18 +19,22 @@ Images = UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"]
 _UINT64 = (1 << 64) - 1
 
 
-class AnySource(Protocol):
-    """Examples addressed by index: images, tokens or vectors."""
+class Source:
+    """Examples addressed by index, of any kind. What has no default raises here.
 
-    @property
-    def name(self) -> str: ...
+    Attributes:
+      name: for messages and run cards.
+    """
+
+    name: str
 
     @property
     def digest(self) -> str:
         """SHA-256 of the examples, or of what they are read from: another one where they have changed."""
-        ...
+        raise NotImplementedError
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def gather(
         self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
@@ -38,42 +44,64 @@ class AnySource(Protocol):
         `epochs` says which pass over the data each example belongs to; a source may vary with it (windows of a text
         that start elsewhere in each pass), as a pure function. None: for evaluation.
         """
-        ...
+        raise NotImplementedError
+
+    def facts(self) -> Mapping[str, Any]:
+        """Returns what tasks ask of the source beside the sizes of its examples, by name: numbers, texts, None, and
+        sequences or mappings of them. A run keeps those of its training examples, and tasks are given them alone."""
+        return {}
+
+    def vocabulary(self) -> Tokenizer | None:
+        """Returns what makes text of tokens, which a run keeps; None where examples are no text."""
+        return None
 
 
-class Source(Protocol):
-    """Labelled images addressed by index."""
+class Told:
+    """A source as tasks know it, also where a run is opened without its data: its name and its facts, as attributes.
 
-    @property
-    def name(self) -> str: ...
+    Args:
+      facts: name -> value, "name" among them.
+    """
 
-    @property
-    def num_classes(self) -> int: ...
+    def __init__(self, facts: Mapping[str, Any]):
+        self._facts = dict(facts)
 
-    @property
-    def digest(self) -> str: ...
+    def __getattr__(self, name: str) -> Any:
+        """Returns a fact.
 
-    @property
-    def labels(self) -> Int[np.ndarray, " N"]: ...
+        Raises:
+          UserError: the source does not tell it.
+        """
+        if name.startswith("_"):  # of protocols such as copying; an attribute is asked for before there is any
+            raise AttributeError(name)
+        if name not in self._facts:
+            raise UserError(
+                f"{self._facts['name']} tells no {name!r}, which is asked of it; return it from `facts` of the source"
+            )
+        return self._facts[name]
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]: ...
 
-    def __len__(self) -> int: ...
+class LabelledImages(Source):
+    """Images with one label each; validation examples can be taken from them.
 
-    def gather(
-        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"] | None = None
-    ) -> dict[str, np.ndarray]:
-        """The block `{"image": [B, H, W, C], "label": [B]}` of the examples at `indices`."""
-        ...
+    Attributes:
+      labels: whole numbers from 0.
+      num_classes: labels are below it.
+    """
 
-    def subset(self, indices: Int[np.ndarray, " M"], name: str) -> "Source":
+    labels: Int[np.ndarray, " N"]
+    num_classes: int
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"num_classes": self.num_classes}
+
+    def subset(self, indices: Int[np.ndarray, " M"], name: str) -> Self:
         """The source that holds only the examples at `indices`, renumbered from 0."""
-        ...
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class ArraySource:
+class ArraySource(LabelledImages):
     """A data set that lies in memory; images are uint8 in 0..255 or float32 in 0..1."""
 
     name: str
@@ -98,7 +126,7 @@ class ArraySource:
     ) -> dict[str, np.ndarray]:
         return {"image": self.images[indices], "label": self.labels[indices]}
 
-    def subset(self, indices: Int[np.ndarray, " M"], name: str) -> "ArraySource":
+    def subset(self, indices: Int[np.ndarray, " M"], name: str) -> Self:
         return dataclasses.replace(self, name=name, images=self.images[indices], labels=self.labels[indices])
 
 

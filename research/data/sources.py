@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from research import seeds
+from research.data.kinds import Kind
 from research.data.registry import find
-from research.data.source import AnySource
+from research.data.source import Source
 from research.data.splits import stratified_split
 from research.errors import UserError
 from research.values import fit_options
@@ -22,7 +23,7 @@ def load_splits(
     validation_fraction: float = 0.1,
     seed: int = 0,
     **options: Any,
-) -> dict[str, AnySource]:
+) -> dict[str, Source]:
     """The splits 'train', 'validation' and 'test' of a named data set.
 
     Args:
@@ -51,11 +52,12 @@ def load_splits(
         key: value for key, value in {"data_dir": data_dir, "seed": seed}.items() if key in takes and key not in options
     }
     if found.ready:
-        splits: dict[str, AnySource] = loader(*positional, **place, **options)
-        return splits
+        splits: dict[str, Source] = loader(*positional, **place, **options)
+        return _checked(name, splits)
     train, *own, test = loader(*positional, **place, **options)
+    _checked(name, {"train": train, "test": test})
     if own:
-        return {"train": train, "validation": own[0], "test": test}
+        return _checked(name, {"train": train, "validation": own[0], "test": test})
     held_out = round(validation_fraction * len(train))
     kept, held = stratified_split(train.labels, held_out, seed)
     if len(kept) == 0:
@@ -70,9 +72,8 @@ def load_splits(
     }
 
 
-def kind_of_examples(name: str) -> str:
-    """Returns what the examples of a named data set are, without reading any: image, density (images with maps),
-    tokens, pairs or vectors.
+def kind_of_examples(name: str) -> Kind:
+    """Returns what the examples of a named data set are, without reading any.
 
     Raises:
       UserError: an unknown name.
@@ -89,7 +90,17 @@ def settings_read(name: str) -> tuple[str, ...]:
     found, _ = find(name)
     files = ("data.dir",) if "data_dir" in inspect.signature(found.loader).parameters else ()
     whole = () if found.ready else ("data.validation_fraction",)
-    return (*files, *whole, *(("data.augment",) if found.examples == "image" else ()))
+    return (*files, *whole, *(("data.augment",) if found.examples.augmented else ()))
+
+
+def _checked(name: str, splits: dict[str, Source]) -> dict[str, Source]:
+    """Returns the sources of a data set if that is what they are."""
+    for source in splits.values():
+        if not isinstance(source, Source):
+            raise UserError(
+                f"data set {name}: {type(source).__name__} is no source; derive it from research.data.source.Source"
+            )
+    return splits
 
 
 def _typed_options(name: str, loader: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
+from research.data.kinds import PAIRS
 from research.data.registry import register
 from research.data.splits import SPLITS, path_split
 from research.data.stdlib_text import read_files
@@ -40,7 +41,7 @@ DOMAINS: dict[str, str] = {
 """Domain -> its modules and packages; those in none are left out."""
 
 
-@register("stdlib_pairs", "pairs")
+@register("stdlib_pairs", PAIRS)
 def load_stdlib_pairs(*, length: int = 64, vocab_size: int = 8192) -> dict[str, PairSource]:
     """(docstring, body) of the functions of the standard library, of five domains.
 

@@ -11,6 +11,7 @@ import re
 import sysconfig
 from typing import Any
 
+from research.data.kinds import TOKENS
 from research.data.registry import register
 from research.data.splits import SPLITS, path_digest, path_split, split_bounds
 from research.data.text import text_sources
@@ -49,7 +50,7 @@ def manifest() -> dict[str, Any]:
     }
 
 
-@register("stdlib_text", "tokens")
+@register("stdlib_text", TOKENS)
 def load_stdlib_text(
     *,
     length: int = 256,

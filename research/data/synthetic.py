@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from research.data.kinds import IMAGE
 from research.data.registry import register
 from research.data.source import ArraySource, arrays_to_sources
 from research.errors import UserError
 
 
-@register("synthetic", "image", ready=False)
+@register("synthetic", IMAGE, ready=False)
 def load_synthetic(
     *,
     image_size: int = 16,

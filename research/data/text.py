@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from research.data import idx, tfds_source
+from research.data import idx, tfds_prepare, tfds_source
+from research.data.kinds import TOKENS
 from research.data.registry import register
 from research.data.splits import SPLITS, contiguous_split, path_split, split_bounds
 from research.data.text_files import decode_text, list_files, read_file, read_files, say_left_out
+from research.data.tfds_builder import DEFAULT_DIR, open_builder
 from research.data.tokenizers import make_tokenizer
 from research.data.tokens import TokenSource, check_trainable
 from research.errors import UserError
@@ -71,7 +73,7 @@ def text_sources(
     return sources
 
 
-@register("text", "tokens")
+@register("text", TOKENS)
 def load_text(
     *,
     data_dir: str | os.PathLike[str] | None = None,
@@ -133,7 +135,7 @@ def load_text(
     return sources(texts, documents=True)
 
 
-@register("tiny_shakespeare", "tokens")
+@register("tiny_shakespeare", TOKENS)
 def load_tiny_shakespeare(
     *,
     data_dir: str | os.PathLike[str] | None = None,
@@ -158,7 +160,7 @@ def load_tiny_shakespeare(
     )
 
 
-@register("tfds_text:", "tokens")
+@register("tfds_text:", TOKENS, prepare=tfds_prepare.prepare)
 def load_tfds_text(
     name: str,
     *,
@@ -186,7 +188,7 @@ def load_tfds_text(
     Raises:
       UserError: not prepared, no such split or feature.
     """
-    builder = tfds_source.open_builder(name, data_dir)
+    builder = open_builder(name, data_dir)
     known = list(builder.info.splits)
     if text_key not in builder.info.features:
         raise UserError(
@@ -219,10 +221,10 @@ def _find_shakespeare(data_dir: str | os.PathLike[str] | None) -> str:
         for path in [place, *(place / name for name in _SHAKESPEARE_FILES)]:
             if path.is_file():
                 return _checked_shakespeare(str(path), read_file(path))
-    prepared = [data_dir or tfds_source.DEFAULT_DIR]
+    prepared = [data_dir or DEFAULT_DIR]
     for folder in map(user_path, prepared):
         if (folder / "tiny_shakespeare").is_dir():
-            builder = tfds_source.open_builder("tiny_shakespeare", str(folder))
+            builder = open_builder("tiny_shakespeare", str(folder))
             # TFDS cuts the same text into 90 %, 5 % and 5 %, one example each.
             parts = [
                 _decoded(f"tiny_shakespeare/{s}", tfds_source.read_records(builder, "tiny_shakespeare", s), "text")

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
+from research.data.kinds import PAIRS
 from research.data.registry import register
-from research.data.source import keyed_permutation
+from research.data.source import Source, keyed_permutation
 from research.data.splits import SPLITS
 from research.data.text_files import read_file
 from research.errors import UserError
@@ -49,7 +50,7 @@ def hashed(text: str, vocab_size: int, length: int) -> Integer[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
-class PairSource:
+class PairSource(Source):
     """Pairs in memory.
 
     Attributes:
@@ -70,6 +71,9 @@ class PairSource:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"vocab_size": self.vocab_size, "domains": self.domains}
 
     @property
     def digest(self) -> str:
@@ -118,7 +122,7 @@ def pair_sources(
     return sources
 
 
-@register("text_pairs", "pairs")
+@register("text_pairs", PAIRS)
 def load_text_pairs(
     *, data_dir: str | os.PathLike[str] | None = None, length: int = 64, vocab_size: int = 8192
 ) -> dict[str, PairSource]:

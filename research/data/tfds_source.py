@@ -1,4 +1,4 @@
-"""TensorFlow Datasets in array_record format, read (and, for IDX folders, written) without TensorFlow.
+"""TensorFlow Datasets in array_record format, read without TensorFlow.
 
 Small data sets of one image shape are decoded once into memory; others are decoded example by example as they are
 read, after which images of different shapes are resized and cropped to one.
@@ -6,33 +6,29 @@ read, after which images of different shapes are resized and cropped to one.
 
 import contextlib
 import dataclasses
-import io
-import pathlib
-import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from research.data import digests, idx
+from research.data import digests
 from research.data.augment import resize_box
 from research.data.images import MODES, check_image, decode_image
+from research.data.kinds import IMAGE
 from research.data.registry import register
-from research.data.source import Source, arrays_to_sources
+from research.data.source import LabelledImages, arrays_to_sources
+from research.data.tfds_builder import open_builder
+from research.data.tfds_prepare import prepare
 from research.errors import UserError
-from research.files import printable, user_path
+from research.files import printable
 
-DEFAULT_DIR = "~/tensorflow_datasets"
-# The members of the MNIST family, as TFDS names them: (version, classes).
-IDX_FAMILY = {"mnist": ("3.0.1", 10), "fashion_mnist": ("3.0.1", 10), "kmnist": ("3.0.1", 10)}
-_NAME = re.compile(r"[A-Za-z]\w*(/[A-Za-z0-9_+-][\w.+-]*)?(:\d+\.\d+\.\d+)?")
 _IN_MEMORY_BYTES = 1 << 29
 _BLOCK = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class TfdsSource:
+class TfdsSource(LabelledImages):
     """Examples of one TFDS split, decoded when they are gathered.
 
     Attributes:
@@ -76,7 +72,7 @@ class TfdsSource:
             "label": self.labels[indices],
         }
 
-    def subset(self, indices: Int[np.ndarray, " M"], name: str) -> "TfdsSource":
+    def subset(self, indices: Int[np.ndarray, " M"], name: str) -> Self:
         return dataclasses.replace(self, name=name, indices=self.indices[indices], labels=self.labels[indices])
 
     def decoded(self, number: int, example: Mapping[str, Any]) -> UInt8[np.ndarray, "H W C"]:
@@ -99,62 +95,7 @@ class TfdsSource:
         return resize_box(image, size, (left, top, left + side, top + side))
 
 
-def open_builder(name: str, data_dir: str | None) -> Any:
-    """The read-only builder of a prepared data set ('NAME', 'NAME/CONFIG' or 'NAME:VERSION').
-
-    Raises:
-      UserError: it is not there, in another format, or its name or its description lead out of its folder.
-    """
-    if not _NAME.fullmatch(name):
-        raise UserError(
-            f"tfds:{name[:80]} is no name of a data set; valid: NAME, NAME/CONFIG or NAME:VERSION, of letters, digits, "
-            "'_', '-' and '.'"
-        )
-    import tensorflow_datasets as tfds
-
-    folder = user_path(data_dir or DEFAULT_DIR)
-    try:
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=str(folder))
-    except Exception as error:
-        if any(folder.joinpath(name.split(":")[0]).rglob("dataset_info.json")):
-            told = printable(" ".join(str(error).split()), 160)
-            raise UserError(
-                f"tfds:{name}: its description under {folder} cannot be read ({told}); prepare it anew"
-            ) from error
-        raise UserError(
-            f"tfds:{name} is not prepared under {folder}. Run: python -m launch.prepare --dataset=tfds:{name} "
-            f"--data_dir={folder}, or set data_dir to where it lies."
-        ) from error
-    if builder.info.file_format.value != "array_record":
-        raise UserError(
-            f"tfds:{name} under {folder} is in {builder.info.file_format.value} format, which has no random access. "
-            f"Prepare it in array_record format: python -m launch.prepare --dataset=tfds:{name} --data_dir=OTHER_DIR."
-        )
-    _check_files(builder, name)
-    return builder
-
-
-def _check_files(builder: Any, name: str) -> None:
-    """Raises UserError when a split, by the description that came with the data, names files outside of the data set's
-    folder."""
-    folder = pathlib.Path(builder.data_dir).resolve()
-    for split, info in builder.info.splits.items():
-        try:
-            files = [pathlib.Path(file).resolve() for file in info.filepaths]
-        except Exception as error:
-            raise UserError(
-                f"tfds:{name}: the description of split {split!r} cannot be read ({type(error).__name__}); "
-                "prepare it anew"
-            ) from error
-        outside = [file for file in files if folder not in file.parents]
-        if outside:
-            raise UserError(
-                f"tfds:{name}: split {split!r} names files outside of {folder}; "
-                "its dataset_info.json is not to be trusted"
-            )
-
-
-@register("tfds:", "image", ready=False)
+@register("tfds:", IMAGE, ready=False, prepare=prepare)
 def load_tfds(
     name: str,
     *,
@@ -163,7 +104,7 @@ def load_tfds(
     test_split: str | None = None,
     image_size: int = 0,
     in_memory: bool | None = None,
-) -> tuple[Source, Source]:
+) -> tuple[LabelledImages, LabelledImages]:
     """The training and test data of a TFDS image classification set.
 
     `test_split` defaults to 'test', or to 'validation' where there is no 'test'. `image_size` is needed where images
@@ -290,49 +231,3 @@ def _decode_all(source: TfdsSource) -> np.ndarray:
     if bad:
         raise UserError(bad[0] + (f";\nso are {len(bad) - 1} more" if len(bad) > 1 else ""))
     return images
-
-
-def write_idx_as_tfds(name: str, folder: pathlib.Path, data_dir: str | None) -> pathlib.Path:
-    """Writes a folder of IDX files as the TFDS data set `name` (one of IDX_FAMILY) in array_record format.
-
-    TFDS itself needs TensorFlow for these and refuses files that were compressed anew, as Debian's are.
-    Returns the folder of the data set; one that is there already is left as it is.
-    """
-    import tensorflow_datasets as tfds
-    from PIL import Image
-
-    arrays = idx.read_folder(folder)
-    version, num_classes = IDX_FAMILY[name]
-    shape = (*arrays["train"][0].shape[1:], 1)[:3]
-
-    def png(image: np.ndarray) -> io.BytesIO:
-        file = io.BytesIO()
-        Image.fromarray(image.squeeze()).save(file, "PNG")
-        file.seek(0)
-        return file
-
-    def info(self: Any) -> Any:
-        features = {
-            "image": tfds.features.Image(shape=shape),
-            "label": tfds.features.ClassLabel(num_classes=num_classes),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
-        )
-
-    def examples(self: Any, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, (image, label) in enumerate(zip(*arrays[split], strict=True)):
-            yield number, {"image": png(image), "label": int(label)}
-
-    members = {
-        "name": name,
-        "VERSION": tfds.core.Version(version),
-        "_info": info,
-        "_generate_examples": examples,
-        "_split_generators": lambda self, _: {split: self._generate_examples(split) for split in arrays},
-    }
-    with tfds.core.registered.skip_registration():
-        builder_class = type(name, (tfds.core.GeneratorBasedBuilder,), members)
-    builder = builder_class(data_dir=str(user_path(data_dir or DEFAULT_DIR)), file_format="array_record")
-    builder.download_and_prepare()
-    return pathlib.Path(builder.data_dir)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
+from research.data.kinds import TOKENS
 from research.data.registry import register
 from research.data.splits import contiguous_split
 from research.data.tokenizers import IntegerTokenizer, Tokenizer, tokenizer_from_json
@@ -74,7 +75,7 @@ def read_token_file(path: str | os.PathLike[str], vocab_size: int, dtype: str = 
     return tokens
 
 
-@register("token_file", "tokens")
+@register("token_file", TOKENS)
 def load_token_file(
     *,
     data_dir: str | os.PathLike[str] | None = None,

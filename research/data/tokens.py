@@ -3,10 +3,13 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, Shaped
 
+from research.data.source import Source
 from research.data.tokenizers import Tokenizer
 from research.errors import UserError
 
@@ -27,7 +30,7 @@ def window_shift(length: int, seed: int, epoch: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TokenSource:
+class TokenSource(Source):
     """Windows of `length` tokens and the tokens that follow them, over N tokens in a row.
 
     Example i starts at token `i * length + s`. Without `shift` s is 0 and the examples cover everything: each token
@@ -85,6 +88,12 @@ class TokenSource:
     def token_bytes(self) -> tuple[int, ...] | None:
         """The number of UTF-8 bytes of every token; None when unknown."""
         return self.tokenizer.token_bytes
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"vocab_size": self.vocab_size, "token_bytes": self.token_bytes}
+
+    def vocabulary(self) -> Tokenizer:
+        return self.tokenizer
 
     @functools.cached_property
     def digest(self) -> str:

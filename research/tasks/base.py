@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from research.errors import UserError
+from research.tasks.limits import Limits
 from research.tasks.section import TaskSection
 
 Batch = dict[str, Array]
@@ -100,10 +101,12 @@ class Task:
       reads_elsewhere: other fields of the config, dotted, that only runs of the task go by.
       takes: kinds of examples that it is for, see `research.data.registry`; () for any.
       predicts: what the model must predict, see `research.models.base.ModelConfig`.
-      wanted, fitting: what messages say of that, and of models that do.
+      wanted: what messages say of that.
       metric: name of the number that ranks networks, a key of what `summarize` returns.
       higher_is_better: whether a larger one is better.
-      unit: what one example holds and speed is counted in, "images", "pairs" or "tokens".
+      percent: whether people are shown `metric` in percent.
+      beside: other metrics of a network that a report shows beside `metric`, where there are such.
+      unit: what examples hold and speed is counted in, such as "images" or "tokens".
       work: passes through the model that an example is.
       indivisible: why microbatches do not add up to the batch; "" where they do.
     """
@@ -114,7 +117,7 @@ class Task:
     takes: ClassVar[tuple[str, ...]] = ()
     predicts: ClassVar[str] = "labels"
     wanted: ClassVar[str] = "labels, tokens or vectors"
-    fitting: ClassVar[str] = "another, or data set counting"
+    beside: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "images"
     work: ClassVar[float] = 1
     indivisible: ClassVar[str] = ""
@@ -125,6 +128,10 @@ class Task:
 
     @property
     def higher_is_better(self) -> bool:
+        return False
+
+    @property
+    def percent(self) -> bool:
         return False
 
     # -- from config and data ----------------------------------------------------------------------------------
@@ -144,11 +151,17 @@ class Task:
         return tuple(shapes[cls.entry(shapes)].shape[1:])
 
     @classmethod
+    def units(cls, shapes: Mapping[str, Any]) -> int:
+        """Returns how many of `unit` an example holds."""
+        del shapes
+        return 1
+
+    @classmethod
     def sizes(cls, source: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the fields of a model that the data decide, where a config leaves them open.
 
         Args:
-          source: of the training examples; what it tells depends on their kind.
+          source: what the source of the training examples tells, as attributes: its `name` and what its `facts` return.
           shapes: of a prepared batch of one example.
 
         Raises:
@@ -177,6 +190,15 @@ class Task:
         Raises:
           UserError: choices that mean nothing together.
         """
+
+    def limits(self, model: Any, shapes: Mapping[str, Any]) -> Limits:
+        """Returns what must hold of the examples of each batch: by default that what the model takes is finite.
+
+        Args:
+          model, shapes: as of `make`.
+        """
+        del model
+        return Limits(finite=(self.entry(shapes),))
 
     def check_report(self, report: Any, data: str, tokenizer: Tokenizer | None) -> None:
         """Judges before the first update what only the end of the run would need of the task.
@@ -243,8 +265,8 @@ class Task:
         raise NotImplementedError
 
     def columns(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Returns those of a network's metrics that a report shows beside `metric`."""
-        return {name: value for name, value in metrics.items() if name == "accuracy" != self.metric}
+        """Returns those of a network's metrics that a report shows beside `metric`: by default those of `beside`."""
+        return {name: metrics[name] for name in self.beside if name in metrics and name != self.metric}
 
 
 def real_examples(batch: Batch) -> Bool[Array, " B"] | None:
@@ -271,8 +293,3 @@ def summary(task: Task, sums: dict[str, Any], where: str) -> dict[str, float]:
     if not float(sums["count"]) > 0:
         raise UserError(f"{where} has no label to evaluate against (all of them ask for nothing)")
     return task.summarize(sums)
-
-
-def percent(metric: str) -> bool:
-    """Whether people are shown a metric in percent."""
-    return metric.endswith("accuracy")

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.tasks.base import Batch, Task, real_examples
+from research.tasks.limits import Limits
 from research.tasks.registry import register
 from research.tasks.section import TaskSection
 
@@ -39,6 +40,7 @@ class Classification(Task):
     takes: ClassVar[tuple[str, ...]] = ("image",)
     metric = "accuracy"
     higher_is_better = True
+    percent = True
     unit = "images"
 
     def __post_init__(self) -> None:
@@ -74,6 +76,9 @@ class Classification(Task):
             )
         mixing = section.mixup, section.cutmix, section.switch
         return cls(classes, section.label_smoothing, *mixing, examples=cls.entry(shapes))
+
+    def limits(self, model: Any, shapes: Mapping[str, Any]) -> Limits:
+        return Limits({"label": (0, self.num_classes - 1)}, finite=(self.examples,))
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Float[Array, "B N"]]:
         image, target = self.mix(batch, key)

@@ -19,6 +19,7 @@ from research.errors import UserError
 from research.ops.precision import matmul, wide
 from research.tasks.base import Batch, Task, real_examples
 from research.tasks.language import check_vocabulary
+from research.tasks.limits import Limits
 from research.tasks.registry import register
 from research.tasks.section import TaskSection
 
@@ -47,6 +48,7 @@ class Contrastive(Task):
     takes: ClassVar[tuple[str, ...]] = ("pairs",)
     metric = "accuracy"
     higher_is_better = True
+    percent = True
     unit = "pairs"
     work = 2  # texts of an example
     indivisible = "the wrong answers of a pair are the other texts of its batch, and a microbatch has fewer of them"
@@ -89,6 +91,15 @@ class Contrastive(Task):
                 "task.contrastive.normalize=True "
                 "makes equal: every row's target is then its own pair; valid with vectors of length 1: symmetric, mnr"
             )
+
+    def limits(self, model: Any, shapes: Mapping[str, Any]) -> Limits:
+        return Limits(
+            {
+                "pairs": (0, model.vocab_size - 1),
+                "lengths": (0, shapes["pairs"].shape[2]),
+                "domain": (0, model.num_domains - 1),
+            }
+        )
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], None]:
         """The two texts of a pair change places with probability 1/2."""

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from research.ops.precision import wide
 from research.tasks.base import Batch, Task, real_examples
 from research.tasks.classification import image_sizes
+from research.tasks.limits import Limits
 from research.tasks.registry import register
 from research.tasks.section import TaskSection
 
@@ -48,9 +49,9 @@ class DensityCounting(Task):
     takes: ClassVar[tuple[str, ...]] = ("density",)
     predicts = "density"
     wanted = "density maps"
-    fitting = "hmode"
     metric = "mae"
     higher_is_better = False
+    beside = ("mae_of_mean",)
     unit = "images"
 
     @classmethod
@@ -64,6 +65,9 @@ class DensityCounting(Task):
     @classmethod
     def make(cls, section: TaskSection, model: Any, source: Any, shapes: Mapping[str, Any]) -> "DensityCounting":
         return cls(source.mean_count, section.local_counting)
+
+    def limits(self, model: Any, shapes: Mapping[str, Any]) -> Limits:
+        return Limits(finite=("image", "density"), counts=("density",))
 
     def prepare(self, batch: Batch, key: Array) -> tuple[tuple[Array, ...], Float[Array, "B H W"]]:
         del key
@@ -113,9 +117,6 @@ class DensityCounting(Task):
             "loss": losses,
         }
         return {name: (row * mask).sum() for name, row in rows.items()} | {"count": mask.sum()}
-
-    def columns(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        return {name: value for name, value in metrics.items() if name.endswith("_of_mean")}
 
     def summarize(self, sums: dict[str, float]) -> dict[str, float]:
         """Returns mean absolute and root mean square error of the count, that of always answering the mean, and the

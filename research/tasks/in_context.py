@@ -51,9 +51,17 @@ class InContextLearning(Task):
     def higher_is_better(self) -> bool:
         return self.boolean
 
+    @property
+    def percent(self) -> bool:
+        return self.boolean
+
     @classmethod
     def entry(cls, shapes: Mapping[str, Any]) -> str:
         return "vectors"
+
+    @classmethod
+    def units(cls, shapes: Mapping[str, Any]) -> int:
+        return int(shapes["vectors"].shape[1])
 
     @classmethod
     def sizes(cls, source: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:

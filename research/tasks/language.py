@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from research.errors import UserError
 from research.ops.precision import wide
 from research.tasks.base import Batch, Task, Tokenizer, real_examples, real_tokens
+from research.tasks.limits import Limits
 from research.tasks.registry import register
 from research.tasks.section import TaskSection
 
@@ -38,6 +39,7 @@ class LanguageModelling(Task):
     reads: ClassVar[tuple[str, ...]] = ("metric",)
     reads_elsewhere: ClassVar[tuple[str, ...]] = ("report.sample",)
     takes: ClassVar[tuple[str, ...]] = ("tokens",)
+    beside: ClassVar[tuple[str, ...]] = ("accuracy",)
     unit = "tokens"
 
     @property
@@ -49,9 +51,17 @@ class LanguageModelling(Task):
     def higher_is_better(self) -> bool:
         return self.metric == "accuracy"
 
+    @property
+    def percent(self) -> bool:
+        return self.metric == "accuracy"
+
     @classmethod
     def entry(cls, shapes: Mapping[str, Any]) -> str:
         return "tokens"
+
+    @classmethod
+    def units(cls, shapes: Mapping[str, Any]) -> int:
+        return int(shapes["tokens"].shape[1])
 
     @classmethod
     def sizes(cls, source: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,6 +75,10 @@ class LanguageModelling(Task):
         if task.metric not in task.metrics:
             raise UserError(f"task.metric={metric!r}; valid with {source.name}: {', '.join(task.metrics)}")
         return task
+
+    def limits(self, model: Any, shapes: Mapping[str, Any]) -> Limits:
+        answers = model.output_dim or model.vocab_size
+        return Limits({"tokens": (0, model.vocab_size - 1), "labels": (-1, answers - 1)}, labels=("labels",))
 
     def check_report(self, report: Any, data: str, tokenizer: Tokenizer | None) -> None:
         if prompt := report.sample:

@@ -33,6 +33,7 @@ class AttackedClassification(Classification):
     """
 
     name: ClassVar[str] = "robust classification"
+    beside: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     epsilon: float = 8 / 255
     eval_steps: int = 0

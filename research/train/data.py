@@ -6,40 +6,31 @@ on.
 
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 
-from research.data import pipeline
-from research.data.augment import make_augment
-from research.data.source import AnySource
+from research.data.kinds import Transform
+from research.data.registry import find
+from research.data.source import Source, Told
 from research.data.sources import load_splits
 from research.data.splits import SPLITS
 from research.data.tokenizer_files import FILE as TOKENIZER
 from research.data.tokenizer_files import load_tokenizer, save_tokenizer
 from research.data.tokenizers import Tokenizer
-from research.data.tokens import TokenSource
 from research.errors import UserError
-from research.files import dump_json, read_json, write_json
+from research.files import dump_json, printable, read_json, write_json
 from research.train import processes
 from research.train.sections import RunConfig
 
 FILE = "data.json"
 VOCABULARY = "the vocabulary"
-ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
-    "label": ("num_classes",),
-    "density": ("mean_count",),
-    "pairs": ("vocab_size", "domains"),
-    "tokens": ("vocab_size", "token_bytes"),
-    "targets": ("points", "binary", "variance", "scored_from"),
-}
-"""What blocks hold -> what model and task ask of their source beside the sizes of its examples."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +39,20 @@ class Facts:
 
     Attributes:
       examples: split -> how many there are.
-      block: what an example holds as it is read.
       sample: what a prepared one holds -> (its shape, its type).
-      attributes: of the sources, see `ATTRIBUTES`.
+      attributes: what the training examples tell, see `research.data.source.Source.facts`; "name" is among them.
       digests: split, and `VOCABULARY` -> SHA-256; None where they were not asked for.
     """
 
     examples: Mapping[str, int]
-    block: tuple[str, ...]
     sample: Mapping[str, tuple[tuple[int, ...], str]]
     attributes: Mapping[str, Any]
     digests: Mapping[str, str] | None = None
 
     @property
-    def source(self) -> SimpleNamespace:
-        """The attributes as a source has them."""
-        return SimpleNamespace(**self.attributes)
+    def source(self) -> Told:
+        """The source of the training examples as tasks know it."""
+        return Told(self.attributes)
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -83,12 +72,11 @@ class Data:
     def __init__(self, config: RunConfig, known: Facts | None = None, say: Callable[[str], None] = lambda _: None):
         self._config, self._known, self._say = config, known, say
         self.name: str = config.data.name
-        block = known.block if known else tuple(sorted(self.splits["train"].gather(np.arange(1))))
-        self.transform = self._transform(block)
-        self.facts = known or self._facts(block)
+        self.transform: Transform = find(self.name)[0].examples.transform(config.data.augment)
+        self.facts = known or self._facts()
 
     @functools.cached_property
-    def splits(self) -> dict[str, AnySource]:
+    def splits(self) -> dict[str, Source]:
         """The sources, by the name of the split.
 
         Raises:
@@ -114,40 +102,26 @@ class Data:
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The vocabulary of a text, None of other data."""
-        train = self.splits["train"]
-        return train.tokenizer if isinstance(train, TokenSource) else None
+        return self.splits["train"].vocabulary()
 
-    def _transform(self, block: tuple[str, ...]) -> pipeline.Transform:
-        augment = self._config.data.augment
-        if "density" in block and augment:
-            raise UserError(
-                "data.augment would move images without their density maps; leave it empty (data.options.fresh draws "
-                "new images)"
-            )
-        return make_augment(augment) if "image" in block and "density" not in block else pipeline.Plain()
-
-    def _facts(self, block: tuple[str, ...]) -> Facts:
-        source: Any = self.splits["train"]
+    def _facts(self) -> Facts:
+        source = self.splits["train"]
         sample = self.transform.evaluate(source.gather(np.arange(1)))
-        names = dict.fromkeys(["name", *(name for kind in block for name in ATTRIBUTES.get(kind, ()))])
+        told = {**source.facts(), "name": source.name}
         return Facts(
             {split: len(own) for split, own in self.splits.items()},
-            block,
             {name: (array.shape[1:], array.dtype.str) for name, array in sample.items()},
-            {name: getattr(source, name) for name in names},
+            {name: _plain(value, f"{source.name}: the fact {name}") for name, value in told.items()},
         )
 
 
-def _described(data: Data, splits: Mapping[str, AnySource]) -> Facts:
+def _described(data: Data, splits: Mapping[str, Source]) -> Facts:
     """Facts with digests of the splits, and of the vocabulary where there is one."""
-    train: Any = splits["train"]
     digests = {split: source.digest for split, source in splits.items() if len(source)}
-    if isinstance(train, TokenSource):
-        digests[VOCABULARY] = hashlib.sha256(dump_json(train.tokenizer.to_json()).encode()).hexdigest()
+    if (tokenizer := splits["train"].vocabulary()) is not None:
+        digests[VOCABULARY] = hashlib.sha256(dump_json(tokenizer.to_json()).encode()).hexdigest()
     known = data.facts
-    return Facts(
-        {split: len(source) for split, source in splits.items()}, known.block, known.sample, known.attributes, digests
-    )
+    return Facts({split: len(source) for split, source in splits.items()}, known.sample, known.attributes, digests)
 
 
 def differences(old: Facts, new: Facts) -> list[str]:
@@ -205,9 +179,8 @@ def keep(data: Data, folder: Path, trained: bool) -> None:
         "name": data.name,
         "examples": dict(found.examples),
         "sha256": found.digests,
-        "block": list(found.block),
         "sample": {name: [list(shape), kind] for name, (shape, kind) in found.sample.items()},
-        "attributes": {name: _plain(value) for name, value in found.attributes.items()},
+        "attributes": dict(found.attributes),
     }
     write_json(folder / FILE, {**values, "checksum": _checksum(values)})
 
@@ -217,8 +190,26 @@ def _checksum(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(dump_json(values).encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else list(value) if isinstance(value, tuple) else value
+def _plain(value: Any, what: str) -> Any:
+    """Returns a value of a source as it is read again from JSON: numbers of NumPy are Python's, sequences tuples.
+
+    Args:
+      value: finite number, text, None, or a sequence or mapping of them.
+      what: what messages call it.
+
+    Raises:
+      UserError: a value of another type.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item, what) for item in value)
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, what) for key, item in value.items()}
+    raise UserError(
+        f"{what} is {printable(repr(value), 80)}; valid: finite numbers, texts, None, and sequences or mappings of them"
+    )
 
 
 def read(folder: str | os.PathLike[str]) -> Facts | None:
@@ -231,15 +222,13 @@ def read(folder: str | os.PathLike[str]) -> Facts | None:
     if not path.exists():
         return None
     remedy = "remove it: the data are read then"
-    found = read_json(path, ("examples", "sha256", "block", "sample", "attributes", "checksum"), remedy)
+    found = read_json(path, ("examples", "sha256", "sample", "attributes", "checksum"), remedy)
     if found.pop("checksum") != _checksum(found):
         raise UserError(f"{path} is damaged: it does not hold what was written; {remedy}")
     try:
         sample = {name: (tuple(map(int, shape)), np.dtype(kind).str) for name, (shape, kind) in found["sample"].items()}
-        attributes = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in found["attributes"].items()
-        }
+        attributes = {name: _plain(value, name) for name, value in found["attributes"].items()}
         examples = {name: int(count) for name, count in found["examples"].items()}
-        return Facts(examples, tuple(found["block"]), sample, attributes, dict(found["sha256"]))
+        return Facts(examples, sample, attributes, dict(found["sha256"]))
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}; remove it: the data are read then") from None

@@ -10,6 +10,9 @@ from research.nested.space import as_choices, shrink
 from research.tasks.base import Task
 from research.train.sections import RunConfig
 
+_FEW = 4
+"""So many names of models fit into a message."""
+
 
 def check_fields(config: RunConfig) -> None:
     """Judges the model of a config without its data: whether there is such a model, and its fields by name, type and
@@ -38,8 +41,11 @@ def make_model(config: RunConfig, task: type[Task], source: Any, shapes: Mapping
     name, subnet, data = fields.pop("name"), fields.pop("subnet", ""), config.data.name
     given, entry = task.sizes(source, shapes), task.entry(shapes)
     if registry.entry(name).config.predicts != task.predicts:
+        fitting = [other for other in registry.list_models() if registry.entry(other).config.predicts == task.predicts]
+        choice = ", ".join(fitting) if len(fitting) <= _FEW else "another"
         raise UserError(
-            f"model {name} does not predict {task.wanted}, which data set {data} asks for; choose {task.fitting}"
+            f"model {name} does not predict {task.wanted}, which data set {data} asks for; choose {choice}, or data of "
+            "another kind"
         )
     known = {f.name for f in dataclasses.fields(registry.entry(name).config)}
     if not known.issuperset(given):

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from research.data import pipeline
+from research.data.kinds import Transform
 from research.errors import UserError
 from research.nested.draws import Draw
 from research.nested.space import Space, make_space
@@ -16,7 +16,7 @@ from research.tasks.base import Task
 from research.train import streams
 from research.train.data import Data, Facts
 from research.train.durations import to_steps
-from research.train.examples import Checked, check_labelled, limits_of
+from research.train.examples import Checked, check_labelled
 from research.train.hooks import About, Phase
 from research.train.learner_registry import check_is
 from research.train.methods import Methods, make_methods
@@ -52,9 +52,9 @@ class Setup:
         return self.data.facts.examples.get(split, 0)
 
     @functools.cached_property
-    def transform(self) -> pipeline.Transform:
+    def transform(self) -> Transform:
         """What makes batches of blocks; a batch that the model has no place for is an error."""
-        return Checked(self.data.transform, limits_of(self.data.name, self.space.full, self.sample))
+        return Checked(self.data.transform, self.task.limits(self.space.full, self.sample), self.data.name)
 
     @property
     def sample(self) -> Mapping[str, jax.ShapeDtypeStruct]:
@@ -83,11 +83,7 @@ class Setup:
     @property
     def units(self) -> int:
         """How many of the task's units an example holds."""
-        return (
-            1
-            if self.task.unit != "tokens"
-            else self.sample["tokens" if "tokens" in self.sample else "vectors"].shape[1]
-        )
+        return self.task.units(self.sample)
 
     def batch_shapes(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of a batch of `size` examples."""
@@ -192,7 +188,7 @@ def make_setup(
     methods.check(About(config, task, space, sample, methods.items))
     task = methods.wrapped(task, model)
     if known is None:
-        check_labelled(data.splits)
+        check_labelled(data.splits, data.transform, task.limits(model, sample))
     duration, phases = config.train.duration, methods.phases(model)
     each = updates_of_a_batch(phases)
     size, examples = config.data.batch_size, data.facts.examples["train"]

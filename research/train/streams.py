@@ -7,17 +7,17 @@ import numpy as np
 from jaxtyping import Int
 
 from research.data import pipeline
-from research.data.source import AnySource, keyed_permutation
+from research.data.source import Source, keyed_permutation
 from research.train.hooks import Stream
 from research.train.stages import Stages
 
 Batches = dict[str, dict[str, np.ndarray]]
 
 
-class Part:
+class Part(Source):
     """The examples of a source that belong to a stream."""
 
-    def __init__(self, source: AnySource, stream: Stream, seed: int):
+    def __init__(self, source: Source, stream: Stream, seed: int):
         count = len(source)
         order = keyed_permutation(count, seed, 2**32 - 1)  # no epoch has this number
         self._source, self.name = source, f"{source.name}/{stream.name}"
@@ -37,7 +37,7 @@ class Part:
 
 
 def rounds(
-    source: AnySource, streams: Sequence[Stream], stages: Stages, start: int, *, seed: int, **how: Any
+    source: Source, streams: Sequence[Stream], stages: Stages, start: int, *, seed: int, **how: Any
 ) -> Iterator[Batches]:
     """Returns the batches (stream -> batch) of every update from `start` on.
 

@@ -13,7 +13,7 @@ from research.interop.safetensors_io import config_from_json, config_to_json
 from research.modules.state import abstract
 from research.nested.draws import Draw
 from research.optim.build import state_bytes
-from research.tasks.base import Task, percent
+from research.tasks.base import Task
 from research.train import costs, data, finish, foreseen, initial, kept, records, reshaping, sharding
 from research.train.build import make_programs
 from research.train.compiler import Program
@@ -44,7 +44,7 @@ def described(model: Any) -> dict[str, Any] | None:
 
 def goal_of(task: Task) -> Goal:
     """Returns what a task ranks networks by."""
-    return Goal(task.metric, task.higher_is_better, percent(task.metric))
+    return Goal(task.metric, task.higher_is_better, task.percent)
 
 
 class Supervised(Learner):

@@ -39,7 +39,7 @@ def task_of(config: RunConfig) -> type[Task]:
     Raises:
       UserError: an unknown data set or task, or a task for other examples.
     """
-    return tasks.find(config.task.name, kind_of_examples(config.data.name), config.data.name)
+    return tasks.find(config.task.name, kind_of_examples(config.data.name).name, config.data.name)
 
 
 def _has(task: type[Task]) -> Callable[[RunConfig], bool]:

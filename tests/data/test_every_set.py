@@ -42,6 +42,14 @@ BLOCKS = {
     "vectors": {"vectors", "targets"},
 }
 """Kind of examples -> what a block of them holds at least."""
+FACTS = {
+    "image": {"num_classes"},
+    "density": {"mean_count"},
+    "tokens": {"vocab_size", "token_bytes"},
+    "pairs": {"vocab_size", "domains"},
+    "vectors": {"points", "binary", "variance", "scored_from"},
+}
+"""Kind of examples -> what the tasks of it ask of a source."""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,8 @@ def test_blocks_are_of_their_kind_and_the_same_however_they_are_asked_for(name, 
         last = len(source) - 1
         indices = np.array([last, 0, last // 2])
         block = source.gather(indices)
-        assert BLOCKS[kind_of_examples(MADE[name][0])] <= block.keys()
+        assert source.facts().keys() == FACTS[kind_of_examples(MADE[name][0]).name]
+        assert BLOCKS[kind_of_examples(MADE[name][0]).name] <= block.keys()
         assert {len(array) for array in block.values()} == {3}
         for row, index in enumerate(indices):
             for key, array in source.gather(indices[row : row + 1]).items():

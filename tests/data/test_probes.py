@@ -32,7 +32,11 @@ def test_protocol(kind):
     block = source.gather(indices, np.array([0, 1, 2, 5]))
     for array in block.values():
         assert array.shape == (4, source.length) and array.dtype == np.int32
-    assert block["tokens"].min() >= 0 and block["tokens"].max() < source.vocab_size and source.token_bytes is None
+    assert (
+        block["tokens"].min() >= 0
+        and block["tokens"].max() < source.vocab_size
+        and source.facts()["token_bytes"] is None
+    )
     scored = block["labels"] != NOT_SCORED
     assert scored.any(1).all() and block["labels"].min() == NOT_SCORED and block["labels"].max() < source.vocab_size
     # An example depends neither on its neighbours nor, unless fresh, on the epoch.

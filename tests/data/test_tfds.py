@@ -16,7 +16,8 @@ from PIL import Image
 from research.data.pipeline import batch_at
 from research.data.source import ArraySource
 from research.data.sources import load_splits
-from research.data.tfds_source import TfdsSource, write_idx_as_tfds
+from research.data.tfds_prepare import write_idx_as_tfds
+from research.data.tfds_source import TfdsSource
 from research.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -159,6 +160,11 @@ def test_command_copies_an_idx_folder(idx_folder, tmp_path):
     result = command("--dataset=mnist", f"--from={idx_folder}", NESTAX_DATA=str(tmp_path))
     assert result.returncode == 0 and "20 train, 10 test" in result.stdout, result.stderr
     assert len(load_splits("mnist", data_dir=str(tmp_path / "mnist"))["test"]) == 10
+
+
+def test_command_says_what_needs_no_preparation():
+    result = command("--dataset=digits")
+    assert (result.returncode, result.stdout.strip()) == (0, "digits needs no preparation."), result.stderr
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_data_sets_and_their_examples():
     registry_of_data.find("digits")  # which imports all of them
     listed = [cells[:2] for cells in rows((ROOT / "docs/data-sets.md").read_text(), "| name |")]
     named = {re.sub(r":[A-Z]+$", ":", name.strip("`")): examples for name, examples in listed}
-    assert named == {name: own.examples for name, own in registry_of_data._SETS.items()}
+    assert named == {name: own.examples.name for name, own in registry_of_data._SETS.items()}
 
 
 def test_axis_roles():

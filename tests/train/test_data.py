@@ -1,5 +1,6 @@
 """A run's data: what is stored of them, changed data, data that are gone."""
 
+import hashlib
 import json
 import shutil
 
@@ -155,6 +156,22 @@ def test_a_damaged_file_is_told(text, tmp_path):
     (tmp_path / "data.json").write_text(text)
     with pytest.raises(UserError, match="data.json is damaged: .*remove it"):
         data.read(tmp_path)
+
+
+def test_a_file_of_before_kinds_of_examples_were_types_is_read(copied):
+    run, _ = copied
+    stored = json.loads((run / "data.json").read_text())
+    now = data.read(run)
+    former = {**stored, "block": ["labels", "tokens"], "attributes": {**stored["attributes"], "vocab_size": 3}}
+    del former["checksum"]
+    checksum = hashlib.sha256(json.dumps(former, sort_keys=True).encode()).hexdigest()
+    (run / "data.json").write_text(json.dumps({**former, "checksum": checksum}))
+    read = data.read(run)
+    assert read.source.vocab_size == 3 and now.source.vocab_size == len(set(TEXT))
+    assert read.source.token_bytes == now.source.token_bytes == (1,) * len(set(TEXT))
+    (run / "data.json").write_text(json.dumps({**former, "block": ["image"], "checksum": checksum}))
+    with pytest.raises(UserError, match="data.json is damaged: it does not hold what was written"):
+        data.read(run)
 
 
 def test_digests(tmp_path):
