@@ -86,6 +86,10 @@ class Task:
       takes: kinds of examples that it is for, see `research.data.registry`; () for any.
       predicts: what the model must predict, see `research.models.base.ModelConfig`.
       wanted, fitting: what messages say of that, and of models that do.
+      percent: metrics that people are shown in percent.
+      directions: further metrics that reports show -> whether a larger value is better; of those that are not named
+        neither is.
+      headings: what `measure` gives -> what the line of progress calls it.
       metric: name of the number that ranks networks, a key of what `summarize` returns.
       higher_is_better: whether a larger one is better.
       unit: what one example holds and speed is counted in, "images", "pairs" or "tokens".
@@ -103,6 +107,9 @@ class Task:
     unit: ClassVar[str] = "images"
     work: ClassVar[float] = 1
     indivisible: ClassVar[str] = ""
+    percent: ClassVar[frozenset[str]] = frozenset({"accuracy"})
+    directions: ClassVar[Mapping[str, bool]] = {"accuracy": True}
+    headings: ClassVar[Mapping[str, str]] = {"accuracy": "acc"}
 
     @property
     def metric(self) -> str:
