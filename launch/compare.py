@@ -29,7 +29,7 @@ def main(overrides: dict[str, str]) -> int:
     if not _CONFIG.value or not _WORKDIR.value:
         raise UserError("--config and --workdir are needed")
 
-    from research.report import provenance, run_card, tables
+    from research.report import columns, provenance, run_card, tables
     from research.report.machine import command_line
     from research.search.comparison import alone_updates, join
     from research.train.results import finished
@@ -61,7 +61,8 @@ def main(overrides: dict[str, str]) -> int:
     rows = join(whole, alone)
     means = [sum(r[k] for r in rows) / len(rows) for k in ("together", "alone")]
     metric, higher = whole["metric"], run_card.higher_is_better(whole)
-    shown = lambda value: f"{100 * value:.2f} %" if "accuracy" in metric else f"{value:.4f}"
+    column = columns.declared(whole)[columns.VALUE]
+    shown = lambda value: f"{column.shown(value, 2)}{' %' if column.percent else ''}"
     spent, seconds = sum(r["train_flops"] for r in alone.values()), sum(r["wall_s"] for r in alone.values())
     facts = [
         f"mean {metric} over {len(rows)} networks: together {shown(means[0])}, alone {shown(means[1])}",

@@ -4,8 +4,12 @@ python -m launch.evaluate --workdir=runs/quickstart                             
 python -m launch.evaluate --workdir=runs/quickstart --subnet=width=0.5,depth=0.5 --split=validation --out=table.csv
 python -m launch.evaluate --workdir=runs/shakespeare --split=validation --carry     # also with the state carried
 through the text
-python -m launch.evaluate --workdir=runs/advmoe/alternate --attacks=pgd50,apgd      # also under attack, on the first
-1,000 images
+python -m launch.evaluate --workdir=runs/advmoe/alternate --evaluations=            # without the methods' columns
+python -m launch.evaluate --workdir=runs/advmoe/alternate --config.method.attacks.names=pgd50,apgd \\
+    --config.method.attacks.examples=500                                            # under other attacks
+
+Columns that the run's methods add to its report (`attacks`, `customisation`, methods of one's own) are added here too;
+--config.method.NAME.OPTION=VALUE sets an option of one, also of one that the run was not trained with.
 """
 
 from typing import Any
@@ -20,22 +24,32 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation", "train"], "Wh
 _CARRY = flags.DEFINE_bool(
     "carry", False, "Language models: add the metrics of one pass over the whole text, the state carried."
 )
-_ATTACKS = flags.DEFINE_list(
-    "attacks",
-    [],
-    "Images in [0, 1]: also under pgdN (N steps), apgd_ce, apgd_dlr, apgd_t, apgd (the worst of the first two).",
+_EVALUATIONS = flags.DEFINE_list(
+    "evaluations",
+    None,
+    "Methods whose columns are added, also others than the run was trained with; by default those of the run, and "
+    "those that --config.method.NAME.OPTION=VALUE is given of.",
 )
-_ATTACK_EXAMPLES = flags.DEFINE_integer(
-    "attack_examples", 1000, "How many images are attacked, from the start of the split."
-)
-_ATTACK_EPSILON = flags.DEFINE_float(
-    "attack_epsilon", 0.0, "Radius, in units of a pixel's range; 0: that of the run's config."
-)
-_ATTACK_STEPS = flags.DEFINE_integer("attack_steps", 100, "Steps of each APGD.")
 _OUT = outputs.output_flag("out", outputs.Place.FILE, "CSV file to write beside the table.", reads=[_WORKDIR])
 
 
-def main() -> int:
+def _options(overrides: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Method -> option -> text."""
+    from research.errors import UserError
+
+    out: dict[str, dict[str, str]] = {}
+    for field, text in overrides.items():
+        parts = field.split(".")
+        if len(parts) != 3 or parts[0] != "method":
+            raise UserError(
+                f"--config.{field}: a run keeps its config; valid: --config.method.NAME.OPTION=VALUE, of a method that "
+                "adds columns"
+            )
+        out.setdefault(parts[1], {})[parts[2]] = text
+    return out
+
+
+def main(overrides: dict[str, str]) -> int:
     from research.errors import UserError
 
     if not _WORKDIR.value:
@@ -43,10 +57,12 @@ def main() -> int:
 
     from research.report import tables
     from research.report.machine import command_line
-    from research.train import costs
+    from research.train import columns, costs
     from research.train.extraction import Trained
 
+    options = _options(overrides)
     trained = Trained(_WORKDIR.value, say=print)
+    evaluations = columns.evaluations(trained.setup, _EVALUATIONS.value, options)
     names = trained.setup.order if _SUBNET.value == "all" else [trained.add(_SUBNET.value)]
     statistics = {name: trained.statistics(name) for name in names}
     results = trained.evaluator.run(statistics, trained.weights, _SPLIT.value)
@@ -60,22 +76,7 @@ def main() -> int:
         for row in rows:
             carried = carried_metrics(trained.model(row["name"]), source, trained.setup.task)
             row |= {f"{key}, carried": value for key, value in carried.items()}
-    if _ATTACKS.value:
-        from research.methods.attacks import check_sizes, columns, radius, robust_accuracies
-        from research.methods.bases.adversarial import check_pixels
-        from research.robust.attacks import check_attacks
-
-        own = trained.config.method.get("attacks", {}).get("epsilon", 0.0)
-        epsilon = _ATTACK_EPSILON.value or own or radius(trained.setup.task)
-        check_attacks(_ATTACKS.value, "--attacks")
-        check_pixels(trained.config, trained.setup.sample)
-        check_sizes(epsilon, _ATTACK_EXAMPLES.value, _ATTACK_STEPS.value)
-        sizes: dict[str, Any] = {"epsilon": epsilon, "examples": _ATTACK_EXAMPLES.value, "steps": _ATTACK_STEPS.value}
-        robust = robust_accuracies(
-            trained.evaluator, trained.weights, statistics, _ATTACKS.value, _SPLIT.value, **sizes
-        )
-        for row in rows:
-            row |= columns(robust[row["name"]])
+    rows = columns.add(rows, evaluations, trained.evaluator, trained.weights, statistics, _SPLIT.value)
     print(f"{_SPLIT.value} split, step {trained.step} of {_WORKDIR.value}")
     print(tables.text_table(rows, list(rows[0])))
     if _OUT.value:
@@ -86,4 +87,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    from launch.config import from_argv
+
+    common.run(lambda: main(common.OVERRIDES), before=from_argv)

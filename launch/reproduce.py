@@ -2,12 +2,13 @@
 
     python -m launch.reproduce --config=configs/quickstart.py --seeds=0,1,2 --workdir=runs/reproduce
 
-A recipe's `expect` holds {"NAME": [least, most]} or {"NAME": least}, where NAME is one of: full (mean value of the
-full network over the seeds), smallest_share (the least value of any network over the full one's, of all seeds; for
-losses the full one's over theirs), smallest_flops (FLOPs of the cheapest network over the full one's), networks, wall_s
-(longest run), dead_experts (of a mixture of experts, in all its layers, the most of any seed), and of robust training
-the full network's means accuracy, clean_accuracy (on the images attacked) and robust_ATTACK for each of the method
-`attacks`. Exit code 1: an acceptance criterion is not met.
+A recipe's `expect` holds {"NAME": [least, most]} or {"NAME": the worst that will do}, where NAME is one of: full (mean
+value of the full network over the seeds), smallest_share (the least value of any network over the full one's, of all
+seeds; for losses the full one's over theirs), smallest_flops (FLOPs of the cheapest network over the full one's),
+networks, wall_s (longest run), dead_experts (of a mixture of experts, in all its layers, the most of any seed), and any
+column of numbers of the report, also of evaluations of one's own (the full network's mean), such as accuracy, and
+clean_accuracy (on the images attacked) and robust_ATTACK of the method `attacks`. Exit code 1: an acceptance criterion
+is not met.
 """
 
 import os
@@ -40,14 +41,16 @@ def main(overrides: dict[str, str]) -> int:
 
     from research.report import provenance, tables
     from research.report.machine import command_line
-    from research.search.criteria import by_network, check_criteria, judge, measures
+    from research.search.criteria import by_network, check_criteria, directions, judge, measures
+    from research.train.columns import known_columns
     from research.train.loop import Preempted, train
     from research.train.results import finished
+    from research.train.sections import RunConfig
 
     configs = {seed: recipe.load(_CONFIG.value, {**overrides, "seed": seed}) for seed in _SEEDS.value}
     workdirs = {seed: os.path.join(_WORKDIR.value, f"seed{seed}") for seed in configs}
     expect = next(iter(configs.values()))["expect"]
-    check_criteria(expect)
+    check_criteria(expect, known_columns(RunConfig.of(next(iter(configs.values())))))
     found_before = {
         seed: finished(workdirs[seed], config) for seed, config in configs.items()
     }  # mistakes show before the first run
@@ -62,7 +65,7 @@ def main(overrides: dict[str, str]) -> int:
                 common.stopped(stop)
         reports.append(report)
     found = measures(reports)
-    rows = judge(found, expect)
+    rows = judge(found, expect, directions(reports))
     print(f"\n{_CONFIG.value}, seeds {', '.join(configs)}")
     print(tables.text_table(rows, ["criterion", "expected", "found", "met"]))
     per_seed = [

@@ -31,6 +31,7 @@ _GRID = flags.DEFINE_multi_string(
 )
 _WORKDIR = outputs.output_flag("workdir", outputs.Place.FOLDER, "Directory under which each run gets its own.")
 _OUT = outputs.output_flag("out", outputs.Place.FOLDER, "Folder for the table and the plot; default --workdir.")
+_COLUMNS = flags.DEFINE_list("columns", [], "Further columns of the reports, of numbers, e.g. latency_ms.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time, each on its own part of the cores.", lower_bound=1)
 _X = flags.DEFINE_string(
     "x", None, "What the plot sets the values against; default the grid's first field of numbers, else params."
@@ -151,7 +152,7 @@ def main(overrides: dict[str, str]) -> int:
         metric = report["metric"]
         reports.append(report)
         told.append(config)
-        rows.append(sweep.row(point, report))
+        rows.append(sweep.row(point, report, _COLUMNS.value))
         groups.setdefault(point[lines], []).append(workdir)
     summary = f"{len(rows)} runs, {time.monotonic() - start:.0f} s in all" + (
         f", {len(failed)} of which failed" if failed else ""

@@ -29,7 +29,7 @@ ALLOWED = {
     "report": set(),
     "interop": {"models", "modules", "ops"},
     "train": {"decode", "nested", "tasks", "data", "optim", "models", "modules", "report", "interop"},
-    "methods": {"models", "modules", "nested", "optim", "robust", "tasks", "train"},
+    "methods": {"models", "modules", "nested", "optim", "report", "robust", "tasks", "train"},
     "bench": {"decode", "ops", "modules", "models", "nested", "tasks", "data", "optim", "report", "train"},
     "search": {"tasks", "train", "nested", "models", "modules", "report"},
 }

@@ -22,6 +22,7 @@ from research.control.runs import Evaluation, Numbers, Run
 from research.control.sac import Sac
 from research.errors import UserError
 from research.modules.state import abstract, apply
+from research.report.columns import VALUE, Column, told
 from research.report.flops import count_flops
 from research.seeds import key as key_of
 from research.train.compiler import Compiler
@@ -205,6 +206,7 @@ class SoftActorCritic(Learner):
             "title": self.title,
             "full": "full",
             "subnets": [row],
+            "columns": told(dict.fromkeys((VALUE, "least"), Column(higher_is_better=True)) | {"used": Column()}),
             "seeds": len(self.seeds),
             "environment_steps": found.steps,
             "returns": self._by_seed("return", found.returns),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from research.data.kinds import Kind
-from research.errors import Unregistered
+from research.errors import Unregistered, UserError
 from research.plugins import import_all
 
 Loader = TypeVar("Loader", bound=Callable[..., Any])

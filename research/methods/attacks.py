@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool
 
-from research.errors import UserError
 from research.methods.bases.adversarial import check_pixels
 from research.modules.state import Arrays, apply, told
+from research.report.columns import Column
 from research.robust.attacks import PARTS, check_attacks, is_correct
 from research.tasks.base import Task, real_examples
 from research.tasks.robust import AttackedClassification
@@ -55,6 +55,9 @@ class Attacks(Method, Evaluation):
     def evaluations(self) -> tuple[Evaluation, ...]:
         return (self,)
 
+    def declared(self) -> Mapping[str, Column]:
+        return dict.fromkeys(columns(dict.fromkeys((CLEAN, *self.names), 0.0)), Column(True, percent=True))
+
     def columns(
         self, evaluator: Evaluator, weights: Weights, statistics: Mapping[str, Arrays], split: str
     ) -> dict[str, dict[str, float]]:
@@ -70,14 +73,6 @@ class Attacks(Method, Evaluation):
             steps=self.steps,
         )
         return {name: columns(accuracies) for name, accuracies in found.items()}
-
-
-def check_sizes(epsilon: float, examples: int, steps: int) -> None:
-    """Raises UserError for a radius outside (0, 1], or counts below 1."""
-    if not 0 < epsilon <= 1 or min(examples, steps) < 1:
-        raise UserError(
-            f"attack_epsilon={epsilon:g}, attack_examples={examples}, attack_steps={steps}; valid: up to 1, and from 1"
-        )
 
 
 def radius(task: Task) -> float:

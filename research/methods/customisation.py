@@ -21,6 +21,7 @@ from research.methods.bases.customise import cross_entropy, gate_cross_entropy, 
 from research.methods.bases.source import check_source, load_source
 from research.models.customised import GATE, LOCAL, CustomisedConfig, Parts, is_local, within
 from research.modules.state import Arrays, abstract, apply, told
+from research.report.columns import Column
 from research.tasks.base import Example, Forward, Outcome, Task, real_examples
 from research.train.evaluation import Evaluator, Weights
 from research.train.hooks import About, Objective, Phase
@@ -121,6 +122,9 @@ class Customisation(Method, Evaluation):
 
     def evaluations(self) -> tuple[Evaluation, ...]:
         return (self,)
+
+    def declared(self) -> Mapping[str, Column]:
+        return {"frozen_accuracy": Column(True, percent=True), "local_answers": Column(percent=True)}
 
     def columns(
         self, evaluator: Evaluator, weights: Weights, statistics: Mapping[str, Arrays], split: str

@@ -24,6 +24,7 @@ import numpy as np
 from research.errors import UserError
 from research.files import read_json, whole_folder, write_text
 from research.report import plots, tables
+from research.report.columns import higher_is_better
 from research.report.logs import base as logs
 from research.report.machine import command_line
 from research.report.reading import (
@@ -37,20 +38,12 @@ from research.report.reading import (
     read_report,
 )
 
-LOWER_IS_BETTER = ("loss", "perplexity", "ppl", "error", "bits", "bpc", "bpb", "nll", "mse", "mae", "rmse")
 REPORT = "report.json"
 FACT_NAMES = {"wall_s": "wall time", "compile_s": "of it compiling", "mfu": "model FLOPs utilisation"}
 
 PathLike = str | os.PathLike
 
 __all__ = ["against", "compare", "higher_is_better", "load_metrics", "plot_comparison", "read_report", "write_report"]
-
-
-def higher_is_better(report: Mapping[str, Any]) -> bool:
-    """The report's own word, else by its metric's name: losses, errors, perplexities and bits are to be small."""
-    if report.get("higher_is_better") is not None:
-        return bool(report["higher_is_better"])
-    return not any(word in report["metric"].lower() for word in LOWER_IS_BETTER)
 
 
 def write_report(workdir: PathLike, report: Mapping[str, Any]) -> list[Path]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from research.errors import UserError
+from research.report.columns import VALUE, declared
 from research.report.logs import base as logs
 from research.report.tables import is_finite
 
@@ -88,15 +89,23 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def row(point: Point, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a finished point's line: its costs, its value and what else was measured."""
+def row(point: Point, report: Mapping[str, Any], columns: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns a finished point's line: its costs, its value, and what else was measured and has a better direction.
+
+    Args:
+      columns: further ones of the full network's.
+
+    Raises:
+      UserError: the report has no numbers of that name.
+    """
     full = report["subnets"][0]
     costs = {key: full[key] for key in COSTS if key in full}
-    more = {
-        key: full[key]
-        for key in full
-        if key.startswith(("validation_", "robust_")) or key in ("accuracy", "clean_accuracy")
-    }
+    numbers = [key for key, value in full.items() if is_finite(value) and key != VALUE]
+    for name in columns:
+        if name not in numbers:
+            raise UserError(f"the report has no column of numbers {name!r}; valid: {', '.join(numbers)}")
+    judged = [name for name, column in declared(report).items() if column.higher_is_better is not None]
+    more = {key: full[key] for key in full if key in columns or (key in judged and key != VALUE)}
     more |= {key: report[key] for key in logs.counts() if key in report}
     return {**point, **costs, "value": full["value"], **more, "updates": report["updates"], "wall_s": report["wall_s"]}
 

@@ -102,9 +102,12 @@ class Task:
       takes: kinds of examples that it is for, see `research.data.registry`; () for any.
       predicts: what the model must predict, see `research.models.base.ModelConfig`.
       wanted: what messages say of that.
+      percent: metrics that people are shown in percent.
+      directions: further metrics that reports show -> whether a larger value is better; of those that are not named
+        neither is.
+      headings: what `measure` gives -> what the line of progress calls it.
       metric: name of the number that ranks networks, a key of what `summarize` returns.
       higher_is_better: whether a larger one is better.
-      percent: whether people are shown `metric` in percent.
       beside: other metrics of a network that a report shows beside `metric`, where there are such.
       unit: what examples hold and speed is counted in, such as "images" or "tokens".
       work: passes through the model that an example is.
@@ -121,6 +124,9 @@ class Task:
     unit: ClassVar[str] = "images"
     work: ClassVar[float] = 1
     indivisible: ClassVar[str] = ""
+    percent: ClassVar[frozenset[str]] = frozenset({"accuracy"})
+    directions: ClassVar[Mapping[str, bool]] = {"accuracy": True}
+    headings: ClassVar[Mapping[str, str]] = {"accuracy": "acc"}
 
     @property
     def metric(self) -> str:
@@ -128,10 +134,6 @@ class Task:
 
     @property
     def higher_is_better(self) -> bool:
-        return False
-
-    @property
-    def percent(self) -> bool:
         return False
 
     # -- from config and data ----------------------------------------------------------------------------------

@@ -40,7 +40,6 @@ class Classification(Task):
     takes: ClassVar[tuple[str, ...]] = ("image",)
     metric = "accuracy"
     higher_is_better = True
-    percent = True
     unit = "images"
 
     def __post_init__(self) -> None:

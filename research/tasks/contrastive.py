@@ -48,7 +48,6 @@ class Contrastive(Task):
     takes: ClassVar[tuple[str, ...]] = ("pairs",)
     metric = "accuracy"
     higher_is_better = True
-    percent = True
     unit = "pairs"
     work = 2  # texts of an example
     indivisible = "the wrong answers of a pair are the other texts of its batch, and a microbatch has fewer of them"

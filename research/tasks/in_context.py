@@ -51,10 +51,6 @@ class InContextLearning(Task):
     def higher_is_better(self) -> bool:
         return self.boolean
 
-    @property
-    def percent(self) -> bool:
-        return self.boolean
-
     @classmethod
     def entry(cls, shapes: Mapping[str, Any]) -> str:
         return "vectors"

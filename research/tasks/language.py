@@ -51,10 +51,6 @@ class LanguageModelling(Task):
     def higher_is_better(self) -> bool:
         return self.metric == "accuracy"
 
-    @property
-    def percent(self) -> bool:
-        return self.metric == "accuracy"
-
     @classmethod
     def entry(cls, shapes: Mapping[str, Any]) -> str:
         return "tokens"

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from research.modules.state import Arrays
+from research.report.columns import told
 from research.report.logs import base as logs
 from research.report.reading import load_metrics
-from research.train import costs
+from research.train import columns, costs
 from research.train.evaluation import Evaluator, Weights, extracted
 from research.train.foreseen import report_split
 from research.train.gradient import Gradient, Weigh
@@ -61,15 +62,15 @@ def final_report(
     own = {name: {k: v for k, v in stats.items() if k in kept[name]} for name, stats in statistics.items()}
     save_statistics(folder, setup.total, own)
     rows = _rows(setup, programs, weights, statistics, results, validation)
-    for evaluation in setup.methods.evaluations() if split else ():
-        found = evaluation.columns(evaluator, weights, statistics, split)
-        rows = [row | found.get(row["name"], {}) for row in rows]
+    evaluations = setup.methods.evaluations() if split else ()
+    rows = columns.add(rows, evaluations, evaluator, weights, statistics, split)
     all_compiled = before + compiled(programs)
     return {
         "metric": f"{split} {setup.task.metric}".strip(),
         "higher_is_better": setup.task.higher_is_better,
         "split": split or None,
         "subnets": rows,
+        "columns": told(columns.declared(setup.task, rows, evaluations)) if split else {},
         "compile_s": all_compiled.seconds,
         "programs": all_compiled.programs,
         "programs_bound": all_compiled.bound,

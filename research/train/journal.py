@@ -162,7 +162,8 @@ class Journal:
         for line in watch.stragglers(parts["data_ms"] + parts["dispatch_ms"]):
             self._reporter.say(f"step {step}: {line}")
         self._status("training", loss=record["loss"], eta_s=round(eta), **timing)
-        self._reporter.progress(step, self.learner.total, records.progress(record, rate, unit, mfu, eta, sure))
+        line = records.progress(record, self.learner.headings, rate, unit, mfu, eta, sure)
+        self._reporter.progress(step, self.learner.total, line)
 
     def _time_left(self, step: int, updates: int, seconds: float) -> tuple[float, bool]:
         """Seconds of the updates that are left, and whether these are of updates beside which no program was compiled,

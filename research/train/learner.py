@@ -74,6 +74,7 @@ class Learner(ABC):
       examples: of an update, in units of `unit`.
       validates: whether there is something to evaluate during training.
       title: what reports call the run.
+      headings: numbers of an update that the line of progress shows beside the loss -> what it calls them.
     """
 
     goal: Goal
@@ -83,6 +84,7 @@ class Learner(ABC):
     unit: str
     validates: bool = True
     title: str
+    headings: Mapping[str, str] = {}
 
     # -- before the first update -------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from research.modules.axes import Axes
 from research.modules.state import Abstract, Arrays
 from research.nested.draws import Draw
 from research.nested.space import Space
+from research.report.columns import Column
 from research.tasks.base import Task
 from research.train.hooks import About, Brought, Clock, Extra, Gradient, Made, Objective, Phase, Reshape, Stream
 
@@ -36,6 +37,7 @@ class Method:
       replaces: whether its objective never calls the one inside; two that do so are refused together.
       teaches: whether its objective has outputs that other networks can learn from.
       reports: whether it changes the report alone, so that a run may continue with other options of it.
+      headings: what its objective measures -> what the line of progress calls it.
     """
 
     name: ClassVar[str]
@@ -44,6 +46,7 @@ class Method:
     replaces: ClassVar[bool] = False
     teaches: ClassVar[bool] = True
     reports: ClassVar[bool] = False
+    headings: ClassVar[Mapping[str, str]] = {}
 
     def check(self, about: About) -> None:
         """Judges whether the method fits the run.
@@ -184,6 +187,10 @@ class Evaluation:
         Raises:
           UserError: it cannot be carried out.
         """
+
+    def declared(self) -> Mapping[str, Column]:
+        """Returns how the columns are read; one that is not named has no better direction and is no percentage."""
+        return {}
 
     def columns(
         self, evaluator: "Evaluator", weights: "Weights", statistics: Mapping[str, Arrays], split: str

@@ -48,6 +48,11 @@ class Methods:
     def names(self) -> tuple[str, ...]:
         return tuple(method.name for method in self.items)
 
+    @property
+    def headings(self) -> dict[str, str]:
+        """What the line of progress calls the numbers that the methods' objectives measure."""
+        return {name: heading for method in self.items for name, heading in method.headings.items()}
+
     def check(self, about: About) -> None:
         """Raises UserError where a method does not fit the run, or two do not go together."""
         for place, method in enumerate(self.items):

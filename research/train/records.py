@@ -12,8 +12,6 @@ from research.modules.axes import role
 from research.modules.state import abstract
 from research.report.reading import read_journal
 
-HEADINGS = {"accuracy": "acc", "robust_accuracy": "robust"}
-
 
 def of_update(
     losses: Sequence[tuple[str, Mapping[str, Any]]], measured: Mapping[str, Any], config: ModelConfig
@@ -72,10 +70,26 @@ def evaluations(folder: Path, metric: str) -> dict[int, list[float]]:
     return found
 
 
-def progress(record: Mapping[str, float], rate: float, unit: str, mfu: float, eta: float, sure: bool = True) -> str:
-    """Returns the line of the terminal; `rate` in `unit` a second, `mfu` as a fraction, `eta` in seconds, not `sure`
-    while programs compile beside it."""
-    measured = "".join(f"{text} {record[key]:.3f}  " for key, text in HEADINGS.items() if key in record)
+def progress(
+    record: Mapping[str, float],
+    headings: Mapping[str, str],
+    rate: float,
+    unit: str,
+    mfu: float,
+    eta: float,
+    sure: bool = True,
+) -> str:
+    """Returns the line of the terminal.
+
+    Args:
+      record: of an update.
+      headings: which of its numbers are shown beside the loss, and what they are called.
+      rate: in `unit` a second.
+      mfu: as a fraction.
+      eta: in seconds.
+      sure: whether it is measured without programs that compile beside.
+    """
+    measured = "".join(f"{text} {record[key]:.3f}  " for key, text in headings.items() if key in record)
     return (
         f"loss {record['loss']:.4f}  {measured}lr {record['lr']:.2e}  {rate:,.0f} {unit}/s  "
         f"MFU {100 * mfu:.1f} %  ETA {int(eta) // 60}:{int(eta) % 60:02d}{'' if sure else ' (rough)'}"

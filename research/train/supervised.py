@@ -44,7 +44,7 @@ def described(model: Any) -> dict[str, Any] | None:
 
 def goal_of(task: Task) -> Goal:
     """Returns what a task ranks networks by."""
-    return Goal(task.metric, task.higher_is_better, task.percent)
+    return Goal(task.metric, task.higher_is_better, task.metric in task.percent)
 
 
 class Supervised(Learner):
@@ -68,6 +68,7 @@ class Supervised(Learner):
         self.examples, self.unit = self.config.data.batch_size * setup.units, setup.task.unit
         self.validates = setup.examples("validation") > 0
         self.title = self.config.model["name"]
+        self.headings = {**setup.task.headings, **setup.methods.headings}
         self._brought: Mapping[str, Brought] | None = None
         self._compiled = finish.Compiled()  # for shapes that the network had before
         self._take(setup)

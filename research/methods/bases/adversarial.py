@@ -7,7 +7,7 @@ mode; every sub-network of an update attacks its own images.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Array
@@ -58,6 +58,7 @@ class Adversarial(Method):
     """
 
     replaces = True
+    headings: ClassVar[Mapping[str, str]] = {"robust_accuracy": "robust"}
 
     epsilon: Annotated[float, RADIUS] = 8 / 255
     steps: Annotated[int, SIZE] = 2
