@@ -17,13 +17,14 @@ FILES = {_module(path): path for package in ("research", "launch") for path in s
 
 
 @functools.cache
-def imports(path: Path, *, late: bool) -> tuple[str, ...]:
-    """Returns what a file imports when it runs, each name of `from module import name` as `module.name` where that is a
-    module; what is for type checkers alone is left out.
+def imports(path: Path, *, late: bool, types: bool = True) -> tuple[str, ...]:
+    """Returns what a file imports, each name of `from module import name` as `module.name` where that is a
+    module.
 
     Args:
       path: of the file.
       late: also what it imports inside of functions, when they are called.
+      types: also what it imports for type checkers alone.
     """
     found: list[str] = []
     waiting: list[ast.AST] = [ast.parse(path.read_text())]
@@ -36,14 +37,14 @@ def imports(path: Path, *, late: bool) -> tuple[str, ...]:
             found += (name if name in FILES else node.module for name in full)
         in_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        if not for_types and (late or not in_function):
+        if (late or not in_function) and (types or not for_types):
             waiting += ast.iter_child_nodes(node)
     return tuple(found)
 
 
 def graph(*, late: bool) -> dict[str, set[str]]:
-    """Returns module -> our modules that are run by its imports: those it names and the packages around these, but for
-    the packages around itself."""
+    """Returns module -> our modules that it imports, for type checkers too: those it names and the packages around
+    these, but for the packages around itself."""
     found: dict[str, set[str]] = {}
     for module, path in FILES.items():
         named = [name.split(".") for name in imports(path, late=late)]

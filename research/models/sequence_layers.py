@@ -1,11 +1,9 @@
 """The layers of sequence models and encoders: pre-norm residual branches, a mixer each and an FFN if asked
 for."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 from flax import nnx
@@ -14,20 +12,40 @@ from jaxtyping import Array, Float
 from research.modules import context
 from research.modules.axes import Init
 from research.modules.dropout import dropout
-from research.modules.mixers.base import Call
+from research.modules.mixers.base import Call, Spec
 from research.modules.mixers.snnk import SnnkMlp
 from research.modules.mlp import Glu, Mlp
 from research.modules.moe import MoeFfn
+from research.modules.moe_options import Moe
 from research.modules.norms import RMSNorm
-
-if TYPE_CHECKING:
-    from research.models.sequence import SequenceConfig
 
 FFNS = {"mlp": Mlp, "glu": Glu, "snnk": SnnkMlp}
 MIXTURE = "moe"
 
 
-def _feed_forward_part(config: SequenceConfig, ffn: str, scope: str, init: Init) -> nnx.Module | None:
+class LayerConfig(Protocol):
+    """What layers go by in the config of their model; it has their names, as `SequenceConfig` explains them."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def ffn_dim(self) -> int: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def implementation(self) -> str: ...
+    @property
+    def mixture(self) -> Moe: ...
+    @property
+    def period(self) -> tuple[tuple[str, str], ...]: ...
+    def spec(self, kind: str) -> Spec: ...
+
+
+def _feed_forward_part(config: LayerConfig, ffn: str, scope: str, init: Init) -> nnx.Module | None:
     axes = "embed", f"{scope}/mlp"
     if ffn == MIXTURE:
         return MoeFfn(config.mixture, config.dim, axes, scope, init, config.implementation)
@@ -37,7 +55,7 @@ def _feed_forward_part(config: SequenceConfig, ffn: str, scope: str, init: Init)
 class Layer(nnx.Module):
     """x + mixer(norm(x)), then x + ffn(norm(x)) where there is one."""
 
-    def __init__(self, config: SequenceConfig, kind: str, ffn: str, scope: str, init: Init):
+    def __init__(self, config: LayerConfig, kind: str, ffn: str, scope: str, init: Init):
         self.rate, self.carries = config.dropout, config.spec(kind).carries
         self.norm = RMSNorm(config.dim, "embed", init.child("norm"), eps=config.norm_eps)
         self.mixer = config.spec(kind).build(
@@ -79,7 +97,7 @@ class Layer(nnx.Module):
 class Period(nnx.Module):
     """The layers of one repetition of the pattern; states are a list, one entry a layer."""
 
-    def __init__(self, config: SequenceConfig, init: Init):
+    def __init__(self, config: LayerConfig, init: Init):
         self.layers = nnx.List(
             [
                 Layer(config, kind, ffn, f"layer/mix{j}", init.child(f"mix{j}"))

@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -14,9 +14,6 @@ from research.modules.state import Arrays
 from research.nested.space import Space
 from research.tasks.base import Example, Forward, Outcome, Task
 from research.train.sections import RunConfig
-
-if TYPE_CHECKING:
-    from research.train.method import Method
 
 Objective = Callable[[Forward, Example], Outcome]
 Loss = Callable[..., tuple[Array, Any]]
@@ -181,6 +178,15 @@ class Clock:
         return jax.random.fold_in(jax.random.fold_in(self.base, number), place)
 
 
+class Other(Protocol):
+    """What a method asks of the others of its run; attributes and hooks of `research.train.method.Method`."""
+
+    name: ClassVar[str]
+    teaches: ClassVar[bool]
+
+    def evaluated(self, params: Arrays, arrays: Arrays) -> Arrays: ...
+
+
 @dataclass(frozen=True)
 class About:
     """What methods are told of a run before anything is built.
@@ -196,4 +202,4 @@ class About:
     task: Task
     space: Space
     shapes: Mapping[str, Any]
-    methods: "tuple[Method, ...]"
+    methods: tuple[Other, ...]
