@@ -54,25 +54,34 @@ def _check_model(given: dict[str, Any]) -> None:
 
 def _dry_run(config: dict[str, Any]) -> None:
     from research.report.tables import text_table
-    from research.train import supervised
-    from research.train.dry_run import USUAL_MFU, foresee
+    from research.train import learner_registry
+    from research.train.learner import USUAL_MFU
     from research.train.sections import RunConfig
 
-    learner = supervised.make(RunConfig.of(config), lambda: None, lambda title, seconds: None)
-    found = foresee(learner)
-    learner.close()
-    print("a batch as a gradient program takes it:")
-    print(text_table([{"entry": k, "shape": v} for k, v in found.inputs.items()], ["entry", "shape"]))
-    print(f"\n{len(found.networks)} networks:")
-    print(text_table(found.networks, ["name", "params", "flops"]))
-    print("\nbytes of a device:")
+    learner = learner_registry.make(RunConfig.of(config), lambda: None, lambda title, seconds: None)
+    try:
+        found = learner.foresee()
+    finally:
+        learner.close()
+    if found.inputs:
+        print("a batch as a gradient program takes it:")
+        print(text_table([{"entry": k, "shape": v} for k, v in found.inputs.items()], ["entry", "shape"]) + "\n")
+    if found.networks:
+        print(f"{len(found.networks)} networks:")
+        print(text_table(found.networks, ["name", "params", "flops"]) + "\n")
+    print("bytes of a device:")
     print(text_table([{"what": k, "bytes": v} for k, v in found.bytes.items()], ["what", "bytes"]))
-    print(
-        f"\n{found.updates:,} updates, {found.flops:.3g} FLOPs of training, {len(found.programs)} programs to compile; "
-        f"training takes {found.floor_s:,.1f} s at this machine's rate of matrix products, about "
-        f"{found.estimate_s:,.0f} s "
-        f"at {USUAL_MFU:.0%} of it, compiling and evaluating left out. Nothing was trained."
-    )
+    parts = [f"{found.updates:,} updates"]
+    if found.flops:
+        parts.append(f"{found.flops:.3g} FLOPs of training")
+    if found.programs:
+        parts.append(f"{len(found.programs)} programs to compile")
+    if found.floor_s:
+        parts[-1] += (
+            f"; training takes {found.floor_s:,.1f} s at this machine's rate of matrix products, about "
+            f"{found.estimate_s:,.0f} s at {USUAL_MFU:.0%} of it, compiling and evaluating left out"
+        )
+    print(f"\n{', '.join(parts)}. Nothing was trained.")
 
 
 def _write_sample(workdir: str, prompt: str) -> None:

@@ -22,12 +22,13 @@ from research.control.runs import Evaluation, Numbers, Run
 from research.control.sac import Sac
 from research.errors import UserError
 from research.modules.state import abstract, apply
+from research.report import machine
 from research.report.columns import VALUE, Column, told
 from research.report.flops import count_flops
 from research.seeds import key as key_of
 from research.train.compiler import Compiler
 from research.train.durations import to_steps
-from research.train.learner import Goal, Learner, Reading, Say
+from research.train.learner import Foreseen, Goal, Learner, Reading, Say
 from research.train.learner_registry import options_of, register
 from research.train.restore import Wanted
 from research.train.sections import RunConfig
@@ -141,6 +142,21 @@ class SoftActorCritic(Learner):
             f"{self.title}: actor of {actor.num_params():,} parameters, two critics of {critic.num_params():,}, "
             f"{len(self.seeds)} seeds, {self.total:,} updates of {self.options.steps:,} environment steps each"
         ]
+
+    def foresee(self) -> Foreseen:
+        flops = self.flops * self.total
+        networks = [
+            {"name": name, "params": network.num_params()}
+            for name, network in zip(("actor", "each of two critics"), self._networks(), strict=True)
+        ]
+        networks[0]["flops"] = self._acting_flops()
+        return dataclasses.replace(
+            super().foresee(),
+            networks=networks,
+            programs=[program.title for program in ALL],
+            flops=flops,
+            floor_s=flops / machine.gemm_rate(),
+        )
 
     def _networks(self) -> tuple[Any, Any]:
         task = self.setting.environment

@@ -139,6 +139,11 @@ class Gradient:
         with jax.set_mesh(layout.mesh):  # layers that cut their own work ask for it
             return program.lower(programs.held_shapes(), dict(programs.full.params), self.microbatch(programs))
 
+    def parts(self, programs: Programs) -> "tuple[Gradient, ...]":
+        """Returns the gradients that it computes: itself."""
+        del programs
+        return (self,)
+
     def microbatch(self, programs: Programs) -> Microbatch:
         """The shapes of what it trains on."""
         streams = {stream: structs(shapes) for stream, shapes in self.batches}

@@ -5,13 +5,14 @@ harness (loop.py) gives it checkpoints, exact resume, preemption, progress, metr
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from research.train.restore import Wanted
 from research.train.sections import RunConfig
+from research.train.sharding import device_bytes
 
 Say = Callable[[str], None]
 
@@ -54,6 +55,38 @@ class Reading:
     finite: bool
     flops: float
     record: Callable[[], dict[str, Any]]
+
+
+USUAL_MFU = 0.25
+"""Share of the rate of matrix products that training reaches, as the estimate of the time takes it."""
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a run would be, without training; bytes are of one device.
+
+    Attributes:
+      updates: of the run.
+      bytes: what -> how many.
+      inputs: entry of a batch -> its shape and type.
+      networks: name, parameters and FLOPs of one example's forward pass.
+      programs: titles of the programs that are compiled; () where they are not known.
+      flops: of training, all devices together; 0 where they are not known.
+      floor_s: seconds at the rate of matrix products.
+    """
+
+    updates: int
+    bytes: Mapping[str, int]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    networks: Sequence[Mapping[str, Any]] = ()
+    programs: Sequence[str] = ()
+    flops: float = 0.0
+    floor_s: float = 0.0
+
+    @property
+    def estimate_s(self) -> float:
+        """Seconds of training at `USUAL_MFU`, without compiling, evaluating and saving."""
+        return self.floor_s / USUAL_MFU
 
 
 class Reporter(Protocol):
@@ -135,6 +168,13 @@ class Learner(ABC):
           UserError: they are others than those that the run began with.
         """
         del folder, resumed
+
+    def foresee(self) -> Foreseen:
+        """Returns what a run would be, without compiling or running anything: by default its updates and the arrays
+        that a checkpoint holds."""
+        wanted = self.wanted()
+        sizes = device_bytes(wanted.shapes, wanted.shardings)
+        return Foreseen(self.total, {"state": sizes})
 
     @abstractmethod
     def announce(self) -> list[str]:

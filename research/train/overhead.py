@@ -1,7 +1,7 @@
 """What the loop adds to the bare jitted step: both, interleaved, in one run."""
 
-import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,9 +9,9 @@ import numpy as np
 
 from research.train.learner import Reporter
 from research.train.loop import Run
-from research.train.state import Microbatch, State, due
+from research.train.state import Leaves, State, Updated, due
 from research.train.supervised import Supervised
-from research.train.turns import InTurn, microbatches, place, rows_of
+from research.train.turns import Ready
 from research.train.update import Update
 from research.train.watch import Clock
 
@@ -36,7 +36,7 @@ def loop_overhead(
     assert isinstance(learner, Supervised)
     run.step, run.state, run.clock, run.first = 0, learner.initial(reporter.say), Clock(), 0
     run.journal.log_every = 10**9
-    batches, pending = learner.batches(0), None
+    batches, grads, pending = learner.batches(0), learner.programs.zero_grads(), None
     looped: list[float] = []
     bare: list[float] = []
     for i in range(steps + WARM_UP):
@@ -48,9 +48,10 @@ def loop_overhead(
         pending = (run.step, numbers)
         jax.block_until_ready(run.state.params)
         middle = time.perf_counter()
-        inputs = _bare_inputs(learner, run.state, run.step, batch)
+        inputs = learner.execution.ready(run.step, batch, learner.setup.draw(run.step))
+        jax.block_until_ready([given for _, given in inputs])
         again = time.perf_counter()
-        run.state = _bare_update(learner, inputs, run.state, run.step)
+        run.state, grads = _bare_update(learner, inputs, run.state, run.step, grads)
         jax.block_until_ready(run.state.params)
         if i >= WARM_UP:
             looped.append(1e3 * (middle - start))
@@ -73,30 +74,11 @@ def loop_overhead(
     return rows, float(np.median(np.array(looped) / np.array(bare))) - 1
 
 
-def _bare_inputs(learner: Supervised, state: State, step: int, batches: Any) -> list[tuple[Any, Microbatch]]:
-    """Program and what it trains on, in place, for each draw and each of its microbatches."""
-    programs, setup = learner.programs, learner.setup
-    accumulate, draws, phase, out = setup.config.train.accumulate, setup.draw(step), setup.phase(step), []
-    in_turn = InTurn(setup, programs)
-    for order, draw in enumerate(draws):
-        for micro, which in enumerate(microbatches(draw, accumulate)):
-            cut = {name: rows_of(batches[name], *which) for name in phase.streams}
-            placed = {name: place(batch, programs) for name, batch in cut.items()}
-            clock = np.array([step, which[0], order * accumulate + micro], np.uint32)
-            program = in_turn.program_of(draw, draws, phase, placed)
-            shape = program.microbatch(programs).teacher
-            where = programs.layout.batch if program.distill else programs.layout.replicated
-            whole = jax.device_put((clock, (np.float32(1), np.float32(1))), programs.layout.replicated)
-            teacher = jax.device_put(np.zeros(shape.shape, shape.dtype), where)
-            out.append((programs.get(program), Microbatch(placed, whole[0], whole[1], teacher)))
-    return out
-
-
-def _bare_update(learner: Supervised, inputs: list[tuple[Any, Microbatch]], state: State, step: int) -> State:
-    share = (np.float32(1.0 / len(inputs)),) * 2
-    for program, microbatch in inputs:
-        found = program(learner.programs.held(state), learner._grads, dataclasses.replace(microbatch, scale=share))
-        learner._grads = found.grads
+def _bare_update(learner: Supervised, inputs: Sequence[Ready], state: State, step: int, grads: Leaves) -> Any:
+    """The state after the programs of an update, and the buffer of gradients."""
+    programs = learner.programs
+    for program, given in inputs:
+        grads = programs.get(program)(programs.held(state), grads, given).grads
     bare, *rest = due(state, np.int32(step), state.stats)
-    state, learner._grads, _ = learner.programs.get(Update(learner.setup.phase(step).name))(bare, learner._grads, *rest)
-    return state
+    updated: Updated = programs.get(Update(learner.setup.phase(step).name))(bare, grads, *rest)
+    return updated.state, updated.grads

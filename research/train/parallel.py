@@ -29,7 +29,7 @@ from research.train.methods import Methods
 from research.train.processes import place_whole
 from research.train.programs import Programs
 from research.train.sections import RunConfig
-from research.train.state import Gradients, Held, Microbatch
+from research.train.state import Gradients, Held, Microbatch, Rows
 
 _Made = tuple[Arrays, Arrays, Arrays]
 """(gradients, statistics, numbers) of a network on a device."""
@@ -61,8 +61,7 @@ def check(config: RunConfig, methods: Methods, draws: Sequence[Draw], mesh: Any)
 
 @dataclass(frozen=True)
 class Parallel:
-    """Adds the gradients of all networks of an update: (held, grads, batch, clock, place) -> (grads, statistics,
-    (numbers of every device, their shares)).
+    """Adds the gradients of all networks of an update: (held, grads, rows) -> `Gradients`.
 
     A network's loss is the mean over what the task counts on all of its devices. Statistics are those of the devices
     that train the full network: sums are added up, the rest is their mean; where there is none they stay.
@@ -90,8 +89,8 @@ class Parallel:
         layout, devices = programs.layout, programs.mesh.size
         program = jax.jit(
             self.program(programs),
-            in_shardings=(programs.held_shardings(), layout.params, layout.batch, layout.batch, layout.batch),
-            out_shardings=(layout.params, layout.stats, layout.replicated),
+            in_shardings=(programs.held_shardings(), layout.params, Rows(layout.batch, layout.batch, layout.batch)),
+            out_shardings=Gradients(layout.params, layout.stats, layout.replicated, None),
             donate_argnums=(1,),
         )
         clock, place = (
@@ -100,16 +99,21 @@ class Parallel:
         )
         grads = dict(programs.full.params)
         with jax.set_mesh(layout.mesh):
-            return program.lower(programs.held_shapes(), grads, structs(self.batch), clock, place)
+            return program.lower(programs.held_shapes(), grads, Rows(structs(self.batch), clock, place))
+
+    def parts(self, programs: Programs) -> tuple[Gradient, ...]:
+        """Returns the gradient of each network, one of which a device computes on its rows."""
+        stream = programs.phases[self.phase].streams[0]
+        return tuple(Gradient(name, ((stream, self.batch),), self.phase) for name in self.names)
 
     def program(self, programs: Programs) -> Callable[..., Any]:
         """Returns the function, over the whole mesh."""
         mesh, model, devices, task = programs.mesh, programs.full, programs.mesh.size, programs.task
-        rows, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
+        cut, everywhere = PartitionSpec(BATCH_AXES), PartitionSpec()
         each = 1 / self.count if self.mean else 1.0
         full = self.names.index(programs.layout.canonical("full"))
         stream = programs.phases[self.phase].streams[0]
-        gradients = [Gradient(name, ((stream, self.batch),), self.phase).program(programs) for name in self.names]
+        gradients = [gradient.program(programs) for gradient in self.parts(programs)]
 
         def branch(gradient: Callable[..., Gradients]) -> Callable[..., _Made]:
             def run(held: Held, batch: Batch, clock: Array, scale: tuple[Array, Array]) -> _Made:
@@ -129,19 +133,19 @@ class Parallel:
             moved = _moved(held.stats, after, place[0] == full, model)
             return jax.lax.psum(new, BATCH_AXES), moved, measured, jnp.reshape(share, (1,))
 
-        def whole(held: Held, grads: Arrays, batch: Batch, clock: Array, place: Array) -> tuple[Arrays, Arrays, Any]:
+        def whole(held: Held, grads: Arrays, rows: Rows) -> Gradients:
             run: Callable[..., tuple[Arrays, Arrays, Arrays, Array]] = jax.shard_map(
                 own,
                 mesh=mesh,
-                in_specs=(everywhere, rows, rows, rows),
-                out_specs=(everywhere, everywhere, rows, rows),
+                in_specs=(everywhere, cut, cut, cut),
+                out_specs=(everywhere, everywhere, cut, cut),
                 check_vma=False,
             )
-            new, stats, measured, shares = run(held, batch, clock, place)
+            new, stats, measured, shares = run(held, rows.batch, rows.clock, rows.place)
             gather: Callable[[Array], Array] = lambda m: jax.lax.with_sharding_constraint(
                 m, NamedSharding(mesh, everywhere)
             )
-            return jax.tree.map(jnp.add, grads, new), stats, jax.tree.map(gather, (measured, shares))
+            return Gradients(jax.tree.map(jnp.add, grads, new), stats, jax.tree.map(gather, (measured, shares)), None)
 
         return whole
 

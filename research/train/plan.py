@@ -14,21 +14,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 from jax.sharding import PartitionSpec
 
 from research.modules.mesh import BATCH_AXES
+from research.nested.draws import Draw
 from research.report.collectives import Collective, collectives
 from research.report.roofline import Prediction, predict
 from research.train import costs
 from research.train.build import make_programs
 from research.train.gradient import Gradient
-from research.train.layout import shapes_of
 from research.train.programs import Programs
 from research.train.setup import Setup
+from research.train.sharding import device_bytes
 from research.train.state import Held, Microbatch
+from research.train.turns import GradientProgram, make_execution
 from research.train.update import Update
 
 
@@ -79,7 +80,8 @@ class Plan:
 
 
 def plan(setup: Setup) -> Plan:
-    """Plans the updates of a run of the full network on the mesh of its config, over all (simulated) devices."""
+    """Plans the updates of a run on the mesh of its config, over all (simulated) devices: of the full network, or of
+    the networks that are trained in parallel."""
     programs = make_programs(setup)
     try:
         return _plan(setup, programs)
@@ -91,7 +93,9 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
     config = setup.config
     micro = config.data.batch_size // setup.microbatches
     batch, phase = setup.batch_shapes(micro), setup.phase(0)
-    gradient = Gradient("full", tuple((name, shapes_of(batch)) for name in phase.streams), phase.name)
+    execution = make_execution(setup, programs)
+    draws = execution.planned()
+    (gradient,) = execution.gradient_programs(draws, phase)
     params = dict(programs.full.params)
     held = held_bytes(programs, batch, len(phase.streams))
     state = held["parameters"] + held["statistics"] + held["optimizer"] + held["methods"]
@@ -116,12 +120,16 @@ def _plan(setup: Setup, programs: Programs) -> Plan:
         arguments={name: (m.argument_size_in_bytes, taken[name]) for name, m in memory.items()},
         collectives={name: collectives(program.as_text(), programs.mesh) for name, program in compiled.items()},
         runs={"gradient": setup.microbatches, "update": 1},
-        flops=float(costs.training_flops(setup.space.full))
-        * setup.methods.work()
-        * setup.task.work
-        * config.data.batch_size,
+        flops=sum(_flops(setup, draw) for draw in draws),
         traffic=per_run * setup.microbatches + 2 * state + 2 * held["gradients"],
     )
+
+
+def _flops(setup: Setup, draw: Draw) -> float:
+    """FLOPs of a network on all the microbatches of an update that it is planned for."""
+    examples = setup.config.data.batch_size // draw.microbatches // setup.config.train.accumulate * setup.microbatches
+    network = float(costs.training_flops(setup.space.configs[draw.name]))
+    return network * setup.methods.work() * setup.task.work * examples
 
 
 def held_bytes(programs: Programs, batch: Mapping[str, Any], streams: int) -> dict[str, int]:
@@ -150,22 +158,18 @@ def _shards(programs: Programs) -> int:
     return shards
 
 
-def device_bytes(shapes: Any, shardings: Any) -> int:
-    """Returns the bytes of one device's part of arrays."""
-    sizes = jax.tree.map(
-        lambda s, p: math.prod(p.shard_shape(s.shape)) * jnp.dtype(s.dtype).itemsize, shapes, shardings
-    )
-    return sum(jax.tree.leaves(sizes))
-
-
-def activation_bytes(programs: Programs, gradient: Gradient, micro: int) -> int:
-    """Returns about how many bytes the backward pass keeps of the forward one, on one device.
+def activation_bytes(programs: Programs, program: GradientProgram, micro: int) -> int:
+    """Returns about how many bytes the backward pass keeps of the forward one, on one device: of the network that keeps
+    most, where devices train different ones.
 
     These are the residuals of JAX's linearization of a phase's objective, under the run's remat policy, of one
     microbatch; what is a parameter itself is not among them. Those of a batch are divided over the devices that divide
     the batch.
     """
+    return max(_residual_bytes(programs, gradient, micro) for gradient in program.parts(programs))
 
+
+def _residual_bytes(programs: Programs, gradient: Gradient, micro: int) -> int:
     def residuals(held: Held, microbatch: Microbatch) -> Any:
         loss = gradient.loss(programs, held, microbatch)
         return jax.vjp(lambda params: loss(params)[0], held.params)[1]

@@ -213,3 +213,9 @@ def whole_where_cut(
 def dump(shardings: Mapping[str, NamedSharding]) -> dict[str, str]:
     """Returns array -> layout as text, for humans and for comparison with a stored file."""
     return {name: str(tuple(s.spec)) for name, s in sorted(shardings.items())}
+
+
+def device_bytes(shapes: Any, shardings: Any) -> int:
+    """Returns the bytes of one device's part of arrays."""
+    sizes = jax.tree.map(lambda s, p: math.prod(p.shard_shape(s.shape)) * np.dtype(s.dtype).itemsize, shapes, shardings)
+    return sum(jax.tree.leaves(sizes))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, UInt
+from jaxtyping import Array, Float, Int, UInt
 
 Leaf = Any
 """An array, or in a tree that tells of arrays (where they lie, how large they are) a sharding or a shape."""
@@ -72,19 +72,36 @@ class Microbatch:
     teacher: Leaf
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """What the gradient program of all networks of an update trains on, in place of a `Microbatch`: devices train
+    different networks, each on its rows.
+
+    Attributes:
+      batch: arrays of the whole batch, in place.
+      clock: of every device, as of `Microbatch`.
+      place: of every device's network among those of the program.
+    """
+
+    batch: Leaves | Leaf
+    clock: UInt[Array, "D 3"] | Leaf
+    place: Int[Array, " D"] | Leaf
+
+
 class Gradients(NamedTuple):
-    """What a gradient program gives.
+    """What a gradient program gives: (held, buffer of gradients, `Microbatch` or `Rows`) -> this.
 
     Attributes:
       grads: the buffer with this gradient added.
       stats: of the full network afterwards.
-      measured: numbers of the log, see `research.train.records`.
-      outputs: what others learn from, a 0 where nobody does.
+      measured: numbers of the log, see `research.train.records`; of `Rows` (those of every device, their shares).
+      outputs: what others learn from, a 0 where nobody does, nothing of `Rows`.
     """
 
     grads: Leaves
     stats: Leaves
-    measured: dict[str, Any] | Leaf
+    measured: Any
     outputs: Any
 
 

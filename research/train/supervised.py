@@ -14,12 +14,12 @@ from research.modules.state import abstract
 from research.nested.draws import Draw
 from research.optim.build import state_bytes
 from research.tasks.base import Task
-from research.train import costs, data, finish, foreseen, initial, kept, records, reshaping, sharding
+from research.train import costs, data, dry_run, finish, foreseen, initial, kept, records, reshaping, sharding
 from research.train.build import make_programs
 from research.train.compiler import Program
 from research.train.evaluation import Evaluator, Weights, weights_of
 from research.train.hooks import Brought
-from research.train.learner import Goal, Learner, Reading, Say
+from research.train.learner import Foreseen, Goal, Learner, Reading, Say
 from research.train.learner_registry import register
 from research.train.processes import place_whole
 from research.train.programs import Programs
@@ -27,11 +27,8 @@ from research.train.restore import Wanted
 from research.train.sections import RunConfig
 from research.train.setup import Setup, make_setup
 from research.train.state import State, due
-from research.train.turns import Execution, make_execution
+from research.train.turns import LOOK_AHEAD, Execution, make_execution
 from research.train.update import Update
-
-LOOK_AHEAD = 50
-"""Updates whose draws are looked at: a sub-network that is drawn later is compiled when it is."""
 
 
 def described(model: Any) -> dict[str, Any] | None:
@@ -144,6 +141,13 @@ class Supervised(Learner):
 
     def layout(self) -> dict[str, str]:
         return sharding.dump({**self.programs.layout.params, **self.programs.layout.stats})
+
+    def foresee(self) -> Foreseen:
+        wanted = list(dict.fromkeys(self.needed(0)))
+        wanted += [program for name in self.setup.order for program in self.evaluator.needed(name)]
+        ahead = min(self.total, LOOK_AHEAD)
+        flops = sum(self.flops_of(draw) for step in range(ahead) for draw in self.setup.draw(step)) / ahead
+        return dry_run.foresee(self.setup, self.programs, self.execution, wanted, flops * self.total)
 
     def prefetch(self, step: int) -> None:
         self.programs.prefetch(*dict.fromkeys(self.needed(step)))

@@ -22,14 +22,28 @@ from research.train.parallel import Parallel
 from research.train.processes import place_rows, place_whole
 from research.train.programs import Programs
 from research.train.setup import Setup
-from research.train.state import Microbatch, State
+from research.train.state import Gradients, Microbatch, Rows, State
 
 Batches = Mapping[str, Mapping[str, np.ndarray]]
 """Stream -> this process's part of its batch."""
 Get = Callable[[Program], Any]
 """Gives a compiled program."""
+LOOK_AHEAD = 50
+"""Updates whose draws are looked at: a sub-network that is drawn later is compiled when it is."""
 Named = list[tuple[str, dict[str, Any]]]
 """(sub-network, its numbers) of every draw."""
+
+
+class GradientProgram(Program, Protocol):
+    """A program (held, buffer of gradients, what it trains on) -> `Gradients`, see `research.train.state`."""
+
+    def parts(self, programs: Programs) -> tuple[Gradient, ...]:
+        """Returns the gradients of networks, of which a device computes one at a time."""
+        ...
+
+
+Ready = tuple[GradientProgram, Any]
+"""A gradient program and what it trains on, in place."""
 
 
 class Execution(Protocol):
@@ -45,8 +59,21 @@ class Execution(Protocol):
         """Returns the numbers of every draw, which are on the host, as means over its microbatches or devices."""
         ...
 
+    def gradient_programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[GradientProgram]:
+        """Yields the gradient programs that an update of these draws runs."""
+        ...
+
     def programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[Program]:
         """Yields the programs that an update of these draws needs."""
+        ...
+
+    def planned(self) -> tuple[Draw, ...]:
+        """Returns the draws of which plans are made: of the full network, where all devices train one at a time."""
+        ...
+
+    def ready(self, step: int, batches: Batches, draws: tuple[Draw, ...]) -> list[Ready]:
+        """Returns the gradient programs of an update with what each trains on, in place, for measurements: the losses
+        count alike, and what networks learn from each other is zeros."""
         ...
 
 
@@ -127,13 +154,36 @@ class InTurn:
         rows = [numbers[i * count : (i + 1) * count] for i in range(len(draws))]
         return [(row[0][0], _mean([m for _, m, _ in row], [float(share) for *_, share in row])) for row in rows]
 
-    def programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[Program]:
-        size = self.setup.config.data.batch_size // self.accumulate
+    def gradient_programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[GradientProgram]:
         for draw in draws:
-            shapes = self.setup.batch_shapes(size // draw.microbatches)
-            yield self.program_of(draw, draws, phase, dict.fromkeys(phase.streams, shapes))
+            yield self.program_of(draw, draws, phase, dict.fromkeys(phase.streams, self._shapes(draw)))
+
+    def programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[Program]:
+        yield from self.gradient_programs(draws, phase)
         if self.weighs:
-            yield Weigh(shapes_of(shapes), self.accumulate)
+            yield Weigh(shapes_of(self._shapes(draws[-1])), self.accumulate)
+
+    def _shapes(self, draw: Draw) -> dict[str, Any]:
+        return self.setup.batch_shapes(self.setup.config.data.batch_size // self.accumulate // draw.microbatches)
+
+    def planned(self) -> tuple[Draw, ...]:
+        return (Draw("full", microbatches=self.setup.microbatches // self.accumulate),)
+
+    def ready(self, step: int, batches: Batches, draws: tuple[Draw, ...]) -> list[Ready]:
+        phase, layout = self.setup.phase(step), self.run.layout
+        found: list[Ready] = []
+        even = (np.float32(1 / self.accumulate / len(draws)),) * 2
+        for order, draw in enumerate(draws):
+            for micro, which in enumerate(microbatches(draw, self.accumulate)):
+                placed = {name: place(rows_of(batches[name], *which), self.run) for name in phase.streams}
+                clock = np.array([step, which[0], order * self.accumulate + micro], np.uint32)
+                program = self.program_of(draw, draws, phase, placed)
+                shape = program.microbatch(self.run).teacher
+                where = layout.batch if program.distill else layout.replicated
+                teacher = jax.device_put(np.zeros(shape.shape, shape.dtype), where)
+                whole, scale = self._placed((clock, even))
+                found.append((program, Microbatch(placed, whole, scale, teacher)))
+        return found
 
 
 class InParallel:
@@ -147,19 +197,27 @@ class InParallel:
     def gradients(
         self, get: Get, step: int, state: State, batches: Batches, draws: tuple[Draw, ...], grads: Any
     ) -> tuple[Any, Any, Any]:
-        clock, places = parallel.places(self.run, self.names, step, draws)
-        phase = self.setup.phase(step)
-        (program,) = self.programs(draws, phase)
-        found: tuple[Any, Any, Any] = get(program)(
-            self.run.held(state), grads, place(batches[phase.streams[0]], self.run), clock, places
-        )
-        return found
+        ((program, rows),) = self.ready(step, batches, draws)
+        found: Gradients = get(program)(self.run.held(state), grads, rows)
+        return found.grads, found.stats, found.measured
 
     def read(self, numbers: Any, draws: tuple[Draw, ...]) -> Named:
         return parallel.per_network(numbers, draws)
 
-    def programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[Program]:
+    def gradient_programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[GradientProgram]:
         yield Parallel(self.names, self.shapes, len(draws), self.setup.mean, phase.name)
+
+    def programs(self, draws: tuple[Draw, ...], phase: Phase) -> Iterator[Program]:
+        yield from self.gradient_programs(draws, phase)
+
+    def planned(self) -> tuple[Draw, ...]:
+        return self.setup.draw(0)
+
+    def ready(self, step: int, batches: Batches, draws: tuple[Draw, ...]) -> list[Ready]:
+        clock, places = parallel.places(self.run, self.names, step, draws)
+        phase = self.setup.phase(step)
+        (program,) = self.gradient_programs(draws, phase)
+        return [(program, Rows(place(batches[phase.streams[0]], self.run), clock, places))]
 
 
 def weighs(setup: Setup) -> bool:

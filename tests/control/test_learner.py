@@ -211,3 +211,18 @@ def test_runs_learn_the_bandit_and_depend_on_their_own_seed_alone(tmp_path):
     np.testing.assert_array_equal(one["key"][0], two["key"][1])
     for name, array in one["learner"].trained.actor.items():
         np.testing.assert_allclose(array[0], two["learner"].trained.actor[name][1], rtol=0.1, atol=0.05)
+
+
+def test_what_a_run_would_be_is_told_without_compiling(reference):
+    learner = SoftActorCritic(RunConfig.of(config_of()))
+    found = learner.foresee()
+    learner.close()
+    actor, critics = found.networks
+    row = reference[1]["subnets"][0]
+    assert (actor["params"], actor["flops"]) == (row["params"], row["flops"])
+    assert critics["params"] == reference[1]["critic_params"]
+    assert found.updates == 6 and len(found.programs) == reference[1]["programs_bound"]
+    assert found.flops == reference[1]["train_flops"] and found.floor_s > 0
+    held = jax.tree.leaves(arrays_at(reference[0], 6))
+    assert found.bytes == {"state": sum(array.nbytes for array in held)}
+    assert not learner.compiler.compiled

@@ -18,7 +18,6 @@ from research.train.extraction import Trained
 from research.train.gradient import Gradient
 from research.train.hooks import everything
 from research.train.layout import shapes_of
-from research.train.overhead import _bare_inputs
 from research.train.setup import make_setup
 from research.train.state import Microbatch
 from research.train.supervised import Supervised
@@ -94,9 +93,9 @@ def test_the_bare_step_runs_the_programs_of_the_loop():
     """Networks of one shape share a program, and a phase without outputs teaches nobody."""
     learner = learner_of("tests/methods/tiny.py:all,head_alone", **{"nested__points__same": "width=1.0"})
     asked, wanted = [], []
-    learner.programs.get = asked.append
     for step in range(2):
-        _bare_inputs(learner, None, step, next(learner.batches(step)))
+        ready = learner.execution.ready(step, next(learner.batches(step)), learner.setup.draw(step))
+        asked += [program for program, _ in ready]
         wanted += learner.execution.programs(learner.setup.draw(step), learner.setup.phase(step))
     assert len(asked) == len(wanted) == 6 and set(asked) == set(wanted) and len(set(asked)) == 2
     learner.close()

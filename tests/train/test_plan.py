@@ -9,10 +9,12 @@ import jax
 import pytest
 
 from launch import config as recipe
-from research.train.dry_run import foresee
+from research.nested.draws import Draw
+from research.train import dry_run
 from research.train.plan import activation_bytes, plan
 from research.train.setup import make_setup
 from research.train.supervised import Supervised
+from research.train.turns import InParallel, InTurn
 from tests.methods import cases  # noqa: F401  (registers own_stream and teacher)
 from tests.train.test_sharding import FAST
 
@@ -83,7 +85,7 @@ def test_all_streams_and_brought_networks_are_counted(second):
     unread = second * one  # the objective reads the first stream alone, so that XLA leaves the second out
     assert 0 <= theirs - (ours - unread) <= CONTROL
     learner = Supervised(setup)
-    foreseen = foresee(learner)
+    foreseen = learner.foresee()
     learner.close()
     activations = foreseen.bytes.pop("activations (estimate)")
     assert foreseen.bytes == found.bytes and activations == found.activations
@@ -98,3 +100,32 @@ def test_activations_of_a_method_s_objective_are_counted():
         found[methods] = activation_bytes(learner.programs, gradient, 32)
         learner.close()
     assert 1.7 * found[""] < found["trades"] < 3 * found[""]
+
+
+def test_activations_of_networks_in_parallel_are_those_of_the_largest():
+    """The program of all networks holds a gradient of each, which a device computes on its rows."""
+    learner = Supervised(make_setup(recipe.load("tests/tiny.py:sorted", {"method.sorted.count": "2"})))
+    setup, programs = learner.setup, learner.programs
+    parallel, draws, phase = InParallel(setup, programs), setup.draw(0), setup.phase(0)
+    (program,) = parallel.gradient_programs(draws, phase)
+    size = setup.config.data.batch_size
+    sizes = [activation_bytes(programs, part, size) for part in program.parts(programs)]
+    assert len(set(sizes)) > 1 and activation_bytes(programs, program, size) == max(sizes) > 0
+    found = dry_run.foresee(setup, programs, parallel, [program], 2e9)
+    assert found.bytes["activations (estimate)"] >= max(sizes) / 2 and found.programs == ["parallel gradient"]
+    learner.close()
+
+
+@pytest.mark.parametrize("kind", [InTurn, InParallel])
+def test_what_is_ready_is_what_the_programs_of_an_update_take(kind):
+    learner = Supervised(make_setup(recipe.load("tests/tiny.py:sorted", {"method.sorted.count": "2"})))
+    setup, programs = learner.setup, learner.programs
+    execution, draws = kind(setup, programs), setup.draw(3) if kind is InTurn else (Draw("full"),)
+    ready = execution.ready(3, next(learner.batches(3)), draws)
+    assert [program for program, _ in ready] == list(execution.gradient_programs(draws, setup.phase(3)))
+    for program, given in ready:
+        state = programs.held_shapes(), dict(programs.full.params)
+        found = jax.eval_shape(program.program(programs), *state, given)
+        assert {k: v.shape for k, v in found.grads.items()} == {k: v.shape for k, v in programs.full.params.items()}
+    assert execution.planned() == (setup.draw(0) if kind is InParallel else (Draw("full", microbatches=2),))
+    learner.close()
