@@ -11,6 +11,7 @@ import operator
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -18,7 +19,9 @@ import numpy as np
 import pytest
 from beartype import BeartypeConf, beartype
 
-PACKAGES = [f"research.{package}" for package in ("data", "decode", "models", "modules", "nested", "ops", "optim")]
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = [f"research.{path.parent.name}" for path in sorted(ROOT.glob("research/*/__init__.py"))]
+"""All of them: names of new packages need no list."""
 SWITCH = "NESTAX_CHECK_ANNOTATIONS"
 
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))

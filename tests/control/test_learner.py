@@ -24,6 +24,7 @@ from research.train.restore import restore, whole_steps
 from research.train.rundir import read_config
 from research.train.sections import RunConfig
 from research.train.used import check_used
+from tests.train.killed import Processes
 from tests.train.reporter import Lines
 
 TINY = {"hidden": 4, "depth": 1, "batch": 8, "capacity": 64, "warmup": 10, "steps": 10, "episodes": 2, "seeds": (0, 3)}
@@ -59,16 +60,14 @@ def reference(tmp_path_factory):
 
 
 def test_a_killed_run_ends_with_the_same_bits(reference, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(reference[0], workdir)
-    steps = whole_steps(workdir / "checkpoints")
-    assert steps[-2:] == [4, 6]
-    shutil.rmtree(workdir / "checkpoints" / "6")
-    lines = Lines()
-    report = loop.train(config_of(), str(workdir), lines)
-    assert "resumed from step 4" in lines.said and report["subnets"] == reference[1]["subnets"]
-    assert (workdir / "metrics.jsonl").read_bytes() == (reference[0] / "metrics.jsonl").read_bytes()
-    assert_equal(arrays_at(workdir, 6), arrays_at(reference[0], 6))
+    (whole, report), workdir, config = reference, tmp_path / "run", config_of()
+    assert whole_steps(whole / "checkpoints")[-2:] == [4, 6]
+    with Processes() as processes:
+        processes.kill(config, workdir, at=5, saved=4)
+        assert "resumed from step 4" in processes.train(config, workdir)
+    assert json.loads((workdir / "report.json").read_text())["subnets"] == report["subnets"]
+    assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert_equal(arrays_at(workdir, 6), arrays_at(whole, 6))
 
 
 class Interrupting(Lines):

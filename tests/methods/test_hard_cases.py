@@ -11,6 +11,7 @@ import pytest
 
 from launch import config as recipe
 from research.errors import UserError
+from research.methods.advmoe import AdvMoe
 from research.nested.draws import Draw
 from research.train import loop
 from research.train.checkpoint import Checkpoints
@@ -31,7 +32,7 @@ def learner_of(text, **fields):
     return Supervised(make_setup(recipe.load(text, given)))
 
 
-def test_advmoe_alternates_with_sandwich_networks_that_attack_their_own_images():
+def test_advmoe_alternates_with_sandwich_networks():
     """The router's phase has no outputs to learn from; in the experts' phase the small network learns from the clean
     outputs of the full one."""
     fields = {"methods": "advmoe,sandwich", "nested__points__s": "width=0.5", "method__sandwich__count": 2}
@@ -51,6 +52,32 @@ def test_advmoe_alternates_with_sandwich_networks_that_attack_their_own_images()
     }
     assert all(np.isfinite(line["loss/s"]) and np.isfinite(line["loss/full"]) for line in lines)
     assert ["loss_router" in line for line in lines] == [False, True, False, True]
+    learner.close()
+
+
+def test_every_network_of_an_update_attacks_its_own_images(monkeypatch):
+    """Under one clock, so that random numbers make no difference: attacks differ by the network that they see."""
+    fields = {"methods": "advmoe,sandwich", "nested__points__s": "width=0.5", "method__sandwich__count": 2}
+    learner = learner_of("tests/tiny_robust.py:advmoe", **fields, model__dims="(16, 32)", model__stem_dim=16)
+    programs, state = learner.programs, learner.initial(print)
+    batches = {
+        k: {n: jnp.asarray(v) for n, v in b.items() if n != "index"} for k, b in next(learner.batches(0)).items()
+    }
+    (batch,), attacked, made = batches.values(), AdvMoe.attacked, []
+    monkeypatch.setattr(AdvMoe, "attacked", lambda *args: made.append(attacked(*args)) or made[-1])
+    one = (jnp.float32(1), jnp.float32(1))
+    microbatch = Microbatch(batches, jnp.zeros(3, jnp.uint32), one, jnp.float32(0))
+
+    def images(name):
+        key = Gradient(name, tuple((k, shapes_of(b)) for k, b in batches.items()), "experts")
+        loss = key.loss(programs, programs.held(state), microbatch)
+        return np.asarray(jax.jit(lambda params: (loss(params), made.pop())[1])(dict(state.params)))
+
+    full, small = images("full"), images("s")
+    for found in (full, small):
+        moved = np.abs(found - np.asarray(batch["image"])).max((1, 2, 3))
+        assert (moved > 0.09).all() and (moved < 0.1 + 1e-6).all()
+    assert (np.abs(full - small).max((1, 2, 3)) > 0.05).all()
     learner.close()
 
 

@@ -1,12 +1,8 @@
 """A network that changes its shape in mid-run continues exactly where it was killed, on one device and on eight."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -18,9 +14,8 @@ from research.train.extraction import Trained
 from research.train.hooks import Reindex, Reshape
 from research.train.reshaping import Moves
 from tests.methods import cases  # noqa: F401  (registers halve and widen)
+from tests.train.killed import Processes, arrays
 from tests.train.reporter import Lines
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def tiny(name, **fields):
@@ -62,18 +57,18 @@ def test_every_array_follows_by_its_axis_names(whole, name, units):
     assert len(losses) >= 8 and max(losses) < 4
 
 
+@pytest.fixture(scope="module")
+def processes():
+    with Processes() as processes:
+        yield processes
+
+
 @pytest.mark.parametrize("name", ["halve", "widen"])
-@pytest.mark.parametrize("left", [2, 4, 6])
-def test_a_run_killed_before_at_and_after_the_change_ends_with_the_same_bits(whole, name, left, tmp_path):
-    reference, _ = whole[name]
-    workdir = tmp_path / "run"
-    shutil.copytree(reference, workdir)
-    for step in (workdir / "checkpoints").iterdir():
-        if step.name.isdigit() and int(step.name) > left:
-            shutil.rmtree(step)
-    lines = Lines()
-    loop.train(tiny(f"{name},ema,sandwich"), str(workdir), lines)
-    assert f"resumed from step {left}" in lines.said
+def test_a_run_killed_before_at_and_after_the_change_ends_with_the_same_bits(whole, name, processes, tmp_path):
+    (reference, _), workdir, config = whole[name], tmp_path / "run", tiny(f"{name},ema,sandwich")
+    for saved in (2, 4, 6):
+        processes.kill(config, workdir, at=saved + 1, saved=saved)
+    assert "resumed from step 6" in processes.train(config, workdir)
     ours, theirs = arrays_of(workdir)[1], arrays_of(reference)[1]
     assert ours.keys() == theirs.keys() and all(np.array_equal(ours[k], theirs[k]) for k in theirs)
     assert (workdir / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
@@ -81,15 +76,19 @@ def test_a_run_killed_before_at_and_after_the_change_ends_with_the_same_bits(who
 
 @pytest.mark.slow
 def test_eight_devices_prune_grow_are_killed_and_go_on(tmp_path):
-    """Sharded over data, fsdp and tensor; `tests.methods.on_devices` kills itself by SIGKILL after the change."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
-    command = [sys.executable, "-m", "tests.methods.on_devices", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    for name in ("halve", "widen"):
-        assert found[name]["killed"] == -9 and found[name]["resumed"] >= 4
-        assert found[name]["equal"] and found[name]["units"] == {"halve": 16, "widen": 64}[name]
+    """Sharded over data, fsdp and tensor, killed after the change."""
+    mesh = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "mesh__min_size": 1}
+    with Processes(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8") as processes:
+        for name, units in (("halve", 16), ("widen", 64)):
+            config, reference, workdir = tiny(f"{name},ema", **mesh), tmp_path / name, tmp_path / f"{name}_killed"
+            processes.train(config, reference)
+            processes.kill(config, workdir, at=7, saved=6)
+            said = processes.train(config, workdir)
+            assert "resumed from step 6" in said and any(line.endswith("8 device(s)") for line in said)
+            ours, theirs = (processes.call(arrays, str(folder)) for folder in (workdir, reference))
+            assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+            assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
+            assert {v.shape[-1] for k, v in theirs["params"].items() if k.endswith("mlp/up/kernel")} == {units}
 
 
 @pytest.mark.parametrize("name", ["halve", "widen"])

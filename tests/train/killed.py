@@ -3,6 +3,7 @@
 A process imports everything once, and forks for each run before JAX starts: a run costs no import.
 """
 
+import importlib
 import os
 import pickle
 import signal
@@ -19,6 +20,8 @@ from tests.train.reporter import Lines
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120
+IMPORTED = ("research.train.loop", "research.train.supervised", "research.control.learner", "tests.methods.cases")
+"""What runs import is imported before the forks; the last registers methods of the tests."""
 
 
 class Killing(Lines):
@@ -142,6 +145,6 @@ if __name__ == "__main__":
     set_allocator()
     set_dispatch()
     set_xla_flags()
-    from tests.train import killed  # noqa: F401  (functions are pickled by the name of their module)
-
+    for module in IMPORTED:
+        importlib.import_module(module)
     _serve()

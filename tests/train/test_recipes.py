@@ -57,7 +57,7 @@ def test_bench_prints_the_bare_step_beside_the_loop(accumulate, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lines", [1, 20])
-def test_quickstart_is_saved_and_gone_within_ten_seconds_of_sigterm(lines, tmp_path):
+def test_quickstart_stops_at_the_next_update_after_sigterm(lines, tmp_path):
     """Early, while programs are still being compiled, and in the middle."""
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "launch.train", "--config=configs/quickstart.py", f"--workdir={workdir}"]
@@ -65,14 +65,15 @@ def test_quickstart_is_saved_and_gone_within_ten_seconds_of_sigterm(lines, tmp_p
     metrics = workdir / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count('"loss"') >= lines):
         time.sleep(0.05)
-    start = time.time()
+    read = json.loads((workdir / "status.json").read_text())["step"]
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
-    seconds = time.time() - start
     assert process.returncode == 75, out
-    assert seconds < 10
     stopped = int(out.split("stopped by SIGTERM at step ")[1].split(";")[0])
     assert (workdir / "checkpoints" / str(stopped) / MANIFEST).exists()
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] <= stopped
+    total = json.loads((workdir / "status.json").read_text())["total"]
+    assert read <= stopped < total / 2
 
 
 @pytest.mark.slow
