@@ -38,7 +38,7 @@ def load(text: str, overrides: dict[str, str], workdir: str = "") -> dict[str, A
     """Returns the resolved config of a recipe with overrides applied.
 
     Args:
-      workdir: of a run that is gone on with, if it is there: it keeps what only a new one would be refused.
+      workdir: of a run that continues, if it is there: it keeps what only a new one would be refused.
 
     Raises:
       UserError: no such file, a field that does not exist, a value of another type or out of range, a setting that

@@ -1,5 +1,5 @@
 """What the launchers of clusters share: the command that every process runs, and how what they render is shown or
-handed over."""
+passed on."""
 
 import os
 import shlex

@@ -1,6 +1,6 @@
 """How a process is told to stop: by SIGTERM, Ctrl-C, a closed terminal or spent CPU time.
 
-Where somebody heeds it the first word sets a flag; elsewhere it raises `Told`, so that nothing goes on for ever. A
+Where somebody heeds it the first word sets a flag; elsewhere it raises `Told`, so that nothing continues for ever. A
 second Ctrl-C ends the process.
 
 Standard library only, so that a command can listen before it imports anything else.

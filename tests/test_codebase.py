@@ -69,7 +69,7 @@ def test_research_imports_no_command_recipe_or_test():
                 assert module.split(".")[0] not in ("launch", "configs", "tests"), f"{path}: {module}"
 
 
-def test_every_room_is_listed_and_the_map_says_the_same():
+def test_every_package_is_listed_and_the_map_says_the_same():
     packages = {p.name for p in (ROOT / "research").iterdir() if p.is_dir() and list(p.glob("*.py"))}
     assert packages == set(ALLOWED)
     rows = re.findall(r"^\| `research/(\w+)/` \|.*\| ([^|]+) \|$", (ROOT / "WORKSPACE.md").read_text(), re.MULTILINE)

@@ -221,8 +221,23 @@ def test_what_a_source_does_not_tell_or_cannot_is_named(directions, monkeypatch)
         data_sets.register("pictures", "image")
 
 
+@pytest.mark.slow
+def test_a_learner_of_one_s_own_is_trained_and_repeated(tmp_path):
+    """From a distance of sqrt(8) = 2.8."""
+    file, recipe = tmp_path / "my_learner.py", tmp_path / "my_evolution.py"
+    for path, block in zip((file, recipe), guide("learner"), strict=True):
+        path.write_text(block)
+    flags = (f"--plugin={file}", f"--config={recipe}")
+    for run in ("one", "again"):
+        command("train", *flags, f"--workdir={tmp_path}/{run}")
+    one, again = (json.loads((tmp_path / run / "report.json").read_text())["subnets"] for run in ("one", "again"))
+    assert one == again and 0 < one[0]["value"] < 0.1
+    refused = command("evaluate", flags[0], f"--workdir={tmp_path}/one", check=False)
+    assert refused.returncode == 2 and "for runs of the learner supervised; the run's is evolution" in refused.stderr
+
+
 def test_every_component_has_a_guide_whose_file_is_tried_here():
-    assert set(GUIDES) == {part for _, parts in CASES.values() for part in parts} | {"data", "benchmark"}
+    assert set(GUIDES) == {part for _, parts in CASES.values() for part in parts} | {"data", "benchmark", "learner"}
 
 
 def test_files_that_are_no_plugin(tmp_path):

@@ -3,21 +3,13 @@
 What is counted, and nothing else (the field's convention for MACs: elementwise work, reductions, norms, softmax,
 pooling, gathers and sorts cost 0):
 
-| primitive                | FLOPs
-| | ------------------------ |
------------------------------------------------------------------------------------------- |
-| dot_general, ragged dot  | 2 per multiply-add (ragged: each row meets one group)
-|
-| conv_general_dilated     | 2 * N * H_out * W_out * C_out * C_in/groups * kh * kw, padding and kernel dilation nominal;
-|
-|                          | divided by the input dilation, whose zeros are no work (transposed convs, input gradients)
-|
-| fft                      | 5 n log2(n) per transform of n points, half of it for real ones (FFTW's convention)
-|
-| triangular_solve         | n^2 per right-hand side
-|
-| cholesky                 | n^3 / 3
-|
+    dot_general, ragged dot   2 per multiply-add (ragged: each row meets one group)
+    conv_general_dilated      2 * N * H_out * W_out * C_out * C_in / groups * kh * kw, padding and kernel dilation
+                              nominal; divided by the input dilation, whose zeros are no work (transposed
+                              convolutions, input gradients)
+    fft                       5 n log2(n) per transform of n points, half of it for real ones (FFTW's convention)
+    triangular_solve          n^2 per right-hand side
+    cholesky                  n^3 / 3
 
 Complex multiply-adds count as four real ones. `scan` multiplies by its length, `cond` / `switch` / `platform_dependent`
 take the dearest branch, `shard_map` multiplies by the number of shards. A `while` has no trip count in the jaxpr: a
@@ -40,7 +32,7 @@ def count_flops(fn: Callable, *args: Any) -> int:
 
     Args:
       fn: a function of pytrees of arrays; close over anything static.
-      *args: arrays or `jax.ShapeDtypeStruct`s. Give a batch of one for the cost of one example.
+      *args: arrays, or each a `jax.ShapeDtypeStruct`. Give a batch of one for the cost of one example.
 
     Raises:
       ValueError: a `while` loop with counted work in its body (`fori_loop` with static bounds and `scan` are fine).

@@ -185,9 +185,10 @@ def compare(
         united, e.g. {"many-in-one": "runs/all", "trained alone": ["runs/small", "runs/large"]}.
       out: folder for compare.md, compare.csv, compare.png and curves.png; by default nothing is written.
 
-    Returns: `{"metric", "runs": labels, "rows": [{"name", "params", "flops", LABEL: value, ...}], "markdown", "plots":
-      paths}`. Rows rise in cost. A name whose runs disagree on parameters or FLOPs has None there and is named in the
-      markdown.
+    Returns:
+      "metric"; "runs", the labels; "rows", each with "name", "params", "flops" and a value by label; "markdown"; and
+      "plots", the paths of the figures. Rows rise in cost. A name whose runs disagree on parameters or FLOPs has None
+      there and is named in the markdown.
 
     Raises:
       UserError: a directory without a readable report.json, or runs with different metrics.

@@ -48,7 +48,7 @@ class Reading:
       losses: (what it is of, loss) of every part of the update; one that is not finite ends a run.
       finite: whether the update could be made.
       flops: of the update.
-      record: makes the line of metrics.jsonl.
+      record: makes the line of metrics.jsonl, with "loss" and "lr" among its numbers.
     """
 
     losses: tuple[tuple[str, float], ...]

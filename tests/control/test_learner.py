@@ -77,7 +77,7 @@ class Interrupting(Lines):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_sigterm_saves_and_the_run_goes_on(reference, tmp_path):
+def test_sigterm_saves_and_the_run_continues(reference, tmp_path):
     workdir = tmp_path / "run"
     with pytest.raises(loop.Preempted, match=r"stopped by SIGTERM at step [23]; the state is saved") as stop:
         loop.train(config_of(), str(workdir), Interrupting())

@@ -17,6 +17,7 @@ GUIDES = {
     "task": "add-a-task",
     "method": "add-a-method",
     "benchmark": "add-a-benchmark",
+    "learner": "add-a-learner",
 }
 """Component -> the page of docs/how-to/ whose first block of Python is a complete file that adds it."""
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")

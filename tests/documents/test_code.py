@@ -48,9 +48,10 @@ from research.data.sources import load_splits
 from research.models import registry
 from research.optim.registry import known
 from research.tasks.registry import find
+from research.train import learner_registry
 from research.train.method_registry import make
 found = registry.model_info("average_small")["paper"], registry.model_info("perceptron")["params"]
-print(*found, "signum" in known())
+print(*found, "signum" in known(), "evolution" in learner_registry.known())
 print({{split: len(source) for split, source in load_splits("stripes", period=1).items()}})
 task = find("", "direction", "directions")
 print(f"{{task.__module__}}.{{task.__name__}}", make("magnitude", {{"sparsity": 0.8}}))
@@ -60,7 +61,7 @@ print(f"{{task.__module__}}.{{task.__name__}}", make("magnitude", {{"sparsity": 
 def test_files_of_the_guides_register_what_they_add(tmp_path):
     files = [str(path) for path in saved(tmp_path).values()]
     out = run("-c", REGISTERED.format(files=files), folder=ROOT).splitlines()
-    assert out[0] == f"a note of mine {64 * 64 + 64 + 64 * 10 + 10} True"
+    assert out[0] == f"a note of mine {64 * 64 + 64 + 64 * 10 + 10} True True"
     assert out[1] == "{'train': 288, 'validation': 32, 'test': 80}"
     assert out[2] == "plugin_my_task.Direction Magnitude(sparsity=0.8, until=100, every=10)"
 

@@ -137,7 +137,7 @@ def test_models_lists_counts(tmp_path):
 
 
 @pytest.mark.slow
-def test_sweep_trains_two_at_a_time_and_goes_on_where_it_stopped(tmp_path):
+def test_sweep_trains_two_at_a_time_and_continues_where_it_stopped(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat; " * 200)
     command = [
@@ -173,7 +173,7 @@ def test_sweep_trains_two_at_a_time_and_goes_on_where_it_stopped(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_past_what_fails_and_tells_why(tmp_path):
+def test_a_sweep_continues_past_what_fails_and_tells_why(tmp_path):
     command = [
         "launch.sweep",
         "--config=tests/tiny.py:full",

@@ -95,7 +95,7 @@ def test_a_group_that_does_not_divide_the_batch_keeps_its_size(mode):
         same([together[rows].reshape(-1, WIDTH)], run(spec, x[rows], None, None)[:1])
 
 
-def test_what_goes_on_from_a_state_is_never_dropped():
+def test_what_continues_from_a_state_is_never_dropped():
     spec = small("switch", group_size=0, **TIGHT)
     ffn, free = (merge(*scaled(s)) for s in (spec, dataclasses.replace(spec, capacity="none")))
     carried = ffn(TEXT, Call(carried=True))

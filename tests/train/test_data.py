@@ -66,7 +66,7 @@ def test_another_text_of_the_same_alphabet_size_is_noticed(copied):
     assert (run / "tokenizer.json").read_bytes() == before
 
 
-def test_more_of_the_same_text_is_noticed_and_the_same_text_goes_on(copied):
+def test_more_of_the_same_text_is_noticed_and_the_same_text_continues(copied):
     run, corpus = copied
     corpus.write_text(TEXT + TEXT[:480])
     with pytest.raises(UserError, match=r"other data: train has \d+ examples, not \d+"):

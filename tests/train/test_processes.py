@@ -83,7 +83,7 @@ def one(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one_which_goes_on_from_their_checkpoint(one, tmp_path):
+def test_two_processes_give_the_numbers_of_one_which_continues_from_their_checkpoint(one, tmp_path):
     """The first half by two processes, the second by one: the sorted scheme gives each network a part of every batch of
     its own."""
     workdir = tmp_path / "two"

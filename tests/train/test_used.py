@@ -81,7 +81,7 @@ def test_readers_name_fields_that_there_are():
     check_used(resolved(base_config()))
 
 
-def test_an_older_run_with_such_a_setting_goes_on_without_it():
+def test_an_older_run_with_such_a_setting_continues_without_it():
     new = recipe.load(TEXT, {"data.dir": "/tmp"})
     old = recipe.load(TEXT, {"data.dir": "/tmp"})
     value_of(old, "task")["label_smoothing"] = 0.1
@@ -105,7 +105,7 @@ PAIRS = "configs/domain_encoder.py"
         ),
     ],
 )
-def test_what_a_new_run_is_refused_an_older_one_goes_on_with(text, overrides, message, tmp_path, monkeypatch):
+def test_what_a_new_run_is_refused_an_older_one_continues_with(text, overrides, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         recipe.load(text, overrides, str(tmp_path))
     with monkeypatch.context() as before:

@@ -43,7 +43,7 @@ def test_status_breakdown_and_norms_are_written(tmp_path):
     )
 
 
-def test_a_source_that_raises_ends_the_run_in_one_line_and_it_goes_on(tmp_path, monkeypatch):
+def test_a_source_that_raises_ends_the_run_in_one_line_and_it_continues(tmp_path, monkeypatch):
     def broken():
         raise OSError(5, "Input/output error", "shard-7")
 
