@@ -102,7 +102,8 @@ class Task:
       takes: kinds of examples that it is for, see `research.data.registry`; () for any.
       predicts: what the model must predict, see `research.models.base.ModelConfig`.
       wanted: what messages say of that.
-      percent: metrics that people are shown in percent.
+      in_percent: metrics that people are shown in percent.
+      percent: whether `metric` is one of them.
       directions: further metrics that reports show -> whether a larger value is better; of those that are not named
         neither is.
       headings: what `measure` gives -> what the line of progress calls it.
@@ -124,7 +125,7 @@ class Task:
     unit: ClassVar[str] = "images"
     work: ClassVar[float] = 1
     indivisible: ClassVar[str] = ""
-    percent: ClassVar[frozenset[str]] = frozenset({"accuracy"})
+    in_percent: ClassVar[frozenset[str]] = frozenset({"accuracy"})
     directions: ClassVar[Mapping[str, bool]] = {"accuracy": True}
     headings: ClassVar[Mapping[str, str]] = {"accuracy": "acc"}
 
@@ -135,6 +136,10 @@ class Task:
     @property
     def higher_is_better(self) -> bool:
         return False
+
+    @property
+    def percent(self) -> bool:
+        return self.metric in self.in_percent
 
     # -- from config and data ----------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ class AttackedClassification(Classification):
 
     name: ClassVar[str] = "robust classification"
     beside: ClassVar[tuple[str, ...]] = ("accuracy",)
-    percent: ClassVar[frozenset[str]] = Classification.percent | {"robust_accuracy"}
+    in_percent: ClassVar[frozenset[str]] = Classification.in_percent | {"robust_accuracy"}
 
     epsilon: float = 8 / 255
     eval_steps: int = 0

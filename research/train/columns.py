@@ -92,9 +92,9 @@ def add(
 
 def declared(task: Task, rows: Sequence[Mapping[str, Any]], evaluations: Sequence[Evaluation]) -> dict[str, Column]:
     """Returns how the measured columns of a report's rows are read, as task and evaluations declare it."""
-    value = Column(task.higher_is_better, task.metric in task.percent)
+    value = Column(task.higher_is_better, task.percent)
     found = {VALUE: value, f"validation_{task.metric}": value}
-    found |= {name: Column(better, name in task.percent) for name, better in task.directions.items()}
+    found |= {name: Column(better, name in task.in_percent) for name, better in task.directions.items()}
     for evaluation in evaluations:
         found |= evaluation.declared()
     return {name: column for name, column in found.items() if any(name in row for row in rows)}

@@ -147,7 +147,7 @@ class Gradient:
     def microbatch(self, programs: Programs) -> Microbatch:
         """The shapes of what it trains on."""
         streams = {stream: structs(shapes) for stream, shapes in self.batches}
-        number, clock = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((3,), np.uint32)
+        number, clock = jax.ShapeDtypeStruct((), np.float32), jax.ShapeDtypeStruct((4,), np.uint32)
         teacher = programs.outputs(self.batches[0][1]) if self.distill else number
         return Microbatch(streams, clock, (number, number), teacher)
 
@@ -156,7 +156,7 @@ class Gradient:
         gradient = programs.methods.gradient(programs.phases[self.phase])
 
         def program(held: Held, grads: Arrays, microbatch: Microbatch) -> Gradients:
-            clock = make_clock(programs, microbatch.clock, self.phase)
+            clock = make_clock(programs.seed, microbatch.clock, self.phase)
             loss = self.loss(programs, held, microbatch)
             (_, (outcome, stats)), new = gradient(loss, held.params, clock.key(DRAW, clock.turn))
             grads = jax.tree.map(jnp.add, grads, new)
@@ -171,7 +171,7 @@ class Gradient:
     def loss(self, programs: Programs, held: Held, microbatch: Microbatch) -> Loss:
         """Returns the function of the parameters that gradients are made of, see `research.train.method.Loss`."""
         task, phase = programs.task, programs.phases[self.phase]
-        objective, clock = programs.methods.objective(task), make_clock(programs, microbatch.clock, self.phase)
+        objective, clock = programs.methods.objective(task), make_clock(programs.seed, microbatch.clock, self.phase)
         mixing, noise, own = clock.key(MIX, clock.microbatch), clock.key(DROP, clock.turn), clock.key(DRAW, clock.turn)
         prepared = {stream: task.prepare(batch, mixing) for stream, batch in microbatch.batches.items()}
         teacher = microbatch.teacher if self.distill else None
@@ -195,11 +195,10 @@ class Gradient:
         return sum(stats[k].sum() for k in stats if kinds[k] is StatKind.LOSS)
 
 
-def make_clock(programs: Programs, clock: Array, phase: str) -> Clock:
-    """Returns the clock of a program of an update from its three numbers, see `Microbatch`."""
-    draw = clock[2] // programs.config.train.accumulate
-    key = jax.random.fold_in(seeds.key(programs.seed), clock[0])
-    return Clock(clock[0], clock[1], clock[2], draw, phase, key)
+def make_clock(seed: int, clock: Array, phase: str) -> Clock:
+    """Returns the clock of a program of an update from its four numbers, see `Microbatch`."""
+    key = jax.random.fold_in(seeds.key(seed), clock[0])
+    return Clock(clock[0], clock[1], clock[2], clock[3], phase, key)
 
 
 @dataclass(frozen=True)

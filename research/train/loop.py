@@ -16,18 +16,13 @@ import jax
 from research import stopping
 from research.errors import UserError
 from research.files import write_json
-from research.report import machine
 from research.report.run_card import write_report
 from research.stopping import Preempted
 from research.train import finish, learner_registry, processes, watch
-from research.train.checkpoint import Checkpoints
-from research.train.evaluations import Evaluations
-from research.train.heartbeat import Heartbeat
 from research.train.journal import Journal, NotFinite, Pending
 from research.train.learner import Make, Reporter
+from research.train.parts import make_parts
 from research.train.restore import whole_steps
-from research.train.rundir import RunDir
-from research.train.saves import Saves
 from research.train.sections import RunConfig
 from research.train.watch import Clock
 
@@ -35,47 +30,36 @@ __all__ = ["NotFinite", "Preempted", "Reporter", "Run", "train"]
 
 
 class Run:
-    """One run in its directory; `run()` trains and reports."""
+    """One run in its directory; `run()` trains and reports.
+
+    Attributes:
+      step, state: updates that were made, and what they made.
+      first: the update that this start began with.
+      pending: the update whose numbers are not read yet.
+      lines: of the journals, when the step was saved that the run continues from.
+    """
 
     def __init__(self, config: dict[str, Any], workdir: str, reporter: Reporter, make: Make = learner_registry.make):
-        self.stored, self.config, self.reporter = config, RunConfig.of(config), reporter
+        self.config, self.reporter = RunConfig.of(config), reporter
+        self.step, self.first, self.stop = 0, 0, stopping.Stop()
+        self.state: Any = None
+        self.lines: dict[str, int] = {}
+        self.clock = Clock()
+        self.pending: Pending | None = None
         with contextlib.ExitStack() as closing:
-            self._make(Path(workdir), make, closing)
+            # A stop while a program is waited for finds the state of the last whole update.
+            own = lambda config: make(config, self._tick, self._waited)
+            parts = make_parts(config, Path(workdir), reporter, own, closing)
+            self.heart, self.learner, self.rundir = parts.heart, parts.learner, parts.rundir
+            self.evaluations, self.checkpoints, self.saves = parts.evaluations, parts.checkpoints, parts.saves
+            self.profile, self.total, self.step = parts.profile, parts.learner.total, parts.saves.newest()
+            status, safe = self._status, self.saves.safe
+            self.journal = Journal(self.learner, self.config, self.rundir, reporter, status=status, safe=safe)
             self.closing = closing.pop_all()
 
-    def _make(self, workdir: Path, make: Make, closing: contextlib.ExitStack) -> None:
-        """Makes the parts; `closing` is told how they end."""
-        config, reporter = self.config, self.reporter
-        self.heart = Heartbeat(reporter.say)
-        closing.callback(self.heart.close)
-        self.step, self.first, self.stop = 0, 0, stopping.Stop()
-        with self.heart.at(lambda: learner_registry.opening(config)):
-            # A stop while a program is waited for finds the state of the last whole update.
-            self.learner = make(config, self._tick, self._waited)
-        closing.callback(lambda: self.learner.close())
-        self.total = self.learner.total
-        self.rundir = RunDir(workdir, self.stored, machine.environment(), writes=processes.is_first())
-        closing.callback(self.rundir.close)
-        processes.barrier("the run's folder is there")
-        self.evaluations = Evaluations(self.learner.goal, config.eval.stop_at)
-        self.checkpoints = Checkpoints(
-            workdir / "checkpoints",
-            **config.checkpoint.keeping,
-            metrics=self.evaluations.values,
-            higher_is_better=self.learner.goal.higher_is_better,
-            say=reporter.say,
-        )
-        closing.callback(self.checkpoints.abandon)
-        self.profile = watch.Profile(config.train.profile, workdir / "profile")
-        closing.callback(self.profile.close)
-        self.state: Any = None
-        self.saves = Saves(self.checkpoints)
-        self.step = self.saves.newest()
-        self.lines: dict[str, int] = {}  # of the journals, when the step was saved that the run continues from
-        self.clock = Clock()
-        self.pending: Pending | None = None  # the update whose numbers are not read yet
-        status, safe = self._status, self.saves.safe
-        self.journal = Journal(self.learner, config, self.rundir, reporter, status=status, safe=safe)
+    def begin(self, state: Any) -> None:
+        """Sets the run to update 0 of a state, whatever its folder holds, for whoever makes its updates himself."""
+        self.step, self.first, self.state, self.clock = 0, 0, state, Clock()
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -140,7 +124,7 @@ class Run:
             self._train()
             self._settle()
             if not self.saves.done(self.step):  # first: whatever becomes of the evaluation, the training is not lost
-                self.saves.surely(self.step, self._save)
+                self.saves.surely(self.step, self.save)
             if self.learner.validates and not self.evaluations.ended:
                 self._evaluate(final=True)
             self.checkpoints.close()
@@ -149,7 +133,7 @@ class Run:
             self._settle()
             if self.step and not self.saves.done(self.step):
                 self.reporter.say(f"told to stop: saving step {self.step} (a second Ctrl-C ends at once)")
-                self.saves.surely(self.step, self._save)
+                self.saves.surely(self.step, self.save)
             self.checkpoints.close()
             raise Preempted(self.step, self.stop.told or "SIGTERM") from stop
 
@@ -184,7 +168,7 @@ class Run:
             if due(save_every) and self.step != self.saves.step:
                 self._settle()
                 with self.clock.pause():
-                    self._save()
+                    self.save()
             if due(eval_every) and self.step != self.evaluations.last:
                 self._settle()
                 with self.clock.pause():
@@ -213,7 +197,7 @@ class Run:
             self.state = state
             with self.clock.pause():
                 if self.step:  # before the first update there is nothing to lose, and 0 stands for no checkpoint
-                    self._save()
+                    self.save()
                 self._write_layout()
                 self.learner.prefetch(self.step)
 
@@ -250,7 +234,8 @@ class Run:
         self.evaluations.note(self.step, value, final=final)
         self.reporter.say(f"step {self.step}: validation {goal.name} of the full network {goal.shown(value)}")
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Starts saving the state; the updates that follow do not wait for the disk."""
         self._status("saving")
         run: dict[str, Any] = {"step": self.step, "wall_s": self.clock.wall(), "flops": self.journal.flops}
         run |= {"skipped": self.journal.skipped, "lines": dict(self.rundir.lines), **self.learner.describe()}

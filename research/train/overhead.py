@@ -13,7 +13,6 @@ from research.train.state import Leaves, State, Updated, due
 from research.train.supervised import Supervised
 from research.train.turns import Ready
 from research.train.update import Update
-from research.train.watch import Clock
 
 WARM_UP = 20
 SAVES, BETWEEN_SAVES = 9, 5
@@ -34,7 +33,7 @@ def loop_overhead(
     run = Run(config, workdir, reporter)
     learner = run.learner
     assert isinstance(learner, Supervised)
-    run.step, run.state, run.clock, run.first = 0, learner.initial(reporter.say), Clock(), 0
+    run.begin(learner.initial(reporter.say))
     run.journal.log_every = 10**9
     batches, grads, pending = learner.batches(0), learner.programs.zero_grads(), None
     looped: list[float] = []
@@ -59,7 +58,7 @@ def loop_overhead(
     blocked = []
     for _ in range(SAVES):
         start = time.perf_counter()
-        run._save()
+        run.save()
         blocked.append(1e3 * (time.perf_counter() - start))
         for _ in range(BETWEEN_SAVES):
             run.state, _ = learner.update(run.step, run.state, next(batches))

@@ -94,7 +94,7 @@ class Parallel:
             donate_argnums=(1,),
         )
         clock, place = (
-            jax.ShapeDtypeStruct((devices, 3), np.uint32),
+            jax.ShapeDtypeStruct((devices, 4), np.uint32),
             jax.ShapeDtypeStruct((devices,), np.int32),
         )
         grads = dict(programs.full.params)
@@ -145,7 +145,9 @@ class Parallel:
             gather: Callable[[Array], Array] = lambda m: jax.lax.with_sharding_constraint(
                 m, NamedSharding(mesh, everywhere)
             )
-            return Gradients(jax.tree.map(jnp.add, grads, new), stats, jax.tree.map(gather, (measured, shares)), None)
+            logged = {name: stats[name] for name in model.stats_of(StatKind.LOG)}
+            numbers = (*jax.tree.map(gather, (measured, shares)), logged)
+            return Gradients(jax.tree.map(jnp.add, grads, new), stats, numbers, None)
 
         return whole
 
@@ -173,21 +175,28 @@ def _moved(before: Arrays, after: Arrays, is_full: Array, model: Abstract) -> Ar
 
 
 def places(programs: Programs, names: Sequence[str], step: int, draws: Sequence[Draw]) -> tuple[jax.Array, jax.Array]:
-    """Returns (clock [D, 3] of every device, the place [D] of its network in `names`), on the devices.
+    """Returns (clock [D, 4] of every device, the place [D] of its network in `names`), on the devices.
 
     Consecutive devices hold the rows of one microbatch.
     """
     devices = np.arange(programs.mesh.size, dtype=np.uint32)
-    clock = np.stack([np.full_like(devices, step), devices, devices], 1)
+    draw = devices * len(draws) // len(devices)
+    clock = np.stack([np.full_like(devices, step), devices, devices, draw], 1)
     own = [names.index(programs.layout.canonical(draw.name)) for draw in draws]
     place = np.repeat(np.array(own, np.int32), programs.mesh.size // len(draws))
     return place_whole(clock, programs.layout.batch), place_whole(place, programs.layout.batch)
 
 
 def per_network(
-    measured: tuple[Mapping[str, np.ndarray], np.ndarray], draws: Sequence[Draw]
-) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """Returns (name, means over its devices) of each draw, from the numbers and the shares of all devices."""
-    numbers, shares = measured
+    measured: tuple[Mapping[str, np.ndarray], np.ndarray, Mapping[str, np.ndarray]], draws: Sequence[Draw]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Returns (name, means over its devices) of each draw, from the numbers and the shares of all devices; with what
+    layers of the full network tell of themselves, once."""
+    numbers, shares, logged = measured
     means = {k: (np.asarray(v, np.float64) * shares).reshape(len(draws), -1).sum(1) for k, v in numbers.items()}
-    return [(draw.name, {k: v[i] for k, v in means.items()}) for i, draw in enumerate(draws)]
+    out: list[tuple[str, dict[str, Any]]] = [(d.name, {k: v[i] for k, v in means.items()}) for i, d in enumerate(draws)]
+    for name, own in out:
+        if name == "full":
+            own["logged"] = logged
+            break
+    return out

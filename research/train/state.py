@@ -61,13 +61,13 @@ class Microbatch:
 
     Attributes:
       batches: stream -> its arrays, in place.
-      clock: [update, microbatch, turn], see `hooks.Clock`.
+      clock: [update, microbatch, turn, draw], see `hooks.Clock`.
       scale: factors of the loss and of what layers add to it.
       teacher: outputs of the full network for these examples, a 0 where nothing is learned from them.
     """
 
     batches: dict[str, Leaves] | Leaf
-    clock: UInt[Array, " 3"] | Leaf
+    clock: UInt[Array, " 4"] | Leaf
     scale: tuple[Float[Array, ""], Float[Array, ""]] | Leaf
     teacher: Leaf
 
@@ -85,7 +85,7 @@ class Rows:
     """
 
     batch: Leaves | Leaf
-    clock: UInt[Array, "D 3"] | Leaf
+    clock: UInt[Array, "D 4"] | Leaf
     place: Int[Array, " D"] | Leaf
 
 

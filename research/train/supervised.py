@@ -41,7 +41,7 @@ def described(model: Any) -> dict[str, Any] | None:
 
 def goal_of(task: Task) -> Goal:
     """Returns what a task ranks networks by."""
-    return Goal(task.metric, task.higher_is_better, task.metric in task.percent)
+    return Goal(task.metric, task.higher_is_better, task.percent)
 
 
 class Supervised(Learner):

@@ -113,7 +113,7 @@ class InTurn:
                     placed[which] = {name: place(rows_of(batches[name], *which), self.run) for name in phase.streams}
             shares, scales = self._shares(get, [placed[which] for which in cut], np.float32(accumulate * even))
             for micro, which in enumerate(cut):
-                clock = self._placed(np.array([step, which[0], order * accumulate + micro], np.uint32))
+                clock = self._placed(np.array([step, which[0], order * accumulate + micro, order], np.uint32))
                 scale = (own if scales is None else scales[micro], own)
                 program = self.program_of(draw, draws, phase, placed[which])
                 teacher = teachers[which] if program.distill else nothing
@@ -176,7 +176,7 @@ class InTurn:
         for order, draw in enumerate(draws):
             for micro, which in enumerate(microbatches(draw, self.accumulate)):
                 placed = {name: place(rows_of(batches[name], *which), self.run) for name in phase.streams}
-                clock = np.array([step, which[0], order * self.accumulate + micro], np.uint32)
+                clock = np.array([step, which[0], order * self.accumulate + micro, order], np.uint32)
                 program = self.program_of(draw, draws, phase, placed)
                 shape = program.microbatch(self.run).teacher
                 where = layout.batch if program.distill else layout.replicated

@@ -60,7 +60,7 @@ class Update:
         def program(state: State, grads: Arrays, step: Array, before: Arrays, moved: Arrays) -> Updated:
             updates, opt_state = programs.optimizer.update(grads, state.opt_state, state.params, **more)
             params = {**state.params, **optax.apply_updates({k: state.params[k] for k in updates}, updates)}
-            clock = make_clock(programs, jnp.stack([step, 0 * step, 0 * step]).astype(jnp.uint32), self.phase)
+            clock = make_clock(programs.seed, jnp.stack([step, *[0 * step] * 3]).astype(jnp.uint32), self.phase)
             made = Made(state.params, grads, moved)
             params, methods = programs.methods.after_update(params, state.methods, made, clock)
             norm = optax.tree.norm(grads)

@@ -35,6 +35,7 @@ def language(model, **overrides):
     return {
         "step": max(float(np.abs(spread[k] - turn[k]).max() / max(np.abs(turn[k]).max(), 1e-2)) for k in turn),
         "line": {k: [its_line[k], v] for k, v in line.items() if k.startswith(("loss", "accuracy"))},
+        "logged": [sorted(k for k in one if k.count("/") > 1) for one in (its_line, line)],
         "bias": {
             k: [np.asarray(its_stats[k]).tolist(), v.tolist()]
             for k, v in stats.items()

@@ -27,6 +27,8 @@ def test_devices_with_unequal_labels_give_the_update_and_the_line_of_one_after_t
     assert found[name]["step"] < 2e-6
     for key, (ours, theirs) in found[name]["line"].items():
         assert ours == pytest.approx(theirs, rel=2e-6), key
+    ours, theirs = found[name]["logged"]
+    assert ours == theirs and bool(ours) == (name == "moe")
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from research.train.turns import InParallel, InTurn
 from tests.methods import cases  # noqa: F401  (registers own_stream and teacher)
 from tests.train.test_sharding import FAST
 
-CONTROL = 20
-"""Bytes of the step's numbers: three of its clock, its scale, the place of a teacher."""
+CONTROL = 24
+"""Bytes of the step's numbers: four of its clock, its scale, the place of a teacher."""
 
 
 def planned(tmp_path, *flags, timeout=900):

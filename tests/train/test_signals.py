@@ -149,7 +149,7 @@ def test_what_was_told_while_it_was_heeded_ends_what_does_not_heed_it():
 
 @pytest.mark.parametrize(
     "moment",
-    ["supervised.make_setup", "supervised.costs.training_flops", "supervised.data.keep", "loop.machine.environment"],
+    ["supervised.make_setup", "supervised.costs.training_flops", "supervised.data.keep", "parts.machine.environment"],
 )
 def test_a_signal_before_a_run_begins_says_where_it_continues_and_leaves_nothing_open(moment, tmp_path, monkeypatch):
     """Beside a save of step 2 in its folder; a second run in the same process shows that the lock is free."""
