@@ -1,8 +1,8 @@
 """Annotations of arrays hold at run time: of every model, of its ops in all implementations and of decoding."""
 
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import jaxtyping
@@ -11,7 +11,7 @@ import pytest
 from jaxtyping import Array, Float
 
 from research.models import registry
-from tests.annotations import checked
+from tests.annotations import ROOT, SWITCH, checked
 
 
 @jaxtyping.jaxtyped(typechecker=checked)
@@ -21,10 +21,18 @@ def scaled(x: Float[Array, "B D"], by: Float[Array, " B"]) -> Float[Array, "B D"
 
 @pytest.mark.slow
 def test_every_model_keeps_its_annotations():
-    root = Path(__file__).parents[1]
-    run = subprocess.run([sys.executable, "-m", "tests.annotations"], capture_output=True, text=True, cwd=root)
+    run = subprocess.run([sys.executable, "-m", "tests.annotations"], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr[-3000:]
     assert sorted(run.stdout.split()) == sorted(registry.list_models())
+
+
+@pytest.mark.slow
+def test_tasks_and_attacks_keep_their_annotations():
+    """Their own tests, with every package of `research` checked at each call."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "tests/tasks", "tests/robust"]
+    environment = {**os.environ, SWITCH: "1"}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert run.returncode == 0, run.stdout[-3000:]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Recipe of robust runs of seconds, for tests: digits, a mixture of two convolutional pathways.
 
-Used as a config file: `--config=tests/tiny_robust.py[:METHOD]`.
+Used as a config file: `--config=tests/tiny_robust.py[:METHOD[,METHOD]]`, attacks beside one method unless a comma
+follows it.
 """
 
 from research.train.config import base_config
@@ -19,9 +20,11 @@ def get_config(arg: str = "advmoe"):
         **router,
     }
     config.data.update({"name": "digits", "batch_size": 32})
-    config.methods = (arg, "attacks")
-    config.method[arg] = {"epsilon": 0.1, "steps": 1, "step_size": 0.1, "eval_steps": 1}
-    config.method.attacks = {"names": ("pgd1", "apgd_dlr"), "examples": 70, "steps": 2}
+    own, *more = arg.split(",")
+    config.methods = (own, *filter(None, more or ["attacks"]))
+    config.method[own] = {"epsilon": 0.1, "steps": 1, "step_size": 0.1, "eval_steps": 1}
+    if "attacks" in config.methods:
+        config.method.attacks = {"names": ("pgd1", "apgd_dlr"), "examples": 70, "steps": 2}
     config.optim.update({"name": "sgd", "lr": 0.05, "nesterov": False, "weight_decay": 5e-4, "warmup": "0"})
     config.train.update({"duration": "8", "log_every": "1"})
     config.eval.update({"every": "4", "batch_size": 60, "calibrate_batches": 0})

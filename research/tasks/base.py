@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from research.errors import UserError
 from research.tasks.limits import Limits
@@ -219,7 +219,7 @@ class Task:
           UserError: the report asks for what these data do not have.
         """
 
-    def weight(self, batch: Batch) -> Float[Array, ""] | None:
+    def weight(self, batch: Batch) -> Float[Array, ""] | Int[Array, ""] | None:
         """Returns what the means over a training batch divide by, e.g. its labelled tokens; None where all batches of a
         size have the same."""
         del batch

@@ -116,23 +116,23 @@ class Contrastive(Task):
         mask = jnp.arange(tokens.shape[1]) < batch["lengths"].reshape(-1, 1)
         return tokens, jnp.repeat(batch["domain"], 2), mask
 
-    def real(self, batch: Batch) -> Bool[Array, " 2B"] | None:
+    def real(self, batch: Batch) -> Bool[Array, " rows"] | None:
         pairs = real_examples(batch)
         return None if pairs is None else jnp.repeat(pairs, 2)
 
-    def sides(self, outputs: Float[Array, "2B D"]) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
+    def sides(self, outputs: Float[Array, "rows D"]) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
         """Returns the vectors of first and of second texts, ready for products."""
         pairs = wide(outputs).reshape(-1, 2, outputs.shape[-1])
         pairs = unit(pairs) if self.normalize else pairs
         return pairs[:, 0], pairs[:, 1]
 
-    def loss(self, outputs: Float[Array, "2B D"], target: None = None) -> Float[Array, ""]:
+    def loss(self, outputs: Float[Array, "rows D"], target: None = None) -> Float[Array, ""]:
         """Mean cross entropy in nats."""
         a, b = self.sides(outputs)
         return {"mnr": mnr, "symmetric": symmetric, "mnr_plus": mnr_plus}[self.loss_name](a, b, self.temperature)
 
     def distill(
-        self, outputs: Float[Array, "2B D"], teacher: Float[Array, "2B N"], target: Any = None
+        self, outputs: Float[Array, "rows D"], teacher: Float[Array, "rows N"], target: Any = None
     ) -> Float[Array, ""]:
         """Mean cross entropy of the rows of A B^T to the teacher's distribution; no gradient reaches the teacher."""
         (a, b), (c, d) = self.sides(outputs), self.sides(jax.lax.stop_gradient(teacher))
@@ -142,14 +142,14 @@ class Contrastive(Task):
             .mean()
         )
 
-    def measure(self, outputs: Float[Array, "2B D"], batch: Batch) -> dict[str, Float[Array, ""]]:
+    def measure(self, outputs: Float[Array, "rows D"], batch: Batch) -> dict[str, Float[Array, ""]]:
         a, b = self.sides(outputs)
         return {"accuracy": ((matmul(a, b.T)).argmax(-1) == jnp.arange(len(a))).mean()}
 
     def zero_sums(self) -> dict[str, float]:
         return dict.fromkeys(("correct", "nll", "count", "positive", "negative", "negatives"), 0.0)
 
-    def sums(self, outputs: Float[Array, "2B D"], batch: Batch) -> dict[str, Array]:
+    def sums(self, outputs: Float[Array, "rows D"], batch: Batch) -> dict[str, Array]:
         a, b = self.sides(outputs)
         real = batch.get("mask", jnp.ones(len(a), a.dtype)).astype(a.dtype)
         logits = jnp.where(

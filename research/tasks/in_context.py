@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from research.ops.precision import wide
 from research.tasks.base import Batch, Task, real_tokens
@@ -75,18 +75,18 @@ class InContextLearning(Task):
     def inputs(self, batch: Batch) -> tuple[Array, ...]:
         return (batch["vectors"],)
 
-    def real(self, batch: Batch) -> Bool[Array, "B 2K"]:
+    def real(self, batch: Batch) -> Bool[Array, "B T"]:
         """What a curriculum does not score yet is beyond the prompt."""
         return real_tokens(batch, jnp.repeat(~jnp.isnan(batch["targets"]), 2, 1))
 
-    def predictions(self, outputs: Float[Array, "B 2K 1"]) -> Float[Array, "B K"]:
+    def predictions(self, outputs: Float[Array, "B T 1"]) -> Float[Array, "B K"]:
         """Returns what the model says of each y when it has read its x."""
         return wide(outputs[:, ::2, 0])
 
     def _scored(self, target: Float[Array, "B K"]) -> Bool[Array, "B K"]:
         return ~jnp.isnan(target) & (jnp.arange(self.points) >= self.scored_from)
 
-    def weight(self, batch: Batch) -> Float[Array, ""]:
+    def weight(self, batch: Batch) -> Int[Array, ""]:
         """Returns the number of scored prefixes."""
         return self._scored(batch["targets"]).sum()
 
@@ -98,13 +98,11 @@ class InContextLearning(Task):
         target = jnp.nan_to_num(target)  # so that no gradient of what is not scored is NaN
         return jax.nn.softplus(-predicted * target) if self.boolean else jnp.square(predicted - target)
 
-    def loss(self, outputs: Float[Array, "B 2K 1"], target: Float[Array, "B K"]) -> Float[Array, ""]:
+    def loss(self, outputs: Float[Array, "B T 1"], target: Float[Array, "B K"]) -> Float[Array, ""]:
         """Mean loss over all scored prefixes."""
         return self._mean(self._losses(self.predictions(outputs), target), target)
 
-    def distill(
-        self, outputs: Float[Array, "B 2K 1"], teacher: Float[Array, "B 2K 1"], target: Any
-    ) -> Float[Array, ""]:
+    def distill(self, outputs: Float[Array, "B T 1"], teacher: Float[Array, "B T 1"], target: Any) -> Float[Array, ""]:
         """Mean squared distance to the teacher's outputs, or logistic loss against its probabilities, over all scored
         prefixes."""
         mine, other = self.predictions(outputs), jax.lax.stop_gradient(self.predictions(teacher))
@@ -119,14 +117,14 @@ class InContextLearning(Task):
             else jnp.square(predicted - target) / self.scale
         )
 
-    def measure(self, outputs: Float[Array, "B 2K 1"], batch: Batch) -> dict[str, Float[Array, ""]]:
+    def measure(self, outputs: Float[Array, "B T 1"], batch: Batch) -> dict[str, Float[Array, ""]]:
         scores = self._scores(self.predictions(outputs), batch["targets"])
         return {self.metric: self._mean(scores, batch["targets"])}
 
     def zero_sums(self) -> dict[str, Any]:
         return {"scores": np.zeros(self.points, np.float32), "losses": 0.0, "count": 0.0}
 
-    def sums(self, outputs: Float[Array, "B 2K 1"], batch: Batch) -> dict[str, Array]:
+    def sums(self, outputs: Float[Array, "B T 1"], batch: Batch) -> dict[str, Array]:
         predicted = self.predictions(outputs)
         mask = batch.get("mask", jnp.ones(len(predicted), jnp.float32))
         losses = self._losses(predicted, batch["targets"])[:, self.scored_from :].mean(1)

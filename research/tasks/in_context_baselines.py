@@ -16,7 +16,7 @@ Targets = Float[np.ndarray, "B K"]
 _NEW_DIRECTION = 1e-7
 
 
-def read_prompt(vectors: Float[np.ndarray, "B 2*K D"]) -> tuple[Inputs, Targets]:
+def read_prompt(vectors: Float[np.ndarray, "B T D"]) -> tuple[Inputs, Targets]:
     """Inputs and targets out of the sequence x1, y1, x2, y2, ... with y in coordinate 0."""
     return vectors[:, 0::2], vectors[:, 1::2, 0]
 

@@ -96,7 +96,7 @@ class LanguageModelling(Task):
             return real_examples(batch)
         return real_tokens(batch, jnp.arange(batch["tokens"].shape[1]) < batch["lengths"][:, None])
 
-    def weight(self, batch: Batch) -> Float[Array, ""]:
+    def weight(self, batch: Batch) -> Int[Array, ""]:
         """Returns the number of labelled tokens."""
         return (batch["labels"] >= 0).sum()
 

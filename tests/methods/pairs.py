@@ -27,7 +27,7 @@ ROBUST = {"pgd", "trades", "advmoe"}
 def tiny(*names, **fields):
     """The config of a run of four updates, saved after the second, of a model that these methods can have."""
     if robust := ROBUST & set(names) if not set(NEEDS) & set(names) else set():
-        text = f"tests/tiny_robust.py:{min(robust)}"
+        text = f"tests/tiny_robust.py:{min(robust)}," + ("attacks" if "attacks" in names else "")
         given = {"nested.points.s": "width=0.5", "model.dims": "(16, 32)", "model.stem_dim": "16"}
     else:
         text, given = "tests/methods/tiny.py:" + ",".join(names), {}

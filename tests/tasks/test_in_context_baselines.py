@@ -193,7 +193,9 @@ def test_a_penalty_is_chosen_for_each_number_of_examples():
     x, y = prompts("linear", 400, dims=4, points=9)
     clean = baselines.best_penalties(x, y)
     assert (clean[4:] == 1e-6).all()
-    noisy = baselines.best_penalties(x, y + np.random.default_rng(0).normal(size=y.shape), grid=(0.01, 1.0, 100.0))
+    noisy = baselines.best_penalties(
+        x, y + np.random.default_rng(0).normal(size=y.shape), grid=np.array([0.01, 1.0, 100.0])
+    )
     assert (noisy[2:] == 1.0).all()
     tuned = baselines.tuned_ridge(x, y, clean)
     for i, penalty in enumerate(clean):
