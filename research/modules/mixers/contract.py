@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array
 
 from research.errors import UserError
@@ -45,15 +46,18 @@ def check(spec: Spec, dim: int, length: int) -> None:
         small = spec.shrink(1.0, None, None)
         if type(small) is not type(spec):
             raise TypeError(f"returns {_shown(small)}; wanted: a {type(spec).__name__}, as replace(self, ...) gives")
-    jax.eval_shape(lambda key: _judge(spec, key, dim, min(TOKENS, length)), jax.eval_shape(lambda: jax.random.key(0)))
+    jax.eval_shape(lambda key: _judge(spec, key, dim, length), jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def _judge(spec: Spec, key: Array, dim: int, tokens: int) -> None:
+def _judge(spec: Spec, key: Array, dim: int, length: int) -> None:
     with _told(spec, f"{type(spec).__name__}.build"):
-        mixer = spec.build(dim, tokens, "layer/mixer", Init(key), "cpu")
+        mixer = spec.build(dim, length, "layer/mixer", Init(key), "cpu")
+        if not isinstance(mixer, nnx.Module):
+            raise TypeError(f"returns {_shown(mixer)}; wanted: the mixer, an nnx.Module")
     _check_arrays(spec, mixer)
     _check_methods(spec, mixer)
-    name, x, ids = type(mixer).__name__, jnp.zeros((BATCH, tokens, dim)), jnp.zeros((BATCH, tokens), jnp.int32)
+    name, tokens = type(mixer).__name__, min(TOKENS, length)
+    x, ids = jnp.zeros((BATCH, tokens, dim)), jnp.zeros((BATCH, tokens), jnp.int32)
     with _told(spec, f"{name}.__call__"):
         y, after = _pair(spec, f"{name}.__call__", mixer(x, Call("train", key, ids, tokens=ids), None))
     _same(spec, f"{name}.__call__ returns y", y, "as x is", x)

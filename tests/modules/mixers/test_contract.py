@@ -115,11 +115,19 @@ class Unshrunk(Echo):
         replace(self, ignores="")
 
 
+@dataclass(frozen=True)
+class Forgetful(Echo):
+    def build(self, dim, length, scope, init, implementation):
+        EchoMixer(self, dim, scope, init)
+
+
 def test_options_that_do_not_follow_are_one_line():
     with pytest.raises(
         UserError, match=r"more of Right would have no entry with inner=0; wanted: Sized.resolve\(dim\)"
     ):
         contract.check(Sized(), 16, 8)
+    with pytest.raises(UserError, match=r"Forgetful.build fails: TypeError: returns .*; wanted: the mixer"):
+        contract.check(Forgetful(), 16, 8)
     with pytest.raises(UserError, match=r"Unshrunk.shrink fails: TypeError: returns .*; wanted: a Unshrunk"):
         contract.check(Unshrunk(), 16, 8)
 
