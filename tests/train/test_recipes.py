@@ -65,7 +65,7 @@ def test_quickstart_stops_at_the_next_update_after_sigterm(lines, tmp_path):
     metrics = workdir / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count('"loss"') >= lines):
         time.sleep(0.05)
-    read = json.loads((workdir / "status.json").read_text())["step"]
+    read = json.loads(metrics.read_text().splitlines()[0])["step"]
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 75, out
