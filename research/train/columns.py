@@ -10,7 +10,6 @@ from research.report.columns import VALUE, Column
 from research.report.reading import SUBNET_COLUMNS
 from research.tasks.base import Task
 from research.train.evaluation import Evaluator, Weights
-from research.train.hooks import About
 from research.train.method import Evaluation, Method
 from research.train.method_registry import find, known, make
 from research.train.methods import make_methods
@@ -39,7 +38,6 @@ def evaluations(
             raise UserError(
                 f"options of {name} are given, which is not evaluated; valid: {', '.join(wanted) or 'none'}"
             )
-    about = About(setup.config, setup.task, setup.space, setup.sample, setup.methods.items)
     found: list[Evaluation] = []
     for name in wanted:
         kind = find(name, "evaluations")
@@ -49,7 +47,7 @@ def evaluations(
             adding = (other for other, kind in known().items() if kind.evaluations is not Method.evaluations)
             raise UserError(f"method {name} adds no columns to a report; valid: {', '.join(adding)}")
         for evaluation in several:
-            evaluation.check(about)
+            evaluation.check(setup.about)
         found += several
     return tuple(found)
 
