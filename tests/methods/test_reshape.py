@@ -63,7 +63,7 @@ def processes():
         yield processes
 
 
-@pytest.mark.parametrize("name", ["halve", "widen"])
+@pytest.mark.parametrize("name", ["halve", pytest.param("widen", marks=pytest.mark.slow)])
 def test_a_run_killed_before_at_and_after_the_change_ends_with_the_same_bits(whole, name, processes, tmp_path):
     (reference, _), workdir, config = whole[name], tmp_path / "run", tiny(f"{name},ema,sandwich")
     for saved in (2, 4, 6):

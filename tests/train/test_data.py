@@ -83,7 +83,7 @@ def test_what_needs_no_data_needs_no_data(trained):
     config, params, stats = load_model(run, "s")
     assert config.dim == 16 and params and stats == {}
     opened = Trained(run)
-    assert opened.setup.total == 4 and opened.setup.order == ["full", "s"]
+    assert opened.setup.total == 4 and opened.setup.order == ("full", "s")
     with pytest.raises(UserError, match=r"There is no file or folder .*corpus.txt"):
         opened.evaluator(["full"], opened.weights, "validation")
     opened.programs.close()

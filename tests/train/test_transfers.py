@@ -52,7 +52,10 @@ RUNS = {
 """Of each kind the recipe, fields, and programs of an update: gradients and the update itself."""
 
 
-@pytest.mark.parametrize("kind", ["sandwich", pytest.param("phases", marks=pytest.mark.slow), "parallel", "brought"])
+SLOW = ("phases", "parallel")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in RUNS])
 def test_programs_of_a_run_are_given_arrays_on_devices(kind, tmp_path):
     text, fields, programs = RUNS[kind]
     counted = {k: v for k, v in COUNTED.items() if k.split(".")[1] in f"{text} {fields}"}
