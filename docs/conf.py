@@ -40,7 +40,10 @@ exclude_patterns = [
 ]
 root_doc = "docs/index"
 toc_object_entries = False
-suppress_warnings = ["toc.not_included"]  # results and the files of the root are reached by links, not by the menu
+suppress_warnings = [
+    "toc.not_included",  # results and the files of the root are reached by links, not by the menu
+    "ref.python",  # the name of a documented attribute is taken for a reference, and several classes may have it
+]
 
 html_theme = "furo"
 html_title = "Nestax"

@@ -66,14 +66,16 @@ class Processes:
     """Calls functions, each in a process of its own that was forked for it.
 
     Args:
+      modules: that are imported beside `IMPORTED`, e.g. a plug-in's.
       environment: variables beside those of this process.
     """
 
-    def __init__(self, **environment: str):
+    def __init__(self, *modules: str, **environment: str):
+        paths = os.pathsep.join(filter(None, sys.path))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.train.killed"],
+            [sys.executable, "-m", "tests.train.killed", *modules],
             cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONPATH": paths, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -145,6 +147,6 @@ if __name__ == "__main__":
     set_allocator()
     set_dispatch()
     set_xla_flags()
-    for module in IMPORTED:
+    for module in (*IMPORTED, *sys.argv[1:]):
         importlib.import_module(module)
     _serve()
