@@ -45,7 +45,7 @@ class LayerConfig(Protocol):
     def spec(self, kind: str) -> Spec: ...
 
 
-def _feed_forward_part(config: LayerConfig, ffn: str, scope: str, init: Init) -> nnx.Module | None:
+def _ffn(config: LayerConfig, ffn: str, scope: str, init: Init) -> nnx.Module | None:
     axes = "embed", f"{scope}/mlp"
     if ffn == MIXTURE:
         return MoeFfn(config.mixture, config.dim, axes, scope, init, config.implementation)
@@ -64,7 +64,7 @@ class Layer(nnx.Module):
         self.ffn_norm = (
             None if ffn == "none" else RMSNorm(config.dim, "embed", init.child("ffn_norm"), eps=config.norm_eps)
         )
-        self.ffn = _feed_forward_part(config, ffn, scope, init.child("ffn"))
+        self.ffn = _ffn(config, ffn, scope, init.child("ffn"))
 
     def _add(self, x: Array, y: Array, call: Call, salt: int) -> Array:
         if self.rate and call.mode == "train" and call.key is not None:
