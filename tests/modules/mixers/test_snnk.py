@@ -35,7 +35,7 @@ def test_positive_features_give_the_activation_itself(activation):
 
 
 @pytest.mark.parametrize("kind", ["relu", "positive"])
-def test_layer_and_feed_forward_part_are_their_formulas(kind):
+def test_layer_and_ffn_are_their_formulas(kind):
     mlp = SnnkMlp(8, 12, ("embed", "layer/mlp"), Init(jax.random.key(0)), features=6, kind=kind)
     _, params, stats, axes = split(mlp)
     w = {k: np.asarray(v, np.float64) for k, v in {**params, **stats}.items()}
