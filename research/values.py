@@ -292,8 +292,10 @@ def check_options(options: Collection[str], valid: Collection[str], where: str, 
     """Raises UserError for an option that is not valid, with the near ones; `where` and `of` as of `made_of`."""
     for name in options:
         if name not in valid:
-            near = ", ".join(near_names(name, valid)) or "it has no options"
-            raise UserError(f"{where}{name} is unknown to {of}; near: {near}")
+            near = ", ".join(near_names(name, valid))
+            raise UserError(
+                f"{where}{name} is unknown to {of}{f'; near: {near}' if near else ', which has no options'}"
+            )
 
 
 def made_of(kind: type[T], options: Mapping[str, Any], where: str, of: str, **given: Any) -> T:

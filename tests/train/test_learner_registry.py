@@ -70,7 +70,7 @@ def test_a_learner_of_one_s_own_is_made_by_its_name_and_says_what_it_reads(own):
     "name, options, words",
     [
         ("superviced", {}, "unknown learner 'superviced'; near: supervised"),
-        ("supervised", {"size": 1}, "learner.options.size is unknown to supervised; near: it has no options"),
+        ("supervised", {"size": 1}, "learner.options.size is unknown to supervised, which has no options"),
     ],
 )
 def test_what_is_no_learner_or_option_is_refused(name, options, words):
