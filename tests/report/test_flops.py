@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from research.report.flops import count_flops, count_macs, flops_by_primitive
 
@@ -113,7 +113,7 @@ def test_while_with_work_is_an_error_and_without_is_free():
 
 
 def test_shard_map_counts_all_shards_once():
-    mesh = AbstractMesh((4, 2), ("data", "tensor"))
+    mesh = AbstractMesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     body = lambda x, w: x @ w
     spec = PartitionSpec("data", None)
     fn = jax.shard_map(body, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec)
