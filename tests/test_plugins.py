@@ -28,6 +28,7 @@ from research.report.tables import read_csv
 from research.tasks import registry as tasks
 from research.train.extraction import Trained
 from research.train.loop import train
+from research.train.restore import whole_steps
 from research.train.setup import make_setup
 from tests.documents.pages import GUIDES, guide
 from tests.train.reporter import Lines
@@ -45,7 +46,7 @@ def get_config(arg="probe"):
     config.methods = ("all", "magnitude")
     config.method.magnitude = {"until": 6, "every": 2}
     config.optim.update({"name": "signum", "lr": 1e-3, "momentum": None})
-    config.train.duration = "12"
+    config.train.duration = "24"
     config.checkpoint.every = "4"
     return config
 """
@@ -58,7 +59,7 @@ def get_config(arg="directions"):
     config.model = {"name": "perceptron"}
     config.data.name = arg
     config.data.augment = {}
-    config.train.duration = "12"
+    config.train.duration = "24"
     return config
 """
 CASES = {"language": (LANGUAGE, ("mixer", "method", "optimizer")), "pictures": (PICTURES, ("model", "task"))}
@@ -85,9 +86,9 @@ def brought(folder, recipe, parts):
 
 def kill_at(step, train, workdir):
     process = subprocess.Popen(train, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (workdir / "checkpoints" / str(step)).is_dir():
+    while step not in whole_steps(workdir / "checkpoints"):  # the folder itself is there before the save has ended
         assert process.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
